@@ -1,0 +1,121 @@
+"""The tensor contract: names, dtypes and named dims that PyTorch, ONNX, engines and samples share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from mer_export.errors import InputError, UsageError
+
+BATCH = "batch"
+Dim = int | str
+Lengths = dict[str, int]
+"""A fixed length for every sequence dim, e.g. `{"utterances": 32}`: one bucket."""
+
+
+class TensorSpec(BaseModel):
+    """One tensor at the border of a model.
+
+    `dims` starts with `batch`; a string is a named sequence dim, an int a fixed width. `modality` names the
+    modality that the tensor carries, `counts` the sequence dim whose real length (int64, one per item) it holds.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dtype: Literal["float32", "int64"]
+    dims: tuple[Dim, ...]
+    modality: str | None = None
+    counts: str | None = None
+    description: str = ""
+
+    def shape(self, batch: int, lengths: Mapping[str, int]) -> tuple[int, ...]:
+        """The concrete shape for `batch` items at these sequence lengths."""
+        return tuple(batch if d == BATCH else d if isinstance(d, int) else lengths[d] for d in self.dims)
+
+
+class Contract(BaseModel):
+    """Inputs and outputs of a model in order, and the buckets its sequence dims are fixed to at export."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    buckets: tuple[Lengths, ...]
+    longest: Lengths
+    """The longest real length that the network itself can take, whatever the bucket."""
+
+    @field_validator("buckets")
+    @classmethod
+    def _ascending(cls, buckets: tuple[Lengths, ...]) -> tuple[Lengths, ...]:
+        return tuple(sorted(buckets, key=lambda b: tuple(b.values())))
+
+    @property
+    def sequence_dims(self) -> tuple[str, ...]:
+        """Named dims other than `batch`, in order of appearance."""
+        seen = dict.fromkeys(d for s in self.inputs for d in s.dims if isinstance(d, str) and d != BATCH)
+        return tuple(seen)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities in the order of the inputs."""
+        return tuple(dict.fromkeys(s.modality for s in self.inputs if s.modality))
+
+    @property
+    def features(self) -> tuple[TensorSpec, ...]:
+        """The inputs that a sample brings itself; counts are derived from their shapes."""
+        return tuple(s for s in self.inputs if s.counts is None)
+
+    def check(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Raises InputError unless `arrays` are exactly the inputs of this contract, batched.
+
+        Checks names, dtypes, widths, and that dims of one name agree across tensors.
+        """
+        expected = [s.name for s in self.inputs]
+        if set(arrays) != set(expected):
+            raise InputError(f"inputs are {sorted(arrays)}, the contract asks for {sorted(expected)}")
+        known: dict[str, int] = {}
+        for spec in self.inputs:
+            array = arrays[spec.name]
+            if array.dtype != np.dtype(spec.dtype):
+                raise InputError(f"{spec.name} is {array.dtype}, the contract asks for {spec.dtype}")
+            if array.ndim != len(spec.dims):
+                raise InputError(f"{spec.name} has {array.ndim} dims, the contract asks for {spec.dims}")
+            for dim, size in zip(spec.dims, array.shape, strict=True):
+                want = dim if isinstance(dim, int) else known.setdefault(dim, size)
+                if size != want:
+                    raise InputError(f"{spec.name} has shape {array.shape}, {dim} must be {want}, not {size}")
+
+    def bucket_for(self, lengths: Mapping[str, int], buckets: Iterable[Lengths] | None = None) -> Lengths | None:
+        """The smallest bucket that holds `lengths`, or None when every bucket is shorter."""
+        fitting = [
+            b for b in (self.buckets if buckets is None else buckets) if all(lengths[d] <= b[d] for d in lengths)
+        ]
+        return min(fitting, key=lambda b: tuple(b.values()), default=None)
+
+    def parse_lengths(self, text: str) -> Lengths:
+        """Reads `utterances=32` (or `text=50,audio=375` for `text_len`, `audio_len`) into a bucket.
+
+        Raises UsageError for an unknown dim, a missing one, or a length outside 1..`longest`.
+        """
+        lengths: Lengths = {}
+        for part in text.split(","):
+            name, _, value = part.partition("=")
+            dim = name.strip() if name.strip() in self.sequence_dims else f"{name.strip()}_len"
+            if dim not in self.sequence_dims:
+                raise UsageError(f"--seq-len {text}: no sequence dim {name!r}, there are {list(self.sequence_dims)}")
+            if not value.strip().isdigit() or not 1 <= int(value) <= self.longest[dim]:
+                raise UsageError(f"--seq-len {text}: {dim} must be 1..{self.longest[dim]}, not {value!r}")
+            lengths[dim] = int(value)
+        missing = [d for d in self.sequence_dims if d not in lengths]
+        if missing:
+            raise UsageError(f"--seq-len {text}: no length for {missing}")
+        return {d: lengths[d] for d in self.sequence_dims}
+
+
+def lengths_name(lengths: Mapping[str, int]) -> str:
+    """A bucket as part of a file name: `utterances32`, `text50-audio375`."""
+    return "-".join(f"{d.removesuffix('_len')}{n}" for d, n in lengths.items())

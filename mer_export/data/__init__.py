@@ -1,0 +1,1 @@
+"""Samples, the one collate function, readers of the authors' files, converters and synthetic corpora."""

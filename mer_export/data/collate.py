@@ -1,0 +1,67 @@
+"""The one way from samples to padded arrays, used by training, export, parity, benchmark and serving alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mer_export.contract import Contract, TensorSpec
+from mer_export.data.samples import Sample
+from mer_export.errors import InputError
+
+
+def collate(
+    samples: Sequence[Sample],
+    contract: Contract,
+    lengths: Mapping[str, int] | None = None,
+    batch: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Pads samples on the right with zeros into the inputs of `contract`.
+
+    Args:
+        samples: at least one.
+        contract: names, dtypes and dims of the result.
+        lengths: fixed sequence lengths (a bucket); None pads to the longest sample.
+        batch: fixed batch size, filled with empty items of length 0; None means as many as there are samples.
+
+    Returns:
+        One array per contract input. A missing modality is zeros. Counts inputs hold the real lengths (int64).
+
+    Raises:
+        InputError: a sample is empty, too long, of another width, or holds NaN or infinity.
+    """
+    real = [s.lengths(contract) for s in samples]
+    if lengths is None:
+        lengths = {d: max(r[d] for r in real) for d in contract.sequence_dims}
+    for sample, own in zip(samples, real, strict=True):
+        for dim, size in own.items():
+            if size > lengths[dim]:
+                raise InputError(
+                    f"{sample.id}: {size} {dim} are more than the fixed {lengths[dim]}: "
+                    f"re-export with --seq-len {dim}={size} or pass --overflow window|truncate"
+                )
+    size = len(samples) if batch is None else batch
+    if len(samples) > size:
+        raise InputError(f"{len(samples)} samples do not fit the fixed batch of {size}")
+    arrays = {}
+    for spec in contract.inputs:
+        out = np.zeros(spec.shape(size, lengths), dtype=spec.dtype)
+        if spec.counts:
+            out[: len(real)] = [r[spec.counts] for r in real]
+        else:
+            for row, sample in enumerate(samples):
+                if spec.name in sample.inputs:
+                    _place(out[row], sample.inputs[spec.name], spec, sample.id)
+        arrays[spec.name] = out
+    return arrays
+
+
+def _place(row: np.ndarray, values: np.ndarray, spec: TensorSpec, sample_id: str) -> None:
+    for dim, have, want in zip(spec.dims[1:], values.shape, row.shape, strict=True):
+        if isinstance(dim, int) and have != want:
+            raise InputError(f"{sample_id}: {spec.name} is {have} wide, the model was made for {want}")
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        raise InputError(f"{sample_id}: {spec.name} holds {values[where]} at {where}: repair or drop the modality")
+    row[tuple(slice(n) for n in values.shape)] = values
