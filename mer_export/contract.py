@@ -19,8 +19,9 @@ Lengths = dict[str, int]
 class TensorSpec(BaseModel):
     """One tensor at the border of a model.
 
-    `dims` starts with `batch`; a string is a named sequence dim, an int a fixed width. `modality` names the
-    modality that the tensor carries, `counts` the sequence dim whose real length (int64, one per item) it holds.
+    `dims` starts with `batch`; a string is a named sequence dim, an int a fixed width. `modality` names the modality
+    that the tensor carries, `counts` the sequence dim whose real length (int64, one per item) it holds, `below` the
+    number of categories of an index input.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,6 +31,7 @@ class TensorSpec(BaseModel):
     dims: tuple[Dim, ...]
     modality: str | None = None
     counts: str | None = None
+    below: int | None = None
     description: str = ""
 
     def shape(self, batch: int, lengths: Mapping[str, int]) -> tuple[int, ...]:

@@ -64,4 +64,8 @@ def _place(row: np.ndarray, values: np.ndarray, spec: TensorSpec, sample_id: str
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
         raise InputError(f"{sample_id}: {spec.name} holds {values[where]} at {where}: repair or drop the modality")
+    if spec.below is not None and values.size and not 0 <= values.min() <= values.max() < spec.below:
+        raise InputError(
+            f"{sample_id}: {spec.name} goes from {values.min()} to {values.max()}, the model knows 0..{spec.below - 1}"
+        )
     row[tuple(slice(n) for n in values.shape)] = values

@@ -1,0 +1,37 @@
+"""Task metrics exactly as the papers compute them, from one confusion matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mer_export.task import Task
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
+    """Counts (classes, classes): rows are labels, columns predictions."""
+    matrix = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(matrix, (labels, predictions), 1)
+    return matrix
+
+
+def classification_metrics(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """Accuracy, weighted and macro F1 and the F1 of each class, in percent.
+
+    Weighted F1 is support-weighted (scikit-learn's "weighted" with zero where undefined); macro F1 averages the
+    classes that occur in labels or predictions. Units labelled -1 are left out. Empty input gives an empty result.
+    """
+    known = labels >= 0
+    labels, predictions = labels[known], predictions[known]
+    if not len(labels):
+        return {}
+    matrix = confusion_matrix(labels, predictions, len(task.labels))
+    hits, support, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    f1 = 2 * hits / np.maximum(support + predicted, 1)
+    occurring = (support + predicted) > 0
+    metrics = {
+        "accuracy": 100 * hits.sum() / matrix.sum(),
+        "weighted_f1": 100 * (f1 * support).sum() / support.sum(),
+        "macro_f1": 100 * f1[occurring].mean(),
+    }
+    metrics |= {f"f1/{label}": 100 * value for label, value in zip(task.labels, f1, strict=True)}
+    return {name: float(value) for name, value in metrics.items()}

@@ -1,0 +1,265 @@
+"""The M3NET network in dense padded form: no edge lists, no scatter, no packed sequences.
+
+Equal to the original at batch size 1 (`single` semantics, the default and what is exported) or to its batched run
+(`batch` semantics, for reproducing published training and evaluation), where a dialogue's result depends on the
+padding that its batch needs and on its position in the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mer_export.errors import InputError
+from mer_export.models.cmerc.config import HYPEREDGE_WEIGHTS, NODE_WEIGHTS, CmercConfig
+from mer_export.models.layers import BidirectionalRNN, Standardise, TransformerLayer
+
+MODALITIES = ("text", "audio", "vision")
+"""Order of the node blocks."""
+Semantics = Literal["single", "batch"]
+Context = Literal["full", "intra", "inter"]
+
+Nodes = Float[Tensor, "batch 3 utterances hidden"]
+Mask = Float[Tensor, "batch utterances"]
+
+
+class Cmerc(nn.Module):
+    """One dialogue per item in, log-probabilities of every utterance out."""
+
+    def __init__(self, config: CmercConfig):
+        super().__init__()
+        self.config = config
+        width, hidden = config.width, config.hidden
+        dims = {"text": config.text_dim, "audio": config.audio_dim, "vision": config.vision_dim}
+        self.standardise = nn.ModuleDict({m: Standardise(dims[m]) for m in config.standardise})
+        self.text_norm = TextNorm(config.norm, config.text_vectors, config.text_dim)
+        self.text_linear = nn.Linear(config.text_dim, width) if config.text_linear else nn.Identity()
+        self.audio_linear = nn.Linear(config.audio_dim, width)
+        self.vision_linear = nn.Linear(config.vision_dim, width)
+        self.text_encoder = Encoder(config)
+        self.audio_encoder = Encoder(config) if config.encode_audio_vision else None
+        self.vision_encoder = Encoder(config) if config.encode_audio_vision else None
+        self.speaker_embedding = nn.Embedding(config.speakers, width) if config.speaker_embedding else None
+        self.modal_embedding = nn.Embedding(3, width) if config.modal_embedding else None
+        self.node_projection = nn.Linear(width, hidden)
+        self.hypergraph = Hypergraph(hidden, config.hypergraph_layers)
+        self.frequency = Frequency(hidden, config.frequency_layers)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(3 * (2 * hidden + (width if config.residue else 0)), len(config.labels))
+
+    def forward(
+        self,
+        text: Float[Tensor, "batch vectors utterances text_dim"],
+        audio: Float[Tensor, "batch utterances audio_dim"],
+        vision: Float[Tensor, "batch utterances vision_dim"],
+        speaker: Int[Tensor, "batch utterances"],
+        lengths: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch utterances classes"]:
+        """Log-probabilities in `single` semantics; rows at and past the real length are 0."""
+        return self.classify(self.features(text, audio, vision, speaker, lengths), lengths)
+
+    def features(
+        self,
+        text: Float[Tensor, "batch vectors utterances text_dim"],
+        audio: Float[Tensor, "batch utterances audio_dim"],
+        vision: Float[Tensor, "batch utterances vision_dim"],
+        speaker: Int[Tensor, "batch utterances"],
+        lengths: Int[Tensor, " batch"],
+        semantics: Semantics = "single",
+        context: Context = "full",
+    ) -> Float[Tensor, "batch utterances features"]:
+        """Graph features before dropout and ReLU, blocks text, audio, vision; 0 at padding.
+
+        `context` drops within-modality edges between utterances of the same ("intra") or of different ("inter")
+        speakers from the frequency branch (CMERC's degraded views). With `batch` semantics the inputs must be padded
+        with zeros to the longest dialogue of the batch.
+        """
+        steps = speaker.shape[1]
+        mask = (torch.arange(steps, device=lengths.device) < lengths[:, None]).to(audio.dtype)
+        # M3NET's recurrent layers and LN2 run over the padding of the batch.
+        seen = lengths if semantics == "single" else torch.full_like(lengths, steps)
+        inputs = {"text": text, "audio": audio, "vision": vision}
+        for modality, standardise in self.standardise.items():
+            inputs[modality] = standardise(inputs[modality])
+        encoded = {
+            "text": self.text_encoder(self.text_linear(self.text_norm(inputs["text"], seen)), seen),
+            "audio": self.audio_linear(inputs["audio"]),
+            "vision": self.vision_linear(inputs["vision"]),
+        }
+        if self.audio_encoder is not None and self.vision_encoder is not None:
+            encoded["audio"] = self.audio_encoder(encoded["audio"], seen)
+            encoded["vision"] = self.vision_encoder(encoded["vision"], seen)
+        if self.speaker_embedding is not None:
+            encoded["text"] = encoded["text"] + self.speaker_embedding(speaker)
+        nodes = torch.stack([encoded[m] for m in MODALITIES], dim=1)
+        if self.modal_embedding is not None:
+            # Rows of the embedding are audio, vision, text in M3NET.
+            audio_row, vision_row, text_row = self.modal_embedding.weight.unbind(0)
+            nodes = nodes + torch.stack([text_row, audio_row, vision_row])[:, None]
+        projected = self.node_projection(nodes) * mask[:, None, :, None]
+        blocks = [
+            self.hypergraph(projected, mask, lengths, semantics),
+            self.frequency(projected, mask, context_edges(mask, speaker, context)),
+        ]
+        if self.config.residue:
+            blocks.insert(0, nodes * mask[:, None, :, None])
+        merged = torch.cat(blocks, dim=-1)
+        return merged.permute(0, 2, 1, 3).flatten(2)
+
+    def classify(
+        self, features: Float[Tensor, "batch utterances features"], lengths: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch utterances classes"]:
+        """The head: dropout, ReLU, linear, log-softmax; 0 at padding."""
+        mask = torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]
+        log_prob = functional.log_softmax(self.classifier(torch.relu(self.dropout(features))), dim=-1)
+        return log_prob * mask[..., None].to(log_prob.dtype)
+
+
+class TextNorm(nn.Module):
+    """Norm of each text vector, then their mean (M3NET, section 3 'text norm' and 'text merge')."""
+
+    def __init__(self, kind: Literal["BN", "LN", "LN2", "none"], vectors: int, width: int):
+        super().__init__()
+        self.kind = kind
+        norm = {"BN": nn.BatchNorm1d, "LN": nn.LayerNorm}.get(kind)
+        self.norms = nn.ModuleList([norm(width) for _ in range(vectors)] if norm else [])
+
+    def forward(
+        self, text: Float[Tensor, "batch vectors utterances width"], seen: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch utterances width"]:
+        """`seen` is how many steps of each item count for LN2 statistics."""
+        if self.kind == "LN2":
+            text = self._whole_dialogue(text, seen)
+        if not self.norms:
+            return text.mean(dim=1)
+        vectors = text.unbind(dim=1)
+        # Statistics of BN run over every position of the batch, zero padding included, as in M3NET.
+        merged = [n(v.flatten(0, 1)).reshape(v.shape) for n, v in zip(self.norms, vectors, strict=True)]
+        return torch.stack(merged).mean(dim=0) if len(merged) > 1 else merged[0]
+
+    def _whole_dialogue(self, text: Tensor, seen: Tensor) -> Tensor:
+        """Layer norm without affine jointly over (utterances, width) of each dialogue and vector."""
+        inside = (torch.arange(text.shape[2], device=seen.device) < seen[:, None]).to(text.dtype)[:, None, :, None]
+        count = (seen.clamp(min=1) * text.shape[3]).to(text.dtype)[:, None, None, None]
+        mean = (text * inside).sum((2, 3), keepdim=True) / count
+        centred = (text - mean) * inside
+        variance = centred.square().sum((2, 3), keepdim=True) / count
+        return centred * torch.rsqrt(variance + 1e-5)
+
+
+class Encoder(nn.Module):
+    """The base model over time: 2-layer bidirectional GRU or LSTM, or one transformer layer."""
+
+    def __init__(self, config: CmercConfig):
+        super().__init__()
+        width = config.width
+        self.layers: BidirectionalRNN | TransformerLayer
+        if config.base_model == "transformer":
+            self.layers = TransformerLayer(width, heads=4)
+        else:
+            self.layers = BidirectionalRNN(config.base_model, width, width // 2, layers=2, dropout=config.dropout)
+
+    def forward(self, x: Float[Tensor, "batch utterances width"], seen: Int[Tensor, " batch"]) -> Tensor:
+        if isinstance(self.layers, TransformerLayer):
+            inside = torch.arange(x.shape[1], device=seen.device) < seen[:, None]
+            return self.layers(x, inside.to(x.dtype))
+        return self.layers(x, seen)
+
+
+class Hypergraph(nn.Module):
+    """Hypergraph layers (section 5.3): each node lies in its modality's and in its utterance's hyperedge.
+
+    No projection and no attention: node weights normalise hyperedges, hyperedge weights normalise nodes, both
+    looked up by number. M3NET numbers them through the whole batch; `single` restarts at 0 for every dialogue.
+    """
+
+    def __init__(self, hidden: int, layers: int):
+        super().__init__()
+        self.hyperedge_weight = nn.Parameter(torch.ones(HYPEREDGE_WEIGHTS))
+        self.node_weight = nn.Parameter(torch.ones(NODE_WEIGHTS))
+        self.bias = nn.ParameterList(nn.Parameter(torch.zeros(hidden)) for _ in range(layers))
+
+    def forward(self, x: Nodes, mask: Mask, lengths: Int[Tensor, " batch"], semantics: Semantics) -> Nodes:
+        node_weight, modality_weight, utterance_weight = self._weights(mask, lengths, semantics)
+        per_modality = _reciprocal(node_weight.sum(2))[:, :, None, None]
+        per_utterance = _reciprocal(node_weight.sum(1))[:, None, :, None]
+        per_node = _reciprocal(modality_weight[:, :, None] + utterance_weight[:, None, :])[..., None]
+        per_node = per_node * mask[:, None, :, None]
+        inside = mask[:, None, :, None]
+        for bias in self.bias:
+            edges = x.sum(2, keepdim=True) * per_modality + x.sum(1, keepdim=True) * per_utterance
+            x = functional.leaky_relu(per_node * edges + bias, 0.01) * inside
+        return x
+
+    def _weights(self, mask: Tensor, lengths: Tensor, semantics: Semantics) -> tuple[Tensor, Tensor, Tensor]:
+        """Node weights (batch, 3, utterances), hyperedge weights (batch or 1, 3) and (batch or 1, utterances)."""
+        steps = torch.arange(mask.shape[1], device=lengths.device)
+        node = torch.arange(3, device=lengths.device)[:, None] * lengths[:, None, None] + steps
+        if semantics == "single":
+            modality_weight = self.hyperedge_weight[:3][None]
+            utterance_weight = self.hyperedge_weight[3 : 3 + mask.shape[1]][None]
+        else:
+            node, edge = self._number_through_batch(node, lengths)
+            modality_weight = self.hyperedge_weight[edge[:, None] + torch.arange(3, device=edge.device)]
+            utterance = (edge[:, None] + 3 + steps).clamp(max=HYPEREDGE_WEIGHTS - 1)
+            utterance_weight = self.hyperedge_weight[utterance]
+        node = node.clamp(max=NODE_WEIGHTS - 1)
+        weight = self.node_weight.index_select(0, node.reshape(-1)).reshape(node.shape)
+        return weight * mask[:, None], modality_weight, utterance_weight
+
+    def _number_through_batch(self, node: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        total, dialogues = int(lengths.sum()), len(lengths)
+        if total + 3 * dialogues > HYPEREDGE_WEIGHTS or 3 * total > NODE_WEIGHTS:
+            raise InputError(
+                f"a batch of {dialogues} dialogues with {total} utterances needs more than the {HYPEREDGE_WEIGHTS} "
+                f"hyperedge or {NODE_WEIGHTS} node weights of M3NET: lower --batch or use single semantics"
+            )
+        before = lengths.cumsum(0) - lengths
+        edge = before + 3 * torch.arange(dialogues, device=lengths.device)
+        return node + 3 * before[:, None, None], edge
+
+
+class Frequency(nn.Module):
+    """Frequency layers (section 5.4): a signed gate per edge decides between high and low frequencies."""
+
+    def __init__(self, hidden: int, layers: int):
+        super().__init__()
+        self.gates = nn.ModuleList(nn.Linear(2 * hidden, 1) for _ in range(layers))
+
+    def forward(self, x: Nodes, mask: Mask, edges: Float[Tensor, "batch utterances utterances"]) -> Nodes:
+        """`edges` is 1 where two utterances of one modality exchange messages."""
+        degree = edges.sum(-1) + 2.0
+        scale = torch.rsqrt(degree)
+        within = (edges * scale[:, :, None] * scale[:, None, :])[:, None]
+        across = (mask / degree)[:, None, :, None]
+        for gate in self.gates:
+            # The gate weight is [receiving node, sending node]; one product gives both halves for every node.
+            linear = cast(nn.Linear, gate)
+            halves = functional.linear(x, linear.weight.reshape(2, -1))
+            receive, send = halves[..., :1] + linear.bias, halves[..., 1:]
+            update = (torch.tanh(receive + send.transpose(-1, -2)) * within) @ x
+            for shift in (1, 2):
+                other = torch.tanh(receive + send.roll(-shift, 1)) * across
+                update = update + other * x.roll(-shift, 1)
+            x = x + update
+        return x
+
+
+def context_edges(mask: Mask, speaker: Int[Tensor, "batch utterances"], context: Context) -> Tensor:
+    """Which pairs of different real utterances exchange messages: (batch, utterances, utterances)."""
+    apart = 1.0 - torch.eye(mask.shape[1], device=mask.device, dtype=mask.dtype)
+    edges = mask[:, :, None] * mask[:, None, :] * apart
+    if context == "full":
+        return edges
+    same = (speaker[:, :, None] == speaker[:, None, :]).to(mask.dtype)
+    return edges * (1.0 - same) if context == "intra" else edges * same
+
+
+def _reciprocal(x: Tensor) -> Tensor:
+    """1/x with 1/0 = 0, and a finite gradient there."""
+    empty = x == 0
+    return torch.where(empty, torch.zeros_like(x), 1.0 / torch.where(empty, torch.ones_like(x), x))

@@ -1,0 +1,74 @@
+"""The systems this toolkit knows: the only place that tells one from another.
+
+Each system's package offers a `SYSTEM` record. Importing it needs no torch; the network is imported when it is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from mer_export.contract import Contract
+from mer_export.errors import UsageError
+from mer_export.task import Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NAMES = ("cmerc",)
+
+
+@dataclass(frozen=True)
+class System:
+    """One published system.
+
+    `network` and `weights` are `module:attribute` strings, resolved only when used: the module class, made from a
+    config, and the `WEIGHT_MAP` between the authors' parameter names and ours.
+    """
+
+    name: str
+    title: str
+    paper: str
+    source: str
+    config: type[BaseModel]
+    variants: tuple[str, ...]
+    variant_of: Callable[[Any], str]
+    contract: Callable[[Any], Contract]
+    task: Callable[[Any], Task]
+    network: str
+    weights: str
+
+    def parse(self, values: dict[str, Any]) -> Any:
+        """A checked config of this system; raises UsageError naming the first wrong value."""
+        try:
+            return self.config.model_validate(values)
+        except ValidationError as error:
+            raise UsageError(f"{self.name} config: {first_problem(error)}") from None
+
+    def build(self, config: Any) -> nn.Module:
+        """The network with fresh weights, in evaluation mode."""
+        return resolve(self.network)(config).eval()
+
+
+def get(name: str) -> System:
+    """The system of that name; raises UsageError with the known names."""
+    if name not in NAMES:
+        raise UsageError(f"no system {name!r}, there are {list(NAMES)}")
+    return import_module(f"mer_export.models.{name}").SYSTEM
+
+
+def resolve(target: str) -> Any:
+    """Imports `module:attribute`."""
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem of a validation as `where: what (value)`."""
+    problem = error.errors()[0]
+    where = ".".join(str(p) for p in problem["loc"]) or "value"
+    return f"{where}: {problem['msg']} (got {problem['input']!r})"

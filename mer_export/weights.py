@@ -1,0 +1,90 @@
+"""Weights in and out: the bundle's own, and foreign checkpoints through one strict table of names per system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mer_export import registry
+from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """`renames(config)` maps authors' names to ours; `unused(config)` gives the shapes of entries never read."""
+
+    renames: Callable[[Any], dict[str, str]]
+    unused: Callable[[Any], dict[str, tuple[int, ...]]]
+
+
+def bundle_model(bundle: Bundle) -> nn.Module:
+    """The PyTorch model of a bundle: float32, CPU, evaluation mode."""
+    from safetensors.torch import load_model
+
+    system = registry.get(bundle.manifest.system)
+    model = system.build(system.parse(bundle.manifest.config))
+    load_model(model, bundle.path(WEIGHTS))
+    return model.eval()
+
+
+def load_checkpoint(path: Path) -> dict[str, Tensor]:
+    """A bare state_dict from a torch file (tensors only, nothing is executed) or a safetensors file."""
+    import pickle
+
+    import torch
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UsageError(f"{path}: no such checkpoint file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{path} is no checkpoint of plain tensors, it was not loaded: {reason}") from None
+    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
+        raise UsageError(f"{path} holds {type(state).__name__}, expected a state_dict: name to tensor")
+    return state
+
+
+def import_weights(model: nn.Module, state: dict[str, Tensor], table: WeightMap, config: Any) -> dict[str, int]:
+    """Loads an authors' state_dict into `model`, in place.
+
+    Returns:
+        How many entries were loaded, left out because the forward never reads them, and kept at their own value.
+
+    Raises:
+        UsageError: with every missing, unexpected and misshapen entry.
+    """
+    renames, unused = table.renames(config), table.unused(config)
+    own = model.state_dict()
+    problems = [f"missing {n}" for n in renames if n not in state]
+    problems += [f"unexpected {n}" for n in state if n not in renames and n not in unused]
+    expected = {n: tuple(own[ours].shape) for n, ours in renames.items()}
+    expected |= {n: shape for n, shape in unused.items() if n in state}
+    problems += [
+        f"{n} is {tuple(state[n].shape)}, expected {shape}"
+        for n, shape in expected.items()
+        if n in state and tuple(state[n].shape) != shape
+    ]
+    if problems:
+        raise UsageError(f"checkpoint does not fit the config ({len(problems)} problems): " + "; ".join(problems))
+    loaded = {ours: state[n] for n, ours in renames.items()}
+    model.load_state_dict(own | loaded)
+    return {"loaded": len(loaded), "unused": len(set(state) & set(unused)), "own": len(own) - len(loaded)}
+
+
+def export_weights(model: nn.Module, table: WeightMap, config: Any) -> dict[str, Tensor]:
+    """The authors' state_dict of `model`, loadable by their code; entries they never read are zeros."""
+    import torch
+
+    own = model.state_dict()
+    state = {n: own[ours] for n, ours in table.renames(config).items()}
+    return state | {n: torch.zeros(shape) for n, shape in table.unused(config).items()}
