@@ -224,6 +224,8 @@ class Bundle:
                 self._replay()
             staging = self.root / STAGING
             shutil.rmtree(staging, ignore_errors=True)
+            for leftover in self.root.glob(".*.tmp"):
+                leftover.unlink()
             staging.mkdir()
             change = Commit(staging, self.manifest.model_copy(deep=True))
             try:
