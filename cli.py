@@ -1,0 +1,535 @@
+"""The `mer` command: parse, call, render. Every command reads a bundle or adds to one.
+
+Data goes to standard output, progress and errors to standard error. Exit codes: 0 ok, 1 internal error, 2 usage or
+input, 3 parity failed, 4 performance gate failed, 5 not available on this machine, 6 bundle corrupt or incompatible,
+7 unsupported combination.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from mer_export import __version__, registry
+from mer_export.bundle import CONFIG, Bundle
+from mer_export.errors import MerError, UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Multimodal emotion recognition from research code to production: "
+    "train or import, export, infer, prove parity, benchmark.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make, look into and convert data sets.")
+app.add_typer(data_app, name="data")
+
+BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.")]
+DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a directory or file.")]
+DataFormat = Annotated[str, typer.Option("--data-format", help="Format of the data, or auto.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
+Split = Annotated[str, typer.Option("--split", help="Which split of the data.")]
+Runtime = Annotated[str, typer.Option("--runtime", help="Backend; see `mer list`.")]
+Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where it runs; never falls back.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one inference call.")]
+Hint = Annotated[Literal["fp32", "bf16"], typer.Option("--hint", help="bf16 lets OpenVINO compute in bfloat16.")]
+Batch = Annotated[int | None, typer.Option("--batch", min=0, help="Batch size.")]
+Overflow = Annotated[
+    Literal["error", "window", "truncate"], typer.Option("--overflow", help="What to do with items that are too long.")
+]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the config.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A configuration file instead of a preset.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Atol = Annotated[list[str] | None, typer.Option("--atol", metavar="OUTPUT:VALUE", help="Tolerance of one output.")]
+
+
+# --- rendering -------------------------------------------------------------------------------------------------------
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    return (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
+
+
+def _emit(value: Any, as_json: bool, render: Callable[[], Iterable[str]]) -> None:
+    if as_json:
+        typer.echo(json.dumps(value, indent=1, default=str))
+    else:
+        for line in render():
+            typer.echo(line)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Aligned columns, two spaces apart; the last one is not padded."""
+    cells = [[str(c) for c in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _plan(command: str, plan: dict[str, Any], as_json: bool) -> None:
+    _emit({"command": command, **plan}, as_json, lambda: [f"{command}:", *(f"  {k}: {v}" for k, v in plan.items())])
+
+
+# --- looking ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(
+    require: Annotated[list[str] | None, typer.Option("--require", help="Exit with 5 unless this works.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What is installed here, what works, and why the rest does not."""
+    from runtimes import doctor as checks
+
+    report = checks.examine()
+    rows = [(c.name, c.status, c.version, c.role, c.detail) for c in report]
+    _emit(
+        [c.model_dump() for c in report],
+        as_json,
+        lambda: _table(("what", "status", "version", "for", "detail"), rows),
+    )
+    checks.require(report, require or [])
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """Systems, variants, presets, export formats, runtimes and data formats."""
+    from mer_export import exporters
+    from mer_export.data import open as data
+    from runtimes import BACKENDS
+    from train.config import PRESETS
+
+    systems = [registry.get(name) for name in registry.NAMES]
+    known = {
+        "systems": {s.name: {"title": s.title, "paper": s.paper, "variants": s.variants} for s in systems},
+        "presets": list(PRESETS),
+        "export formats": list(exporters.FORMATS),
+        "runtimes": list(BACKENDS),
+        "data formats": {name: record.title for name, record in data.FORMATS.items()},
+    }
+
+    def lines() -> Iterable[str]:
+        for s in systems:
+            yield f"{s.name}  {s.title} ({s.paper}); variants: {', '.join(s.variants)}"
+        for key in ("presets", "export formats", "runtimes"):
+            yield f"{key}: {', '.join(known[key])}"
+        yield "data formats:"
+        yield from (f"  {name}  {title}" for name, title in known["data formats"].items())
+
+    _emit(known, as_json, lines)
+
+
+@app.command()
+def verify(bundle: BundleArg, as_json: Json = False) -> None:
+    """Check every checksum of a bundle."""
+    opened = Bundle.open(bundle)
+    files = opened.verify()
+    m = opened.manifest
+    result = {"bundle": str(bundle), "system": m.system, "files": files, "variants": [v.name for v in m.variants]}
+    _emit(result, as_json, lambda: [f"{bundle}: {m.system}, {files} files, {len(m.variants)} variants, all intact"])
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+@data_app.command("synth")
+def data_synth(
+    system: Annotated[str, typer.Argument(help="System whose file format to write.")],
+    out: Out,
+    dataset: Annotated[str, typer.Option("--dataset", help="Which of the authors' data sets to imitate.")] = "meld",
+    items: Annotated[int, typer.Option("--dialogues", min=4, help="How many dialogues.")] = 120,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Write a learnable synthetic data set in the authors' own file format, with its ground truth."""
+    from mer_export.data.synth import synthesise
+
+    files = synthesise(system, dataset, out, dialogues=items, seed=seed, overrides=sets or [])
+    _emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
+
+
+@data_app.command("inspect")
+def data_inspect(
+    path: Annotated[Path, typer.Argument(help="Any supported file or directory.")],
+    data_format: DataFormat = "auto",
+    as_json: Json = False,
+) -> None:
+    """What a data file holds: splits, lengths, dims, labels, missing modalities, problems. Executes nothing in it."""
+    from mer_export.data.inspect import inspect_file
+
+    from mer_export.data.open import DataSpec
+
+    report = inspect_file(path, DataSpec(format=data_format))
+    _emit(report, as_json, lambda: _outline(report))
+
+
+@data_app.command("convert")
+def data_convert(
+    source: Annotated[Path, typer.Argument(help="Data set in any readable format.")],
+    out: Out,
+    preset: Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")] = None,
+    data_format: DataFormat = "auto",
+    force: Force = False,
+) -> None:
+    """Convert a data set to Parquet: one row per utterance, float lists per modality, split and labels."""
+    from mer_export.data.columnar import write_parquet
+
+    from mer_export.data.open import open_corpus
+
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: pass --force to replace it")
+    spec, labels = _reading(preset, None, data_format)
+    rows = write_parquet(open_corpus(source, spec, labels), out)
+    typer.echo(f"{out}: {rows} utterances")
+
+
+def _outline(value: Any, indent: str = "") -> Iterable[str]:
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            yield f"{indent}{key}:"
+            yield from _outline(entry, indent + "  ")
+        else:
+            yield f"{indent}{key}: {entry}"
+
+
+def _reading(preset: str | None, bundle: Bundle | None, data_format: str) -> tuple[Any, Sequence[str] | None]:
+    """How to read a data set: an explicit format, else what the bundle or preset was made with."""
+    import yaml
+
+    from mer_export.data.open import DataSpec
+    from train.config import load_preset
+
+    if bundle is not None:
+        labels: Sequence[str] | None = bundle.manifest.task.labels
+        stored = yaml.safe_load(bundle.path(CONFIG).read_text()).get("data") or {}
+        spec = DataSpec.model_validate(stored)
+    elif preset:
+        config = load_preset(preset, [])
+        spec, labels = config.data, None
+    else:
+        spec, labels = DataSpec(), None
+    return (spec if data_format == "auto" else DataSpec(format=data_format)), labels
+
+
+# --- making ----------------------------------------------------------------------------------------------------------
+
+
+def _resolve(system: str, preset: str | None, config: Path | None, sets: list[str] | None, seed: int | None) -> Any:
+    from train.config import load_config, load_preset
+
+    registry.get(system)
+    overrides = [*(sets or []), *([f"seed={seed}"] if seed is not None else [])]
+    if (preset is None) == (config is None):
+        raise UsageError("pass either --preset or --config; `mer list` names the presets")
+    if config is not None:
+        return load_config(config, overrides)
+    assert preset is not None
+    return load_preset(preset if "/" in preset else f"{system}/{preset}", overrides)
+
+
+@app.command()
+def train(
+    system: Annotated[str, typer.Argument(help="System to train; see `mer list`.")],
+    data: Annotated[Path, typer.Option("--data", help="Data set: a directory or file.")],
+    out: Out,
+    preset: Annotated[str | None, typer.Option("--preset", help="Named recipe, e.g. meld or m3net/meld.")] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    seed: Seed = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events.")] = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model into a bundle. Run the same command again after an interruption and it goes on."""
+    from train.fit import fit
+
+    resolved = _resolve(system, preset, config, sets, seed)
+    if dry_run:
+        return _plan("train", {"out": str(out), "data": str(data), **resolved.model_dump(mode="json")}, as_json)
+    bundle = fit(resolved, data, out, force=force, quiet=quiet, tensorboard=tensorboard)
+    result = bundle.manifest.provenance.get("result", {})
+    _emit({"bundle": str(out), **result}, as_json, lambda: [f"{out}: " + _metrics_line(result)])
+    return None
+
+
+@app.command("import")
+def import_(
+    system: Annotated[str, typer.Argument(help="System the checkpoint belongs to.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Authors' state_dict: torch or safetensors.")],
+    out: Out,
+    preset: Annotated[str | None, typer.Option("--preset", help="Recipe that the checkpoint was trained with.")] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Make a bundle from the authors' checkpoint; every missing, unexpected or misshapen entry is an error."""
+    from mer_export.importer import import_checkpoint
+
+    resolved = _resolve(system, preset, config, sets, None)
+    if dry_run:
+        return _plan("import", {"out": str(out), **resolved.model_dump(mode="json")}, as_json)
+    _, report = import_checkpoint(system, checkpoint, resolved.model_dump(mode="json"), out, force)
+    _emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {_metrics_line(report)}"])
+    return None
+
+
+@app.command()
+def export(
+    bundle: BundleArg,
+    formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
+    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32.")] = None,
+    seq_len: Annotated[list[str] | None, typer.Option("--seq-len", metavar="DIM=N", help="Fixed lengths.")] = None,
+    batch: Batch = None,
+    opset: Annotated[int, typer.Option("--opset", help="ONNX opset.")] = 20,
+    data: DataOpt = None,
+    data_format: DataFormat = "auto",
+    split: Split = "test",
+    force: Force = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Export a bundle's model: one artefact per format, precision and length bucket."""
+    from mer_export import exporters
+
+    opened, say = Bundle.open(bundle), _say(quiet)
+    contract = opened.manifest.contract
+    jobs = [
+        (name, precision, lengths)
+        for name in formats or ["onnx"]
+        for precision in precisions or ["fp32"]
+        for lengths in ([contract.parse_lengths(s) for s in seq_len] if seq_len else contract.buckets)
+    ]
+    exporters.check([name for name, _, _ in jobs], [p for _, p, _ in jobs], opset)
+    if dry_run:
+        return _plan("export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": jobs}, as_json)
+    example = None
+    if data is not None:
+        from mer_export.data.open import open_corpus
+
+        example = open_corpus(data, *_reading(None, opened, data_format)).split(split)[:8]
+    made = []
+    for name, precision, lengths in jobs:
+        variant = exporters.export_variant(
+            opened, name, lengths, batch=batch, precision=precision, opset=opset, force=force, example=example
+        )
+        made.append(variant)
+        say(f"exported {variant.name}")
+    _emit([v.model_dump() for v in made], as_json, lambda: (v.name for v in made))
+    return None
+
+
+# --- using -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def infer(
+    bundle: BundleArg,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Data set in any readable format.")],
+    out: Out,
+    runtime: Runtime = "onnxruntime",
+    split: Annotated[str | None, typer.Option("--split", help="One split; default all.")] = None,
+    data_format: DataFormat = "auto",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Items per call.")] = 16,
+    device: Device = "cpu",
+    threads: Threads = None,
+    hint: Hint = "fp32",
+    overflow: Overflow = "error",
+    force: Force = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Label every utterance: JSONL, CSV or Parquet by the ending of --out, in the order of the input."""
+    from runtimes.predictor import Predictor
+
+    from mer_export.data.open import stream_samples
+    from runtimes import SessionOptions, output
+
+    opened = Bundle.open(bundle)
+    spec, labels = _reading(None, opened, data_format)
+    if dry_run:
+        plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "runtime": runtime, "batch": batch}
+        return _plan("infer", plan | {"overflow": overflow, "data": spec.model_dump(mode="json")}, as_json)
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: pass --force to replace it")
+    options = SessionOptions(device=device, threads=threads, hint=hint)
+    with Predictor(opened, runtime, options, batch=batch, overflow=overflow) as predictor:
+        samples = stream_samples(source, spec, labels, split)
+        summary = output.write(predictor.predict(samples), out, opened.manifest.task, say=_say(quiet))
+    _emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {_metrics_line(summary)}"])
+    return None
+
+
+@app.command("eval")
+def eval_(
+    bundle: BundleArg,
+    data: Annotated[Path, typer.Option("--data", help="Labelled data set.")],
+    split: Split = "test",
+    data_format: DataFormat = "auto",
+    runtime: Runtime = "torch",
+    semantics: Annotated[
+        Literal["single", "batch"], typer.Option("--semantics", help="batch: as published, torch only.")
+    ] = "single",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Items per call.")] = 16,
+    device: Device = "cpu",
+    threads: Threads = None,
+    hint: Hint = "fp32",
+    as_json: Json = False,
+) -> None:
+    """Task metrics of a bundle on labelled data."""
+    from runtimes.predictor import Predictor, evaluate
+
+    from mer_export.data.open import open_corpus
+    from runtimes import SessionOptions
+
+    opened = Bundle.open(bundle)
+    samples = open_corpus(data, *_reading(None, opened, data_format)).split(split)
+    if semantics == "batch":
+        from train.evaluate import evaluate_published
+
+        if runtime != "torch":
+            raise UsageError(f"--semantics batch runs in PyTorch only: pass --runtime torch, not {runtime}")
+        metrics = evaluate_published(opened, samples, batch)
+    else:
+        with Predictor(opened, runtime, SessionOptions(device=device, threads=threads, hint=hint), batch) as predictor:
+            metrics = evaluate(predictor, samples)
+    result = {"bundle": str(bundle), "split": split, "runtime": runtime, "semantics": semantics, "metrics": metrics}
+    _emit(result, as_json, lambda: _table(("metric", "value"), [(k, f"{v:.2f}") for k, v in metrics.items()]))
+
+
+@app.command()
+def parity(
+    bundle: BundleArg,
+    data: Annotated[Path, typer.Option("--data", help="Data set to compare on.")],
+    split: Split = "test",
+    data_format: DataFormat = "auto",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
+    atol: Atol = None,
+    threads: Threads = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Do all variants give PyTorch's answers? Exit code 3 if not."""
+    from runtimes.report import write_report
+
+    from mer_export.data.open import open_corpus
+    from runtimes import parity as checks
+
+    opened = Bundle.open(bundle)
+    samples = open_corpus(data, *_reading(None, opened, data_format)).split(split)[:limit]
+    report = checks.run_parity(opened, samples, checks.policy(atol or []), threads=threads, say=_say(quiet))
+    checks.save(opened, report)
+    write_report(opened)
+    _emit(report.model_dump(mode="json"), as_json, lambda: [checks.markdown(report)])
+    checks.require(report, strict)
+
+
+@app.command()
+def bench(
+    bundle: BundleArg,
+    data: DataOpt = None,
+    split: Split = "test",
+    data_format: DataFormat = "auto",
+    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
+    threads: Threads = 1,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """How fast are all variants, interleaved in one run, against eager PyTorch?"""
+    from runtimes.report import write_report
+
+    from runtimes import bench as benchmark
+
+    opened = Bundle.open(bundle)
+    samples = None
+    if data is not None:
+        from mer_export.data.open import open_corpus
+
+        samples = open_corpus(data, *_reading(None, opened, data_format)).split(split)
+    report = benchmark.run_bench(
+        opened, samples, batches=batches or [1, 16], rounds=rounds, threads=threads, say=_say(quiet)
+    )
+    benchmark.save(opened, report)
+    write_report(opened)
+    _emit(report.model_dump(mode="json"), as_json, lambda: [benchmark.markdown(report)])
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="New directory for data, bundle and report.")] = Path("demo"),
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole path on a synthetic conversation corpus: train, export, infer, parity, bench, report."""
+    corpus, bundle, say = out / "data", out / "bundle", _say(quiet)
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: pass --force to run the demo again, or another --out")
+    say("1/6 synthetic dialogues in the authors' MELD file format")
+    data_synth("cmerc", corpus, sets=["text_dim=48", "audio_dim=24", "vision_dim=16"])
+    say("2/6 training cmerc with calibration, contrast and curriculum")
+    train("cmerc", corpus, bundle, preset="sample/demo", force=force, quiet=quiet)
+    say("3/6 exporting")
+    for formats, lengths in ((["onnx"], None), (["torchscript", "exported_program", "tensorrt"], ["utterances=16"])):
+        export(bundle, formats, seq_len=lengths, data=corpus, quiet=quiet)
+    say("4/6 labelling the test split")
+    infer(bundle, corpus, out / "predictions.jsonl", split="test", overflow="window", force=force, quiet=quiet)
+    say("5/6 parity of every variant with PyTorch")
+    parity(bundle, corpus, quiet=quiet)
+    say("6/6 latency of every variant against PyTorch")
+    bench(bundle, corpus, batches=[1, 16], rounds=7, quiet=quiet)
+    typer.echo(f"open {bundle / 'reports' / 'report.html'}")
+
+
+def _metrics_line(values: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+
+
+@app.callback(invoke_without_command=True)
+def _global(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+    if debug:
+        os.environ["MER_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Runs the command line; errors become one sentence and an exit code."""
+    try:
+        app()
+    except MerError as error:
+        _fail(error, str(error), error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        _fail(error, f"internal error: {type(error).__name__}: {error} (mer --debug shows where)", 1)
+
+
+def _fail(error: Exception, sentence: str, code: int) -> None:
+    if os.environ.get("MER_DEBUG"):
+        raise error
+    typer.echo(f"mer: {sentence}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
