@@ -1,0 +1,83 @@
+"""The one way from a path to samples, whatever the format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mer_export.data.samples import Corpus, Sample
+from mer_export.data.spec import DataSpec
+from mer_export.errors import InputError, UsageError
+
+
+@dataclass(frozen=True)
+class Format:
+    """One file format. `module` offers `detect(path)`, `read(path, spec, labels)` and, where it can, `stream`."""
+
+    title: str
+    module: str
+    reads: bool = True
+    writes: bool = False
+    streams: bool = False
+
+    def load(self) -> Any:
+        """The module of this format."""
+        return import_module(self.module)
+
+
+FORMATS: dict[str, Format] = {
+    "cmerc": Format("feature pickles of CMERC and M3NET (IEMOCAP, MELD)", "mer_export.data.readers.cmerc", writes=True),
+}
+"""Formats in the order in which they are tried."""
+
+
+def open_corpus(path: Path | str, spec: DataSpec | None = None, labels: Sequence[str] | None = None) -> Corpus:
+    """Reads a whole data set into memory.
+
+    Args:
+        path: file or directory.
+        spec: the `data:` section; None detects the format by the files.
+        labels: class names of the model, in index order.
+
+    Raises:
+        InputError: missing, unknown, damaged, or holding labels or features that contradict `spec`.
+    """
+    path, spec = Path(path), spec or DataSpec()
+    return FORMATS[detect(path, spec)].load().read(path, spec, labels)
+
+
+def stream_samples(
+    path: Path | str, spec: DataSpec | None = None, labels: Sequence[str] | None = None, split: str | None = None
+) -> Iterator[Sample]:
+    """Yields samples in file order, one split or all; Parquet and JSONL are read with bounded memory.
+
+    Raises:
+        InputError: as `open_corpus`.
+        UsageError: no such split.
+    """
+    path, spec = Path(path), spec or DataSpec()
+    chosen = FORMATS[detect(path, spec)]
+    if chosen.streams:
+        yield from chosen.load().stream(path, spec, labels, split)
+        return
+    corpus = chosen.load().read(path, spec, labels)
+    yield from corpus if split is None else corpus.split(split)
+
+
+def detect(path: Path, spec: DataSpec) -> str:
+    """The name of the format of these files."""
+    if spec.format != "auto":
+        if spec.format not in FORMATS:
+            raise UsageError(f"no data format {spec.format!r}, there are {list(FORMATS)}")
+        if not path.exists():
+            raise InputError(f"{path} does not exist: point --data at a file or directory")
+        return spec.format
+    if not path.exists():
+        raise InputError(f"{path} does not exist: point --data at a file or directory")
+    for name, known in FORMATS.items():
+        if known.load().detect(path):
+            return name
+    raise InputError(f"{path} is in no format that can be recognised: set data.format to one of {list(FORMATS)}")

@@ -1,0 +1,88 @@
+"""What happens to a dialogue that is longer than the model's fixed length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+from mer_export.contract import BATCH, Contract
+from mer_export.data.samples import Sample
+from mer_export.errors import InputError
+
+Policy = Literal["error", "window", "truncate"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a sample that fits.
+
+    `keep` are the rows of this piece's output that count; `start` is the unit of the whole sample that the first kept
+    row belongs to.
+    """
+
+    sample: Sample
+    keep: slice
+    start: int
+
+
+def fit(sample: Sample, contract: Contract, longest: Mapping[str, int], policy: Policy = "error") -> list[Piece]:
+    """Cuts a sample into pieces no longer than `longest`; one that fits comes back as it is.
+
+    Args:
+        sample: one item.
+        contract: names the sequence dims; units are counted along that of the output.
+        longest: longest length of each sequence dim.
+        policy: `error` raises; `truncate` keeps the last utterances, earlier ones get no prediction; `window` takes
+            overlapping windows (half a window apart) and each unit from the one where it is most central. A model
+            whose answer depends on the whole dialogue sees less context in both.
+
+    Raises:
+        InputError: the sample is too long and `policy` is `error`, or is too long along a dim that has no units.
+    """
+    lengths = sample.lengths(contract)
+    over = [d for d, n in lengths.items() if n > longest[d]]
+    if not over:
+        return [Piece(sample, slice(0, len(sample.units)), 0)]
+    dim = over[0]
+    size, limit = lengths[dim], longest[dim]
+    if policy == "error":
+        raise InputError(
+            f"{sample.id}: {size} {dim} are more than the fixed {limit}: "
+            f"re-export with --seq-len {dim}={size} or pass --overflow window|truncate"
+        )
+    if over != [_unit_dim(contract)]:
+        raise InputError(f"{sample.id}: {size} {dim} are more than {limit}, and {policy} cuts whole utterances only")
+    if policy == "truncate":
+        return [Piece(_cut(sample, contract, dim, size - limit, size), slice(0, limit), size - limit)]
+    return [
+        Piece(_cut(sample, contract, dim, begin, begin + limit), slice(first - begin, last - begin), first)
+        for begin, first, last in windows(size, limit)
+    ]
+
+
+def windows(size: int, limit: int) -> list[tuple[int, int, int]]:
+    """Windows over `size` units as (begin, first, last): a window of `limit` from `begin`, kept for first..last-1.
+
+    Windows start half a window apart, the last one ends with the data; borders lie midway between window centres.
+    """
+    step = max(1, limit // 2)
+    begins = [*range(0, size - limit, step), size - limit]
+    borders = [(a + b + limit + 1) // 2 for a, b in pairwise(begins)]
+    return list(zip(begins, [0, *borders], [*borders, size], strict=True))
+
+
+def _unit_dim(contract: Contract) -> str | None:
+    dims = [d for d in contract.outputs[0].dims if isinstance(d, str) and d != BATCH]
+    return dims[0] if dims else None
+
+
+def _cut(sample: Sample, contract: Contract, dim: str, begin: int, end: int) -> Sample:
+    inputs = dict(sample.inputs)
+    for spec in contract.features:
+        if spec.name in inputs and dim in spec.dims:
+            index = [slice(begin, end) if d == dim else slice(None) for d in spec.dims[1:]]
+            inputs[spec.name] = inputs[spec.name][tuple(index)]
+    labels = None if sample.labels is None else sample.labels[begin:end]
+    return replace(sample, inputs=inputs, units=sample.units[begin:end], labels=labels)

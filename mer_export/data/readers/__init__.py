@@ -1,0 +1,1 @@
+"""One module per file format; each turns files into samples and knows nothing of models."""
