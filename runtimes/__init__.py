@@ -1,0 +1,122 @@
+"""Running a bundle: one class per backend, a predictor, parity and benchmark. Importing this needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mer_export.bundle import Bundle, Variant
+from mer_export.errors import UnsupportedError, UsageError
+from mer_export.registry import resolve
+from runtimes.session import Session, SessionOptions
+
+if TYPE_CHECKING:
+    from runtimes.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A runtime: its class as `module:class`, and the formats it runs (none: the bundle's own weights)."""
+
+    name: str
+    title: str
+    session: str
+    formats: tuple[str, ...]
+    offers: tuple[SessionOptions, ...] = (SessionOptions(), SessionOptions(device="cuda"))
+    """The options worth trying on a machine."""
+
+
+BACKENDS = {
+    b.name: b
+    for b in (
+        Backend("torch", "PyTorch eager, the reference", "runtimes.eager:EagerSession", ()),
+        Backend("torchscript", "TorchScript", "runtimes.torchscript:TorchScriptSession", ("torchscript",)),
+        Backend(
+            "exported_program",
+            "PyTorch exported program",
+            "runtimes.exported_program:ExportedProgramSession",
+            ("exported_program",),
+        ),
+        Backend("onnxruntime", "ONNX Runtime, CPU or CUDA", "runtimes.onnx_runtime:OnnxRuntimeSession", ("onnx",)),
+        Backend(
+            "openvino",
+            "OpenVINO, fp32 or bf16 on CPU",
+            "runtimes.openvino:OpenVinoSession",
+            ("onnx",),
+            (SessionOptions(), SessionOptions(hint="bf16")),
+        ),
+    )
+}
+
+
+class Candidate(NamedTuple):
+    """Something that could answer for a bundle: a variant (None: its PyTorch weights) on a backend."""
+
+    variant: Variant | None
+    backend: str
+    options: SessionOptions
+
+
+def open_session(
+    bundle: Bundle, variant: Variant | None, backend: str, options: SessionOptions | None = None
+) -> Session:
+    """Loads a variant (None: the PyTorch weights) on a backend.
+
+    Raises:
+        UsageError: unknown backend, or a variant where none fits.
+        UnsupportedError: the backend does not run that format.
+        NotAvailableError: package, provider or device missing on this machine.
+        BundleError: a file that is damaged or does not keep the contract.
+    """
+    record = find_backend(backend)
+    if variant is not None and record.formats and variant.format not in record.formats:
+        raise UnsupportedError(f"runtime {backend} runs {list(record.formats)}, not {variant.name}")
+    return resolve(record.session).open(bundle, variant, options or SessionOptions())
+
+
+def find_backend(name: str) -> Backend:
+    """The backend of that name; raises UsageError with the known names."""
+    if name not in BACKENDS:
+        raise UsageError(f"no runtime {name!r}, there are {list(BACKENDS)}")
+    return BACKENDS[name]
+
+
+def candidates(bundle: Bundle) -> list[Candidate]:
+    """Everything of this bundle that this machine can run, the eager reference first."""
+    return [c for c, problem in survey(bundle) if problem is None]
+
+
+def unavailable(bundle: Bundle) -> list[tuple[Candidate, str]]:
+    """What this machine cannot run, each with the reason in one sentence."""
+    return [(c, problem) for c, problem in survey(bundle) if problem is not None]
+
+
+def survey(bundle: Bundle) -> list[tuple[Candidate, str | None]]:
+    """Every variant on every backend and device that takes it, with the reason where this machine cannot run it."""
+    found: list[tuple[Candidate, str | None]] = []
+    for backend in BACKENDS.values():
+        variants: list[Variant | None] = [v for v in bundle.manifest.variants if v.format in backend.formats]
+        for options in backend.offers:
+            problem = backend_problem(backend.name, options)
+            found += [(Candidate(v, backend.name, options), problem) for v in (variants if backend.formats else [None])]
+    return found
+
+
+def backend_problem(name: str, options: SessionOptions | None = None) -> str | None:
+    """Why a backend cannot run on this machine, in one sentence; None where it can."""
+    return resolve(find_backend(name).session).problem(options or SessionOptions())
+
+
+def load(path: Path | str, backend: str = "onnxruntime", **options: Any) -> Predictor:
+    """Opens a bundle for prediction: `load("runs/a").predict(samples)`.
+
+    Args:
+        path: the bundle's directory.
+        backend: a name in `BACKENDS`.
+        options: fields of `SessionOptions` (device, threads, hint) and of `Predictor` (batch, overflow, precision).
+    """
+    from runtimes.predictor import Predictor
+
+    own = {k: options.pop(k) for k in ("device", "threads", "hint", "extra") if k in options}
+    return Predictor(Bundle.open(path), backend, SessionOptions(**own), **options)

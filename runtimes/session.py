@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -9,7 +10,9 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from mer_export.contract import Contract, Lengths
+from mer_export.bundle import Bundle, Variant
+from mer_export.contract import BATCH, Contract, Lengths, TensorSpec
+from mer_export.errors import BundleError, UsageError
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,18 @@ class Session:
         self.info: dict[str, Any] = {"backend": self.backend, "device": options.device, "threads": options.threads}
         """What really runs: provider, versions, threads, precision."""
 
+    @classmethod
+    def open(cls, bundle: Bundle, variant: Variant | None, options: SessionOptions) -> Self:
+        """Loads a variant of a bundle after its checksums were verified."""
+        if variant is None:
+            raise UsageError(f"runtime {cls.backend} needs an exported variant: run mer export first")
+        return cls(bundle.variant_files(variant), bundle.manifest.contract, variant.lengths, variant.batch, options)
+
+    @classmethod
+    def problem(cls, options: SessionOptions) -> str | None:
+        """Why this backend cannot run here with these options; None where it can."""
+        return None
+
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One forward pass on arrays that `Contract.check` accepts."""
         raise NotImplementedError
@@ -61,3 +76,45 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output as a model file declares it: numpy dtype name, and dims with None where any size goes."""
+
+    dtype: str
+    dims: tuple[int | None, ...]
+
+
+def check_ports(
+    model: Path,
+    specs: Sequence[TensorSpec],
+    found: Mapping[str, Port],
+    lengths: Lengths | None,
+    batch: int,
+) -> None:
+    """Holds what a model file declares against the contract.
+
+    Raises:
+        BundleError: names, dtypes or sizes differ; names the first difference.
+    """
+    if list(found) != [s.name for s in specs]:
+        raise BundleError(f"{model} has {list(found)}, the contract asks for {[s.name for s in specs]}: export again")
+    for spec in specs:
+        port = found[spec.name]
+        if port.dtype != spec.dtype:
+            raise BundleError(f"{model}: {spec.name} is {port.dtype}, the contract asks for {spec.dtype}: export again")
+        wanted = [_size(d, lengths or {}, batch) for d in spec.dims]
+        agrees = len(wanted) == len(port.dims) and all(
+            w is None or p is None or w == p for w, p in zip(wanted, port.dims, strict=True)
+        )
+        if not agrees:
+            raise BundleError(
+                f"{model}: {spec.name} has dims {list(port.dims)}, the contract asks for {wanted}: export again"
+            )
+
+
+def _size(dim: int | str, lengths: Mapping[str, int], batch: int) -> int | None:
+    if isinstance(dim, int):
+        return dim
+    return (batch or None) if dim == BATCH else lengths.get(dim)

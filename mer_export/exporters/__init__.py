@@ -1,0 +1,157 @@
+"""From a bundle's PyTorch model to files that runtimes load: one table of formats, one way to make a variant."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mer_export import registry
+from mer_export.bundle import WEIGHTS, Bundle, Variant
+from mer_export.contract import Lengths, lengths_name
+from mer_export.data.samples import Sample
+from mer_export.errors import UnsupportedError, UsageError
+from mer_export.exporters.job import ExportJob, example_inputs, run_model, write_samples
+
+log = logging.getLogger("mer")
+
+OPSETS = range(18, 23)
+DEFAULT_OPSET = 20
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of artefact.
+
+    `exporter` is a `module:function` string taking (ExportJob, Path). `dynamic_batch` says whether batch 0 (any size)
+    exists; without it batch 0 means 1. `uses_opset` says whether an ONNX graph is part of it.
+    """
+
+    name: str
+    title: str
+    file: str
+    exporter: str
+    dynamic_batch: bool = True
+    uses_opset: bool = False
+    precisions: tuple[str, ...] = ("fp32",)
+
+
+FORMATS = {
+    f.name: f
+    for f in (
+        Format("torchscript", "TorchScript: traced and frozen", "model.ts", f"{__name__}.torchscript:export"),
+        Format("onnx", "ONNX: constant-folded", "model.onnx", f"{__name__}.onnx:export", uses_opset=True),
+        Format(
+            "exported_program",
+            "PyTorch exported program (.pt2)",
+            "model.pt2",
+            f"{__name__}.exported_program:export",
+        ),
+    )
+}
+
+
+def export_variant(
+    bundle: Bundle,
+    format: str,
+    lengths: Lengths,
+    batch: int = 0,
+    precision: str = "fp32",
+    opset: int = DEFAULT_OPSET,
+    force: bool = False,
+    example: Sequence[Sample] | None = None,
+) -> Variant:
+    """Exports one variant into the bundle and returns it; an up-to-date one is left as it is unless `force`.
+
+    Args:
+        bundle: opened bundle.
+        format: a name in `FORMATS`.
+        lengths: the bucket, one length per sequence dim.
+        batch: fixed batch size; 0 for dynamic (1 in formats that have none).
+        precision: fp32.
+        opset: ONNX opset 18-22, where the format has one.
+        force: export again what is there.
+        example: real samples, a few of which become the example inputs kept under samples/.
+
+    Raises:
+        UsageError: unknown format, bad lengths, or an export that does not reproduce the model.
+        UnsupportedError: precision or opset that does not exist.
+        NotAvailableError: a package that the format needs is missing.
+    """
+    record = check_request(bundle, format, lengths, batch, precision, opset)
+    wanted = Variant(
+        format=format,
+        precision=precision,
+        lengths=lengths,
+        batch=batch or (0 if record.dynamic_batch else 1),
+        model="",
+        exporter="",
+    )
+    made_from = {"weights": bundle.manifest.files[WEIGHTS].sha256} | ({"opset": opset} if record.uses_opset else {})
+    there = _existing(bundle, wanted.name)
+    if there and not force and all(there.options.get(k) == v for k, v in made_from.items()):
+        log.info("%s is up to date, pass --force to export it again", there.name)
+        return there
+    job = _job(bundle, wanted, opset, example)
+    folder = f"variants/{wanted.name}"
+    samples = f"samples/{lengths_name(lengths)}.npz"
+    with bundle.commit() as change:
+        exported = registry.resolve(record.exporter)(job, change.file(f"{folder}/{record.file}"))
+        variant = wanted.model_copy(
+            update={
+                "model": f"{folder}/{record.file}",
+                "exporter": exported.exporter,
+                "options": made_from | exported.options,
+            }
+        )
+        if samples not in bundle.manifest.files or example:
+            write_samples(job, change.file(samples))
+        change.add_variant(variant)
+    log.info("exported %s", variant.name)
+    return variant
+
+
+def check_request(
+    bundle: Bundle, format: str, lengths: Lengths, batch: int, precision: str, opset: int = DEFAULT_OPSET
+) -> Format:
+    """The format of a possible request; raises as `export_variant` does, before any work."""
+    if format not in FORMATS:
+        raise UsageError(f"no format {format!r}, there are {list(FORMATS)}")
+    record, contract = FORMATS[format], bundle.manifest.contract
+    if precision not in record.precisions:
+        raise UnsupportedError(f"format {format} has no precision {precision!r}, it has {list(record.precisions)}")
+    if set(lengths) != set(contract.sequence_dims):
+        raise UsageError(f"lengths are {lengths}, the contract asks for {list(contract.sequence_dims)}")
+    for dim, size in lengths.items():
+        if not 1 <= size <= contract.longest[dim]:
+            raise UsageError(f"{dim} must be 1..{contract.longest[dim]}, not {size}")
+    if batch < 0:
+        raise UsageError(f"batch must be 0 (dynamic) or more, not {batch}")
+    if record.uses_opset and opset not in OPSETS:
+        raise UnsupportedError(
+            f"opset {opset} is not exported, runtimes fail on attention graphs from opset 23 on: "
+            f"choose {OPSETS.start}-{OPSETS.stop - 1} (default {DEFAULT_OPSET})"
+        )
+    return record
+
+
+def _existing(bundle: Bundle, name: str) -> Variant | None:
+    return next((v for v in bundle.manifest.variants if v.name == name), None)
+
+
+def _job(bundle: Bundle, wanted: Variant, opset: int, example: Sequence[Sample] | None) -> ExportJob:
+    from mer_export.weights import bundle_model
+
+    model, contract = bundle_model(bundle), bundle.manifest.contract
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    arrays = example_inputs(contract, wanted.lengths, example)
+    return ExportJob(
+        model=model,
+        contract=contract,
+        lengths=wanted.lengths,
+        batch=wanted.batch,
+        opset=opset,
+        example=arrays,
+        reference=run_model(model, contract, arrays),
+    )

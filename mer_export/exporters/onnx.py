@@ -1,0 +1,109 @@
+"""ONNX through PyTorch's graph-capturing exporter: one constant-folded file per bucket, run before it is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mer_export.contract import BATCH
+from mer_export.errors import NotAvailableError
+from mer_export.exporters.job import Exported, ExportJob, prove, repeat
+from mer_export.exporters.torchscript import attention_as_written
+
+LARGEST_FOLDED = 1 << 31
+"""Constants up to this many bytes are folded, recurrent weights included; the exporter's own limit is smaller."""
+
+TALKERS = ("torch.onnx", "onnxscript", "onnx_ir")
+
+
+def export(job: ExportJob, path: Path) -> Exported:
+    """Writes one self-contained .onnx file."""
+    for package in ("onnx", "onnxscript"):
+        _need(package)
+    import onnx
+    import onnxscript
+    import torch
+
+    model = to_onnx(job)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save_model(model, path)
+    ran = _run(job, path)
+    return Exported(
+        exporter=f"torch {torch.__version__} onnx + onnxscript {onnxscript.__version__}",
+        options={"nodes": len(model.graph.node), "ran_in": ran},
+    )
+
+
+def to_onnx(job: ExportJob) -> Any:
+    """The model as a folded `onnx.ModelProto` with the contract's names."""
+    import onnxscript.optimizer
+    import torch
+
+    inputs, outputs = job.contract.inputs, job.contract.outputs
+    dynamic = {s.name: {0: torch.export.Dim(BATCH, min=1)} for s in inputs} if job.batch == 0 else None
+    with torch.no_grad(), attention_as_written(), _quiet():
+        program = torch.onnx.export(
+            job.model,
+            job.tensors(),
+            input_names=[s.name for s in inputs],
+            output_names=[s.name for s in outputs],
+            opset_version=job.opset,
+            dynamic_shapes=dynamic,
+            dynamo=True,
+            verbose=False,
+            optimize=True,
+        )
+        assert program is not None
+        onnxscript.optimizer.optimize(
+            program.model, input_size_limit=LARGEST_FOLDED, output_size_limit=LARGEST_FOLDED, num_iterations=4
+        )
+    return program.model_proto
+
+
+def _run(job: ExportJob, path: Path) -> str:
+    """Runs the file on the example where ONNX Runtime is installed: a checked graph may still be refused there."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return "nothing"
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    items = len(next(iter(job.example.values())))
+    size = job.batch or items
+    found: dict[str, list[np.ndarray]] = {s.name: [] for s in job.contract.outputs}
+    for start in range(0, items, size):
+        feed = {s.name: repeat(job.example[s.name][start : start + size], size) for s in job.contract.inputs}
+        for spec, value in zip(job.contract.outputs, session.run(list(found), feed), strict=True):
+            found[spec.name].append(value)
+    prove(job, [np.concatenate(v)[:items] for v in found.values()], "the ONNX file in ONNX Runtime")
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+def _need(package: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec(package) is None:
+        raise NotAvailableError(f"{package} is not installed: pip install 'mer[export]'")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter's notes on packages that no model of ours uses, and its deprecation warnings."""
+    loggers = [logging.getLogger(name) for name in TALKERS]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
