@@ -1,0 +1,79 @@
+"""What parity and benchmark hold against eager PyTorch: a variant on a backend with its options, and a name for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import runtimes
+from mer_export.bundle import Bundle, Variant
+from runtimes.session import Session, SessionOptions
+
+EAGER = "torch"
+"""The backend that runs the bundle's own weights."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`reason` says why this machine cannot run it; None where it can."""
+
+    variant: Variant | None
+    backend: str
+    options: SessionOptions
+    reason: str | None = None
+
+    @property
+    def runtime(self) -> str:
+        """Backend with what differs from its defaults: `openvino bf16`, `onnxruntime cuda`."""
+        hint = "" if self.options.hint == "fp32" else self.options.hint
+        device = "" if self.options.device == "cpu" else self.options.device
+        return " ".join(part for part in (self.backend, hint, device) if part)
+
+    @property
+    def name(self) -> str:
+        return f"{self.runtime}: {self.variant.name if self.variant else 'eager'}"
+
+    @property
+    def format(self) -> str:
+        return self.variant.format if self.variant else "eager"
+
+    @property
+    def precision(self) -> str:
+        """The precision it computes in, which decides the rule it is judged by."""
+        own = self.variant.precision if self.variant else "fp32"
+        return self.options.hint if own == "fp32" else own
+
+    @property
+    def family(self) -> tuple[str, ...]:
+        """Equal for candidates that differ by bucket only."""
+        batch = str(self.variant.batch) if self.variant else "any"
+        return (self.runtime, self.format, self.precision, batch)
+
+    @property
+    def is_eager(self) -> bool:
+        return self.variant is None and self.options.device == "cpu"
+
+    def open(self, bundle: Bundle) -> Session:
+        """Loads it; raises as `runtimes.open_session`."""
+        return runtimes.open_session(bundle, self.variant, self.backend, self.options)
+
+
+def eager(threads: int | None = None) -> Candidate:
+    """The reference: PyTorch on the CPU with the bundle's own weights."""
+    return Candidate(None, EAGER, SessionOptions(threads=threads))
+
+
+def find_candidates(bundle: Bundle, threads: int | None = None) -> list[Candidate]:
+    """Everything in a bundle on every backend, eager first, with the reason where this machine cannot run it."""
+    return [
+        Candidate(c.variant, c.backend, replace(c.options, threads=threads), reason)
+        for c, reason in runtimes.survey(bundle)
+    ]
+
+
+def grouped_reasons(not_run: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """(reason, names) of (name, reason) pairs, in order of appearance."""
+    groups: dict[str, list[str]] = {}
+    for name, reason in not_run:
+        groups.setdefault(reason, []).append(name)
+    return list(groups.items())

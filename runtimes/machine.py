@@ -1,0 +1,67 @@
+"""What a measurement ran on: the class of machine and the versions, never its name."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata
+from typing import Any
+
+from runtimes.doctor import cpu_model
+
+PACKAGES = (
+    "torch",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "tensorrt_rtx_cu13_bindings",
+    "onnx",
+    "numpy",
+)
+GPU_FIELDS = ("name", "driver_version", "clocks.sm", "clocks.mem", "memory.total")
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, memory, GPU with its clocks, versions and present load."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": cpu_model(),
+        "cores": cores,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "gpu": gpus(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that decide a result."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def gpus() -> list[dict[str, str]]:
+    """Name, driver and present clocks of each NVIDIA GPU; empty without one."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [
+        dict(zip(GPU_FIELDS, (v.strip() for v in line.split(",")), strict=False))
+        for line in done.stdout.splitlines()
+        if line.strip()
+    ]

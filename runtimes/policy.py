@@ -1,0 +1,100 @@
+"""What counts as the same answer: a rule per precision, which an output may override, and the verdict they give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from mer_export.bundle import Strict
+from mer_export.errors import UsageError
+
+Verdict = Literal["pass", "warn", "fail", "not run"]
+SEVERITY: tuple[Verdict, ...] = ("not run", "pass", "warn", "fail")
+"""Ascending; the verdict of several is the gravest of them."""
+
+
+class Rule(Strict):
+    """Limits of one precision.
+
+    An element agrees when |a - b| <= atol + rtol * |reference|. `flip_share` is the part of all units whose label
+    may change (one unit is always allowed where it is above 0), `metric_drop` how many points a task metric may
+    lose, `metric` the metric that is held against it.
+    """
+
+    atol: float = Field(ge=0)
+    rtol: float = Field(ge=0)
+    flip_share: float = Field(0.0, ge=0, le=1)
+    metric_drop: float = Field(0.0, ge=0)
+    metric: str = "weighted_f1"
+
+    def flips_allowed(self, units: int) -> int:
+        """How many of `units` labels may change."""
+        return max(1, int(self.flip_share * units)) if self.flip_share else 0
+
+
+DEFAULT_RULES: dict[str, Rule] = {
+    # float32 everywhere: only the order of sums differs. rtol keeps log-probabilities of -20 and less, where one
+    # rounding step is already 2e-6, from being judged more strictly than those near 0.
+    "fp32": Rule(atol=1e-5, rtol=1e-6),
+    "fp16": Rule(atol=2e-2, rtol=1e-2, flip_share=0.005, metric_drop=0.3),
+    "bf16": Rule(atol=1e-1, rtol=5e-2, flip_share=0.01, metric_drop=0.5),
+    "int8": Rule(atol=3e-1, rtol=1e-1, flip_share=0.02, metric_drop=1.0),
+}
+
+
+class Policy(Strict):
+    """Rules by precision, and tolerances by output name that replace those of every rule."""
+
+    rules: dict[str, Rule] = Field(default_factory=lambda: dict(DEFAULT_RULES))
+    atol: dict[str, float] = Field(default_factory=dict)
+    rtol: dict[str, float] = Field(default_factory=dict)
+    close: float = Field(0.5, gt=0, le=1)
+    """Part of the tolerance past which an agreeing candidate still gets a warning."""
+    listed_flips: int = Field(200, ge=0)
+    """How many flips a report lists one by one; all are counted."""
+
+    @classmethod
+    def parse(cls, atol: Sequence[str] = (), rtol: Sequence[str] = ()) -> Policy:
+        """The default policy with overrides such as `log_prob:1e-4`, or `1e-4` for every output."""
+        return cls(atol=_parse("--atol", atol), rtol=_parse("--rtol", rtol))
+
+    def check_names(self, outputs: Iterable[str]) -> None:
+        """Raises UsageError where an override names an output that does not exist."""
+        known = set(outputs)
+        for name in {*self.atol, *self.rtol} - known - {"*"}:
+            raise UsageError(f"tolerance for {name!r}: no such output, there are {sorted(known)}")
+
+    def rule(self, precision: str) -> Rule:
+        """The rule of a precision; raises UsageError where there is none."""
+        if precision not in self.rules:
+            raise UsageError(f"no parity rule for precision {precision!r}, there are {sorted(self.rules)}")
+        return self.rules[precision]
+
+    def tolerance(self, precision: str, output: str) -> tuple[float, float]:
+        """(atol, rtol) of one output at one precision."""
+        rule = self.rule(precision)
+        return (
+            self.atol.get(output, self.atol.get("*", rule.atol)),
+            self.rtol.get(output, self.rtol.get("*", rule.rtol)),
+        )
+
+
+def gravest(verdicts: Iterable[Verdict]) -> Verdict:
+    """The gravest verdict; `not run` when there is none."""
+    return max(verdicts, key=SEVERITY.index, default="not run")
+
+
+def _parse(flag: str, values: Sequence[str]) -> dict[str, float]:
+    parsed: dict[str, float] = {}
+    for text in values:
+        name, found, number = text.rpartition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if (found and not name) or not 0 <= value < float("inf"):
+            raise UsageError(f"{flag} {text}: expected a number such as 1e-4, or an output and one: log_prob:1e-4")
+        parsed[name or "*"] = value
+    return parsed

@@ -1,0 +1,57 @@
+"""Samples made from real ones that hit what test sets leave out: one unit, a full bucket, a missing modality."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+
+from mer_export.contract import Contract, Lengths, lengths_name
+from mer_export.data.samples import Sample
+
+
+def resized(sample: Sample, contract: Contract, lengths: Mapping[str, int]) -> Sample:
+    """`sample` cut, or repeated, to exactly these lengths; without labels."""
+    own = sample.lengths(contract)
+    inputs = dict(sample.inputs)
+    for spec in contract.features:
+        if spec.name in inputs:
+            array = inputs[spec.name]
+            for axis, dim in enumerate(spec.dims[1:]):
+                if isinstance(dim, str):
+                    array = np.take(array, np.arange(lengths[dim]) % own[dim], axis=axis)
+            inputs[spec.name] = array
+    count = units(contract, lengths)
+    name = f"{sample.id} ({lengths_name(lengths)})"
+    return replace(sample, id=name, inputs=inputs, units=tuple(f"{name}/{i}" for i in range(count)), labels=None)
+
+
+def units(contract: Contract, lengths: Mapping[str, int]) -> int:
+    """How many units a sample of these lengths has: the rows of the first output."""
+    return math.prod(lengths[d] for d in contract.outputs[0].dims[1:] if isinstance(d, str))
+
+
+def without(sample: Sample, contract: Contract, modalities: Sequence[str]) -> Sample:
+    """`sample` with these modalities missing; without labels."""
+    gone = {s.name for s in contract.features if s.modality in modalities}
+    name = f"{sample.id} (no {', '.join(modalities)})"
+    inputs = {n: a for n, a in sample.inputs.items() if n not in gone}
+    names = tuple(f"{name}/{i}" for i in range(len(sample.units)))
+    return replace(sample, id=name, inputs=inputs, units=names, labels=None)
+
+
+def probes(samples: Sequence[Sample], contract: Contract, buckets: Sequence[Lengths]) -> list[Sample]:
+    """One-unit, every-bucket-full and every-missing-modality versions of the most complete of `samples`."""
+    if not samples:
+        return []
+    base = max(samples, key=lambda s: len(s.modalities(contract)))
+    single = {d: 1 for d in contract.sequence_dims}
+    shapes = [single, *(dict(b) for b in buckets if dict(b) != single)]
+    made = [resized(base, contract, shape) for shape in shapes]
+    smallest = min(buckets, key=lambda b: tuple(b.values()), default=single)
+    short = resized(base, contract, {d: min(n, smallest[d]) for d, n in base.lengths(contract).items()})
+    present = base.modalities(contract)
+    return made + [without(short, contract, gone) for n in range(1, len(present)) for gone in combinations(present, n)]

@@ -1,0 +1,122 @@
+"""Interleaved timing of several callables in one process: warm up, then A B A B in shuffled rounds.
+
+Rounds make every candidate see the same disturbances of the machine, so that ratios taken per round hold where
+absolute times do not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mer_export.bundle import Strict
+
+PAUSE = 0.015
+"""Seconds before each turn: idle workers of one runtime keep spinning for a while and would slow the next one."""
+LONG_CALL = 0.2
+"""Seconds; shorter calls are preceded by an untimed one, which brings caches and thread pools back."""
+TURN = 0.02
+"""Seconds that the timed calls of one turn aim to fill, with at most `CALLS` calls."""
+CALLS = 10
+
+Call = Callable[[], object]
+
+
+class Quartiles(Strict):
+    """Median and spread over rounds."""
+
+    median: float
+    q25: float
+    q75: float
+
+    @classmethod
+    def of(cls, values: list[float] | np.ndarray) -> Quartiles:
+        q25, median, q75 = np.quantile(values, (0.25, 0.5, 0.75))
+        return cls(median=float(median), q25=float(q25), q75=float(q75))
+
+
+class Latency(Strict):
+    """Milliseconds per call: percentiles of wall-clock time, and process CPU time over all threads."""
+
+    calls: int
+    p50: float
+    p90: float
+    p99: float
+    longest: float
+    cpu_p50: float
+
+
+class WarmUp(Strict):
+    """How many calls it took until times were stable; `stable` is False where the limit came first."""
+
+    calls: int
+    first_ms: float
+    stable: bool
+
+
+@dataclass
+class Turns:
+    """Raw times in seconds, one list of calls per round."""
+
+    wall: list[list[float]] = field(default_factory=list)
+    cpu: list[list[float]] = field(default_factory=list)
+
+    def latency(self) -> Latency:
+        wall = 1000 * np.concatenate(self.wall)
+        p50, p90, p99 = np.quantile(wall, (0.5, 0.9, 0.99))
+        return Latency(
+            calls=len(wall),
+            p50=float(p50),
+            p90=float(p90),
+            p99=float(p99),
+            longest=float(wall.max()),
+            cpu_p50=float(1000 * np.median(np.concatenate(self.cpu))),
+        )
+
+
+def warm_up(call: Call, seconds: float = 2.0, most: int = 30) -> WarmUp:
+    """Calls until the medians of the last two threes are within 10 %, for at most about `seconds` or `most` calls."""
+    times: list[float] = []
+    began = time.perf_counter()
+    stable = False
+    while len(times) < most and not stable and (len(times) < 2 or time.perf_counter() - began < seconds):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+        if len(times) >= 6:
+            before, now = np.median(times[-6:-3]), np.median(times[-3:])
+            stable = bool(abs(now - before) <= 0.1 * before)
+    return WarmUp(calls=len(times), first_ms=1000 * times[0], stable=stable)
+
+
+def interleave(calls: Mapping[str, Call], rounds: int, pause: float = PAUSE, seed: int = 0) -> dict[str, Turns]:
+    """Times every call once per round (short ones several times in a row), in an order drawn for each round."""
+    random = np.random.default_rng(seed)
+    turns = {name: Turns() for name in calls}
+    expected = {name: _once(call)[0] for name, call in calls.items()}
+    for _ in range(rounds):
+        for name in random.permutation(list(calls)).tolist():
+            time.sleep(pause)
+            if expected[name] < LONG_CALL:
+                calls[name]()
+            count = int(np.clip(TURN / max(expected[name], 1e-6), 1, CALLS))
+            timed = [_once(calls[name]) for _ in range(count)]
+            turns[name].wall.append([wall for wall, _ in timed])
+            turns[name].cpu.append([cpu for _, cpu in timed])
+            expected[name] = min(expected[name], min(wall for wall, _ in timed))
+    return turns
+
+
+def ratio(base: Turns, other: Turns, cpu: bool = False) -> Quartiles:
+    """How many times faster `other` is than `base`: base / other of each round's medians, over rounds."""
+    a, b = (base.cpu, other.cpu) if cpu else (base.wall, other.wall)
+    return Quartiles.of([float(np.median(x) / max(np.median(y), 1e-9)) for x, y in zip(a, b, strict=True)])
+
+
+def _once(call: Call) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - wall, time.process_time() - cpu
