@@ -1,0 +1,181 @@
+"""Training configuration: presets, overrides and checks. Needs no torch.
+
+presets/<system or family>/<data set>.yaml    exactly the published hyper-parameters
+presets/sample/<data set>.yaml                small recipes for small data, ours
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from mer_export import registry
+from mer_export.data.spec import DataSpec
+from mer_export.errors import UsageError
+from mer_export.registry import first_problem
+from train.protocols import recipe
+
+FOLDER = Path(__file__).parent / "presets"
+PRESETS: tuple[str, ...] = tuple(
+    sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml"))
+)
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Keep(Strict):
+    """Which epoch's weights the bundle keeps: the last one, or the best one by `metric` on `split`.
+
+    The published recipes choose on the test split, as their papers do; `patience` ends training after so many epochs
+    without a better one.
+    """
+
+    rule: Literal["last", "best"] = "last"
+    split: str = "test"
+    metric: Literal["weighted_f1", "accuracy", "macro_f1"] = "weighted_f1"
+    patience: int | None = Field(None, ge=1)
+
+
+class TrainConfig(Strict):
+    """Everything a training run depends on, apart from the data itself. The resolved copy stays in the bundle."""
+
+    title: str = ""
+    system: str
+    model: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """The system's configuration; checked, defaults filled in."""
+    data: DataSpec = Field(default_factory=DataSpec)
+    protocol: dict[str, Any] = Field(default_factory=dict, validate_default=True)
+    """The system's training settings; checked, defaults filled in."""
+    train_splits: tuple[str, ...] = Field(("train",), min_length=1)
+    evaluate_splits: tuple[str, ...] = ("test",)
+    """Splits that are measured after every epoch; those that the data lack are left out."""
+    epochs: int = Field(ge=1)
+    batch: int = Field(16, ge=1)
+    """Items per step and process."""
+    lr: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(None, gt=0)
+    """Largest gradient norm, none in the published recipes."""
+    seed: int = Field(0, ge=0)
+    reseed: Literal["same", "epoch"] = "epoch"
+    """Random streams restart at every pass: from `seed` itself as published, or from `seed` plus the epoch number."""
+    keep: Keep = Keep()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 autocast on a GPU that has it, otherwise fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    save_every: int = Field(1, ge=1)
+    """Epochs between resumable states."""
+    licence: str = "unknown: ask the owner of the training data"
+
+    @field_validator("model")
+    @classmethod
+    def _model(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        return _resolve(_system(info).config, values)
+
+    @field_validator("protocol")
+    @classmethod
+    def _protocol(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        return _resolve(recipe(_system(info).name).settings, values)
+
+    def seed_of(self, epoch: int) -> int:
+        """The seed that the random streams of one epoch (from 0) start from."""
+        return self.seed if self.reseed == "same" else self.seed + 1 + epoch
+
+
+def load_preset(name: str, overrides: Iterable[str] = ()) -> TrainConfig:
+    """A preset with `a.b=value` overrides applied.
+
+    Raises:
+        UsageError: unknown preset or field, or a value that does not fit.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"no preset {name!r}, there are {list(PRESETS)}")
+    return load_config(FOLDER / f"{name}.yaml", overrides)
+
+
+def load_config(path: Path | str, overrides: Iterable[str] = ()) -> TrainConfig:
+    """A configuration file with `a.b=value` overrides applied; raises UsageError as `load_preset` does."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{path} holds {type(values).__name__}, expected a mapping of settings")
+    return parse_config(apply_overrides(values, overrides), source=str(path))
+
+
+def parse_config(values: dict[str, Any], source: str = "training config") -> TrainConfig:
+    """A checked configuration; raises UsageError naming the first wrong value."""
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(f"{source}: {first_problem(error)}") from None
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`values` with each `a.b=value` set; values are read as YAML, missing sections are made."""
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        *parents, last = path.strip().split(".")
+        if not equals or not last or not all(parents):
+            raise UsageError(f"--set {override}: write it as section.field=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageError(f"--set {override}: {text!r} is no value") from None
+        values = _with(values, parents, last, value, override)
+    return values
+
+
+def dump_config(config: TrainConfig) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def first_difference(old: Any, new: Any, path: str = "") -> str | None:
+    """The first field in which two dumped configurations differ, as `section.field: old, now new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            found = first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+            if found:
+                return found
+        return None
+    return None if old == new else f"{path}: {old!r}, now {new!r}"
+
+
+def main_process() -> bool:
+    """False in the other processes of a run with several (as started by torchrun or accelerate launch)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _with(values: dict[str, Any], parents: list[str], last: str, value: Any, override: str) -> dict[str, Any]:
+    if not parents:
+        return {**values, last: value}
+    inner = values.get(parents[0])
+    if inner is not None and not isinstance(inner, dict):
+        raise UsageError(f"--set {override}: {parents[0]} is {inner!r}, it has no fields")
+    return {**values, parents[0]: _with(inner or {}, parents[1:], last, value, override)}
+
+
+def _system(info: ValidationInfo) -> registry.System:
+    try:
+        return registry.get(info.data.get("system", ""))
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
+def _resolve(kind: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return kind.model_validate(values).model_dump(mode="json")
+    except ValidationError as error:
+        raise ValueError(first_problem(error)) from None

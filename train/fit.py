@@ -1,0 +1,326 @@
+"""`fit`: from a configuration and a data set to a bundle, resumable after every committed epoch.
+
+Several processes: start the same command with `torchrun` or `accelerate launch`; `batch` then counts per process,
+and the first process alone writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from mer_export import registry
+from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle, Manifest
+from mer_export.contract import Contract
+from mer_export.data.open import open_corpus
+from mer_export.data.samples import Corpus, Sample
+from mer_export.errors import NotAvailableError, UsageError
+from mer_export.models.cmerc.network import Semantics
+from mer_export.task import Task
+from train.config import TrainConfig, dump_config, first_difference
+from train.difficulty import find_difficulty, measure_difficulty, read_difficulty
+from train.evaluate import evaluate
+from train.loop import Stage, make_accelerator, set_statistics
+from train.progress import Quiet, default_progress
+from train.protocols import recipe
+from train.provenance import feature_statistics, provenance
+from train.seeds import seed_everything
+from train.state import DIFFICULTY, RunState, load_tensors, read_state, stage_state
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+EVALUATION = "train/evaluation.json"
+
+
+@dataclass
+class Setting:
+    """What stays the same through a run."""
+
+    config: TrainConfig
+    model_config: Any
+    settings: Any
+    contract: Contract
+    task: Task
+    corpus: Corpus
+    samples: list[Sample]
+    data: Path
+    accelerator: Accelerator
+
+    @property
+    def measured(self) -> dict[str, list[Sample]]:
+        """The labelled splits that are evaluated."""
+        return {n: self.corpus.splits[n] for n in self.config.evaluate_splits if n in self.corpus.splits}
+
+
+def fit(
+    config: TrainConfig,
+    data_path: Path | str,
+    out: Path | str,
+    resume: bool = True,
+    force: bool = False,
+    quiet: bool = False,
+    tensorboard: bool = False,
+) -> Bundle:
+    """Trains, evaluates and writes a bundle.
+
+    Args:
+        config: a preset with overrides, or a configuration file.
+        data_path: file or directory that `config.data` describes.
+        out: the bundle. A run that was interrupted there continues; a finished one is returned as it is.
+        resume: False refuses an existing bundle instead.
+        force: starts over, replacing an existing bundle.
+        quiet: shows no progress.
+        tensorboard: writes losses and metrics beside the bundle, in `<out>-tensorboard`.
+
+    Returns:
+        The trained bundle; `train/evaluation.json` in it holds the final metrics per split and semantics.
+
+    Raises:
+        UsageError: the bundle belongs to another configuration or other data, or a split is missing.
+        InputError: data that the model cannot take.
+    """
+    setting = _prepare(config, Path(data_path))
+    made_by = provenance(setting.corpus, config.licence)
+    accelerator = setting.accelerator
+    bundle, state = _existing(Path(out), config, made_by, resume) if not force else (None, RunState())
+    if bundle is not None and state.finished:
+        return bundle
+    accelerator.wait_for_everyone()
+    shown = default_progress() if accelerator.is_main_process and not quiet else Quiet()
+    resumed = bundle is not None
+    if bundle is None and accelerator.is_main_process:
+        bundle = Bundle.create(out, _manifest(setting, made_by), force=force)
+    with contextlib.ExitStack() as stack:
+        if bundle is not None and accelerator.is_main_process:
+            stack.enter_context(bundle.lock())
+        stack.callback(shown.close)
+        writer = stack.enter_context(_tensorboard(Path(out))) if tensorboard and accelerator.is_main_process else None
+        difficulty = _difficulty(setting, bundle if resumed else None, shown)
+        run = Run(setting, bundle, state, difficulty, shown, writer, resumed)
+        run.train()
+        run.finish()
+    accelerator.wait_for_everyone()
+    return Bundle.open(out)
+
+
+class Run:
+    """The main stage: epochs, the choice of weights, and one commit per epoch."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        bundle: Bundle | None,
+        state: RunState,
+        difficulty: dict[str, float] | None,
+        progress: Quiet,
+        writer: Any,
+        resumed: bool,
+    ):
+        """`bundle` is None in every process but the first of a new run."""
+        self.setting, self.bundle, self.state, self.difficulty = setting, bundle, state, difficulty
+        self.progress, self.writer = progress, writer
+        config = setting.config
+        seed_everything(config.seed)
+        model = registry.get(config.system).build(setting.model_config)
+        set_statistics(model, setting.samples)
+        self.stage = Stage(
+            config, setting.settings, model, setting.contract, setting.samples, setting.accelerator, difficulty
+        )
+        if resumed and bundle is not None:
+            load_tensors(bundle, model, self.stage.optimizer)
+
+    def train(self) -> None:
+        """Runs the epochs that are left."""
+        config, accelerator = self.setting.config, self.setting.accelerator
+        self.progress.start(config.title or config.system, config.epochs, self.state.epoch)
+        while self.state.epoch < config.epochs and not self._out_of_patience():
+            record = self.stage.epoch(self.state.epoch)
+            self.state.epoch += 1
+            if accelerator.is_main_process:
+                self._record(record)
+            accelerator.wait_for_everyone()
+
+    def finish(self) -> None:
+        """Evaluates the kept weights and drops what only resuming needs."""
+        if self.bundle is None or not self.setting.accelerator.is_main_process:
+            return
+        self.state.finished = True
+        kinds: tuple[Semantics, ...] = (
+            ("single", "batch") if self.setting.settings.semantics == "batch" else ("single",)
+        )
+        device = str(self.setting.accelerator.device)
+        found = {
+            split: {kind: evaluate(self.bundle, samples, kind, device=device) for kind in kinds}
+            for split, samples in self.setting.measured.items()
+        }
+        with self.bundle.commit() as change:
+            change.write(EVALUATION, json.dumps(found, indent=1))
+            change.manifest.provenance["result"] = _headline(found, change.manifest.provenance.get("epoch"))
+            stage_state(change, self.state, self.stage.model, self.stage.optimizer)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        config = self.setting.config
+        record["splits"] = {n: self.stage.evaluate(s, self.setting.task) for n, s in self.setting.measured.items()}
+        self.state.records.append(record)
+        better = self._better(record)
+        last = self.state.epoch == config.epochs
+        if better or last or self.state.epoch % config.save_every == 0 or self._patience_ran_out():
+            self._commit(keep=better or config.keep.rule == "last")
+        self.progress.epoch(record)
+        if self.writer is not None:
+            _write_scalars(self.writer, record)
+
+    def _better(self, record: dict[str, Any]) -> bool:
+        """Whether this epoch is the best so far by the configured metric; notes it."""
+        keep = self.setting.config.keep
+        if keep.rule == "last":
+            return False
+        value = record["splits"][keep.split][keep.metric]
+        if self.state.best_value is not None and value <= self.state.best_value:
+            return False
+        self.state.best_epoch, self.state.best_value = self.state.epoch, value
+        return True
+
+    def _commit(self, keep: bool) -> None:
+        from safetensors.torch import save_model
+
+        assert self.bundle is not None
+        with self.bundle.commit() as change:
+            if keep:
+                save_model(self.stage.model, str(change.file(WEIGHTS)))
+                change.manifest.provenance["epoch"] = self.state.epoch
+                weights = self.stage.protocol.weight
+                change.manifest.provenance["class_weights"] = None if weights is None else weights.tolist()
+            if CONFIG not in change.manifest.files:
+                change.write(CONFIG, dump_config(self.setting.config))
+                if self.difficulty is not None:
+                    change.write(DIFFICULTY, json.dumps(self.difficulty))
+            stage_state(change, self.state, self.stage.model, self.stage.optimizer)
+
+    def _patience_ran_out(self) -> bool:
+        keep = self.setting.config.keep
+        if keep.rule == "last" or keep.patience is None or self.state.best_epoch is None:
+            return False
+        return self.state.epoch - self.state.best_epoch >= keep.patience
+
+    def _out_of_patience(self) -> bool:
+        """The first process's view, known to all."""
+        from accelerate.utils import broadcast_object_list
+
+        return bool(broadcast_object_list([self._patience_ran_out()])[0])
+
+
+def _prepare(config: TrainConfig, data: Path) -> Setting:
+    system = registry.get(config.system)
+    model_config = system.parse(config.model)
+    task = system.task(model_config)
+    corpus = open_corpus(data, config.data, labels=task.labels)
+    samples = [s for name in config.train_splits for s in corpus.split(name)]
+    samples = [s for s in samples if s.labels is not None and (s.labels >= 0).any()]
+    if not samples:
+        raise UsageError(f"{data}: no labelled item in the training split {list(config.train_splits)}")
+    if config.keep.rule == "best" and config.keep.split not in {*corpus.splits} & {*config.evaluate_splits}:
+        raise UsageError(f"keep.split {config.keep.split!r} is not evaluated: there are {list(corpus.splits)}")
+    return Setting(
+        config=config,
+        model_config=model_config,
+        settings=recipe(config.system).settings.model_validate(config.protocol),
+        contract=system.contract(model_config),
+        task=task,
+        corpus=corpus,
+        samples=samples,
+        data=data,
+        accelerator=make_accelerator(config),
+    )
+
+
+def _existing(
+    out: Path, config: TrainConfig, made_by: dict[str, Any], resume: bool
+) -> tuple[Bundle, RunState] | tuple[None, RunState]:
+    """The bundle of an interrupted or finished run of the same configuration and data, or None."""
+    if not (out / MANIFEST).is_file():
+        return None, RunState()
+    bundle = Bundle.open(out)
+    state = read_state(bundle)
+    if state is None or not resume:
+        raise UsageError(f"{out} already holds a bundle: pass --force to replace it, or another --out")
+    before = yaml.safe_load(bundle.path(CONFIG).read_text())
+    changed = first_difference(before, yaml.safe_load(dump_config(config)))
+    if changed:
+        raise UsageError(f"{out} was trained with another {changed}: pass --force to start over, or another --out")
+    if bundle.manifest.provenance["data"]["fingerprint"] != made_by["data"]["fingerprint"]:
+        raise UsageError(f"{out} was trained on other data: pass --force to start over, or another --out")
+    return bundle, state
+
+
+def _manifest(setting: Setting, made_by: dict[str, Any]) -> Manifest:
+    system = registry.get(setting.config.system)
+    return Manifest(
+        system=system.name,
+        variant=system.variant_of(setting.model_config),
+        config=setting.model_config.model_dump(mode="json"),
+        task=setting.task,
+        contract=setting.contract,
+        features=feature_statistics(setting.samples, setting.contract),
+        provenance=made_by,
+    )
+
+
+def _difficulty(setting: Setting, bundle: Bundle | None, progress: Quiet) -> dict[str, float] | None:
+    """Difficulties for the curriculum: from the resumed bundle, a file, or measured now; None without curriculum."""
+    rule = getattr(setting.settings, "curriculum", None)
+    if rule is None:
+        return None
+    if bundle is not None:
+        return json.loads(bundle.path(DIFFICULTY).read_text())
+    if rule.difficulty == "measure":
+        return _measure(setting, rule.measure_epochs, progress)
+    if rule.difficulty == "file":
+        return read_difficulty(find_difficulty(setting.data, setting.corpus.info.get("dataset")))
+    return read_difficulty(setting.data / rule.difficulty)
+
+
+def _measure(setting: Setting, epochs: int, progress: Quiet) -> dict[str, float]:
+    """The staged recipe: trains a plain model, then measures the training dialogues with it."""
+    from accelerate.utils import broadcast_object_list
+
+    config, accelerator = setting.config, setting.accelerator
+    seed_everything(config.seed)
+    model = registry.get(config.system).build(setting.model_config)
+    set_statistics(model, setting.samples)
+    stage = Stage(config, setting.settings.plain(), model, setting.contract, setting.samples, accelerator)
+    progress.start("plain model for difficulties", epochs, 0)
+    for number in range(epochs):
+        progress.epoch(stage.epoch(number))
+    progress.close()
+    return broadcast_object_list([measure_difficulty(model, setting.samples)])[0]
+
+
+def _headline(found: dict[str, dict[str, dict[str, float]]], epoch: int | None) -> dict[str, Any]:
+    """The last evaluated split in the exported semantics, in short."""
+    if not found:
+        return {"epoch": epoch}
+    split = list(found)[-1]
+    metrics = found[split]["single"]
+    return {"epoch": epoch, "split": split} | {m: metrics[m] for m in ("accuracy", "weighted_f1", "macro_f1")}
+
+
+def _tensorboard(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise NotAvailableError("tensorboard is not installed: pip install 'mer[tensorboard]'") from None
+    return SummaryWriter(str(out.with_name(out.name + "-tensorboard")))
+
+
+def _write_scalars(writer: Any, record: dict[str, Any]) -> None:
+    groups: dict[str, dict[str, float]] = {"train": record["train"], **record["splits"]}
+    for group, values in groups.items():
+        for name, value in values.items():
+            writer.add_scalar(f"{group}/{name}", value, record["epoch"])

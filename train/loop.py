@@ -1,0 +1,129 @@
+"""One training stage: optimiser, random streams, batches, one epoch at a time, on one or several processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mer_export.contract import Contract
+from mer_export.data.samples import Sample
+from mer_export.errors import MerError, NotAvailableError, UsageError
+from mer_export.task import Task
+from train.batches import in_batches, make_batch
+from train.config import TrainConfig
+from train.evaluate import evaluate_model
+from train.protocols import protocol_class
+from train.provenance import width_statistics
+from train.seeds import seed_everything
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """Device, autocast and processes; raises NotAvailableError for a missing package or GPU."""
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError:
+        raise NotAvailableError("accelerate is not installed: pip install 'mer[train]'") from None
+    gpu = torch.cuda.is_available()
+    if config.device == "cuda" and not gpu:
+        raise NotAvailableError("no CUDA device is available: pass --device cpu")
+    on_gpu = gpu and config.device != "cpu"
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    # accelerate remembers the precision of the first run in a process; each run here has its own.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return Accelerator(cpu=not on_gpu, mixed_precision="bf16" if bf16 else "no")
+
+
+def set_statistics(model: nn.Module, samples: Sequence[Sample]) -> None:
+    """Gives the model's input standardisation the statistics of the training split."""
+    for name, layer in getattr(model, "standardise", {}).items():
+        found = width_statistics(samples, name)
+        if found is None:
+            raise UsageError(f"model.standardise names {name}, the training split has no {name}: take it out")
+        mean, std = found
+        layer.mean.copy_(torch.from_numpy(mean))
+        layer.std.copy_(torch.from_numpy(std))
+
+
+class Stage:
+    """A model in training on fixed samples."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        settings: Any,
+        model: nn.Module,
+        contract: Contract,
+        samples: Sequence[Sample],
+        accelerator: Accelerator,
+        difficulty: Mapping[str, float] | None = None,
+    ):
+        """`settings` is the checked `protocol:` section; `model` is trained in place."""
+        self.config = config
+        self.contract = contract
+        self.samples = samples
+        self.accelerator = accelerator
+        self.model = model
+        self.protocol = protocol_class(config.system)(settings, difficulty)
+        module = self.protocol.prepare(model, samples, accelerator.device)
+        adam = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.module, self.optimizer = accelerator.prepare(module, adam)
+
+    def epoch(self, number: int) -> dict[str, Any]:
+        """Trains one epoch (from 0); returns its record: mean losses, dialogues used, seconds."""
+        from accelerate.utils import broadcast
+
+        started = time.perf_counter()
+        rank = self.accelerator.process_index
+        seed = self.config.seed_of(number)
+        seed_everything(seed)
+        chosen = self.protocol.choose(self.samples, number)
+        if rank:
+            seed_everything(seed + rank * 1_000_003)
+        for buffer in self.model.buffers():
+            # Every process keeps batch norm statistics of its own; the frozen views need common ones.
+            buffer.copy_(broadcast(buffer))
+        self.protocol.begin_epoch(self.model)
+        self.module.train()
+        history = [self._step(group) for group in self._own_batches(chosen)]
+        means = {name: float(torch.stack([h[name] for h in history]).mean()) for name in history[0]}
+        if not all(torch.isfinite(torch.tensor(list(means.values())))):
+            raise MerError(f"training diverged in epoch {number + 1}, losses are {means}: lower lr or set clip")
+        seconds = round(time.perf_counter() - started, 3)
+        return {"epoch": number + 1, "train": means, "dialogues": len(chosen), "seconds": seconds}
+
+    def evaluate(self, samples: Sequence[Sample], task: Task) -> dict[str, float]:
+        """Metrics with the semantics that are being trained."""
+        return evaluate_model(
+            self.model,
+            samples,
+            self.contract,
+            task,
+            semantics=self.protocol.settings.semantics,
+            class_loss=self.protocol.class_loss,
+        )
+
+    def _step(self, group: list[Sample]) -> dict[str, torch.Tensor]:
+        batch = make_batch(group, self.contract, self.accelerator.device)
+        self.optimizer.zero_grad()
+        parts = self.protocol.step(self.module, batch, self.accelerator.autocast)
+        self.accelerator.backward(parts["total"])
+        if self.config.clip is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimizer.step()
+        return {name: part.detach() for name, part in parts.items()}
+
+    def _own_batches(self, chosen: Sequence[Sample]) -> list[list[Sample]]:
+        """This process's share; every process gets as many batches, the first ones repeat where they do not divide."""
+        batches = list(in_batches(chosen, self.config.batch))
+        processes = self.accelerator.num_processes
+        missing = -len(batches) % processes
+        batches += [batches[i % len(batches)] for i in range(missing)]
+        return batches[self.accelerator.process_index :: processes]

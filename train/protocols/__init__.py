@@ -1,0 +1,34 @@
+"""How each system is trained: one file per system, found through one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel
+
+from mer_export.errors import UsageError
+from mer_export.registry import resolve
+from train.protocols.settings import CmercSettings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`settings` is the checked `protocol:` section; `protocol` a `module:class` string, imported when training."""
+
+    settings: type[BaseModel]
+    protocol: str
+
+
+RECIPES = {"cmerc": Recipe(CmercSettings, "train.protocols.cmerc:CmercProtocol")}
+
+
+def recipe(system: str) -> Recipe:
+    """The recipe of a system; raises UsageError with the trainable ones."""
+    if system not in RECIPES:
+        raise UsageError(f"{system!r} cannot be trained, there are recipes for {list(RECIPES)}")
+    return RECIPES[system]
+
+
+def protocol_class(system: str) -> type:
+    """The protocol class of a system."""
+    return resolve(recipe(system).protocol)

@@ -1,0 +1,89 @@
+"""Resumable state of a run inside the bundle: tensors as safetensors, the rest as JSON, nothing pickled.
+
+    train/state.safetensors   weights and buffers after the last committed epoch, Adam moments
+    train/state.json          next epoch, best epoch so far, whether training has ended
+    train/metrics.jsonl       one line per epoch
+    train/difficulty.json     difficulties the curriculum uses
+
+Random streams need no place here: every pass restarts them from the configured seed.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from mer_export.bundle import Bundle, Commit
+from mer_export.errors import BundleError
+
+TENSORS = "train/state.safetensors"
+STATE = "train/state.json"
+METRICS = "train/metrics.jsonl"
+DIFFICULTY = "train/difficulty.json"
+MODEL, ADAM = "model.", "adam."
+
+
+class RunState(BaseModel):
+    """Where a run stands. `epoch` counts the epochs that are done."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epoch: int = 0
+    finished: bool = False
+    best_epoch: int | None = None
+    best_value: float | None = None
+    records: list[dict[str, Any]] = Field(default_factory=list, exclude=True)
+    """Content of metrics.jsonl."""
+
+
+def read_state(bundle: Bundle) -> RunState | None:
+    """The state of the run that made this bundle; None where no training did."""
+    if STATE not in bundle.manifest.files:
+        return None
+    try:
+        state = RunState.model_validate_json(bundle.path(STATE).read_bytes())
+        state.records = [json.loads(line) for line in bundle.path(METRICS).read_text().splitlines()]
+    except (ValidationError, ValueError) as error:
+        raise BundleError(f"{bundle.root}: {STATE} cannot be read ({' '.join(str(error).split())[:200]})") from None
+    return state
+
+
+def stage_state(change: Commit, state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts the state of a run into a commit; a finished run drops the tensors that only resuming needs."""
+    from safetensors.torch import save_file
+
+    change.write(STATE, state.model_dump_json(indent=1))
+    change.write(METRICS, "".join(json.dumps(r) + "\n" for r in state.records))
+    if not state.finished:
+        save_file(_tensors(model, optimizer), change.file(TENSORS))
+    elif TENSORS in change.manifest.files:
+        change.remove(TENSORS)
+
+
+def load_tensors(bundle: Bundle, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Puts model and optimizer back to where the last committed epoch left them."""
+    from safetensors.torch import load_file
+
+    stored = load_file(bundle.path(TENSORS))
+    model.load_state_dict({n.removeprefix(MODEL): t for n, t in stored.items() if n.startswith(MODEL)})
+    names = [n for n, _ in model.named_parameters()]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in stored.items():
+        if name.startswith(ADAM):
+            key, _, parameter = name.removeprefix(ADAM).partition(".")
+            moments.setdefault(names.index(parameter), {})[key] = tensor
+    content = optimizer.state_dict()
+    content["state"] = moments
+    optimizer.load_state_dict(content)
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {MODEL + n: t for n, t in model.state_dict().items()}
+    names = [n for n, _ in model.named_parameters()]
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"{ADAM}{key}.{names[index]}": value for key, value in moments.items()}
+    return {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}

@@ -1,0 +1,47 @@
+"""Degraded views of CMERC (section 6.2): what a frozen model says with one kind of evidence taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mer_export.models.cmerc.network import Cmerc, Context, Semantics
+
+VIEWS: dict[str, tuple[str | None, Context]] = {
+    "text": ("text", "full"),
+    "audio": ("audio", "full"),
+    "vision": ("vision", "full"),
+    "intra": (None, "intra"),
+    "inter": (None, "inter"),
+}
+"""View: the modality that is replaced by its mean over time, and the context that the frequency branch keeps."""
+
+
+def time_mean(
+    x: Float[Tensor, "batch *vectors utterances width"], lengths: Int[Tensor, " batch"], semantics: Semantics
+) -> Tensor:
+    """Every step replaced by the mean over time; padding holds zeros.
+
+    CMERC divides by the padded length and fills the padding too (`batch`); `single` divides by the real length.
+    """
+    count = torch.full_like(lengths, x.shape[-2]) if semantics == "batch" else lengths
+    count = count.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return (x.sum(-2, keepdim=True) / count).expand_as(x)
+
+
+@torch.no_grad()
+def degraded(
+    frozen: Cmerc, inputs: Mapping[str, Tensor], semantics: Semantics
+) -> dict[str, Float[Tensor, "batch utterances classes"]]:
+    """Log-probabilities of the five views from a model in evaluation mode."""
+    answers = {}
+    for name, (modality, context) in VIEWS.items():
+        view = dict(inputs)
+        if modality:
+            view[modality] = time_mean(inputs[modality], inputs["lengths"], semantics)
+        features = frozen.features(**view, semantics=semantics, context=context)
+        answers[name] = frozen.classify(features, inputs["lengths"])
+    return answers
