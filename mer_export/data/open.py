@@ -15,7 +15,11 @@ from mer_export.errors import InputError, UsageError
 
 @dataclass(frozen=True)
 class Format:
-    """One file format. `module` offers `detect(path)`, `read(path, spec, labels)` and, where it can, `stream`."""
+    """One file format.
+
+    `module` offers `detect(path, spec)`, `files(path, spec)`, `read(path, spec, labels)` and, where it `streams`,
+    `pairs(path, spec, labels, split)`, which yields (split, sample).
+    """
 
     title: str
     module: str
@@ -29,7 +33,12 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
+    "dialogue_table": Format(
+        "utterance table (csv, tsv, parquet) and arrays (npz, npy)", "mer_export.data.readers.dialogue_table"
+    ),
     "cmerc": Format("feature pickles of CMERC and M3NET (IEMOCAP, MELD)", "mer_export.data.readers.cmerc", writes=True),
+    "parquet": Format("columnar file of mer data convert", "mer_export.data.columnar", writes=True, streams=True),
+    "jsonl": Format("one dialogue per line", "mer_export.data.readers.jsonl", streams=True),
 }
 """Formats in the order in which they are tried."""
 
@@ -61,7 +70,8 @@ def stream_samples(
     path, spec = Path(path), spec or DataSpec()
     chosen = FORMATS[detect(path, spec)]
     if chosen.streams:
-        yield from chosen.load().stream(path, spec, labels, split)
+        for _, sample in chosen.load().pairs(path, spec, labels, split):
+            yield sample
         return
     corpus = chosen.load().read(path, spec, labels)
     yield from corpus if split is None else corpus.split(split)
@@ -78,6 +88,6 @@ def detect(path: Path, spec: DataSpec) -> str:
     if not path.exists():
         raise InputError(f"{path} does not exist: point --data at a file or directory")
     for name, known in FORMATS.items():
-        if known.load().detect(path):
+        if known.load().detect(path, spec):
             return name
     raise InputError(f"{path} is in no format that can be recognised: set data.format to one of {list(FORMATS)}")

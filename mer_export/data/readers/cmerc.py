@@ -75,7 +75,7 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
-def detect(path: Path) -> bool:
+def detect(path: Path, spec: DataSpec) -> bool:
     """True for a directory (or one with a `data` folder) that holds one of the authors' files."""
     return any((folder / name).is_file() for folder in _folders(path) for d in DATASETS.values() for name in _names(d))
 
@@ -86,7 +86,7 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     Args:
         path: directory of the two pickles of a data set, or its parent where they are in `data/`.
         spec: `dataset` chooses where a directory holds both.
-        labels: class names of the model, checked against the labels found.
+        labels: class names of the model; None takes the data set's.
 
     Raises:
         InputError: a file is missing, hostile or of another layout.
@@ -96,9 +96,9 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     roberta = _items(folder / dataset.roberta, dataset.roberta_items)
     vectors = roberta[dataset.first_vector : dataset.first_vector + 4]
     sources: dict[str, Sequence[Any]] = {"text": vectors, "audio": [content[AUDIO]], "vision": [content[VISION]]}
-    limit = len(labels) if labels is not None else len(dataset.labels)
+    classes = _class_indices(dataset, labels, folder)
     splits = {
-        name: [_sample(key, content, sources, dataset, limit, folder) for key in _ids(content[place])]
+        name: [_sample(key, content, sources, dataset, classes, folder) for key in _ids(content[place])]
         for name, place in (("train", TRAIN), ("test", TEST))
     }
     info = {
@@ -112,8 +112,14 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     return Corpus(splits=splits, format="cmerc", info=info)
 
 
+def files(path: Path, spec: DataSpec) -> list[Path]:
+    """The two pickles."""
+    folder, dataset = _find(path, spec.dataset)
+    return [folder / name for name in _names(dataset)]
+
+
 def _sample(
-    key: Any, content: Any, sources: dict[str, Sequence[Any]], dataset: Dataset, classes: int, folder: Path
+    key: Any, content: Any, sources: dict[str, Sequence[Any]], dataset: Dataset, classes: np.ndarray, folder: Path
 ) -> Sample:
     try:
         found = np.asarray([int(v) for v in content[LABELS][key]], dtype=np.int64)
@@ -125,15 +131,30 @@ def _sample(
         for array in arrays:
             if len(array) != len(found):
                 raise InputError(f"{folder}: dialogue {key!r} has {len(found)} labels but {len(array)} rows of {name}")
-    if found.size and not -1 <= found.min() <= found.max() < classes:
-        raise InputError(f"{folder}: dialogue {key!r} has label {found.max()}, the model has {classes} classes")
+    if found.size and not 0 <= found.min() <= found.max() < len(classes):
+        raise InputError(
+            f"{folder}: dialogue {key!r} has labels from {found.min()} to {found.max()}, "
+            f"the data set has classes 0..{len(classes) - 1}"
+        )
     inputs = {
         "text": np.stack(parts["text"]),
         "audio": parts["audio"][0],
         "vision": parts["vision"][0],
         "speaker": speaker,
     }
-    return Sample(id=str(key), inputs=inputs, units=tuple(f"{key}/{i}" for i in range(len(found))), labels=found)
+    return Sample(
+        id=str(key), inputs=inputs, units=tuple(f"{key}/{i}" for i in range(len(found))), labels=classes[found]
+    )
+
+
+def _class_indices(dataset: Dataset, labels: Sequence[str] | None, folder: Path) -> np.ndarray:
+    """The model's index of each class of the data set: by name, or in order where a model names as many its own way."""
+    if labels is None or (len(labels) == len(dataset.labels) and set(labels) != set(dataset.labels)):
+        return np.arange(len(dataset.labels))
+    missing = [name for name in dataset.labels if name not in labels]
+    if missing:
+        raise InputError(f"{folder}: {dataset.name} has the classes {missing}, the model knows {list(labels)}")
+    return np.asarray([list(labels).index(name) for name in dataset.labels], dtype=np.int64)
 
 
 def _vectors(rows: Any) -> np.ndarray:
