@@ -35,7 +35,7 @@ def describe() -> dict[str, Any]:
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": versions(),
-        "load_average": round(os.getloadavg()[0], 2),
+        "load_average": load_average(),
     }
 
 
@@ -65,3 +65,8 @@ def gpus() -> list[dict[str, str]]:
         for line in done.stdout.splitlines()
         if line.strip()
     ]
+
+
+def load_average() -> float:
+    """Runnable processes, averaged over the last minute."""
+    return round(os.getloadavg()[0], 2)

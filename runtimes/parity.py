@@ -25,6 +25,7 @@ from runtimes.invariance import Invariance, Runner
 from runtimes.policy import Policy, Verdict, gravest
 from runtimes.probes import probes
 from runtimes.session import Session
+from runtimes.tables import parity_markdown
 
 log = logging.getLogger("mer")
 
@@ -148,6 +149,23 @@ def require(report: ParityReport, strict: bool = False) -> None:
     missing = [c for c in report.candidates if c.variant not in ran]
     if strict and missing:
         raise ParityError(f"parity was not shown for {missing[0].name}: {missing[0].reasons[0]}")
+
+
+def policy(atol: Sequence[str] = (), rtol: Sequence[str] = ()) -> Policy:
+    """The default rules with overrides such as `log_prob:1e-4`."""
+    return Policy.parse(atol, rtol)
+
+
+def save(bundle: Bundle, report: ParityReport) -> None:
+    """Writes reports/parity.json and parity.md into the bundle."""
+    with bundle.commit() as change:
+        change.write("reports/parity.json", report.model_dump_json(indent=1))
+        change.write("reports/parity.md", markdown(report))
+
+
+def markdown(report: ParityReport) -> str:
+    """The report as Markdown."""
+    return parity_markdown(report)
 
 
 def judge(report: CandidateReport, task: Task, policy: Policy) -> tuple[Verdict, list[str]]:
