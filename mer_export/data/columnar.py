@@ -35,8 +35,11 @@ def detect(path: Path, spec: DataSpec) -> bool:
     return path.is_file() and path.suffix == ".parquet"
 
 
-def write_parquet(corpus: Corpus, path: Path | str) -> None:
-    """Writes a corpus atomically: a reader or a killed writer sees the old file or the new one.
+def write_parquet(corpus: Corpus, path: Path | str) -> int:
+    """Writes a corpus atomically, so that a reader or a killed writer sees the old file or the new one.
+
+    Returns:
+        The number of utterances.
 
     Raises:
         InputError: samples differ in width or number of text vectors.
@@ -59,6 +62,7 @@ def write_parquet(corpus: Corpus, path: Path | str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    return sum(len(sample.units) for sample in corpus)
 
 
 def pairs(

@@ -26,6 +26,8 @@ class Format:
     reads: bool = True
     writes: bool = False
     streams: bool = False
+    directory: bool = False
+    """Reads a directory, the others one file."""
 
     def load(self) -> Any:
         """The module of this format."""
@@ -34,9 +36,16 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "dialogue_table": Format(
-        "utterance table (csv, tsv, parquet) and arrays (npz, npy)", "mer_export.data.readers.dialogue_table"
+        "utterance table (csv, tsv, parquet) and arrays (npz, npy)",
+        "mer_export.data.readers.dialogue_table",
+        directory=True,
     ),
-    "cmerc": Format("feature pickles of CMERC and M3NET (IEMOCAP, MELD)", "mer_export.data.readers.cmerc", writes=True),
+    "cmerc": Format(
+        "feature pickles of CMERC and M3NET (IEMOCAP, MELD)",
+        "mer_export.data.readers.cmerc",
+        writes=True,
+        directory=True,
+    ),
     "parquet": Format("columnar file of mer data convert", "mer_export.data.columnar", writes=True, streams=True),
     "jsonl": Format("one dialogue per line", "mer_export.data.readers.jsonl", streams=True),
 }
@@ -78,15 +87,17 @@ def stream_samples(
 
 
 def detect(path: Path, spec: DataSpec) -> str:
-    """The name of the format of these files."""
-    if spec.format != "auto":
-        if spec.format not in FORMATS:
-            raise UsageError(f"no data format {spec.format!r}, there are {list(FORMATS)}")
-        if not path.exists():
-            raise InputError(f"{path} does not exist: point --data at a file or directory")
-        return spec.format
+    """The name of the format of these files.
+
+    A configured format holds for what it can read: a model trained on a directory of pickles also takes a single
+    Parquet or JSONL file, which says itself what it is.
+    """
+    if spec.format != "auto" and spec.format not in FORMATS:
+        raise UsageError(f"no data format {spec.format!r}, there are {list(FORMATS)}")
     if not path.exists():
         raise InputError(f"{path} does not exist: point --data at a file or directory")
+    if spec.format != "auto" and FORMATS[spec.format].directory == path.is_dir():
+        return spec.format
     for name, known in FORMATS.items():
         if known.load().detect(path, spec):
             return name

@@ -42,7 +42,8 @@ class _Row:
     array_row: int | None
 
     def cell(self, column: str | None) -> str:
-        return self.table[column][self.at] if column else ""
+        """The text of a column, empty without such a column."""
+        return self.table[column][self.at] if column in self.table else ""
 
 
 def detect(path: Path, spec: DataSpec) -> bool:
@@ -51,7 +52,7 @@ def detect(path: Path, spec: DataSpec) -> bool:
 
 
 def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Corpus:
-    """Reads all splits.
+    """Reads all splits. Without the label column samples are unlabelled, without the split column they are `all`.
 
     Args:
         path: the data directory.
@@ -68,7 +69,7 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     rows = _rows(path, spec)
     if not rows:
         raise InputError(f"{path}: the table {spec.table} has no rows in the chosen splits")
-    values = [r.cell(spec.label) for r in rows] if spec.label else []
+    values = [r.cell(spec.label) for r in rows]
     reader = LabelReader(str(path / str(spec.table)), labels, spec.label_names, values)
     arrays = _Arrays(path, rows)
     splits: dict[str, list[Sample]] = {}
@@ -134,20 +135,23 @@ def _rows(path: Path, spec: DataSpec) -> list[_Row]:
     table = str(spec.table)
     if "{split}" in table:
         found: list[_Row] = []
-        for split in spec.splits:
-            columns = read_table(path / table.replace("{split}", split))
-            _require(columns, spec, path / table.replace("{split}", split), skip="split")
+        present = [(s, path / table.replace("{split}", s)) for s in spec.splits]
+        # Data to label need not hold every split; whoever asks for an absent one is told.
+        for split, file in [(s, f) for s, f in present if f.is_file()] or present[:1]:
+            columns = read_table(file)
+            _require(columns, spec, file)
             found += [_Row(columns, i, split, i, _array_row(columns, i, spec)) for i in range(_height(columns))]
         return found
     columns = read_table(path / table)
     _require(columns, spec, path / table)
+    divided = spec.split in columns
     counts: dict[str, int] = {}
     rows = []
     for i in range(_height(columns)):
-        split = columns[spec.split][i] if spec.split else ALL
+        split = columns[str(spec.split)][i] if divided else ALL
         place = counts[split] = counts.get(split, -1) + 1
         # An empty cell takes an utterance out of the data set.
-        if split and (not spec.splits or split in spec.splits):
+        if split and (not spec.splits or not divided or split in spec.splits):
             rows.append(_Row(columns, i, split, place, _array_row(columns, i, spec)))
     return rows
 
@@ -161,10 +165,11 @@ def _array_row(columns: Columns, at: int, spec: DataSpec) -> int | None:
     return int(value)
 
 
-def _require(columns: Columns, spec: DataSpec, path: Path, skip: str = "") -> None:
-    for role in ("dialogue", "order", "utterance", "speaker", "label", "split", "sentence", "row"):
+def _require(columns: Columns, spec: DataSpec, path: Path) -> None:
+    """Columns for label and split may be absent: then the data are unlabelled, or one split."""
+    for role in ("dialogue", "order", "utterance", "speaker", "sentence", "row"):
         name = getattr(spec, role)
-        if name is not None and role != skip and name not in columns:
+        if name is not None and name not in columns:
             raise InputError(f"{path} has no column {name!r} (data.{role}), there are {list(columns)}")
 
 
@@ -211,7 +216,7 @@ def _sample(rows: list[_Row], spec: DataSpec, labels: LabelReader, arrays: _Arra
     inputs["speaker"] = speaker_indices(speakers, spec.speakers)
     marks = [r.cell(spec.utterance) if spec.utterance else str(i) for i, r in enumerate(rows)]
     units = tuple(f"{name}/{m}" for m in marks)
-    found = labels.indices(r.cell(spec.label) for r in rows) if spec.label else None
+    found = labels.indices(r.cell(spec.label) for r in rows) if spec.label in rows[0].table else None
     return Sample(id=name, inputs=inputs, units=units, labels=found)
 
 
