@@ -302,7 +302,7 @@ def _measure(setting: Setting, epochs: int, progress: Quiet) -> dict[str, float]
     return broadcast_object_list([measure_difficulty(model, setting.samples)])[0]
 
 
-def _headline(found: dict[str, dict[str, dict[str, float]]], epoch: int | None) -> dict[str, Any]:
+def _headline(found: dict[str, dict[Semantics, dict[str, float]]], epoch: int | None) -> dict[str, Any]:
     """The last evaluated split in the exported semantics, in short."""
     if not found:
         return {"epoch": epoch}

@@ -49,6 +49,10 @@ class CmercProtocol:
         if self.settings.curriculum and self.difficulty is not None:
             curriculum.check(samples, self.difficulty)
         self.set_class_weights(self._class_weights(samples, len(model.config.labels)), device)
+        return self.prepare_module(model)
+
+    def prepare_module(self, model: Cmerc) -> Stepped:
+        """The module that training calls."""
         return Stepped(model, self.settings.semantics)
 
     def set_class_weights(self, weights: Sequence[float] | None, device: torch.device) -> None:
