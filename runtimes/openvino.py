@@ -9,6 +9,7 @@ import numpy as np
 
 from mer_export.contract import Contract, Lengths
 from mer_export.errors import BundleError, NotAvailableError
+from runtimes.openvino_rnn import reverse_by_length
 from runtimes.session import Port, Session, SessionOptions, check_ports
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -35,6 +36,7 @@ class OpenVinoSession(Session):
             core = openvino.Core()
             graph = core.read_model(str(model))
             self._check(model, graph)
+            reverse_by_length(graph)
             self._compiled: Any = core.compile_model(graph, "CPU", settings)
         except RuntimeError as error:
             raise BundleError(f"OpenVINO cannot load {model}: {str(error).splitlines()[-1]}") from None

@@ -45,11 +45,13 @@ def to_onnx(job: ExportJob) -> Any:
     import onnxscript.optimizer
     import torch
 
+    from mer_export.exporters.lowering import lower
+
     inputs, outputs = job.contract.inputs, job.contract.outputs
     dynamic = {s.name: {0: torch.export.Dim(BATCH, min=1)} for s in inputs} if job.batch == 0 else None
     with torch.no_grad(), attention_as_written(), _quiet():
         program = torch.onnx.export(
-            job.model,
+            lower(job.model),
             job.tensors(),
             input_names=[s.name for s in inputs],
             output_names=[s.name for s in outputs],
