@@ -46,6 +46,13 @@ BACKENDS = {
             ("onnx",),
             (SessionOptions(), SessionOptions(hint="bf16")),
         ),
+        Backend(
+            "tensorrt",
+            "TensorRT or TensorRT-RTX",
+            "runtimes.tensorrt:TensorRtSession",
+            ("tensorrt",),
+            (SessionOptions(device="cuda"),),
+        ),
     )
 }
 

@@ -47,6 +47,14 @@ FORMATS = {
             "model.pt2",
             f"{__name__}.exported_program:export",
         ),
+        Format(
+            "tensorrt",
+            "TensorRT or TensorRT-RTX engine, its ONNX beside it",
+            "model.engine",
+            f"{__name__}.tensorrt:export",
+            dynamic_batch=False,
+            uses_opset=True,
+        ),
     )
 }
 

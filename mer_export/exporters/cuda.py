@@ -1,0 +1,110 @@
+"""What is needed of the CUDA driver, without torch: the device, memory, copies and one stream."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from mer_export.errors import MerError, NotAvailableError
+
+MAJOR, MINOR = 75, 76
+"""Numbers of the driver's compute-capability attributes."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first CUDA device: its name and compute capability, e.g. `9.0`."""
+
+    name: str
+    capability: str
+
+
+@cache
+def find_gpu() -> Gpu | None:
+    """The first CUDA device of this machine, or None."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, name, parts = ctypes.c_int(), ctypes.create_string_buffer(256), (ctypes.c_int * 2)()
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, 256, device):
+        return None
+    for place, attribute in enumerate((MAJOR, MINOR)):
+        if driver.cuDeviceGetAttribute(ctypes.byref(parts, place * ctypes.sizeof(ctypes.c_int)), attribute, device):
+            return None
+    return Gpu(name.value.decode(), f"{parts[0]}.{parts[1]}")
+
+
+class Device:
+    """The first CUDA device with a stream of its own. Memory is freed by `close`."""
+
+    def __init__(self) -> None:
+        if find_gpu() is None:
+            raise NotAvailableError("this machine has no CUDA device: run on a machine with an NVIDIA GPU")
+        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._memory: list[int] = []
+        self._number = ctypes.c_int()
+        self._context, self._stream = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuDeviceGet", ctypes.byref(self._number), 0)
+        # The primary context is the one that libraries on top of the CUDA runtime share.
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._number)
+        self._call("cuCtxSetCurrent", self._context)
+        self._call("cuStreamCreate", ctypes.byref(self._stream), 0)
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream that copies run on."""
+        return int(self._stream.value or 0)
+
+    def allocate(self, size: int) -> int:
+        """Address of `size` fresh bytes on the device."""
+        address = ctypes.c_uint64()
+        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(size, 1)))
+        self._memory.append(address.value)
+        return address.value
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        """Starts copying a contiguous array to the device; it must live until `synchronise`."""
+        self._call(
+            "cuMemcpyHtoDAsync_v2",
+            ctypes.c_uint64(address),
+            ctypes.c_void_p(array.ctypes.data),
+            ctypes.c_size_t(array.nbytes),
+            self._stream,
+        )
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        """Starts copying from the device into a contiguous array, complete after `synchronise`."""
+        self._call(
+            "cuMemcpyDtoHAsync_v2",
+            ctypes.c_void_p(array.ctypes.data),
+            ctypes.c_uint64(address),
+            ctypes.c_size_t(array.nbytes),
+            self._stream,
+        )
+
+    def synchronise(self) -> None:
+        """Waits for everything on the stream."""
+        self._call("cuStreamSynchronize", self._stream)
+
+    def close(self) -> None:
+        """Frees memory and stream."""
+        for address in self._memory:
+            self._call("cuMemFree_v2", ctypes.c_uint64(address))
+        self._memory = []
+        if self._stream.value:
+            self._call("cuStreamDestroy_v2", self._stream)
+            self._stream = ctypes.c_void_p()
+            self._call("cuDevicePrimaryCtxRelease_v2", self._number)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._driver, name)(*arguments)
+        if status:
+            text = ctypes.c_char_p()
+            self._driver.cuGetErrorString(status, ctypes.byref(text))
+            reason = text.value.decode() if text.value else "unknown error"
+            raise MerError(f"CUDA driver: {name} failed with {status}: {reason}")
