@@ -12,13 +12,17 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mer_export import __version__, registry
 from mer_export.bundle import CONFIG, Bundle
 from mer_export.errors import MerError, UsageError
+
+if TYPE_CHECKING:
+    from mer_export.data.samples import Sample
+    from mer_export.data.spec import DataSpec
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +42,6 @@ Runtime = Annotated[str, typer.Option("--runtime", help="Backend; see `mer list`
 Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where it runs; never falls back.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one inference call.")]
 Hint = Annotated[Literal["fp32", "bf16"], typer.Option("--hint", help="bf16 lets OpenVINO compute in bfloat16.")]
-Batch = Annotated[int | None, typer.Option("--batch", min=0, help="Batch size.")]
 Overflow = Annotated[
     Literal["error", "window", "truncate"], typer.Option("--overflow", help="What to do with items that are too long.")
 ]
@@ -108,7 +111,7 @@ def list_(as_json: Json = False) -> None:
     from train.config import PRESETS
 
     systems = [registry.get(name) for name in registry.NAMES]
-    known = {
+    known: dict[str, Any] = {
         "systems": {s.name: {"title": s.title, "paper": s.paper, "variants": s.variants} for s in systems},
         "presets": list(PRESETS),
         "export formats": list(exporters.FORMATS),
@@ -152,8 +155,9 @@ def data_synth(
 ) -> None:
     """Write a learnable synthetic data set in the authors' own file format, with its ground truth."""
     from mer_export.data.synth import synthesise
+    from train.config import apply_overrides
 
-    files = synthesise(system, dataset, out, dialogues=items, seed=seed, overrides=sets or [])
+    files = synthesise(system, dataset, out, dialogues=items, seed=seed, **apply_overrides({}, sets or []))
     _emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
 
 
@@ -165,8 +169,7 @@ def data_inspect(
 ) -> None:
     """What a data file holds: splits, lengths, dims, labels, missing modalities, problems. Executes nothing in it."""
     from mer_export.data.inspect import inspect_file
-
-    from mer_export.data.open import DataSpec
+    from mer_export.data.spec import DataSpec
 
     report = inspect_file(path, DataSpec(format=data_format))
     _emit(report, as_json, lambda: _outline(report))
@@ -182,42 +185,54 @@ def data_convert(
 ) -> None:
     """Convert a data set to Parquet: one row per utterance, float lists per modality, split and labels."""
     from mer_export.data.columnar import write_parquet
-
     from mer_export.data.open import open_corpus
 
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
-    spec, labels = _reading(preset, None, data_format)
+    spec, labels = _reading(source, data_format, preset=preset)
     rows = write_parquet(open_corpus(source, spec, labels), out)
     typer.echo(f"{out}: {rows} utterances")
 
 
-def _outline(value: Any, indent: str = "") -> Iterable[str]:
+def _outline(value: dict[Any, Any], indent: str = "") -> Iterable[str]:
     for key, entry in value.items():
-        if isinstance(entry, dict):
+        if key == "histogram":
+            yield f"{indent}{key}: " + " ".join(f"{k}×{n}" for k, n in entry.items())
+        elif isinstance(entry, dict):
             yield f"{indent}{key}:"
             yield from _outline(entry, indent + "  ")
         else:
             yield f"{indent}{key}: {entry}"
 
 
-def _reading(preset: str | None, bundle: Bundle | None, data_format: str) -> tuple[Any, Sequence[str] | None]:
-    """How to read a data set: an explicit format, else what the bundle or preset was made with."""
+def _reading(
+    path: Path, data_format: str, bundle: Bundle | None = None, preset: str | None = None
+) -> tuple[DataSpec, Sequence[str] | None]:
+    """How to read `path`: as --data-format says, else as the bundle or preset does where it fits, else by the files."""
     import yaml
 
-    from mer_export.data.open import DataSpec
-    from train.config import load_preset
+    from mer_export.data.open import FORMATS
+    from mer_export.data.spec import DataSpec
 
-    if bundle is not None:
-        labels: Sequence[str] | None = bundle.manifest.task.labels
-        stored = yaml.safe_load(bundle.path(CONFIG).read_text()).get("data") or {}
-        spec = DataSpec.model_validate(stored)
+    labels = bundle.manifest.task.labels if bundle else None
+    if data_format != "auto":
+        return DataSpec(format=data_format), labels
+    spec = DataSpec()
+    if bundle:
+        spec = DataSpec.model_validate(yaml.safe_load(bundle.path(CONFIG).read_text()).get("data") or {})
     elif preset:
-        config = load_preset(preset, [])
-        spec, labels = config.data, None
-    else:
-        spec, labels = DataSpec(), None
-    return (spec if data_format == "auto" else DataSpec(format=data_format)), labels
+        from train.config import load_preset
+
+        config = load_preset(preset)
+        spec, labels = config.data, config.model["labels"]
+    fits = spec.format == "auto" or FORMATS[spec.format].load().detect(path, spec)
+    return (spec if fits else DataSpec()), labels
+
+
+def _samples(bundle: Bundle, path: Path, data_format: str, split: str) -> list[Sample]:
+    from mer_export.data.open import open_corpus
+
+    return open_corpus(path, *_reading(path, data_format, bundle)).split(split)
 
 
 # --- making ----------------------------------------------------------------------------------------------------------
@@ -292,7 +307,7 @@ def export(
     formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32.")] = None,
     seq_len: Annotated[list[str] | None, typer.Option("--seq-len", metavar="DIM=N", help="Fixed lengths.")] = None,
-    batch: Batch = None,
+    batch: Annotated[int, typer.Option("--batch", min=0, help="Fixed batch size; 0 dynamic where possible.")] = 0,
     opset: Annotated[int, typer.Option("--opset", help="ONNX opset.")] = 20,
     data: DataOpt = None,
     data_format: DataFormat = "auto",
@@ -313,14 +328,11 @@ def export(
         for precision in precisions or ["fp32"]
         for lengths in ([contract.parse_lengths(s) for s in seq_len] if seq_len else contract.buckets)
     ]
-    exporters.check([name for name, _, _ in jobs], [p for _, p, _ in jobs], opset)
+    for name, precision, lengths in jobs:
+        exporters.check_request(opened, name, lengths, batch, precision, opset)
     if dry_run:
         return _plan("export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": jobs}, as_json)
-    example = None
-    if data is not None:
-        from mer_export.data.open import open_corpus
-
-        example = open_corpus(data, *_reading(None, opened, data_format)).split(split)[:8]
+    example = None if data is None else _samples(opened, data, data_format, split)
     made = []
     for name, precision, lengths in jobs:
         variant = exporters.export_variant(
@@ -354,13 +366,13 @@ def infer(
     as_json: Json = False,
 ) -> None:
     """Label every utterance: JSONL, CSV or Parquet by the ending of --out, in the order of the input."""
-    from runtimes.predictor import Predictor
-
     from mer_export.data.open import stream_samples
-    from runtimes import SessionOptions, output
+    from runtimes import output
+    from runtimes.predictor import Predictor
+    from runtimes.session import SessionOptions
 
     opened = Bundle.open(bundle)
-    spec, labels = _reading(None, opened, data_format)
+    spec, labels = _reading(source, data_format, bundle=opened)
     if dry_run:
         plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "runtime": runtime, "batch": batch}
         return _plan("infer", plan | {"overflow": overflow, "data": spec.model_dump(mode="json")}, as_json)
@@ -391,13 +403,12 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Task metrics of a bundle on labelled data."""
-    from runtimes.predictor import Predictor, evaluate
-
-    from mer_export.data.open import open_corpus
-    from runtimes import SessionOptions
+    from runtimes.evaluate import evaluate
+    from runtimes.predictor import Predictor
+    from runtimes.session import SessionOptions
 
     opened = Bundle.open(bundle)
-    samples = open_corpus(data, *_reading(None, opened, data_format)).split(split)
+    samples = _samples(opened, data, data_format, split)
     if semantics == "batch":
         from train.evaluate import evaluate_published
 
@@ -419,20 +430,22 @@ def parity(
     data_format: DataFormat = "auto",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
     atol: Atol = None,
-    threads: Threads = None,
+    threads: Threads = 1,
     strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Do all variants give PyTorch's answers? Exit code 3 if not."""
+    from runtimes import parity as checks
+    from runtimes.policy import Policy
     from runtimes.report import write_report
 
-    from mer_export.data.open import open_corpus
-    from runtimes import parity as checks
-
     opened = Bundle.open(bundle)
-    samples = open_corpus(data, *_reading(None, opened, data_format)).split(split)[:limit]
-    report = checks.run_parity(opened, samples, checks.policy(atol or []), threads=threads, say=_say(quiet))
+    samples = _samples(opened, data, data_format, split)[:limit]
+    policy = Policy.parse(atol or [])
+    report = checks.run_parity(
+        opened, samples, policy, threads=threads, source=f"{data.name}, {split}", say=_say(quiet)
+    )
     checks.save(opened, report)
     write_report(opened)
     _emit(report.model_dump(mode="json"), as_json, lambda: [checks.markdown(report)])
@@ -452,16 +465,11 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """How fast are all variants, interleaved in one run, against eager PyTorch?"""
+    from runtimes import bench as benchmark
     from runtimes.report import write_report
 
-    from runtimes import bench as benchmark
-
     opened = Bundle.open(bundle)
-    samples = None
-    if data is not None:
-        from mer_export.data.open import open_corpus
-
-        samples = open_corpus(data, *_reading(None, opened, data_format)).split(split)
+    samples = None if data is None else _samples(opened, data, data_format, split)
     report = benchmark.run_bench(
         opened, samples, batches=batches or [1, 16], rounds=rounds, threads=threads, say=_say(quiet)
     )
@@ -481,7 +489,7 @@ def demo(
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to run the demo again, or another --out")
     say("1/6 synthetic dialogues in the authors' MELD file format")
-    data_synth("cmerc", corpus, sets=["text_dim=48", "audio_dim=24", "vision_dim=16"])
+    data_synth("cmerc", corpus, sets=["text_dim=32", "audio_dim=24", "vision_dim=16"])
     say("2/6 training cmerc with calibration, contrast and curriculum")
     train("cmerc", corpus, bundle, preset="sample/demo", force=force, quiet=quiet)
     say("3/6 exporting")
