@@ -25,7 +25,8 @@ from mer_export.errors import InputError, NotAvailableError, UsageError
 
 KEY = b"mer"
 VERSION = 1
-ROWS_PER_GROUP = 2048
+GROUP_BYTES = 1 << 22
+"""Features of a row group: what a streaming reader holds at a time, decoded."""
 BATCH_ROWS = 512
 REQUIRED = ("dialogue", "index", "utterance", "split", "speaker", "label")
 
@@ -166,15 +167,15 @@ def _schema(arrow: Any, corpus: Corpus, widths: dict[str, int], vectors: int) ->
 
 
 def _groups(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
-    """Samples in row groups of about `ROWS_PER_GROUP` rows, never cutting a dialogue."""
+    """Samples in row groups of about `GROUP_BYTES`, never cutting a dialogue."""
     group: list[Sample] = []
-    rows = 0
+    size = 0
     for sample in samples:
         group.append(sample)
-        rows += len(sample.units)
-        if rows >= ROWS_PER_GROUP:
+        size += sum(array.nbytes for array in sample.inputs.values())
+        if size >= GROUP_BYTES:
             yield group
-            group, rows = [], 0
+            group, size = [], 0
     if group:
         yield group
 
@@ -193,7 +194,8 @@ def _columns(
         columns["split"] += [split] * size
         columns["speaker"] += [None] * size if speaker is None else speaker.tolist()
         columns["label"] += [None] * size if sample.labels is None else sample.labels.tolist()
-        columns["sentence"] += sentences.get(sample.id) or [None] * size
+        spoken = sentences.get(sample.id, ())
+        columns["sentence"] += spoken if len(spoken) == size else [None] * size
         text = sample.inputs.get("text")
         for k in range(vectors):
             columns[f"text_{k}"] += [None] * size if text is None else list(text[k])
@@ -208,7 +210,8 @@ def _rows(path: Path, file: Any, groups: list[int]) -> Iterator[dict[str, Any]]:
     """Rows of the chosen row groups; vectors as numpy arrays."""
     arrow, _ = _pyarrow()
     try:
-        for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups):
+        # Group by group: asked for all at once, the library decodes ahead.
+        for batch in (b for g in groups for b in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[g])):
             columns = {name: _cells(arrow, batch.column(i)) for i, name in enumerate(batch.schema.names)}
             for i in range(batch.num_rows):
                 yield {name: cells[i] for name, cells in columns.items()}

@@ -105,11 +105,16 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
         "dataset": dataset.name,
         "labels": list(labels if labels is not None else dataset.labels),
         "speakers": dataset.speakers,
-        "sentences": {
-            str(k): [str(s) for s in v] for k, v in content[SENTENCES].items() if not isinstance(v, str | bytes)
-        },
+        "sentences": _sentences(content[SENTENCES]),
     }
     return Corpus(splits=splits, format="cmerc", info=info)
+
+
+def _sentences(found: Any) -> dict[str, list[str]]:
+    """Sentences by dialogue id; they are shown, not modelled, so a file without them is fine."""
+    if not isinstance(found, dict):
+        return {}
+    return {str(k): [str(s) for s in v] for k, v in found.items() if isinstance(v, list | tuple)}
 
 
 def files(path: Path, spec: DataSpec) -> list[Path]:

@@ -1,0 +1,128 @@
+"""Parquet: what goes in comes out, in bounded memory, and a damaged file is an input error."""
+
+import itertools
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from mer_export.data import columnar
+from mer_export.data.columnar import write_parquet
+from mer_export.data.inspect import inspect_file
+from mer_export.data.open import open_corpus, stream_samples
+from mer_export.data.samples import Corpus, Sample
+from mer_export.data.synth import synthesise
+from mer_export.errors import InputError, UsageError
+
+arrow = pytest.importorskip("pyarrow")
+
+
+def _equal(a: Sample, b: Sample) -> None:
+    assert (a.id, a.units, set(a.inputs)) == (b.id, b.units, set(b.inputs))
+    for name, array in a.inputs.items():
+        assert array.dtype == b.inputs[name].dtype
+        np.testing.assert_array_equal(array, b.inputs[name])
+    np.testing.assert_array_equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize("dataset", ["iemocap", "meld"])
+def test_pickles_to_parquet_and_back_gives_equal_samples(tmp_path, dataset, monkeypatch):
+    monkeypatch.setattr(columnar, "GROUP_BYTES", 9000)
+    monkeypatch.setattr(columnar, "BATCH_ROWS", 7)
+    synthesise("cmerc", dataset, tmp_path / "in", dialogues=12, text_dim=8, audio_dim=9, vision_dim=10)
+    corpus = open_corpus(tmp_path / "in")
+    assert write_parquet(corpus, tmp_path / "x.parquet") == sum(len(s.units) for s in corpus)
+    again = open_corpus(tmp_path / "x.parquet")
+    assert list(again.splits) == list(corpus.splits)
+    for split, samples in corpus.splits.items():
+        for a, b, c in itertools.zip_longest(
+            samples, again.splits[split], stream_samples(tmp_path / "x.parquet", split=split)
+        ):
+            _equal(a, b)
+            _equal(a, c)
+    for key in ("labels", "speakers", "sentences"):
+        assert again.info[key] == corpus.info[key]
+
+
+def test_missing_modalities_unknown_labels_and_no_labels_survive(tmp_path):
+    audio = np.array([[np.nan, np.inf]], np.float32)
+    full = Sample("a", {"text": np.ones((2, 1, 3), np.float32), "audio": audio}, ("x",), np.array([-1]))
+    bare = Sample("b", {"audio": audio, "speaker": np.array([1])}, ("y",), None)
+    write_parquet(Corpus({"all": [full, bare]}, "test", {"labels": ["joy"]}), tmp_path / "x.parquet")
+    for a, b in zip((full, bare), stream_samples(tmp_path / "x.parquet"), strict=True):
+        _equal(a, b)
+
+
+def test_classes_are_matched_by_name_with_the_model(tmp_path):
+    sample = Sample("a", {"audio": np.zeros((2, 1), np.float32)}, ("x", "y"), np.array([0, 1]))
+    write_parquet(Corpus({"all": [sample]}, "test", {"labels": ["joy", "sad"]}), tmp_path / "x.parquet")
+    (turned,) = stream_samples(tmp_path / "x.parquet", labels=["sad", "joy"])
+    assert turned.labels is not None
+    assert turned.labels.tolist() == [1, 0]
+    with pytest.raises(InputError, match=r"sad.*none of the classes"):
+        list(stream_samples(tmp_path / "x.parquet", labels=["joy"]))
+
+
+def test_streaming_holds_a_part_of_the_file_at_a_time(tmp_path):
+    rng = np.random.default_rng(0)
+    audio = [rng.normal(size=(20, 400)).astype(np.float32) for _ in range(1600)]  # 51 MB of features
+    samples = [Sample(f"d{i}", {"audio": a}, tuple(map(str, range(20)))) for i, a in enumerate(audio)]
+    write_parquet(Corpus({"all": samples}, "test"), tmp_path / "x.parquet")
+    before = arrow.total_allocated_bytes()
+    stream = stream_samples(tmp_path / "x.parquet")
+    next(stream)
+    tracemalloc.start()
+    highest = 0
+    count = 1
+    for _ in stream:
+        count += 1
+        highest = max(highest, arrow.total_allocated_bytes() - before)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 1600
+    assert peak < 5e6, peak
+    assert highest < 15e6, highest
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    good = Sample("a", {"audio": np.zeros((1, 2), np.float32)}, ("x",))
+    wide = Sample("b", {"audio": np.zeros((1, 3), np.float32)}, ("y",))
+    write_parquet(Corpus({"all": [good]}, "test"), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="b: audio is 3 wide, others have 2"):
+        write_parquet(Corpus({"all": [good, wide]}, "test"), tmp_path / "x.parquet")
+    assert [s.id for s in stream_samples(tmp_path / "x.parquet")] == ["a"]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"]
+
+
+def test_damaged_and_foreign_files_are_input_errors(tmp_path):
+    from pyarrow import parquet
+
+    path = tmp_path / "x.parquet"
+    sample = Sample("a", {"audio": np.random.default_rng(0).normal(size=(300, 9)).astype(np.float32)}, ("x",) * 300)
+    write_parquet(Corpus({"all": [sample]}, "test"), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="no readable Parquet"):
+        list(stream_samples(path))
+    path.write_bytes(content[:200] + bytes(2000) + content[2200:])
+    with pytest.raises(InputError, match="damaged"):
+        list(stream_samples(path))
+    parquet.write_table(arrow.table({"a": [1]}), path)
+    with pytest.raises(InputError, match="not written by mer data convert"):
+        list(stream_samples(path))
+    with pytest.raises(InputError):
+        inspect_file(path)
+
+
+def test_scattered_dialogues_and_unknown_splits_are_refused(tmp_path):
+    from pyarrow import parquet
+
+    path = tmp_path / "x.parquet"
+    samples = [Sample(n, {"audio": np.zeros((2, 2), np.float32)}, ("x", "y")) for n in "ab"]
+    write_parquet(Corpus({"all": samples}, "test"), path)
+    with pytest.raises(UsageError, match="no split 'dev'"):
+        list(stream_samples(path, split="dev"))
+    table = parquet.read_table(path)
+    parquet.write_table(table.take([0, 2, 1, 3]), path)
+    with pytest.raises(InputError, match="not together and in order"):
+        list(stream_samples(path))

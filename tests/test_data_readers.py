@@ -1,0 +1,405 @@
+"""Every reader gives the same samples, and says in one sentence what is wrong with a file."""
+
+import csv
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mer_export.data.open import FORMATS, open_corpus, stream_samples
+from mer_export.data.readers.difficulty import read_difficulty, write_difficulty
+from mer_export.data.spec import DataSpec
+from mer_export.data.synth import synthesise
+from mer_export.errors import InputError, UsageError
+
+SHARED = Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SMALL = {"text_dim": 8, "audio_dim": 8, "vision_dim": 8}
+
+
+def _rewrite(path: Path, change) -> None:
+    content = list(pickle.loads(path.read_bytes()))
+    change(content)
+    path.write_bytes(pickle.dumps(tuple(content), protocol=2))
+
+
+@pytest.fixture
+def meld(tmp_path):
+    synthesise("cmerc", "meld", tmp_path, dialogues=10, seed=3, **SMALL)
+    return tmp_path
+
+
+@pytest.fixture
+def iemocap(tmp_path):
+    synthesise("cmerc", "iemocap", tmp_path, dialogues=6, seed=3, **SMALL)
+    return tmp_path
+
+
+# --- the authors' pickles
+
+
+def test_the_authors_pickles_become_dialogues_in_file_order(iemocap):
+    corpus = open_corpus(iemocap)
+    features = pickle.loads((iemocap / "data" / "IEMOCAP_features.pkl").read_bytes())
+    roberta = pickle.loads((iemocap / "data" / "iemocap_features_roberta.pkl").read_bytes())
+    assert [s.id for s in corpus.splits["train"]] == features[7]
+    assert [s.id for s in corpus.splits["test"]] == features[8]
+    sample = corpus.splits["test"][0]
+    np.testing.assert_array_equal(sample.inputs["text"], np.asarray([r[sample.id] for r in roberta[2:6]]))
+    np.testing.assert_array_equal(sample.inputs["audio"], np.asarray(features[4][sample.id]))
+    np.testing.assert_array_equal(sample.inputs["vision"], np.asarray(features[5][sample.id]))
+    assert sample.inputs["speaker"].tolist() == [0 if s == "M" else 1 for s in features[1][sample.id]]
+    assert sample.labels is not None
+    assert sample.labels.tolist() == features[2][sample.id]
+    assert sample.units[0] == f"{sample.id}/0"
+
+
+def test_splits_that_are_sets_come_sorted(iemocap):
+    path = iemocap / "data" / "IEMOCAP_features.pkl"
+    _rewrite(path, lambda c: c.__setitem__(7, set(c[7])))
+    ids = [s.id for s in open_corpus(iemocap).splits["train"]]
+    assert ids == sorted(ids)
+
+
+def test_classes_are_matched_by_name_with_the_model(meld):
+    own = open_corpus(meld)
+    turned = open_corpus(meld, labels=own.info["labels"][::-1])
+    for a, b in zip(own, turned, strict=True):
+        assert a.labels is not None
+        assert b.labels is not None
+        assert (a.labels + b.labels == 6).all()
+    with pytest.raises(InputError, match="the model knows"):
+        open_corpus(meld, labels=["neutral", "joy"])
+
+
+def test_a_missing_roberta_file_is_named(meld):
+    (meld / "data" / "meld_features_roberta.pkl").unlink()
+    with pytest.raises(InputError, match=r"meld_features_roberta\.pkl is missing"):
+        open_corpus(meld)
+
+
+def test_a_dialogue_with_rows_missing_is_named(meld):
+    _rewrite(meld / "data" / "MELD_features_raw1.pkl", lambda c: c[4][0].pop())
+    with pytest.raises(InputError, match=r"dialogue 0 has .* labels but .* rows of audio"):
+        open_corpus(meld)
+
+
+def test_a_label_outside_the_classes_is_named(meld):
+    _rewrite(meld / "data" / "MELD_features_raw1.pkl", lambda c: c[2][0].__setitem__(0, 7))
+    with pytest.raises(InputError, match=r"classes 0\.\.6"):
+        open_corpus(meld)
+
+
+def test_two_data_sets_in_one_directory_need_a_choice(meld):
+    synthesise("cmerc", "iemocap", meld, dialogues=4, **SMALL)
+    with pytest.raises(UsageError, match=r"data\.dataset=iemocap"):
+        open_corpus(meld)
+    assert open_corpus(meld, DataSpec(dataset="meld")).info["dataset"] == "meld"
+
+
+def test_unknown_paths_and_formats_are_usage_errors(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        open_corpus(tmp_path / "absent")
+    with pytest.raises(InputError, match="no format that can be recognised"):
+        open_corpus(tmp_path)
+    with pytest.raises(UsageError, match="no data format 'xml'"):
+        open_corpus(tmp_path, DataSpec(format="xml"))
+
+
+# --- difficulties
+
+
+@pytest.mark.parametrize("keys", [["b", "a"], [12, 3]])
+def test_difficulties_are_written_in_the_published_format(tmp_path, keys):
+    values = dict(zip(map(str, keys), [0.25, 0.5], strict=True))
+    write_difficulty(tmp_path / "d.pkl", values)
+    content = (tmp_path / "d.pkl").read_bytes()
+    assert content[:2] == b"\x80\x04"
+    assert pickle.loads(content) == dict(zip(keys, [0.25, 0.5], strict=True))
+    write_difficulty(tmp_path / "d.json", values)
+    for name in ("d.pkl", "d.json"):
+        assert list(read_difficulty(tmp_path / name).items()) == list(values.items())
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"a": "x"}, {"a": float("nan")}, {"a": True}])
+def test_other_pickles_are_no_difficulty_file(tmp_path, content):
+    (tmp_path / "d.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(InputError, match="no difficulty file"):
+        read_difficulty(tmp_path / "d.pkl")
+
+
+# --- dialogue tables
+
+ROWS = [
+    # dialogue, turn, who, mood, part, said: rows out of order, dialogues interleaved
+    ("d1", "10", "Ann", "joy", "train", "c"),
+    ("d2", "1", "Bob", "anger", "test", "x"),
+    ("d1", "2", "Cid", "", "train", "b"),
+    ("d1", "1", "Ann", "anger", "train", "a"),
+    ("d2", "2", "Ann", "joy", "test", "y"),
+]
+MAPPING = {
+    "table": "u.csv",
+    "dialogue": "dialogue",
+    "order": "turn",
+    "utterance": "turn",
+    "speaker": "who",
+    "label": "mood",
+    "split": "part",
+    "sentence": "said",
+    "text": [{"file": "f.npz", "array": "t1"}, {"file": "f.npz", "array": "t2"}],
+    "audio": {"file": "a.npy"},
+}
+
+
+@pytest.fixture
+def table(tmp_path):
+    with (tmp_path / "u.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("dialogue", "turn", "who", "mood", "part", "said"), *ROWS])
+    rows = np.arange(5, dtype=np.float16)[:, None]
+    np.savez(tmp_path / "f.npz", t1=rows + np.zeros((5, 4), np.float16), t2=rows * 10 + np.zeros((5, 4), np.float16))
+    np.save(tmp_path / "a.npy", rows + np.zeros((5, 3)))
+    return tmp_path
+
+
+def test_a_table_becomes_dialogues_ordered_by_turn(table):
+    corpus = open_corpus(table, DataSpec.model_validate(MAPPING))
+    assert list(corpus.splits) == ["train", "test"]
+    assert corpus.info["labels"] == ["anger", "joy"]
+    (first,) = corpus.splits["train"]
+    assert first.units == ("d1/1", "d1/2", "d1/10")
+    assert first.labels is not None
+    assert first.labels.tolist() == [0, -1, 1]
+    assert first.inputs["speaker"].tolist() == [0, 1, 0]
+    assert first.inputs["text"].dtype == np.float32
+    assert first.inputs["text"][:, :, 0].tolist() == [[3, 2, 0], [30, 20, 0]]
+    assert first.inputs["audio"][:, 0].tolist() == [3, 2, 0]
+    assert "vision" not in first.inputs
+    assert corpus.info["sentences"]["d1"] == ["a", "b", "c"]
+
+
+def test_a_directory_describes_itself_with_table_yaml(table):
+    (table / "table.yaml").write_text(json.dumps(MAPPING))
+    own = open_corpus(table)
+    assert own.format == "dialogue_table"
+    assert open_corpus(table, DataSpec(label_names=("joy", "anger"))).info["labels"] == ["joy", "anger"]
+    (table / "table.yaml").write_text("tabel: u.csv")
+    with pytest.raises(InputError, match=r"table\.yaml: tabel"):
+        open_corpus(table)
+
+
+def test_speakers_past_the_last_index_share_it(table):
+    corpus = open_corpus(table, DataSpec.model_validate({**MAPPING, "speakers": 1}))
+    assert all((s.inputs["speaker"] == 0).all() for s in corpus)
+
+
+def test_features_bound_to_one_split_are_refused_with_another(table):
+    bound = {"file": "a.npy", "only_with_split": ["part"]}
+    spec = DataSpec.model_validate({**MAPPING, "audio": bound})
+    assert open_corpus(table, spec).splits
+    with pytest.raises(InputError, match=r"audio features a\.npy .* labels of part, with data\.split=said"):
+        open_corpus(table, spec.model_copy(update={"split": "said"}))
+    # What a data set says of its own features holds whatever a configuration leaves out.
+    (table / "table.yaml").write_text(json.dumps({"audio": bound}))
+    with pytest.raises(InputError, match="test labels leak"):
+        open_corpus(table, DataSpec.model_validate({**MAPPING, "split": "said"}))
+
+
+def test_a_table_without_labels_or_split_is_unlabelled_data(table):
+    spec = DataSpec.model_validate({**MAPPING, "label": "none", "split": "neither"})
+    corpus = open_corpus(table, spec, labels=["anger", "joy"])
+    assert list(corpus.splits) == ["all"]
+    assert all(s.labels is None for s in corpus)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dialogue": "talk"}, "no column 'talk'"),
+        ({"audio": {"file": "f.npz"}}, "no array None"),
+        ({"audio": {"file": "gone.npy"}}, "cannot be read"),
+        ({"table": "gone.csv"}, "cannot be read"),
+        ({"row": "turn"}, "asks for row 10"),
+        ({"row": "who"}, "must be a row number"),
+        ({"split": "who"}, "belongs to one split"),
+        ({"label_names": ("joy",)}, "'anger' is none of the classes"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said(table, change, message):
+    with pytest.raises(InputError, match=message):
+        open_corpus(table, DataSpec.model_validate({**MAPPING, **change}))
+
+
+def test_arrays_of_another_height_are_refused(table):
+    np.save(table / "a.npy", np.zeros((6, 3)))
+    with pytest.raises(InputError, match="6 rows, its table has 5"):
+        open_corpus(table, DataSpec.model_validate(MAPPING))
+
+
+def test_damaged_and_pickled_arrays_are_refused(table):
+    np.save(table / "a.npy", np.array([{}] * 5, dtype=object))
+    with pytest.raises(InputError, match="no readable array file"):
+        open_corpus(table, DataSpec.model_validate(MAPPING))
+    content = (table / "f.npz").read_bytes()
+    (table / "f.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="no readable array file"):
+        open_corpus(table, DataSpec.model_validate({**MAPPING, "audio": ()}))
+
+
+def test_the_same_table_as_csv_tsv_and_parquet_reads_equal(table):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    names = ("dialogue", "turn", "who", "mood", "part", "said")
+    (table / "u.tsv").write_text("\n".join("\t".join(r) for r in [names, *ROWS]))
+    columns = dict(zip(names, zip(*ROWS, strict=True), strict=True))
+    parquet.write_table(arrow.table({**columns, "turn": [int(t) for t in columns["turn"]]}), table / "u.parquet")
+    first = open_corpus(table, DataSpec.model_validate(MAPPING))
+    for name in ("u.tsv", "u.parquet"):
+        other = open_corpus(table, DataSpec.model_validate({**MAPPING, "table": name}))
+        for a, b in zip(first, other, strict=True):
+            assert (a.id, a.units) == (b.id, b.units)
+            np.testing.assert_array_equal(a.labels, b.labels)
+            np.testing.assert_array_equal(a.inputs["text"], b.inputs["text"])
+
+
+def test_one_table_and_array_file_per_split(table):
+    for split, count in (("train", 3), ("dev", 2)):
+        lines = ["dialogue,mood", *(f"0,{'joy' if i else 'anger'}" for i in range(count))]
+        (table / f"{split}.csv").write_text("\n".join(lines))
+        np.savez(table / f"x_{split}.npz", v=np.full((count, 2), count))
+    spec = DataSpec.model_validate(
+        {
+            "table": "{split}.csv",
+            "splits": ["train", "dev"],
+            "dialogue": "dialogue",
+            "label": "mood",
+            "text": {"file": "x_{split}.npz", "array": "v"},
+        }
+    )
+    corpus = open_corpus(table, spec)
+    assert [s.id for s in corpus] == ["train/0", "dev/0"]
+    assert corpus.splits["dev"][0].inputs["text"].tolist() == [[[2, 2], [2, 2]]]
+    (table / "train.csv").unlink()
+    assert list(open_corpus(table, spec).splits) == ["dev"]
+
+
+@pytest.mark.skipif(not (SHARED / "mosi_utt").is_dir(), reason="the sample data are not beside the repository")
+def test_mosi_reads_in_the_context_split_and_refuses_leaking_features():
+    features = "features.npz"
+    spec = DataSpec.model_validate(
+        {
+            "table": "utterances.csv",
+            "dialogue": "video_id",
+            "order": "segment",
+            "utterance": "segment",
+            "label": "label",
+            "split": "split_context",
+            "row": "row",
+            "label_names": ["negative", "positive"],
+            "text": {"file": features, "array": "text_cnn", "only_with_split": ["split_context"]},
+            "audio": {"file": features, "array": "audio_opensmile"},
+            "vision": {"file": features, "array": "video_3dcnn", "only_with_split": ["split_context"]},
+        }
+    )
+    corpus = open_corpus(SHARED / "mosi_utt", spec)
+    assert {k: sum(len(s.units) for s in v) for k, v in corpus.splits.items()} == {
+        "train": 1193,
+        "dev": 254,
+        "test": 752,
+    }
+    with pytest.raises(InputError, match="leak"):
+        open_corpus(SHARED / "mosi_utt", spec.model_copy(update={"split": "split_official"}))
+
+
+@pytest.mark.skipif(not (SHARED / "meld_text").is_dir(), reason="the sample data are not beside the repository")
+def test_meld_text_reads_with_text_only():
+    spec = DataSpec.model_validate(
+        {
+            "table": "{split}.csv",
+            "splits": ["train", "dev", "test"],
+            "dialogue": "dialogue_id",
+            "order": "utterance_id",
+            "speaker": "speaker",
+            "speakers": 9,
+            "label": "emotion",
+            "text": {"file": "minilm_{split}.npz", "array": "embedding"},
+        }
+    )
+    corpus = open_corpus(SHARED / "meld_text", spec)
+    assert {k: (len(v), max(len(s.units) for s in v)) for k, v in corpus.splits.items()} == {
+        "train": (1038, 24),
+        "dev": (114, 23),
+        "test": (280, 33),
+    }
+    counts = np.bincount(np.concatenate([s.labels for s in corpus.split("test") if s.labels is not None]))
+    assert dict(zip(corpus.info["labels"], counts.tolist(), strict=True)) == {
+        "anger": 345,
+        "disgust": 68,
+        "fear": 50,
+        "joy": 402,
+        "neutral": 1256,
+        "sadness": 208,
+        "surprise": 281,
+    }
+
+
+# --- JSON lines
+
+
+def _line(name: str, **change) -> dict:
+    utterance = {"speaker": "Ann", "label": "joy", "text": [[1, 2], [3, 4]], "audio": [5]}
+    return {"dialogue": name, "split": "test", "utterances": [utterance, {**utterance, "speaker": "Bob"} | change]}
+
+
+def test_json_lines_give_dialogues_one_at_a_time(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(json.dumps(v) for v in [{"labels": ["sad", "joy"]}, _line("a"), _line("b", label=None)]))
+    corpus = open_corpus(path)
+    first, second = corpus.splits["test"]
+    assert first.inputs["text"].tolist() == [[[1, 2], [1, 2]], [[3, 4], [3, 4]]]
+    assert first.inputs["audio"].shape == (2, 1)
+    assert first.inputs["speaker"].tolist() == [0, 1]
+    assert first.labels is not None
+    assert second.labels is not None
+    assert (first.labels.tolist(), second.labels.tolist()) == ([1, 1], [1, -1])
+    with path.open("a") as stream:
+        stream.write("\n{broken")
+    lazy = stream_samples(path)
+    assert [next(lazy).id, next(lazy).id] == ["a", "b"]
+    with pytest.raises(InputError, match="line 4 is no JSON"):
+        next(lazy)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"utterances": []}, "'dialogue' is missing"),
+        ({"dialogue": "a", "utterances": []}, "no utterances"),
+        (_line("a", audio=None), "audio for some utterances only"),
+        (_line("a", text=[[1, 2]]), "line 2 is no dialogue"),
+        (_line("a", label="bored"), "'bored' is none of the classes"),
+        (_line("a", label=1.5), "1.5 is none of the classes"),
+        ([], "is a list, not a dialogue"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_said_with_its_number(tmp_path, line, message):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"labels": ["joy"]}) + "\n" + json.dumps(line))
+    with pytest.raises(InputError, match=message):
+        list(stream_samples(path))
+
+
+def test_a_model_trained_on_pickles_reads_a_single_file_too(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(_line("a")))
+    assert next(stream_samples(path, DataSpec(format="cmerc"), labels=["joy"])).id == "a"
+
+
+def test_every_format_can_be_loaded_and_an_unknown_split_is_a_usage_error(meld):
+    for known in FORMATS.values():
+        assert {"detect", "read", "files"} <= set(dir(known.load()))
+    with pytest.raises(UsageError, match=r"there are \['train', 'test'\]"):
+        list(stream_samples(meld, split="dev"))
