@@ -11,7 +11,7 @@ from torch import nn
 
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
-from mer_export.errors import MerError, NotAvailableError, UsageError
+from mer_export.errors import InputError, MerError, NotAvailableError, UsageError
 from mer_export.task import Task
 from train.batches import in_batches, make_batch
 from train.config import TrainConfig
@@ -42,12 +42,20 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def set_statistics(model: nn.Module, samples: Sequence[Sample]) -> None:
-    """Gives the model's input standardisation the statistics of the training split."""
+    """Gives the model's input standardisation the statistics of the training split.
+
+    Raises:
+        UsageError: the split has none of a modality.
+        InputError: its features have another width.
+    """
     for name, layer in getattr(model, "standardise", {}).items():
         found = width_statistics(samples, name)
         if found is None:
             raise UsageError(f"model.standardise names {name}, the training split has no {name}: take it out")
         mean, std = found
+        if mean.shape != layer.mean.shape:
+            wide, made = len(mean), len(layer.mean)
+            raise InputError(f"{name} is {wide} wide, the model was made for {made}: set model.{name}_dim={wide}")
         layer.mean.copy_(torch.from_numpy(mean))
         layer.std.copy_(torch.from_numpy(std))
 
