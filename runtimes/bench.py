@@ -79,6 +79,11 @@ class BenchReport(Strict):
     not_run: list[tuple[str, str]] = Field(default_factory=list)
     """(candidate, reason)"""
 
+    @property
+    def busy(self) -> bool:
+        """Whether something else ran beside the measurement: more runnable processes than cores."""
+        return max(self.machine["load_average"], self.load_average_end) > self.machine["cores"]
+
 
 def run_bench(
     bundle: Bundle,

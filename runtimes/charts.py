@@ -112,7 +112,7 @@ def training_chart(records: Sequence[Mapping[str, Any]], metric: str, kept: int 
             if kept is not None:
                 axes.axvline(kept, color=QUIET, linewidth=1, linestyle=(0, (3, 3)))
         if splits:
-            right.legend(loc="lower right")
+            right.legend(loc="lower center")
         return _svg(figure, f"Training loss and {metric} over {len(epochs)} epochs")
 
 

@@ -63,7 +63,6 @@ def render(bundle: Bundle) -> str:
         "bucket": lambda lengths: lengths_name(lengths) if lengths else "any",
         "error": lambda value: "0" if value == 0 else f"{value:.1e}",
         "share": tables.share,
-        "metric": tables.metric_cell,
         "some": tables.some,
         "svg": markupsafe.Markup,
     }
@@ -218,6 +217,7 @@ def _parity_row(candidate: CandidateReport, parity: ParityReport) -> dict[str, A
     return {
         "candidate": candidate,
         "error": error,
+        "metric": next((m for m in found.metrics if m.metric == METRIC), None) if found else None,
         "moved": max((i.max_abs for i in candidate.invariances), default=None),
     }
 

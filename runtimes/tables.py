@@ -156,7 +156,8 @@ def bench_markdown(report: BenchReport) -> str:
         "# Benchmark",
         "",
         f"Machine: {device['cpu']}, {device['cores']} cores, {device['memory_gib']} GiB, {gpu}; "
-        f"load average {device['load_average']} at the start, {report.load_average_end} at the end.",
+        f"load average {device['load_average']} at the start, {report.load_average_end} at the end"
+        + (": **the machine was busy, trust ratios only**." if report.busy else "."),
         f"Versions: {', '.join(f'{k} {v}' for k, v in device['versions'].items())}, Python {device['python']}.",
         f"Threads: {report.threads or 'default'}; {report.rounds} interleaved rounds in shuffled order, "
         f"{1000 * report.pause_s:.0f} ms pause before each turn; inputs: {report.inputs}.",

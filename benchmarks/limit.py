@@ -1,0 +1,54 @@
+"""What this machine can do at most: one large float32 matrix product, by PyTorch and by ONNX Runtime.
+
+The two differ where PyTorch's matrix library does not use the processor's widest vectors. A model's GFLOP/s beside
+them says how much of the machine it uses, which a ratio to eager alone does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from runtimes.timing import interleave, warm_up
+
+SIZE = 1024
+
+
+def measure(threads: int, rounds: int = 15) -> dict[str, float]:
+    """GFLOP/s of a product of two 1024 x 1024 matrices, fastest call of interleaved rounds."""
+    import torch
+
+    torch.set_num_threads(threads)
+    a, b = (np.random.default_rng(s).standard_normal((SIZE, SIZE), dtype=np.float32) for s in (0, 1))
+    left, right = torch.from_numpy(a), torch.from_numpy(b)
+    calls: dict[str, Any] = {"torch.mm": lambda: torch.mm(left, right)}
+    session = _onnx_product(b, threads)
+    if session is not None:
+        calls["onnxruntime MatMul"] = lambda: session.run(None, {"a": a})
+    for call in calls.values():
+        warm_up(call)
+    turns = interleave(calls, rounds)
+    return {name: 2 * SIZE**3 / (1e9 * float(np.concatenate(turns[name].wall).min())) for name in calls}
+
+
+def _onnx_product(right: np.ndarray, threads: int) -> Any:
+    """A session that multiplies by `right`; None where ONNX Runtime or onnx is missing."""
+    try:
+        import onnx
+        import onnxruntime
+        from onnx import TensorProto, helper, numpy_helper
+    except ImportError:
+        return None
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["c"])],
+        "product",
+        [helper.make_tensor_value_info("a", TensorProto.FLOAT, right.shape)],
+        [helper.make_tensor_value_info("c", TensorProto.FLOAT, right.shape)],
+        [numpy_helper.from_array(right, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
