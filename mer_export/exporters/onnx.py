@@ -14,6 +14,7 @@ import numpy as np
 from mer_export.contract import BATCH
 from mer_export.errors import NotAvailableError
 from mer_export.exporters.job import Exported, ExportJob, prove, repeat
+from mer_export.exporters.merge import merge_linears
 from mer_export.exporters.torchscript import attention_as_written
 
 LARGEST_FOLDED = 1 << 31
@@ -65,7 +66,9 @@ def to_onnx(job: ExportJob) -> Any:
         onnxscript.optimizer.optimize(
             program.model, input_size_limit=LARGEST_FOLDED, output_size_limit=LARGEST_FOLDED, num_iterations=4
         )
-    return program.model_proto
+    model = program.model_proto
+    merge_linears(model)
+    return model
 
 
 def _run(job: ExportJob, path: Path) -> str:

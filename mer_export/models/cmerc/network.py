@@ -95,18 +95,18 @@ class Cmerc(nn.Module):
             encoded["vision"] = self.vision_encoder(encoded["vision"], seen)
         if self.speaker_embedding is not None:
             encoded["text"] = encoded["text"] + self.speaker_embedding(speaker)
-        nodes = torch.stack([encoded[m] for m in MODALITIES], dim=1)
         if self.modal_embedding is not None:
             # Rows of the embedding are audio, vision, text in M3NET.
-            audio_row, vision_row, text_row = self.modal_embedding.weight.unbind(0)
-            nodes = nodes + torch.stack([text_row, audio_row, vision_row])[:, None]
-        projected = self.node_projection(nodes) * mask[:, None, :, None]
+            for modality, row in zip(("audio", "vision", "text"), self.modal_embedding.weight.unbind(0), strict=True):
+                encoded[modality] = encoded[modality] + row
+        inside = mask[:, None, :, None]
+        projected = torch.stack([self.node_projection(encoded[m]) for m in MODALITIES], dim=1) * inside
         blocks = [
             self.hypergraph(projected, mask, lengths, semantics),
             self.frequency(projected, mask, context_edges(mask, speaker, context)),
         ]
         if self.config.residue:
-            blocks.insert(0, nodes * mask[:, None, :, None])
+            blocks.insert(0, torch.stack([encoded[m] for m in MODALITIES], dim=1) * inside)
         merged = torch.cat(blocks, dim=-1)
         return merged.permute(0, 2, 1, 3).flatten(2)
 
@@ -137,9 +137,23 @@ class TextNorm(nn.Module):
         if not self.norms:
             return text.mean(dim=1)
         vectors = text.unbind(dim=1)
+        if self.kind == "BN" and not self.training:
+            return self._fixed_statistics(vectors)
         # Statistics of BN run over every position of the batch, zero padding included, as in M3NET.
         merged = [n(v.flatten(0, 1)).reshape(v.shape) for n, v in zip(self.norms, vectors, strict=True)]
         return torch.stack(merged).mean(dim=0) if len(merged) > 1 else merged[0]
+
+    def _fixed_statistics(self, vectors: tuple[Tensor, ...]) -> Tensor:
+        """Batch norm with its running statistics, and the mean: one scale per vector and one shift in all."""
+        merged = torch.zeros((), device=vectors[0].device)
+        shift = torch.zeros((), device=vectors[0].device)
+        for module, vector in zip(self.norms, vectors, strict=True):
+            norm = cast(nn.BatchNorm1d, module)
+            mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+            scale = norm.weight * torch.rsqrt(variance + norm.eps) / len(vectors)
+            shift = shift + norm.bias / len(vectors) - mean * scale
+            merged = merged + vector * scale
+        return merged + shift
 
     def _whole_dialogue(self, text: Tensor, seen: Tensor) -> Tensor:
         """Layer norm without affine jointly over (utterances, width) of each dialogue and vector."""
@@ -185,15 +199,16 @@ class Hypergraph(nn.Module):
 
     def forward(self, x: Nodes, mask: Mask, lengths: Int[Tensor, " batch"], semantics: Semantics) -> Nodes:
         node_weight, modality_weight, utterance_weight = self._weights(mask, lengths, semantics)
-        per_modality = _reciprocal(node_weight.sum(2))[:, :, None, None]
-        per_utterance = _reciprocal(node_weight.sum(1))[:, None, :, None]
-        per_node = _reciprocal(modality_weight[:, :, None] + utterance_weight[:, None, :])[..., None]
-        per_node = per_node * mask[:, None, :, None]
         inside = mask[:, None, :, None]
+        # One row per modality that sums its real utterances, so that padding needs no zeroing between layers.
+        over_time = (_reciprocal(node_weight.sum(2))[:, :, None] * mask[:, None]).unsqueeze(2)
+        per_utterance = _reciprocal(node_weight.sum(1))[:, :, None]
+        per_node = _reciprocal(modality_weight[:, :, None] + utterance_weight[:, None, :])[..., None] * inside
         for bias in self.bias:
-            edges = x.sum(2, keepdim=True) * per_modality + x.sum(1, keepdim=True) * per_utterance
-            x = functional.leaky_relu(per_node * edges + bias, 0.01) * inside
-        return x
+            text, audio, vision = x.unbind(1)
+            edges = over_time @ x + ((text + audio + vision) * per_utterance)[:, None]
+            x = functional.leaky_relu(per_node * edges + bias, 0.01)
+        return x * inside
 
     def _weights(self, mask: Tensor, lengths: Tensor, semantics: Semantics) -> tuple[Tensor, Tensor, Tensor]:
         """Node weights (batch, 3, utterances), hyperedge weights (batch or 1, 3) and (batch or 1, utterances)."""
@@ -235,17 +250,19 @@ class Frequency(nn.Module):
         degree = edges.sum(-1) + 2.0
         scale = torch.rsqrt(degree)
         within = (edges * scale[:, :, None] * scale[:, None, :])[:, None]
-        across = (mask / degree)[:, None, :, None]
+        # Other modalities of the same utterance: (batch, receiving, sending, utterances); a node keeps itself.
+        own = torch.eye(3, device=mask.device, dtype=mask.dtype)[:, :, None]
+        across = (1.0 - own) * (mask / degree)[:, None, None, :]
         for gate in self.gates:
             # The gate weight is [receiving node, sending node]; one product gives both halves for every node.
             linear = cast(nn.Linear, gate)
             halves = functional.linear(x, linear.weight.reshape(2, -1))
-            receive, send = halves[..., :1] + linear.bias, halves[..., 1:]
-            update = (torch.tanh(receive + send.transpose(-1, -2)) * within) @ x
-            for shift in (1, 2):
-                other = torch.tanh(receive + send.roll(-shift, 1)) * across
-                update = update + other * x.roll(-shift, 1)
-            x = x + update
+            receive, send = halves[..., 0] + linear.bias, halves[..., 1]
+            update = (torch.tanh(receive[..., None] + send[:, :, None, :]) * within) @ x
+            share = torch.tanh(receive[:, :, None, :] + send[:, None, :, :]) * across + own
+            for sender in range(3):
+                update = update + share[:, :, sender, :, None] * x[:, sender : sender + 1]
+            x = update
         return x
 
 
