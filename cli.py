@@ -52,7 +52,6 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Atol = Annotated[list[str] | None, typer.Option("--atol", metavar="OUTPUT:VALUE", help="Tolerance of one output.")]
 
 
 # --- rendering -------------------------------------------------------------------------------------------------------
@@ -429,7 +428,8 @@ def parity(
     split: Split = "test",
     data_format: DataFormat = "auto",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
-    atol: Atol = None,
+    atol: Annotated[list[str] | None, typer.Option("--atol", metavar="[OUTPUT:]VALUE", help="Tolerance.")] = None,
+    rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="[OUTPUT:]VALUE", help="Relative part.")] = None,
     threads: Threads = 1,
     strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
     quiet: Quiet = False,
@@ -442,7 +442,7 @@ def parity(
 
     opened = Bundle.open(bundle)
     samples = _samples(opened, data, data_format, split)[:limit]
-    policy = Policy.parse(atol or [])
+    policy = Policy.parse(atol or [], rtol or [])
     report = checks.run_parity(
         opened, samples, policy, threads=threads, source=f"{data.name}, {split}", say=_say(quiet)
     )

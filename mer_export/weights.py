@@ -36,6 +36,7 @@ def bundle_model(bundle: Bundle) -> nn.Module:
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
     """A bare state_dict from a torch file (tensors only, nothing is executed) or a safetensors file."""
     import pickle
+    import warnings
 
     import torch
     from safetensors.torch import load_file
@@ -45,7 +46,9 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on pickle protocols; what cannot be read is an error below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{path} is no checkpoint of plain tensors, it was not loaded: {reason}") from None
