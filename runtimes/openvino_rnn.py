@@ -38,7 +38,8 @@ def _two_directions(node: Any) -> list[Any]:
     inputs = [node.input_value(i) for i in range(node.get_input_size())]
     x, initial, lengths, weights = inputs[0], inputs[1 : 1 + states], inputs[1 + states], inputs[2 + states :]
     time = x.get_partial_shape()[1].get_length()
-    whole = ops.add(ops.multiply(lengths, np.int32(0)), np.int32(time))
+    # Derived from a shape alone, which is how the plugin knows that every item has the whole length.
+    whole = ops.broadcast(np.int32(time), ops.shape_of(lengths, "i32"))
     results = []
     for direction in (0, 1):
         source = ops.reverse_sequence(x, lengths, 0, 1) if direction else x
