@@ -17,6 +17,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,14 +139,14 @@ def training_step(setting: Setting) -> list[dict[str, Any]]:
         optimizer.step()
 
     kinds = ("fp32", "tf32", "bf16") if setting.device == "cuda" else ("fp32", "bf16")
-    return setting.timed({f"training step {k}": lambda k=k: step(k) for k in kinds})
+    return setting.timed({f"training step {k}": partial(step, k) for k in kinds})
 
 
 def eager_inference(setting: Setting) -> list[dict[str, Any]]:
     """The network as it stands, inputs on the device already."""
     model, tensors = setting.model(), setting.tensors()
     kinds = ("fp32", "tf32", "bf16") if setting.device == "cuda" else ("fp32", "bf16")
-    return setting.timed({f"eager {k}": lambda k=k: _forward(setting, model, tensors, k) for k in kinds})
+    return setting.timed({f"eager {k}": partial(_forward, setting, model, tensors, k) for k in kinds})
 
 
 def compiled_inference(setting: Setting) -> list[dict[str, Any]]:
@@ -243,7 +244,7 @@ def _sessions(setting: Setting, asked: list[tuple[str, str, dict[str, Any]]]) ->
                 # One runtime's failure must not cost the other measurements of this machine.
                 skipped.append({"name": name, "skipped": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
                 continue
-            calls[name] = lambda session=session: session.run(setting.arrays)
+            calls[name] = partial(session.run, setting.arrays)
         rows = setting.timed(calls) if len(calls) > 1 else []
     return [row | {"max_abs_difference": errors.get(row["name"])} for row in rows] + skipped
 

@@ -1,0 +1,69 @@
+"""A tiny cmerc bundle with random weights and random labelled dialogues, quick to export and to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_model
+
+from mer_export import registry
+from mer_export.bundle import WEIGHTS, Bundle, Manifest
+from mer_export.data.samples import Sample
+
+CONFIG = {
+    "labels": ("neutral", "joy", "anger"),
+    "speakers": 3,
+    "text_dim": 16,
+    "audio_dim": 8,
+    "vision_dim": 6,
+    "text_vectors": 2,
+    "width": 16,
+    "hidden": 16,
+    "hypergraph_layers": 2,
+    "frequency_layers": 2,
+    "buckets": (4, 8),
+}
+
+
+def make_bundle(root: Path, seed: int = 0) -> Bundle:
+    """A bundle without variants."""
+    torch.manual_seed(seed)
+    system = registry.get("cmerc")
+    config = system.parse(CONFIG)
+    manifest = Manifest(
+        system="cmerc",
+        variant="gru",
+        config=config.model_dump(mode="json"),
+        task=system.task(config),
+        contract=system.contract(config),
+    )
+    bundle = Bundle.create(root, manifest)
+    reweigh(bundle, seed)
+    return bundle
+
+
+def reweigh(bundle: Bundle, seed: int) -> None:
+    """Replaces the weights of a bundle by others."""
+    torch.manual_seed(seed)
+    system = registry.get("cmerc")
+    with bundle.commit() as change:
+        save_model(system.build(system.parse(CONFIG)), str(change.file(WEIGHTS)))
+
+
+def make_samples(count: int = 10, seed: int = 0) -> list[Sample]:
+    """Labelled dialogues of 1 to 8 utterances."""
+    random = np.random.default_rng(seed)
+    samples = []
+    for i in range(count):
+        size = 1 + i % 8
+        inputs = {
+            "text": random.standard_normal((2, size, 16), dtype=np.float32),
+            "audio": random.standard_normal((size, 8), dtype=np.float32),
+            "vision": random.standard_normal((size, 6), dtype=np.float32),
+            "speaker": random.integers(0, 3, size),
+        }
+        units = tuple(f"d{i}/{k}" for k in range(size))
+        samples.append(Sample(f"d{i}", inputs, units, random.integers(0, 3, size)))
+    return samples

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_bundle import make_bundle, make_samples
+
+from mer_export.bundle import Bundle
+from mer_export.errors import UsageError
+from mer_export.exporters import export_variant
+from runtimes import bench
+from runtimes.candidate import find_candidates
+from runtimes.cold import ColdStart, cold_start
+from runtimes.timing import Turns, interleave, ratio, warm_up
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    made = make_bundle(tmp_path_factory.mktemp("bench") / "bundle")
+    for length in (4, 8):
+        export_variant(made, "torchscript", {"utterances": length})
+    return made
+
+
+@pytest.fixture(scope="module")
+def report(bundle: Bundle) -> bench.BenchReport:
+    return bench.run_bench(bundle, make_samples(20), batches=(1, 3), rounds=3, cold=False)
+
+
+def test_a_slower_call_gets_a_ratio_below_one() -> None:
+    turns = interleave({"base": lambda: time.sleep(0.002), "slow": lambda: time.sleep(0.008)}, rounds=5)
+    found = ratio(turns["base"], turns["slow"])
+    assert found.q25 <= found.median <= found.q75 < 0.6
+    assert ratio(turns["base"], turns["base"]).median == 1
+
+
+def test_every_round_times_every_candidate_in_changing_order() -> None:
+    seen: list[str] = []
+    interleave({n: lambda n=n: (seen.append(n), time.sleep(0.03)) for n in "ab"}, rounds=6, pause=0)
+    assert seen.count("a") == seen.count("b")
+    order = "".join(seen)
+    assert "aabb" in order
+    assert "bbaa" in order
+
+
+def test_warm_up_stops_when_times_are_stable_and_says_when_they_are_not() -> None:
+    assert warm_up(lambda: time.sleep(0.002)).stable
+    calls = iter(range(100))
+    growing = warm_up(lambda: time.sleep(0.001 * (1 + next(calls))), most=9)
+    assert (growing.calls, growing.stable) == (9, False)
+
+
+def test_percentiles_are_milliseconds_of_all_calls() -> None:
+    latency = Turns(wall=[[0.001, 0.002], [0.003]], cpu=[[0.001, 0.001], [0.001]]).latency()
+    assert (latency.calls, latency.p50, latency.longest, latency.cpu_p50) == (3, 2.0, 3.0, 1.0)
+
+
+def test_every_case_holds_eager_and_the_variants_of_its_bucket(report: bench.BenchReport) -> None:
+    assert [(c.lengths["utterances"], c.batch) for c in report.cases] == [(4, 1), (4, 3), (8, 1), (8, 3)]
+    for case in report.cases:
+        names = [r.name for r in case.rows]
+        assert names[0] == bench.BASE
+        assert any(f"utterances{case.lengths['utterances']}-" in n for n in names)
+        assert case.rows[0].ratio.median == 1
+        assert all(r.latency.p50 <= r.latency.p90 <= r.latency.longest for r in case.rows)
+
+
+def test_items_are_those_that_are_routed_to_the_bucket(report: bench.BenchReport) -> None:
+    lengths = {c.lengths["utterances"]: c.real_lengths["utterances"] for c in report.cases if c.batch == 3}
+    assert all(1 <= n <= 4 for n in lengths[4])
+    assert all(5 <= n <= 8 for n in lengths[8])
+
+
+def test_what_really_ran_is_in_every_result(report: bench.BenchReport) -> None:
+    assert report.machine["cores"] >= 1
+    assert report.machine["versions"]["numpy"]
+    assert all(r.info["threads"] == 1 for c in report.cases for r in c.rows)
+    assert all(reason for _, reason in report.not_run)
+
+
+def test_random_inputs_replace_missing_data(bundle: Bundle) -> None:
+    found = bench.run_bench(bundle, None, batches=(2,), rounds=3, cold=False)
+    assert found.inputs.startswith("random")
+    assert len(found.cases) == 2
+
+
+def test_data_that_fits_no_bucket_is_a_usage_error(tmp_path: Path) -> None:
+    short = make_bundle(tmp_path / "short")
+    export_variant(short, "torchscript", {"utterances": 1})
+    with pytest.raises(UsageError, match="no sample fits"):
+        bench.run_bench(short, make_samples(8)[4:], rounds=3, cold=False)
+
+
+def test_a_cold_start_is_measured_in_a_process_of_its_own(bundle: Bundle) -> None:
+    candidate = next(c for c in find_candidates(bundle, 1) if c.runtime == "torchscript")
+    found = cold_start(bundle.root, candidate)
+    assert isinstance(found, ColdStart), found
+    assert found.load_s > 0
+    assert 20 < found.peak_mib < 4000
+
+
+def test_the_report_survives_json_and_lands_in_the_bundle(bundle: Bundle, report: bench.BenchReport) -> None:
+    bench.save(bundle, report)
+    opened = Bundle.open(bundle.root)
+    again = bench.BenchReport.model_validate(json.loads(opened.path("reports/bench.json").read_text()))
+    assert again == report
+    assert "| torchscript |" in opened.path("reports/bench.md").read_text()
+
+
+def test_the_gpu_suite_runs_to_its_end_without_a_gpu_and_says_what_is_unmeasured(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path)], cwd=root, check=True)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert "CUDA" in found["unmeasured"]
+    parts = [p for c in found["cases"] for p in c["parts"].values()]
+    assert parts
+    assert all(p["status"] == "skipped" and p["reason"] for p in parts)

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from small_bundle import make_bundle, make_samples, reweigh
+
+from mer_export.bundle import Bundle
+from mer_export.data.samples import Sample
+from mer_export.errors import ParityError, UsageError
+from mer_export.exporters import export_variant
+from mer_export.task import Task
+from runtimes import parity
+from runtimes.candidate import Candidate, find_candidates
+from runtimes.compare import Compared, compare, metric_differences
+from runtimes.policy import Policy, gravest
+from runtimes.probes import probes
+from runtimes.session import Session
+
+TASK = Task(labels=("neutral", "joy", "anger"))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    made = make_bundle(tmp_path_factory.mktemp("parity") / "bundle")
+    for length in (4, 8):
+        export_variant(made, "torchscript", {"utterances": length})
+    return made
+
+
+def runnable(bundle: Bundle, runtime: str) -> list[Candidate]:
+    return [c for c in find_candidates(bundle) if c.reason is None and c.runtime == runtime]
+
+
+@dataclass(frozen=True)
+class Tampered(Candidate):
+    """A real candidate whose outputs are changed afterwards."""
+
+    change: Callable[[np.ndarray, dict[str, np.ndarray]], np.ndarray] = lambda out, _: out
+
+    def open(self, bundle: Bundle) -> Session:
+        session = super().open(bundle)
+        run = session.run
+        session.run = lambda arrays: {"log_prob": self.change(run(arrays)["log_prob"], arrays)}  # type: ignore[method-assign]
+        return session
+
+
+def tampered(bundle: Bundle, change: Callable[[np.ndarray, dict[str, np.ndarray]], np.ndarray]) -> list[Candidate]:
+    candidate = runnable(bundle, "torchscript")[-1]
+    return [Tampered(candidate.variant, candidate.backend, candidate.options, change=change)]
+
+
+def scored(scores: list[list[float]], labels: list[int], name: str = "d") -> tuple[Sample, dict[str, np.ndarray]]:
+    units = tuple(f"{name}/{i}" for i in range(len(scores)))
+    return Sample(name, {}, units, np.array(labels)), {"log_prob": np.array(scores, dtype=np.float32)}
+
+
+def test_every_variant_equals_eager_and_parity_passes(bundle: Bundle) -> None:
+    report = parity.run_parity(bundle, make_samples())
+    assert report.verdict == "pass"
+    parity.require(report)
+    assert {c.variant for c in report.ran} == {None, *(v.name for v in bundle.manifest.variants)}
+    for candidate in report.ran:
+        assert candidate.comparison is not None
+        assert candidate.comparison.flips == 0
+        assert candidate.comparison.outputs[0].max_abs <= 1e-5
+        assert all(i.used <= 1 and i.flips == 0 for i in candidate.invariances)
+
+
+def test_the_same_sample_is_run_alone_batched_reordered_and_in_every_bucket(bundle: Bundle) -> None:
+    report = parity.run_parity(bundle, make_samples())
+    names = {c.name: {i.name for i in c.invariances} for c in report.ran}
+    assert {"in a batch", "in a batch, other order", "padded to every bucket"} <= names["torch: eager"]
+    short = next(n for n in names if "utterances4" in n)
+    assert {"in a batch", "garbage in padded places", "another bucket"} <= names[short]
+
+
+def test_samples_longer_than_a_bucket_are_counted_not_hidden(bundle: Bundle) -> None:
+    report = parity.run_parity(bundle, make_samples(8))
+    by_bucket = {c.lengths["utterances"]: c.too_long for c in report.ran if c.lengths}
+    assert by_bucket == {4: 4, 8: 0}
+
+
+def test_probes_cover_one_unit_full_buckets_and_every_missing_modality(bundle: Bundle) -> None:
+    contract = bundle.manifest.contract
+    made = probes(make_samples(4), contract, contract.buckets)
+    assert {s.lengths(contract)["utterances"] for s in made} >= {1, 4, 8}
+    assert {s.modalities(contract) for s in made} == {
+        ("text", "audio", "vision"),
+        ("text", "audio"),
+        ("text", "vision"),
+        ("audio", "vision"),
+        ("text",),
+        ("audio",),
+        ("vision",),
+    }
+    assert all(s.labels is None for s in made)
+    assert all(len(s.units) == s.lengths(contract)["utterances"] for s in made)
+
+
+def test_a_small_error_past_the_tolerance_fails_with_exit_code_3(bundle: Bundle) -> None:
+    report = parity.run_parity(bundle, make_samples(), candidates=tampered(bundle, lambda out, _: out + 1e-3))
+    assert report.verdict == "fail"
+    with pytest.raises(ParityError, match=r"log_prob is off by up to 1\.0e-03") as caught:
+        parity.require(report)
+    assert caught.value.exit_code == 3
+
+
+def test_an_override_for_one_output_is_obeyed(bundle: Bundle) -> None:
+    wrong = tampered(bundle, lambda out, _: out + 1e-3)
+    assert parity.run_parity(bundle, make_samples(), parity.policy(["log_prob:1e-2"]), wrong).verdict == "pass"
+    assert parity.run_parity(bundle, make_samples(), parity.policy(["log_prob:1.5e-3"]), wrong).verdict == "warn"
+    with pytest.raises(UsageError, match="no such output"):
+        parity.run_parity(bundle, make_samples(), parity.policy(["logits:1e-2"]), wrong)
+
+
+def test_nan_fails_whatever_the_tolerance(bundle: Bundle) -> None:
+    def poison(out: np.ndarray, _: dict[str, np.ndarray]) -> np.ndarray:
+        out = out.copy()
+        out[0, 0, 0] = np.nan
+        return out
+
+    report = parity.run_parity(bundle, make_samples(), parity.policy(["1000"]), tampered(bundle, poison))
+    assert report.verdict == "fail"
+    assert "NaN" in report.candidates[0].reasons[0]
+
+
+def test_an_answer_that_depends_on_its_neighbours_fails(bundle: Bundle) -> None:
+    report = parity.run_parity(
+        bundle, make_samples(), candidates=tampered(bundle, lambda out, _: out + 1e-3 * (len(out) > 1))
+    )
+    assert report.verdict == "fail"
+    assert any(r.startswith("in a batch") for r in report.candidates[0].reasons)
+
+
+def test_an_answer_that_depends_on_padding_fails(bundle: Bundle) -> None:
+    report = parity.run_parity(
+        bundle,
+        make_samples(),
+        candidates=tampered(bundle, lambda out, a: out + 1e-4 * np.abs(a["audio"][:, -1:]).max()),
+    )
+    assert any(r.startswith("garbage in padded places") for r in report.candidates[0].reasons)
+
+
+def test_a_flip_names_the_unit_the_labels_and_the_reference_margin() -> None:
+    sample, reference = scored([[-0.1, -3.0, -4.0], [-0.70, -0.71, -4.0]], labels=[0, 0])
+    _, candidate = scored([[-0.1, -3.0, -4.0], [-0.71, -0.70, -4.0]], labels=[0, 0])
+    found = compare([Compared(sample, reference, candidate, {})], TASK, Policy(), "fp32")
+    assert found.flips == 1
+    flip = found.listed_flips[0]
+    assert (flip.unit, flip.reference, flip.candidate, flip.label) == ("d/1", "neutral", "joy", "neutral")
+    assert flip.margin == pytest.approx(0.01, abs=1e-6)
+    assert flip.noise
+    assert found.flip_matrix == [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
+
+
+def test_metric_differences_come_with_an_interval_over_whole_dialogues() -> None:
+    random = np.random.default_rng(0)
+    items = []
+    for i in range(40):
+        labels = random.integers(0, 3, 6)
+        right = np.eye(3, dtype=np.float32)[labels]
+        wrong = right.copy()
+        if i % 4 == 0:
+            wrong[0] = np.roll(wrong[0], 1)
+        sample = Sample(f"d{i}", {}, tuple(f"d{i}/{k}" for k in range(6)), labels)
+        items.append(Compared(sample, {"log_prob": right}, {"log_prob": wrong}, {}))
+    found = {m.metric: m for m in metric_differences(items, TASK)}["accuracy"]
+    assert found.reference == 100
+    assert found.difference == pytest.approx(-100 * 10 / 240)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.difference < found.high < 0
+
+
+def test_identical_decisions_have_an_interval_of_exactly_zero() -> None:
+    sample, scores = scored([[-0.1, -3.0, -4.0]], labels=[0])
+    found = metric_differences([Compared(sample, scores, scores, {})], TASK)
+    assert all((m.difference, m.low, m.high) == (0, 0, 0) for m in found)
+
+
+def test_variants_of_other_weights_are_found_and_named(
+    bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    stale = make_bundle(tmp_path_factory.mktemp("stale") / "bundle")
+    export_variant(stale, "torchscript", {"utterances": 8})
+    reweigh(stale, seed=7)
+    report = parity.run_parity(stale, make_samples())
+    wrong = next(c for c in report.ran if c.variant)
+    assert wrong.verdict == "fail"
+    assert any("other weights" in r for r in wrong.reasons)
+
+
+def test_what_cannot_run_is_listed_with_its_reason_and_fails_only_when_asked(bundle: Bundle) -> None:
+    able = runnable(bundle, "torchscript")
+    unable = [replace(able[0], reason="this engine needs a GPU")]
+    report = parity.run_parity(bundle, make_samples(), candidates=[able[1], *unable])
+    assert [c.verdict for c in report.candidates] == ["pass", "not run"]
+    assert report.candidates[1].reasons == ["this engine needs a GPU"]
+    parity.require(report)
+    with pytest.raises(ParityError, match="needs a GPU"):
+        parity.require(report, strict=True)
+
+
+def test_a_runtime_that_breaks_is_a_failure_of_that_candidate_only(bundle: Bundle) -> None:
+    def explode(out: np.ndarray, _: dict[str, np.ndarray]) -> np.ndarray:
+        raise RuntimeError("kernel not found")
+
+    report = parity.run_parity(
+        bundle, make_samples(), candidates=[*tampered(bundle, explode), *runnable(bundle, "torch")]
+    )
+    assert [c.verdict for c in report.candidates] == ["fail", "pass"]
+    assert "kernel not found" in report.candidates[0].reasons[0]
+
+
+def test_the_report_survives_json_and_lands_in_the_bundle(bundle: Bundle) -> None:
+    report = parity.run_parity(bundle, make_samples(), source="ten dialogues")
+    parity.save(bundle, report)
+    opened = Bundle.open(bundle.root)
+    again = parity.ParityReport.model_validate(json.loads(opened.path("reports/parity.json").read_text()))
+    assert again == report
+    text = opened.path("reports/parity.md").read_text()
+    assert text.startswith("# Parity: pass")
+    assert "ten dialogues" in text
+
+
+def test_no_samples_is_a_usage_error(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="at least one sample"):
+        parity.run_parity(bundle, [])
+
+
+@pytest.mark.parametrize("text", ["log_prob:", "log_prob:x", ":1e-4", "-1", "log_prob:inf", ""])
+def test_a_malformed_tolerance_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--atol"):
+        Policy.parse([text])
+
+
+def test_the_gravest_verdict_wins() -> None:
+    assert gravest(["pass", "not run", "warn"]) == "warn"
+    assert gravest(["fail", "warn"]) == "fail"
+    assert gravest([]) == "not run"

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from small_bundle import make_bundle, make_samples, reweigh
+
+from mer_export.bundle import Bundle
+from mer_export.exporters import export_variant
+from runtimes import bench, parity
+from runtimes.report import write_report
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Checker(HTMLParser):
+    """Fails on tags that do not close in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def page(bundle: Bundle) -> str:
+    text = write_report(bundle).read_text()
+    checker = Checker()
+    checker.feed(text)
+    assert checker.open == []
+    return text
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    made = make_bundle(tmp_path_factory.mktemp("report") / "bundle")
+    export_variant(made, "torchscript", {"utterances": 8})
+    parity.save(made, parity.run_parity(made, make_samples()))
+    bench.save(made, bench.run_bench(made, make_samples(), batches=(1,), rounds=3, cold=False))
+    records = [
+        {"epoch": e, "train": {"total": 2 / e}, "seconds": 1.0, "splits": {"test": {"weighted_f1": 30.0 + e}}}
+        for e in (1, 2, 3)
+    ]
+    with made.commit() as change:
+        change.write("train/metrics.jsonl", "".join(json.dumps(r) + "\n" for r in records))
+        change.write("train/evaluation.json", json.dumps({"test": {"single": {"weighted_f1": 33.0, "accuracy": 40.0}}}))
+        change.manifest.provenance = {"source": "trained", "epoch": 2, "data": {"format": "<script>alert(1)</script>"}}
+    return made
+
+
+def test_the_page_shows_verdict_model_training_parity_and_speed(full: Bundle) -> None:
+    text = page(full)
+    assert "Same answers as PyTorch" in text
+    assert "those of epoch 2" in text
+    assert "torchscript-fp32-utterances8-bdynamic" in text
+    assert text.count("<svg") == 3
+    assert "utterances8" in text
+
+
+def test_the_page_needs_nothing_from_outside_and_runs_nothing(full: Bundle) -> None:
+    text = page(full)
+    outside = re.findall(r'(?:src|href|@import|url)\s*[=(]\s*["\']?(?!#)([^"\')\s>]+)', text)
+    assert outside == []
+    assert "<script" not in text
+
+
+def test_text_from_the_bundle_cannot_become_markup(full: Bundle) -> None:
+    assert "&lt;script&gt;alert(1)" in page(full)
+
+
+def test_a_bundle_without_reports_says_what_is_missing_and_how_to_get_it(tmp_path: Path) -> None:
+    text = page(make_bundle(tmp_path / "bundle"))
+    for sentence in ("Parity has not been checked", "mer parity", "mer bench", "Nothing has been exported yet"):
+        assert sentence in text
+
+
+def test_failed_parity_is_the_headline(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    export_variant(bundle, "torchscript", {"utterances": 8})
+    reweigh(bundle, seed=3)
+    parity.save(bundle, parity.run_parity(bundle, make_samples()))
+    text = page(bundle)
+    assert "Not the answers of PyTorch" in text
+    assert "other weights" in text
+
+
+def test_parity_of_older_weights_is_not_shown_as_a_verdict(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    parity.save(bundle, parity.run_parity(bundle, make_samples()))
+    reweigh(bundle, seed=3)
+    assert "Parity was checked for other weights" in page(bundle)
+
+
+def test_variants_exported_after_the_parity_run_are_marked(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    parity.save(bundle, parity.run_parity(bundle, make_samples()))
+    export_variant(bundle, "torchscript", {"utterances": 4})
+    assert "exported after the parity run" in page(bundle)
+
+
+def test_a_report_of_another_version_counts_as_missing_and_is_named(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    with bundle.commit() as change:
+        change.write("reports/bench.json", "{}")
+    text = page(bundle)
+    assert "reports/bench.json cannot be read" in text
+    assert "not measured" in text
+
+
+def test_the_page_is_listed_in_the_bundle_and_the_bundle_stays_valid(full: Bundle) -> None:
+    write_report(full.root)
+    assert "reports/report.html" in Bundle.open(full.root).manifest.files
+    Bundle.open(full.root).verify()
