@@ -69,6 +69,8 @@ class OnnxRuntimeSession(Session):
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
         settings.inter_op_num_threads = 1
+        # Idle workers would keep a core busy after each call, to the cost of whatever else this process runs.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
         if options.threads:
             settings.intra_op_num_threads = options.threads
         arguments: dict[str, str] = {}
