@@ -230,3 +230,10 @@ def test_diverging_training_ends_with_one_sentence(data: Path, tmp_path: Path):
 
     with pytest.raises(MerError, match="diverged in epoch"):
         fit(small("lr=1e30"), data, tmp_path / "d", quiet=True)
+
+
+def test_bf16_autocast_keeps_float32_weights(data: Path, tmp_path: Path):
+    fit(small("precision=bf16", "epochs=2"), data, tmp_path / "h", quiet=True)
+    found = weights(tmp_path / "h")
+    assert {a.dtype for a in found.values() if a.dtype.kind == "f"} == {np.dtype("float32")}
+    assert all(np.isfinite(a).all() for a in found.values())
