@@ -314,14 +314,20 @@ def _add_bucket_invariance(
         if kept[i] and candidate.variant:
             groups.setdefault(candidate.family, []).append(i)
     for members in groups.values():
-        widest = max(members, key=lambda i: len(kept[i]))
+        # The one that agrees with the reference and holds most samples, so that a wrong bucket is itself blamed.
+        anchor = min(members, key=lambda i: (_worst(reports[i]) > 1, -len(kept[i])))
         for i in members:
-            common = sorted(set(kept[i]) & set(kept[widest]))
-            if i == widest or not common:
+            common = sorted(set(kept[i]) & set(kept[anchor]))
+            if i == anchor or not common:
                 continue
-            pairs = [(kept[widest][k][task.output], kept[i][k][task.output]) for k in common]
+            pairs = [(kept[anchor][k][task.output], kept[i][k][task.output]) for k in common]
             tolerance = policy.tolerance(reports[i].precision, task.output)
             reports[i].invariances.append(invariance.difference("another bucket", pairs, task, tolerance))
+
+
+def _worst(report: CandidateReport) -> float:
+    """The largest part of its tolerance that any output takes."""
+    return max((e.used for e in report.comparison.outputs), default=0.0) if report.comparison else 0.0
 
 
 def _stale(bundle: Bundle, variant: Variant | None) -> list[str]:

@@ -44,10 +44,10 @@ def without(sample: Sample, contract: Contract, modalities: Sequence[str]) -> Sa
 
 
 def probes(samples: Sequence[Sample], contract: Contract, buckets: Sequence[Lengths]) -> list[Sample]:
-    """One-unit, every-bucket-full and every-missing-modality versions of the most complete of `samples`."""
+    """One-unit, every-bucket-full and every-missing-modality versions of the most complete, longest of `samples`."""
     if not samples:
         return []
-    base = max(samples, key=lambda s: len(s.modalities(contract)))
+    base = max(samples, key=lambda s: (len(s.modalities(contract)), len(s.units)))
     single = {d: 1 for d in contract.sequence_dims}
     shapes = [single, *(dict(b) for b in buckets if dict(b) != single)]
     made = [resized(base, contract, shape) for shape in shapes]

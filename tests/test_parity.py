@@ -70,6 +70,16 @@ def test_every_variant_equals_eager_and_parity_passes(bundle: Bundle) -> None:
         assert all(i.used <= 1 and i.flips == 0 for i in candidate.invariances)
 
 
+def test_every_format_on_every_runtime_of_this_machine_passes(exported: Bundle) -> None:
+    report = parity.run_parity(exported, make_samples())
+    assert [c.name for c in report.candidates if c.verdict == "fail"] == []
+    ran = {c.runtime for c in report.ran}
+    assert {"torch", "torchscript", "exported_program"} <= ran
+    full = [c for c in report.ran if c.precision == "fp32"]
+    assert all(c.comparison and c.comparison.flips == 0 for c in full)
+    assert all(c.comparison and c.comparison.outputs[0].max_abs <= 1e-5 for c in full)
+
+
 def test_the_same_sample_is_run_alone_batched_reordered_and_in_every_bucket(bundle: Bundle) -> None:
     report = parity.run_parity(bundle, make_samples())
     names = {c.name: {i.name for i in c.invariances} for c in report.ran}
@@ -188,10 +198,12 @@ def test_variants_of_other_weights_are_found_and_named(
     stale = make_bundle(tmp_path_factory.mktemp("stale") / "bundle")
     export_variant(stale, "torchscript", {"utterances": 8})
     reweigh(stale, seed=7)
+    export_variant(stale, "torchscript", {"utterances": 4})
     report = parity.run_parity(stale, make_samples())
-    wrong = next(c for c in report.ran if c.variant)
-    assert wrong.verdict == "fail"
-    assert any("other weights" in r for r in wrong.reasons)
+    verdicts = {c.lengths["utterances"]: c for c in report.ran if c.lengths}
+    assert verdicts[4].verdict == "pass"
+    assert verdicts[8].verdict == "fail"
+    assert any("other weights" in r for r in verdicts[8].reasons)
 
 
 def test_what_cannot_run_is_listed_with_its_reason_and_fails_only_when_asked(bundle: Bundle) -> None:
