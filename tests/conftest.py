@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from mer_export.bundle import Bundle
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -12,3 +14,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path(__file__).parent / "golden" / "data",
         help="directory of <system>/<case>/case.json that tests/golden runs",
     )
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A small bundle with random weights, exported to every format in both of its buckets; read only."""
+    from small_bundle import make_bundle, make_samples, randomise
+
+    from mer_export.exporters import export_variant
+
+    bundle = make_bundle(tmp_path_factory.mktemp("exported") / "bundle")
+    randomise(bundle)
+    for lengths in bundle.manifest.contract.buckets:
+        for name in ("torchscript", "exported_program", "onnx"):
+            export_variant(bundle, name, lengths, example=make_samples())
+    return bundle

@@ -11,6 +11,7 @@ from safetensors.torch import save_model
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.data.samples import Sample
+from mer_export.weights import bundle_model
 
 CONFIG = {
     "labels": ("neutral", "joy", "anger"),
@@ -50,6 +51,19 @@ def reweigh(bundle: Bundle, seed: int) -> None:
     system = registry.get("cmerc")
     with bundle.commit() as change:
         save_model(system.build(system.parse(CONFIG)), str(change.file(WEIGHTS)))
+
+
+def randomise(bundle: Bundle, seed: int = 0) -> None:
+    """Gives every parameter and statistic of a bundle a value of its own, none 0, 1 or equal to another."""
+    random = torch.Generator().manual_seed(seed)
+    model = bundle_model(bundle)
+    for name, value in model.state_dict().items():
+        if value.dtype.is_floating_point:
+            positive = "running_var" in name or "hyperedge_weight" in name or "node_weight" in name
+            drawn = torch.rand(value.shape, generator=random)
+            value.copy_(drawn + 0.5 if positive else (drawn - 0.5) * (2.0 if value.ndim < 2 else 0.8))
+    with bundle.commit() as change:
+        save_model(model, str(change.file(WEIGHTS)))
 
 
 def make_samples(count: int = 10, seed: int = 0) -> list[Sample]:

@@ -1,0 +1,284 @@
+"""Sessions and the predictor: routing, order, overflow, refusals, and what is not imported."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_bundle import make_bundle, make_samples
+
+import runtimes
+from mer_export.bundle import Bundle
+from mer_export.data.collate import collate
+from mer_export.data.samples import Sample
+from mer_export.errors import BundleError, InputError, NotAvailableError, UnsupportedError, UsageError
+from mer_export.exporters import export_variant
+from runtimes import candidates, load, open_session, output, predictor, unavailable
+from runtimes.exported_program import ExportedProgramSession
+from runtimes.onnx_runtime import OnnxRuntimeSession
+from runtimes.openvino import OpenVinoSession
+from runtimes.predictor import Prediction, Predictor
+from runtimes.session import SessionOptions
+from runtimes.torchscript import TorchScriptSession
+
+ONE_THREAD = SessionOptions(threads=1)
+LABELS = ("neutral", "joy", "anger")
+
+
+def long_sample(size: int = 20) -> Sample:
+    """One dialogue of several short ones end to end."""
+    parts = make_samples(16, seed=3)
+    inputs = {
+        name: np.concatenate([p.inputs[name] for p in parts], axis=1 if name == "text" else 0)
+        for name in parts[0].inputs
+    }
+    cut = {k: v[:, :size] if k == "text" else v[:size] for k, v in inputs.items()}
+    return Sample("long", cut, tuple(f"long/{i}" for i in range(size)))
+
+
+def test_serving_an_onnx_bundle_imports_no_torch_and_starts_fast(exported: Bundle) -> None:
+    code = """
+import sys, time
+start = time.process_time()
+import runtimes
+spent = time.process_time() - start
+import numpy as np
+from mer_export.data.samples import Sample
+inputs = {"text": np.ones((2, 3, 16), np.float32), "audio": np.ones((3, 8), np.float32)}
+with runtimes.load(sys.argv[1], threads=1) as predictor:
+    found = list(predictor.predict([Sample("d", inputs, ("a", "b", "c"))]))
+assert [p.unit for p in found] == ["a", "b", "c"]
+heavy = {"torch", "transformers", "onnx", "onnxscript", "pyarrow", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+assert spent < 0.4, spent
+"""
+    ran = subprocess.run([sys.executable, "-c", code, str(exported.root)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_tensorrt_backend_imports_no_torch() -> None:
+    code = "import sys, runtimes.tensorrt, runtimes.openvino; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("backend", ["torch", "torchscript", "exported_program", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_predictions_keep_the_order_of_the_samples_on_every_runtime(
+    exported: Bundle, backend: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if runtimes.backend_problem(backend):
+        pytest.skip(str(runtimes.backend_problem(backend)))
+    monkeypatch.setattr(predictor, "CHUNK_SAMPLES", 5)
+    samples = make_samples(13)
+    with Predictor(exported, "torch", ONE_THREAD) as reference:
+        expected = reference.scores(samples)
+    with Predictor(exported, backend, ONE_THREAD, batch=batch) as running:
+        found = list(running.predict(iter(samples)))
+        scores = running.scores(samples)
+    assert [p.unit for p in found] == [u for s in samples for u in s.units]
+    for mine, theirs in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
+    for p in found:
+        assert p.index is not None
+        assert p.label == LABELS[p.index] == max(p.probabilities, key=p.probabilities.__getitem__)
+        assert abs(sum(p.probabilities.values()) - 1) < 1e-5
+
+
+def test_samples_are_read_as_they_are_answered(exported: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "CHUNK_SAMPLES", 4)
+    read = 0
+
+    def stream() -> Iterator[Sample]:
+        nonlocal read
+        for sample in make_samples(40):
+            read += 1
+            yield sample
+
+    with Predictor(exported, "torch") as running:
+        next(iter(running.predict(stream())))
+    assert read == 4
+
+
+def test_each_sample_runs_in_the_smallest_bucket_that_holds_it(exported: Bundle) -> None:
+    with Predictor(exported, "onnxruntime") as running:
+        running.scores([s for s in make_samples(8) if len(s.units) <= 4])
+        assert list(running._sessions) == ["{'utterances': 4}"]
+        running.scores(make_samples(8))
+        assert len(running._sessions) == 2
+
+
+def test_a_fixed_batch_is_filled_with_empty_slots(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    export_variant(bundle, "exported_program", {"utterances": 8}, batch=3)
+    samples = make_samples(4)
+    with Predictor(bundle, "torch") as reference, Predictor(bundle, "exported_program", batch=16) as running:
+        for mine, theirs in zip(running.scores(samples), reference.scores(samples), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5)
+
+
+def test_an_overlong_dialogue_is_an_error_unless_a_policy_says_otherwise(exported: Bundle) -> None:
+    with Predictor(exported, "onnxruntime") as running, pytest.raises(InputError, match="20 utterances are more than"):
+        list(running.predict([long_sample()]))
+    with Predictor(exported, "onnxruntime", overflow="truncate") as running:
+        found = list(running.predict([long_sample()]))
+    assert [p.label is None for p in found] == [True] * 12 + [False] * 8
+    with Predictor(exported, "onnxruntime", overflow="window", batch=4) as running:
+        found = list(running.predict([long_sample()]))
+    assert [p.unit for p in found] == list(long_sample().units)
+    assert all(p.label for p in found)
+
+
+def test_a_bundle_without_a_fitting_variant_says_what_to_export(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    with pytest.raises(UsageError, match="run mer export --format onnx"):
+        load(bundle.root)
+
+
+def test_a_runtime_refuses_formats_and_devices_it_does_not_have(exported: Bundle) -> None:
+    script = next(v for v in exported.manifest.variants if v.format == "torchscript")
+    graph = next(v for v in exported.manifest.variants if v.format == "onnx")
+    with pytest.raises(UnsupportedError, match="runtime openvino runs"):
+        open_session(exported, script, "openvino")
+    with pytest.raises(UsageError, match="no runtime 'tflite'"):
+        open_session(exported, graph, "tflite")
+    with pytest.raises(UsageError, match="needs an exported variant"):
+        open_session(exported, None, "onnxruntime")
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(NotAvailableError, match="CUDAExecutionProvider"):
+            open_session(exported, graph, "onnxruntime", SessionOptions(device="cuda"))
+
+
+def test_a_provider_that_falls_back_is_refused(exported: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime starts on the CPU, with a log line only, where a GPU provider cannot load its libraries."""
+    import onnxruntime
+
+    graph = next(v for v in exported.manifest.variants if v.format == "onnx")
+    offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: offered)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(NotAvailableError, match="started CPUExecutionProvider where CUDA"),
+    ):
+        open_session(exported, graph, "onnxruntime", SessionOptions(device="cuda"))
+
+
+def test_every_pair_is_either_a_candidate_or_has_a_reason(exported: Bundle) -> None:
+    usable, reasons = candidates(exported), unavailable(exported)
+    assert usable[0].backend == "torch"
+    assert usable[0].variant is None
+    assert all(reason.strip() for _, reason in reasons)
+    assert {c.backend for c in usable} >= {"torch", "torchscript", "exported_program", "onnxruntime"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [
+        (OnnxRuntimeSession, "onnx"),
+        (OpenVinoSession, "onnx"),
+        (ExportedProgramSession, "exported_program"),
+    ],
+)
+def test_a_file_that_does_not_keep_the_contract_is_refused(exported: Bundle, kind: type, format: str) -> None:
+    variant = next(v for v in exported.manifest.variants if v.format == format and v.lengths["utterances"] == 4)
+    path, contract = exported.path(variant.model), exported.manifest.contract
+    with pytest.raises(BundleError, match=r"text has dims .*, the contract asks for .*: export again"):
+        kind(path, contract, {"utterances": 8}, 0, SessionOptions())
+    renamed = contract.model_copy(update={"inputs": tuple(reversed(contract.inputs))})
+    with pytest.raises(BundleError, match="the contract asks for"):
+        kind(path, renamed, variant.lengths, 0, SessionOptions())
+
+
+@pytest.mark.parametrize("kind", [OnnxRuntimeSession, OpenVinoSession, ExportedProgramSession, TorchScriptSession])
+def test_a_damaged_model_file_is_refused_in_one_sentence(exported: Bundle, kind: type, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(b"not a model")
+    with pytest.raises(BundleError) as caught:
+        kind(path, exported.manifest.contract, {"utterances": 4}, 0, SessionOptions())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_exported_program_with_anything_pickled_is_not_loaded(exported: Bundle, tmp_path: Path) -> None:
+    variant = next(v for v in exported.manifest.variants if v.format == "exported_program")
+    hostile = {"model/data/sample_inputs/model.pt": b"cos\nsystem\n(S'exit 1'\ntR."}
+    config = {"config": {"w": {"path_name": "weight_0", "use_pickle": True}}}
+    for name, content in (*hostile.items(), ("model/data/constants/x_config.json", json.dumps(config).encode())):
+        path = tmp_path / "model.pt2"
+        with zipfile.ZipFile(exported.path(variant.model)) as source, zipfile.ZipFile(path, "w") as copy:
+            for entry in source.namelist():
+                if not entry.endswith(name.split("/", 1)[1]):
+                    copy.writestr(entry, source.read(entry))
+            copy.writestr(name, content)
+        with pytest.raises(BundleError, match="holds pickled"):
+            ExportedProgramSession(path, exported.manifest.contract, variant.lengths, 0, SessionOptions())
+
+
+def test_openvino_says_which_precision_it_computes_in(exported: Bundle) -> None:
+    graph = next(v for v in exported.manifest.variants if v.format == "onnx")
+    with open_session(exported, graph, "openvino", SessionOptions(threads=1)) as session:
+        assert session.info["precision"] == "f32"
+        assert session.info["threads"] == 1
+    with open_session(exported, graph, "openvino", SessionOptions(hint="bf16")) as session:
+        assert session.info["precision"] in ("bf16", "f32")
+
+
+def test_openvino_takes_any_number_of_batch_sizes(exported: Bundle) -> None:
+    graph = next(v for v in exported.manifest.variants if v.format == "onnx")
+    samples = [s for s in make_samples(24) if len(s.units) <= 4]
+    with open_session(exported, graph, "openvino") as session, open_session(exported, None, "torch") as eager:
+        for size in (1, 2, 3, 4, 5, 6, 2):
+            arrays = collate(samples[:size], session.contract, graph.lengths)
+            np.testing.assert_allclose(
+                session.run(arrays)["log_prob"], eager.run(arrays)["log_prob"], rtol=0, atol=1e-5
+            )
+
+
+@pytest.fixture
+def answers() -> list[Prediction]:
+    one = Prediction("d0", "d0/0", "joy", 1, {"neutral": 0.1, "joy": 0.7, "anger": 0.2}, ("text", "audio"))
+    return [one, Prediction("d1", "d1/0", None, None, {}, ("text",))]
+
+
+def test_all_output_formats_hold_every_unit(exported: Bundle, answers: list[Prediction], tmp_path: Path) -> None:
+    task = exported.manifest.task
+    for ending in ("jsonl", "csv", "parquet"):
+        counts = output.write(answers, tmp_path / f"out.{ending}", task)
+        assert counts == {"units": 2, "samples": 2, "without_prediction": 1}
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert lines[0]["probabilities"]["joy"] == 0.7
+    assert lines[0]["modalities"] == ["text", "audio"]
+    assert lines[1]["label"] is lines[1]["probabilities"] is None
+    with (tmp_path / "out.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert rows[0]["p/joy"] == "0.7"
+    assert rows[0]["modalities"] == "text+audio"
+    assert rows[1]["label"] == rows[1]["p/joy"] == ""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert table[0]["p/joy"] == 0.7
+    assert table[1]["label"] is table[1]["p/joy"] is None
+
+
+def test_an_interrupted_output_leaves_the_old_file(exported: Bundle, answers: list[Prediction], tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("old")
+
+    def breaking() -> Iterator[Prediction]:
+        yield answers[0]
+        raise InputError("bad sample")
+
+    with pytest.raises(InputError):
+        output.write(breaking(), path, exported.manifest.task)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UsageError, match="ending must be one of"):
+        output.write(answers, tmp_path / "out.xml", exported.manifest.task)
