@@ -63,6 +63,8 @@ class TrainConfig(Strict):
     weight_decay: float = Field(0.0, ge=0)
     clip: float | None = Field(None, gt=0)
     """Largest gradient norm, none in the published recipes."""
+    average: float | None = Field(None, gt=0, lt=1)
+    """Decay per step of a moving average of the weights, which is then what is evaluated and kept."""
     seed: int = Field(0, ge=0)
     reseed: Literal["same", "epoch"] = "epoch"
     """Random streams restart at every pass: from `seed` itself as published, or from `seed` plus the epoch number."""

@@ -133,7 +133,7 @@ class Run:
             config, setting.settings, model, setting.contract, setting.samples, setting.accelerator, difficulty
         )
         if resumed and bundle is not None:
-            load_tensors(bundle, model, self.stage.optimizer)
+            load_tensors(bundle, self.stage)
 
     def train(self) -> None:
         """Runs the epochs that are left."""
@@ -162,7 +162,7 @@ class Run:
         with self.bundle.commit() as change:
             change.write(EVALUATION, json.dumps(found, indent=1))
             change.manifest.provenance["result"] = _headline(found, change.manifest.provenance.get("epoch"))
-            stage_state(change, self.state, self.stage.model, self.stage.optimizer)
+            stage_state(change, self.state, self.stage)
 
     def _record(self, record: dict[str, Any]) -> None:
         config = self.setting.config
@@ -193,7 +193,7 @@ class Run:
         assert self.bundle is not None
         with self.bundle.commit() as change:
             if keep:
-                save_model(self.stage.model, str(change.file(WEIGHTS)))
+                save_model(self.stage.kept, str(change.file(WEIGHTS)))
                 change.manifest.provenance["epoch"] = self.state.epoch
                 weights = self.stage.protocol.weight
                 change.manifest.provenance["class_weights"] = None if weights is None else weights.tolist()
@@ -201,7 +201,7 @@ class Run:
                 change.write(CONFIG, dump_config(self.setting.config))
                 if self.difficulty is not None:
                     change.write(DIFFICULTY, json.dumps(self.difficulty))
-            stage_state(change, self.state, self.stage.model, self.stage.optimizer)
+            stage_state(change, self.state, self.stage)
 
     def _patience_ran_out(self) -> bool:
         keep = self.setting.config.keep
@@ -299,7 +299,7 @@ def _measure(setting: Setting, epochs: int, progress: Quiet) -> dict[str, float]
     for number in range(epochs):
         progress.epoch(stage.epoch(number))
     progress.close()
-    return broadcast_object_list([measure_difficulty(model, setting.samples)])[0]
+    return broadcast_object_list([measure_difficulty(stage.kept, setting.samples)])[0]
 
 
 def _headline(found: dict[str, dict[Semantics, dict[str, float]]], epoch: int | None) -> dict[str, Any]:

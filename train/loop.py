@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
@@ -83,6 +84,14 @@ class Stage:
         module = self.protocol.prepare(model, samples, accelerator.device)
         adam = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.module, self.optimizer = accelerator.prepare(module, adam)
+        self.average: AveragedModel | None = None
+        if config.average is not None:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+
+    @property
+    def kept(self) -> nn.Module:
+        """The weights to evaluate and keep: the moving average where there is one."""
+        return self.model if self.average is None else self.average.module
 
     def epoch(self, number: int) -> dict[str, Any]:
         """Trains one epoch (from 0); returns its record: mean losses, dialogues used, seconds."""
@@ -110,7 +119,7 @@ class Stage:
     def evaluate(self, samples: Sequence[Sample], task: Task) -> dict[str, float]:
         """Metrics with the semantics that are being trained."""
         return evaluate_model(
-            self.model,
+            self.kept,
             samples,
             self.contract,
             task,
@@ -126,6 +135,8 @@ class Stage:
         if self.config.clip is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return {name: part.detach() for name, part in parts.items()}
 
     def _own_batches(self, chosen: Sequence[Sample]) -> list[list[Sample]]:

@@ -1,6 +1,6 @@
 """Resumable state of a run inside the bundle: tensors as safetensors, the rest as JSON, nothing pickled.
 
-    train/state.safetensors   weights and buffers after the last committed epoch, Adam moments
+    train/state.safetensors   weights and buffers after the last committed epoch, their moving average, Adam moments
     train/state.json          next epoch, best epoch so far, whether training has ended
     train/metrics.jsonl       one line per epoch
     train/difficulty.json     difficulties the curriculum uses
@@ -13,18 +13,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from mer_export.bundle import Bundle, Commit
 from mer_export.errors import BundleError
+from train.loop import Stage
 
 TENSORS = "train/state.safetensors"
 STATE = "train/state.json"
 METRICS = "train/metrics.jsonl"
 DIFFICULTY = "train/difficulty.json"
-MODEL, ADAM = "model.", "adam."
+MODEL, AVERAGE, ADAM = "model.", "average.", "adam."
 
 
 class RunState(BaseModel):
@@ -52,38 +52,45 @@ def read_state(bundle: Bundle) -> RunState | None:
     return state
 
 
-def stage_state(change: Commit, state: RunState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def stage_state(change: Commit, state: RunState, stage: Stage) -> None:
     """Puts the state of a run into a commit; a finished run drops the tensors that only resuming needs."""
     from safetensors.torch import save_file
 
     change.write(STATE, state.model_dump_json(indent=1))
     change.write(METRICS, "".join(json.dumps(r) + "\n" for r in state.records))
     if not state.finished:
-        save_file(_tensors(model, optimizer), change.file(TENSORS))
+        save_file(_tensors(stage), change.file(TENSORS))
     elif TENSORS in change.manifest.files:
         change.remove(TENSORS)
 
 
-def load_tensors(bundle: Bundle, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Puts model and optimizer back to where the last committed epoch left them."""
+def load_tensors(bundle: Bundle, stage: Stage) -> None:
+    """Puts model, optimiser and moving average back to where the last committed epoch left them."""
     from safetensors.torch import load_file
 
     stored = load_file(bundle.path(TENSORS))
-    model.load_state_dict({n.removeprefix(MODEL): t for n, t in stored.items() if n.startswith(MODEL)})
-    names = [n for n, _ in model.named_parameters()]
+    stage.model.load_state_dict(_under(MODEL, stored))
+    if stage.average is not None:
+        stage.average.load_state_dict(_under(AVERAGE, stored))
+    names = [n for n, _ in stage.model.named_parameters()]
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in stored.items():
-        if name.startswith(ADAM):
-            key, _, parameter = name.removeprefix(ADAM).partition(".")
-            moments.setdefault(names.index(parameter), {})[key] = tensor
-    content = optimizer.state_dict()
+    for name, tensor in _under(ADAM, stored).items():
+        key, _, parameter = name.partition(".")
+        moments.setdefault(names.index(parameter), {})[key] = tensor
+    content = stage.optimizer.state_dict()
     content["state"] = moments
-    optimizer.load_state_dict(content)
+    stage.optimizer.load_state_dict(content)
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {MODEL + n: t for n, t in model.state_dict().items()}
-    names = [n for n, _ in model.named_parameters()]
-    for index, moments in optimizer.state_dict()["state"].items():
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _tensors(stage: Stage) -> dict[str, Tensor]:
+    tensors = {MODEL + n: t for n, t in stage.model.state_dict().items()}
+    if stage.average is not None:
+        tensors |= {AVERAGE + n: t for n, t in stage.average.state_dict().items()}
+    names = [n for n, _ in stage.model.named_parameters()]
+    for index, moments in stage.optimizer.state_dict()["state"].items():
         tensors |= {f"{ADAM}{key}.{names[index]}": value for key, value in moments.items()}
     return {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
