@@ -237,11 +237,11 @@ def _samples(bundle: Bundle, path: Path, data_format: str, split: str) -> list[S
 # --- making ----------------------------------------------------------------------------------------------------------
 
 
-def _resolve(system: str, preset: str | None, config: Path | None, sets: list[str] | None, seed: int | None) -> Any:
+def _resolve(system: str, preset: str | None, config: Path | None, sets: list[str] | None, **values: Any) -> Any:
     from train.config import load_config, load_preset
 
     registry.get(system)
-    overrides = [*(sets or []), *([f"seed={seed}"] if seed is not None else [])]
+    overrides = [*(sets or []), *(f"{name}={value}" for name, value in values.items() if value is not None)]
     if (preset is None) == (config is None):
         raise UsageError("pass either --preset or --config; `mer list` names the presets")
     if config is not None:
@@ -259,6 +259,10 @@ def train(
     config: ConfigFile = None,
     sets: Sets = None,
     seed: Seed = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="Where to train.")] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"] | None, typer.Option("--precision", help="bf16 is autocast.")
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events.")] = False,
     force: Force = False,
     dry_run: DryRun = False,
@@ -268,7 +272,7 @@ def train(
     """Train a model into a bundle. Run the same command again after an interruption and it goes on."""
     from train.fit import fit
 
-    resolved = _resolve(system, preset, config, sets, seed)
+    resolved = _resolve(system, preset, config, sets, seed=seed, device=device, precision=precision)
     if dry_run:
         return _plan("train", {"out": str(out), "data": str(data), **resolved.model_dump(mode="json")}, as_json)
     bundle = fit(resolved, data, out, force=force, quiet=quiet, tensorboard=tensorboard)
@@ -292,7 +296,7 @@ def import_(
     """Make a bundle from the authors' checkpoint; every missing, unexpected or misshapen entry is an error."""
     from mer_export.importer import import_checkpoint
 
-    resolved = _resolve(system, preset, config, sets, None)
+    resolved = _resolve(system, preset, config, sets)
     if dry_run:
         return _plan("import", {"out": str(out), **resolved.model_dump(mode="json")}, as_json)
     _, report = import_checkpoint(system, checkpoint, resolved.model_dump(mode="json"), out, force)

@@ -72,6 +72,8 @@ class TrainConfig(Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast on a GPU that has it, otherwise fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = Field(None, ge=1)
+    """CPU threads; None leaves PyTorch's choice. One is faster for small models."""
     save_every: int = Field(1, ge=1)
     """Epochs between resumable states."""
     licence: str = "unknown: ask the owner of the training data"

@@ -25,7 +25,7 @@ from mer_export.task import Task
 from train.config import TrainConfig, dump_config, first_difference
 from train.difficulty import find_difficulty, measure_difficulty, read_difficulty
 from train.evaluate import evaluate
-from train.loop import Stage, make_accelerator, set_statistics
+from train.loop import Stage, cpu_threads, make_accelerator, set_statistics
 from train.progress import Quiet, default_progress
 from train.protocols import recipe
 from train.provenance import feature_statistics, provenance
@@ -97,6 +97,7 @@ def fit(
     if bundle is None and accelerator.is_main_process:
         bundle = Bundle.create(out, _manifest(setting, made_by), force=force)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(cpu_threads(config.threads))
         if bundle is not None and accelerator.is_main_process:
             stack.enter_context(bundle.lock())
         stack.callback(shown.close)

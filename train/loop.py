@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +41,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     # accelerate remembers the precision of the first run in a process; each run here has its own.
     AcceleratorState._reset_state(reset_partial_state=False)
     return Accelerator(cpu=not on_gpu, mixed_precision="bf16" if bf16 else "no")
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Runs a block with so many CPU threads; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def set_statistics(model: nn.Module, samples: Sequence[Sample]) -> None:
