@@ -9,7 +9,7 @@ import numpy as np
 
 from mer_export.contract import Contract, Lengths
 from mer_export.errors import BundleError, NotAvailableError
-from runtimes.openvino_rnn import hold_at_padding
+from runtimes.openvino_rnn import unroll_by_length
 from runtimes.session import Port, Session, SessionOptions, check_ports
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -87,7 +87,7 @@ class OpenVinoSession(Session):
             self._check(self._model, graph)
             if items != ANY_SIZE:
                 graph.reshape({p.get_any_name(): [items, *list(p.get_partial_shape())[1:]] for p in graph.inputs})
-            hold_at_padding(graph)
+            unroll_by_length(graph)
             return self._core.compile_model(graph, "CPU", self._settings).create_infer_request()
         except RuntimeError as error:
             raise BundleError(f"OpenVINO cannot load {self._model}: {str(error).splitlines()[-1]}") from None
