@@ -12,13 +12,13 @@ from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import TensorSpec, lengths_name
 from mer_export.errors import NotAvailableError
-from runtimes import charts, tables
+from runtimes import charts, robustness, tables
 from runtimes.bench import BenchReport, Case
 from runtimes.candidate import grouped_reasons
 from runtimes.parity import CandidateReport, ParityReport
+from runtimes.robustness import RobustnessReport
 
 REPORT = "reports/report.html"
-METRIC = "weighted_f1"
 TITLES = {
     "pass": "Same answers as PyTorch",
     "warn": "Same answers as PyTorch, with remarks",
@@ -75,6 +75,7 @@ def content(bundle: Bundle) -> dict[str, Any]:
     problems: list[str] = []
     parity = _read(bundle, "reports/parity.json", ParityReport, problems)
     bench = _read(bundle, "reports/bench.json", BenchReport, problems)
+    missing = _read(bundle, robustness.REPORT, RobustnessReport, problems)
     weights = manifest.files[WEIGHTS].sha256
     state = _state(parity, weights)
     checked = {c.variant for c in parity.candidates} if parity else set()
@@ -98,9 +99,14 @@ def content(bundle: Bundle) -> dict[str, Any]:
         "problems": problems,
         "headline": TITLES[state],
         "sentence": tables.verdict_line(parity) if parity else "",
-        "facts": _facts(parity, bench, _evaluation(bundle)),
+        "facts": _facts(parity, bench, _evaluation(bundle), manifest.task.headline),
+        "metric": tables.metric_title(parity.metric if parity else manifest.task.headline),
         "training": _training(bundle),
         "evaluation": _evaluation(bundle),
+        "missing": missing,
+        "missing_stale": missing is not None and missing.weights_sha256 != weights,
+        "missing_chart": charts.robustness_chart(missing, manifest.task.headline) if missing else "",
+        "missing_rows": _missing_rows(missing) if missing else [],
         "parity": parity,
         "parity_chart": charts.parity_chart(parity) if parity else "",
         "parity_rows": [_parity_row(c, parity) for c in parity.ran] if parity else [],
@@ -135,7 +141,7 @@ def _read(bundle: Bundle, name: str, kind: type[Model], problems: list[str]) -> 
 
 
 def _facts(
-    parity: ParityReport | None, bench: BenchReport | None, evaluation: list[dict[str, Any]]
+    parity: ParityReport | None, bench: BenchReport | None, evaluation: list[dict[str, Any]], metric: str
 ) -> list[tuple[str, str, str]]:
     """(number, what it is, remark) shown on top."""
     facts = []
@@ -154,7 +160,8 @@ def _facts(
         facts.append((f"{best.ratio.median:.1f}×", f"{best.runtime} against eager", case.name))
     if evaluation:
         first = evaluation[-1]
-        facts.append((f"{first['metrics'].get(METRIC, float('nan')):.1f}", "weighted F1", f"{first['split']} split"))
+        value = first["metrics"].get(metric, float("nan"))
+        facts.append((f"{value:.1f}", tables.metric_title(metric), f"{first['split']} split"))
     return facts
 
 
@@ -171,7 +178,7 @@ def _training(bundle: Bundle) -> dict[str, Any] | None:
         "epochs": records[-1]["epoch"],
         "kept": kept,
         "seconds": sum(r.get("seconds", 0.0) for r in records),
-        "chart": charts.training_chart(records, METRIC, kept),
+        "chart": charts.training_chart(records, bundle.manifest.task.headline, kept),
     }
 
 
@@ -186,6 +193,14 @@ def _evaluation(bundle: Bundle) -> list[dict[str, Any]]:
         for split, kinds in found.items()
         for semantics, metrics in kinds.items()
     ]
+
+
+def _missing_rows(report: RobustnessReport) -> list[list[str]]:
+    rows = [
+        [r.name, *(robustness.shown(n, v[i]) for n, v in report.metrics.items())] for i, r in enumerate(report.rates)
+    ]
+    areas = [["area", *(robustness.shown(n, a) for n, a in report.areas.items())]] if report.areas else []
+    return rows + areas
 
 
 def _tensor(spec: TensorSpec) -> dict[str, str]:
@@ -217,7 +232,7 @@ def _parity_row(candidate: CandidateReport, parity: ParityReport) -> dict[str, A
     return {
         "candidate": candidate,
         "error": error,
-        "metric": next((m for m in found.metrics if m.metric == METRIC), None) if found else None,
+        "metric": next((m for m in found.metrics if m.metric == parity.metric), None) if found else None,
         "moved": max((i.max_abs for i in candidate.invariances), default=None),
     }
 
