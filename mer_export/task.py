@@ -7,26 +7,69 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+THRESHOLD = 0.5
+
 
 class Task(BaseModel):
-    """A prediction task: `classification` reads log-probabilities `(..., classes)` from `output`."""
+    """A prediction task on the scores `(..., classes)` of `output`.
+
+    `classification` reads log-probabilities or logits and chooses one label. `multilabel` reads one logit per label;
+    a label holds where its probability is strictly above its threshold (`thresholds`, empty for 0.5). `regression`
+    reads one value per label; its decision is whether the value is above 0.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["classification"] = "classification"
+    kind: Literal["classification", "multilabel", "regression"] = "classification"
     unit: str = "utterance"
     output: str = "log_prob"
     labels: tuple[str, ...]
+    thresholds: tuple[float, ...] = ()
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether a unit has exactly one label."""
+        return self.kind == "classification"
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Class probabilities (float64) of log-probabilities `(..., classes)`."""
-        return np.exp(scores.astype(np.float64))
+        """Probabilities (float64) of scores `(..., classes)`; the values themselves for regression."""
+        scores = scores.astype(np.float64)
+        if self.kind == "multilabel":
+            return 0.5 * (1.0 + np.tanh(0.5 * scores))
+        if self.kind == "regression":
+            return scores
+        powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
-        """Class index (int64) of each unit: the arg-max, first one on a tie."""
-        return np.argmax(scores, axis=-1)
+        """The decision (int64): class index (...) by arg-max, first on a tie; else 1 or 0 for each label (..., n)."""
+        if self.exclusive:
+            return np.argmax(scores, axis=-1)
+        return (scores > self.cuts).astype(np.int64)
 
     def margin(self, scores: np.ndarray) -> np.ndarray:
-        """How far a decision is from the next one: top minus second score."""
+        """How far a decision is from the other one: top minus second score, or distance to the threshold's score."""
+        if not self.exclusive:
+            return np.abs(scores - self.cuts)
         top = np.sort(scores, axis=-1)
         return top[..., -1] - top[..., -2]
+
+    @property
+    def cuts(self) -> np.ndarray:
+        """Score of each label above which it holds."""
+        if self.kind == "regression":
+            return np.zeros(len(self.labels), dtype=np.float32)
+        levels = np.asarray(self.thresholds or [THRESHOLD] * len(self.labels), dtype=np.float64)
+        return np.log(levels / (1.0 - levels)).astype(np.float32)
+
+    def known(self, labels: np.ndarray) -> np.ndarray:
+        """Which units (first axis) are labelled: not negative for classes and label sets, not NaN for values."""
+        if self.kind == "regression":
+            return ~np.isnan(labels.astype(np.float64)).reshape(len(labels), -1).any(axis=1)
+        return (labels >= 0).reshape(len(labels), -1).all(axis=1)
+
+    def with_labels(self, labels: tuple[str, ...]) -> Task:
+        """The same task over other labels; a threshold stays with its label, new labels have the default."""
+        own = dict(zip(self.labels, self.thresholds, strict=True)) if self.thresholds else {}
+        kept = tuple(own.get(n, THRESHOLD) for n in labels) if own else ()
+        return self.model_copy(update={"labels": labels, "thresholds": kept})

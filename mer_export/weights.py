@@ -15,12 +15,21 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+def as_it_is(config: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The authors load their checkpoints without further ado."""
+    return state
+
+
 @dataclass(frozen=True)
 class WeightMap:
-    """`renames(config)` maps authors' names to ours; `unused(config)` gives the shapes of entries never read."""
+    """`renames(config)` maps authors' names to ours; `unused(config)` gives the shapes of entries never read.
+
+    `prepare(config, state)` does to a checkpoint what the authors' own code does to it before loading.
+    """
 
     renames: Callable[[Any], dict[str, str]]
     unused: Callable[[Any], dict[str, tuple[int, ...]]]
+    prepare: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]] = as_it_is
 
 
 def bundle_model(bundle: Bundle) -> nn.Module:
@@ -67,6 +76,7 @@ def import_weights(model: nn.Module, state: dict[str, Tensor], table: WeightMap,
         UsageError: with every missing, unexpected and misshapen entry.
     """
     renames, unused = table.renames(config), table.unused(config)
+    state = table.prepare(config, state)
     own = model.state_dict()
     problems = [f"missing {n}" for n in renames if n not in state]
     problems += [f"unexpected {n}" for n in state if n not in renames and n not in unused]

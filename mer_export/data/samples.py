@@ -41,10 +41,27 @@ class Sample:
                         raise InputError(f"{self.id}: {spec.name} has {size} {dim}, other inputs have {found[dim]}")
                     if size == 0:
                         raise InputError(f"{self.id}: {spec.name} has no {dim}: remove the empty item")
-        missing = [d for d in contract.sequence_dims if d not in found and d != BATCH]
-        if missing:
+        if not found:
+            missing = [d for d in contract.sequence_dims if d not in contract.shared_lengths]
             raise InputError(f"{self.id}: no input gives the length of {missing}: at least one modality is needed")
-        return found
+        for dim, fill in contract.fill.items():
+            if dim in found:
+                found[dim] = max(found[dim], fill.length)
+        for dim, least in contract.shortest.items():
+            if dim in found and found[dim] < least:
+                raise InputError(f"{self.id}: {found[dim]} {dim} are fewer than the {least} that the network needs")
+        return self._complete(found, contract)
+
+    def _complete(self, found: dict[str, int], contract: Contract) -> dict[str, int]:
+        """Lengths of all sequence dims in contract order: those of missing modalities are 0."""
+        known = contract.shared_lengths | found
+        for spec in contract.features:
+            if spec.modality and spec.name not in self.inputs:
+                known = {str(d): 0 for d in spec.dims if isinstance(d, str) and d != BATCH} | known
+        missing = [d for d in contract.sequence_dims if d not in known]
+        if missing:
+            raise InputError(f"{self.id}: no input gives the length of {missing}")
+        return {d: known[d] for d in contract.sequence_dims}
 
     def modalities(self, contract: Contract) -> tuple[str, ...]:
         """The modalities this sample has, in contract order."""

@@ -1,0 +1,23 @@
+"""The networks of mtee by name, all of one shape: contract inputs in, logits (batch, labels) out."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mer_export.models.mtee import mult, recurrent, transformer
+from mer_export.models.mtee.config import MteeConfig
+
+NETWORKS: dict[str, type[nn.Module]] = {
+    "rnn_ef": recurrent.EarlyFusion,
+    "rnn_lf": recurrent.LateFusion,
+    "rnn_eflf": recurrent.BothFusions,
+    "mult": mult.Mult,
+    "transformer": transformer.Transformer,
+}
+
+
+def build(config: MteeConfig) -> nn.Module:
+    """A network with fresh weights; of eea the class whose forward takes the modalities in use."""
+    if config.variant in NETWORKS:
+        return NETWORKS[config.variant](config)
+    return recurrent.EEA_BY_MODALITIES[config.used](config)
