@@ -70,7 +70,7 @@ class Contract(BaseModel):
     shortest: Lengths = {}
     """The shortest real length of a sequence dim where it is more than 1."""
     fill: dict[str, Fill] = {}
-    """Sequence dims whose items are filled with zeros that count as real; others are padded, and padding is not read."""
+    """Sequence dims whose items are filled with zeros that count as real; padding elsewhere is not read."""
     shared: dict[str, Table] = {}
     """Values of the inputs that all items share, by input name."""
 

@@ -196,7 +196,7 @@ def contract(config: MteeConfig) -> Contract:
         TensorSpec(name=m, dtype="float32", dims=("batch", config.step_dim(m), config.dims[m]), modality=m)
         for m in config.used
     ]
-    if config.fused and not config.variant == "rnn_eflf":
+    if config.fused and config.variant != "rnn_eflf":
         inputs.append(TensorSpec(name="lengths", dtype="int64", dims=("batch",), counts=STEPS))
     else:
         inputs += [
