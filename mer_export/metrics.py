@@ -1,10 +1,75 @@
-"""Task metrics exactly as the papers compute them, from one confusion matrix."""
+"""Task metrics exactly as the papers compute them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from mer_export import multilabel_metrics as multi
+from mer_export.errors import UsageError
 from mer_export.task import Task
+
+
+def measure(task: Task, labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """The metrics of a task by name, shares in percent; units without a label are left out.
+
+    Args:
+        task: says what labels and scores mean.
+        labels: class indices (units,), label sets (units, labels), or values (units, 1).
+        scores: (units, labels) of the task's output.
+    """
+    if len(labels) != len(scores):
+        raise UsageError(f"{len(labels)} labels do not fit {len(scores)} units")
+    known = task.known(labels) if len(labels) else np.zeros(0, dtype=bool)
+    return MEASURES[task.kind](task, labels[known], scores[known]) if known.any() else {}
+
+
+def _classification(task: Task, labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    if labels.ndim == 2:
+        # Emotion sets of which exactly one holds, as one class.
+        labels = labels.argmax(-1)
+    return classification_metrics(task, labels.astype(np.int64), task.decide(scores))
+
+
+def multilabel_metrics(task: Task, labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Weighted and plain accuracy, weighted F1 and AUC, each as mean and by label; accuracies of whole label sets.
+
+    In percent. The published selection metric is `weighted_accuracy` on CMU-MOSEI, `accuracy` on IEMOCAP.
+    """
+    truths, predictions = (labels > 0.5).astype(np.int64), task.decide(scores)
+    by_label = {
+        "weighted_accuracy": multi.weighted_accuracy(truths, predictions),
+        "accuracy": multi.accuracy(truths, predictions),
+        "weighted_f1": multi.weighted_f1(truths, predictions),
+        # On probabilities in float32, whose ties the original counts too.
+        "auc": multi.roc_auc(truths, task.probabilities(scores).astype(np.float32)),
+    }
+    metrics = {name: float(values.mean()) for name, values in by_label.items()}
+    metrics |= dict(zip(("strict", "subset", "intersect"), multi.set_accuracy(truths, predictions), strict=True))
+    for name, values in by_label.items():
+        metrics |= {f"{name}/{label}": float(v) for label, v in zip(task.labels, values, strict=True)}
+    return {name: 100 * value for name, value in metrics.items()}
+
+
+PLAIN = ("mae", "corr")
+"""Sentiment metrics that are no shares."""
+
+
+def regression_metrics(task: Task, labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Sentiment metrics; `acc2_nonzero` and `f1_nonzero` leave out units whose truth is 0. Shares in percent."""
+    truths, values = labels.reshape(len(labels)), scores.reshape(len(scores))
+    found = multi.sentiment_metrics(truths, values)
+    nonzero = multi.sentiment_metrics(truths, values, exclude_zero=True)
+    found |= {f"{name}_nonzero": nonzero[name] for name in ("acc2", "f1")}
+    return {name: value if name in PLAIN else 100 * value for name, value in found.items()}
+
+
+MEASURES: dict[str, Callable[[Task, np.ndarray, np.ndarray], dict[str, float]]] = {
+    "classification": _classification,
+    "multilabel": multilabel_metrics,
+    "regression": regression_metrics,
+}
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:

@@ -22,6 +22,29 @@ class ArraySource(BaseModel):
     only_with_split: tuple[str, ...] = ()
 
 
+class EmotionData(BaseModel):
+    """Emotion words, and which part of the authors' utterance sets is read (MTEE).
+
+    `zsl` and `fsl` are the published indices. On CMU-MOSEI `zsl` takes the label and all samples that have it out of
+    every split; on IEMOCAP it adds the samples of one of the nine finer classes, and that label, to every split. `fsl`
+    keeps all but few of the training samples that have a label (CMU-MOSEI), counted after `zsl`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vectors: str | None = None
+    """File of word vectors, relative to the data directory."""
+    capitalise: bool = False
+    """Look words up with a capital first letter (the original's --cap)."""
+    zsl: int | None = Field(None, ge=0)
+    fsl: int | None = Field(None, ge=0)
+    balanced: bool = False
+    """With `fsl` keep few samples without the label too (the original's fine-tuning set)."""
+    aligned: bool = True
+    steps: int = Field(50, ge=1)
+    """The original's --data-seq-len: which files of CMU-MOSI and which dataset cache are read; it cuts nothing."""
+
+
 class DataSpec(BaseModel):
     """How to read a data set. The defaults read every format that describes itself.
 
@@ -32,7 +55,8 @@ class DataSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = "auto"
-    dataset: Literal["iemocap", "meld"] | None = None
+    dataset: Literal["iemocap", "meld", "mosei_emo", "mosi", "mosei_senti"] | None = None
+    emotions: EmotionData = EmotionData()
     table: str | None = None
     """Utterance table (csv, tsv, parquet); `{split}` in the name means one file per split."""
     splits: tuple[str, ...] = ()
