@@ -65,8 +65,8 @@ class Task(BaseModel):
     def known(self, labels: np.ndarray) -> np.ndarray:
         """Which units (first axis) are labelled: not negative for classes and label sets, not NaN for values."""
         if self.kind == "regression":
-            return ~np.isnan(labels.astype(np.float64)).reshape(len(labels), -1).any(axis=1)
-        return (labels >= 0).reshape(len(labels), -1).all(axis=1)
+            return np.asarray(~np.isnan(labels.astype(np.float64)).reshape(len(labels), -1).any(axis=1))
+        return np.asarray((labels >= 0).reshape(len(labels), -1).all(axis=1))
 
     def with_labels(self, labels: tuple[str, ...]) -> Task:
         """The same task over other labels; a threshold stays with its label, new labels have the default."""

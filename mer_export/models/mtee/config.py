@@ -10,7 +10,7 @@ from mer_export.contract import Contract, Dim, Fill, Lengths, TensorSpec
 from mer_export.task import Task
 
 Modality = Literal["text", "audio", "vision"]
-MODALITIES: tuple[Modality, ...] = ("text", "audio", "vision")
+MODALITIES: tuple[str, ...] = ("text", "audio", "vision")
 """The order of every list with one entry per modality; the order of letters in a checkpoint's name means nothing."""
 MODELS = ("eea", "rnn_ef", "rnn_lf", "rnn_eflf", "mult", "transformer")
 EMOTIONS = "emotions"
@@ -32,7 +32,7 @@ class MultConfig(BaseModel):
     layers: int = Field(4, ge=1)
     masked: bool = False
     """Queries do not see later keys (original: attn_mask)."""
-    streams: tuple[Modality, ...] = MODALITIES
+    streams: tuple[Modality, ...] = ("text", "audio", "vision")
     """Streams that are enriched by the other two (original: lonly, aonly, vonly): all, or exactly one."""
     attention_dropout: dict[Modality, float] = {"text": 0.25, "audio": 0.0, "vision": 0.0}
     """By the modality that is attended to."""
@@ -85,7 +85,7 @@ class MteeConfig(BaseModel):
     labels: tuple[str, ...] = Field(("anger", "disgust", "fear", "happy", "sad", "surprise"), min_length=1)
     thresholds: tuple[float, ...] = ()
     """Probability above which an emotion is present, one for each label; empty means 0.5 for all."""
-    modalities: tuple[Modality, ...] = Field(MODALITIES, min_length=1)
+    modalities: tuple[Modality, ...] = Field(("text", "audio", "vision"), min_length=1)
     text_dim: int = Field(300, ge=1)
     audio_dim: int = Field(74, ge=1)
     vision_dim: int = Field(35, ge=1)
@@ -150,7 +150,7 @@ class MteeConfig(BaseModel):
         return self.variant in ("rnn_ef", "rnn_eflf", "transformer")
 
     @property
-    def used(self) -> tuple[Modality, ...]:
+    def used(self) -> tuple[str, ...]:
         """Modalities that the network reads, in the fixed order."""
         return tuple(m for m in MODALITIES if m in self.modalities)
 
@@ -174,10 +174,7 @@ class MteeConfig(BaseModel):
 
     def lengths_of(self, value: int | dict[Modality, int]) -> Lengths:
         """A bucket by sequence dim; raises ValueError where a modality has no length or one that is not possible."""
-        given = dict.fromkeys(self.used, value) if isinstance(value, int) else value
-        missing = [m for m in self.used if m not in given]
-        if missing:
-            raise ValueError(f"no length for {missing} in {value}")
+        given = {str(m): value if isinstance(value, int) else value.get(m, 0) for m in self.modalities}
         wrong = [m for m in self.used if not self.shrinkage(m) < given[m] <= LONGEST]
         if wrong:
             raise ValueError(f"{wrong[0]} length must be {self.shrinkage(wrong[0]) + 1}..{LONGEST}, not {value}")

@@ -129,7 +129,8 @@ class Mult(nn.Module):
     def __init__(self, config: MteeConfig):
         super().__init__()
         own = config.mult
-        self.streams = tuple(m for m in MODALITIES if m in own.streams)
+        dropout_of = {str(m): rate for m, rate in own.attention_dropout.items()}
+        self.streams: tuple[str, ...] = tuple(m for m in MODALITIES if m in own.streams)
         self.shrinkage = {m: config.shrinkage(m) for m in MODALITIES}
         self.standardise = standardisers(config)
         self.text_dropout = nn.Dropout(own.embedding_dropout)
@@ -138,7 +139,7 @@ class Mult(nn.Module):
         )
         self.cross = nn.ModuleDict(
             {
-                f"{stream}_with_{other}": CrossEncoder(own.width, own.layers, own, own.attention_dropout[other])
+                f"{stream}_with_{other}": CrossEncoder(own.width, own.layers, own, dropout_of[other])
                 for stream in self.streams
                 for other in MODALITIES
                 if other != stream
@@ -146,7 +147,7 @@ class Mult(nn.Module):
         )
         depth = max(own.layers, LEAST_MEMORY_LAYERS)
         self.memory = nn.ModuleDict(
-            {m: CrossEncoder(2 * own.width, depth, own, own.attention_dropout["text"]) for m in self.streams}
+            {m: CrossEncoder(2 * own.width, depth, own, dropout_of["text"]) for m in self.streams}
         )
         width = 2 * own.width * len(self.streams)
         self.hidden = nn.Linear(width, width)

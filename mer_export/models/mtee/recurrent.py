@@ -6,6 +6,7 @@ Sections 3.1 and 3.2. All of them read nothing but the last real step of the top
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -80,7 +81,7 @@ class Eea(nn.Module):
             if modality == "text":
                 found[modality] = state, torch.zeros_like(state[:, :1])
             else:
-                affine = self.affine[modality]
+                affine = cast(nn.Linear, self.affine[modality])
                 found[modality] = state @ affine.weight, state @ affine.bias[:, None]
         return found
 

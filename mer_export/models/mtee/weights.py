@@ -85,7 +85,8 @@ def _mult(config: MteeConfig) -> dict[str, str]:
 
 def _mult_encoders(config: MteeConfig) -> dict[str, tuple[str | None, int, int]]:
     """Authors' name to our name (None where the stream is off), number of layers, width."""
-    own, found = config.mult, {}
+    own = config.mult
+    found: dict[str, tuple[str | None, int, int]] = {}
     for m in MODALITIES:
         on = m in own.streams
         for other in MODALITIES:
