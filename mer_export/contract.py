@@ -95,6 +95,12 @@ class Contract(BaseModel):
         """The inputs that a sample brings itself; counts are derived from their shapes."""
         return tuple(s for s in self.inputs if s.counts is None and s.batched)
 
+    @property
+    def unit_dim(self) -> str | None:
+        """The sequence dim along which the outputs have one row per unit; None where an item is one unit."""
+        dims = self.outputs[0].dims
+        return dims[1] if len(dims) > 2 and isinstance(dims[1], str) else None
+
     @cached_property
     def shared_arrays(self) -> dict[str, np.ndarray]:
         """The shared inputs that have values, as float32 matrices (rows, width)."""

@@ -57,11 +57,11 @@ PLAIN = ("mae", "corr")
 
 
 def regression_metrics(task: Task, labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Sentiment metrics; `acc2_nonzero` and `f1_nonzero` leave out units whose truth is 0. Shares in percent."""
+    """Sentiment metrics, shares in percent; those that end in `_nonzero` leave out units whose truth is 0."""
     truths, values = labels.reshape(len(labels)), scores.reshape(len(scores))
     found = multi.sentiment_metrics(truths, values)
     nonzero = multi.sentiment_metrics(truths, values, exclude_zero=True)
-    found |= {f"{name}_nonzero": nonzero[name] for name in ("acc2", "f1")}
+    found |= {f"{name}_nonzero": nonzero[name] for name in ("acc2", "weighted_f1")}
     return {name: value if name in PLAIN else 100 * value for name, value in found.items()}
 
 

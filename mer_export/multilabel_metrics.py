@@ -87,7 +87,7 @@ def sentiment_metrics(truths: np.ndarray, values: np.ndarray, exclude_zero: bool
         "acc5": _rounded_accuracy(truths, values, 2.0),
         "acc2": float((above == said).mean()) if kept.any() else float("nan"),
         # The original passes predictions as truths, so F1 is weighted by how often each sign is predicted.
-        "f1": float(weighted_f1(said.astype(int), above.astype(int))[0]) if kept.any() else float("nan"),
+        "weighted_f1": float(weighted_f1(said.astype(int), above.astype(int))[0]) if kept.any() else float("nan"),
     }
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from mer_export.contract import Contract, Table
+
 THRESHOLD = 0.5
 
 
@@ -47,6 +49,25 @@ class Task(BaseModel):
             return np.argmax(scores, axis=-1)
         return (scores > self.cuts).astype(np.int64)
 
+    def decisions(self, scores: np.ndarray) -> np.ndarray:
+        """The decisions as (units, n): one class index per unit, or 1 and 0 for each label."""
+        found = self.decide(scores)
+        return found[:, None] if self.exclusive else found
+
+    def holding(self, decision: np.ndarray) -> tuple[str, ...]:
+        """The labels that one row of `decisions` says; none for regression."""
+        if self.exclusive:
+            return (self.labels[int(decision[0])],)
+        return tuple(n for n, d in zip(self.labels, decision, strict=True) if d) if self.kind == "multilabel" else ()
+
+    def word(self, decision: int, place: int) -> str:
+        """What decision number `place` of a unit says, in words."""
+        if self.exclusive:
+            return self.labels[decision]
+        if self.kind == "regression":
+            return f"{self.labels[place]} {'above' if decision else 'not above'} 0"
+        return self.labels[place] if decision else f"no {self.labels[place]}"
+
     def margin(self, scores: np.ndarray) -> np.ndarray:
         """How far a decision is from the other one: top minus second score, or distance to the threshold's score."""
         if not self.exclusive:
@@ -73,3 +94,11 @@ class Task(BaseModel):
         own = dict(zip(self.labels, self.thresholds, strict=True)) if self.thresholds else {}
         kept = tuple(own.get(n, THRESHOLD) for n in labels) if own else ()
         return self.model_copy(update={"labels": labels, "thresholds": kept})
+
+
+def with_shared(contract: Contract, task: Task, name: str, table: Table) -> tuple[Contract, Task]:
+    """Contract and task with other values of a shared input: where outputs score its rows, they are the labels."""
+    changed = contract.with_shared(name, table)
+    dim = next(s.dims[0] for s in changed.inputs if s.name == name)
+    scored = next(s for s in changed.outputs if s.name == task.output).dims[-1] == dim
+    return changed, task.with_labels(tuple(table)) if scored else task

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mer_export.bundle import Strict
 from mer_export.data.samples import Sample
-from mer_export.metrics import classification_metrics
+from mer_export.metrics import measure
 from mer_export.task import Task
 from runtimes.policy import Policy
 
@@ -35,9 +35,12 @@ class OutputError(Strict):
 
 
 class Flip(Strict):
-    """A unit whose label the candidate changes. `margin` is the reference's top minus second score, `difference`
-    the largest score difference of this unit, `noise` whether the margin is below twice the candidate's largest
-    difference, `label` the true one where known."""
+    """A decision that the candidate changes: the label of a unit, or whether one of its labels holds.
+
+    `margin` is the reference's top minus second score (or distance to the threshold), `difference` the largest score
+    difference of this unit, `noise` whether the margin is below twice the candidate's largest difference, `label` the
+    truth where known.
+    """
 
     sample: str
     unit: str
@@ -82,7 +85,7 @@ class Comparison(Strict):
     flips_beyond_noise: int
     listed_flips: list[Flip] = Field(default_factory=list)
     flip_matrix: list[list[int]]
-    """Units by label: row = reference, column = candidate."""
+    """Units by label: row = reference, column = candidate. Empty where a unit has not exactly one label."""
     metrics: list[MetricDifference] = Field(default_factory=list)
     strata: list[Stratum] = Field(default_factory=list)
 
@@ -165,21 +168,32 @@ def compare(items: Sequence[Compared], task: Task, policy: Policy, precision: st
 def sample_flips(item: Compared, task: Task, noise: float) -> list[Flip]:
     """The units of one sample that change label; `noise` is the margin below which a flip is numeric noise."""
     a, b = _rows(item.reference[task.output]), _rows(item.candidate[task.output])
-    before, after, margin = task.decide(a), task.decide(b), task.margin(a)
-    labels = item.sample.labels if item.real else None
+    before, after = task.decisions(a), task.decisions(b)
+    margin = task.margin(a).reshape(before.shape)
+    difference = np.nan_to_num(np.abs(a - b), nan=np.inf, posinf=3.4e38)
     return [
         Flip(
             sample=item.sample.id,
             unit=item.sample.units[i],
-            reference=task.labels[before[i]],
-            candidate=task.labels[after[i]],
-            label=task.labels[int(labels[i])] if labels is not None and labels[i] >= 0 else None,
-            margin=float(margin[i]),
-            difference=float(np.nan_to_num(np.abs(a[i] - b[i]), nan=np.inf, posinf=3.4e38).max()),
-            noise=bool(margin[i] <= noise),
+            reference=task.word(int(before[i, j]), j),
+            candidate=task.word(int(after[i, j]), j),
+            label=_truth(item, task, i, j),
+            margin=float(margin[i, j]),
+            difference=float(difference[i].max() if task.exclusive else difference[i, j]),
+            noise=bool(margin[i, j] <= noise),
         )
-        for i in np.flatnonzero(before != after)
+        for i, j in np.argwhere(before != after).tolist()
     ]
+
+
+def _truth(item: Compared, task: Task, unit: int, place: int) -> str | None:
+    """The true decision in words, where it is known."""
+    labels = item.sample.labels
+    if not item.real or labels is None or not task.known(labels)[unit]:
+        return None
+    if task.exclusive:
+        return task.labels[int(labels[unit] if labels.ndim == 1 else labels[unit].argmax())]
+    return task.word(int(labels.reshape(len(labels), -1)[unit, place] > 0), place)
 
 
 def metric_differences(
@@ -190,22 +204,22 @@ def metric_differences(
     Whole samples, because utterances of one dialogue are not independent. Identical decisions need no resampling:
     the interval is exactly 0.
     """
-    labelled = [i for i in items if i.sample.labels is not None and (i.sample.labels >= 0).any()]
+    labelled = [i for i in items if i.sample.labels is not None and task.known(i.sample.labels).any()]
     if not labelled:
         return []
-    labels = [np.asarray(i.sample.labels, dtype=np.int64) for i in labelled]
-    reference = [task.decide(_rows(i.reference[task.output])) for i in labelled]
-    candidate = [task.decide(_rows(i.candidate[task.output])) for i in labelled]
+    labels = [np.asarray(i.sample.labels) for i in labelled]
+    reference = [_rows(i.reference[task.output]) for i in labelled]
+    candidate = [_rows(i.candidate[task.output]) for i in labelled]
 
-    def measure(which: Sequence[int], predictions: list[np.ndarray]) -> dict[str, float]:
-        return classification_metrics(
-            task, np.concatenate([labels[i] for i in which]), np.concatenate([predictions[i] for i in which])
-        )
+    def measured(which: Sequence[int], scores: list[np.ndarray]) -> dict[str, float]:
+        found = measure(task, np.concatenate([labels[i] for i in which]), np.concatenate([scores[i] for i in which]))
+        return {name: value for name, value in found.items() if np.isfinite(value)}
 
     everything = range(len(labelled))
-    a, b = measure(everything, reference), measure(everything, candidate)
-    same = all(np.array_equal(x, y) for x, y in zip(reference, candidate, strict=True))
-    drawn = {} if same else _resampled(measure, len(labelled), reference, candidate, seed, rounds)
+    a, b = measured(everything, reference), measured(everything, candidate)
+    # Only metrics that decide by the scores themselves move where no decision does; they need no interval.
+    same = all(np.array_equal(task.decide(x), task.decide(y)) for x, y in zip(reference, candidate, strict=True))
+    drawn = {} if same else _resampled(measured, len(labelled), reference, candidate, seed, rounds)
     return [
         MetricDifference(
             metric=name,
@@ -216,6 +230,7 @@ def metric_differences(
             high=0.0 if same else float(np.quantile(drawn[name], 0.975)),
         )
         for name in a
+        if name in b and (same or name in drawn)
     ]
 
 
@@ -232,12 +247,14 @@ def _resampled(
     for _ in range(rounds):
         which = random.integers(0, samples, samples).tolist()
         a, b = measure(which, reference), measure(which, candidate)
-        for name in a:
+        for name in a.keys() & b.keys():
             differences.setdefault(name, []).append(b[name] - a[name])
     return differences
 
 
 def _flip_matrix(items: Sequence[Compared], task: Task) -> list[list[int]]:
+    if not task.exclusive:
+        return []
     matrix = np.zeros((len(task.labels), len(task.labels)), dtype=np.int64)
     for item in items:
         before, after = (task.decide(_rows(o[task.output])) for o in (item.reference, item.candidate))

@@ -24,9 +24,10 @@ def write(
 ) -> dict[str, int]:
     """Writes every prediction; the ending of `path` chooses the format.
 
-    Each unit has the columns sample, unit, label, modalities and the probability of each class. In JSONL probabilities
-    are an object and modalities a list; in CSV and Parquet there is one column `p/<label>` per class, and in CSV
-    modalities are joined by `+`. A unit without a prediction has an empty (null) label and no probabilities.
+    Each unit has the columns sample, unit, label, modalities and the probability of each class; where a unit may have
+    any number of labels, `label` is the most probable one and `labels` are those that hold. In JSONL probabilities are
+    an object, labels and modalities lists; in CSV and Parquet there is one column `p/<label>` per class, and in CSV
+    lists are joined by `+`. A unit without a prediction has an empty (null) label and no probabilities.
 
     Args:
         predictions: in the order to keep.
@@ -61,16 +62,21 @@ def _write_jsonl(predictions: Iterable[Prediction], path: Path, task: Task) -> N
                 "probabilities": p.probabilities or None,
                 "modalities": p.modalities,
             }
+            if task.kind == "multilabel":
+                row["labels"] = p.labels
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _write_csv(predictions: Iterable[Prediction], path: Path, task: Task) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["sample", "unit", "label", "modalities", *(f"p/{label}" for label in task.labels)])
+        several = task.kind == "multilabel"
+        head = ["sample", "unit", "label", *(["labels"] if several else []), "modalities"]
+        writer.writerow([*head, *(f"p/{label}" for label in task.labels)])
         for p in predictions:
             chances = [repr(p.probabilities[n]) if p.probabilities else "" for n in task.labels]
-            writer.writerow([p.sample, p.unit, p.label or "", "+".join(p.modalities), *chances])
+            held = ["+".join(p.labels)] if several else []
+            writer.writerow([p.sample, p.unit, p.label or "", *held, "+".join(p.modalities), *chances])
 
 
 def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task) -> None:
@@ -81,6 +87,7 @@ def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task) ->
         raise NotAvailableError("pyarrow is not installed: pip install 'mer[columnar]'") from None
     text = pyarrow.string()
     fields = [("sample", text), ("unit", text), ("label", text), ("modalities", pyarrow.list_(text))]
+    fields += [("labels", pyarrow.list_(text))] if task.kind == "multilabel" else []
     schema = pyarrow.schema([*fields, *((f"p/{label}", pyarrow.float64()) for label in task.labels)])
     with parquet.ParquetWriter(path, schema) as writer:
         rows = iter(predictions)
@@ -91,6 +98,8 @@ def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task) ->
                 "label": [p.label for p in group],
                 "modalities": [list(p.modalities) for p in group],
             }
+            if task.kind == "multilabel":
+                columns["labels"] = [list(p.labels) for p in group]
             columns |= {f"p/{n}": [p.probabilities.get(n) for p in group] for n in task.labels}
             writer.write_table(pyarrow.table(columns, schema=schema))
 
@@ -109,7 +118,7 @@ def _counted(
     for prediction in predictions:
         counts["units"] += 1
         counts["samples"] += prediction.sample != last
-        counts["without_prediction"] += prediction.label is None
+        counts["without_prediction"] += not prediction.probabilities
         last = prediction.sample
         if say and counts["units"] % GROUP == 0:
             say(f"{counts['units']} units")

@@ -130,7 +130,7 @@ def run_parity(
         source=source,
         samples=len(samples),
         units=sum(len(s.units) for s in samples),
-        labelled=sum(int((s.labels >= 0).sum()) for s in samples if s.labels is not None),
+        labelled=sum(int(manifest.task.known(s.labels).sum()) for s in samples if s.labels is not None),
         probes=len(items.probes),
         policy=policy,
         candidates=reports,
