@@ -9,6 +9,7 @@ import yaml
 
 from mer_export import __version__, registry
 from mer_export.bundle import CONFIG, WEIGHTS, Bundle, Manifest, sha256
+from mer_export.data.word_vectors import read_word_vectors
 from mer_export.weights import import_weights, load_checkpoint
 
 
@@ -19,7 +20,7 @@ def import_checkpoint(
 
     Args:
         system: name in the registry.
-        checkpoint: torch or safetensors file of plain tensors; nothing in it is executed.
+        checkpoint: torch or safetensors file, or plain pickle, of tensors; nothing in it is executed.
         resolved: the whole configuration to keep in the bundle; its `model` section describes the network.
         out: the new bundle.
         force: replace an existing bundle.
@@ -35,13 +36,14 @@ def import_checkpoint(
     record = registry.get(system)
     config = record.parse(resolved["model"])
     model = record.build(config)
-    report = import_weights(model, load_checkpoint(checkpoint), registry.resolve(record.weights), config)
+    state = load_checkpoint(checkpoint)
+    report = import_weights(model, state, registry.resolve(record.weights), config)
     manifest = Manifest(
         system=system,
         variant=record.variant_of(config),
         config=config.model_dump(mode="json"),
         task=record.task(config),
-        contract=record.contract(config),
+        contract=record.complete(record.contract(config), config, {"state": state} | _vectors(resolved, checkpoint)),
         provenance={
             "origin": "imported checkpoint",
             "file": checkpoint.name,
@@ -55,3 +57,13 @@ def import_checkpoint(
         change.write(CONFIG, yaml.safe_dump(resolved, sort_keys=False))
         save_model(model, str(change.file(WEIGHTS)))
     return bundle, report
+
+
+def _vectors(resolved: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    """Word vectors that the configuration names, where their file is there: as it is written, or by the checkpoint."""
+    options = (resolved.get("data") or {}).get("emotions") or {}
+    name = options.get("vectors")
+    found = [p for p in (Path(name), checkpoint.parent / name) if p.is_file()] if name else []
+    if not found:
+        return {}
+    return {"vectors": read_word_vectors(found[0]), "capitalise": options.get("capitalise", False)}

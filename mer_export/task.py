@@ -84,16 +84,21 @@ class Task(BaseModel):
         return np.log(levels / (1.0 - levels)).astype(np.float32)
 
     def known(self, labels: np.ndarray) -> np.ndarray:
-        """Which units (first axis) are labelled: not negative for classes and label sets, not NaN for values."""
-        if self.kind == "regression":
-            return np.asarray(~np.isnan(labels.astype(np.float64)).reshape(len(labels), -1).any(axis=1))
-        return np.asarray((labels >= 0).reshape(len(labels), -1).all(axis=1))
+        """Which units (first axis) are labelled."""
+        return known_units(labels)
 
     def with_labels(self, labels: tuple[str, ...]) -> Task:
         """The same task over other labels; a threshold stays with its label, new labels have the default."""
         own = dict(zip(self.labels, self.thresholds, strict=True)) if self.thresholds else {}
         kept = tuple(own.get(n, THRESHOLD) for n in labels) if own else ()
         return self.model_copy(update={"labels": labels, "thresholds": kept})
+
+
+def known_units(labels: np.ndarray) -> np.ndarray:
+    """Which units (first axis) are labelled: classes that are not negative, label sets and values without NaN."""
+    if labels.dtype.kind == "f":
+        return np.asarray(~np.isnan(labels).reshape(len(labels), -1).any(axis=1))
+    return np.asarray(labels >= 0)
 
 
 def with_shared(contract: Contract, task: Task, name: str, table: Table) -> tuple[Contract, Task]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.errors import UsageError
@@ -43,7 +45,7 @@ def bundle_model(bundle: Bundle) -> nn.Module:
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """A bare state_dict from a torch file (tensors only, nothing is executed) or a safetensors file."""
+    """A bare state_dict from a torch or safetensors file, or from a plain pickle of tensors; nothing is executed."""
     import pickle
     import warnings
 
@@ -58,12 +60,26 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on pickle protocols; what cannot be read is an error below
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except pickle.UnpicklingError:
+        state = _plain_pickle(path)
+    except (RuntimeError, ValueError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{path} is no checkpoint of plain tensors, it was not loaded: {reason}") from None
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise UsageError(f"{path} holds {type(state).__name__}, expected a state_dict: name to tensor")
     return state
+
+
+def _plain_pickle(path: Path) -> Any:
+    """What some authors dump without torch.save."""
+    import torch
+
+    from mer_export.data.tensor_pickle import load_tensor_pickle
+
+    found = load_tensor_pickle(path)
+    if not isinstance(found, dict):
+        return found
+    return {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in found.items()}
 
 
 def import_weights(model: nn.Module, state: dict[str, Tensor], table: WeightMap, config: Any) -> dict[str, int]:

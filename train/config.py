@@ -30,6 +30,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Plateau(Strict):
+    """Lowers the learning rate when the loss on a split stops falling, as PyTorch's ReduceLROnPlateau does."""
+
+    split: str = "valid"
+    factor: float = Field(0.1, gt=0, lt=1)
+    patience: int = Field(6, ge=0)
+
+
 class Keep(Strict):
     """Which epoch's weights the bundle keeps: the last one, or the best one by `metric` on `split`.
 
@@ -39,7 +47,7 @@ class Keep(Strict):
 
     rule: Literal["last", "best"] = "last"
     split: str = "test"
-    metric: Literal["weighted_f1", "accuracy", "macro_f1"] = "weighted_f1"
+    metric: str = "weighted_f1"
     patience: int | None = Field(None, ge=1)
 
 
@@ -61,6 +69,8 @@ class TrainConfig(Strict):
     """Items per step and process."""
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    plateau: Plateau | None = None
     clip: float | None = Field(None, gt=0)
     """Largest gradient norm, none in the published recipes."""
     average: float | None = Field(None, gt=0, lt=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ from train.config import TrainConfig, dump_config, first_difference
 from train.difficulty import find_difficulty, measure_difficulty, read_difficulty
 from train.evaluate import evaluate
 from train.loop import Stage, cpu_threads, make_accelerator, set_statistics
-from train.progress import Quiet, default_progress
+from train.progress import Quiet, default_progress, headline
 from train.protocols import recipe
 from train.provenance import feature_statistics, provenance
 from train.seeds import seed_everything
@@ -135,9 +136,13 @@ class Run:
         )
         if resumed and bundle is not None:
             load_tensors(bundle, self.stage)
+            for record in state.records:
+                self.stage.end_epoch(record)
 
     def train(self) -> None:
         """Runs the epochs that are left."""
+        from accelerate.utils import broadcast_object_list
+
         config, accelerator = self.setting.config, self.setting.accelerator
         self.progress.start(config.title or config.system, config.epochs, self.state.epoch)
         while self.state.epoch < config.epochs and not self._out_of_patience():
@@ -146,6 +151,8 @@ class Run:
             if accelerator.is_main_process:
                 self._record(record)
             accelerator.wait_for_everyone()
+            # The schedule steps where the splits are measured.
+            self.stage.lr = broadcast_object_list([self.stage.lr])[0]
 
     def finish(self) -> None:
         """Evaluates the kept weights and drops what only resuming needs."""
@@ -167,7 +174,9 @@ class Run:
 
     def _record(self, record: dict[str, Any]) -> None:
         config = self.setting.config
+        record["lr"] = self.stage.lr
         record["splits"] = {n: self.stage.evaluate(s, self.setting.task) for n, s in self.setting.measured.items()}
+        self.stage.end_epoch(record)
         self.state.records.append(record)
         better = self._better(record)
         last = self.state.epoch == config.epochs
@@ -182,7 +191,12 @@ class Run:
         keep = self.setting.config.keep
         if keep.rule == "last":
             return False
-        value = record["splits"][keep.split][keep.metric]
+        measured = record["splits"][keep.split]
+        if keep.metric not in measured:
+            raise UsageError(f"keep.metric {keep.metric!r} is not measured, there are {list(measured)}")
+        value = measured[keep.metric]
+        if math.isnan(value):
+            return False
         if self.state.best_value is not None and value <= self.state.best_value:
             return False
         self.state.best_epoch, self.state.best_value = self.state.epoch, value
@@ -223,7 +237,7 @@ def _prepare(config: TrainConfig, data: Path) -> Setting:
     task = system.task(model_config)
     corpus = open_corpus(data, config.data, labels=task.labels)
     samples = [s for name in config.train_splits for s in corpus.split(name)]
-    samples = [s for s in samples if s.labels is not None and (s.labels >= 0).any()]
+    samples = [s for s in samples if s.labels is not None and task.known(s.labels).any()]
     if not samples:
         raise UsageError(f"{data}: no labelled item in the training split {list(config.train_splits)}")
     if config.keep.rule == "best" and config.keep.split not in {*corpus.splits} & {*config.evaluate_splits}:
@@ -232,7 +246,7 @@ def _prepare(config: TrainConfig, data: Path) -> Setting:
         config=config,
         model_config=model_config,
         settings=recipe(config.system).settings.model_validate(config.protocol),
-        contract=system.contract(model_config),
+        contract=system.complete(system.contract(model_config), model_config, corpus.info),
         task=task,
         corpus=corpus,
         samples=samples,
@@ -309,7 +323,7 @@ def _headline(found: dict[str, dict[Semantics, dict[str, float]]], epoch: int | 
         return {"epoch": epoch}
     split = list(found)[-1]
     metrics = found[split]["single"]
-    return {"epoch": epoch, "split": split} | {m: metrics[m] for m in ("accuracy", "weighted_f1", "macro_f1")}
+    return {"epoch": epoch, "split": split} | headline(metrics)
 
 
 def _tensorboard(out: Path) -> Any:

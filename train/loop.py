@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,6 +73,21 @@ def set_statistics(model: nn.Module, samples: Sequence[Sample]) -> None:
         layer.std.copy_(torch.from_numpy(std))
 
 
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+def plateau_schedule(
+    config: TrainConfig, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.ReduceLROnPlateau | None:
+    """The configured schedule, None without one."""
+    if config.plateau is None:
+        return None
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        inner, mode="min", factor=config.plateau.factor, patience=config.plateau.patience
+    )
+
+
 class Stage:
     """A model in training on fixed samples."""
 
@@ -94,8 +109,10 @@ class Stage:
         self.model = model
         self.protocol = protocol_class(config.system)(settings, difficulty)
         module = self.protocol.prepare(model, samples, accelerator.device)
-        adam = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.module, self.optimizer = accelerator.prepare(module, adam)
+        kind = OPTIMIZERS[config.optimizer]
+        optimizer = kind(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.module, self.optimizer = accelerator.prepare(module, optimizer)
+        self.schedule = plateau_schedule(config, self.optimizer)
         self.average: AveragedModel | None = None
         if config.average is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
@@ -137,7 +154,27 @@ class Stage:
             task,
             semantics=self.protocol.settings.semantics,
             class_loss=self.protocol.class_loss,
+            mean=self.protocol.mean,
         )
+
+    def end_epoch(self, record: Mapping[str, Any]) -> None:
+        """Steps the schedule on the losses of an epoch's record; after a resume, on those of all earlier epochs."""
+        if self.schedule is None or self.config.plateau is None:
+            return
+        split = self.config.plateau.split
+        if split not in record["splits"]:
+            raise UsageError(f"plateau.split {split!r} is not evaluated: there are {list(record['splits'])}")
+        self.schedule.step(record["splits"][split]["loss"])
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = value
 
     def _step(self, group: list[Sample]) -> dict[str, torch.Tensor]:
         batch = make_batch(group, self.contract, self.accelerator.device)

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+HEADLINE = ("weighted_accuracy", "accuracy", "weighted_f1", "macro_f1", "auc", "mae", "corr", "acc2")
+
 
 class Quiet:
     """Shows nothing."""
@@ -63,5 +65,10 @@ def summary(record: dict[str, Any]) -> str:
     """Loss and main metrics of an epoch in a few words."""
     parts = [f"loss {record['train']['total']:.4f}"]
     for split, metrics in record.get("splits", {}).items():
-        parts.append(f"{split}: accuracy {metrics['accuracy']:.2f} weighted F1 {metrics['weighted_f1']:.2f}")
+        parts.append(f"{split}: " + " ".join(f"{n.replace('_', ' ')} {v:.2f}" for n, v in headline(metrics).items()))
     return "  ".join(parts)
+
+
+def headline(metrics: dict[str, float]) -> dict[str, float]:
+    """The few metrics that say how good a model is, those of them that its task has."""
+    return {name: metrics[name] for name in HEADLINE if name in metrics}

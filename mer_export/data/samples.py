@@ -17,8 +17,9 @@ class Sample:
     """One unpadded item.
 
     `inputs` holds an array per contract input, without the batch dim; a modality that is missing is absent.
-    `units` are the ids of what is predicted, one per row of the output; `labels` (int64 or float32, one per unit,
-    -1 where a unit has none) is None for unlabelled data.
+    `units` are the ids of what is predicted, one per row of the output. `labels` has one entry per unit: a class
+    (int64, -1 where a unit has none), or a row of label indicators or values (float32, NaN where a unit has none); it
+    is None for unlabelled data.
     """
 
     id: str

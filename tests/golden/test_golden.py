@@ -8,11 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import cmerc_adapters
+import mtee_adapters
 import pytest
 from case import CannotMap, Case, find_cases
 
-ADAPTERS = {**cmerc_adapters.ADAPTERS}
-TOLERANCES = {**cmerc_adapters.TOLERANCES}
+SYSTEMS = {"cmerc": cmerc_adapters, "mtee": mtee_adapters}
+"""Adapters and tolerances by kind of case; kinds of two systems may share a name."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -23,14 +24,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_golden(folder: Path) -> None:
     case = Case.load(folder)
-    model = case.content["model"]
-    if model not in ADAPTERS:
-        pytest.fail(f"cannot map this case: no adapter for system {case.content.get('system')!r}, model {model!r}")
+    system, model = case.content.get("system"), case.content["model"]
+    if system not in SYSTEMS or model not in SYSTEMS[system].ADAPTERS:
+        pytest.fail(f"cannot map this case: no adapter for system {system!r}, model {model!r}")
     try:
-        found = ADAPTERS[model](case)
+        found = SYSTEMS[system].ADAPTERS[model](case)
     except CannotMap as reason:
         pytest.fail(f"cannot map this case: {reason}")
-    problems = case.compare(found, TOLERANCES.get(model))
+    problems = case.compare(found, SYSTEMS[system].TOLERANCES.get(model))
     assert not problems, "\n".join(problems)
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from mer_export.errors import UsageError
 from mer_export.registry import resolve
-from train.protocols.settings import CmercSettings
+from train.protocols.settings import CmercSettings, MteeSettings
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,10 @@ class Recipe:
     protocol: str
 
 
-RECIPES = {"cmerc": Recipe(CmercSettings, "train.protocols.cmerc:CmercProtocol")}
+RECIPES = {
+    "cmerc": Recipe(CmercSettings, "train.protocols.cmerc:CmercProtocol"),
+    "mtee": Recipe(MteeSettings, "train.protocols.mtee:MteeProtocol"),
+}
 
 
 def recipe(system: str) -> Recipe:

@@ -16,6 +16,7 @@ from mer_export.errors import UsageError
 from mer_export.models.cmerc.network import Cmerc, Semantics
 from train import curriculum, losses
 from train.batches import Batch
+from train.evaluate import LossMean
 from train.protocols.settings import CmercSettings
 from train.views import degraded
 
@@ -36,6 +37,8 @@ class Stepped(nn.Module):
 
 class CmercProtocol:
     """One training run's losses and choice of dialogues."""
+
+    mean = LossMean()
 
     def __init__(self, settings: CmercSettings, difficulty: Mapping[str, float] | None = None):
         """`difficulty` (dialogue id to value) is needed with a curriculum."""

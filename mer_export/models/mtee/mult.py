@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mer_export.models.layers import last_step
+from mer_export.models.mtee.base import Features, Lengths, Logits, Network
 from mer_export.models.mtee.config import KERNELS, LONGEST, MODALITIES, MteeConfig, MultConfig
-from mer_export.models.mtee.recurrent import Features, Lengths, Logits, standardised, standardisers
 
 LEAST_MEMORY_LAYERS = 3
 
@@ -123,16 +123,15 @@ class CrossEncoder(nn.Module):
         return seen[:, None]
 
 
-class Mult(nn.Module):
+class Mult(Network):
     """Three streams, six cross-modal encoders, three memory encoders, a residual head."""
 
     def __init__(self, config: MteeConfig):
-        super().__init__()
+        super().__init__(config)
         own = config.mult
         dropout_of = {str(m): rate for m, rate in own.attention_dropout.items()}
         self.streams: tuple[str, ...] = tuple(m for m in MODALITIES if m in own.streams)
         self.shrinkage = {m: config.shrinkage(m) for m in MODALITIES}
-        self.standardise = standardisers(config)
         self.text_dropout = nn.Dropout(own.embedding_dropout)
         self.projections = nn.ModuleDict(
             {m: nn.Conv1d(config.dims[m], own.width, KERNELS[m], bias=False) for m in MODALITIES if self.shrinkage[m]}
@@ -177,7 +176,7 @@ class Mult(nn.Module):
         self, inputs: Mapping[str, Features], lengths: Mapping[str, Int[Tensor, " batch"]]
     ) -> dict[str, Float[Tensor, "batch memory"]]:
         """The last step of each stream's memory encoder; zeros for a stream without steps."""
-        inputs = standardised(self.standardise, inputs)
+        inputs = self.standardised(inputs)
         x = {m: self._project(m, self.text_dropout(v) if m == "text" else v) for m, v in inputs.items()}
         left = {m: (n - self.shrinkage[m]).clamp(min=0) for m, n in lengths.items()}
         found = {}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from mer_export.models.mtee import mult, recurrent, transformer
+from mer_export.models.mtee.base import Network
 from mer_export.models.mtee.config import MteeConfig
 
-NETWORKS: dict[str, type[nn.Module]] = {
+NETWORKS: dict[str, type[Network]] = {
     "rnn_ef": recurrent.EarlyFusion,
     "rnn_lf": recurrent.LateFusion,
     "rnn_eflf": recurrent.BothFusions,
@@ -16,7 +15,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
 }
 
 
-def build(config: MteeConfig) -> nn.Module:
+def build(config: MteeConfig) -> Network:
     """A network with fresh weights; of eea the class whose forward takes the modalities in use."""
     if config.variant in NETWORKS:
         return NETWORKS[config.variant](config)

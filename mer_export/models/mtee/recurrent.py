@@ -9,28 +9,16 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from mer_export.models.layers import LastStepRNN, Standardise
+from mer_export.models.layers import LastStepRNN
+from mer_export.models.mtee.base import Features, Lengths, Logits, Network
 from mer_export.models.mtee.config import MODALITIES, MteeConfig
 
-Features = Float[Tensor, "batch time feature"]
-Lengths = Int[Tensor, " batch"]
-Logits = Float[Tensor, "batch labels"]
 Emotions = Float[Tensor, "emotions word"]
 HEAD_DROPOUT = 0.1
 """Of the combined baseline, whatever the configured rate."""
-
-
-def standardisers(config: MteeConfig) -> nn.ModuleDict:
-    """One for each modality that the config names."""
-    return nn.ModuleDict({m: Standardise(config.dims[m]) for m in config.standardise if m in config.used})
-
-
-def standardised(modules: nn.ModuleDict, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`inputs` by modality, standardised where there is a module for it."""
-    return {m: modules[m](x) if m in modules else x for m, x in inputs.items()}
 
 
 def encoders(config: MteeConfig, modalities: Iterable[str] = MODALITIES) -> nn.ModuleDict:
@@ -42,7 +30,7 @@ def encoder(config: MteeConfig, width: int, hidden: int) -> LastStepRNN:
     return LastStepRNN(config.cell, width, hidden, config.layers, config.bidirectional, config.dropout)
 
 
-class Eea(nn.Module):
+class Eea(Network):
     """Emotion embeddings: a label scores by the dot product of its word vector with each modality's sequence vector.
 
     Two affine maps carry word vectors to audio and visual space. Here the sequence vectors are carried back instead
@@ -50,10 +38,9 @@ class Eea(nn.Module):
     """
 
     def __init__(self, config: MteeConfig):
-        super().__init__()
+        super().__init__(config)
         self.used = config.used
         word = config.hidden_sizes[0]
-        self.standardise = standardisers(config)
         self.encoders = encoders(config, self.used)
         self.affine = nn.ModuleDict({m: nn.Linear(word, config.hidden[m]) for m in self.used if m != "text"})
         # One modality is not weighted in the original; several are not normalised.
@@ -75,7 +62,7 @@ class Eea(nn.Module):
     ) -> dict[str, tuple[Float[Tensor, "batch word"], Float[Tensor, "batch 1"]]]:
         """By modality: what is multiplied with the word vectors, and what is added for every emotion alike."""
         found = {}
-        for modality, x in standardised(self.standardise, inputs).items():
+        for modality, x in self.standardised(inputs).items():
             # Both directions are added, not concatenated as in the baselines.
             state = self.encoders[modality](x, lengths[modality]).sum(1)
             if modality == "text":
@@ -151,26 +138,24 @@ EEA_BY_MODALITIES: dict[tuple[str, ...], type[Eea]] = {
 """Exporters bind inputs by the signature of forward, so each set of modalities has its own."""
 
 
-class EarlyFusion(nn.Module):
+class EarlyFusion(Network):
     """Features of a step concatenated, one RNN, a linear head."""
 
     def __init__(self, config: MteeConfig):
-        super().__init__()
-        self.standardise = standardisers(config)
+        super().__init__(config)
         self.encoder = encoder(config, sum(config.dims.values()), config.hidden_size)
         self.head = nn.Linear(config.directions * config.hidden_size, len(config.labels))
 
     def forward(self, text: Features, audio: Features, vision: Features, lengths: Lengths) -> Logits:
-        inputs = standardised(self.standardise, {"text": text, "audio": audio, "vision": vision})
+        inputs = self.standardised({"text": text, "audio": audio, "vision": vision})
         return self.head(self.encoder(torch.cat([inputs[m] for m in MODALITIES], dim=-1), lengths).flatten(1))
 
 
-class LateFusion(nn.Module):
+class LateFusion(Network):
     """One RNN per modality, last states concatenated, a linear head."""
 
     def __init__(self, config: MteeConfig):
-        super().__init__()
-        self.standardise = standardisers(config)
+        super().__init__(config)
         self.encoders = encoders(config)
         self.head = nn.Linear(config.directions * sum(config.hidden_sizes), len(config.labels))
 
@@ -183,17 +168,16 @@ class LateFusion(nn.Module):
         audio_lengths: Lengths,
         vision_lengths: Lengths,
     ) -> Logits:
-        inputs = standardised(self.standardise, {"text": text, "audio": audio, "vision": vision})
+        inputs = self.standardised({"text": text, "audio": audio, "vision": vision})
         lengths = {"text": text_lengths, "audio": audio_lengths, "vision": vision_lengths}
         return self.head(torch.cat([self.encoders[m](inputs[m], lengths[m]).flatten(1) for m in MODALITIES], dim=-1))
 
 
-class BothFusions(nn.Module):
+class BothFusions(Network):
     """The states of late and of early fusion side by side, a head with one hidden layer."""
 
     def __init__(self, config: MteeConfig):
-        super().__init__()
-        self.standardise = standardisers(config)
+        super().__init__(config)
         self.encoders = encoders(config)
         self.encoder = encoder(config, sum(config.dims.values()), config.hidden_size)
         width = config.directions * (config.hidden_size + sum(config.hidden_sizes))
@@ -210,7 +194,7 @@ class BothFusions(nn.Module):
         audio_lengths: Lengths,
         vision_lengths: Lengths,
     ) -> Logits:
-        inputs = standardised(self.standardise, {"text": text, "audio": audio, "vision": vision})
+        inputs = self.standardised({"text": text, "audio": audio, "vision": vision})
         lengths = {"text": text_lengths, "audio": audio_lengths, "vision": vision_lengths}
         states = [self.encoders[m](inputs[m], lengths[m]).flatten(1) for m in MODALITIES]
         # The modalities are aligned: one that is missing has length 0, the fused sequence is as long as the others.

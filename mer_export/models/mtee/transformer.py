@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mer_export.models.layers import TransformerLayer
+from mer_export.models.mtee.base import Features, Lengths, Logits, Network
 from mer_export.models.mtee.config import LONGEST, MODALITIES, MteeConfig
-from mer_export.models.mtee.recurrent import Features, Lengths, Logits, standardised, standardisers
 
 Semantics = Literal["single", "batch"]
 
@@ -28,14 +28,13 @@ def sinusoids(count: int, width: int) -> Float[Tensor, "count width"]:
     return torch.stack([torch.sin(angle), torch.cos(angle)], dim=-1).flatten(1)
 
 
-class Transformer(nn.Module):
+class Transformer(Network):
     """Features of a step concatenated, transformer layers, mean over time, a head with one hidden layer."""
 
     def __init__(self, config: MteeConfig):
-        super().__init__()
+        super().__init__(config)
         own = config.transformer
         self.along_time = own.attention == "time"
-        self.standardise = standardisers(config)
         self.linear = nn.Linear(sum(config.dims.values()), own.width)
         self.layers = nn.ModuleList(
             TransformerLayer(own.width, own.heads, own.feed_forward, own.dropout) for _ in range(own.layers)
@@ -57,7 +56,7 @@ class Transformer(nn.Module):
         self, text: Features, audio: Features, vision: Features, lengths: Lengths, semantics: Semantics = "single"
     ) -> Float[Tensor, "batch time width"]:
         """Encoder outputs. `batch` semantics wants items of one length, as in the authors' files."""
-        inputs = standardised(self.standardise, {"text": text, "audio": audio, "vision": vision})
+        inputs = self.standardised({"text": text, "audio": audio, "vision": vision})
         x = self.linear(torch.cat([inputs[m] for m in MODALITIES], dim=-1))
         batch, time, width = x.shape
         if self.along_time:
@@ -69,6 +68,10 @@ class Transformer(nn.Module):
             return self._attend(x, torch.ones_like(x[..., 0])).reshape(batch, time, width)
         x = (x + self.positions[:batch, None]).transpose(0, 1)
         return self._attend(x, torch.ones_like(x[..., 0])).transpose(0, 1)
+
+    def in_batch(self, **inputs: Tensor) -> Logits:
+        """Logits in `batch` semantics."""
+        return self.classify(self.encode(**inputs, semantics="batch"), inputs["lengths"])
 
     def classify(self, x: Float[Tensor, "batch time width"], lengths: Int[Tensor, " batch"]) -> Logits:
         """Mean over the real steps, then the head."""
