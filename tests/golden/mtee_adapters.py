@@ -364,7 +364,7 @@ def train(case: Case) -> dict[str, Any]:
             value.backward()
             limit = config.clip or float("inf")
             found["grad_norms"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), limit)))
-            found["train_losses"].append(float(value))
+            found["train_losses"].append(value.item())
             optimizer.step()
         model.eval()
         sizes, values = [], []
