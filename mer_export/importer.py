@@ -9,7 +9,8 @@ import yaml
 
 from mer_export import __version__, registry
 from mer_export.bundle import CONFIG, WEIGHTS, Bundle, Manifest, sha256
-from mer_export.data.word_vectors import read_word_vectors
+from mer_export.data.spec import DataSpec
+from mer_export.data.word_vectors import vectors_of
 from mer_export.weights import import_weights, load_checkpoint
 
 
@@ -21,7 +22,8 @@ def import_checkpoint(
     Args:
         system: name in the registry.
         checkpoint: torch or safetensors file, or plain pickle, of tensors; nothing in it is executed.
-        resolved: the whole configuration to keep in the bundle; its `model` section describes the network.
+        resolved: the whole configuration to keep in the bundle; its `model` section describes the network. Word vectors
+            that its `data` section names are taken from there or from beside the checkpoint, else from the checkpoint.
         out: the new bundle.
         force: replace an existing bundle.
 
@@ -37,13 +39,15 @@ def import_checkpoint(
     config = record.parse(resolved["model"])
     model = record.build(config)
     state = load_checkpoint(checkpoint)
+    data = DataSpec.model_validate(resolved.get("data") or {})
+    found = {"state": state} | vectors_of(data.emotions, (Path(), checkpoint.parent))
     report = import_weights(model, state, registry.resolve(record.weights), config)
     manifest = Manifest(
         system=system,
         variant=record.variant_of(config),
         config=config.model_dump(mode="json"),
         task=record.task(config),
-        contract=record.complete(record.contract(config), config, {"state": state} | _vectors(resolved, checkpoint)),
+        contract=record.complete(record.contract(config), config, found),
         provenance={
             "origin": "imported checkpoint",
             "file": checkpoint.name,
@@ -57,13 +61,3 @@ def import_checkpoint(
         change.write(CONFIG, yaml.safe_dump(resolved, sort_keys=False))
         save_model(model, str(change.file(WEIGHTS)))
     return bundle, report
-
-
-def _vectors(resolved: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """Word vectors that the configuration names, where their file is there: as it is written, or by the checkpoint."""
-    options = (resolved.get("data") or {}).get("emotions") or {}
-    name = options.get("vectors")
-    found = [p for p in (Path(name), checkpoint.parent / name) if p.is_file()] if name else []
-    if not found:
-        return {}
-    return {"vectors": read_word_vectors(found[0]), "capitalise": options.get("capitalise", False)}

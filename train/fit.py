@@ -20,6 +20,7 @@ from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract
 from mer_export.data.open import open_corpus
 from mer_export.data.samples import Corpus, Sample
+from mer_export.data.word_vectors import vectors_of
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.models.cmerc.network import Semantics
 from mer_export.task import Task
@@ -242,11 +243,12 @@ def _prepare(config: TrainConfig, data: Path) -> Setting:
         raise UsageError(f"{data}: no labelled item in the training split {list(config.train_splits)}")
     if config.keep.rule == "best" and config.keep.split not in {*corpus.splits} & {*config.evaluate_splits}:
         raise UsageError(f"keep.split {config.keep.split!r} is not evaluated: there are {list(corpus.splits)}")
+    vectors = vectors_of(config.data.emotions, (data if data.is_dir() else data.parent, Path()))
     return Setting(
         config=config,
         model_config=model_config,
         settings=recipe(config.system).settings.model_validate(config.protocol),
-        contract=system.complete(system.contract(model_config), model_config, corpus.info),
+        contract=system.complete(system.contract(model_config), model_config, vectors),
         task=task,
         corpus=corpus,
         samples=samples,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mer_export.data.spec import EmotionData
 from mer_export.data.tensor_pickle import load_tensor_pickle
 from mer_export.errors import InputError
 
@@ -40,6 +41,24 @@ def read_word_vectors(path: Path | str, words: Collection[str] | None = None) ->
     if len(widths) != 1:
         raise InputError(f"{path} holds vectors of widths {sorted(widths)}, expected words that all have one width")
     return vectors
+
+
+def vectors_of(options: EmotionData, folders: Iterable[Path]) -> dict[str, Any]:
+    """What `registry.System.complete` wants of word vectors: those of the file that `options` names.
+
+    Args:
+        options: the `data.emotions` section.
+        folders: where the file is looked for, in order.
+
+    Returns:
+        `vectors` and `capitalise`; empty where no file is named, or the named one is in no folder.
+    """
+    if options.vectors is None:
+        return {}
+    for folder in folders:
+        if (folder / options.vectors).is_file():
+            return {"vectors": read_word_vectors(folder / options.vectors), "capitalise": options.capitalise}
+    return {}
 
 
 def _vector(path: Path, word: Any, values: Any) -> np.ndarray:

@@ -19,7 +19,6 @@ from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec, EmotionData
 from mer_export.data.tensor_pickle import load_tensor_pickle
 from mer_export.data.unpickle import load_pickle
-from mer_export.data.word_vectors import read_word_vectors
 from mer_export.errors import InputError, UsageError
 
 PHASES = ("train", "valid", "test")
@@ -75,7 +74,7 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
 
     Args:
         path: directory of the files.
-        spec: `dataset` chooses among several; `emotions` says which part of it, and where word vectors are.
+        spec: `dataset` chooses among several; `emotions` says which part of it.
         labels: label names of the model; None takes the data's own. A model of fewer labels gets its own columns.
 
     Raises:
@@ -93,8 +92,6 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
             found = replace(found, labels=found.labels[:, columns])
             splits[phase] = _samples(found, phase)
     info: dict[str, Any] = {"dataset": name, "labels": list(labels or own)}
-    if options.vectors is not None:
-        info |= {"vectors": read_word_vectors(path / options.vectors), "capitalise": options.capitalise}
     widths = {s.inputs["vision"].shape[1] for samples in splits.values() for s in samples[:1]}
     if widths == {FACET_WIDTH}:
         info["warnings"] = [FACET_WARNING]
@@ -106,7 +103,6 @@ def files(path: Path, spec: DataSpec) -> list[Path]:
     name = _choose(path, spec)
     options = spec.emotions
     names = [n for p in PHASES for n in DATASETS[name].files(p, options)]
-    names += [options.vectors] if options.vectors else []
     found = [path / n for n in dict.fromkeys(names) if (path / n).is_file()]
     caches = [_cache(path, DATASETS[name], name, p, options) for p in PHASES]
     return found + [c for c in caches if c is not None]

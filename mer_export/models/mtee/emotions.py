@@ -34,11 +34,13 @@ def tables(config: MteeConfig, found: Mapping[str, Any]) -> dict[str, Table]:
         return {EMOTIONS: look_up(config.labels, found["vectors"], bool(found.get("capitalise")))}
     rows = (found.get("state") or {}).get(TABLE)
     if rows is None:
-        raise InputError("no word vectors for the emotions: name their file in data.vectors")
+        raise InputError(
+            "no word vectors for the emotions: name their file in data.emotions.vectors, relative to the data directory"
+        )
     if len(rows) != len(config.labels):
         raise InputError(
             f"the checkpoint knows {len(rows)} emotions, the config names {len(config.labels)} labels: "
-            "give the vectors of all of them in data.vectors, or name as many labels"
+            "give the vectors of all of them in data.emotions.vectors, or name as many labels"
         )
     return {EMOTIONS: {n: tuple(float(v) for v in r) for n, r in zip(config.labels, rows, strict=True)}}
 
