@@ -18,6 +18,7 @@ from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.data.unpickle import load_pickle
 from mer_export.errors import InputError, MerError
+from mer_export.task import known_units
 
 OUTLINE_DEPTH = 4
 OUTLINE_ITEMS = 12
@@ -74,6 +75,7 @@ class _Moments:
         self.shape: tuple[int, ...] = ()
         self.dtype = ""
         self.dialogues = 0
+        self.steps: Counter[int] = Counter()
         self.count = 0
         self.total = self.squares = 0.0
         self.low, self.high = math.inf, -math.inf
@@ -83,6 +85,7 @@ class _Moments:
     def add(self, sample: Sample, array: np.ndarray) -> None:
         self.width, self.dtype = array.shape[-1], str(array.dtype)
         self.shape = array.shape[:-2]
+        self.steps[array.shape[-2]] += 1
         self.dialogues += 1
         finite = array[np.isfinite(array)].astype(np.float64)
         self.nan += int(np.isnan(array).sum())
@@ -103,6 +106,7 @@ class _Moments:
             "vectors": self.shape[0] if self.shape else 1,
             "dtype": self.dtype,
             "dialogues": self.dialogues,
+            "steps": [min(self.steps), max(self.steps)],
             "mean": mean,
             "std": spread,
             "min": self.low if self.count else None,
@@ -127,8 +131,13 @@ class _Tally:
         self.lengths[len(sample.units)] += 1
         if sample.labels is None:
             self.unlabelled += len(sample.units)
-        else:
+        elif sample.labels.ndim == 1:
             self.labels.update(sample.labels.tolist())
+        else:
+            known = known_units(sample.labels)
+            self.unlabelled += int((~known).sum())
+            # How often each label holds, or a value is positive.
+            self.labels.update(np.nonzero(sample.labels[known] > 0)[1].tolist())
         for name, array in sample.inputs.items():
             if array.dtype.kind == "f":
                 self.modalities.setdefault(name, _Moments()).add(sample, array)

@@ -18,8 +18,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mer_export.bundle import write_atomic
+from mer_export.data import synth_mtee
 from mer_export.data.readers.cmerc import DATASETS, Dataset
 from mer_export.data.readers.difficulty import write_difficulty
+from mer_export.data.synth_mtee import Imitated
 from mer_export.errors import UsageError
 from mer_export.registry import first_problem
 
@@ -82,9 +84,9 @@ def synthesise(
         system: a row of `SYNTHESISERS`.
         dataset: which of its data sets to imitate.
         out: directory, made if absent.
-        dialogues: how many; None takes the real number.
+        dialogues: how many items (dialogues, or utterances for systems that take those); None takes the real number.
         seed: of everything random.
-        settings: fields of `SynthConfig`.
+        settings: fields of the system's settings.
 
     Returns:
         The files: features, difficulties, ground truth.
@@ -97,13 +99,13 @@ def synthesise(
     row = SYNTHESISERS[system]
     if dataset not in row.datasets:
         raise UsageError(f"no synthetic {dataset!r} for {system}, there are {list(row.datasets)}")
-    if dialogues is not None and dialogues < 2:
-        raise UsageError(f"{dialogues} dialogues cannot be split into train and test: ask for at least 2")
+    if dialogues is not None and dialogues < row.fewest:
+        raise UsageError(f"{dialogues} items cannot be split: ask for at least {row.fewest}")
     try:
-        config = SynthConfig.model_validate({"audio_dim": SHAPES[dataset].audio_dim, **settings})
+        config = row.settings.model_validate({**row.datasets[dataset].defaults, **settings})
     except ValidationError as error:
         raise UsageError(f"synthetic data: {first_problem(error)}") from None
-    return row.write(dataset, Path(out), dialogues or SHAPES[dataset].dialogues, seed, config)
+    return row.write(dataset, Path(out), dialogues or row.datasets[dataset].items, seed, config)
 
 
 def _write_cmerc(dataset: str, out: Path, count: int, seed: int, config: SynthConfig) -> list[Path]:
@@ -130,15 +132,29 @@ def _write_cmerc(dataset: str, out: Path, count: int, seed: int, config: SynthCo
 
 @dataclass(frozen=True)
 class Synthesiser:
-    """Synthetic data of one system."""
+    """Synthetic data of one system; `write` takes data set, directory, number of items, seed, settings."""
 
     title: str
-    datasets: tuple[str, ...]
-    write: Callable[[str, Path, int, int, SynthConfig], list[Path]]
+    datasets: dict[str, Imitated]
+    settings: type[BaseModel]
+    write: Callable[[str, Path, int, int, Any], list[Path]]
+    fewest: int = 2
 
 
 SYNTHESISERS: dict[str, Synthesiser] = {
-    "cmerc": Synthesiser("dialogues in the pickles of CMERC and M3NET", tuple(SHAPES), _write_cmerc),
+    "cmerc": Synthesiser(
+        "dialogues in the pickles of CMERC and M3NET",
+        {name: Imitated(shape.dialogues, {"audio_dim": shape.audio_dim}) for name, shape in SHAPES.items()},
+        SynthConfig,
+        _write_cmerc,
+    ),
+    "mtee": Synthesiser(
+        "utterances in the files of MTEE, word vectors included",
+        synth_mtee.DATASETS,
+        synth_mtee.Settings,
+        synth_mtee.write,
+        fewest=20,
+    ),
 }
 
 
