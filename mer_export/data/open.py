@@ -35,6 +35,11 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
+    "sequence_table": Format(
+        "utterance table and arrays with a sequence of vectors per utterance",
+        "mer_export.data.readers.sequence_table",
+        directory=True,
+    ),
     "dialogue_table": Format(
         "utterance table (csv, tsv, parquet) and arrays (npz, npy)",
         "mer_export.data.readers.dialogue_table",

@@ -8,17 +8,24 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class ArraySource(BaseModel):
-    """Feature vectors aligned to the rows of an utterance table.
+    """Feature vectors, or sequences of them, aligned to the rows of an utterance table.
 
     `file` (npz or npy, relative to the data directory) may hold `{split}`, which stands for the name of each split.
     `only_with_split` names the split columns these features may be used with: features of a network that was trained
-    with the labels of one split say so here, and are refused with any other.
+    with the labels of one split say so here, and are refused with any other. `offsets`, `row` and `names` are of
+    sequence tables only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str
     array: str | None = None
+    offsets: str | None = None
+    """Sequences one after the other: the array (in the same file) with the start of each and the end of the last."""
+    row: str | None = None
+    """Column of the table with the row of this source alone; text is looked up in `names`."""
+    names: str | None = None
+    """Array (in the same file) of the names that `row` holds."""
     only_with_split: tuple[str, ...] = ()
 
 
