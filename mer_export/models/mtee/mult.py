@@ -55,23 +55,26 @@ class CrossLayer(nn.Module):
         self.residual_dropout = nn.Dropout(own.residual_dropout)
 
     def forward(
-        self, x: Features, keys: Features | None, allowed: Float[Tensor, "batch 1 query key"]
+        self,
+        x: Features,
+        keys: Features | None,
+        mask: Float[Tensor, "batch 1 query key"],
+        present: Float[Tensor, "batch 1 1"],
     ) -> Float[Tensor, "batch query width"]:
-        """`keys` None attends to `x` itself. A query without any allowed key attends to nothing."""
+        """`keys` None attends to `x` itself. `mask` is added to scores; where `present` is 0 nothing is attended."""
         first = self.norms[0]
         # MulT normalises both streams with the norm of the query stream.
         query = first(x)
-        attended = self._attention(query, query if keys is None else first(keys), allowed)
+        attended = self._attention(query, query if keys is None else first(keys), mask) * present
         x = x + self.residual_dropout(self.out(attended))
         return x + self.residual_dropout(self.fc2(self.relu_dropout(torch.relu(self.fc1(self.norms[1](x))))))
 
-    def _attention(self, query: Tensor, keys: Tensor, allowed: Tensor) -> Tensor:
+    def _attention(self, query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
         weight, bias, width = self.qkv.weight, self.qkv.bias, self.width
         q = self._split(functional.linear(query, weight[:width], bias[:width]) * (width // self.heads) ** -0.5)
         k = self._split(functional.linear(keys, weight[width : 2 * width], bias[width : 2 * width]))
         v = self._split(functional.linear(keys, weight[2 * width :], bias[2 * width :]))
-        score = q @ k.transpose(-1, -2) + (allowed - 1.0) * 1e9
-        attention = self.attention_dropout(torch.softmax(score, dim=-1) * allowed)
+        attention = self.attention_dropout(torch.softmax(q @ k.transpose(-1, -2) + mask, dim=-1))
         return (attention @ v).transpose(1, 2).flatten(2)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -99,12 +102,15 @@ class CrossEncoder(nn.Module):
     ) -> Features:
         """Outputs at real query steps; values past them mean nothing."""
         known = x_lengths if key_lengths is None else key_lengths
-        allowed = self._allowed(x.shape[1], x_lengths, x.shape[1] if keys is None else keys.shape[1], known).to(x.dtype)
+        allowed = self._allowed(x.shape[1], x_lengths, x.shape[1] if keys is None else keys.shape[1], known)
+        # The first key is allowed to every query, so that only an empty key stream leaves a row without any.
+        mask = (allowed.to(x.dtype) - 1.0) * 1e9
+        present = (known > 0).to(x.dtype)[:, None, None]
         x = self._embed(x, x_lengths, positions)
         if keys is not None:
             keys = self._embed(keys, known, positions)
         for layer in self.layers:
-            x = layer(x, keys, allowed)
+            x = layer(x, keys, mask, present)
         return self.norm(x)
 
     def _embed(self, x: Features, lengths: Lengths, positions: Tensor) -> Features:
@@ -185,7 +191,8 @@ class Mult(Network):
                 self.cross[f"{m}_with_{o}"](x[m], left[m], self.positions, x[o], left[o]) for o in MODALITIES if o != m
             ]
             remembered = self.memory[m](torch.cat(enriched, dim=-1), left[m], self.memory_positions)
-            found[m] = last_step(remembered, left[m]) * (left[m] > 0).to(remembered.dtype)[:, None]
+            # Zeroed before the step is taken: a product between gather and head crashes OpenVINO 2026.4 at batch 4.
+            found[m] = last_step(remembered * (left[m] > 0).to(remembered.dtype)[:, None, None], left[m])
         return found
 
     def _project(self, modality: str, x: Features) -> Features:
