@@ -176,6 +176,8 @@ def _phase(path: Path, name: str, dataset: Dataset, phase: str, options: Emotion
         if cache is None:
             return None
         found = _read_cache(cache, dataset)
+    if found.labels.shape[1] != len(dataset.labels):
+        raise InputError(f"{path}: {phase} has {found.labels.shape[1]} labels per sample, {name} {len(dataset.labels)}")
     if options.zsl is not None and dataset.zero_shot is not None:
         found = dataset.zero_shot(path, phase, found, options.zsl)
     if few is not None:
@@ -230,7 +232,9 @@ def _checked(path: Path, features: dict[str, Any], labels: Any, ids: Sequence[st
         found = np.asarray(labels).astype(np.float32)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: features or labels are not numbers ({error})") from None
-    found = found.reshape(len(found), -1) if found.ndim else found
+    if found.ndim != 2:
+        # Sentiment comes as (samples, 1, 1) or (samples,).
+        found = found.reshape(len(found) if found.ndim else 0, -1) if found.size else np.zeros((0, 1), np.float32)
     names = tuple(ids) if ids is not None else tuple(str(i) for i in range(len(found)))
     shapes = {m: x.shape for m, x in arrays.items()} | {"labels": found.shape, "ids": (len(names),)}
     if any(x.ndim != 3 for x in arrays.values()) or len({s[0] for s in shapes.values()}) != 1:

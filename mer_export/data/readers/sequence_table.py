@@ -79,6 +79,12 @@ def _chosen(said: Sequence[str], labels: Sequence[str] | None, spec: DataSpec) -
     return [i for i, label in enumerate(said) if label not in others]
 
 
+def _ascending(offsets: np.ndarray, steps: int) -> bool:
+    if offsets.dtype.kind not in "iu" or offsets.ndim != 1 or not len(offsets):
+        return False
+    return bool((np.diff(offsets.astype(np.int64)) >= 0).all() and offsets[0] >= 0 and offsets[-1] <= steps)
+
+
 class _Source:
     """One array, or ragged sequences, and which of its rows an utterance has."""
 
@@ -92,8 +98,7 @@ class _Source:
         rows = len(self.array)
         if self.offsets is not None:
             rows = len(self.offsets) - 1
-            steps = np.diff(self.offsets)
-            if array.ndim != 2 or rows < 0 or (steps < 0).any() or self.offsets[0] < 0 or self.offsets[-1] > len(array):
+            if array.ndim != 2 or not _ascending(self.offsets, len(array)):
                 raise InputError(f"{self.where}: {source.offsets} are no ascending places in {len(array)} steps")
         self.rows = self._rows(path, source, columns, height)
         if height and max(self.rows, default=0) >= rows:
