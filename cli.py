@@ -21,9 +21,10 @@ from mer_export.bundle import CONFIG, Bundle
 from mer_export.errors import MerError, UsageError
 
 if TYPE_CHECKING:
-    from mer_export.data.samples import Sample
+    from mer_export.contract import Table
+    from mer_export.data.samples import Corpus, Sample
     from mer_export.data.spec import DataSpec
-    from runtimes.session import SessionOptions
+    from runtimes.predictor import Predictor
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,6 +53,10 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Emotions = Annotated[
+    Path | None,
+    typer.Option("--emotions", help="Word vectors of the emotions to score, seen in training or not (eea of mtee)."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
@@ -206,9 +211,16 @@ def _outline(value: dict[Any, Any], indent: str = "") -> Iterable[str]:
 
 
 def _reading(
-    path: Path, data_format: str, bundle: Bundle | None = None, preset: str | None = None
+    path: Path,
+    data_format: str,
+    bundle: Bundle | None = None,
+    preset: str | None = None,
+    sets: Sequence[str] | None = None,
 ) -> tuple[DataSpec, Sequence[str] | None]:
-    """How to read `path`: as --data-format says, else as the bundle or preset does where it fits, else by the files."""
+    """How to read `path`: as --data-format says, else as the bundle or preset does where it fits, else by the files.
+
+    `sets` are overrides such as `data.emotions.zsl=null` of what the bundle or preset says.
+    """
     import yaml
 
     from mer_export.data.open import FORMATS
@@ -225,14 +237,51 @@ def _reading(
 
         config = load_preset(preset)
         spec, labels = config.data, config.model["labels"]
+    if sets:
+        spec = _override(spec, sets)
     fits = spec.format == "auto" or FORMATS[spec.format].load().detect(path, spec)
     return (spec if fits else DataSpec()), labels
 
 
-def _samples(bundle: Bundle, path: Path, data_format: str, split: str) -> list[Sample]:
+def _override(spec: DataSpec, sets: Sequence[str]) -> DataSpec:
+    from pydantic import ValidationError
+
+    from train.config import apply_overrides
+
+    values = apply_overrides({"data": spec.model_dump(mode="json")}, sets)
+    if set(values) != {"data"}:
+        raise UsageError(f"--set changes the data section here, write it as data.field=value: {list(sets)}")
+    try:
+        return type(spec).model_validate(values["data"])
+    except ValidationError as error:
+        raise UsageError(f"data: {registry.first_problem(error)}") from None
+
+
+def _corpus(
+    bundle: Bundle,
+    path: Path,
+    data_format: str,
+    sets: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+) -> Corpus:
+    """A data set as the bundle reads it, with the labels of its task or others."""
     from mer_export.data.open import open_corpus
 
-    return open_corpus(path, *_reading(path, data_format, bundle)).split(split)
+    spec, own = _reading(path, data_format, bundle, sets=sets)
+    return open_corpus(path, spec, labels or own)
+
+
+def _samples(bundle: Bundle, path: Path, data_format: str, split: str) -> list[Sample]:
+    return _corpus(bundle, path, data_format).split(split)
+
+
+def _emotions(path: Path | None) -> dict[str, Table]:
+    """Other values of the emotion matrix, from any file of word vectors."""
+    if path is None:
+        return {}
+    from mer_export.data.word_vectors import read_word_vectors
+
+    return {"emotions": {word: tuple(vector.tolist()) for word, vector in read_word_vectors(path).items()}}
 
 
 # --- making ----------------------------------------------------------------------------------------------------------
@@ -364,6 +413,8 @@ def infer(
     threads: Threads = None,
     hint: Hint = "fp32",
     overflow: Overflow = "error",
+    emotions: Emotions = None,
+    sets: Sets = None,
     force: Force = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
@@ -376,16 +427,17 @@ def infer(
     from runtimes.session import SessionOptions
 
     opened = Bundle.open(bundle)
-    spec, labels = _reading(source, data_format, bundle=opened)
+    spec, labels = _reading(source, data_format, bundle=opened, sets=sets)
     if dry_run:
         plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "runtime": runtime, "batch": batch}
         return _plan("infer", plan | {"overflow": overflow, "data": spec.model_dump(mode="json")}, as_json)
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
     options = SessionOptions(device=device, threads=threads, hint=hint)
-    with Predictor(opened, runtime, options, batch=batch, overflow=overflow) as predictor:
-        samples = stream_samples(source, spec, labels, split)
-        summary = output.write(predictor.predict(samples), out, opened.manifest.task, say=_say(quiet))
+    shared = _emotions(emotions)
+    with Predictor(opened, runtime, options, batch=batch, overflow=overflow, shared=shared) as predictor:
+        samples = stream_samples(source, spec, None if emotions else labels, split)
+        summary = output.write(predictor.predict(samples), out, predictor.task, say=_say(quiet))
     _emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {_metrics_line(summary)}"])
     return None
 
@@ -408,6 +460,8 @@ def eval_(
         str | None,
         typer.Option("--missing-rate", metavar="RATES", help="Drop steps: 0.3, 0.0:1.0:0.1 or text,audio,vision."),
     ] = None,
+    emotions: Emotions = None,
+    sets: Sets = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -417,18 +471,23 @@ def eval_(
     from runtimes.session import SessionOptions
 
     opened = Bundle.open(bundle)
+    shared = _emotions(emotions)
     options = SessionOptions(device=device, threads=threads, hint=hint)
+    corpus = _corpus(opened, data, data_format, sets, [n for table in shared.values() for n in table])
     if missing is not None:
-        return _eval_missing(opened, data, data_format, split, runtime, options, batch, missing, _say(quiet), as_json)
-    samples = _samples(opened, data, data_format, split)
+        with Predictor(opened, runtime, options, batch, shared=shared) as predictor:
+            return _eval_missing(predictor, corpus, split, missing, _say(quiet), as_json)
+    samples = corpus.split(split)
     if semantics == "batch":
         from train.evaluate import evaluate_published
 
+        if shared:
+            raise UsageError("--emotions goes with --semantics single")
         if runtime != "torch":
             raise UsageError(f"--semantics batch runs in PyTorch only: pass --runtime torch, not {runtime}")
         metrics = evaluate_published(opened, samples, batch)
     else:
-        with Predictor(opened, runtime, options, batch) as predictor:
+        with Predictor(opened, runtime, options, batch, shared=shared) as predictor:
             metrics = evaluate(predictor, samples)
     result = {"bundle": str(bundle), "split": split, "runtime": runtime, "semantics": semantics, "metrics": metrics}
     _emit(result, as_json, lambda: _table(("metric", "value"), [(k, _metric(k, v)) for k, v in metrics.items()]))
@@ -436,33 +495,19 @@ def eval_(
 
 
 def _metric(name: str, value: float) -> str:
-    from mer_export.metrics import SCORE_METRICS
+    from mer_export.sentiment_metrics import PLAIN
 
-    return f"{value:.4f}" if name in SCORE_METRICS else f"{value:.2f}"
+    return f"{value:.4f}" if name in PLAIN else f"{value:.2f}"
 
 
 def _eval_missing(
-    bundle: Bundle,
-    data: Path,
-    data_format: str,
-    split: str,
-    runtime: str,
-    options: SessionOptions,
-    batch: int,
-    rates: str,
-    say: Callable[[str], None],
-    as_json: bool,
+    predictor: Predictor, corpus: Corpus, split: str, rates: str, say: Callable[[str], None], as_json: bool
 ) -> None:
-    from mer_export.data.open import open_corpus
     from runtimes import robustness
-    from runtimes.predictor import Predictor
 
-    chosen = robustness.parse_rates(rates)
-    corpus = open_corpus(data, *_reading(data, data_format, bundle))
     samples, arrays = corpus.split(split), corpus.info.get("arrays", {}).get(split)
-    with Predictor(bundle, runtime, options, batch) as predictor:
-        report = robustness.run_robustness(predictor, samples, chosen, arrays, split, say)
-    robustness.save(bundle, report)
+    report = robustness.run_robustness(predictor, samples, robustness.parse_rates(rates), arrays, split, say)
+    robustness.save(predictor.bundle, report)
     _emit(report.model_dump(), as_json, lambda: robustness.markdown(report).splitlines())
 
 

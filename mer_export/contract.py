@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -14,14 +15,17 @@ BATCH = "batch"
 Dim = int | str
 Lengths = dict[str, int]
 """A fixed length for every sequence dim, e.g. `{"utterances": 32}`: one bucket."""
+Table = dict[str, tuple[float, ...]]
+"""Named rows of a matrix, e.g. emotion to word vector."""
 
 
 class TensorSpec(BaseModel):
     """One tensor at the border of a model.
 
-    `dims` starts with `batch`; a string is a named sequence dim, an int a fixed width. `modality` names the modality
-    that the tensor carries, `counts` the sequence dim whose real length (int64, one per item) it holds, `below` the
-    number of categories of an index input.
+    `dims` starts with `batch`; a string is a named sequence dim, an int a fixed width. An input without `batch` is
+    shared by all items, its values stand in the contract's `shared`. `modality` names the modality that the tensor
+    carries, `counts` the sequence dim whose real length (int64, one per item) it holds, `below` the number of
+    categories of an index input. A count with a modality is 0 where an item lacks that modality.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,9 +38,23 @@ class TensorSpec(BaseModel):
     below: int | None = None
     description: str = ""
 
+    @property
+    def batched(self) -> bool:
+        """Whether every item brings its own values."""
+        return self.dims[0] == BATCH
+
     def shape(self, batch: int, lengths: Mapping[str, int]) -> tuple[int, ...]:
         """The concrete shape for `batch` items at these sequence lengths."""
         return tuple(batch if d == BATCH else d if isinstance(d, int) else lengths[d] for d in self.dims)
+
+
+class Fill(BaseModel):
+    """Zero steps that a shorter sequence gets as data, on one side, because a model was trained that way."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    length: int
+    side: Literal["left", "right"]
 
 
 class Contract(BaseModel):
@@ -49,6 +67,12 @@ class Contract(BaseModel):
     buckets: tuple[Lengths, ...]
     longest: Lengths
     """The longest real length that the network itself can take, whatever the bucket."""
+    shortest: Lengths = {}
+    """The shortest real length of a sequence dim where it is more than 1."""
+    fill: dict[str, Fill] = {}
+    """Sequence dims whose items are filled with zeros that count as real; padding elsewhere is not read."""
+    shared: dict[str, Table] = {}
+    """Values of the inputs that all items share, by input name."""
 
     @field_validator("buckets")
     @classmethod
@@ -69,7 +93,40 @@ class Contract(BaseModel):
     @property
     def features(self) -> tuple[TensorSpec, ...]:
         """The inputs that a sample brings itself; counts are derived from their shapes."""
-        return tuple(s for s in self.inputs if s.counts is None)
+        return tuple(s for s in self.inputs if s.counts is None and s.batched)
+
+    @property
+    def unit_dim(self) -> str | None:
+        """The sequence dim along which the outputs have one row per unit; None where an item is one unit."""
+        dims = self.outputs[0].dims
+        return dims[1] if len(dims) > 2 and isinstance(dims[1], str) else None
+
+    @cached_property
+    def shared_arrays(self) -> dict[str, np.ndarray]:
+        """The shared inputs that have values, as float32 matrices (rows, width)."""
+        return {name: np.asarray(list(rows.values()), dtype=np.float32) for name, rows in self.shared.items() if rows}
+
+    @property
+    def shared_lengths(self) -> Lengths:
+        """How many rows each sequence dim has that a shared input gives."""
+        return {
+            str(s.dims[0]): len(self.shared[s.name]) for s in self.inputs if not s.batched and self.shared.get(s.name)
+        }
+
+    def with_shared(self, name: str, table: Table) -> Contract:
+        """A copy with other values of a shared input; raises InputError where their width or number does not fit."""
+        spec = next((s for s in self.inputs if s.name == name and not s.batched), None)
+        if spec is None:
+            raise UsageError(f"the model has no shared input {name!r}: its inputs are {[s.name for s in self.inputs]}")
+        dim, width = str(spec.dims[0]), spec.dims[1]
+        if not table or len(table) > self.longest[dim]:
+            raise InputError(f"{len(table)} {dim} were given, the model takes 1..{self.longest[dim]}")
+        for row, values in table.items():
+            if len(values) != width:
+                raise InputError(f"{name} {row!r} has {len(values)} values, the model was made for {width}")
+            if not np.isfinite(values).all():
+                raise InputError(f"{name} {row!r} holds a value that is not finite")
+        return Contract.model_validate(self.model_dump() | {"shared": {**self.shared, name: table}})
 
     def check(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Raises InputError unless `arrays` are exactly the inputs of this contract, batched.

@@ -9,6 +9,8 @@ import yaml
 
 from mer_export import __version__, registry
 from mer_export.bundle import CONFIG, WEIGHTS, Bundle, Manifest, sha256
+from mer_export.data.spec import DataSpec
+from mer_export.data.word_vectors import vectors_of
 from mer_export.weights import import_weights, load_checkpoint
 
 
@@ -19,8 +21,9 @@ def import_checkpoint(
 
     Args:
         system: name in the registry.
-        checkpoint: torch or safetensors file of plain tensors; nothing in it is executed.
-        resolved: the whole configuration to keep in the bundle; its `model` section describes the network.
+        checkpoint: torch or safetensors file, or plain pickle, of tensors; nothing in it is executed.
+        resolved: the whole configuration to keep in the bundle; its `model` section describes the network. Word vectors
+            that its `data` section names are taken from there or from beside the checkpoint, else from the checkpoint.
         out: the new bundle.
         force: replace an existing bundle.
 
@@ -35,13 +38,16 @@ def import_checkpoint(
     record = registry.get(system)
     config = record.parse(resolved["model"])
     model = record.build(config)
-    report = import_weights(model, load_checkpoint(checkpoint), registry.resolve(record.weights), config)
+    state = load_checkpoint(checkpoint)
+    data = DataSpec.model_validate(resolved.get("data") or {})
+    found = {"state": state} | vectors_of(data.emotions, (Path(), checkpoint.parent))
+    report = import_weights(model, state, registry.resolve(record.weights), config)
     manifest = Manifest(
         system=system,
         variant=record.variant_of(config),
         config=config.model_dump(mode="json"),
         task=record.task(config),
-        contract=record.contract(config),
+        contract=record.complete(record.contract(config), config, found),
         provenance={
             "origin": "imported checkpoint",
             "file": checkpoint.name,

@@ -5,7 +5,7 @@ Each system's package offers a `SYSTEM` record. Importing it needs no torch; the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -19,15 +19,16 @@ from mer_export.task import Task
 if TYPE_CHECKING:
     from torch import nn
 
-NAMES = ("cmerc", "emt", "mult", "tfr_net")
+NAMES = ("cmerc", "emt", "mtee", "mult", "tfr_net")
 
 
 @dataclass(frozen=True)
 class System:
     """One published system.
 
-    `network` and `weights` are `module:attribute` strings, resolved only when used: the module class, made from a
-    config, and the `WEIGHT_MAP` between the authors' parameter names and ours.
+    `network`, `weights` and `tables` are `module:attribute` strings, resolved only when used: the module class, made
+    from a config; the `WEIGHT_MAP` between the authors' parameter names and ours; for systems with shared inputs a
+    function of (config, what was found in data or checkpoint) that gives their values.
     """
 
     name: str
@@ -41,6 +42,7 @@ class System:
     task: Callable[[Any], Task]
     network: str
     weights: str
+    tables: str | None = None
 
     def parse(self, values: dict[str, Any]) -> Any:
         """A checked config of this system; raises UsageError naming the first wrong value."""
@@ -48,6 +50,12 @@ class System:
             return self.config.model_validate(values)
         except ValidationError as error:
             raise UsageError(f"{self.name} config: {first_problem(error)}") from None
+
+    def complete(self, contract: Contract, config: Any, found: Mapping[str, Any]) -> Contract:
+        """`contract` with the values of its shared inputs; raises InputError where `found` does not give them."""
+        for name, table in (resolve(self.tables)(config, found) if self.tables else {}).items():
+            contract = contract.with_shared(name, table)
+        return contract
 
     def build(self, config: Any) -> nn.Module:
         """The network with fresh weights, in evaluation mode."""

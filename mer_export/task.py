@@ -5,65 +5,148 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
-HEADLINES = {"mosi": "non0_acc_2", "sims": "acc_2"}
+from mer_export.contract import Contract, Table
+
+THRESHOLD = 0.5
+HEADLINES = {"mosi": "non0_acc_2", "sims": "acc_2", "mtee": "non0_acc_2"}
 """The metric, in percent, that a regression is judged by, per scale."""
 
 
 class Task(BaseModel):
-    """A prediction task of one of two kinds.
+    """A prediction task on the scores `(..., width)` of `output`.
 
-    `classification` reads log-probabilities `(..., classes)` from `output`. `regression` reads one score `(..., 1)`,
-    clipped to `limits`; `labels` then name derived classes, which end at `edges` (each edge belongs to the class below
-    it), or are the nearest integers where there are no edges. `scale` names the metrics that are published for it.
+    `classification` reads log-probabilities or logits and chooses one label. `multilabel` reads one logit per label;
+    a label holds where its probability is strictly above its threshold (`thresholds`, empty for 0.5). `regression`
+    reads one score, clipped to `limits`; `labels` then name derived classes, which end at `edges` (each edge belongs
+    to the class below it), or are the nearest integers where there are no edges. `scale` names the metrics that are
+    published for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["classification", "regression"] = "classification"
+    kind: Literal["classification", "multilabel", "regression"] = "classification"
     unit: str = "utterance"
     output: str = "log_prob"
     labels: tuple[str, ...]
-    scale: str | None = None
+    thresholds: tuple[float, ...] = ()
+    scale: Literal["mosi", "sims", "mtee"] | None = None
     limits: tuple[float, float] = (0.0, 0.0)
     edges: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Task:
+        if (self.kind == "regression") != (self.scale is not None):
+            raise ValueError(f"scale goes with regression and nothing else, here it is {self.scale} of {self.kind}")
+        return self
 
     @property
     def headline(self) -> str:
         """The name of the metric, in percent, that this task is judged by."""
         return HEADLINES[self.scale] if self.scale else "weighted_f1"
 
-    def known(self, labels: np.ndarray) -> np.ndarray:
-        """True where a unit has a label: a class from 0 on, or a score that is a number."""
-        return ~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0
+    @property
+    def exclusive(self) -> bool:
+        """Whether a unit has exactly one label (of a regression, the derived class)."""
+        return self.kind != "multilabel"
 
-    def truth(self, labels: np.ndarray) -> np.ndarray:
-        """Class index (int64) of each labelled unit; for scores, of the derived class."""
-        return self.decide(labels[..., None]) if labels.dtype.kind == "f" else labels
+    @property
+    def width(self) -> int:
+        """How many scores there are per unit."""
+        return 1 if self.kind == "regression" else len(self.labels)
 
     def columns(self) -> tuple[str, ...]:
         """Names of the numbers that stand beside the label of an answer."""
         return ("score",) if self.kind == "regression" else tuple(f"p/{label}" for label in self.labels)
 
+    def known(self, labels: np.ndarray) -> np.ndarray:
+        """Which units (first axis) are labelled."""
+        return known_units(labels)
+
+    def truth(self, labels: np.ndarray) -> np.ndarray:
+        """What is true of labelled units, in the form of `decide`: class index, or 1 and 0 for each label."""
+        if self.kind == "regression":
+            return self.decide(labels[:, None])
+        if self.kind == "multilabel":
+            return (labels > 0.5).astype(np.int64)
+        # Label sets of which exactly one holds are classes too.
+        return (labels.argmax(axis=-1) if labels.ndim == 2 else labels).astype(np.int64)
+
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Class probabilities (float64) of log-probabilities `(..., classes)`."""
-        return np.exp(scores.astype(np.float64))
+        """Probabilities (float64) of scores `(..., labels)`; a regression has none."""
+        scores = scores.astype(np.float64)
+        if self.kind == "multilabel":
+            return 0.5 * (1.0 + np.tanh(0.5 * scores))
+        powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
-        """Class index (int64) of each unit: the arg-max, first one on a tie, or the derived class of a score."""
+        """The decision (int64) on scores `(..., width)`.
+
+        A class index (...): the arg-max, first one on a tie, or the derived class of a score. With `multilabel` 1 or 0
+        for each label (..., labels).
+        """
         if self.kind == "classification":
             return np.argmax(scores, axis=-1)
+        if self.kind == "multilabel":
+            return (scores > self.cuts).astype(np.int64)
         value = np.clip(scores[..., 0], *self.limits)
         if self.edges:
             # Edges in the precision of the scores, as the published code compares them.
             return np.searchsorted(np.asarray(self.edges, dtype=value.dtype), value, side="left")
         return (np.round(value) - self.limits[0]).astype(np.int64)
 
+    def decisions(self, scores: np.ndarray) -> np.ndarray:
+        """The decisions as (units, n): one class index per unit, or 1 and 0 for each label."""
+        found = self.decide(scores)
+        return found[:, None] if self.exclusive else found
+
+    def holding(self, decision: np.ndarray) -> tuple[str, ...]:
+        """The labels that one row of `decisions` says."""
+        if self.exclusive:
+            return (self.labels[int(decision[0])],)
+        return tuple(n for n, d in zip(self.labels, decision, strict=True) if d)
+
+    def word(self, decision: int, place: int) -> str:
+        """What decision number `place` of a unit says, in words."""
+        if self.exclusive:
+            return self.labels[decision]
+        return self.labels[place] if decision else f"no {self.labels[place]}"
+
     def margin(self, scores: np.ndarray) -> np.ndarray:
-        """How far a decision is from the next one: top minus second score, or the distance to the nearest edge."""
+        """How far a decision is from another: top minus second score, or the distance to the nearest edge or cut."""
         if self.kind == "classification":
             top = np.sort(scores, axis=-1)
             return top[..., -1] - top[..., -2]
+        if self.kind == "multilabel":
+            return np.abs(scores - self.cuts)
         edges = np.asarray(self.edges or np.arange(self.limits[0] + 0.5, self.limits[1]))
         return np.abs(scores[..., :1] - edges).min(axis=-1)
+
+    @property
+    def cuts(self) -> np.ndarray:
+        """Score of each label of a `multilabel` task above which it holds."""
+        levels = np.asarray(self.thresholds or [THRESHOLD] * len(self.labels), dtype=np.float64)
+        return np.log(levels / (1.0 - levels)).astype(np.float32)
+
+    def with_labels(self, labels: tuple[str, ...]) -> Task:
+        """The same task over other labels; a threshold stays with its label, new labels have the default."""
+        own = dict(zip(self.labels, self.thresholds, strict=True)) if self.thresholds else {}
+        kept = tuple(own.get(n, THRESHOLD) for n in labels) if own else ()
+        return self.model_copy(update={"labels": labels, "thresholds": kept})
+
+
+def known_units(labels: np.ndarray) -> np.ndarray:
+    """Which units (first axis) are labelled: classes that are not negative, label sets and scores without NaN."""
+    if labels.dtype.kind == "f":
+        return np.asarray(~np.isnan(labels).reshape(len(labels), -1).any(axis=1))
+    return np.asarray(labels >= 0)
+
+
+def with_shared(contract: Contract, task: Task, name: str, table: Table) -> tuple[Contract, Task]:
+    """Contract and task with other values of a shared input: where outputs score its rows, they are the labels."""
+    changed = contract.with_shared(name, table)
+    dim = next(s.dims[0] for s in changed.inputs if s.name == name)
+    scored = next(s for s in changed.outputs if s.name == task.output).dims[-1] == dim
+    return changed, task.with_labels(tuple(table)) if scored else task

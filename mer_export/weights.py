@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+def as_it_is(config: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The authors load their checkpoints without further ado."""
+    return state
 
 
 @dataclass(frozen=True)
@@ -22,13 +29,14 @@ class WeightMap:
     `renames` maps authors' names to ours; several names of one shared tensor lead to the same one of ours. `unused`
     gives the shapes of weights never read, which are written as zeros; `constants` the entries that are not learnt,
     written as they are; `ignored` the shapes of entries that some versions have, never written. A checkpoint may lack
-    all three.
+    all three. `prepare` does to a checkpoint what the authors' own code does to it before loading.
     """
 
     renames: Callable[[Any], dict[str, str]]
     unused: Callable[[Any], dict[str, tuple[int, ...]]]
     ignored: Callable[[Any], dict[str, tuple[int, ...]]] = lambda config: {}
     constants: Callable[[Any], dict[str, Tensor]] = lambda config: {}
+    prepare: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]] = as_it_is
 
 
 def bundle_model(bundle: Bundle) -> nn.Module:
@@ -42,7 +50,7 @@ def bundle_model(bundle: Bundle) -> nn.Module:
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """A bare state_dict from a torch file (tensors only, nothing is executed) or a safetensors file."""
+    """A bare state_dict from a torch or safetensors file, or from a plain pickle of tensors; nothing is executed."""
     import pickle
     import warnings
 
@@ -57,12 +65,26 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # remarks on pickle protocols; what cannot be read is an error below
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except pickle.UnpicklingError:
+        state = _plain_pickle(path)
+    except (RuntimeError, ValueError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{path} is no checkpoint of plain tensors, it was not loaded: {reason}") from None
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise UsageError(f"{path} holds {type(state).__name__}, expected a state_dict: name to tensor")
     return state
+
+
+def _plain_pickle(path: Path) -> Any:
+    """What some authors dump without torch.save."""
+    import torch
+
+    from mer_export.data.tensor_pickle import load_tensor_pickle
+
+    found = load_tensor_pickle(path)
+    if not isinstance(found, dict):
+        return found
+    return {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in found.items()}
 
 
 def import_weights(model: nn.Module, state: dict[str, Tensor], table: WeightMap, config: Any) -> dict[str, int]:
@@ -77,6 +99,7 @@ def import_weights(model: nn.Module, state: dict[str, Tensor], table: WeightMap,
     renames = table.renames(config)
     constants = table.constants(config)
     unused = table.unused(config) | table.ignored(config) | {n: tuple(t.shape) for n, t in constants.items()}
+    state = table.prepare(config, state)
     own = model.state_dict()
     problems = [f"missing {n}" for n in renames if n not in state]
     problems += [f"unexpected {n}" for n in state if n not in renames and n not in unused]

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mer_export.bundle import Strict
 from mer_export.data.samples import Sample
-from mer_export.metrics import task_metrics
+from mer_export.metrics import measure
 from mer_export.task import Task
 from runtimes.policy import Policy
 
@@ -35,9 +35,12 @@ class OutputError(Strict):
 
 
 class Flip(Strict):
-    """A unit whose label the candidate changes. `margin` is the reference's top minus second score, `difference`
-    the largest score difference of this unit, `noise` whether the margin is below twice the candidate's largest
-    difference, `label` the true one where known."""
+    """A decision that the candidate changes: the label of a unit, or whether one of its labels holds.
+
+    `margin` is the reference's top minus second score (or distance to the threshold), `difference` the largest score
+    difference of this unit, `noise` whether the margin is below twice the candidate's largest difference, `label` the
+    truth where known.
+    """
 
     sample: str
     unit: str
@@ -84,7 +87,7 @@ class Comparison(Strict):
     """Units whose score changes sign (0 counts as positive), where the task is a regression."""
     listed_flips: list[Flip] = Field(default_factory=list)
     flip_matrix: list[list[int]]
-    """Units by label: row = reference, column = candidate."""
+    """Units by label: row = reference, column = candidate. Empty where a unit has not exactly one label."""
     metrics: list[MetricDifference] = Field(default_factory=list)
     strata: list[Stratum] = Field(default_factory=list)
 
@@ -168,21 +171,30 @@ def compare(items: Sequence[Compared], task: Task, policy: Policy, precision: st
 def sample_flips(item: Compared, task: Task, noise: float) -> list[Flip]:
     """The units of one sample that change label; `noise` is the margin below which a flip is numeric noise."""
     a, b = _rows(item.reference[task.output]), _rows(item.candidate[task.output])
-    before, after, margin = task.decide(a), task.decide(b), task.margin(a)
-    labels = item.sample.labels if item.real else None
+    before, after = task.decisions(a), task.decisions(b)
+    margin = task.margin(a).reshape(before.shape)
+    difference = np.nan_to_num(np.abs(a - b), nan=np.inf, posinf=3.4e38)
     return [
         Flip(
             sample=item.sample.id,
             unit=item.sample.units[i],
-            reference=task.labels[before[i]],
-            candidate=task.labels[after[i]],
-            label=task.labels[int(task.truth(labels)[i])] if labels is not None and task.known(labels)[i] else None,
-            margin=float(margin[i]),
-            difference=float(np.nan_to_num(np.abs(a[i] - b[i]), nan=np.inf, posinf=3.4e38).max()),
-            noise=bool(margin[i] <= noise),
+            reference=task.word(int(before[i, j]), j),
+            candidate=task.word(int(after[i, j]), j),
+            label=_truth(item, task, i, j),
+            margin=float(margin[i, j]),
+            difference=float(difference[i].max() if task.exclusive else difference[i, j]),
+            noise=bool(margin[i, j] <= noise),
         )
-        for i in np.flatnonzero(before != after)
+        for i, j in np.argwhere(before != after).tolist()
     ]
+
+
+def _truth(item: Compared, task: Task, unit: int, place: int) -> str | None:
+    """The true decision in words, where it is known."""
+    labels = item.sample.labels
+    if not item.real or labels is None or not task.known(labels)[unit]:
+        return None
+    return task.word(int(task.truth(labels[unit : unit + 1]).reshape(-1)[place]), place)
 
 
 def metric_differences(
@@ -200,17 +212,17 @@ def metric_differences(
     reference = [_rows(i.reference[task.output]) for i in labelled]
     candidate = [_rows(i.candidate[task.output]) for i in labelled]
 
-    def measure(which: Sequence[int], scores: list[np.ndarray]) -> dict[str, float]:
-        return task_metrics(
-            task, np.concatenate([labels[i] for i in which]), np.concatenate([scores[i] for i in which])
-        )
+    def measured(which: Sequence[int], scores: list[np.ndarray]) -> dict[str, float]:
+        found = measure(task, np.concatenate([labels[i] for i in which]), np.concatenate([scores[i] for i in which]))
+        return {name: value for name, value in found.items() if np.isfinite(value)}
 
     everything = range(len(labelled))
-    a, b = measure(everything, reference), measure(everything, candidate)
+    a, b = measured(everything, reference), measured(everything, candidate)
+    # An AUC moves where no decision does; that needs no interval.
     same = all(
         np.array_equal(_decisive(x, task), _decisive(y, task)) for x, y in zip(reference, candidate, strict=True)
     )
-    drawn = {} if same else _resampled(measure, len(labelled), reference, candidate, seed, rounds)
+    drawn = {} if same else _resampled(measured, len(labelled), reference, candidate, seed, rounds)
     return [
         MetricDifference(
             metric=name,
@@ -221,6 +233,7 @@ def metric_differences(
             high=0.0 if same else float(np.nanquantile(drawn[name], 0.975)),
         )
         for name in a
+        if name in b and (same or name in drawn)
     ]
 
 
@@ -242,7 +255,7 @@ def _resampled(
     for _ in range(rounds):
         which = random.integers(0, samples, samples).tolist()
         a, b = measure(which, reference), measure(which, candidate)
-        for name in a:
+        for name in a.keys() & b.keys():
             differences.setdefault(name, []).append(b[name] - a[name])
     return differences
 
@@ -255,6 +268,8 @@ def _sign_flips(items: Sequence[Compared], task: Task) -> int | None:
 
 
 def _flip_matrix(items: Sequence[Compared], task: Task) -> list[list[int]]:
+    if not task.exclusive:
+        return []
     matrix = np.zeros((len(task.labels), len(task.labels)), dtype=np.int64)
     for item in items:
         before, after = (task.decide(_rows(o[task.output])) for o in (item.reference, item.candidate))

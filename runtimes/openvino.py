@@ -86,7 +86,9 @@ class OpenVinoSession(Session):
             graph = self._core.read_model(str(self._model))
             self._check(self._model, graph)
             if items != ANY_SIZE:
-                graph.reshape({p.get_any_name(): [items, *list(p.get_partial_shape())[1:]] for p in graph.inputs})
+                batched = {s.name for s in self.contract.inputs if s.batched}
+                ports = [p for p in graph.inputs if p.get_any_name() in batched]
+                graph.reshape({p.get_any_name(): [items, *list(p.get_partial_shape())[1:]] for p in ports})
             unroll_by_length(graph)
             return self._core.compile_model(graph, "CPU", self._settings).create_infer_request()
         except RuntimeError as error:

@@ -25,9 +25,10 @@ def write(
     """Writes every prediction; the ending of `path` chooses the format.
 
     Each unit has the columns sample, unit, label, modalities and the probability of each class, or a score where the
-    task is a regression. In JSONL probabilities are an object and modalities a list; in CSV and Parquet there is one
-    column `p/<label>` per class, and in CSV modalities are joined by `+`. A unit without a prediction has an empty
-    (null) label and no probabilities.
+    task is a regression; where a unit may have any number of labels, `label` is the most probable one and `labels` are
+    those that hold. In JSONL probabilities are an object, labels and modalities lists; in CSV and Parquet there is one
+    column `p/<label>` per class, and in CSV lists are joined by `+`. A unit without a prediction has an empty (null)
+    label and no probabilities.
 
     Args:
         predictions: in the order to keep.
@@ -63,16 +64,21 @@ def _write_jsonl(predictions: Iterable[Prediction], path: Path, task: Task) -> N
                 **({"score": p.score} if regression else {"probabilities": p.probabilities or None}),
                 "modalities": p.modalities,
             }
+            if not task.exclusive:
+                row["labels"] = p.labels
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _write_csv(predictions: Iterable[Prediction], path: Path, task: Task) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["sample", "unit", "label", "modalities", *task.columns()])
+        several = not task.exclusive
+        head = ["sample", "unit", "label", *(["labels"] if several else []), "modalities"]
+        writer.writerow([*head, *task.columns()])
         for p in predictions:
             numbers = [repr(n) for n in p.numbers] or [""] * len(task.columns())
-            writer.writerow([p.sample, p.unit, p.label or "", "+".join(p.modalities), *numbers])
+            held = ["+".join(p.labels)] if several else []
+            writer.writerow([p.sample, p.unit, p.label or "", *held, "+".join(p.modalities), *numbers])
 
 
 def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task) -> None:
@@ -83,6 +89,7 @@ def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task) ->
         raise NotAvailableError("pyarrow is not installed: pip install 'mer[columnar]'") from None
     text = pyarrow.string()
     fields = [("sample", text), ("unit", text), ("label", text), ("modalities", pyarrow.list_(text))]
+    fields += [] if task.exclusive else [("labels", pyarrow.list_(text))]
     schema = pyarrow.schema([*fields, *((name, pyarrow.float64()) for name in task.columns())])
     with parquet.ParquetWriter(path, schema) as writer:
         rows = iter(predictions)
@@ -93,6 +100,8 @@ def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task) ->
                 "label": [p.label for p in group],
                 "modalities": [list(p.modalities) for p in group],
             }
+            if not task.exclusive:
+                columns["labels"] = [list(p.labels) for p in group]
             for place, name in enumerate(task.columns()):
                 columns[name] = [p.numbers[place] if p.numbers else None for p in group]
             writer.write_table(pyarrow.table(columns, schema=schema))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
@@ -10,11 +10,12 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 
 from mer_export.bundle import Bundle, Variant
-from mer_export.contract import Lengths, TensorSpec
+from mer_export.contract import Lengths, Table
 from mer_export.data.collate import collate
 from mer_export.data.overflow import Piece, fit
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
+from mer_export.task import with_shared
 from runtimes import find_backend, open_session
 from runtimes.session import Session, SessionOptions
 
@@ -27,9 +28,11 @@ Overflow = Literal["error", "window", "truncate"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one unit. `label` and `index` (of the class) are None where overflow left a unit without one.
+    """The answer for one unit.
 
-    A regression has a `score` and no probabilities; its label is the derived class.
+    `label` and `index` are of the class (of a regression, the derived one), or of the most probable label where a unit
+    has any number; `labels` are all that hold. They are None and empty where overflow left a unit without an answer. A
+    regression has a `score` and no probabilities.
     """
 
     sample: str
@@ -38,6 +41,7 @@ class Prediction:
     index: int | None
     probabilities: dict[str, float]
     modalities: tuple[str, ...]
+    labels: tuple[str, ...] = ()
     score: float | None = None
 
     @property
@@ -67,6 +71,7 @@ class Predictor:
         overflow: Overflow = "error",
         precision: str = "fp32",
         variants: Sequence[Variant] | None = None,
+        shared: Mapping[str, Table] | None = None,
     ):
         """Finds the variants to use; each is loaded when a sample first needs it.
 
@@ -78,15 +83,19 @@ class Predictor:
             overflow: what happens to a sample longer than every bucket.
             precision: of the variants to use.
             variants: use these alone.
+            shared: other values of inputs that all samples share, e.g. `{"emotions": {"bored": vector, ...}}`; where
+                the outputs have one score per row, the rows are the labels of the answers.
 
         Raises:
-            UsageError: the bundle has no variant for this backend, or batch is below 1.
+            UsageError: the bundle has no variant for this backend, no such input, or batch is below 1.
+            InputError: values that do not fit.
         """
         if batch < 1:
             raise UsageError(f"--batch must be 1 or more, not {batch}")
         self.bundle = bundle
-        self.contract = bundle.manifest.contract
-        self.task = bundle.manifest.task
+        self.contract, self.task = bundle.manifest.contract, bundle.manifest.task
+        for name, table in (shared or {}).items():
+            self.contract, self.task = with_shared(self.contract, self.task, name, table)
         self.backend = backend
         self.options = options or SessionOptions()
         self.batch = batch
@@ -154,9 +163,7 @@ class Predictor:
                 lengths = piece.sample.lengths(self.contract)
                 work.append(_Work(number, piece, lengths, self._bucket(lengths)))
         work.sort(key=lambda w: (tuple((w.bucket or {}).values()), tuple(w.lengths.values())))
-        width = self._output.dims[-1]
-        assert isinstance(width, int)
-        rows = [np.full((len(s.units), width), np.nan, dtype=np.float32) for s in chunk]
+        rows = [np.full((len(s.units), self.task.width), np.nan, dtype=np.float32) for s in chunk]
         while work:
             size = self._batch_for(work[0].bucket)
             alike = [w for w in work[:size] if w.bucket == work[0].bucket]
@@ -170,14 +177,11 @@ class Predictor:
         session = self.session(alike[0].bucket)
         arrays = collate([w.piece.sample for w in alike], self.contract, alike[0].bucket, session.batch or None)
         output = session.run(arrays)[self.task.output]
-        unit_dim = self._output.dims[1]
-        if not isinstance(unit_dim, str):
-            return [output[i : i + 1] for i in range(len(alike))]
+        unit_dim, width = self.contract.unit_dim, self.task.width
+        if unit_dim is None:
+            # Past the labels there may be slots for more of them.
+            return [output[i : i + 1, :width] for i in range(len(alike))]
         return [output[i, : w.lengths[unit_dim]] for i, w in enumerate(alike)]
-
-    @property
-    def _output(self) -> TensorSpec:
-        return next(s for s in self.contract.outputs if s.name == self.task.output)
 
     def _bucket(self, lengths: Lengths) -> Lengths | None:
         """The smallest bucket that holds `lengths`; None (pad to the longest of the batch) without variants."""
@@ -190,17 +194,25 @@ class Predictor:
     def _read(self, sample: Sample, scores: np.ndarray) -> Iterator[Prediction]:
         modalities = sample.modalities(self.contract)
         answered = ~np.isnan(scores).any(axis=-1)
-        indices = self.task.decide(np.where(answered[:, None], scores, 0))
-        labels = self.task.labels
-        for unit, has_answer, index, row in zip(sample.units, answered, indices, scores, strict=True):
-            if not has_answer:
-                yield Prediction(sample.id, unit, None, None, {}, modalities)
-            elif self.task.kind == "regression":
-                yield Prediction(sample.id, unit, labels[index], int(index), {}, modalities, float(row[0]))
+        decisions = self.task.decisions(np.where(answered[:, None], scores, 0))
+        for unit, has_answer, decision, row in zip(sample.units, answered, decisions, scores, strict=True):
+            if has_answer:
+                yield self._answer(sample.id, unit, modalities, decision, row)
             else:
-                chances = self.task.probabilities(row)
-                named = {label: float(p) for label, p in zip(labels, chances, strict=True)}
-                yield Prediction(sample.id, unit, labels[index], int(index), named, modalities)
+                yield Prediction(sample.id, unit, None, None, {}, modalities)
+
+    def _answer(
+        self, sample: str, unit: str, modalities: tuple[str, ...], decision: np.ndarray, row: np.ndarray
+    ) -> Prediction:
+        task, named, score = self.task, {}, None
+        index = int(decision[0]) if task.exclusive else int(np.argmax(row))
+        if task.kind == "regression":
+            score = float(row[0])
+        else:
+            named = {n: float(p) for n, p in zip(task.labels, task.probabilities(row), strict=True)}
+        return Prediction(
+            sample, unit, task.labels[index], index, named, modalities, labels=task.holding(decision), score=score
+        )
 
 
 def _by_bucket(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -15,14 +14,13 @@ from mer_export.data.samples import Sample
 
 def resized(sample: Sample, contract: Contract, lengths: Mapping[str, int]) -> Sample:
     """`sample` cut, or repeated, to exactly these lengths; without labels."""
-    own = sample.lengths(contract)
     inputs = dict(sample.inputs)
     for spec in contract.features:
         if spec.name in inputs:
             array = inputs[spec.name]
             for axis, dim in enumerate(spec.dims[1:]):
                 if isinstance(dim, str):
-                    array = np.take(array, np.arange(lengths[dim]) % own[dim], axis=axis)
+                    array = np.take(array, np.arange(lengths[dim]) % array.shape[axis], axis=axis)
             inputs[spec.name] = array
     count = units(contract, lengths)
     name = f"{sample.id} ({lengths_name(lengths)})"
@@ -31,7 +29,7 @@ def resized(sample: Sample, contract: Contract, lengths: Mapping[str, int]) -> S
 
 def units(contract: Contract, lengths: Mapping[str, int]) -> int:
     """How many units a sample of these lengths has: the rows of the first output."""
-    return math.prod(lengths[d] for d in contract.outputs[0].dims[1:] if isinstance(d, str))
+    return lengths[contract.unit_dim] if contract.unit_dim else 1
 
 
 def without(sample: Sample, contract: Contract, modalities: Sequence[str]) -> Sample:
@@ -48,7 +46,7 @@ def probes(samples: Sequence[Sample], contract: Contract, buckets: Sequence[Leng
     if not samples:
         return []
     base = max(samples, key=lambda s: (len(s.modalities(contract)), len(s.units)))
-    single = {d: 1 for d in contract.sequence_dims}
+    single = {d: contract.shortest.get(d, 1) for d in contract.sequence_dims}
     shapes = [single, *(dict(b) for b in buckets if dict(b) != single)]
     made = [resized(base, contract, shape) for shape in shapes]
     smallest = min(buckets, key=lambda b: tuple(b.values()), default=single)

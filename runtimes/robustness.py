@@ -16,7 +16,8 @@ from mer_export.contract import Lengths
 from mer_export.data.missing import MODALITIES, incomplete
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
-from mer_export.metrics import SCORE_METRICS, area_over_rates
+from mer_export.metrics import area_over_rates
+from mer_export.sentiment_metrics import PLAIN
 from runtimes.evaluate import evaluate
 from runtimes.predictor import Predictor
 from runtimes.tables import table
@@ -129,7 +130,7 @@ def markdown(report: RobustnessReport) -> str:
 
 def shown(name: str, value: float) -> str:
     """A metric as the paper prints it: one decimal for shares in percent, three for errors and correlations."""
-    return f"{value:.3f}" if name in SCORE_METRICS else f"{value:.1f}"
+    return f"{value:.3f}" if name in PLAIN else f"{value:.1f}"
 
 
 def _step(rates: Sequence[float]) -> float | None:

@@ -2,6 +2,8 @@
 
 presets/<system or family>/<data set>.yaml    exactly the published hyper-parameters
 presets/sample/<data set>.yaml                small recipes for small data, ours
+
+A file may name another preset as its `base` and say only what differs.
 """
 
 from __future__ import annotations
@@ -28,6 +30,14 @@ PRESETS: tuple[str, ...] = tuple(
 
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Plateau(Strict):
+    """Lowers the learning rate when the loss on a split stops falling, as PyTorch's ReduceLROnPlateau does."""
+
+    split: str = "valid"
+    factor: float = Field(0.1, gt=0, lt=1)
+    patience: int = Field(6, ge=0)
 
 
 class Keep(Strict):
@@ -69,6 +79,8 @@ class TrainConfig(Strict):
     """Items per step and process."""
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    optimizer: Literal["adam", "sgd"] = "adam"
+    plateau: Plateau | None = None
     clip: float | None = Field(None, gt=0)
     """Largest gradient norm, none in the published recipes."""
     average: float | None = Field(None, gt=0, lt=1)
@@ -114,7 +126,11 @@ def load_preset(name: str, overrides: Iterable[str] = ()) -> TrainConfig:
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> TrainConfig:
     """A configuration file with `a.b=value` overrides applied; raises UsageError as `load_preset` does."""
-    path = Path(path)
+    return parse_config(apply_overrides(_read(Path(path)), overrides), source=str(path))
+
+
+def _read(path: Path, depth: int = 0) -> dict[str, Any]:
+    """The settings of a file over those of its base."""
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -123,7 +139,18 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> TrainConfig:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds {type(values).__name__}, expected a mapping of settings")
-    return parse_config(apply_overrides(values, overrides), source=str(path))
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if base not in PRESETS or depth >= len(PRESETS):
+        raise UsageError(f"{path}: base {base!r} is no preset, or has itself as its base; there are {list(PRESETS)}")
+    return _merged(_read(FOLDER / f"{base}.yaml", depth + 1), values)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, section by section."""
+    both = {k: _merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return {**below, **above, **both}
 
 
 def parse_config(values: dict[str, Any], source: str = "training config") -> TrainConfig:

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mer_export import registry
 from mer_export.bundle import CONFIG, Bundle
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UnsupportedError
-from mer_export.metrics import SCORE_METRICS, task_metrics
-from mer_export.models.cmerc.network import Cmerc, Semantics
+from mer_export.metrics import measure
+from mer_export.models.cmerc.network import Semantics
+from mer_export.sentiment_metrics import PLAIN
 from mer_export.task import Task
 from mer_export.weights import bundle_model
 from train.batches import in_batches, make_batch
 from train.config import parse_config
-from train.losses import absolute_error, weighted_nll
 from train.protocols import protocol_class, recipe
 
 ClassLoss = Callable[[Tensor, Tensor], Tensor]
 PUBLISHED_BATCH = 16
+
+
+@dataclass(frozen=True)
+class LossMean:
+    """How the loss of a split is made from those of its batches: each counts alike, or by its size."""
+
+    by_size: bool = False
+    decimals: int | None = 4
+
+    def of(self, losses: Sequence[float], sizes: Sequence[int]) -> float:
+        mean = float(np.average(losses, weights=sizes if self.by_size else None))
+        return mean if self.decimals is None else round(mean, self.decimals)
 
 
 def evaluate(
@@ -44,13 +56,11 @@ def evaluate(
         device: `cpu` or `cuda`.
 
     Returns:
-        `accuracy`, `weighted_f1`, `macro_f1`, `f1/<label>` (two decimals), `loss` (four decimals, mean over batches).
+        The task's metrics by name (two decimals, of plain values four), and `loss` where the training loss is known.
     """
-    system = registry.get(bundle.manifest.system)
-    config = system.parse(bundle.manifest.config)
-    model = bundle_model(bundle).to(device)
+    model, (class_loss, mean) = bundle_model(bundle).to(device), _class_loss(bundle, device)
     return evaluate_model(
-        model, samples, system.contract(config), bundle.manifest.task, semantics, batch, _class_loss(bundle, device)
+        model, samples, bundle.manifest.contract, bundle.manifest.task, semantics, batch, class_loss, mean
     )
 
 
@@ -67,6 +77,7 @@ def evaluate_model(
     semantics: Semantics = "single",
     batch: int = PUBLISHED_BATCH,
     class_loss: ClassLoss | None = None,
+    mean: LossMean = LossMean(),
 ) -> dict[str, float]:
     """As `evaluate`, for a model in memory; leaves it in evaluation mode."""
     device = next(model.parameters()).device
@@ -80,46 +91,47 @@ def evaluate_model(
         labels.append(made.labels)
     if not labels:
         raise InputError("none of these samples has a label: nothing to evaluate")
-    return batch_metrics(task, scores, labels, class_loss or plain_loss(task))
-
-
-def plain_loss(task: Task) -> ClassLoss:
-    """Mean absolute error of scores, negative log-likelihood of classes."""
-    return absolute_error if task.kind == "regression" else weighted_nll
+    return batch_metrics(task, scores, labels, class_loss, mean)
 
 
 @torch.no_grad()
 def forward(model: torch.nn.Module, inputs: dict[str, Any], semantics: Semantics) -> Tensor:
-    """Log-probabilities (batch, utterances, classes) in either semantics."""
+    """Scores (batch, units, labels) or (batch, labels) in either semantics."""
     if semantics == "single":
         return model(**inputs)
-    if not isinstance(model, Cmerc):
+    in_batch = getattr(model, "in_batch", None)
+    if in_batch is None:
         raise UnsupportedError(f"{type(model).__name__} has no batch semantics: evaluate with single")
-    return model.classify(model.features(**inputs, semantics=semantics), inputs["lengths"])
+    return in_batch(**inputs)
 
 
 def batch_metrics(
-    task: Task, scores: Sequence[Tensor], labels: Sequence[Tensor], class_loss: ClassLoss
+    task: Task,
+    scores: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    class_loss: ClassLoss | None,
+    mean: LossMean = LossMean(),
 ) -> dict[str, float]:
-    """Metrics over all rows of all batches; the loss is the unweighted mean over batches, as published."""
-    loss = float(np.mean([float(class_loss(s, y)) for s, y in zip(scores, labels, strict=True)]))
-    metrics = task_metrics(task, torch.cat(list(labels)).cpu().numpy(), torch.cat(list(scores)).cpu().numpy())
-    return {n: round(v, 4 if n in SCORE_METRICS else 2) for n, v in metrics.items()} | {"loss": round(loss, 4)}
+    """Metrics over all rows of all batches, rounded; `loss` is the mean over batches where there is a loss."""
+    metrics = measure(task, torch.cat(list(labels)).cpu().numpy(), torch.cat(list(scores)).cpu().numpy())
+    rounded = {name: round(value, 4 if name in PLAIN else 2) for name, value in metrics.items()}
+    if class_loss is None:
+        return rounded
+    losses = [float(class_loss(s, y)) for s, y in zip(scores, labels, strict=True)]
+    return rounded | {"loss": mean.of(losses, [len(y) for y in labels])}
 
 
-def _class_loss(bundle: Bundle, device: str) -> ClassLoss:
-    """The class loss the bundle was trained with; plain likelihood for imported ones."""
+def _class_loss(bundle: Bundle, device: str) -> tuple[ClassLoss | None, LossMean]:
+    """The class loss the bundle was trained with, and how it is averaged; no loss without a configuration."""
     import yaml
 
-    plain = plain_loss(bundle.manifest.task)
     if CONFIG not in bundle.manifest.files:
-        return plain
+        return None, LossMean()
     values = yaml.safe_load(bundle.path(CONFIG).read_text())
     if not isinstance(values, dict) or "protocol" not in values:
-        return plain
+        return None, LossMean()
     config = parse_config(values, source=f"{bundle.root}/{CONFIG}")
     settings = recipe(config.system).settings.model_validate(config.protocol)
     protocol = protocol_class(config.system)(settings)
-    weights = bundle.manifest.provenance.get("class_weights")
-    protocol.weight = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
-    return protocol.class_loss
+    protocol.set_class_weights(bundle.manifest.provenance.get("class_weights"), torch.device(device))
+    return protocol.class_loss, protocol.mean

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract
 from mer_export.data.open import open_corpus
 from mer_export.data.samples import Corpus, Sample
+from mer_export.data.word_vectors import vectors_of
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.models.cmerc.network import Semantics
 from mer_export.task import Task
@@ -27,7 +29,7 @@ from train.config import TrainConfig, dump_config, first_difference
 from train.difficulty import find_difficulty, measure_difficulty, read_difficulty
 from train.evaluate import evaluate
 from train.loop import Stage, cpu_threads, make_accelerator, set_statistics
-from train.progress import Quiet, default_progress
+from train.progress import Quiet, default_progress, headline
 from train.protocols import protocol_class, recipe
 from train.provenance import feature_statistics, provenance
 from train.seeds import seed_everything
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 EVALUATION = "train/evaluation.json"
-HEADLINE = ("accuracy", "weighted_f1", "macro_f1", "mae", "corr", "acc_7", "acc_5", "has0_acc_2", "non0_acc_2", "acc_2")
-"""Metrics that stand for a bundle, as far as its task has them."""
 
 
 @dataclass
@@ -147,7 +147,7 @@ class Run:
         if resumed and bundle is not None:
             load_tensors(bundle, self.stage)
             for record in state.records:
-                self.stage.protocol.after_epoch(record)
+                self.stage.end_epoch(record)
 
     def train(self) -> None:
         """Runs the epochs that are left."""
@@ -161,7 +161,7 @@ class Run:
             if accelerator.is_main_process:
                 self._record(record)
             # Every process lowers its learning rate alike.
-            self.stage.protocol.after_epoch(broadcast_object_list([record])[0])
+            self.stage.end_epoch(broadcast_object_list([record])[0])
 
     def finish(self) -> None:
         """Evaluates the kept weights and drops what only resuming needs."""
@@ -183,6 +183,7 @@ class Run:
 
     def _record(self, record: dict[str, Any]) -> None:
         config = self.setting.config
+        record["lr"] = self.stage.lr
         record["splits"] = {n: self.stage.evaluate(s, self.setting.task) for n, s in self.setting.measured.items()}
         self.state.records.append(record)
         better = self._better(record)
@@ -202,6 +203,8 @@ class Run:
         if keep.metric not in measured:
             raise UsageError(f"keep.metric {keep.metric!r} is not measured, there are {list(measured)}")
         value = measured[keep.metric]
+        if math.isnan(value):
+            return False
         if self.state.best_value is not None and not keep.sign * (value - self.state.best_value) > keep.margin:
             return False
         self.state.best_epoch, self.state.best_value = self.state.epoch, value
@@ -248,11 +251,14 @@ def _prepare(config: TrainConfig, data: Path) -> Setting:
         raise UsageError(f"{data}: no labelled item in the training split {list(config.train_splits)}")
     if config.keep.rule == "best" and config.keep.split not in {*corpus.splits} & {*config.evaluate_splits}:
         raise UsageError(f"keep.split {config.keep.split!r} is not evaluated: there are {list(corpus.splits)}")
+    if config.plateau is not None and config.plateau.split not in {*corpus.splits} & {*config.evaluate_splits}:
+        raise UsageError(f"plateau.split {config.plateau.split!r} is not evaluated: there are {list(corpus.splits)}")
+    vectors = vectors_of(config.data.emotions, (data if data.is_dir() else data.parent, Path()))
     return Setting(
         config=config,
         model_config=model_config,
         settings=settings,
-        contract=system.contract(model_config),
+        contract=system.complete(system.contract(model_config), model_config, vectors),
         task=task,
         source=source,
         corpus=corpus,
@@ -335,7 +341,7 @@ def _headline(found: dict[str, dict[Semantics, dict[str, float]]], epoch: int | 
         return {"epoch": epoch}
     split = list(found)[-1]
     metrics = found[split]["single"]
-    return {"epoch": epoch, "split": split} | {m: metrics[m] for m in HEADLINE if m in metrics}
+    return {"epoch": epoch, "split": split} | headline(metrics)
 
 
 def _tensorboard(out: Path) -> Any:

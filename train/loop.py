@@ -20,6 +20,7 @@ from train.protocols import protocol_class
 from train.protocols.base import Protocol
 from train.provenance import width_statistics
 from train.seeds import seed_everything
+from train.updates import plateau_schedule
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -96,6 +97,7 @@ class Stage:
         self.updates = self.protocol.updates(model, config)
         self.module, self.optimizer = accelerator.prepare(module, self.updates.optimizer)
         self.updates.optimizer = self.optimizer
+        self.schedule = plateau_schedule(config, self.optimizer)
         self.average: AveragedModel | None = None
         if config.average is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
@@ -131,6 +133,16 @@ class Stage:
     def evaluate(self, samples: Sequence[Sample], task: Task) -> dict[str, float]:
         """Metrics with the semantics that are being trained."""
         return self.protocol.evaluate(self.kept, samples, self.contract, task)
+
+    def end_epoch(self, record: Mapping[str, Any]) -> None:
+        """Steps the schedule on an epoch's record; after a resume, on those of all earlier epochs."""
+        if self.schedule is not None and self.config.plateau is not None:
+            self.schedule.step(record["splits"][self.config.plateau.split]["loss"])
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step, of the first group of parameters."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def _step(self, index: int, group: list[Sample]) -> dict[str, torch.Tensor]:
         batch = self.protocol.make_batch(group, self.contract, self.accelerator.device)

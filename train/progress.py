@@ -8,6 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+HEADLINE = (
+    *("weighted_accuracy", "accuracy", "weighted_f1", "macro_f1", "auc"),
+    *("mae", "corr", "acc_7", "acc_5", "has0_acc_2", "non0_acc_2", "acc_2"),
+)
+
 
 class Quiet:
     """Shows nothing."""
@@ -54,17 +59,6 @@ class Bar(Quiet):
         self.bar.stop()
 
 
-SHOWN = {
-    "accuracy": "accuracy",
-    "weighted_f1": "weighted F1",
-    "mae": "MAE",
-    "corr": "corr",
-    "non0_acc_2": "acc-2",
-    "acc_2": "acc-2",
-}
-"""Metrics of an epoch's line, as far as the task has them."""
-
-
 def default_progress() -> Quiet:
     """A bar where stderr is a terminal, otherwise lines."""
     return Bar() if sys.stderr.isatty() else Lines()
@@ -74,6 +68,10 @@ def summary(record: dict[str, Any]) -> str:
     """Loss and main metrics of an epoch in a few words."""
     parts = [f"loss {record['train']['total']:.4f}"]
     for split, metrics in record.get("splits", {}).items():
-        shown = {name: metrics[key] for key, name in SHOWN.items() if key in metrics}
-        parts.append(f"{split}: " + " ".join(f"{name} {value:.2f}" for name, value in shown.items()))
+        parts.append(f"{split}: " + " ".join(f"{n.replace('_', ' ')} {v:.2f}" for n, v in headline(metrics).items()))
     return "  ".join(parts)
+
+
+def headline(metrics: dict[str, float]) -> dict[str, float]:
+    """The few metrics that say how good a model is, those of them that its task has."""
+    return {name: metrics[name] for name in HEADLINE if name in metrics}

@@ -21,6 +21,7 @@ PACKAGES = ("mer", "torch", "numpy", "accelerate", "safetensors")
 
 def provenance(corpus: Corpus, licence: str) -> dict[str, Any]:
     """What made the bundle and from what; JSON-able."""
+    warnings = {"warnings": corpus.info["warnings"]} if corpus.info.get("warnings") else {}
     return {
         "source": "trained",
         "licence": licence,
@@ -33,6 +34,7 @@ def provenance(corpus: Corpus, licence: str) -> dict[str, Any]:
                 name: {"items": len(samples), "units": sum(len(s.units) for s in samples)}
                 for name, samples in corpus.splits.items()
             },
+            **warnings,
         },
     }
 

@@ -92,7 +92,8 @@ def _tensors(stage: Stage) -> dict[str, Tensor]:
         tensors |= {AVERAGE + n: t for n, t in stage.average.state_dict().items()}
     names = _optimised(stage)
     for index, moments in stage.optimizer.state_dict()["state"].items():
-        tensors |= {f"{ADAM}{key}.{names[index]}": value for key, value in moments.items()}
+        kept = {key: value for key, value in moments.items() if isinstance(value, Tensor)}
+        tensors |= {f"{ADAM}{key}.{names[index]}": value for key, value in kept.items()}
     return {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
 
 

@@ -1,14 +1,34 @@
-"""When gradients are cleared, clipped and applied: one step per batch, or the authors' ways of accumulating."""
+"""The optimiser, its schedule, and when gradients are cleared, clipped and applied.
+
+One step per batch, or the authors' ways of accumulating.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from train.config import TrainConfig
 
 Rule = Literal["last", "each"]
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+def make_optimizer(config: TrainConfig, params: Iterable[Any]) -> torch.optim.Optimizer:
+    """The configured optimiser of parameters, or of groups of them that have a rate and a decay of their own."""
+    return OPTIMIZERS[config.optimizer](params, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def plateau_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau | None:
+    """The configured schedule, None without one."""
+    if config.plateau is None:
+        return None
+    inner = getattr(optimizer, "optimizer", optimizer)
+    return ReduceLROnPlateau(inner, mode="min", factor=config.plateau.factor, patience=config.plateau.patience)
 
 
 class Updates:

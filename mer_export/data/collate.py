@@ -17,7 +17,7 @@ def collate(
     lengths: Mapping[str, int] | None = None,
     batch: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Pads samples on the right with zeros into the inputs of `contract`.
+    """Pads samples on the right with zeros into the inputs of `contract`, after its `fill`.
 
     Args:
         samples: at least one.
@@ -33,7 +33,7 @@ def collate(
     """
     real = [s.lengths(contract) for s in samples]
     if lengths is None:
-        lengths = {d: max(1, *(r[d] for r in real)) for d in contract.sequence_dims}
+        lengths = {d: max(contract.shortest.get(d, 1), *(r[d] for r in real)) for d in contract.sequence_dims}
     for sample, own in zip(samples, real, strict=True):
         for dim, size in own.items():
             if size > lengths[dim]:
@@ -48,16 +48,31 @@ def collate(
     for spec in contract.inputs:
         out = np.zeros(spec.shape(size, lengths), dtype=spec.dtype)
         if spec.counts:
-            out[: len(real)] = [r[spec.counts] for r in real]
+            out[: len(real)] = [_count(s, r, spec, contract) for s, r in zip(samples, real, strict=True)]
+        elif not spec.batched:
+            _share(out, spec, contract)
         else:
             for row, sample in enumerate(samples):
                 if spec.name in sample.inputs:
-                    _place(out[row], sample.inputs[spec.name], spec, sample.id)
+                    _place(out[row], sample.inputs[spec.name], spec, sample.id, contract)
         arrays[spec.name] = out
     return arrays
 
 
-def _place(row: np.ndarray, values: np.ndarray, spec: TensorSpec, sample_id: str) -> None:
+def _count(sample: Sample, lengths: Mapping[str, int], spec: TensorSpec, contract: Contract) -> int:
+    if spec.modality and spec.modality not in sample.modalities(contract):
+        return 0
+    return lengths[str(spec.counts)]
+
+
+def _share(out: np.ndarray, spec: TensorSpec, contract: Contract) -> None:
+    if spec.name not in contract.shared_arrays:
+        raise InputError(f"{spec.name} has no values: give them with the data or the checkpoint")
+    values = contract.shared_arrays[spec.name]
+    out[: len(values)] = values
+
+
+def _place(row: np.ndarray, values: np.ndarray, spec: TensorSpec, sample_id: str, contract: Contract) -> None:
     for dim, have, want in zip(spec.dims[1:], values.shape, row.shape, strict=True):
         if isinstance(dim, int) and have != want:
             raise InputError(f"{sample_id}: {spec.name} is {have} wide, the model was made for {want}")
@@ -68,4 +83,10 @@ def _place(row: np.ndarray, values: np.ndarray, spec: TensorSpec, sample_id: str
         raise InputError(
             f"{sample_id}: {spec.name} goes from {values.min()} to {values.max()}, the model knows 0..{spec.below - 1}"
         )
-    row[tuple(slice(n) for n in values.shape)] = values
+    row[tuple(_where(dim, n, contract) for dim, n in zip(spec.dims[1:], values.shape, strict=True))] = values
+
+
+def _where(dim: int | str, size: int, contract: Contract) -> slice:
+    fill = contract.fill.get(dim) if isinstance(dim, str) else None
+    start = fill.length - size if fill and fill.side == "left" and size < fill.length else 0
+    return slice(start, start + size)

@@ -18,6 +18,7 @@ from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.data.unpickle import load_pickle
 from mer_export.errors import InputError, MerError
+from mer_export.task import known_units
 
 OUTLINE_DEPTH = 4
 OUTLINE_ITEMS = 12
@@ -105,7 +106,7 @@ class _Moments:
             "vectors": self.shape[0] if self.shape else 1,
             "dtype": self.dtype,
             "dialogues": self.dialogues,
-            "steps": f"{min(self.steps, default=0)}..{max(self.steps, default=0)}",
+            "steps": [min(self.steps, default=0), max(self.steps, default=0)],
             "mean": mean,
             "std": spread,
             "min": self.low if self.count else None,
@@ -132,11 +133,8 @@ class _Tally:
         self.lengths[len(sample.units)] += 1
         if sample.labels is None:
             self.unlabelled += len(sample.units)
-        elif sample.labels.dtype.kind == "f":
-            self.scores.add(sample, sample.labels[~np.isnan(sample.labels), None])
-            self.unlabelled += int(np.isnan(sample.labels).sum())
         else:
-            self.labels.update(sample.labels.tolist())
+            self._label(sample, sample.labels)
         for name, array in sample.inputs.items():
             if array.dtype.kind == "f":
                 self.modalities.setdefault(name, _Moments()).add(sample, array)
@@ -145,19 +143,29 @@ class _Tally:
             elif name == "input_ids":
                 self.tokens[len(array)] += 1
 
+    def _label(self, sample: Sample, labels: np.ndarray) -> None:
+        known = known_units(labels)
+        self.unlabelled += int((~known).sum())
+        if labels.ndim == 2:
+            # How often each label holds.
+            self.labels.update(np.nonzero(labels[known] > 0)[1].tolist())
+        elif labels.dtype.kind == "f":
+            self.scores.add(sample, labels[known, None])
+        else:
+            self.labels.update(labels[known].tolist())
+
     def summary(self, labels: list[str]) -> dict[str, Any]:
-        unknown = self.labels.get(-1, 0) + self.unlabelled
         return {
             "dialogues": self.lengths.total(),
             "utterances": sum(n * c for n, c in self.lengths.items()),
             "length": _quantiles(self.lengths),
-            "labels": {_named(labels, i): c for i, c in sorted(self.labels.items()) if i >= 0},
+            "labels": {_named(labels, i): c for i, c in sorted(self.labels.items())},
             **(
                 {"scores": {k: self.scores.summary()[k] for k in ("mean", "std", "min", "max")}}
                 if self.scores.count
                 else {}
             ),
-            "unlabelled": unknown,
+            "unlabelled": self.unlabelled,
             **({"tokens": _quantiles(self.tokens)} if self.tokens else {}),
             "speakers": {str(i): c for i, c in sorted(self.speakers.items())},
             "modalities": {m: s.summary() for m, s in self.modalities.items()},

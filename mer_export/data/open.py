@@ -51,6 +51,12 @@ FORMATS: dict[str, Format] = {
         "mer_export.data.readers.mmsa",
         writes=True,
     ),
+    "mtee": Format(
+        "utterance sets of MTEE (CMU-MOSEI, IEMOCAP, CMU-MOSI) and their caches",
+        "mer_export.data.readers.mtee",
+        writes=True,
+        directory=True,
+    ),
     "parquet": Format("columnar file of mer data convert", "mer_export.data.columnar", writes=True, streams=True),
     "jsonl": Format("one dialogue per line", "mer_export.data.readers.jsonl", streams=True),
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from mer_export.contract import BATCH, Contract
+from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError
 
@@ -34,7 +34,8 @@ def fit(sample: Sample, contract: Contract, longest: Mapping[str, int], policy: 
         sample: one item.
         contract: names the sequence dims; units are counted along that of the output.
         longest: longest length of each sequence dim.
-        policy: `error` raises; `truncate` keeps the last utterances, earlier ones get no prediction; `window` takes
+        policy: `error` raises; `truncate` keeps the last utterances, earlier ones get no prediction (of a
+            single utterance its last steps, its first where the model fills on the right); `window` takes
             overlapping windows (half a window apart) and each unit from the one where it is most central. A model
             whose answer depends on the whole dialogue sees less context in both.
 
@@ -52,7 +53,12 @@ def fit(sample: Sample, contract: Contract, longest: Mapping[str, int], policy: 
             f"{sample.id}: {size} {dim} are more than the fixed {limit}: "
             f"re-export with --seq-len {dim}={size} or pass --overflow window|truncate"
         )
-    if over != [_unit_dim(contract)]:
+    if contract.unit_dim is None and policy == "truncate" and dim not in contract.shared_lengths:
+        for dim in over:
+            begin = 0 if _keeps_start(contract, dim) else lengths[dim] - longest[dim]
+            sample = _cut_steps(sample, contract, dim, begin, begin + longest[dim])
+        return [Piece(sample, slice(0, len(sample.units)), 0)]
+    if over != [contract.unit_dim]:
         raise InputError(f"{sample.id}: {size} {dim} are more than {limit}, and {policy} cuts whole utterances only")
     if policy == "truncate":
         return [Piece(_cut(sample, contract, dim, size - limit, size), slice(0, limit), size - limit)]
@@ -73,16 +79,23 @@ def windows(size: int, limit: int) -> list[tuple[int, int, int]]:
     return list(zip(begins, [0, *borders], [*borders, size], strict=True))
 
 
-def _unit_dim(contract: Contract) -> str | None:
-    dims = [d for d in contract.outputs[0].dims if isinstance(d, str) and d != BATCH]
-    return dims[0] if dims else None
+def _keeps_start(contract: Contract, dim: str) -> bool:
+    """A sequence that is filled on the right loses its end, every other one its beginning."""
+    return dim in contract.fill and contract.fill[dim].side == "right"
 
 
 def _cut(sample: Sample, contract: Contract, dim: str, begin: int, end: int) -> Sample:
+    """The units from `begin` to `end`."""
+    labels = None if sample.labels is None else sample.labels[begin:end]
+    sample = _cut_steps(sample, contract, dim, begin, end)
+    return replace(sample, units=sample.units[begin:end], labels=labels)
+
+
+def _cut_steps(sample: Sample, contract: Contract, dim: str, begin: int, end: int) -> Sample:
+    """The steps from `begin` to `end` of every input along `dim`."""
     inputs = dict(sample.inputs)
     for spec in contract.features:
         if spec.name in inputs and dim in spec.dims:
             index = [slice(begin, end) if d == dim else slice(None) for d in spec.dims[1:]]
             inputs[spec.name] = inputs[spec.name][tuple(index)]
-    labels = None if sample.labels is None else sample.labels[begin:end]
-    return replace(sample, inputs=inputs, units=sample.units[begin:end], labels=labels)
+    return replace(sample, inputs=inputs)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.contract import Contract
+from mer_export.contract import BATCH, Contract
 from mer_export.errors import InputError, UsageError
 
 
@@ -17,8 +17,9 @@ class Sample:
     """One unpadded item.
 
     `inputs` holds an array per contract input, without the batch dim; a modality that is missing is absent.
-    `units` are the ids of what is predicted, one per row of the output; `labels`, one per unit, are classes (int64, -1
-    where a unit has none) or scores (float32, NaN where a unit has none), and None for unlabelled data.
+    `units` are the ids of what is predicted, one per row of the output. `labels` has one entry per unit: a class
+    (int64, -1 where a unit has none), a score (float32, NaN where a unit has none), or a row of label indicators
+    (float32, NaN where a unit has none); it is None for unlabelled data.
     """
 
     id: str
@@ -46,9 +47,26 @@ class Sample:
                     if size == 0:
                         raise InputError(f"{self.id}: {spec.name} has no {dim}: remove the empty item")
         if not found and contract.sequence_dims:
-            raise InputError(f"{self.id}: it has none of {list(contract.modalities)}: at least one modality is needed")
-        # A dim that only missing modalities have is 0 long.
-        return {d: found.get(d, 0) for d in contract.sequence_dims}
+            missing = [d for d in contract.sequence_dims if d not in contract.shared_lengths]
+            raise InputError(f"{self.id}: no input gives the length of {missing}: at least one modality is needed")
+        for dim, fill in contract.fill.items():
+            if dim in found:
+                found[dim] = max(found[dim], fill.length)
+        for dim, least in contract.shortest.items():
+            if dim in found and found[dim] < least:
+                raise InputError(f"{self.id}: {found[dim]} {dim} are fewer than the {least} that the network needs")
+        return self._complete(found, contract)
+
+    def _complete(self, found: dict[str, int], contract: Contract) -> dict[str, int]:
+        """Lengths of all sequence dims in contract order: those of missing modalities are 0."""
+        known = contract.shared_lengths | found
+        for spec in contract.features:
+            if spec.modality and spec.name not in self.inputs:
+                known = {str(d): 0 for d in spec.dims if isinstance(d, str) and d != BATCH} | known
+        missing = [d for d in contract.sequence_dims if d not in known]
+        if missing:
+            raise InputError(f"{self.id}: no input gives the length of {missing}")
+        return {d: known[d] for d in contract.sequence_dims}
 
     def modalities(self, contract: Contract) -> tuple[str, ...]:
         """The modalities this sample has, in contract order."""

@@ -8,15 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class ArraySource(BaseModel):
-    """Feature vectors aligned to the rows of an utterance table.
+    """Feature vectors, or sequences of them, aligned to the rows of an utterance table.
 
     `file` (npz or npy, relative to the data directory) may hold `{split}`, which stands for the name of each split.
     `only_with_split` names the split columns these features may be used with: features of a network that was trained
     with the labels of one split say so here, and are refused with any other.
 
     With `unit: utterance` an array may hold sequences: `offsets` names the array of the same file that says where each
-    row's steps begin, a third dim does without. `keys` names an array of strings that the rows are looked up by, with
-    what `column` of the table says.
+    row's steps begin and the last one ends, a third dim does without. `column` is the column of the table with the row
+    of this source alone; `keys` names an array (of the same file) of strings that the column is then looked up in.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +29,29 @@ class ArraySource(BaseModel):
     only_with_split: tuple[str, ...] = ()
 
 
+class EmotionData(BaseModel):
+    """Emotion words, and which part of the authors' utterance sets is read (MTEE).
+
+    `zsl` and `fsl` are the published indices. On CMU-MOSEI `zsl` takes the label and all samples that have it out of
+    every split; on IEMOCAP it adds the samples of one of the nine finer classes, and that label, to every split. `fsl`
+    keeps all but few of the training samples that have a label (CMU-MOSEI), counted after `zsl`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vectors: str | None = None
+    """File of word vectors, relative to the data directory."""
+    capitalise: bool = False
+    """Look words up with a capital first letter (the original's --cap)."""
+    zsl: int | None = Field(None, ge=0)
+    fsl: int | None = Field(None, ge=0)
+    balanced: bool = False
+    """With `fsl` keep few samples without the label too (the original's fine-tuning set)."""
+    aligned: bool = True
+    steps: int = Field(50, ge=1)
+    """The original's --data-seq-len: which files of CMU-MOSI and which dataset cache are read; it cuts nothing."""
+
+
 class DataSpec(BaseModel):
     """How to read a data set. The defaults read every format that describes itself.
 
@@ -39,9 +62,10 @@ class DataSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = "auto"
-    dataset: Literal["iemocap", "meld", "mosi", "mosei", "sims"] | None = None
+    dataset: Literal["iemocap", "meld", "mosei", "mosei_emo", "mosei_senti", "mosi", "sims"] | None = None
     unit: Literal["dialogue", "utterance"] = "dialogue"
     """What one sample is: a dialogue of utterance vectors, or one utterance with a sequence per modality."""
+    emotions: EmotionData = EmotionData()
     table: str | None = None
     """Utterance table (csv, tsv, parquet); `{split}` in the name means one file per split."""
     splits: tuple[str, ...] = ()

@@ -17,7 +17,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mer_export.bundle import write_atomic
-from mer_export.data import synth_mmsa
+from mer_export.data import synth_mmsa, synth_mtee
+from mer_export.data.imitated import Imitated
 from mer_export.data.pickles import dump_plain
 from mer_export.data.readers.cmerc import DATASETS, Dataset
 from mer_export.data.readers.difficulty import write_difficulty
@@ -83,7 +84,7 @@ def synthesise(
         system: a row of `SYNTHESISERS`.
         dataset: which of its data sets to imitate.
         out: directory, made if absent.
-        dialogues: how many; None takes the real number.
+        dialogues: how many items (dialogues, or utterances for systems that take those); None takes the real number.
         seed: of everything random.
         settings: fields of the system's settings, e.g. `SynthConfig`.
 
@@ -99,12 +100,12 @@ def synthesise(
     if dataset not in row.datasets:
         raise UsageError(f"no synthetic {dataset!r} for {system}, there are {list(row.datasets)}")
     if dialogues is not None and dialogues < row.fewest:
-        raise UsageError(f"{dialogues} dialogues cannot be split into train and test: ask for at least {row.fewest}")
+        raise UsageError(f"{dialogues} items cannot be split: ask for at least {row.fewest}")
     try:
-        config = row.settings.model_validate({**row.defaults(dataset), **settings})
+        config = row.settings.model_validate({**row.datasets[dataset].defaults, **settings})
     except ValidationError as error:
         raise UsageError(f"synthetic data: {first_problem(error)}") from None
-    return row.write(dataset, Path(out), dialogues or row.size(dataset), seed, config)
+    return row.write(dataset, Path(out), dialogues or row.datasets[dataset].items, seed, config)
 
 
 def _write_cmerc(dataset: str, out: Path, count: int, seed: int, config: SynthConfig) -> list[Path]:
@@ -131,36 +132,37 @@ def _write_cmerc(dataset: str, out: Path, count: int, seed: int, config: SynthCo
 
 @dataclass(frozen=True)
 class Synthesiser:
-    """Synthetic data of one system: its data sets, checked settings and their defaults, and the real sizes."""
+    """Synthetic data of one system; `write` takes data set, directory, number of items, seed, settings."""
 
     title: str
-    datasets: tuple[str, ...]
+    datasets: dict[str, Imitated]
     settings: type[BaseModel]
-    defaults: Callable[[str], dict[str, Any]]
-    size: Callable[[str], int]
     write: Callable[[str, Path, int, int, Any], list[Path]]
     fewest: int = 2
 
 
 _SENTIMENT = Synthesiser(
     "utterances in the pickles of MMSA",
-    tuple(synth_mmsa.SHAPES),
+    synth_mmsa.DATASETS,
     synth_mmsa.SynthSentiment,
-    synth_mmsa.defaults,
-    synth_mmsa.size,
     synth_mmsa.write,
     fewest=6,
 )
 SYNTHESISERS: dict[str, Synthesiser] = {
     "cmerc": Synthesiser(
         "dialogues in the pickles of CMERC and M3NET",
-        tuple(SHAPES),
+        {name: Imitated(shape.dialogues, {"audio_dim": shape.audio_dim}) for name, shape in SHAPES.items()},
         SynthConfig,
-        lambda dataset: {"audio_dim": SHAPES[dataset].audio_dim},
-        lambda dataset: SHAPES[dataset].dialogues,
         _write_cmerc,
     ),
     "emt": _SENTIMENT,
+    "mtee": Synthesiser(
+        "utterances in the files of MTEE, word vectors included",
+        synth_mtee.DATASETS,
+        synth_mtee.Settings,
+        synth_mtee.write,
+        fewest=20,
+    ),
     "mult": _SENTIMENT,
     "tfr_net": _SENTIMENT,
 }

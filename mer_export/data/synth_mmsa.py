@@ -15,8 +15,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from mer_export.bundle import write_atomic
+from mer_export.data.imitated import Imitated
 from mer_export.data.pickles import dump_plain
-from mer_export.data.readers.mmsa import DATASETS, SPLITS
+from mer_export.data.readers import mmsa
 
 FIRST_WORD = 103
 """Ids below are special tokens; words of rising polarity follow."""
@@ -58,25 +59,22 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def defaults(dataset: str) -> dict[str, int]:
+def _imitated(shape: Shape) -> Imitated:
     """Lengths and widths of the real data set."""
-    shape = SHAPES[dataset]
     names = ("text_len", "audio_len", "vision_len", "audio_dim", "vision_dim")
-    return dict(zip(names, (*shape.lengths, *shape.dims), strict=True))
+    return Imitated(sum(shape.sizes), dict(zip(names, (*shape.lengths, *shape.dims), strict=True)))
 
 
-def size(dataset: str) -> int:
-    """How many utterances the real data set has."""
-    return sum(SHAPES[dataset].sizes)
+DATASETS = {name: _imitated(shape) for name, shape in SHAPES.items()}
 
 
 def write(dataset: str, out: Path, count: int, seed: int, config: SynthSentiment) -> list[Path]:
     """Writes `<DATA>/Processed/<file>` and ground_truth.json below `out`; split sizes are in the real proportions."""
     rng = np.random.default_rng(seed)
-    form, shape = DATASETS[dataset], SHAPES[dataset]
+    form, shape = mmsa.DATASETS[dataset], SHAPES[dataset]
     mixing = {m: rng.normal(size=getattr(config, f"{m}_dim")) for m in ("audio", "vision")}
     parts = [max(2, round(count * n / sum(shape.sizes))) for n in shape.sizes[1:]]
-    sizes = dict(zip(SPLITS, (max(2, count - sum(parts)), *parts), strict=True))
+    sizes = dict(zip(mmsa.SPLITS, (max(2, count - sum(parts)), *parts), strict=True))
     content, truth = {}, {}
     for split, items in sizes.items():
         content[split], truth[split] = _split(rng, split, items, form.limits[1], shape.step, mixing, config)

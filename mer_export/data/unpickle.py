@@ -12,7 +12,7 @@ import mmap
 import pickle
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ MAX_DIMS = 32
 KEYS = (str, bytes, int, float, bool, type(None))
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """The pickle asks for something that is not data."""
 
 
@@ -54,12 +54,12 @@ def _bytes_of(data: Any) -> bytes:
         return data.encode("latin1")
     if isinstance(data, bytes | bytearray):
         return bytes(data)
-    raise _Refused("an array whose data are not bytes")
+    raise Refused("an array whose data are not bytes")
 
 
 def _dtype(code: Any, *_flags: Any) -> _Pending:
     if not isinstance(code, str) or not DTYPE.fullmatch(code):
-        raise _Refused(f"the dtype {code!r}")
+        raise Refused(f"the dtype {code!r}")
     plain = np.dtype(code)
     return _Pending(lambda state: _dtype_state(plain, state), plain)
 
@@ -67,7 +67,7 @@ def _dtype(code: Any, *_flags: Any) -> _Pending:
 def _dtype_state(plain: np.dtype, state: Any) -> np.dtype:
     _version, order, subdtype, names, fields, size = state[:6]
     if order not in ("<", ">", "|", "=") or subdtype is not None or names or fields:
-        raise _Refused("a structured dtype")
+        raise Refused("a structured dtype")
     if plain.kind == "U" and size >= 0:
         plain = np.dtype(f"U{size // 4}")
     if plain.kind == "S" and size >= 0:
@@ -77,25 +77,25 @@ def _dtype_state(plain: np.dtype, state: Any) -> np.dtype:
 
 def _array(data: Any, dtype: Any, shape: Any, fortran: Any) -> np.ndarray | list[Any]:
     if not isinstance(dtype, np.dtype) or not isinstance(shape, tuple) or len(shape) > MAX_DIMS:
-        raise _Refused("an array with a malformed shape or dtype")
+        raise Refused("an array with a malformed shape or dtype")
     if not all(type(n) is int and n >= 0 for n in shape):
-        raise _Refused(f"an array of shape {shape}")
+        raise Refused(f"an array of shape {shape}")
     count = math.prod(shape)
     if dtype.hasobject:
         # An object array is how numpy stores ragged rows; as data it is a list.
         if not isinstance(data, list) or len(shape) != 1 or len(data) != count:
-            raise _Refused("an object array that is not one-dimensional")
+            raise Refused("an object array that is not one-dimensional")
         return data
     content = _bytes_of(data)
     if len(content) != count * dtype.itemsize:
-        raise _Refused(f"an array of shape {shape} with {len(content)} bytes")
+        raise Refused(f"an array of shape {shape} with {len(content)} bytes")
     array = np.frombuffer(content, dtype=dtype) if count and dtype.itemsize else np.zeros(count, dtype)
     return array.reshape(shape, order="F" if fortran else "C").astype(dtype.newbyteorder("="))
 
 
 def _reconstruct(kind: Any, _shape: Any, _code: Any) -> _Pending:
     if not isinstance(kind, _Name) or kind.name != "numpy.ndarray":
-        raise _Refused("an array subclass")
+        raise Refused("an array subclass")
     return _Pending(lambda state: _array(state[4], state[2], state[1], state[3]))
 
 
@@ -110,14 +110,14 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any) -> Any:
 
 def _encode(text: Any, codec: Any) -> bytes:
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
-        raise _Refused("an encoding other than latin1")
+        raise Refused("an encoding other than latin1")
     return text.encode("latin1")
 
 
 def _plain(kind: Callable[..., Any]) -> Callable[..., Any]:
     def build(*arguments: Any) -> Any:
         if len(arguments) > 1 or not all(isinstance(a, list | tuple | bytes) for a in arguments):
-            raise _Refused(f"{kind.__name__} of something that is no sequence")
+            raise Refused(f"{kind.__name__} of something that is no sequence")
         for item in arguments[0] if arguments and kind in (set, frozenset) else ():
             _check_key(item)
         return kind(*arguments)
@@ -150,7 +150,8 @@ BUILDERS: dict[str, Callable[..., Any]] = {
 }
 """Everything that a pickle may call, by name."""
 
-ADMITTED = {*BUILDERS, "numpy.ndarray"}
+NAMES = {"numpy.ndarray"}
+"""What a pickle may name without calling it."""
 
 
 def _check_key(key: Any) -> None:
@@ -158,7 +159,7 @@ def _check_key(key: Any) -> None:
     if isinstance(key, (*KEYS, np.generic)):
         return
     if not isinstance(key, tuple) or not all(isinstance(k, KEYS) for k in key):
-        raise _Refused(f"a {type(key).__name__} as a key")
+        raise Refused(f"a {type(key).__name__} as a key")
 
 
 _Base: Any = pickle._Unpickler  # type: ignore[attr-defined]
@@ -166,28 +167,49 @@ _Base: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
 
 class _DataUnpickler(_Base):  # type: ignore[misc,valid-type]
-    """The pickle machine without the opcodes that make or call arbitrary objects."""
+    """The pickle machine without the opcodes that make or call arbitrary objects.
+
+    `builders` are what may be called besides `BUILDERS`; an object of a class in `records` is read as the dict of its
+    attributes, its class is never looked up.
+    """
 
     dispatch: ClassVar[dict[int, Any]] = dict(_Base.dispatch)
 
+    def __init__(self, content: Any, builders: Mapping[str, Callable[..., Any]], records: Collection[str]):
+        super().__init__(content, encoding="latin1")
+        self.builders = {**BUILDERS, **builders}
+        self.records = frozenset(records)
+
     def find_class(self, module: str, name: str) -> _Name:
         full = f"{module}.{name}"
-        if full not in ADMITTED:
-            raise _Refused(full)
+        if full not in self.builders and full not in self.records and full not in NAMES:
+            raise Refused(full)
         return _Name(full)
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
         target = self.stack.pop()
-        if not isinstance(target, _Name) or target.name not in BUILDERS or not isinstance(arguments, tuple):
-            raise _Refused(f"a call of {getattr(target, 'name', type(target).__name__)}")
-        self.stack.append(BUILDERS[target.name](*(_done(a) for a in arguments)))
+        if not isinstance(target, _Name) or target.name not in self.builders or not isinstance(arguments, tuple):
+            raise Refused(f"a call of {getattr(target, 'name', type(target).__name__)}")
+        self.stack.append(self.builders[target.name](*(_done(a) for a in arguments)))
+
+    def load_newobj(self) -> None:
+        arguments = self.stack.pop()
+        target = self.stack.pop()
+        if not isinstance(target, _Name) or target.name not in self.records or arguments != ():
+            raise Refused(f"an object of {getattr(target, 'name', type(target).__name__)}")
+        self.stack.append({})
 
     def load_build(self) -> None:
         state = self.stack.pop()
         pending = self.stack[-1]
+        if isinstance(pending, dict) and isinstance(state, dict):
+            # Attributes: of a record they are its content, of an OrderedDict (a state_dict's versions) nothing.
+            if not pending:
+                pending.update(state)
+            return
         if not isinstance(pending, _Pending) or not isinstance(state, tuple) or len(state) < 5:
-            raise _Refused("a state for something that is no array")
+            raise Refused("a state for something that is no array")
         pending.value = pending.complete(tuple(_done(s) for s in state))
         self.stack[-1] = pending.value
 
@@ -233,6 +255,7 @@ class _DataUnpickler(_Base):  # type: ignore[misc,valid-type]
 
     for _code, _method in {
         pickle.REDUCE: load_reduce,
+        pickle.NEWOBJ: load_newobj,
         pickle.BUILD: load_build,
         pickle.GET: load_get,
         pickle.BINGET: load_binget,
@@ -246,7 +269,7 @@ class _DataUnpickler(_Base):  # type: ignore[misc,valid-type]
     }.items():
         dispatch[_code[0]] = _method
     for _code in (
-        *(pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.PERSID, pickle.BINPERSID),
+        *(pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.PERSID, pickle.BINPERSID),
         *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
     ):
         del dispatch[_code[0]]
@@ -256,10 +279,17 @@ def _done(value: Any) -> Any:
     return value.value if isinstance(value, _Pending) and value.value is not None else value
 
 
-def load_pickle(path: Path | str) -> Any:
+def load_pickle(
+    path: Path | str, builders: Mapping[str, Callable[..., Any]] | None = None, records: Collection[str] = ()
+) -> Any:
     """The content of a pickle of numpy arrays and plain containers; strings of Python 2 are read as latin1.
 
     Object arrays come back as lists, OrderedDicts as dicts.
+
+    Args:
+        path: the file.
+        builders: further functions that the pickle may call, by name; they check their arguments themselves.
+        records: full names of classes whose objects are read as dicts of their attributes.
 
     Raises:
         InputError: not a pickle, truncated, or holding anything else; the refused name is in the message.
@@ -267,8 +297,8 @@ def load_pickle(path: Path | str) -> Any:
     path = Path(path)
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _done(_DataUnpickler(content, encoding="latin1").load())
-    except _Refused as refusal:
+            return _done(_DataUnpickler(content, builders or {}, records).load())
+    except Refused as refusal:
         raise InputError(
             f"{path} was not read: it holds {refusal}, which is not plain data; convert it where you trust it"
         ) from None

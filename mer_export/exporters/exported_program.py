@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from mer_export.contract import BATCH
 from mer_export.exporters.job import Exported, ExportJob, prove
 from mer_export.exporters.torchscript import attention_as_written
 
@@ -14,11 +13,10 @@ def export(job: ExportJob, path: Path) -> Exported:
     """Exports the module at the bucket's lengths with a fixed or a dynamic batch dim."""
     import torch
 
-    dynamic = {s.name: {0: torch.export.Dim(BATCH, min=1)} for s in job.contract.inputs} if job.batch == 0 else None
     with torch.no_grad(), attention_as_written(), warnings.catch_warnings():
         # nn.GRU re-assigns its own weight list while it is captured.
         warnings.filterwarnings("ignore", message="The tensor attributes", category=UserWarning)
-        program = torch.export.export(job.model, job.tensors(), dynamic_shapes=dynamic)
+        program = torch.export.export(job.model, job.tensors(), dynamic_shapes=job.dynamic_shapes())
         if job.batch == 0:
             found = program.module()(*(torch.from_numpy(job.example[s.name]) for s in job.contract.inputs))
             outputs = found if isinstance(found, tuple) else (found,)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mer_export.contract import Contract, Lengths
+from mer_export.contract import BATCH, Contract, Lengths
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
@@ -43,8 +43,28 @@ class ExportJob:
         """The example as torch tensors in contract order; two items where the batch dim is to stay dynamic."""
         import torch
 
-        size = self.batch or 2
-        return tuple(torch.from_numpy(repeat(self.example[s.name], size)) for s in self.contract.inputs)
+        return tuple(torch.from_numpy(a) for a in self.feed(self.batch or 2).values())
+
+    def feed(self, size: int, start: int = 0) -> dict[str, np.ndarray]:
+        """Inputs in contract order for `size` items of the example, from item `start` on."""
+        return {
+            s.name: repeat(self.example[s.name][start : start + size], size) if s.batched else self.example[s.name]
+            for s in self.contract.inputs
+        }
+
+    @property
+    def items(self) -> int:
+        """How many items the example has."""
+        return len(self.example[self.contract.features[0].name])
+
+    def dynamic_shapes(self) -> dict[str, Any] | None:
+        """The batch dim of every input by name, as torch.export wants it; None where the batch is fixed."""
+        import torch
+
+        if self.batch:
+            return None
+        batch = torch.export.Dim(BATCH, min=1)
+        return {s.name: {0: batch} if s.batched else None for s in self.contract.inputs}
 
 
 @dataclass(frozen=True)
@@ -75,12 +95,17 @@ def example_inputs(contract: Contract, lengths: Lengths, samples: Sequence[Sampl
 def random_inputs(contract: Contract, lengths: Lengths, items: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Standard normal features, valid indices, and real lengths from the whole bucket down to half of it."""
     draw = np.random.default_rng(seed)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for spec in contract.inputs:
         shape = spec.shape(items, lengths)
-        if spec.counts:
+        if spec.name in contract.shared_arrays:
+            own = contract.shared_arrays[spec.name]
+            values = np.zeros(shape, dtype=spec.dtype)
+            values[: len(own)] = own
+        elif spec.counts:
             longest = lengths[spec.counts]
-            values: np.ndarray = np.linspace(longest, max(1, longest // 2), items).astype(spec.dtype)
+            shortest = max(contract.shortest.get(spec.counts, 1), longest // 2)
+            values = np.linspace(longest, shortest, items).astype(spec.dtype)
         elif spec.dtype == "int64":
             values = draw.integers(0, spec.below or 1, shape)
         else:

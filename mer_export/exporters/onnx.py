@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.contract import BATCH
 from mer_export.errors import NotAvailableError
-from mer_export.exporters.job import Exported, ExportJob, prove, repeat
+from mer_export.exporters.job import Exported, ExportJob, prove
 from mer_export.exporters.merge import merge_linears
 from mer_export.exporters.share import share_initializers
 from mer_export.exporters.torchscript import attention_as_written
@@ -50,7 +49,6 @@ def to_onnx(job: ExportJob) -> Any:
     from mer_export.exporters.lowering import lower
 
     inputs, outputs = job.contract.inputs, job.contract.outputs
-    dynamic = {s.name: {0: torch.export.Dim(BATCH, min=1)} for s in inputs} if job.batch == 0 else None
     with torch.no_grad(), attention_as_written(), _quiet():
         program = torch.onnx.export(
             lower(job.model),
@@ -58,7 +56,7 @@ def to_onnx(job: ExportJob) -> Any:
             input_names=[s.name for s in inputs],
             output_names=[s.name for s in outputs],
             opset_version=job.opset,
-            dynamic_shapes=dynamic,
+            dynamic_shapes=job.dynamic_shapes(),
             dynamo=True,
             verbose=False,
             optimize=True,
@@ -82,12 +80,11 @@ def _run(job: ExportJob, path: Path) -> str:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    items = len(next(iter(job.example.values())))
+    items = job.items
     size = job.batch or items
     found: dict[str, list[np.ndarray]] = {s.name: [] for s in job.contract.outputs}
     for start in range(0, items, size):
-        feed = {s.name: repeat(job.example[s.name][start : start + size], size) for s in job.contract.inputs}
-        for spec, value in zip(job.contract.outputs, session.run(list(found), feed), strict=True):
+        for spec, value in zip(job.contract.outputs, session.run(list(found), job.feed(size, start)), strict=True):
             found[spec.name].append(value)
     prove(job, [np.concatenate(v)[:items] for v in found.values()], "the ONNX file in ONNX Runtime")
     return f"onnxruntime {onnxruntime.__version__}"

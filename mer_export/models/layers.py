@@ -41,10 +41,10 @@ def masked_softmax(
 
 
 def last_step(x: Float[Tensor, "batch time feature"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch feature"]:
-    """The row at the last real step of each item; lengths are at least 1."""
+    """The last real step of each item; an item without any gives its first, which means nothing."""
     batch, time, width = x.shape
-    start = torch.arange(batch, device=x.device) * time
-    return x.reshape(batch * time, width).index_select(0, start + lengths - 1)
+    row = torch.arange(batch, device=x.device) * time + (lengths - 1).clamp(min=0)
+    return x.reshape(batch * time, width).index_select(0, row)
 
 
 class BidirectionalRNN(nn.Module):
@@ -72,6 +72,45 @@ class BidirectionalRNN(nn.Module):
                 x = self.dropout(x)
             x = torch.cat([ahead(x)[0], take_steps(back(take_steps(x, index))[0], index)], dim=-1)
         return x
+
+
+class LastStepRNN(nn.Module):
+    """A stacked GRU or LSTM read at the last real step of its top layer; zeros for an item without steps.
+
+    At that step the backward half of the top layer has read nothing but the step itself, so it runs for one step.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["gru", "lstm"],
+        inputs: int,
+        hidden: int,
+        layers: int,
+        bidirectional: bool = True,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        cell = {"gru": nn.GRU, "lstm": nn.LSTM}[kind]
+        widths = [inputs] + [(2 if bidirectional else 1) * hidden] * (layers - 1)
+        self.ahead = nn.ModuleList(cell(w, hidden, batch_first=True) for w in widths)
+        self.back = nn.ModuleList(cell(w, hidden, batch_first=True) for w in widths if bidirectional)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Float[Tensor, "batch time feature"], lengths: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch direction hidden"]:
+        """Forward half, then the backward half where there is one."""
+        index = reversal(lengths, x.shape[1])
+        for layer, ahead in enumerate(self.ahead[:-1]):
+            outputs = [ahead(x)[0]]
+            if self.back:
+                outputs.append(take_steps(self.back[layer](take_steps(x, index))[0], index))
+            x = self.dropout(torch.cat(outputs, dim=-1))
+        halves = [last_step(self.ahead[-1](x)[0], lengths)]
+        if self.back:
+            halves.append(self.back[-1](last_step(x, lengths)[:, None])[0][:, 0])
+        present = (lengths > 0).to(x.dtype)
+        return torch.stack(halves, dim=1) * present[:, None, None]
 
 
 class TransformerLayer(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import emt_data_adapters
 import numpy as np
 import torch
 from case import CannotMap, Case
@@ -12,10 +13,11 @@ from emt_data_adapters import published
 from safetensors.torch import load_file
 
 from mer_export import registry
-from mer_export.metrics import regression_metrics
+from mer_export.metrics import measure
 from mer_export.models.emt.network import Emt, View
 from mer_export.models.utterance import MODALITIES
 from mer_export.weights import import_weights
+from train.config import parse_config
 from train.protocols.emt import EmtProtocol
 from train.protocols.emt_settings import EmtSettings
 from train.protocols.incomplete import PairedBatch, prediction_loss
@@ -254,7 +256,10 @@ def emt_epoch(case: Case) -> dict[str, Any]:
     config = emt_config(case.config)
     model: Emt = load_model(case, "emt", config)
     protocol = protocol_of(case.config)
-    module, updates = protocol.prepare_module(model).train(), protocol.updates(model)
+    module, updates = (
+        protocol.prepare_module(model).train(),
+        protocol.updates(model, parse_config({"system": "emt", "epochs": 1})),
+    )
     found: dict[str, Any] = {}
     steps = 0
     for number, prefix in enumerate(_prefixes(case.inputs, "train")):
@@ -272,7 +277,7 @@ def emt_epoch(case: Case) -> dict[str, Any]:
             scores.append(found[f"{prefix}.pred_m"])
             labels.append(batch.labels.numpy())
     task = registry.get("emt").task(config)
-    metrics = regression_metrics(task, np.concatenate(labels), np.concatenate(scores))
+    metrics = measure(task, np.concatenate(labels), np.concatenate(scores))
     found |= {f"valid.{n}": v for n, v in published("mosi", metrics).items()}
     for theirs, ours in (("Loss", "total"), ("Loss(pred_m)", "prediction")):
         found[f"valid.{theirs}"] = np.asarray([np.mean([t[ours] for t in totals])])
@@ -363,9 +368,11 @@ def tfr_net(case: Case) -> dict[str, Any]:
 
 
 ADAPTERS: dict[str, Callable[[Case], dict[str, Any]]] = {
-    "emt/EMT_DLFR": emt,
-    "emt/EMT_DLFR losses": emt_loss,
-    "emt/EMT_DLFR one training epoch": emt_epoch,
-    "emt/MULT": mult,
-    "emt/TFR_NET": tfr_net,
+    "EMT_DLFR": emt,
+    "EMT_DLFR losses": emt_loss,
+    "EMT_DLFR one training epoch": emt_epoch,
+    "MULT": mult,
+    "TFR_NET": tfr_net,
+    **emt_data_adapters.ADAPTERS,
 }
+TOLERANCES: dict[str, dict[str, float]] = {}

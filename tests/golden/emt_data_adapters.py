@@ -10,8 +10,9 @@ from case import Case
 from mer_export.data.missing import Incomplete, incomplete
 from mer_export.data.normalise import normalise
 from mer_export.data.readers.mmsa import array_lengths, split_samples
-from mer_export.metrics import SCALES, area_over_rates
+from mer_export.metrics import area_over_rates
 from mer_export.models.utterance import MODALITIES
+from mer_export.sentiment_metrics import SCALES
 
 
 def masks(case: Case) -> dict[str, Any]:
@@ -92,8 +93,8 @@ def published(scale: str, found: dict[str, float]) -> dict[str, np.ndarray]:
 def metrics(case: Case) -> dict[str, Any]:
     """Metrics of both scales, and the area under curves over the missing rate."""
     found: dict[str, Any] = {}
-    for scale, compute in SCALES.items():
-        values = compute(case.inputs[f"{scale}_true"], case.inputs[f"{scale}_pred"])
+    for scale in METRICS:
+        values = SCALES[scale](case.inputs[f"{scale}_true"], case.inputs[f"{scale}_pred"])
         found |= {f"{scale}.{n}": v for n, v in published(scale, values).items()}
     for name, curve in case.inputs.items():
         if name.startswith("curve_"):
@@ -102,7 +103,7 @@ def metrics(case: Case) -> dict[str, Any]:
 
 
 ADAPTERS = {
-    "emt/missing-data generation": masks,
-    "emt/SIMS normalisation": normalisation,
-    "emt/metrics": metrics,
+    "missing-data generation": masks,
+    "SIMS normalisation": normalisation,
+    "metrics": metrics,
 }

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import cmerc_adapters
 import emt_adapters
-import emt_data_adapters
+import mtee_adapters
 import pytest
 from case import CannotMap, Case, find_cases
 
-ADAPTERS = {**cmerc_adapters.ADAPTERS, **emt_adapters.ADAPTERS, **emt_data_adapters.ADAPTERS}
-"""By model; where two systems have a model of one name, by `<system>/<model>`."""
-TOLERANCES = {**cmerc_adapters.TOLERANCES}
+SYSTEMS = {"cmerc": cmerc_adapters, "emt": emt_adapters, "mtee": mtee_adapters}
+"""Adapters and tolerances by kind of case; kinds of two systems may share a name."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -26,16 +25,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_golden(folder: Path) -> None:
     case = Case.load(folder)
-    model = case.content["model"]
-    if f"{case.content.get('system')}/{model}" in ADAPTERS:
-        model = f"{case.content['system']}/{model}"
-    if model not in ADAPTERS:
-        pytest.fail(f"cannot map this case: no adapter for system {case.content.get('system')!r}, model {model!r}")
+    system, model = case.content.get("system"), case.content["model"]
+    if system not in SYSTEMS or model not in SYSTEMS[system].ADAPTERS:
+        pytest.fail(f"cannot map this case: no adapter for system {system!r}, model {model!r}")
     try:
-        found = ADAPTERS[model](case)
+        found = SYSTEMS[system].ADAPTERS[model](case)
     except CannotMap as reason:
         pytest.fail(f"cannot map this case: {reason}")
-    problems = case.compare(found, TOLERANCES.get(model))
+    problems = case.compare(found, SYSTEMS[system].TOLERANCES.get(model))
     assert not problems, "\n".join(problems)
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from mer_export.errors import UsageError
 from mer_export.registry import resolve
 from train.protocols.emt_settings import EmtSettings, MultSettings, TfrNetSettings
-from train.protocols.settings import CmercSettings
+from train.protocols.settings import CmercSettings, MteeSettings
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Recipe:
 RECIPES = {
     "cmerc": Recipe(CmercSettings, "train.protocols.cmerc:CmercProtocol"),
     "emt": Recipe(EmtSettings, "train.protocols.emt:EmtProtocol"),
+    "mtee": Recipe(MteeSettings, "train.protocols.mtee:MteeProtocol"),
     "mult": Recipe(MultSettings, "train.protocols.baselines:MultProtocol"),
     "tfr_net": Recipe(TfrNetSettings, "train.protocols.baselines:TfrNetProtocol"),
 }

@@ -12,16 +12,21 @@ from torch import Tensor, nn
 
 from mer_export.contract import Contract
 from mer_export.data.samples import Corpus, Sample
+from mer_export.models.cmerc.network import Semantics
 from mer_export.task import Task
 from train.batches import in_batches, make_batch
 from train.config import TrainConfig
-from train.updates import Updates
+from train.evaluate import LossMean, evaluate_model
+from train.updates import Updates, make_optimizer
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 class Protocol(ABC):
     """One training run of one system. A subclass gives `prepare`, `step` and whatever else it does its own way."""
+
+    mean = LossMean()
+    """How the loss of a measured split is made from those of its batches."""
 
     def __init__(self, settings: Any, difficulty: Mapping[str, float] | None = None):
         """`settings` is the checked `protocol:` section; `difficulty` (item id to value) is for a curriculum."""
@@ -40,7 +45,11 @@ class Protocol(ABC):
 
     def updates(self, model: Any, config: TrainConfig) -> Updates:
         """The optimiser and how gradients are accumulated."""
-        return Updates(torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay))
+        return Updates(make_optimizer(config, model.parameters()))
+
+    def set_class_weights(self, weights: Sequence[float] | None, device: torch.device) -> None:
+        """Weights of the loss by class or label; None weighs all alike."""
+        self.weight = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
 
     def choose(self, samples: Sequence[Sample], epoch: int) -> list[Sample]:
         """The items of one epoch in their order."""
@@ -65,9 +74,9 @@ class Protocol(ABC):
     def class_loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """The loss of predictions alone, for evaluation."""
 
-    @abstractmethod
     def evaluate(self, model: Any, samples: Sequence[Sample], contract: Contract, task: Task) -> dict[str, float]:
-        """Metrics after an epoch, on the semantics that is trained."""
-
-    def after_epoch(self, record: Mapping[str, Any]) -> None:  # noqa: B027
-        """Called with the record of every finished epoch, and of those before on resuming."""
+        """Metrics after an epoch, with the semantics that are being trained."""
+        semantics: Semantics = getattr(self.settings, "semantics", "single")
+        return evaluate_model(
+            model, samples, contract, task, semantics=semantics, class_loss=self.class_loss, mean=self.mean
+        )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,30 +18,7 @@ from train.protocols.base import Autocast
 from train.protocols.emt_settings import MultSettings, TfrNetSettings
 from train.protocols.incomplete import IncompleteProtocol, Inputs, PairedBatch, bert_groups, prediction_loss
 from train.restoration import TFR_EPSILON, reconstruction
-from train.updates import Updates
-
-SCHEDULED = "valid"
-"""The split whose loss lowers the learning rate."""
-
-
-class PlateauProtocol(IncompleteProtocol):
-    """Learning rates that fall to a tenth when the validation loss stops falling."""
-
-    loss_digits = 4
-    schedule: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
-
-    def after_epoch(self, record: Mapping[str, Any]) -> None:
-        """One step of the schedule."""
-        measured = record.get("splits", {}).get(SCHEDULED)
-        if self.schedule is not None and measured is not None:
-            self.schedule.step(measured["loss"])
-
-    def scheduled(self, optimizer: torch.optim.Optimizer) -> Updates:
-        """Gradients that are applied after every batch, clipped by value."""
-        s = self.settings
-        assert isinstance(s, TfrNetSettings | MultSettings)
-        self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=s.plateau)
-        return Updates(optimizer, s.accumulate, "each", s.clip_value)
+from train.updates import Updates, make_optimizer
 
 
 class Generation(nn.Module):
@@ -63,10 +39,11 @@ class Generation(nn.Module):
         return model.fusion(fused, aligned.lengths), guesses, full | {"text": text}
 
 
-class TfrNetProtocol(PlateauProtocol):
+class TfrNetProtocol(IncompleteProtocol):
     """One training run of tfr_net."""
 
     settings: TfrNetSettings
+    loss_digits = 4
     generating = False
 
     def prepare(self, model: TfrNet, samples: Sequence[Sample], device: torch.device) -> Generation:
@@ -74,13 +51,14 @@ class TfrNetProtocol(PlateauProtocol):
         self.set_up_text_encoder(model.bert)
         return Generation(model)
 
-    def updates(self, model: TfrNet, config: TrainConfig | None = None) -> Updates:
-        """Adam with groups for the text encoder and the rest."""
+    def updates(self, model: TfrNet, config: TrainConfig) -> Updates:
+        """Groups for the text encoder and the rest; gradients are applied after every batch, clipped by value."""
         s = self.settings
         own = {id(p) for p in model.bert.parameters()}
         rest = [p for p in model.parameters() if id(p) not in own]
         other = {"params": rest, "lr": s.other.lr, "weight_decay": s.other.weight_decay}
-        return self.scheduled(torch.optim.Adam([*bert_groups(model.bert, s.text), other]))
+        optimizer = make_optimizer(config, [*bert_groups(model.bert, s.text), other])
+        return Updates(optimizer, s.accumulate, "each", s.clip_value)
 
     def begin_epoch(self, model: TfrNet, epoch: int) -> None:
         """The first epoch trains the prediction alone."""
@@ -114,21 +92,23 @@ class Predicted(nn.Module):
         return self.model(**incomplete)
 
 
-class MultProtocol(PlateauProtocol):
+class MultProtocol(IncompleteProtocol):
     """One training run of mult."""
 
     settings: MultSettings
+    loss_digits = 4
 
     def prepare(self, model: Mult, samples: Sequence[Sample], device: torch.device) -> Predicted:
         """The module that training calls; the text encoder as configured."""
         self.set_up_text_encoder(model.bert)
         return Predicted(model)
 
-    def updates(self, model: Mult, config: TrainConfig | None = None) -> Updates:
-        """Adam with one group."""
-        s = self.settings.other
+    def updates(self, model: Mult, config: TrainConfig) -> Updates:
+        """One group; gradients are applied after every batch, clipped by value."""
+        s = self.settings
         params = [p for p in model.parameters() if p.requires_grad]
-        return self.scheduled(torch.optim.Adam(params, lr=s.lr, weight_decay=s.weight_decay))
+        group = {"params": params, "lr": s.other.lr, "weight_decay": s.other.weight_decay}
+        return Updates(make_optimizer(config, [group]), s.accumulate, "each", s.clip_value)
 
     def step(self, module: nn.Module, batch: PairedBatch, autocast: Autocast = nullcontext) -> dict[str, Tensor]:
         """`prediction`, which is the `total`."""

@@ -11,14 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.models.cmerc.network import Cmerc, Semantics
-from mer_export.task import Task
 from train import curriculum, losses
 from train.batches import Batch
-from train.evaluate import evaluate_model
 from train.protocols.base import Protocol
 from train.protocols.settings import CmercSettings
 from train.views import degraded
@@ -57,10 +54,6 @@ class CmercProtocol(Protocol):
         """The module that training calls."""
         return Stepped(model, self.settings.semantics)
 
-    def set_class_weights(self, weights: Sequence[float] | None, device: torch.device) -> None:
-        """Weights of the nll loss by class index; None weighs all classes alike."""
-        self.weight = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
-
     def choose(self, samples: Sequence[Sample], epoch: int) -> list[Sample]:
         """The dialogues of one epoch in their order; draws from torch's global random stream when shuffling."""
         chosen = list(samples)
@@ -78,12 +71,6 @@ class CmercProtocol(Protocol):
         """Freezes the weights that the degraded views use until the next epoch."""
         if self.settings.calibrate or self.settings.contrast:
             self.frozen = copy.deepcopy(model).eval().requires_grad_(False)
-
-    def evaluate(self, model: Cmerc, samples: Sequence[Sample], contract: Contract, task: Task) -> dict[str, float]:
-        """Metrics with the semantics that are being trained."""
-        return evaluate_model(
-            model, samples, contract, task, semantics=self.settings.semantics, class_loss=self.class_loss
-        )
 
     def class_loss(self, log_prob: Tensor, labels: Tensor) -> Tensor:
         """Weighted negative log-likelihood or focal loss of labelled rows."""

@@ -17,7 +17,7 @@ from train.protocols.base import Autocast
 from train.protocols.emt_settings import EmtSettings
 from train.protocols.incomplete import IncompleteProtocol, Inputs, PairedBatch, bert_groups, prediction_loss
 from train.restoration import attraction, emt_losses, reconstruction
-from train.updates import Updates
+from train.updates import Updates, make_optimizer
 
 
 class Views(nn.Module):
@@ -48,9 +48,9 @@ class EmtProtocol(IncompleteProtocol):
         """Both views through one network."""
         return Views(model, uniform=self.settings.empty_text == "everywhere")
 
-    def updates(self, model: Emt, config: TrainConfig | None = None) -> Updates:
-        """Adam with a group per part of the network, and the accumulation of gradients."""
-        return Updates(torch.optim.Adam(list(self._groups(model))), self.settings.accumulate)
+    def updates(self, model: Emt, config: TrainConfig) -> Updates:
+        """A group per part of the network, and the accumulation of gradients."""
+        return Updates(make_optimizer(config, list(self._groups(model))), self.settings.accumulate)
 
     def losses_and_output(self, model: Emt, batch: PairedBatch) -> tuple[dict[str, Tensor], Tensor]:
         """All losses, and the output of the incomplete view."""

@@ -76,8 +76,6 @@ class TfrNetSettings(Incompleteness):
     other: Group = Group(lr=2e-3, weight_decay=1e-3)
     accumulate: int = Field(4, ge=1)
     clip_value: float | None = Field(0.8, gt=0)
-    plateau: int = Field(5, ge=0)
-    """Epochs without a better validation loss before the learning rates fall to a tenth."""
     generation_weights: tuple[float, float, float] = (5.0, 2.0, 20.0)
     """Of text, audio and vision; not used in the first epoch."""
 
@@ -89,4 +87,3 @@ class MultSettings(Incompleteness):
     other: Group = Group(lr=1e-3)
     accumulate: int = Field(8, ge=1)
     clip_value: float | None = Field(0.8, gt=0)
-    plateau: int = Field(20, ge=0)

@@ -113,7 +113,7 @@ class IncompleteProtocol(Protocol):
             scores.append(output.float())
             labels.append(batch.labels)
             parts.append(losses)
-        metrics = batch_metrics(task, scores, labels, self.class_loss)
+        metrics = batch_metrics(task, scores, labels, None)
         means = {n: float(torch.stack([p[n] for p in parts]).mean()) for n in ("total", "prediction")}
         return metrics | {
             "loss": round(means["total"], self.loss_digits),

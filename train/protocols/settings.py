@@ -20,6 +20,19 @@ class Curriculum(BaseModel):
     measure_epochs: int = Field(10, ge=1)
 
 
+class MteeSettings(BaseModel):
+    """MTEE (section 6)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    semantics: Literal["batch", "single"] = "single"
+    """`batch` is the published behaviour of the transformer baseline, where samples of a batch attend to each other."""
+    loss: Literal["bce", "ce", "l1", "mse"] = "bce"
+    weigh_positives: bool = True
+    """bce: positives count as negatives per positive of their label in the training split."""
+    shuffle: bool = True
+
+
 class CmercSettings(BaseModel):
     """CMERC (section 6); with `calibrate`, `contrast` and `curriculum` off it is plain M3NET training."""
 

@@ -19,19 +19,21 @@ def read_utterances(path: Path, spec: DataSpec, rows: Sequence[Row], labels: Seq
     """One sample per row.
 
     Several sources of one modality stand side by side in each step; a source of one vector per utterance is repeated
-    over the steps of the others. With a tokenizer text is word pieces of the sentence.
+    over the steps of the others. With a tokenizer text is word pieces of the sentence. Utterances with another label of
+    `label_names` than the model's are left out: a model trained on some emotions reads those.
 
     Raises:
         UsageError: the mapping contradicts itself.
         InputError: arrays do not fit the table, a score is no number, a label is unknown.
     """
+    rows = _known_to(labels, rows, spec)
     if not rows:
-        raise InputError(f"{path}: the table {spec.table} has no rows in the chosen splits")
+        raise InputError(f"{path}: the table {spec.table} has no utterances in the chosen splits and labels")
     if spec.tokenizer and (spec.text or not spec.sentence):
         raise UsageError("data.tokenizer makes the text from data.sentence: name that column and leave out data.text")
     reader = LabelReader(str(path / str(spec.table)), labels, spec.label_names, [r.cell(spec.label) for r in rows])
     pieces = WordPiece.load(spec.tokenizer) if spec.tokenizer else None
-    sources = {m: [_Source(path, s) for s in found] for m, found in spec.sources.items()}
+    sources = {m: [_Source(path, s, rows) for s in found] for m, found in spec.sources.items()}
     splits: dict[str, list[Sample]] = {}
     sentences: dict[str, list[str]] = {}
     for row in rows:
@@ -74,23 +76,30 @@ def _side_by_side(parts: list[np.ndarray], name: str) -> np.ndarray:
 
 
 class _Source:
-    """One array, read once."""
+    """One array of vectors or of sequences, read once, and which of its rows an utterance has."""
 
-    def __init__(self, path: Path, source: ArraySource):
-        if (source.keys is None) != (source.column is None):
-            raise UsageError(f"data: {source.file} needs both keys and column, or neither")
-        self.file = path / source.file
-        self.column = source.column
-        self.values = load_array(self.file, source.array)
+    def __init__(self, path: Path, source: ArraySource, rows: Sequence[Row]):
+        if source.keys is not None and source.column is None:
+            raise UsageError(f"data: keys of {source.file} need the column that is looked up in them")
+        self.source = source
+        self.where = f"{path / source.file}: {source.array or 'array'}"
+        self.values = load_array(path / source.file, source.array)
         if self.values.dtype.kind not in "fiu" or self.values.ndim not in (2, 3):
-            raise InputError(f"{self.file}: array {source.array} is {self.values.dtype} {self.values.shape}")
-        self.offsets = load_array(self.file, source.offsets) if source.offsets else None
-        keys = load_array(self.file, source.keys) if source.keys else np.empty(0)
-        self.index = {str(k): i for i, k in enumerate(keys)}
+            shape = f"{self.values.dtype} {self.values.shape}"
+            raise InputError(f"{self.where} is {shape}, expected numbers (rows, [steps,] width)")
+        self.offsets = load_array(path / source.file, source.offsets) if source.offsets else None
+        if self.offsets is not None and (self.values.ndim != 2 or not _ascending(self.offsets, len(self.values))):
+            raise InputError(f"{self.where}: {source.offsets} are no ascending places in {len(self.values)} steps")
+        keys = load_array(path / source.file, source.keys) if source.keys else np.empty(0)
+        self.index = {str(k): i for i, k in enumerate(keys.tolist())}
+        self.height = len(self.values) if self.offsets is None else len(self.offsets) - 1
+        self._check_height(rows)
 
     def steps(self, row: Row) -> np.ndarray:
         """The vectors (steps, width) of one utterance, float32."""
         place = self._place(row)
+        if place >= self.height:
+            raise InputError(f"{self.where} has {self.height} rows, the table asks for row {place}")
         if self.offsets is not None:
             found = self.values[self.offsets[place] : self.offsets[place + 1]]
         else:
@@ -98,14 +107,40 @@ class _Source:
         found = found.astype(np.float32)
         return found[None] if found.ndim == 1 else found
 
+    def _check_height(self, rows: Sequence[Row]) -> None:
+        """Rows that belong to each other by their place alone have to be as many."""
+        for row in rows if self.source.column is None else ():
+            table = len(next(iter(row.table.values())))
+            if row.array_row is None and table != self.height:
+                raise InputError(
+                    f"{self.where} has {self.height} rows, the table {table}: name a column of rows in data.row, or in "
+                    "the `column` of this source"
+                )
+
     def _place(self, row: Row) -> int:
-        if self.column is not None:
-            key = row.cell(self.column)
-            if key not in self.index:
-                raise InputError(f"{self.file} has no row for {key!r} of column {self.column}")
-            return self.index[key]
-        place = row.at if row.array_row is None else row.array_row
-        rows = len(self.values) if self.offsets is None else len(self.offsets) - 1
-        if place >= rows:
-            raise InputError(f"{self.file} has {rows} rows, the table asks for row {place}")
-        return place
+        column = self.source.column
+        if column is None:
+            return row.at if row.array_row is None else row.array_row
+        if column not in row.table:
+            raise InputError(f"{self.where}: the table has no column {column!r}, there are {list(row.table)}")
+        value = row.cell(column)
+        if self.source.keys is not None:
+            if value not in self.index:
+                raise InputError(f"{self.where}: {self.source.keys} has no {value!r} of column {column}")
+            return self.index[value]
+        if not value.isdecimal():
+            raise InputError(f"{self.where}: column {column} holds no row numbers: name an array of keys")
+        return int(value)
+
+
+def _ascending(offsets: np.ndarray, steps: int) -> bool:
+    if offsets.dtype.kind not in "iu" or offsets.ndim != 1 or not len(offsets):
+        return False
+    return bool((np.diff(offsets.astype(np.int64)) >= 0).all() and offsets[0] >= 0 and offsets[-1] <= steps)
+
+
+def _known_to(labels: Sequence[str] | None, rows: Sequence[Row], spec: DataSpec) -> list[Row]:
+    """Rows whose label the model knows, or that have none; all rows where `label_names` does not say what there is."""
+    others = set(spec.label_names) - set(spec.label_names if labels is None else labels)
+    others |= {str(i) for i, name in enumerate(spec.label_names) if name in others}
+    return [r for r in rows if r.cell(spec.label) not in others]

@@ -7,7 +7,7 @@ padding that its batch needs and on its position in the batch.
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -109,6 +109,10 @@ class Cmerc(nn.Module):
             blocks.insert(0, torch.stack([encoded[m] for m in MODALITIES], dim=1) * inside)
         merged = torch.cat(blocks, dim=-1)
         return merged.permute(0, 2, 1, 3).flatten(2)
+
+    def in_batch(self, **inputs: Any) -> Float[Tensor, "batch utterances classes"]:
+        """Log-probabilities in `batch` semantics."""
+        return self.classify(self.features(**inputs, semantics="batch"), inputs["lengths"])
 
     def classify(
         self, features: Float[Tensor, "batch utterances features"], lengths: Int[Tensor, " batch"]

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from mer_export.models.cmerc.config import CmercConfig
+from mer_export.models.names import TRANSFORMER_LAYER, recurrent
 from mer_export.weights import WeightMap
 
 NORMS = {
     "BN": ("normBN", ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
     "LN": ("normLN", ("weight", "bias")),
 }
-RECURRENT = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 ENCODER = {"gru": "gru", "lstm": "lstm", "transformer": "trans"}
-TRANSFORMER = {
-    "self_attn.in_proj_weight": "qkv.weight",
-    "self_attn.in_proj_bias": "qkv.bias",
-    "self_attn.out_proj.weight": "out.weight",
-    "self_attn.out_proj.bias": "out.bias",
-} | {f"{m}.{p}": f"{m}.{p}" for m in ("linear1", "linear2", "norm1", "norm2") for p in ("weight", "bias")}
 FIXED = {
     "linear_a": "audio_linear",
     "linear_v": "vision_linear",
@@ -54,14 +48,8 @@ def renames(config: CmercConfig) -> dict[str, str]:
 def _encoder(config: CmercConfig, letter: str, ours: str) -> dict[str, str]:
     theirs = f"{ENCODER[config.base_model]}_{letter}"
     if config.base_model == "transformer":
-        return {f"{theirs}.{a}": f"{ours}.layers.{o}" for a, o in TRANSFORMER.items()}
-    directions = {"": "ahead", "_reverse": "back"}
-    return {
-        f"{theirs}.{p}_l{layer}{suffix}": f"{ours}.layers.{direction}.{layer}.{p}_l0"
-        for layer in range(2)
-        for suffix, direction in directions.items()
-        for p in RECURRENT
-    }
+        return {f"{theirs}.{a}": f"{ours}.layers.{o}" for a, o in TRANSFORMER_LAYER.items()}
+    return recurrent(theirs, f"{ours}.layers", layers=2)
 
 
 def unused(config: CmercConfig) -> dict[str, tuple[int, ...]]:
