@@ -9,24 +9,43 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Task(BaseModel):
-    """A prediction task: `classification` reads log-probabilities `(..., classes)` from `output`."""
+    """A prediction task of one of two kinds.
+
+    `classification` reads log-probabilities `(..., classes)` from `output`. `regression` reads one score `(..., 1)`,
+    clipped to `limits`; `labels` then name derived classes, which end at `edges` (each edge belongs to the class below
+    it), or are the nearest integers where there are no edges. `scale` names the metrics that are published for it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["classification"] = "classification"
+    kind: Literal["classification", "regression"] = "classification"
     unit: str = "utterance"
     output: str = "log_prob"
     labels: tuple[str, ...]
+    scale: str | None = None
+    limits: tuple[float, float] = (0.0, 0.0)
+    edges: tuple[float, ...] = ()
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Class probabilities (float64) of log-probabilities `(..., classes)`."""
+        """Class probabilities (float64) of log-probabilities `(..., classes)`; of a score, 1 for its derived class."""
+        if self.kind == "regression":
+            return np.eye(len(self.labels))[self.decide(scores)]
         return np.exp(scores.astype(np.float64))
 
     def decide(self, scores: np.ndarray) -> np.ndarray:
-        """Class index (int64) of each unit: the arg-max, first one on a tie."""
-        return np.argmax(scores, axis=-1)
+        """Class index (int64) of each unit: the arg-max, first one on a tie, or the derived class of a score."""
+        if self.kind == "classification":
+            return np.argmax(scores, axis=-1)
+        value = np.clip(scores[..., 0], *self.limits)
+        if self.edges:
+            # Edges in the precision of the scores, as the published code compares them.
+            return np.searchsorted(np.asarray(self.edges, dtype=value.dtype), value, side="left")
+        return (np.round(value) - self.limits[0]).astype(np.int64)
 
     def margin(self, scores: np.ndarray) -> np.ndarray:
-        """How far a decision is from the next one: top minus second score."""
-        top = np.sort(scores, axis=-1)
-        return top[..., -1] - top[..., -2]
+        """How far a decision is from the next one: top minus second score, or the distance to the nearest edge."""
+        if self.kind == "classification":
+            top = np.sort(scores, axis=-1)
+            return top[..., -1] - top[..., -2]
+        edges = np.asarray(self.edges or np.arange(self.limits[0] + 0.5, self.limits[1]))
+        return np.abs(scores[..., :1] - edges).min(axis=-1)

@@ -17,10 +17,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """`renames(config)` maps authors' names to ours; `unused(config)` gives the shapes of entries never read."""
+    """The correspondence of an authors' checkpoint and a network, by config.
+
+    `renames` maps authors' names to ours; several names of one shared tensor lead to the same one of ours. `unused`
+    gives the shapes of weights never read, which are written as zeros; `constants` the entries that are not learnt,
+    written as they are; `ignored` the shapes of entries that some versions have, never written. A checkpoint may lack
+    all three.
+    """
 
     renames: Callable[[Any], dict[str, str]]
     unused: Callable[[Any], dict[str, tuple[int, ...]]]
+    ignored: Callable[[Any], dict[str, tuple[int, ...]]] = lambda config: {}
+    constants: Callable[[Any], dict[str, Tensor]] = lambda config: {}
 
 
 def bundle_model(bundle: Bundle) -> nn.Module:
@@ -66,7 +74,9 @@ def import_weights(model: nn.Module, state: dict[str, Tensor], table: WeightMap,
     Raises:
         UsageError: with every missing, unexpected and misshapen entry.
     """
-    renames, unused = table.renames(config), table.unused(config)
+    renames = table.renames(config)
+    constants = table.constants(config)
+    unused = table.unused(config) | table.ignored(config) | {n: tuple(t.shape) for n, t in constants.items()}
     own = model.state_dict()
     problems = [f"missing {n}" for n in renames if n not in state]
     problems += [f"unexpected {n}" for n in state if n not in renames and n not in unused]
@@ -77,6 +87,8 @@ def import_weights(model: nn.Module, state: dict[str, Tensor], table: WeightMap,
         for n, shape in expected.items()
         if n in state and tuple(state[n].shape) != shape
     ]
+    problems += _disagreements(renames, state)
+    problems += [f"{n} is not the fixed table of the original" for n, t in constants.items() if not _close(state, n, t)]
     if problems:
         raise UsageError(f"checkpoint does not fit the config ({len(problems)} problems): " + "; ".join(problems))
     loaded = {ours: state[n] for n, ours in renames.items()}
@@ -90,4 +102,26 @@ def export_weights(model: nn.Module, table: WeightMap, config: Any) -> dict[str,
 
     own = model.state_dict()
     state = {n: own[ours] for n, ours in table.renames(config).items()}
-    return state | {n: torch.zeros(shape) for n, shape in table.unused(config).items()}
+    return state | {n: torch.zeros(shape) for n, shape in table.unused(config).items()} | table.constants(config)
+
+
+def _disagreements(renames: dict[str, str], state: dict[str, Tensor]) -> list[str]:
+    """Names of one shared tensor that hold different values."""
+    first: dict[str, str] = {}
+    for name, ours in renames.items():
+        first.setdefault(ours, name)
+    return [
+        f"{name} differs from {first[ours]}, which the config shares with it"
+        for name, ours in renames.items()
+        if name in state and first[ours] in state and not _same(state[name], state[first[ours]])
+    ]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.shape == b.shape and bool((a == b).all()))
+
+
+def _close(state: dict[str, Tensor], name: str, constant: Tensor) -> bool:
+    """True where a checkpoint lacks the entry, has another shape (reported elsewhere) or the same values."""
+    found = state.get(name)
+    return found is None or found.shape != constant.shape or bool(((found - constant).abs() <= 1e-3).all())

@@ -33,7 +33,7 @@ def collate(
     """
     real = [s.lengths(contract) for s in samples]
     if lengths is None:
-        lengths = {d: max(r[d] for r in real) for d in contract.sequence_dims}
+        lengths = {d: max(1, *(r[d] for r in real)) for d in contract.sequence_dims}
     for sample, own in zip(samples, real, strict=True):
         for dim, size in own.items():
             if size > lengths[dim]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.contract import BATCH, Contract
+from mer_export.contract import Contract
 from mer_export.errors import InputError, UsageError
 
 
@@ -17,8 +17,8 @@ class Sample:
     """One unpadded item.
 
     `inputs` holds an array per contract input, without the batch dim; a modality that is missing is absent.
-    `units` are the ids of what is predicted, one per row of the output; `labels` (int64 or float32, one per unit,
-    -1 where a unit has none) is None for unlabelled data.
+    `units` are the ids of what is predicted, one per row of the output; `labels`, one per unit, are classes (int64, -1
+    where a unit has none) or scores (float32, NaN where a unit has none), and None for unlabelled data.
     """
 
     id: str
@@ -27,7 +27,11 @@ class Sample:
     labels: np.ndarray | None = None
 
     def lengths(self, contract: Contract) -> dict[str, int]:
-        """The real length of each sequence dim; raises InputError where inputs disagree or are empty."""
+        """The real length of each sequence dim, 0 where its modality is missing.
+
+        Raises:
+            InputError: inputs disagree, are empty, or there are none.
+        """
         found: dict[str, int] = {}
         for spec in contract.features:
             array = self.inputs.get(spec.name)
@@ -41,10 +45,10 @@ class Sample:
                         raise InputError(f"{self.id}: {spec.name} has {size} {dim}, other inputs have {found[dim]}")
                     if size == 0:
                         raise InputError(f"{self.id}: {spec.name} has no {dim}: remove the empty item")
-        missing = [d for d in contract.sequence_dims if d not in found and d != BATCH]
-        if missing:
-            raise InputError(f"{self.id}: no input gives the length of {missing}: at least one modality is needed")
-        return found
+        if not found and contract.sequence_dims:
+            raise InputError(f"{self.id}: it has no input: at least one of {list(contract.modalities)} is needed")
+        # A dim that only missing modalities have is 0 long.
+        return {d: found.get(d, 0) for d in contract.sequence_dims}
 
     def modalities(self, contract: Contract) -> tuple[str, ...]:
         """The modalities this sample has, in contract order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -21,6 +21,30 @@ def take_steps(x: Float[Tensor, "batch time feature"], index: Int[Tensor, "batch
     batch, time, width = x.shape
     start = torch.arange(batch, device=x.device)[:, None] * time
     return x.reshape(batch * time, width).index_select(0, (start + index).reshape(-1)).reshape(batch, time, width)
+
+
+MASKED = -3e4
+"""Score of a masked key: finite in float16 too, and far enough below any real score that its weight is exactly 0."""
+
+
+def real_steps(lengths: Int[Tensor, " batch"], steps: int) -> Bool[Tensor, "batch time"]:
+    """True at the real steps of each item."""
+    return torch.arange(steps, device=lengths.device) < lengths[:, None]
+
+
+def masked_softmax(
+    score: Float[Tensor, "*rows keys"], mask: Bool[Tensor, "*#rows keys"]
+) -> Float[Tensor, "*rows keys"]:
+    """Attention weights over the keys where `mask` is true; all zero where there is none."""
+    weight = torch.softmax(torch.where(mask, score, MASKED), dim=-1)
+    return torch.where(mask, weight, 0.0)
+
+
+def last_step(x: Float[Tensor, "batch time feature"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch feature"]:
+    """The row at the last real step of each item; lengths are at least 1."""
+    batch, time, width = x.shape
+    start = torch.arange(batch, device=x.device) * time
+    return x.reshape(batch * time, width).index_select(0, start + lengths - 1)
 
 
 class BidirectionalRNN(nn.Module):
