@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from mer_export.contract import BATCH, Lengths, TensorSpec
 from mer_export.models.bert.config import BertConfig
 from mer_export.task import Task
 
 MODALITIES = ("text", "audio", "vision")
+LETTERS = {"text": "l", "audio": "a", "vision": "v"}
+"""Modalities in parameter names of MulT and TFR-Net."""
 FeatureStandardise = tuple[Literal["text", "audio", "vision"], ...]
 
 SCALES: dict[str, Task] = {
@@ -39,6 +43,11 @@ SCALES: dict[str, Task] = {
 }
 
 
+def others(modality: str) -> tuple[str, ...]:
+    """The other two modalities."""
+    return tuple(m for m in MODALITIES if m != modality)
+
+
 def utterance_inputs(bert: BertConfig | None, dims: Mapping[str, int]) -> tuple[TensorSpec, ...]:
     """Token ids (or token vectors without `bert`), audio and vision frames, and the real length of each.
 
@@ -54,7 +63,7 @@ def utterance_inputs(bert: BertConfig | None, dims: Mapping[str, int]) -> tuple[
                 dims=(BATCH, "text_len"),
                 modality="text",
                 below=bert.vocabulary,
-                description="word pieces from the first special token to the last one; missing ones are the unknown one",
+                description="word pieces with both special tokens; missing ones are the unknown one",
             ),
             TensorSpec(
                 name="token_type_ids", dtype="int64", dims=(BATCH, "text_len"), modality="text", below=bert.segments
@@ -90,3 +99,34 @@ def check_buckets(buckets: Iterable[Lengths], longest: Lengths) -> None:
     for bucket in buckets:
         if list(bucket) != list(longest) or not all(1 <= n <= longest[d] for d, n in bucket.items()):
             raise ValueError(f"a bucket needs {list(longest)} in this order, up to {longest}, not {bucket}")
+
+
+class ArrayLengths(BaseModel):
+    """Lengths of the padded arrays that a model without padding masks was trained with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text_len: int = Field(ge=2)
+    audio_len: int = Field(ge=1)
+    vision_len: int = Field(ge=1)
+
+    def check(self, bert: BertConfig) -> None:
+        """Raises ValueError where the text is longer than BERT's table of positions."""
+        if self.text_len > bert.positions:
+            raise ValueError(f"text_len {self.text_len} is more than the {bert.positions} positions of bert")
+
+
+class Kernels(BaseModel):
+    """Width of the temporal convolution of each modality."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: int = Field(ge=1)
+    audio: int = Field(ge=1)
+    vision: int = Field(ge=1)
+
+    def check(self, arrays: ArrayLengths) -> None:
+        """Raises ValueError where a kernel is longer than its array."""
+        for m, size in self.model_dump().items():
+            if size > arrays.model_dump()[f"{m}_len"]:
+                raise ValueError(f"kernel {size} of {m} is longer than its array")

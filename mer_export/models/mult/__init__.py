@@ -1,0 +1,22 @@
+"""MulT as EMT-DLFR's repository runs it on incomplete data, with BERT as a frozen text encoder.
+
+Paper: Tsai et al., "Multimodal Transformer for Unaligned Multimodal Language Sequences", ACL 2019. Public
+repositories: sunlicai/EMT-DLFR, thuiar/MMSA.
+"""
+
+from mer_export.models.mult.config import MultConfig, contract, task
+from mer_export.registry import System
+
+SYSTEM = System(
+    name="mult",
+    title="MulT: crossmodal transformer, on incomplete data",
+    paper="ACL 2019",
+    source="sunlicai/EMT-DLFR, thuiar/MMSA",
+    config=MultConfig,
+    variants=("tokens",),
+    variant_of=lambda config: "tokens",
+    contract=contract,
+    task=task,
+    network="mer_export.models.mult.network:Mult",
+    weights="mer_export.models.mult.weights:WEIGHT_MAP",
+)
