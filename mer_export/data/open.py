@@ -46,6 +46,11 @@ FORMATS: dict[str, Format] = {
         writes=True,
         directory=True,
     ),
+    "mmsa": Format(
+        "feature pickles of MMSA (MOSI, MOSEI, SIMS)",
+        "mer_export.data.readers.mmsa",
+        writes=True,
+    ),
     "parquet": Format("columnar file of mer data convert", "mer_export.data.columnar", writes=True, streams=True),
     "jsonl": Format("one dialogue per line", "mer_export.data.readers.jsonl", streams=True),
 }

@@ -46,7 +46,7 @@ class Sample:
                     if size == 0:
                         raise InputError(f"{self.id}: {spec.name} has no {dim}: remove the empty item")
         if not found and contract.sequence_dims:
-            raise InputError(f"{self.id}: it has no input: at least one of {list(contract.modalities)} is needed")
+            raise InputError(f"{self.id}: it has none of {list(contract.modalities)}: at least one modality is needed")
         # A dim that only missing modalities have is 0 long.
         return {d: found.get(d, 0) for d in contract.sequence_dims}
 

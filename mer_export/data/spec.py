@@ -32,7 +32,7 @@ class DataSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = "auto"
-    dataset: Literal["iemocap", "meld"] | None = None
+    dataset: Literal["iemocap", "meld", "mosi", "mosei", "sims"] | None = None
     table: str | None = None
     """Utterance table (csv, tsv, parquet); `{split}` in the name means one file per split."""
     splits: tuple[str, ...] = ()

@@ -8,10 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import cmerc_adapters
+import emt_adapters
+import emt_data_adapters
 import pytest
 from case import CannotMap, Case, find_cases
 
-ADAPTERS = {**cmerc_adapters.ADAPTERS}
+ADAPTERS = {**cmerc_adapters.ADAPTERS, **emt_adapters.ADAPTERS, **emt_data_adapters.ADAPTERS}
+"""By model; where two systems have a model of one name, by `<system>/<model>`."""
 TOLERANCES = {**cmerc_adapters.TOLERANCES}
 
 
@@ -24,6 +27,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_golden(folder: Path) -> None:
     case = Case.load(folder)
     model = case.content["model"]
+    if f"{case.content.get('system')}/{model}" in ADAPTERS:
+        model = f"{case.content['system']}/{model}"
     if model not in ADAPTERS:
         pytest.fail(f"cannot map this case: no adapter for system {case.content.get('system')!r}, model {model!r}")
     try:

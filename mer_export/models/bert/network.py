@@ -85,7 +85,10 @@ class Layer(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
         self.heads = config.heads
-        self.query, self.key, self.value, self.out = (_linear(config.hidden, config.hidden) for _ in range(4))
+        self.query, self.value, self.out = (_linear(config.hidden, config.hidden) for _ in range(3))
+        self.key = _linear(config.hidden, config.hidden, bias=False)
+        # A bias of the keys shifts all scores of a query alike, which softmax ignores: kept for checkpoints only.
+        self.register_buffer("key_bias", torch.zeros(config.hidden))
         self.attention_norm = nn.LayerNorm(config.hidden, eps=config.epsilon)
         self.expand = _linear(config.hidden, config.feed_forward)
         self.contract = _linear(config.feed_forward, config.hidden)
@@ -105,8 +108,9 @@ class Layer(nn.Module):
         return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads)).transpose(1, 2)
 
 
-def _linear(inputs: int, outputs: int) -> nn.Linear:
-    linear = nn.Linear(inputs, outputs)
+def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs, bias=bias)
     nn.init.normal_(linear.weight, std=0.02)
-    nn.init.zeros_(linear.bias)
+    if bias:
+        nn.init.zeros_(linear.bias)
     return linear

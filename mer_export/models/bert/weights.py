@@ -15,6 +15,7 @@ LAYER = {
     "output.dense": "contract",
     "output.LayerNorm": "norm",
 }
+KEY_BIAS = {"attention.self.key.bias": "key_bias"}
 PARTS = ("weight", "bias")
 
 
@@ -22,12 +23,10 @@ def renames(config: BertConfig, theirs: str, ours: str) -> dict[str, str]:
     """Every entry that the encoder reads, under the prefixes `theirs` and `ours` (both end in a dot or are empty)."""
     names = {f"{theirs}embeddings.{a}": f"{ours}embeddings.{o}" for a, o in EMBEDDINGS.items()}
     names |= {f"{theirs}embeddings.LayerNorm.{p}": f"{ours}embeddings.norm.{p}" for p in PARTS}
-    return names | {
-        f"{theirs}encoder.layer.{n}.{a}.{p}": f"{ours}layers.{n}.{o}.{p}"
-        for n in range(config.layers)
-        for a, o in LAYER.items()
-        for p in PARTS
-    }
+    for n in range(config.layers):
+        layer = {f"{a}.{p}": f"{o}.{p}" for a, o in LAYER.items() for p in PARTS} | KEY_BIAS
+        names |= {f"{theirs}encoder.layer.{n}.{a}": f"{ours}layers.{n}.{o}" for a, o in layer.items()}
+    return names
 
 
 def unused(config: BertConfig, theirs: str) -> dict[str, tuple[int, ...]]:

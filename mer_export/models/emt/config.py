@@ -19,7 +19,6 @@ from mer_export.models.utterance import (
 from mer_export.task import Task
 
 POSITIONS = 1024
-Modality = Literal["text", "audio", "vision"]
 
 
 class Restoration(BaseModel):
@@ -55,7 +54,7 @@ class EmtConfig(BaseModel):
     audio_out: int = Field(16, ge=1)
     vision_hidden: int = Field(64, ge=1)
     vision_out: int = Field(32, ge=1)
-    encoder_dropout: dict[Modality, float] = Field(default_factory=dict)
+    encoder_dropout: dict[str, float] = Field(default_factory=dict)
     """Dropout of the recurrent encoders' utterance vectors."""
     width: int = Field(128, ge=1)
     depth: int = Field(3, ge=1)
@@ -90,6 +89,8 @@ class EmtConfig(BaseModel):
             raise ValueError(f"labels must be none or two and more different ones, they are {self.labels}")
         if self.bert is not None and "text" in self.standardise:
             raise ValueError("standardise text is for token vectors, with bert text is token ids")
+        if unknown := set(self.encoder_dropout) - set(MODALITIES):
+            raise ValueError(f"encoder_dropout is for {list(MODALITIES)}, not {sorted(unknown)}")
         check_buckets(self.buckets, self.longest)
         return self
 

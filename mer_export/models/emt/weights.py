@@ -61,8 +61,8 @@ def renames(config: EmtConfig) -> dict[str, str]:
     for n, theirs in AUTHORS.items():
         names |= _entries(PROJECTOR, f"Model.{theirs}_projector", f"restoration.projectors.{n}")
         names |= _entries(PREDICTOR, f"Model.{theirs}_predictor", f"restoration.predictors.{n}")
-    for n, ours in enumerate(("hidden1", "hidden2", "out"), start=1):
-        names |= _entries({f"post_fusion_layer_{n}": (ours, BOTH)}, "Model", "head")
+    for layer, ours in enumerate(("hidden1", "hidden2", "out"), start=1):
+        names |= _entries({f"post_fusion_layer_{layer}": (ours, BOTH)}, "Model", "head")
     return names | _fusion(config)
 
 

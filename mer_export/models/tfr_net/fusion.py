@@ -27,7 +27,7 @@ class Fusion(nn.Module):
         self.encoders = nn.ModuleDict({m: encoder(config.fused_dims[m], widths[m], config) for m in MODALITIES})
         # Dropout acts on each vector or on all of them together, which is the same.
         self.dropout = nn.Dropout(config.fusion_dropout if config.fusion != "max" else 0.0)
-        width = sum(self.encoders[m].outputs for m in MODALITIES)
+        width = sum(encoder.outputs(w) for w in widths.values())
         self.norm = nn.BatchNorm1d(width)
         self.hidden = nn.Linear(width, config.head_width)
         self.head_dropout = nn.Dropout(config.head_dropout)
@@ -57,10 +57,13 @@ class GatedEncoder(nn.Module):
 
     def __init__(self, inputs: int, width: int, config: TfrNetConfig):
         super().__init__()
-        self.outputs = width
         self.recurrent = Recurrent(inputs, width, config.fusion_layers)
         self.gate = nn.Conv1d(2 * width, 1, 3, padding=1)
         self.linear = nn.Linear(inputs + 2 * width, width)
+
+    @staticmethod
+    def outputs(width: int) -> int:
+        return width
 
     def forward(self, x: Steps, lengths: Int[Tensor, " batch"]) -> Vector:
         states = self.recurrent(x, lengths)
@@ -75,9 +78,12 @@ class RecurrentEncoder(nn.Module):
 
     def __init__(self, inputs: int, width: int, config: TfrNetConfig):
         super().__init__()
-        self.outputs = 2 * width
         self.recurrent = Recurrent(inputs, width, config.fusion_layers)
         self.linear = nn.Linear(2 * width, 2 * width) if config.fusion_linear else nn.Identity()
+
+    @staticmethod
+    def outputs(width: int) -> int:
+        return 2 * width
 
     def forward(self, x: Steps, lengths: Int[Tensor, " batch"]) -> Vector:
         return torch.tanh(self.linear(self.recurrent(x, lengths))).amax(dim=1)
@@ -88,8 +94,11 @@ class MaximumEncoder(nn.Module):
 
     def __init__(self, inputs: int, width: int, config: TfrNetConfig):
         super().__init__()
-        self.outputs = width
         self.linear = nn.Linear(inputs, width)
+
+    @staticmethod
+    def outputs(width: int) -> int:
+        return width
 
     def forward(self, x: Steps, lengths: Int[Tensor, " batch"]) -> Vector:
         return torch.tanh(self.linear(x)).amax(dim=1)

@@ -1,0 +1,82 @@
+"""The `protocol:` sections of emt, tfr_net and mult; needs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mer_export.data.missing import SEEDS
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Missing(Strict):
+    """Which share of tokens and frames is missing in training and in the measured splits, and the seeds of the draw."""
+
+    text: float = Field(0.0, ge=0, le=1)
+    audio: float = Field(0.0, ge=0, le=1)
+    vision: float = Field(0.0, ge=0, le=1)
+    seeds: tuple[int, int, int] = (SEEDS["text"], SEEDS["audio"], SEEDS["vision"])
+
+    @property
+    def rates(self) -> dict[str, float]:
+        return {"text": self.text, "audio": self.audio, "vision": self.vision}
+
+    @property
+    def seed_by_modality(self) -> dict[str, int]:
+        return dict(zip(SEEDS, self.seeds, strict=True))
+
+
+class Group(Strict):
+    """Learning rate and L2 weight decay of some parameters."""
+
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class EmtSettings(Strict):
+    """EMT-DLFR, section 6. Defaults are those for MOSI."""
+
+    missing: Missing = Missing()
+    train_text_encoder: bool = True
+    text: Group = Group(lr=5e-5, weight_decay=1e-3)
+    """BERT; its biases and norms have no decay."""
+    audio: Group = Group(lr=1e-3, weight_decay=1e-2)
+    vision: Group = Group(lr=1e-4, weight_decay=1e-3)
+    other: Group = Group(lr=1e-3, weight_decay=1e-3)
+    accumulate: int = Field(4, ge=1)
+    attraction_weight: float = Field(1.0, ge=0)
+    reconstruction_weight: float = Field(1.0, ge=0)
+    reconstruction: Literal["smooth_l1", "l1", "mse"] = "smooth_l1"
+    empty_text: Literal["nothing", "everywhere"] = "nothing"
+    """What a text without words attends to: nothing, which is what exports compute, or every padded position, as in
+    the original, where its answer depends on the padding."""
+
+
+class TfrNetSettings(Strict):
+    """TFR-Net, section 6.4. Defaults are those for MOSI and MOSEI."""
+
+    missing: Missing = Missing()
+    train_text_encoder: bool = True
+    text: Group = Group(lr=1e-5, weight_decay=1e-4)
+    other: Group = Group(lr=2e-3, weight_decay=1e-3)
+    accumulate: int = Field(4, ge=1)
+    clip_value: float | None = Field(0.8, gt=0)
+    plateau: int = Field(5, ge=0)
+    """Epochs without a better validation loss before the learning rates fall to a tenth."""
+    generation_weights: tuple[float, float, float] = (5.0, 2.0, 20.0)
+    """Of text, audio and vision; not used in the first epoch."""
+
+
+class MultSettings(Strict):
+    """MulT on incomplete data, section 6.4. Defaults are those for MOSI."""
+
+    missing: Missing = Missing()
+    train_text_encoder: bool = False
+    other: Group = Group(lr=1e-3)
+    accumulate: int = Field(8, ge=1)
+    clip_value: float | None = Field(0.8, gt=0)
+    plateau: int = Field(20, ge=0)
