@@ -151,6 +151,8 @@ def _job(bundle: Bundle, wanted: Variant, opset: int, example: Sequence[Sample] 
     from mer_export.weights import bundle_model
 
     model, contract = bundle_model(bundle), bundle.manifest.contract
+    for name in getattr(model, "training_only", ()):
+        delattr(model, name)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     arrays = example_inputs(contract, wanted.lengths, example)

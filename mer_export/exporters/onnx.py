@@ -15,6 +15,7 @@ from mer_export.contract import BATCH
 from mer_export.errors import NotAvailableError
 from mer_export.exporters.job import Exported, ExportJob, prove, repeat
 from mer_export.exporters.merge import merge_linears
+from mer_export.exporters.share import share_initializers
 from mer_export.exporters.torchscript import attention_as_written
 
 LARGEST_FOLDED = 1 << 31
@@ -68,6 +69,7 @@ def to_onnx(job: ExportJob) -> Any:
         )
     model = program.model_proto
     merge_linears(model)
+    share_initializers(model)
     return model
 
 

@@ -62,6 +62,9 @@ class View:
 class Emt(nn.Module):
     """Everything but the signature of `forward`, which depends on how text comes in."""
 
+    training_only = ("restoration",)
+    """Parts that `forward` never calls; exports leave them out."""
+
     def __init__(self, config: EmtConfig):
         super().__init__()
         self.config = config

@@ -45,6 +45,11 @@ class TfrNet(nn.Module):
         self.reconstruction = Reconstruction(config)
         self.fusion = Fusion(config)
 
+    @property
+    def training_only(self) -> tuple[str, ...]:
+        """Parts that `forward` never calls; exports leave them out."""
+        return () if self.config.fuse_generated else ("reconstruction",)
+
     def forward(
         self,
         input_ids: Int[Tensor, "batch text_len"],
