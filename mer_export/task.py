@@ -7,6 +7,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+HEADLINES = {"mosi": "non0_acc_2", "sims": "acc_2"}
+"""The metric, in percent, that a regression is judged by, per scale."""
+
 
 class Task(BaseModel):
     """A prediction task of one of two kinds.
@@ -26,10 +29,25 @@ class Task(BaseModel):
     limits: tuple[float, float] = (0.0, 0.0)
     edges: tuple[float, ...] = ()
 
+    @property
+    def headline(self) -> str:
+        """The name of the metric, in percent, that this task is judged by."""
+        return HEADLINES[self.scale] if self.scale else "weighted_f1"
+
+    def known(self, labels: np.ndarray) -> np.ndarray:
+        """True where a unit has a label: a class from 0 on, or a score that is a number."""
+        return ~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0
+
+    def truth(self, labels: np.ndarray) -> np.ndarray:
+        """Class index (int64) of each labelled unit; for scores, of the derived class."""
+        return self.decide(labels[..., None]) if labels.dtype.kind == "f" else labels
+
+    def columns(self) -> tuple[str, ...]:
+        """Names of the numbers that stand beside the label of an answer."""
+        return ("score",) if self.kind == "regression" else tuple(f"p/{label}" for label in self.labels)
+
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Class probabilities (float64) of log-probabilities `(..., classes)`; of a score, 1 for its derived class."""
-        if self.kind == "regression":
-            return np.eye(len(self.labels))[self.decide(scores)]
+        """Class probabilities (float64) of log-probabilities `(..., classes)`."""
         return np.exp(scores.astype(np.float64))
 
     def decide(self, scores: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mer_export.bundle import Strict
 from mer_export.data.samples import Sample
-from mer_export.metrics import classification_metrics
+from mer_export.metrics import task_metrics
 from mer_export.task import Task
 from runtimes.policy import Policy
 
@@ -80,6 +80,8 @@ class Comparison(Strict):
     outputs: list[OutputError]
     flips: int
     flips_beyond_noise: int
+    sign_flips: int | None = None
+    """Units whose score changes sign (0 counts as positive), where the task is a regression."""
     listed_flips: list[Flip] = Field(default_factory=list)
     flip_matrix: list[list[int]]
     """Units by label: row = reference, column = candidate."""
@@ -155,6 +157,7 @@ def compare(items: Sequence[Compared], task: Task, policy: Policy, precision: st
         outputs=errors,
         flips=len(flips),
         flips_beyond_noise=sum(not f.noise for f in flips),
+        sign_flips=_sign_flips(items, task),
         listed_flips=sorted(flips, key=lambda f: -f.margin)[: policy.listed_flips],
         flip_matrix=_flip_matrix(items, task),
         metrics=metric_differences([i for i in items if i.real], task, seed),
@@ -173,7 +176,7 @@ def sample_flips(item: Compared, task: Task, noise: float) -> list[Flip]:
             unit=item.sample.units[i],
             reference=task.labels[before[i]],
             candidate=task.labels[after[i]],
-            label=task.labels[int(labels[i])] if labels is not None and labels[i] >= 0 else None,
+            label=task.labels[int(task.truth(labels)[i])] if labels is not None and task.known(labels)[i] else None,
             margin=float(margin[i]),
             difference=float(np.nan_to_num(np.abs(a[i] - b[i]), nan=np.inf, posinf=3.4e38).max()),
             noise=bool(margin[i] <= noise),
@@ -190,21 +193,23 @@ def metric_differences(
     Whole samples, because utterances of one dialogue are not independent. Identical decisions need no resampling:
     the interval is exactly 0.
     """
-    labelled = [i for i in items if i.sample.labels is not None and (i.sample.labels >= 0).any()]
+    labelled = [i for i in items if i.sample.labels is not None and task.known(i.sample.labels).any()]
     if not labelled:
         return []
-    labels = [np.asarray(i.sample.labels, dtype=np.int64) for i in labelled]
-    reference = [task.decide(_rows(i.reference[task.output])) for i in labelled]
-    candidate = [task.decide(_rows(i.candidate[task.output])) for i in labelled]
+    labels = [np.asarray(i.sample.labels) for i in labelled]
+    reference = [_rows(i.reference[task.output]) for i in labelled]
+    candidate = [_rows(i.candidate[task.output]) for i in labelled]
 
-    def measure(which: Sequence[int], predictions: list[np.ndarray]) -> dict[str, float]:
-        return classification_metrics(
-            task, np.concatenate([labels[i] for i in which]), np.concatenate([predictions[i] for i in which])
+    def measure(which: Sequence[int], scores: list[np.ndarray]) -> dict[str, float]:
+        return task_metrics(
+            task, np.concatenate([labels[i] for i in which]), np.concatenate([scores[i] for i in which])
         )
 
     everything = range(len(labelled))
     a, b = measure(everything, reference), measure(everything, candidate)
-    same = all(np.array_equal(x, y) for x, y in zip(reference, candidate, strict=True))
+    same = all(
+        np.array_equal(_decisive(x, task), _decisive(y, task)) for x, y in zip(reference, candidate, strict=True)
+    )
     drawn = {} if same else _resampled(measure, len(labelled), reference, candidate, seed, rounds)
     return [
         MetricDifference(
@@ -212,11 +217,16 @@ def metric_differences(
             reference=a[name],
             candidate=b[name],
             difference=b[name] - a[name],
-            low=0.0 if same else float(np.quantile(drawn[name], 0.025)),
-            high=0.0 if same else float(np.quantile(drawn[name], 0.975)),
+            low=0.0 if same else float(np.nanquantile(drawn[name], 0.025)),
+            high=0.0 if same else float(np.nanquantile(drawn[name], 0.975)),
         )
         for name in a
     ]
+
+
+def _decisive(scores: np.ndarray, task: Task) -> np.ndarray:
+    """What metrics depend on: the decisions, or the scores of a regression."""
+    return scores if task.kind == "regression" else task.decide(scores)
 
 
 def _resampled(
@@ -235,6 +245,13 @@ def _resampled(
         for name in a:
             differences.setdefault(name, []).append(b[name] - a[name])
     return differences
+
+
+def _sign_flips(items: Sequence[Compared], task: Task) -> int | None:
+    if task.kind != "regression":
+        return None
+    pairs = ((_rows(i.reference[task.output]), _rows(i.candidate[task.output])) for i in items)
+    return sum(int(((a >= 0) != (b >= 0)).sum()) for a, b in pairs)
 
 
 def _flip_matrix(items: Sequence[Compared], task: Task) -> list[list[int]]:

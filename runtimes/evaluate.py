@@ -8,7 +8,7 @@ import numpy as np
 
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError
-from mer_export.metrics import classification_metrics
+from mer_export.metrics import task_metrics
 from runtimes.predictor import Predictor
 
 
@@ -24,4 +24,4 @@ def evaluate(predictor: Predictor, samples: Sequence[Sample]) -> dict[str, float
     scores = np.concatenate(predictor.scores(labelled))
     labels = np.concatenate([s.labels for s in labelled if s.labels is not None])
     answered = ~np.isnan(scores).any(axis=-1)
-    return classification_metrics(predictor.task, labels[answered], predictor.task.decide(scores[answered]))
+    return task_metrics(predictor.task, labels[answered], scores[answered])

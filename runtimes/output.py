@@ -24,9 +24,10 @@ def write(
 ) -> dict[str, int]:
     """Writes every prediction; the ending of `path` chooses the format.
 
-    Each unit has the columns sample, unit, label, modalities and the probability of each class. In JSONL probabilities
-    are an object and modalities a list; in CSV and Parquet there is one column `p/<label>` per class, and in CSV
-    modalities are joined by `+`. A unit without a prediction has an empty (null) label and no probabilities.
+    Each unit has the columns sample, unit, label, modalities and the probability of each class, or a score where the
+    task is a regression. In JSONL probabilities are an object and modalities a list; in CSV and Parquet there is one
+    column `p/<label>` per class, and in CSV modalities are joined by `+`. A unit without a prediction has an empty
+    (null) label and no probabilities.
 
     Args:
         predictions: in the order to keep.
@@ -52,13 +53,14 @@ def write(
 
 
 def _write_jsonl(predictions: Iterable[Prediction], path: Path, task: Task) -> None:
+    regression = task.kind == "regression"
     with path.open("w", encoding="utf-8") as stream:
         for p in predictions:
             row = {
                 "sample": p.sample,
                 "unit": p.unit,
                 "label": p.label,
-                "probabilities": p.probabilities or None,
+                **({"score": p.score} if regression else {"probabilities": p.probabilities or None}),
                 "modalities": p.modalities,
             }
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -67,10 +69,10 @@ def _write_jsonl(predictions: Iterable[Prediction], path: Path, task: Task) -> N
 def _write_csv(predictions: Iterable[Prediction], path: Path, task: Task) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["sample", "unit", "label", "modalities", *(f"p/{label}" for label in task.labels)])
+        writer.writerow(["sample", "unit", "label", "modalities", *task.columns()])
         for p in predictions:
-            chances = [repr(p.probabilities[n]) if p.probabilities else "" for n in task.labels]
-            writer.writerow([p.sample, p.unit, p.label or "", "+".join(p.modalities), *chances])
+            numbers = [repr(n) for n in p.numbers] or [""] * len(task.columns())
+            writer.writerow([p.sample, p.unit, p.label or "", "+".join(p.modalities), *numbers])
 
 
 def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task) -> None:
@@ -81,7 +83,7 @@ def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task) ->
         raise NotAvailableError("pyarrow is not installed: pip install 'mer[columnar]'") from None
     text = pyarrow.string()
     fields = [("sample", text), ("unit", text), ("label", text), ("modalities", pyarrow.list_(text))]
-    schema = pyarrow.schema([*fields, *((f"p/{label}", pyarrow.float64()) for label in task.labels)])
+    schema = pyarrow.schema([*fields, *((name, pyarrow.float64()) for name in task.columns())])
     with parquet.ParquetWriter(path, schema) as writer:
         rows = iter(predictions)
         while group := list(islice(rows, GROUP)):
@@ -91,7 +93,8 @@ def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task) ->
                 "label": [p.label for p in group],
                 "modalities": [list(p.modalities) for p in group],
             }
-            columns |= {f"p/{n}": [p.probabilities.get(n) for p in group] for n in task.labels}
+            for place, name in enumerate(task.columns()):
+                columns[name] = [p.numbers[place] if p.numbers else None for p in group]
             writer.write_table(pyarrow.table(columns, schema=schema))
 
 

@@ -61,6 +61,8 @@ class ParityReport(Strict):
     verdict: Verdict
     system: str
     task_output: str
+    metric: str = "weighted_f1"
+    """The metric that the task is judged by."""
     labels: tuple[str, ...]
     weights_sha256: str
     reference: dict[str, Any]
@@ -124,13 +126,14 @@ def run_parity(
         verdict=gravest(r.verdict for r in reports),
         system=manifest.system,
         task_output=manifest.task.output,
+        metric=manifest.task.headline,
         labels=manifest.task.labels,
         weights_sha256=manifest.files[WEIGHTS].sha256,
         reference=items.info | {"how": "eager PyTorch, float32, CPU, each sample alone and unpadded"},
         source=source,
         samples=len(samples),
         units=sum(len(s.units) for s in samples),
-        labelled=sum(int((s.labels >= 0).sum()) for s in samples if s.labels is not None),
+        labelled=sum(int(manifest.task.known(s.labels).sum()) for s in samples if s.labels is not None),
         probes=len(items.probes),
         policy=policy,
         candidates=reports,
@@ -186,7 +189,9 @@ def judge(report: CandidateReport, task: Task, policy: Policy) -> tuple[Verdict,
     if found.flips:
         grade: Verdict = "fail" if found.flips > allowed else "warn"
         findings.append((grade, f"{found.flips} of {found.units} labels change, allowed are {allowed}"))
-    findings += _metric_findings(report, rule.metric, rule.metric_drop)
+    findings += _metric_findings(report, rule.metric or task.headline, rule.metric_drop)
+    if found.sign_flips and found.sign_flips > allowed:
+        findings.append(("fail", f"{found.sign_flips} of {found.units} scores change sign, allowed are {allowed}"))
     findings += [
         (
             "fail" if i.used > 1 else "warn",

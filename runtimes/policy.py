@@ -20,14 +20,14 @@ class Rule(Strict):
 
     An element agrees when |a - b| <= atol + rtol * |reference|. `flip_share` is the part of all units whose label
     may change (one unit is always allowed where it is above 0), `metric_drop` how many points a task metric may
-    lose, `metric` the metric that is held against it.
+    lose, `metric` the metric that is held against it (None: the one that the task is judged by).
     """
 
     atol: float = Field(ge=0)
     rtol: float = Field(ge=0)
     flip_share: float = Field(0.0, ge=0, le=1)
     metric_drop: float = Field(0.0, ge=0)
-    metric: str = "weighted_f1"
+    metric: str | None = None
 
     def flips_allowed(self, units: int) -> int:
         """How many of `units` labels may change."""

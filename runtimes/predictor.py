@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 
 from mer_export.bundle import Bundle, Variant
-from mer_export.contract import Lengths
+from mer_export.contract import Lengths, TensorSpec
 from mer_export.data.collate import collate
 from mer_export.data.overflow import Piece, fit
 from mer_export.data.samples import Sample
@@ -27,7 +27,10 @@ Overflow = Literal["error", "window", "truncate"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer for one unit. `label` and `index` (of the class) are None where overflow left a unit without one."""
+    """The answer for one unit. `label` and `index` (of the class) are None where overflow left a unit without one.
+
+    A regression has a `score` and no probabilities; its label is the derived class.
+    """
 
     sample: str
     unit: str
@@ -35,6 +38,12 @@ class Prediction:
     index: int | None
     probabilities: dict[str, float]
     modalities: tuple[str, ...]
+    score: float | None = None
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The score, or the probability of each class, as `Task.columns` names them; empty without a prediction."""
+        return tuple(self.probabilities.values()) if self.score is None else (self.score,)
 
 
 class _Work(NamedTuple):
@@ -96,7 +105,7 @@ class Predictor:
             yield from self._read(sample, scores)
 
     def scores(self, samples: Iterable[Sample]) -> list[np.ndarray]:
-        """Raw rows of the task's output for each sample, float32 `(units, classes)`.
+        """Raw rows of the task's output for each sample, float32 `(units, outputs)`.
 
         Rows that overflow left without a prediction are NaN.
         """
@@ -145,7 +154,8 @@ class Predictor:
                 lengths = piece.sample.lengths(self.contract)
                 work.append(_Work(number, piece, lengths, self._bucket(lengths)))
         work.sort(key=lambda w: (tuple((w.bucket or {}).values()), tuple(w.lengths.values())))
-        width = len(self.task.labels)
+        width = self._output.dims[-1]
+        assert isinstance(width, int)
         rows = [np.full((len(s.units), width), np.nan, dtype=np.float32) for s in chunk]
         while work:
             size = self._batch_for(work[0].bucket)
@@ -160,11 +170,14 @@ class Predictor:
         session = self.session(alike[0].bucket)
         arrays = collate([w.piece.sample for w in alike], self.contract, alike[0].bucket, session.batch or None)
         output = session.run(arrays)[self.task.output]
-        spec = next(s for s in self.contract.outputs if s.name == self.task.output)
-        unit_dim = spec.dims[1]
+        unit_dim = self._output.dims[1]
         if not isinstance(unit_dim, str):
             return [output[i : i + 1] for i in range(len(alike))]
         return [output[i, : w.lengths[unit_dim]] for i, w in enumerate(alike)]
+
+    @property
+    def _output(self) -> TensorSpec:
+        return next(s for s in self.contract.outputs if s.name == self.task.output)
 
     def _bucket(self, lengths: Lengths) -> Lengths | None:
         """The smallest bucket that holds `lengths`; None (pad to the longest of the batch) without variants."""
@@ -178,14 +191,16 @@ class Predictor:
         modalities = sample.modalities(self.contract)
         answered = ~np.isnan(scores).any(axis=-1)
         indices = self.task.decide(np.where(answered[:, None], scores, 0))
-        probabilities = self.task.probabilities(scores)
         labels = self.task.labels
-        for unit, has_answer, index, chances in zip(sample.units, answered, indices, probabilities, strict=True):
+        for unit, has_answer, index, row in zip(sample.units, answered, indices, scores, strict=True):
             if not has_answer:
                 yield Prediction(sample.id, unit, None, None, {}, modalities)
-                continue
-            named = {label: float(p) for label, p in zip(labels, chances, strict=True)}
-            yield Prediction(sample.id, unit, labels[index], int(index), named, modalities)
+            elif self.task.kind == "regression":
+                yield Prediction(sample.id, unit, labels[index], int(index), {}, modalities, float(row[0]))
+            else:
+                chances = self.task.probabilities(row)
+                named = {label: float(p) for label, p in zip(labels, chances, strict=True)}
+                yield Prediction(sample.id, unit, labels[index], int(index), named, modalities)
 
 
 def _by_bucket(

@@ -18,7 +18,6 @@ from runtimes.candidate import grouped_reasons
 from runtimes.parity import CandidateReport, ParityReport
 
 REPORT = "reports/report.html"
-METRIC = "weighted_f1"
 TITLES = {
     "pass": "Same answers as PyTorch",
     "warn": "Same answers as PyTorch, with remarks",
@@ -98,7 +97,8 @@ def content(bundle: Bundle) -> dict[str, Any]:
         "problems": problems,
         "headline": TITLES[state],
         "sentence": tables.verdict_line(parity) if parity else "",
-        "facts": _facts(parity, bench, _evaluation(bundle)),
+        "facts": _facts(parity, bench, _evaluation(bundle), manifest.task.headline),
+        "metric": tables.metric_title(parity.metric if parity else manifest.task.headline),
         "training": _training(bundle),
         "evaluation": _evaluation(bundle),
         "parity": parity,
@@ -135,7 +135,7 @@ def _read(bundle: Bundle, name: str, kind: type[Model], problems: list[str]) -> 
 
 
 def _facts(
-    parity: ParityReport | None, bench: BenchReport | None, evaluation: list[dict[str, Any]]
+    parity: ParityReport | None, bench: BenchReport | None, evaluation: list[dict[str, Any]], metric: str
 ) -> list[tuple[str, str, str]]:
     """(number, what it is, remark) shown on top."""
     facts = []
@@ -154,7 +154,8 @@ def _facts(
         facts.append((f"{best.ratio.median:.1f}×", f"{best.runtime} against eager", case.name))
     if evaluation:
         first = evaluation[-1]
-        facts.append((f"{first['metrics'].get(METRIC, float('nan')):.1f}", "weighted F1", f"{first['split']} split"))
+        value = first["metrics"].get(metric, float("nan"))
+        facts.append((f"{value:.1f}", tables.metric_title(metric), f"{first['split']} split"))
     return facts
 
 
@@ -171,7 +172,7 @@ def _training(bundle: Bundle) -> dict[str, Any] | None:
         "epochs": records[-1]["epoch"],
         "kept": kept,
         "seconds": sum(r.get("seconds", 0.0) for r in records),
-        "chart": charts.training_chart(records, METRIC, kept),
+        "chart": charts.training_chart(records, bundle.manifest.task.headline, kept),
     }
 
 
@@ -217,7 +218,7 @@ def _parity_row(candidate: CandidateReport, parity: ParityReport) -> dict[str, A
     return {
         "candidate": candidate,
         "error": error,
-        "metric": next((m for m in found.metrics if m.metric == METRIC), None) if found else None,
+        "metric": next((m for m in found.metrics if m.metric == parity.metric), None) if found else None,
         "moved": max((i.max_abs for i in candidate.invariances), default=None),
     }
 

@@ -10,6 +10,7 @@ from runtimes.candidate import grouped_reasons
 
 if TYPE_CHECKING:
     from runtimes.bench import BenchReport, Case
+    from runtimes.compare import Comparison
     from runtimes.parity import CandidateReport, ParityReport
 
 SHOWN_FLIPS = 20
@@ -64,7 +65,7 @@ def parity_markdown(report: ParityReport) -> str:
                 "of tolerance",
                 "cosine",
                 "flips",
-                "weighted F1",
+                metric_title(report.metric),
                 "other ways to run it",
             ),
             [_parity_row(c, report) for c in report.ran],
@@ -99,8 +100,8 @@ def _parity_row(candidate: CandidateReport, report: ParityReport) -> tuple[objec
         f"{error.max_abs:.1e}",
         share(error.used),
         "–" if error.cosine is None else f"{error.cosine:.7f}",
-        f"{found.flips} of {found.units}",
-        metric_cell(candidate),
+        flips_cell(found),
+        metric_cell(candidate, report.metric),
         "–" if moved is None else f"{moved:.1e}",
     )
 
@@ -108,6 +109,17 @@ def _parity_row(candidate: CandidateReport, report: ParityReport) -> tuple[objec
 def share(used: float) -> str:
     """A part of the tolerance: `0.12`, `3.4`, `> 1000`."""
     return "> 1000" if used > 1000 else f"{used:.2g}"
+
+
+def metric_title(name: str) -> str:
+    """A metric as people write it: `weighted F1`."""
+    return name.replace("_f1", " F1").replace("_", " ")
+
+
+def flips_cell(found: Comparison) -> str:
+    """How many labels change, and how many signs where the task is a regression."""
+    signs = "" if found.sign_flips is None else f", {found.sign_flips} signs"
+    return f"{found.flips} of {found.units}{signs}"
 
 
 def metric_cell(candidate: CandidateReport, name: str = "weighted_f1") -> str:
