@@ -54,9 +54,11 @@ def sentiment_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float
         "non0_acc_2": _share((labels[polar] > 0) == (scores[polar] > 0)),
         "non0_f1": _weighted_f1(labels[polar] > 0, scores[polar] > 0),
     }
-    return {n: round(v, 4) if n in ("mae", "corr") else 100 * round(v, 4) for n, v in found.items()}
+    return {n: round(v, 4) if n in SCORE_METRICS else 100 * round(v, 4) for n, v in found.items()}
 
 
+SCORE_METRICS = ("mae", "corr")
+"""Metrics that are no shares in percent."""
 SIMS_EDGES = {"acc_2": (0.0,), "acc_3": (-0.1, 0.1), "acc_5": (-0.7, -0.1, 0.1, 0.7)}
 """Class borders; each belongs to the class below it, so a score of 0 is negative."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mer_export.contract import Contract
@@ -19,16 +19,18 @@ from mer_export.data.samples import Sample
 class Batch:
     """Inputs by contract name, and which rows of the output are labelled with what.
 
-    `labelled` (batch, units) is true at labelled units; `labels` holds their classes in the same order.
+    `labelled` (batch, units) is true at labelled units; `labels` holds their classes (int64) or scores (float32) in the
+    same order. `per_item` says that an output has one row per item instead of one per unit.
     """
 
     inputs: dict[str, Tensor]
     labelled: Bool[Tensor, "batch units"]
-    labels: Int[Tensor, " rows"]
+    labels: Int[Tensor, " rows"] | Float[Tensor, " rows"]
+    per_item: bool = False
 
     def rows(self, output: Tensor) -> Tensor:
-        """The labelled rows of an output (batch, units, ...), concatenated, in float32."""
-        return output[self.labelled].float()
+        """The labelled rows of an output (batch, units, ...) or (batch, ...), concatenated, in float32."""
+        return output[self.labelled[:, 0] if self.per_item else self.labelled].float()
 
 
 def make_batch(samples: Sequence[Sample], contract: Contract, device: torch.device) -> Batch:
@@ -36,12 +38,15 @@ def make_batch(samples: Sequence[Sample], contract: Contract, device: torch.devi
     arrays = collate(samples, contract)
     inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     longest = max(len(s.units) for s in samples)
-    labels = np.full((len(samples), longest), -1, dtype=np.int64)
+    scores = any(s.labels is not None and s.labels.dtype.kind == "f" for s in samples)
+    labels = np.full((len(samples), longest), np.nan if scores else -1, dtype=np.float32 if scores else np.int64)
     for row, sample in enumerate(samples):
         if sample.labels is not None:
             labels[row, : len(sample.units)] = sample.labels
     padded = torch.from_numpy(labels).to(device)
-    return Batch(inputs, padded >= 0, padded[padded >= 0])
+    known = ~padded.isnan() if scores else padded >= 0
+    per_item = not any(isinstance(d, str) for d in contract.outputs[0].dims[1:])
+    return Batch(inputs, known, padded[known], per_item)
 
 
 def in_batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:

@@ -39,8 +39,16 @@ class Keep(Strict):
 
     rule: Literal["last", "best"] = "last"
     split: str = "test"
-    metric: Literal["weighted_f1", "accuracy", "macro_f1"] = "weighted_f1"
+    metric: str = "weighted_f1"
+    """A metric of the task, or `loss`; of losses and errors the lowest is best."""
+    margin: float = Field(0.0, ge=0)
+    """An epoch is better only by more than this."""
     patience: int | None = Field(None, ge=1)
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, -1 where less is."""
+        return -1 if self.metric in ("mae", "loss") or self.metric.startswith("loss_") else 1
 
 
 class TrainConfig(Strict):

@@ -14,13 +14,13 @@ from mer_export.bundle import CONFIG, Bundle
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UnsupportedError
-from mer_export.metrics import classification_metrics
+from mer_export.metrics import SCORE_METRICS, task_metrics
 from mer_export.models.cmerc.network import Cmerc, Semantics
 from mer_export.task import Task
 from mer_export.weights import bundle_model
 from train.batches import in_batches, make_batch
 from train.config import parse_config
-from train.losses import weighted_nll
+from train.losses import absolute_error, weighted_nll
 from train.protocols import protocol_class, recipe
 
 ClassLoss = Callable[[Tensor, Tensor], Tensor]
@@ -66,7 +66,7 @@ def evaluate_model(
     task: Task,
     semantics: Semantics = "single",
     batch: int = PUBLISHED_BATCH,
-    class_loss: ClassLoss = weighted_nll,
+    class_loss: ClassLoss | None = None,
 ) -> dict[str, float]:
     """As `evaluate`, for a model in memory; leaves it in evaluation mode."""
     device = next(model.parameters()).device
@@ -80,7 +80,12 @@ def evaluate_model(
         labels.append(made.labels)
     if not labels:
         raise InputError("none of these samples has a label: nothing to evaluate")
-    return batch_metrics(task, scores, labels, class_loss)
+    return batch_metrics(task, scores, labels, class_loss or plain_loss(task))
+
+
+def plain_loss(task: Task) -> ClassLoss:
+    """Mean absolute error of scores, negative log-likelihood of classes."""
+    return absolute_error if task.kind == "regression" else weighted_nll
 
 
 @torch.no_grad()
@@ -98,22 +103,23 @@ def batch_metrics(
 ) -> dict[str, float]:
     """Metrics over all rows of all batches; the loss is the unweighted mean over batches, as published."""
     loss = float(np.mean([float(class_loss(s, y)) for s, y in zip(scores, labels, strict=True)]))
-    predicted = task.decide(torch.cat(list(scores)).cpu().numpy())
-    metrics = classification_metrics(task, torch.cat(list(labels)).cpu().numpy(), predicted)
-    return {name: round(value, 2) for name, value in metrics.items()} | {"loss": round(loss, 4)}
+    metrics = task_metrics(task, torch.cat(list(labels)).cpu().numpy(), torch.cat(list(scores)).cpu().numpy())
+    return {n: round(v, 4 if n in SCORE_METRICS else 2) for n, v in metrics.items()} | {"loss": round(loss, 4)}
 
 
 def _class_loss(bundle: Bundle, device: str) -> ClassLoss:
     """The class loss the bundle was trained with; plain likelihood for imported ones."""
     import yaml
 
+    plain = plain_loss(bundle.manifest.task)
     if CONFIG not in bundle.manifest.files:
-        return weighted_nll
+        return plain
     values = yaml.safe_load(bundle.path(CONFIG).read_text())
     if not isinstance(values, dict) or "protocol" not in values:
-        return weighted_nll
+        return plain
     config = parse_config(values, source=f"{bundle.root}/{CONFIG}")
     settings = recipe(config.system).settings.model_validate(config.protocol)
     protocol = protocol_class(config.system)(settings)
-    protocol.set_class_weights(bundle.manifest.provenance.get("class_weights"), torch.device(device))
+    weights = bundle.manifest.provenance.get("class_weights")
+    protocol.weight = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
     return protocol.class_loss

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from train.difficulty import find_difficulty, measure_difficulty, read_difficult
 from train.evaluate import evaluate
 from train.loop import Stage, cpu_threads, make_accelerator, set_statistics
 from train.progress import Quiet, default_progress
-from train.protocols import recipe
+from train.protocols import protocol_class, recipe
 from train.provenance import feature_statistics, provenance
 from train.seeds import seed_everything
 from train.state import DIFFICULTY, RunState, load_tensors, read_state, stage_state
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 EVALUATION = "train/evaluation.json"
+HEADLINE = ("accuracy", "weighted_f1", "macro_f1", "mae", "corr", "acc_7", "acc_5", "has0_acc_2", "non0_acc_2", "acc_2")
+"""Metrics that stand for a bundle, as far as its task has them."""
 
 
 @dataclass
@@ -47,10 +50,18 @@ class Setting:
     settings: Any
     contract: Contract
     task: Task
+    source: Corpus
+    """The data as read."""
     corpus: Corpus
+    """The data as the protocol sees them."""
     samples: list[Sample]
     data: Path
     accelerator: Accelerator
+
+    @property
+    def unchanged(self) -> list[Sample]:
+        """The training items as read."""
+        return _labelled(self.source, self.config.train_splits, self.task)
 
     @property
     def measured(self) -> dict[str, list[Sample]]:
@@ -86,7 +97,7 @@ def fit(
         InputError: data that the model cannot take.
     """
     setting = _prepare(config, Path(data_path))
-    made_by = provenance(setting.corpus, config.licence)
+    made_by = provenance(setting.source, config.licence)
     accelerator = setting.accelerator
     bundle, state = _existing(Path(out), config, made_by, resume) if not force else (None, RunState())
     if bundle is not None and state.finished:
@@ -129,15 +140,19 @@ class Run:
         config = setting.config
         seed_everything(config.seed)
         model = registry.get(config.system).build(setting.model_config)
-        set_statistics(model, setting.samples)
+        set_statistics(model, setting.unchanged)
         self.stage = Stage(
             config, setting.settings, model, setting.contract, setting.samples, setting.accelerator, difficulty
         )
         if resumed and bundle is not None:
             load_tensors(bundle, self.stage)
+            for record in state.records:
+                self.stage.protocol.after_epoch(record)
 
     def train(self) -> None:
         """Runs the epochs that are left."""
+        from accelerate.utils import broadcast_object_list
+
         config, accelerator = self.setting.config, self.setting.accelerator
         self.progress.start(config.title or config.system, config.epochs, self.state.epoch)
         while self.state.epoch < config.epochs and not self._out_of_patience():
@@ -145,7 +160,8 @@ class Run:
             self.state.epoch += 1
             if accelerator.is_main_process:
                 self._record(record)
-            accelerator.wait_for_everyone()
+            # Every process lowers its learning rate alike.
+            self.stage.protocol.after_epoch(broadcast_object_list([record])[0])
 
     def finish(self) -> None:
         """Evaluates the kept weights and drops what only resuming needs."""
@@ -153,7 +169,7 @@ class Run:
             return
         self.state.finished = True
         kinds: tuple[Semantics, ...] = (
-            ("single", "batch") if self.setting.settings.semantics == "batch" else ("single",)
+            ("single", "batch") if getattr(self.setting.settings, "semantics", "single") == "batch" else ("single",)
         )
         device = str(self.setting.accelerator.device)
         found = {
@@ -182,8 +198,11 @@ class Run:
         keep = self.setting.config.keep
         if keep.rule == "last":
             return False
-        value = record["splits"][keep.split][keep.metric]
-        if self.state.best_value is not None and value <= self.state.best_value:
+        measured = record["splits"][keep.split]
+        if keep.metric not in measured:
+            raise UsageError(f"keep.metric {keep.metric!r} is not measured, there are {list(measured)}")
+        value = measured[keep.metric]
+        if self.state.best_value is not None and not keep.sign * (value - self.state.best_value) > keep.margin:
             return False
         self.state.best_epoch, self.state.best_value = self.state.epoch, value
         return True
@@ -221,9 +240,10 @@ def _prepare(config: TrainConfig, data: Path) -> Setting:
     system = registry.get(config.system)
     model_config = system.parse(config.model)
     task = system.task(model_config)
-    corpus = open_corpus(data, config.data, labels=task.labels)
-    samples = [s for name in config.train_splits for s in corpus.split(name)]
-    samples = [s for s in samples if s.labels is not None and (s.labels >= 0).any()]
+    settings = recipe(config.system).settings.model_validate(config.protocol)
+    source = open_corpus(data, config.data, labels=task.labels)
+    corpus = protocol_class(config.system)(settings).views(source)
+    samples = _labelled(corpus, config.train_splits, task)
     if not samples:
         raise UsageError(f"{data}: no labelled item in the training split {list(config.train_splits)}")
     if config.keep.rule == "best" and config.keep.split not in {*corpus.splits} & {*config.evaluate_splits}:
@@ -231,14 +251,20 @@ def _prepare(config: TrainConfig, data: Path) -> Setting:
     return Setting(
         config=config,
         model_config=model_config,
-        settings=recipe(config.system).settings.model_validate(config.protocol),
+        settings=settings,
         contract=system.contract(model_config),
         task=task,
+        source=source,
         corpus=corpus,
         samples=samples,
         data=data,
         accelerator=make_accelerator(config),
     )
+
+
+def _labelled(corpus: Corpus, splits: Sequence[str], task: Task) -> list[Sample]:
+    samples = [s for name in splits for s in corpus.split(name)]
+    return [s for s in samples if s.labels is not None and task.known(s.labels).any()]
 
 
 def _existing(
@@ -268,7 +294,7 @@ def _manifest(setting: Setting, made_by: dict[str, Any]) -> Manifest:
         config=setting.model_config.model_dump(mode="json"),
         task=setting.task,
         contract=setting.contract,
-        features=feature_statistics(setting.samples, setting.contract),
+        features=feature_statistics(setting.unchanged, setting.contract),
         provenance=made_by,
     )
 
@@ -294,7 +320,7 @@ def _measure(setting: Setting, epochs: int, progress: Quiet) -> dict[str, float]
     config, accelerator = setting.config, setting.accelerator
     seed_everything(config.seed)
     model = registry.get(config.system).build(setting.model_config)
-    set_statistics(model, setting.samples)
+    set_statistics(model, setting.unchanged)
     stage = Stage(config, setting.settings.plain(), model, setting.contract, setting.samples, accelerator)
     progress.start("plain model for difficulties", epochs, 0)
     for number in range(epochs):
@@ -309,7 +335,7 @@ def _headline(found: dict[str, dict[Semantics, dict[str, float]]], epoch: int | 
         return {"epoch": epoch}
     split = list(found)[-1]
     metrics = found[split]["single"]
-    return {"epoch": epoch, "split": split} | {m: metrics[m] for m in ("accuracy", "weighted_f1", "macro_f1")}
+    return {"epoch": epoch, "split": split} | {m: metrics[m] for m in HEADLINE if m in metrics}
 
 
 def _tensorboard(out: Path) -> Any:

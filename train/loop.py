@@ -15,10 +15,9 @@ from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, MerError, NotAvailableError, UsageError
 from mer_export.task import Task
-from train.batches import in_batches, make_batch
 from train.config import TrainConfig
-from train.evaluate import evaluate_model
 from train.protocols import protocol_class
+from train.protocols.base import Protocol
 from train.provenance import width_statistics
 from train.seeds import seed_everything
 
@@ -92,10 +91,11 @@ class Stage:
         self.samples = samples
         self.accelerator = accelerator
         self.model = model
-        self.protocol = protocol_class(config.system)(settings, difficulty)
+        self.protocol: Protocol = protocol_class(config.system)(settings, difficulty)
         module = self.protocol.prepare(model, samples, accelerator.device)
-        adam = torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.module, self.optimizer = accelerator.prepare(module, adam)
+        self.updates = self.protocol.updates(model, config)
+        self.module, self.optimizer = accelerator.prepare(module, self.updates.optimizer)
+        self.updates.optimizer = self.optimizer
         self.average: AveragedModel | None = None
         if config.average is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
@@ -119,9 +119,9 @@ class Stage:
         for buffer in self.model.buffers():
             # Every process keeps batch norm statistics of its own; the frozen views need common ones.
             buffer.copy_(broadcast(buffer))
-        self.protocol.begin_epoch(self.model)
+        self.protocol.begin_epoch(self.model, number)
         self.module.train()
-        history = [self._step(group) for group in self._own_batches(chosen)]
+        history = [self._step(index, group) for index, group in enumerate(self._own_batches(chosen))]
         means = {name: float(torch.stack([h[name] for h in history]).mean()) for name in history[0]}
         if not all(torch.isfinite(torch.tensor(list(means.values())))):
             raise MerError(f"training diverged in epoch {number + 1}, losses are {means}: lower lr or set clip")
@@ -130,30 +130,23 @@ class Stage:
 
     def evaluate(self, samples: Sequence[Sample], task: Task) -> dict[str, float]:
         """Metrics with the semantics that are being trained."""
-        return evaluate_model(
-            self.kept,
-            samples,
-            self.contract,
-            task,
-            semantics=self.protocol.settings.semantics,
-            class_loss=self.protocol.class_loss,
-        )
+        return self.protocol.evaluate(self.kept, samples, self.contract, task)
 
-    def _step(self, group: list[Sample]) -> dict[str, torch.Tensor]:
-        batch = make_batch(group, self.contract, self.accelerator.device)
-        self.optimizer.zero_grad()
+    def _step(self, index: int, group: list[Sample]) -> dict[str, torch.Tensor]:
+        batch = self.protocol.make_batch(group, self.contract, self.accelerator.device)
+        self.updates.before(index)
         parts = self.protocol.step(self.module, batch, self.accelerator.autocast)
         self.accelerator.backward(parts["total"])
         if self.config.clip is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        if self.average is not None:
+        stepped = self.updates.after(index)
+        if self.average is not None and stepped:
             self.average.update_parameters(self.model)
         return {name: part.detach() for name, part in parts.items()}
 
     def _own_batches(self, chosen: Sequence[Sample]) -> list[list[Sample]]:
         """This process's share; every process gets as many batches, the first ones repeat where they do not divide."""
-        batches = list(in_batches(chosen, self.config.batch))
+        batches = self.protocol.batches(chosen, self.config.batch)
         processes = self.accelerator.num_processes
         missing = -len(batches) % processes
         batches += [batches[i % len(batches)] for i in range(missing)]

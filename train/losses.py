@@ -26,6 +26,11 @@ def weighted_nll(log_prob: LogProb, labels: Labels, weight: Tensor | None = None
     return functional.nll_loss(log_prob, labels, weight)
 
 
+def absolute_error(scores: Float[Tensor, "rows 1"], labels: Float[Tensor, " rows"]) -> Tensor:
+    """Mean absolute error of a regression."""
+    return functional.l1_loss(scores[:, 0], labels)
+
+
 def focal(log_prob: LogProb, labels: Labels, gamma: float = 2.5, alpha: float = 1.0) -> Tensor:
     """Focal loss as CMERC and M3NET use it on MELD: hard targets weigh more, and every class contributes.
 

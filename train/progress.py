@@ -54,6 +54,17 @@ class Bar(Quiet):
         self.bar.stop()
 
 
+SHOWN = {
+    "accuracy": "accuracy",
+    "weighted_f1": "weighted F1",
+    "mae": "MAE",
+    "corr": "corr",
+    "non0_acc_2": "acc-2",
+    "acc_2": "acc-2",
+}
+"""Metrics of an epoch's line, as far as the task has them."""
+
+
 def default_progress() -> Quiet:
     """A bar where stderr is a terminal, otherwise lines."""
     return Bar() if sys.stderr.isatty() else Lines()
@@ -63,5 +74,6 @@ def summary(record: dict[str, Any]) -> str:
     """Loss and main metrics of an epoch in a few words."""
     parts = [f"loss {record['train']['total']:.4f}"]
     for split, metrics in record.get("splits", {}).items():
-        parts.append(f"{split}: accuracy {metrics['accuracy']:.2f} weighted F1 {metrics['weighted_f1']:.2f}")
+        shown = {name: metrics[key] for key, name in SHOWN.items() if key in metrics}
+        parts.append(f"{split}: " + " ".join(f"{name} {value:.2f}" for name, value in shown.items()))
     return "  ".join(parts)

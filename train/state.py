@@ -72,7 +72,7 @@ def load_tensors(bundle: Bundle, stage: Stage) -> None:
     stage.model.load_state_dict(_under(MODEL, stored))
     if stage.average is not None:
         stage.average.load_state_dict(_under(AVERAGE, stored))
-    names = [n for n, _ in stage.model.named_parameters()]
+    names = _optimised(stage)
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under(ADAM, stored).items():
         key, _, parameter = name.partition(".")
@@ -90,7 +90,13 @@ def _tensors(stage: Stage) -> dict[str, Tensor]:
     tensors = {MODEL + n: t for n, t in stage.model.state_dict().items()}
     if stage.average is not None:
         tensors |= {AVERAGE + n: t for n, t in stage.average.state_dict().items()}
-    names = [n for n, _ in stage.model.named_parameters()]
+    names = _optimised(stage)
     for index, moments in stage.optimizer.state_dict()["state"].items():
         tensors |= {f"{ADAM}{key}.{names[index]}": value for key, value in moments.items()}
     return {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
+
+
+def _optimised(stage: Stage) -> list[str]:
+    """Names of the optimiser's parameters in the order of its groups."""
+    names = {id(p): n for n, p in stage.model.named_parameters()}
+    return [names[id(p)] for group in stage.optimizer.param_groups for p in group["params"]]

@@ -16,8 +16,9 @@ from mer_export.metrics import regression_metrics
 from mer_export.models.emt.network import Emt, View
 from mer_export.models.utterance import MODALITIES
 from mer_export.weights import import_weights
-from train.protocols.emt import EmtProtocol, PairedBatch, prediction_loss
+from train.protocols.emt import EmtProtocol
 from train.protocols.emt_settings import EmtSettings
+from train.protocols.incomplete import PairedBatch, prediction_loss
 from train.restoration import TFR_EPSILON, attraction, emt_losses, reconstruction
 
 AUTHORS = {"context": "gmc_tokens", "text": "text", "audio": "audio", "vision": "video"}
@@ -202,7 +203,7 @@ def emt(case: Case) -> dict[str, Any]:
     """Both views, all states, all losses; the exported path gives the same predictions where texts have words."""
     model: Emt = load_model(case, "emt", emt_config(case.config))
     batch, protocol = batch_of(case.inputs), protocol_of(case.config)
-    whole, part, rebuilt = protocol.prepare(model)(batch.complete, batch.incomplete)
+    whole, part, rebuilt = protocol.prepare_module(model)(batch.complete, batch.incomplete)
     found = states(whole, "") | states(part, "_m") | {f"{AUTHORS[m]}_recon": x for m, x in rebuilt.items()}
     found["text_for_recon"] = whole.encoded.local["text"]
     words = batch.complete["text_lengths"] > 2
@@ -253,7 +254,7 @@ def emt_epoch(case: Case) -> dict[str, Any]:
     config = emt_config(case.config)
     model: Emt = load_model(case, "emt", config)
     protocol = protocol_of(case.config)
-    module, updates = protocol.prepare(model).train(), protocol.updates(model)
+    module, updates = protocol.prepare_module(model).train(), protocol.updates(model)
     found: dict[str, Any] = {}
     steps = 0
     for number, prefix in enumerate(_prefixes(case.inputs, "train")):

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from mer_export.errors import UsageError
 from mer_export.registry import resolve
+from train.protocols.emt_settings import EmtSettings, MultSettings, TfrNetSettings
 from train.protocols.settings import CmercSettings
 
 
@@ -19,7 +20,12 @@ class Recipe:
     protocol: str
 
 
-RECIPES = {"cmerc": Recipe(CmercSettings, "train.protocols.cmerc:CmercProtocol")}
+RECIPES = {
+    "cmerc": Recipe(CmercSettings, "train.protocols.cmerc:CmercProtocol"),
+    "emt": Recipe(EmtSettings, "train.protocols.emt:EmtProtocol"),
+    "mult": Recipe(MultSettings, "train.protocols.baselines:MultProtocol"),
+    "tfr_net": Recipe(TfrNetSettings, "train.protocols.baselines:TfrNetProtocol"),
+}
 
 
 def recipe(system: str) -> Recipe:

@@ -11,11 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.models.cmerc.network import Cmerc, Semantics
+from mer_export.task import Task
 from train import curriculum, losses
 from train.batches import Batch
+from train.evaluate import evaluate_model
+from train.protocols.base import Protocol
 from train.protocols.settings import CmercSettings
 from train.views import degraded
 
@@ -34,14 +38,12 @@ class Stepped(nn.Module):
         return features, self.model.classify(features, inputs["lengths"])
 
 
-class CmercProtocol:
+class CmercProtocol(Protocol):
     """One training run's losses and choice of dialogues."""
 
     def __init__(self, settings: CmercSettings, difficulty: Mapping[str, float] | None = None):
         """`difficulty` (dialogue id to value) is needed with a curriculum."""
-        self.settings = settings
-        self.difficulty = difficulty
-        self.weight: Tensor | None = None
+        super().__init__(settings, difficulty)
         self.frozen: Cmerc | None = None
 
     def prepare(self, model: Cmerc, samples: Sequence[Sample], device: torch.device) -> Stepped:
@@ -72,10 +74,16 @@ class CmercProtocol:
             chosen = [chosen[i] for i in torch.randperm(len(chosen)).tolist()]
         return chosen
 
-    def begin_epoch(self, model: Cmerc) -> None:
+    def begin_epoch(self, model: Cmerc, epoch: int = 0) -> None:
         """Freezes the weights that the degraded views use until the next epoch."""
         if self.settings.calibrate or self.settings.contrast:
             self.frozen = copy.deepcopy(model).eval().requires_grad_(False)
+
+    def evaluate(self, model: Cmerc, samples: Sequence[Sample], contract: Contract, task: Task) -> dict[str, float]:
+        """Metrics with the semantics that are being trained."""
+        return evaluate_model(
+            model, samples, contract, task, semantics=self.settings.semantics, class_loss=self.class_loss
+        )
 
     def class_loss(self, log_prob: Tensor, labels: Tensor) -> Tensor:
         """Weighted negative log-likelihood or focal loss of labelled rows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mer_export.data.missing import SEEDS
 
@@ -37,11 +37,24 @@ class Group(Strict):
     weight_decay: float = Field(0.0, ge=0)
 
 
-class EmtSettings(Strict):
-    """EMT-DLFR, section 6. Defaults are those for MOSI."""
+class Incompleteness(Strict):
+    """What the three systems share."""
 
     missing: Missing = Missing()
+    """One number stands for the rate of all three modalities."""
+    text_encoder: str | None = None
+    """Folder of the pre-trained BERT (config.json and weights) that training starts from; None starts from nothing."""
     train_text_encoder: bool = True
+
+    @field_validator("missing", mode="before")
+    @classmethod
+    def _one_for_all(cls, value: object) -> object:
+        return dict.fromkeys(SEEDS, value) if isinstance(value, int | float) else value
+
+
+class EmtSettings(Incompleteness):
+    """EMT-DLFR, section 6. Defaults are those for MOSI."""
+
     text: Group = Group(lr=5e-5, weight_decay=1e-3)
     """BERT; its biases and norms have no decay."""
     audio: Group = Group(lr=1e-3, weight_decay=1e-2)
@@ -56,11 +69,9 @@ class EmtSettings(Strict):
     the original, where its answer depends on the padding."""
 
 
-class TfrNetSettings(Strict):
+class TfrNetSettings(Incompleteness):
     """TFR-Net, section 6.4. Defaults are those for MOSI and MOSEI."""
 
-    missing: Missing = Missing()
-    train_text_encoder: bool = True
     text: Group = Group(lr=1e-5, weight_decay=1e-4)
     other: Group = Group(lr=2e-3, weight_decay=1e-3)
     accumulate: int = Field(4, ge=1)
@@ -71,10 +82,9 @@ class TfrNetSettings(Strict):
     """Of text, audio and vision; not used in the first epoch."""
 
 
-class MultSettings(Strict):
+class MultSettings(Incompleteness):
     """MulT on incomplete data, section 6.4. Defaults are those for MOSI."""
 
-    missing: Missing = Missing()
     train_text_encoder: bool = False
     other: Group = Group(lr=1e-3)
     accumulate: int = Field(8, ge=1)

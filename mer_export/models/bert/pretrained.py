@@ -1,0 +1,75 @@
+"""Weights of a BERT folder as the `transformers` package stores it: config.json, vocab.txt and one weight file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mer_export.errors import InputError, UsageError
+from mer_export.models.bert.config import BertConfig
+from mer_export.models.bert.network import Bert
+from mer_export.models.bert.weights import ignored, renames, unused
+from mer_export.weights import load_checkpoint
+
+FILES = ("model.safetensors", "pytorch_model.bin")
+SETTINGS = {
+    "vocab_size": "vocabulary",
+    "hidden_size": "hidden",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "feed_forward",
+    "max_position_embeddings": "positions",
+    "type_vocab_size": "segments",
+    "layer_norm_eps": "epsilon",
+}
+OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+def read_config(folder: Path | str) -> BertConfig:
+    """The shape that config.json of a folder describes.
+
+    Raises:
+        InputError: no such file, or another kind of model than BERT.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if content.get("model_type", "bert") != "bert" or content.get("hidden_act", "gelu") != "gelu":
+        raise InputError(f"{path} describes {content.get('model_type')!r}, only BERT with gelu is known")
+    return BertConfig(**{ours: content[theirs] for theirs, ours in SETTINGS.items() if theirs in content})
+
+
+def load_pretrained(bert: Bert, folder: Path | str) -> None:
+    """Loads a folder's weights in place; the heads of its pre-training are left out.
+
+    Raises:
+        InputError: no weight file.
+        UsageError: weights of another shape, or missing ones.
+    """
+    folder = Path(folder)
+    file = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise InputError(f"{folder} holds none of {list(FILES)}: give the folder of a BERT encoder")
+    state = {_plain(n): t for n, t in load_checkpoint(file).items() if not n.startswith("cls.")}
+    names = renames(bert.config, "", "")
+    own = bert.state_dict()
+    known = {*names, *unused(bert.config, ""), *ignored(bert.config, "")}
+    problems = [f"missing {n}" for n in names if n not in state]
+    problems += [f"unexpected {n}" for n in state if n not in known]
+    problems += [
+        f"{n} is {tuple(state[n].shape)}, expected {tuple(own[ours].shape)}"
+        for n, ours in names.items()
+        if n in state and state[n].shape != own[ours].shape
+    ]
+    if problems:
+        raise UsageError(f"{file} does not fit model.bert ({len(problems)} problems): " + "; ".join(problems[:10]))
+    bert.load_state_dict(own | {ours: state[n] for n, ours in names.items()})
+
+
+def _plain(name: str) -> str:
+    name = name.removeprefix("bert.")
+    for old, new in OLD_NAMES.items():
+        name = name.replace(old, new)
+    return name

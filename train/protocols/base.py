@@ -1,0 +1,73 @@
+"""What the training loop asks of a system's protocol, with the plain answers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mer_export.contract import Contract
+from mer_export.data.samples import Corpus, Sample
+from mer_export.task import Task
+from train.batches import in_batches, make_batch
+from train.config import TrainConfig
+from train.updates import Updates
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+class Protocol(ABC):
+    """One training run of one system. A subclass gives `prepare`, `step` and whatever else it does its own way."""
+
+    def __init__(self, settings: Any, difficulty: Mapping[str, float] | None = None):
+        """`settings` is the checked `protocol:` section; `difficulty` (item id to value) is for a curriculum."""
+        self.settings = settings
+        self.difficulty = difficulty
+        self.weight: Tensor | None = None
+        """Class weights of the loss, kept in the bundle's provenance."""
+
+    def views(self, corpus: Corpus) -> Corpus:
+        """The data set as training and measuring see it."""
+        return corpus
+
+    @abstractmethod
+    def prepare(self, model: Any, samples: Sequence[Sample], device: torch.device) -> nn.Module:
+        """Takes what it needs from the training split and gives the module that training calls."""
+
+    def updates(self, model: Any, config: TrainConfig) -> Updates:
+        """The optimiser and how gradients are accumulated."""
+        return Updates(torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay))
+
+    def choose(self, samples: Sequence[Sample], epoch: int) -> list[Sample]:
+        """The items of one epoch in their order."""
+        return [samples[i] for i in torch.randperm(len(samples)).tolist()]
+
+    def batches(self, samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+        """Consecutive batches."""
+        return list(in_batches(samples, size))
+
+    def begin_epoch(self, model: Any, epoch: int) -> None:  # noqa: B027
+        """Called before every epoch (from 0)."""
+
+    def make_batch(self, samples: Sequence[Sample], contract: Contract, device: torch.device) -> Any:
+        """What `step` gets."""
+        return make_batch(samples, contract, device)
+
+    @abstractmethod
+    def step(self, module: nn.Module, batch: Any, autocast: Autocast = nullcontext) -> dict[str, Tensor]:
+        """Losses of one batch by name, and their `total`."""
+
+    @abstractmethod
+    def class_loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        """The loss of predictions alone, for evaluation."""
+
+    @abstractmethod
+    def evaluate(self, model: Any, samples: Sequence[Sample], contract: Contract, task: Task) -> dict[str, float]:
+        """Metrics after an epoch, on the semantics that is trained."""
+
+    def after_epoch(self, record: Mapping[str, Any]) -> None:  # noqa: B027
+        """Called with the record of every finished epoch, and of those before on resuming."""

@@ -1,0 +1,138 @@
+"""The training steps of TFR-Net and MulT, as the EMT-DLFR repository runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mer_export.data.samples import Sample
+from mer_export.models.crossmodal import full_arrays
+from mer_export.models.mult.network import Mult
+from mer_export.models.tfr_net.network import TfrNet
+from mer_export.models.utterance import MODALITIES
+from train.config import TrainConfig
+from train.protocols.base import Autocast
+from train.protocols.emt_settings import MultSettings, TfrNetSettings
+from train.protocols.incomplete import IncompleteProtocol, Inputs, PairedBatch, bert_groups, prediction_loss
+from train.restoration import TFR_EPSILON, reconstruction
+from train.updates import Updates
+
+SCHEDULED = "valid"
+"""The split whose loss lowers the learning rate."""
+
+
+class PlateauProtocol(IncompleteProtocol):
+    """Learning rates that fall to a tenth when the validation loss stops falling."""
+
+    loss_digits = 4
+    schedule: torch.optim.lr_scheduler.ReduceLROnPlateau | None = None
+
+    def after_epoch(self, record: Mapping[str, Any]) -> None:
+        """One step of the schedule."""
+        measured = record.get("splits", {}).get(SCHEDULED)
+        if self.schedule is not None and measured is not None:
+            self.schedule.step(measured["loss"])
+
+    def scheduled(self, optimizer: torch.optim.Optimizer) -> Updates:
+        """Gradients that are applied after every batch, clipped by value."""
+        s = self.settings
+        assert isinstance(s, TfrNetSettings | MultSettings)
+        self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=s.plateau)
+        return Updates(optimizer, s.accumulate, "each", s.clip_value)
+
+
+class Generation(nn.Module):
+    """What training of TFR-Net calls: the prediction, what is generated, and what it should be."""
+
+    def __init__(self, model: TfrNet):
+        super().__init__()
+        self.model = model
+
+    def forward(self, complete: Inputs, incomplete: Inputs) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        model = self.model
+        aligned = model.align(incomplete)
+        guesses = model.reconstruction(aligned.states, "batch") if model.config.generator != "none" else {}
+        fused = guesses if model.config.fuse_generated else aligned.states
+        full = full_arrays(complete, model.bert, model.config.arrays.model_dump())
+        # The target text is not detached: it gets a gradient too, as in TFR-Net.
+        text = model.bert(full["input_ids"], full["token_type_ids"], full["text_lengths"])
+        return model.fusion(fused, aligned.lengths), guesses, full | {"text": text}
+
+
+class TfrNetProtocol(PlateauProtocol):
+    """One training run of tfr_net."""
+
+    settings: TfrNetSettings
+    generating = False
+
+    def prepare(self, model: TfrNet, samples: Sequence[Sample], device: torch.device) -> Generation:
+        """The module that training calls; the text encoder as configured."""
+        self.set_up_text_encoder(model.bert)
+        return Generation(model)
+
+    def updates(self, model: TfrNet, config: TrainConfig | None = None) -> Updates:
+        """Adam with groups for the text encoder and the rest."""
+        s = self.settings
+        own = {id(p) for p in model.bert.parameters()}
+        rest = [p for p in model.parameters() if id(p) not in own]
+        other = {"params": rest, "lr": s.other.lr, "weight_decay": s.other.weight_decay}
+        return self.scheduled(torch.optim.Adam([*bert_groups(model.bert, s.text), other]))
+
+    def begin_epoch(self, model: TfrNet, epoch: int) -> None:
+        """The first epoch trains the prediction alone."""
+        self.generating = epoch > 0
+
+    def step(self, module: nn.Module, batch: PairedBatch, autocast: Autocast = nullcontext) -> dict[str, Tensor]:
+        """`prediction`, `generation/<modality>` and `total`."""
+        with autocast():
+            output, guesses, targets = module(batch.complete, batch.incomplete)
+        parts = {"prediction": prediction_loss(output.float(), batch.labels)}
+        total = parts["prediction"]
+        weights = dict(zip(MODALITIES, self.settings.generation_weights, strict=True))
+        for m, guess in guesses.items():
+            missing = batch.missing[m]
+            steps = missing.shape[1]
+            loss = reconstruction(guess[:, :steps].float(), targets[m][:, :steps].float(), missing, epsilon=TFR_EPSILON)
+            parts[f"generation/{m}"] = loss
+            if self.generating:
+                total = total + weights[m] * loss
+        return parts | {"total": total}
+
+
+class Predicted(nn.Module):
+    """What training of MulT calls: the score of the incomplete view."""
+
+    def __init__(self, model: Mult):
+        super().__init__()
+        self.model = model
+
+    def forward(self, incomplete: Inputs) -> Tensor:
+        return self.model(**incomplete)
+
+
+class MultProtocol(PlateauProtocol):
+    """One training run of mult."""
+
+    settings: MultSettings
+
+    def prepare(self, model: Mult, samples: Sequence[Sample], device: torch.device) -> Predicted:
+        """The module that training calls; the text encoder as configured."""
+        self.set_up_text_encoder(model.bert)
+        return Predicted(model)
+
+    def updates(self, model: Mult, config: TrainConfig | None = None) -> Updates:
+        """Adam with one group."""
+        s = self.settings.other
+        params = [p for p in model.parameters() if p.requires_grad]
+        return self.scheduled(torch.optim.Adam(params, lr=s.lr, weight_decay=s.weight_decay))
+
+    def step(self, module: nn.Module, batch: PairedBatch, autocast: Autocast = nullcontext) -> dict[str, Tensor]:
+        """`prediction`, which is the `total`."""
+        with autocast():
+            output = module(batch.incomplete)
+        loss = prediction_loss(output.float(), batch.labels)
+        return {"prediction": loss, "total": loss}

@@ -1,0 +1,148 @@
+"""What the training of emt, tfr_net and mult shares: paired views of a batch, and the text encoder's groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mer_export.contract import Contract
+from mer_export.data.collate import collate
+from mer_export.data.missing import Incomplete, incomplete
+from mer_export.data.samples import Corpus, Sample
+from mer_export.models.bert.network import Bert
+from mer_export.models.bert.pretrained import load_pretrained
+from mer_export.models.utterance import MODALITIES
+from mer_export.task import Task
+from train.batches import in_batches
+from train.evaluate import batch_metrics
+from train.protocols.base import Protocol
+from train.protocols.emt_settings import Group, Incompleteness
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PairedBatch:
+    """Both views of a batch, the steps that only the complete one has, and the labels of its items."""
+
+    incomplete: Inputs
+    complete: Inputs
+    missing: dict[str, Tensor]
+    labels: Tensor
+
+
+def paired_batch(samples: Sequence[Sample], contract: Contract, device: torch.device) -> PairedBatch:
+    """Pads to the longest item of the batch; a sample that was not made incomplete is complete in both views."""
+    lengths = {d: max(1, *(s.lengths(contract)[d] for s in samples)) for d in contract.sequence_dims}
+    whole = [Sample(s.id, s.complete, s.units, s.labels) if isinstance(s, Incomplete) else s for s in samples]
+    missing = {m: np.zeros((len(samples), lengths[f"{m}_len"]), dtype=np.float32) for m in MODALITIES}
+    for row, sample in enumerate(samples):
+        for m, kept in (sample.kept if isinstance(sample, Incomplete) else {}).items():
+            missing[m][row, : len(kept)] = ~kept
+    labels = np.stack([s.labels[0] for s in samples if s.labels is not None])
+    return PairedBatch(
+        incomplete=_tensors(collate(samples, contract, lengths), device),
+        complete=_tensors(collate(whole, contract, lengths), device),
+        missing=_tensors(missing, device),
+        labels=torch.from_numpy(labels).to(device),
+    )
+
+
+def prediction_loss(output: Tensor, labels: Tensor) -> Tensor:
+    """Mean absolute error of scores, negative log-likelihood of classes."""
+    if labels.dtype == torch.int64:
+        return functional.nll_loss(output, labels)
+    return functional.l1_loss(output[:, 0], labels)
+
+
+class IncompleteProtocol(Protocol):
+    """Data with missing steps, and evaluation of the incomplete view with all losses."""
+
+    settings: Incompleteness
+    batch_size = 32
+    """Items per batch of the measured splits."""
+    loss_digits = 6
+    """To which the losses of measured splits are rounded."""
+
+    def views(self, corpus: Corpus) -> Corpus:
+        """Every split with the steps missing that the seeds say."""
+        rule, arrays = self.settings.missing, corpus.info.get("arrays", {})
+        splits: dict[str, list[Sample]] = {
+            name: list(incomplete(samples, rule.rates, arrays.get(name), rule.seed_by_modality))
+            for name, samples in corpus.splits.items()
+        }
+        return replace(corpus, splits=splits)
+
+    def batches(self, samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+        """Consecutive batches; one item left over joins the batch before it, batch norm needs two."""
+        found = list(in_batches(samples, size))
+        if len(found) > 1 and len(found[-1]) == 1:
+            found[-2] += found.pop()
+        return found
+
+    def make_batch(self, samples: Sequence[Sample], contract: Contract, device: torch.device) -> PairedBatch:
+        """Both views."""
+        return paired_batch(samples, contract, device)
+
+    def class_loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        """Of predictions alone."""
+        return prediction_loss(output, labels)
+
+    def losses_and_output(self, model: Any, batch: PairedBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses of one batch by name and the output of the incomplete view, without gradients."""
+        output = model(**batch.incomplete)
+        loss = prediction_loss(output, batch.labels)
+        return {"prediction": loss, "total": loss}, output
+
+    @torch.no_grad()
+    def evaluate(self, model: Any, samples: Sequence[Sample], contract: Contract, task: Task) -> dict[str, float]:
+        """Task metrics of the incomplete view, `loss` (total) and `loss_prediction`, means over batches."""
+        model.eval()
+        device = next(model.parameters()).device
+        known = [s for s in samples if s.labels is not None and task.known(s.labels).all()]
+        scores, labels, parts = [], [], []
+        for group in in_batches(known, self.batch_size):
+            batch = self.make_batch(group, contract, device)
+            losses, output = self.losses_and_output(model, batch)
+            scores.append(output.float())
+            labels.append(batch.labels)
+            parts.append(losses)
+        metrics = batch_metrics(task, scores, labels, self.class_loss)
+        means = {n: float(torch.stack([p[n] for p in parts]).mean()) for n in ("total", "prediction")}
+        return metrics | {
+            "loss": round(means["total"], self.loss_digits),
+            "loss_prediction": round(means["prediction"], self.loss_digits),
+        }
+
+    def set_up_text_encoder(self, bert: Bert | None) -> None:
+        """Loads the pre-trained weights, and freezes them where they are not trained."""
+        if bert is None:
+            return
+        if self.settings.text_encoder:
+            load_pretrained(bert, self.settings.text_encoder)
+        bert.requires_grad_(self.settings.train_text_encoder)
+
+
+def bert_groups(bert: Bert, group: Group) -> Iterable[dict[str, Any]]:
+    """Parameter groups of the text encoder: biases and norms have no decay."""
+    named = [(n, p) for n, p in bert.named_parameters() if p.requires_grad]
+    if named:
+        plain = [p for n, p in named if not is_bias_or_norm(n)]
+        yield {"params": plain, "lr": group.lr, "weight_decay": group.weight_decay}
+        yield {"params": [p for n, p in named if is_bias_or_norm(n)], "lr": group.lr, "weight_decay": 0.0}
+
+
+def is_bias_or_norm(name: str) -> bool:
+    """True for the parameters of BERT that have no weight decay."""
+    *_, layer, kind = name.split(".")
+    return kind == "bias" or "norm" in layer
+
+
+def _tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> Inputs:
+    return {n: torch.from_numpy(a).to(device) for n, a in arrays.items()}
