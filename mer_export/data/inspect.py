@@ -74,6 +74,7 @@ class _Moments:
         self.shape: tuple[int, ...] = ()
         self.dtype = ""
         self.dialogues = 0
+        self.steps: Counter[int] = Counter()
         self.count = 0
         self.total = self.squares = 0.0
         self.low, self.high = math.inf, -math.inf
@@ -84,6 +85,7 @@ class _Moments:
         self.width, self.dtype = array.shape[-1], str(array.dtype)
         self.shape = array.shape[:-2]
         self.dialogues += 1
+        self.steps[array.shape[-2]] += 1
         finite = array[np.isfinite(array)].astype(np.float64)
         self.nan += int(np.isnan(array).sum())
         self.infinite += int(np.isinf(array).sum())
@@ -103,6 +105,7 @@ class _Moments:
             "vectors": self.shape[0] if self.shape else 1,
             "dtype": self.dtype,
             "dialogues": self.dialogues,
+            "steps": f"{min(self.steps, default=0)}..{max(self.steps, default=0)}",
             "mean": mean,
             "std": spread,
             "min": self.low if self.count else None,
@@ -119,6 +122,8 @@ class _Tally:
     def __init__(self) -> None:
         self.lengths: Counter[int] = Counter()
         self.labels: Counter[int] = Counter()
+        self.scores = _Moments()
+        self.tokens: Counter[int] = Counter()
         self.speakers: Counter[int] = Counter()
         self.unlabelled = 0
         self.modalities: dict[str, _Moments] = {}
@@ -127,13 +132,18 @@ class _Tally:
         self.lengths[len(sample.units)] += 1
         if sample.labels is None:
             self.unlabelled += len(sample.units)
+        elif sample.labels.dtype.kind == "f":
+            self.scores.add(sample, sample.labels[~np.isnan(sample.labels), None])
+            self.unlabelled += int(np.isnan(sample.labels).sum())
         else:
             self.labels.update(sample.labels.tolist())
         for name, array in sample.inputs.items():
             if array.dtype.kind == "f":
                 self.modalities.setdefault(name, _Moments()).add(sample, array)
-            else:
+            elif name == "speaker":
                 self.speakers.update(array.tolist())
+            elif name == "input_ids":
+                self.tokens[len(array)] += 1
 
     def summary(self, labels: list[str]) -> dict[str, Any]:
         unknown = self.labels.get(-1, 0) + self.unlabelled
@@ -142,7 +152,13 @@ class _Tally:
             "utterances": sum(n * c for n, c in self.lengths.items()),
             "length": _quantiles(self.lengths),
             "labels": {_named(labels, i): c for i, c in sorted(self.labels.items()) if i >= 0},
+            **(
+                {"scores": {k: self.scores.summary()[k] for k in ("mean", "std", "min", "max")}}
+                if self.scores.count
+                else {}
+            ),
             "unlabelled": unknown,
+            **({"tokens": _quantiles(self.tokens)} if self.tokens else {}),
             "speakers": {str(i): c for i, c in sorted(self.speakers.items())},
             "modalities": {m: s.summary() for m, s in self.modalities.items()},
         }

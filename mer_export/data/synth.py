@@ -8,7 +8,6 @@ ground truth holds the accuracy of the exact posterior with and without context.
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mer_export.bundle import write_atomic
+from mer_export.data import synth_mmsa
+from mer_export.data.pickles import dump_plain
 from mer_export.data.readers.cmerc import DATASETS, Dataset
 from mer_export.data.readers.difficulty import write_difficulty
 from mer_export.errors import UsageError
@@ -84,7 +85,7 @@ def synthesise(
         out: directory, made if absent.
         dialogues: how many; None takes the real number.
         seed: of everything random.
-        settings: fields of `SynthConfig`.
+        settings: fields of the system's settings, e.g. `SynthConfig`.
 
     Returns:
         The files: features, difficulties, ground truth.
@@ -97,13 +98,13 @@ def synthesise(
     row = SYNTHESISERS[system]
     if dataset not in row.datasets:
         raise UsageError(f"no synthetic {dataset!r} for {system}, there are {list(row.datasets)}")
-    if dialogues is not None and dialogues < 2:
-        raise UsageError(f"{dialogues} dialogues cannot be split into train and test: ask for at least 2")
+    if dialogues is not None and dialogues < row.fewest:
+        raise UsageError(f"{dialogues} dialogues cannot be split into train and test: ask for at least {row.fewest}")
     try:
-        config = SynthConfig.model_validate({"audio_dim": SHAPES[dataset].audio_dim, **settings})
+        config = row.settings.model_validate({**row.defaults(dataset), **settings})
     except ValidationError as error:
         raise UsageError(f"synthetic data: {first_problem(error)}") from None
-    return row.write(dataset, Path(out), dialogues or SHAPES[dataset].dialogues, seed, config)
+    return row.write(dataset, Path(out), dialogues or row.size(dataset), seed, config)
 
 
 def _write_cmerc(dataset: str, out: Path, count: int, seed: int, config: SynthConfig) -> list[Path]:
@@ -119,8 +120,8 @@ def _write_cmerc(dataset: str, out: Path, count: int, seed: int, config: SynthCo
     (out / "data").mkdir(parents=True, exist_ok=True)
     (out / "caldiff").mkdir(exist_ok=True)
     files = [out / "data" / form.features, out / "data" / form.roberta, out / "caldiff" / form.difficulty]
-    write_atomic(files[0], _dump(_first_file(form, content, features, ids, train)))
-    write_atomic(files[1], _dump(_second_file(form, content, features, ids, train)))
+    write_atomic(files[0], dump_plain(_first_file(form, content, features, ids, train)))
+    write_atomic(files[1], dump_plain(_second_file(form, content, features, ids, train)))
     write_difficulty(files[2], {str(i): _difficulty(content[i]) for i in ids[:train]})
     files.append(out / "ground_truth.json")
     truth = _truth(dataset, seed, config, form, content, ids, train)
@@ -130,15 +131,38 @@ def _write_cmerc(dataset: str, out: Path, count: int, seed: int, config: SynthCo
 
 @dataclass(frozen=True)
 class Synthesiser:
-    """Synthetic data of one system."""
+    """Synthetic data of one system: its data sets, checked settings and their defaults, and the real sizes."""
 
     title: str
     datasets: tuple[str, ...]
-    write: Callable[[str, Path, int, int, SynthConfig], list[Path]]
+    settings: type[BaseModel]
+    defaults: Callable[[str], dict[str, Any]]
+    size: Callable[[str], int]
+    write: Callable[[str, Path, int, int, Any], list[Path]]
+    fewest: int = 2
 
 
+_SENTIMENT = Synthesiser(
+    "utterances in the pickles of MMSA",
+    tuple(synth_mmsa.SHAPES),
+    synth_mmsa.SynthSentiment,
+    synth_mmsa.defaults,
+    synth_mmsa.size,
+    synth_mmsa.write,
+    fewest=6,
+)
 SYNTHESISERS: dict[str, Synthesiser] = {
-    "cmerc": Synthesiser("dialogues in the pickles of CMERC and M3NET", tuple(SHAPES), _write_cmerc),
+    "cmerc": Synthesiser(
+        "dialogues in the pickles of CMERC and M3NET",
+        tuple(SHAPES),
+        SynthConfig,
+        lambda dataset: {"audio_dim": SHAPES[dataset].audio_dim},
+        lambda dataset: SHAPES[dataset].dialogues,
+        _write_cmerc,
+    ),
+    "emt": _SENTIMENT,
+    "mult": _SENTIMENT,
+    "tfr_net": _SENTIMENT,
 }
 
 
@@ -296,9 +320,3 @@ def _truth(
         "labels": {str(k): d.labels.tolist() for k, d in content.items()},
         "difficulty": {str(k): _difficulty(d) for k, d in content.items()},
     }
-
-
-def _dump(content: Any) -> bytes:
-    """Pickle protocol 2 with the module names of numpy 1.x, so that the authors' own code reads it too."""
-    plain = pickle.dumps(content, protocol=2)
-    return plain.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)
