@@ -23,6 +23,7 @@ from mer_export.errors import MerError, UsageError
 if TYPE_CHECKING:
     from mer_export.data.samples import Sample
     from mer_export.data.spec import DataSpec
+    from runtimes.session import SessionOptions
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -403,14 +404,22 @@ def eval_(
     device: Device = "cpu",
     threads: Threads = None,
     hint: Hint = "fp32",
+    missing: Annotated[
+        str | None,
+        typer.Option("--missing-rate", metavar="RATES", help="Drop steps: 0.3, 0.0:1.0:0.1 or text,audio,vision."),
+    ] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Task metrics of a bundle on labelled data."""
+    """Task metrics of a bundle on labelled data; over missing rates they also go into the bundle's report."""
     from runtimes.evaluate import evaluate
     from runtimes.predictor import Predictor
     from runtimes.session import SessionOptions
 
     opened = Bundle.open(bundle)
+    options = SessionOptions(device=device, threads=threads, hint=hint)
+    if missing is not None:
+        return _eval_missing(opened, data, data_format, split, runtime, options, batch, missing, _say(quiet), as_json)
     samples = _samples(opened, data, data_format, split)
     if semantics == "batch":
         from train.evaluate import evaluate_published
@@ -419,10 +428,42 @@ def eval_(
             raise UsageError(f"--semantics batch runs in PyTorch only: pass --runtime torch, not {runtime}")
         metrics = evaluate_published(opened, samples, batch)
     else:
-        with Predictor(opened, runtime, SessionOptions(device=device, threads=threads, hint=hint), batch) as predictor:
+        with Predictor(opened, runtime, options, batch) as predictor:
             metrics = evaluate(predictor, samples)
     result = {"bundle": str(bundle), "split": split, "runtime": runtime, "semantics": semantics, "metrics": metrics}
-    _emit(result, as_json, lambda: _table(("metric", "value"), [(k, f"{v:.2f}") for k, v in metrics.items()]))
+    _emit(result, as_json, lambda: _table(("metric", "value"), [(k, _metric(k, v)) for k, v in metrics.items()]))
+    return None
+
+
+def _metric(name: str, value: float) -> str:
+    from mer_export.metrics import SCORE_METRICS
+
+    return f"{value:.4f}" if name in SCORE_METRICS else f"{value:.2f}"
+
+
+def _eval_missing(
+    bundle: Bundle,
+    data: Path,
+    data_format: str,
+    split: str,
+    runtime: str,
+    options: SessionOptions,
+    batch: int,
+    rates: str,
+    say: Callable[[str], None],
+    as_json: bool,
+) -> None:
+    from mer_export.data.open import open_corpus
+    from runtimes import robustness
+    from runtimes.predictor import Predictor
+
+    chosen = robustness.parse_rates(rates)
+    corpus = open_corpus(data, *_reading(data, data_format, bundle))
+    samples, arrays = corpus.split(split), corpus.info.get("arrays", {}).get(split)
+    with Predictor(bundle, runtime, options, batch) as predictor:
+        report = robustness.run_robustness(predictor, samples, chosen, arrays, split, say)
+    robustness.save(bundle, report)
+    _emit(report.model_dump(), as_json, lambda: robustness.markdown(report).splitlines())
 
 
 @app.command()

@@ -13,6 +13,7 @@ from mer_export.errors import NotAvailableError
 if TYPE_CHECKING:
     from runtimes.bench import Case
     from runtimes.parity import ParityReport
+    from runtimes.robustness import RobustnessReport
 
 COLOURS = {
     "torch": "#8a94a3",
@@ -114,6 +115,21 @@ def training_chart(records: Sequence[Mapping[str, Any]], metric: str, kept: int 
         if splits:
             right.legend(loc="lower center")
         return _svg(figure, f"Training loss and {metric} over {len(epochs)} epochs")
+
+
+def robustness_chart(report: RobustnessReport, metric: str) -> str:
+    """A metric over the missing rate, and beside it the mean absolute error where the task has one."""
+    shown = [n for n in (metric, "mae") if n in report.metrics]
+    rates = [r.text for r in report.rates]
+    with _figure(7.2, 2.6, columns=2) as (figure, panels):
+        for axes, name in zip(panels, shown, strict=False):
+            axes.plot(rates, report.metrics[name], color="#2f6fb5", marker="o", markersize=4)
+            axes.set_title(name.replace("_", " "), loc="left", fontsize=10, color=QUIET)
+            axes.set_xlabel("missing rate")
+            axes.grid(axis="y", color=RULE, linewidth=0.8)
+        for axes in panels[len(shown) :]:
+            axes.set_visible(False)
+        return _svg(figure, f"{' and '.join(shown)} over the missing rate")
 
 
 def _row_name(runtime: str, format: str) -> str:

@@ -12,10 +12,11 @@ from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import TensorSpec, lengths_name
 from mer_export.errors import NotAvailableError
-from runtimes import charts, tables
+from runtimes import charts, robustness, tables
 from runtimes.bench import BenchReport, Case
 from runtimes.candidate import grouped_reasons
 from runtimes.parity import CandidateReport, ParityReport
+from runtimes.robustness import RobustnessReport
 
 REPORT = "reports/report.html"
 TITLES = {
@@ -74,6 +75,7 @@ def content(bundle: Bundle) -> dict[str, Any]:
     problems: list[str] = []
     parity = _read(bundle, "reports/parity.json", ParityReport, problems)
     bench = _read(bundle, "reports/bench.json", BenchReport, problems)
+    missing = _read(bundle, robustness.REPORT, RobustnessReport, problems)
     weights = manifest.files[WEIGHTS].sha256
     state = _state(parity, weights)
     checked = {c.variant for c in parity.candidates} if parity else set()
@@ -101,6 +103,10 @@ def content(bundle: Bundle) -> dict[str, Any]:
         "metric": tables.metric_title(parity.metric if parity else manifest.task.headline),
         "training": _training(bundle),
         "evaluation": _evaluation(bundle),
+        "missing": missing,
+        "missing_stale": missing is not None and missing.weights_sha256 != weights,
+        "missing_chart": charts.robustness_chart(missing, manifest.task.headline) if missing else "",
+        "missing_rows": _missing_rows(missing) if missing else [],
         "parity": parity,
         "parity_chart": charts.parity_chart(parity) if parity else "",
         "parity_rows": [_parity_row(c, parity) for c in parity.ran] if parity else [],
@@ -187,6 +193,14 @@ def _evaluation(bundle: Bundle) -> list[dict[str, Any]]:
         for split, kinds in found.items()
         for semantics, metrics in kinds.items()
     ]
+
+
+def _missing_rows(report: RobustnessReport) -> list[list[str]]:
+    rows = [
+        [r.name, *(robustness.shown(n, v[i]) for n, v in report.metrics.items())] for i, r in enumerate(report.rates)
+    ]
+    areas = [["area", *(robustness.shown(n, a) for n, a in report.areas.items())]] if report.areas else []
+    return rows + areas
 
 
 def _tensor(spec: TensorSpec) -> dict[str, str]:
