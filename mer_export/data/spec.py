@@ -13,12 +13,19 @@ class ArraySource(BaseModel):
     `file` (npz or npy, relative to the data directory) may hold `{split}`, which stands for the name of each split.
     `only_with_split` names the split columns these features may be used with: features of a network that was trained
     with the labels of one split say so here, and are refused with any other.
+
+    With `unit: utterance` an array may hold sequences: `offsets` names the array of the same file that says where each
+    row's steps begin, a third dim does without. `keys` names an array of strings that the rows are looked up by, with
+    what `column` of the table says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     file: str
     array: str | None = None
+    offsets: str | None = None
+    keys: str | None = None
+    column: str | None = None
     only_with_split: tuple[str, ...] = ()
 
 
@@ -33,6 +40,8 @@ class DataSpec(BaseModel):
 
     format: str = "auto"
     dataset: Literal["iemocap", "meld", "mosi", "mosei", "sims"] | None = None
+    unit: Literal["dialogue", "utterance"] = "dialogue"
+    """What one sample is: a dialogue of utterance vectors, or one utterance with a sequence per modality."""
     table: str | None = None
     """Utterance table (csv, tsv, parquet); `{split}` in the name means one file per split."""
     splits: tuple[str, ...] = ()
@@ -43,6 +52,10 @@ class DataSpec(BaseModel):
     utterance: str | None = None
     speaker: str | None = None
     label: str | None = None
+    score: str | None = None
+    """Column of numbers that a regression predicts, with `unit: utterance`."""
+    tokenizer: str | None = None
+    """Vocabulary file, or folder with a vocab.txt, that turns `sentence` into word pieces, with `unit: utterance`."""
     split: str | None = None
     sentence: str | None = None
     row: str | None = None

@@ -32,7 +32,7 @@ Columns = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """One utterance: its place in its table, in the rows of its split, and in the arrays (`row` column)."""
 
     table: Columns
@@ -64,9 +64,13 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
         InputError: a file or column is missing, arrays do not match the table, a label is unknown, a dialogue lies in
             two splits, or features are bound to another split column.
     """
-    spec, bound = _mapping(path, spec)
-    _refuse_leakage(spec, bound, path)
-    rows = _rows(path, spec)
+    spec, bound = mapping(path, spec)
+    refuse_leakage(spec, bound, path)
+    rows = table_rows(path, spec)
+    if spec.unit == "utterance":
+        from mer_export.data.readers.utterance_table import read_utterances
+
+        return read_utterances(path, spec, rows, labels)
     if not rows:
         raise InputError(f"{path}: the table {spec.table} has no rows in the chosen splits")
     values = [r.cell(spec.label) for r in rows]
@@ -80,18 +84,18 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
         if spec.sentence:
             sentences[sample.id] = [r.cell(spec.sentence) for r in group]
     info = {"labels": list(reader.labels), "speakers": spec.speakers, "split": spec.split, "sentences": sentences}
-    return Corpus(splits={s: splits[s] for s in _split_order(splits, spec)}, format="dialogue_table", info=info)
+    return Corpus(splits={s: splits[s] for s in split_order(splits, spec)}, format="dialogue_table", info=info)
 
 
 def files(path: Path, spec: DataSpec) -> list[Path]:
     """The files of the data set."""
-    spec, _ = _mapping(path, spec)
+    spec, _ = mapping(path, spec)
     patterns = [str(spec.table), *(s.file for sources in spec.sources.values() for s in sources)]
     names = [p.replace("{split}", s) for p in patterns for s in (spec.splits if "{split}" in p else ("",))]
     return [path / name for name in dict.fromkeys(names)]
 
 
-def _mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, dict[tuple[str, str | None], tuple[str, ...]]]:
+def mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, dict[tuple[str, str | None], tuple[str, ...]]]:
     """The mapping, and which split columns the data's own `table.yaml` binds arrays to."""
     own: dict[str, Any] = {}
     if (path / MAPPING).is_file():
@@ -106,7 +110,7 @@ def _mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, dict[tuple[str, str 
         spec = DataSpec.model_validate({**declared.model_dump(exclude_unset=True), **_set_fields(spec)})
     else:
         bound = {}
-    if spec.table is None or spec.dialogue is None:
+    if spec.table is None or (spec.dialogue is None and spec.unit == "dialogue"):
         raise UsageError(f"{path}: a dialogue table needs data.table and data.dialogue, or a {MAPPING} that says them")
     if "{split}" in spec.table and not spec.splits:
         raise UsageError(f"data.table {spec.table} has one file per split: name the splits in data.splits")
@@ -119,7 +123,7 @@ def _set_fields(spec: DataSpec) -> dict[str, Any]:
     return {k: v for k, v in spec.model_dump().items() if v != default[k]}
 
 
-def _refuse_leakage(spec: DataSpec, bound: dict[tuple[str, str | None], tuple[str, ...]], path: Path) -> None:
+def refuse_leakage(spec: DataSpec, bound: dict[tuple[str, str | None], tuple[str, ...]], path: Path) -> None:
     for modality, sources in spec.sources.items():
         for source in sources:
             allowed = source.only_with_split or bound.get((source.file, source.array), ())
@@ -131,16 +135,16 @@ def _refuse_leakage(spec: DataSpec, bound: dict[tuple[str, str | None], tuple[st
                 )
 
 
-def _rows(path: Path, spec: DataSpec) -> list[_Row]:
+def table_rows(path: Path, spec: DataSpec) -> list[Row]:
     table = str(spec.table)
     if "{split}" in table:
-        found: list[_Row] = []
+        found: list[Row] = []
         present = [(s, path / table.replace("{split}", s)) for s in spec.splits]
         # Data to label need not hold every split; whoever asks for an absent one is told.
         for split, file in [(s, f) for s, f in present if f.is_file()] or present[:1]:
             columns = read_table(file)
             _require(columns, spec, file)
-            found += [_Row(columns, i, split, i, _array_row(columns, i, spec)) for i in range(_height(columns))]
+            found += [Row(columns, i, split, i, _array_row(columns, i, spec)) for i in range(_height(columns))]
         return found
     columns = read_table(path / table)
     _require(columns, spec, path / table)
@@ -152,7 +156,7 @@ def _rows(path: Path, spec: DataSpec) -> list[_Row]:
         place = counts[split] = counts.get(split, -1) + 1
         # An empty cell takes an utterance out of the data set.
         if split and (not spec.splits or not divided or split in spec.splits):
-            rows.append(_Row(columns, i, split, place, _array_row(columns, i, spec)))
+            rows.append(Row(columns, i, split, place, _array_row(columns, i, spec)))
     return rows
 
 
@@ -167,15 +171,15 @@ def _array_row(columns: Columns, at: int, spec: DataSpec) -> int | None:
 
 def _require(columns: Columns, spec: DataSpec, path: Path) -> None:
     """Columns for label and split may be absent: then the data are unlabelled, or one split."""
-    for role in ("dialogue", "order", "utterance", "speaker", "sentence", "row"):
+    for role in ("dialogue", "order", "utterance", "speaker", "sentence", "score", "row"):
         name = getattr(spec, role)
         if name is not None and name not in columns:
             raise InputError(f"{path} has no column {name!r} (data.{role}), there are {list(columns)}")
 
 
-def _dialogues(rows: list[_Row], spec: DataSpec) -> dict[tuple[str, str], list[_Row]]:
+def _dialogues(rows: list[Row], spec: DataSpec) -> dict[tuple[str, str], list[Row]]:
     """Rows by split and dialogue, in order of appearance, sorted within."""
-    groups: dict[tuple[str, str], list[_Row]] = {}
+    groups: dict[tuple[str, str], list[Row]] = {}
     home: dict[str, str] = {}
     per_file = "{split}" in str(spec.table)
     for row in rows:
@@ -199,7 +203,7 @@ def _order_key(value: str) -> tuple[int, float, str]:
         return (1, 0.0, value)
 
 
-def _sample(rows: list[_Row], spec: DataSpec, labels: LabelReader, arrays: _Arrays) -> Sample:
+def _sample(rows: list[Row], spec: DataSpec, labels: LabelReader, arrays: _Arrays) -> Sample:
     dialogue = rows[0].cell(spec.dialogue)
     # Where every split has its own file, ids start again in each.
     name = f"{rows[0].split}/{dialogue}" if "{split}" in str(spec.table) else dialogue
@@ -223,14 +227,14 @@ def _sample(rows: list[_Row], spec: DataSpec, labels: LabelReader, arrays: _Arra
 class _Arrays:
     """Feature files, each read once and held against the table."""
 
-    def __init__(self, path: Path, rows: list[_Row]):
+    def __init__(self, path: Path, rows: list[Row]):
         self.path = path
         self.heights = {id(r.table): _height(r.table) for r in rows}
         self.in_split = Counter(r.split for r in rows)
         self.tables = len(self.heights)
         self._loaded: dict[tuple[str, str | None], np.ndarray] = {}
 
-    def take(self, source: ArraySource, rows: list[_Row]) -> np.ndarray:
+    def take(self, source: ArraySource, rows: list[Row]) -> np.ndarray:
         """The vectors (n, d) of these rows of one dialogue, float32."""
         split = rows[0].split
         per_split = "{split}" in source.file
@@ -325,6 +329,6 @@ def _height(columns: Columns) -> int:
     return len(next(iter(columns.values()), []))
 
 
-def _split_order(splits: dict[str, list[Sample]], spec: DataSpec) -> list[str]:
+def split_order(splits: dict[str, list[Sample]], spec: DataSpec) -> list[str]:
     order = spec.splits or USUAL_ORDER
     return sorted(splits, key=lambda s: order.index(s) if s in order else len(order))
