@@ -103,6 +103,9 @@ def split_samples(content: Mapping[str, Any], where: str) -> list[Sample]:
         lengths = {m: [int(n) for n in content[f"{m}_lengths"]] for m in frames}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where} is incomplete or malformed ({error})") from None
+    if text.ndim != 3 or text.shape[1] != 3 or any(f.ndim != 3 for f in frames.values()):
+        shapes = {"text_bert": text.shape, **{m: f.shape for m, f in frames.items()}}
+        raise InputError(f"{where} is malformed: arrays have shapes {shapes}")
     scores = content.get("regression_labels")
     count = len(text)
     ids = [str(i) for i in content.get("id", range(count))]
@@ -110,8 +113,8 @@ def split_samples(content: Mapping[str, Any], where: str) -> list[Sample]:
     sizes |= {f"{m}_lengths": len(n) for m, n in lengths.items()}
     sizes |= {} if scores is None else {"regression_labels": len(scores)}
     wrong = {name: size for name, size in sizes.items() if size != count}
-    if wrong or text.ndim != 3 or text.shape[1] != 3 or any(f.ndim != 3 for f in frames.values()):
-        raise InputError(f"{where} has {count} texts of shape {text.shape[1:]} but {wrong or 'frames of other dims'}")
+    if wrong:
+        raise InputError(f"{where} has {count} texts but {wrong}")
     samples = []
     for row, name in enumerate(ids):
         inputs = _text(text[row], f"{where}: {name}")

@@ -114,8 +114,7 @@ class Emt(nn.Module):
             x, lengths = inputs[m], inputs[f"{m}_lengths"]
             x = torch.where(real_steps(lengths, x.shape[1])[..., None], x, 0.0)
             if m in self.standardise:
-                # Zero frames are the missing ones; they stay what they are.
-                x = self.standardise[m](x) * (x != 0).any(-1, keepdim=True).to(x.dtype)
+                x = self.standardise[m](x)
             lengths = lengths.clamp(min=1)
             utterance[m], local[m] = encoder(x, lengths)
             keys[m], features[m] = real_steps(lengths, x.shape[1]), x

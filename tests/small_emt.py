@@ -1,0 +1,84 @@
+"""Tiny bundles of emt, mult and tfr_net with random weights, and random utterances for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_model
+
+from mer_export import registry
+from mer_export.bundle import WEIGHTS, Bundle, Manifest
+from mer_export.contract import Contract
+from mer_export.data.samples import Sample
+
+SHORT = {"text_len": 6, "audio_len": 5, "vision_len": 4}
+LONG = {"text_len": 9, "audio_len": 12, "vision_len": 7}
+BERT = {"vocabulary": 110, "hidden": 16, "layers": 2, "heads": 2, "feed_forward": 24, "positions": 16}
+TRANSFORMER = {"bert": BERT, "arrays": LONG, "width": 8, "heads": 2, "levels": 2, "buckets": [SHORT, LONG]}
+EMT = {
+    "bert": BERT,
+    "width": 8,
+    "heads": 2,
+    "depth": 2,
+    "audio_hidden": 6,
+    "audio_out": 5,
+    "vision_hidden": 8,
+    "vision_out": 8,
+    "head_width": 12,
+    "buckets": [SHORT, LONG],
+}
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "emt": ("emt", EMT),
+    "emt unshared": (
+        "emt",
+        {**EMT, "share_layers": False, "share_modalities": False, "share_directions": False, "scale": "sims"},
+    ),
+    "emt vectors": (
+        "emt",
+        {**EMT, "bert": None, "text_dim": 7, "text_hidden": 6, "text_out": 6, "labels": ["a", "b", "c"]},
+    ),
+    "mult": ("mult", TRANSFORMER),
+    "tfr_net": ("tfr_net", {**TRANSFORMER, "fusion_widths": {"text": 4, "audio": 5, "vision": 6}, "fusion_layers": 2}),
+    "tfr_net gru": ("tfr_net", {**TRANSFORMER, "fusion": "gru", "fuse_generated": True, "generator": "ctc"}),
+    "tfr_net max": ("tfr_net", {**TRANSFORMER, "fusion": "max", "generator": "none"}),
+}
+
+
+def make_emt(root: Path, name: str) -> Bundle:
+    """A bundle without variants; every weight has a value of its own."""
+    system_name, values = CONFIGS[name]
+    system = registry.get(system_name)
+    config = system.parse(values)
+    torch.manual_seed(0)
+    model = system.build(config)
+    for tensor in model.state_dict().values():
+        if tensor.dtype.is_floating_point and tensor.ndim < 2:
+            tensor.add_(0.1 * torch.rand(tensor.shape))
+    manifest = Manifest(
+        system=system_name,
+        variant=system.variant_of(config),
+        config=config.model_dump(mode="json"),
+        task=system.task(config),
+        contract=system.contract(config),
+    )
+    bundle = Bundle.create(root, manifest)
+    with bundle.commit() as change:
+        change.write("config.yaml", "data: {}\n")
+        save_model(model, str(change.file(WEIGHTS)))
+    return bundle
+
+
+def utterance(contract: Contract, seed: int, longest: dict[str, int] | None = None) -> Sample:
+    """Random lengths up to `longest`, random content."""
+    random = np.random.default_rng(seed)
+    lengths = {d: int(random.integers(3, n + 1)) for d, n in (longest or SHORT).items()}
+    inputs: dict[str, np.ndarray] = {}
+    for spec in contract.features:
+        shape = tuple(lengths[d] if isinstance(d, str) else d for d in spec.dims[1:])
+        inputs[spec.name] = (
+            random.integers(0, spec.below, shape) if spec.below else random.standard_normal(shape, dtype=np.float32)
+        )
+    return Sample(f"u{seed}", inputs, (f"u{seed}",), np.asarray([random.uniform(-3, 3)], dtype=np.float32))

@@ -1,0 +1,161 @@
+"""MMSA pickles, missing steps, normalisation, word pieces and tables of utterances."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mer_export.data.missing import incomplete
+from mer_export.data.normalise import write_normalised
+from mer_export.data.open import open_corpus
+from mer_export.data.samples import Sample
+from mer_export.data.spec import DataSpec
+from mer_export.data.synth import synthesise
+from mer_export.data.unpickle import load_pickle
+from mer_export.data.wordpiece import WordPiece
+from mer_export.errors import InputError, UsageError
+
+SMALL = {"text_len": 12, "audio_len": 9, "vision_len": 7, "audio_dim": 3, "vision_dim": 4}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("mmsa")
+    synthesise("emt", "sims", out, dialogues=20, seed=1, **SMALL)
+    return out
+
+
+def test_the_pickle_is_read_without_its_padding_and_with_its_array_lengths(folder: Path) -> None:
+    corpus = open_corpus(folder)
+    assert corpus.format == "mmsa"
+    assert corpus.info["dataset"] == "sims"
+    assert corpus.info["arrays"]["test"] == {"text_len": 12, "audio_len": 9, "vision_len": 7}
+    raw = load_pickle(folder / "SIMS" / "Processed" / "unaligned_39.pkl")["train"]
+    for row, sample in enumerate(corpus.split("train")):
+        n = int(raw["text_bert"][row, 1].sum())
+        assert sample.inputs["input_ids"].tolist() == raw["text_bert"][row, 0, :n].tolist()
+        assert sample.inputs["audio"].shape == (raw["audio_lengths"][row], 3)
+        assert sample.labels is not None
+        assert sample.labels[0] == raw["regression_labels"][row]
+
+
+def test_a_file_that_is_not_the_published_one_is_read_with_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="mer"):
+        open_corpus(folder / "SIMS" / "Processed" / "unaligned_39.pkl")
+    assert "results are not comparable" in caplog.text
+
+
+def write(path: Path, **changes: object) -> Path:
+    split = {
+        "text_bert": np.array([[[101, 7, 102, 0], [1, 1, 1, 0], [0, 0, 0, 0]]], dtype=np.float32),
+        "audio": np.array([[[-np.inf, 1.0], [2.0, 3.0]]]),
+        "vision": np.ones((1, 3, 2)),
+        "audio_lengths": [2],
+        "vision_lengths": [1],
+        "regression_labels": np.array([0.4]),
+        "id": ["a$_$1"],
+    }
+    path.write_bytes(pickle.dumps({"train": {**split, **changes}}, protocol=4))
+    return path
+
+
+def test_minus_infinity_in_audio_is_read_as_zero(tmp_path: Path) -> None:
+    corpus = open_corpus(write(tmp_path / "x.pkl"), DataSpec(format="mmsa", dataset="mosi"))
+    assert corpus.split("train")[0].inputs["audio"].tolist() == [[0.0, 1.0], [2.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"audio_lengths": [3]}, "audio_lengths is 3, the array has 2 frames"),
+        ({"vision_lengths": [0]}, "vision_lengths is 0"),
+        ({"text_bert": np.array([[[101, 7, 102], [1, 0, 1], [0, 0, 0]]])}, "ones, then zeros"),
+        ({"id": ["a", "b"]}, "1 texts"),
+        ({"audio": None}, "malformed"),
+    ],
+)
+def test_a_damaged_pickle_gives_one_sentence(tmp_path: Path, changes: dict, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        open_corpus(write(tmp_path / "x.pkl", **changes), DataSpec(format="mmsa", dataset="mosi"))
+
+
+def test_two_data_sets_in_one_place_ask_which_one(tmp_path: Path) -> None:
+    write(tmp_path / "unaligned_50.pkl")
+    with pytest.raises(UsageError, match=r"data\.dataset"):
+        open_corpus(tmp_path)
+
+
+def test_normalisation_uses_real_frames_of_train_only(folder: Path, tmp_path: Path) -> None:
+    source = folder / "SIMS" / "Processed" / "unaligned_39.pkl"
+    target = write_normalised(source, tmp_path / "unaligned_39_normalized.pkl")
+    samples = open_corpus(target, DataSpec(format="mmsa", dataset="sims")).split("train")
+    frames = np.concatenate([s.inputs["audio"] for s in samples])
+    np.testing.assert_allclose(frames.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(frames.std(0), 1, atol=1e-3)
+
+
+def test_missing_steps_are_nested_and_special_tokens_stay(folder: Path) -> None:
+    corpus = open_corpus(folder)
+    samples, arrays = corpus.split("train"), corpus.info["arrays"]["train"]
+    low, high, all_ = (
+        incomplete(samples, dict.fromkeys(("text", "audio", "vision"), r), arrays) for r in (0.3, 0.7, 1.0)
+    )
+    for a, b, c in zip(low, high, all_, strict=True):
+        for m in ("text", "audio", "vision"):
+            assert not (b.kept[m] & ~a.kept[m]).any()
+        assert c.inputs["input_ids"][[0, -1]].tolist() == [101, 102]
+        assert set(c.inputs["input_ids"][1:-1]) <= {100}
+        assert not c.inputs["audio"].any()
+        assert c.complete["audio"].any()
+
+
+def test_a_rate_outside_0_to_1_is_refused() -> None:
+    sample = Sample("a", {"audio": np.ones((2, 3), dtype=np.float32)}, ("a",))
+    with pytest.raises(UsageError, match=r"missing rate 1\.5"):
+        incomplete([sample], {"audio": 1.5})
+
+
+def test_word_pieces_follow_the_vocabulary(tmp_path: Path) -> None:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "##aff", "##able", "cafe", "!", "猫", "the"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    tokenizer = WordPiece.load(tmp_path)
+    assert tokenizer.encode("Unaffable CAFÉ! 猫the xyz").tolist() == [2, 4, 5, 6, 7, 8, 9, 10, 1, 3]
+    assert tokenizer.encode("").tolist() == [2, 3]
+    with pytest.raises(InputError, match="is no vocabulary"):
+        WordPiece.load(tmp_path / "absent.txt")
+
+
+def test_a_table_of_utterances_gives_sequences_scores_and_tokens(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("video,part,text,score,split\nv,1,hi ho,1.5,train\nv,2,ho,,test\n")
+    (tmp_path / "vocab.txt").write_text("[CLS]\n[SEP]\n[UNK]\nhi\nho\n")
+    rows = np.arange(10, dtype=np.float32).reshape(5, 2)
+    np.savez(tmp_path / "f.npz", frames=rows, at=np.array([0, 3, 5]), clip=np.ones((2, 3)))
+    np.savez(tmp_path / "k.npz", v=np.array([[1.0], [2.0]]), names=np.array(["ho", "hi ho"]))
+    spec = DataSpec(
+        unit="utterance",
+        table="t.csv",
+        dialogue="video",
+        utterance="part",
+        score="score",
+        split="split",
+        sentence="text",
+        tokenizer=str(tmp_path),
+        audio=({"file": "f.npz", "array": "frames", "offsets": "at"}, {"file": "f.npz", "array": "clip"}),
+        vision=({"file": "k.npz", "array": "v", "keys": "names", "column": "text"},),
+    )
+    corpus = open_corpus(tmp_path, spec)
+    (first,), (second,) = corpus.split("train"), corpus.split("test")
+    assert first.id == "v/1"
+    assert first.inputs["audio"].tolist() == [[0, 1, 1, 1, 1], [2, 3, 1, 1, 1], [4, 5, 1, 1, 1]]
+    assert first.inputs["vision"].tolist() == [[2.0]]
+    assert first.inputs["input_ids"].tolist() == [0, 3, 4, 1]
+    assert first.labels is not None
+    assert first.labels.tolist() == [1.5]
+    assert second.labels is not None
+    assert np.isnan(second.labels).all()

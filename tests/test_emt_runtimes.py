@@ -1,0 +1,154 @@
+"""What must hold for emt, mult and tfr_net on every runtime: padding, neighbours and missing modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+import numpy as np
+import onnx
+import pytest
+from small_emt import CONFIGS, LONG, SHORT, make_emt, utterance
+
+from mer_export.bundle import Bundle
+from mer_export.data.collate import collate
+from mer_export.data.samples import Sample
+from mer_export.exporters import export_variant
+from mer_export.exporters.share import share_initializers
+from runtimes import BACKENDS, backend_problem, open_session
+from runtimes.predictor import Predictor
+from runtimes.session import Session, SessionOptions
+
+Sessions = list[tuple[Session, dict[str, int]]]
+RUNTIMES = ("torch", "torchscript", "exported_program", "onnxruntime", "openvino")
+MODALITIES = ("text", "audio", "vision")
+COMBINATIONS = [c for n in (1, 2, 3) for c in combinations(MODALITIES, n)]
+ATOL = 1e-5
+ONE_THREAD = SessionOptions(threads=1)
+EVERYTHING = ("torchscript", "exported_program", "onnx")
+FORMATS = dict.fromkeys(("emt", "emt vectors", "mult", "tfr_net"), EVERYTHING)
+"""Formats to export by configuration; the others go to ONNX alone, to keep the suite short."""
+BUCKETS = {"emt": (SHORT, LONG)}
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    made = make_emt(tmp_path_factory.mktemp("emt") / "bundle", request.param)
+    example = [utterance(made.manifest.contract, seed) for seed in range(3)]
+    for lengths in BUCKETS.get(request.param, (SHORT,)):
+        for name in FORMATS.get(request.param, ("onnx",)):
+            export_variant(made, name, lengths, example=example)
+    return made
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def sessions(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Sessions]:
+    """The sessions of one runtime, each with the lengths to pad to; the shortest first."""
+    problem = backend_problem(request.param)
+    if problem:
+        pytest.skip(problem)
+    formats = BACKENDS[request.param].formats
+    variants = [v for v in bundle.manifest.variants if v.format in formats]
+    if formats and not variants:
+        pytest.skip("this configuration is exported to ONNX alone")
+    opened: Sessions = []
+    if variants:
+        for v in sorted(variants, key=lambda v: tuple(v.lengths.values())):
+            opened.append((open_session(bundle, v, request.param, ONE_THREAD), v.lengths))
+    else:
+        session = open_session(bundle, None, request.param, ONE_THREAD)
+        opened = [(session, SHORT), (session, LONG)]
+    yield opened
+    for session, _ in opened:
+        session.close()
+
+
+@pytest.fixture(scope="module")
+def eager(bundle: Bundle) -> Iterator[Session]:
+    with open_session(bundle, None, "torch", ONE_THREAD) as session:
+        yield session
+
+
+def score(
+    session: Session, samples: list[Sample], bucket: dict[str, int] | None, batch: int | None = None
+) -> np.ndarray:
+    arrays = collate(samples, session.contract, bucket, batch)
+    return session.run(arrays)[session.contract.outputs[0].name][: len(samples)]
+
+
+def part(sample: Sample, present: tuple[str, ...]) -> Sample:
+    """`sample` with the other modalities missing."""
+    text = {"text", "input_ids", "token_type_ids"}
+    names = {n for m in present for n in (text if m == "text" else {m})}
+    return Sample(sample.id, {n: a for n, a in sample.inputs.items() if n in names}, sample.units)
+
+
+def spoil(arrays: dict[str, np.ndarray], session: Session, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    for spec in session.contract.features:
+        dim = str(spec.dims[1])
+        for row, length in enumerate(arrays[f"{dim.removesuffix('_len')}_lengths"]):
+            rest = arrays[spec.name][row, length:]
+            rest[...] = (
+                random.integers(0, spec.below, rest.shape) if spec.below else 100 * random.normal(size=rest.shape)
+            )
+
+
+def test_padding_and_bucket_never_change_a_score(sessions: Sessions, eager: Session) -> None:
+    for seed in range(4):
+        sample = utterance(eager.contract, seed)
+        expected = score(eager, [sample], None)
+        for session, bucket in sessions:
+            arrays = collate([sample], session.contract, bucket)
+            spoil(arrays, session, seed)
+            found = session.run(arrays)[session.contract.outputs[0].name]
+            np.testing.assert_allclose(found, expected, rtol=0, atol=ATOL)
+
+
+def test_neighbours_never_change_a_score(sessions: Sessions) -> None:
+    session, bucket = sessions[-1]
+    samples = [utterance(session.contract, seed) for seed in range(3)]
+    alone = np.concatenate([score(session, [s], bucket) for s in samples])
+    together = score(session, samples[::-1], bucket, batch=4)[::-1]
+    np.testing.assert_allclose(together, alone, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("present", COMBINATIONS, ids="+".join)
+def test_a_missing_modality_is_finite_and_the_same_everywhere(
+    sessions: Sessions, eager: Session, present: tuple[str, ...]
+) -> None:
+    sample = part(utterance(eager.contract, 7), present)
+    expected = score(eager, [sample], None)
+    assert np.isfinite(expected).all()
+    for session, bucket in sessions:
+        found = score(session, [sample], bucket)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=ATOL)
+        assert np.array_equal(found, score(session, [sample], bucket))
+
+
+def test_a_text_without_words_does_not_depend_on_its_padding(sessions: Sessions, eager: Session) -> None:
+    if eager.contract.features[0].name != "input_ids":
+        pytest.skip("text comes in as vectors")
+    whole = utterance(eager.contract, 3)
+    blank = {"input_ids": np.array([101, 102]), "token_type_ids": np.zeros(2, dtype=np.int64)}
+    sample = Sample("blank", {**whole.inputs, **blank}, whole.units)
+    expected = score(eager, [part(whole, ("audio", "vision"))], None)
+    for session, bucket in sessions:
+        np.testing.assert_allclose(score(session, [sample], bucket), expected, rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize("present", COMBINATIONS, ids="+".join)
+def test_a_prediction_names_the_modalities_it_used(bundle: Bundle, present: tuple[str, ...]) -> None:
+    sample = part(utterance(bundle.manifest.contract, 5), present)
+    with Predictor(bundle, "onnxruntime", ONE_THREAD) as predictor:
+        (found,) = predictor.predict([sample])
+    assert found.modalities == present
+    assert found.label in bundle.manifest.task.labels
+    assert (found.score is None) == (bundle.manifest.task.kind == "classification")
+
+
+def test_exports_hold_each_weight_once_and_no_training_heads(bundle: Bundle) -> None:
+    variant = next(v for v in bundle.manifest.variants if v.format == "onnx")
+    model = onnx.load(bundle.path(variant.model))
+    assert not [i.name for i in model.graph.initializer if "restoration" in i.name]
+    assert share_initializers(model) == 0
