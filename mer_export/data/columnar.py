@@ -49,7 +49,7 @@ def write_parquet(corpus: Corpus, path: Path | str) -> int:
     """
     if any("input_ids" in s.inputs or (s.labels is not None and s.labels.dtype.kind == "f") for s in corpus):
         raise UnsupportedError(
-            f"{path}: this format holds dialogues of vectors with classes, not word pieces or scores of single utterances"
+            f"{path}: this format holds dialogues of vectors with classes, not word pieces or scores"
         )
     arrow, parquet = _pyarrow()
     path = Path(path)
