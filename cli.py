@@ -236,7 +236,7 @@ def _reading(
         from train.config import load_preset
 
         config = load_preset(preset)
-        spec, labels = config.data, config.model["labels"]
+        spec, labels = config.data, config.model.get("labels")
     if sets:
         spec = _override(spec, sets)
     fits = spec.format == "auto" or FORMATS[spec.format].load().detect(path, spec)
