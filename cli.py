@@ -224,7 +224,7 @@ def _reading(
         from train.config import load_preset
 
         config = load_preset(preset)
-        spec, labels = config.data, config.model["labels"]
+        spec, labels = config.data, config.model.get("labels")
     fits = spec.format == "auto" or FORMATS[spec.format].load().detect(path, spec)
     return (spec if fits else DataSpec()), labels
 

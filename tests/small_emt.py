@@ -16,8 +16,8 @@ from mer_export.data.samples import Sample
 
 SHORT = {"text_len": 6, "audio_len": 5, "vision_len": 4}
 LONG = {"text_len": 9, "audio_len": 12, "vision_len": 7}
-BERT = {"vocabulary": 110, "hidden": 16, "layers": 2, "heads": 2, "feed_forward": 24, "positions": 16}
-TRANSFORMER = {"bert": BERT, "arrays": LONG, "width": 8, "heads": 2, "levels": 2, "buckets": [SHORT, LONG]}
+BERT = {"vocabulary": 110, "hidden": 16, "layers": 1, "heads": 2, "feed_forward": 24, "positions": 16}
+TRANSFORMER = {"bert": BERT, "arrays": LONG, "width": 8, "heads": 2, "levels": 1, "buckets": [SHORT, LONG]}
 EMT = {
     "bert": BERT,
     "width": 8,

@@ -94,7 +94,7 @@ def test_a_network_that_was_never_published_has_no_foreign_names() -> None:
 
 
 def test_a_pretrained_text_encoder_is_loaded_from_its_folder(tmp_path: Any) -> None:
-    shape = {"vocab_size": 110, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = {"vocab_size": 110, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     shape |= {"intermediate_size": 24, "max_position_embeddings": 16, "model_type": "bert"}
     (tmp_path / "config.json").write_text(json.dumps(shape))
     assert read_config(tmp_path) == BertConfig(**BERT)

@@ -21,7 +21,7 @@ import numpy as np
 from mer_export.data.labels import LabelReader
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
-from mer_export.errors import InputError, NotAvailableError, UsageError
+from mer_export.errors import InputError, NotAvailableError, UnsupportedError, UsageError
 
 KEY = b"mer"
 VERSION = 1
@@ -45,7 +45,12 @@ def write_parquet(corpus: Corpus, path: Path | str) -> int:
     Raises:
         InputError: samples differ in width or number of text vectors.
         NotAvailableError: no pyarrow.
+        UnsupportedError: data of another shape than dialogues.
     """
+    if any("input_ids" in s.inputs or (s.labels is not None and s.labels.dtype.kind == "f") for s in corpus):
+        raise UnsupportedError(
+            f"{path}: this format holds dialogues of vectors with classes, not word pieces or scores"
+        )
     arrow, parquet = _pyarrow()
     path = Path(path)
     widths, vectors = _widths(corpus)
