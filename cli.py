@@ -43,6 +43,9 @@ Runtime = Annotated[str, typer.Option("--runtime", help="Backend; see `mer list`
 Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where it runs; never falls back.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one inference call.")]
 Hint = Annotated[Literal["fp32", "bf16"], typer.Option("--hint", help="bf16 lets OpenVINO compute in bfloat16.")]
+Precision = Annotated[
+    Literal["fp32", "fp16", "int8"], typer.Option("--precision", help="Which of the exported precisions to use.")
+]
 Overflow = Annotated[
     Literal["error", "window", "truncate"], typer.Option("--overflow", help="What to do with items that are too long.")
 ]
@@ -309,7 +312,7 @@ def import_(
 def export(
     bundle: BundleArg,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
-    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32.")] = None,
+    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16 or int8.")] = None,
     seq_len: Annotated[list[str] | None, typer.Option("--seq-len", metavar="DIM=N", help="Fixed lengths.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=0, help="Fixed batch size; 0 dynamic where possible.")] = 0,
     opset: Annotated[int, typer.Option("--opset", help="ONNX opset.")] = 20,
@@ -363,6 +366,7 @@ def infer(
     device: Device = "cpu",
     threads: Threads = None,
     hint: Hint = "fp32",
+    precision: Precision = "fp32",
     overflow: Overflow = "error",
     force: Force = False,
     dry_run: DryRun = False,
@@ -379,11 +383,12 @@ def infer(
     spec, labels = _reading(source, data_format, bundle=opened)
     if dry_run:
         plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "runtime": runtime, "batch": batch}
+        plan |= {"precision": precision}
         return _plan("infer", plan | {"overflow": overflow, "data": spec.model_dump(mode="json")}, as_json)
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
     options = SessionOptions(device=device, threads=threads, hint=hint)
-    with Predictor(opened, runtime, options, batch=batch, overflow=overflow) as predictor:
+    with Predictor(opened, runtime, options, batch=batch, overflow=overflow, precision=precision) as predictor:
         samples = stream_samples(source, spec, labels, split)
         summary = output.write(predictor.predict(samples), out, opened.manifest.task, say=_say(quiet))
     _emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {_metrics_line(summary)}"])
@@ -404,6 +409,7 @@ def eval_(
     device: Device = "cpu",
     threads: Threads = None,
     hint: Hint = "fp32",
+    precision: Precision = "fp32",
     missing: Annotated[
         str | None,
         typer.Option("--missing-rate", metavar="RATES", help="Drop steps: 0.3, 0.0:1.0:0.1 or text,audio,vision."),
@@ -419,18 +425,23 @@ def eval_(
     opened = Bundle.open(bundle)
     options = SessionOptions(device=device, threads=threads, hint=hint)
     if missing is not None:
-        return _eval_missing(opened, data, data_format, split, runtime, options, batch, missing, _say(quiet), as_json)
+        return _eval_missing(
+            opened, data, data_format, split, runtime, options, batch, precision, missing, _say(quiet), as_json
+        )
     samples = _samples(opened, data, data_format, split)
     if semantics == "batch":
         from train.evaluate import evaluate_published
 
-        if runtime != "torch":
-            raise UsageError(f"--semantics batch runs in PyTorch only: pass --runtime torch, not {runtime}")
+        if runtime != "torch" or precision != "fp32":
+            raise UsageError(
+                f"--semantics batch runs in PyTorch only: pass --runtime torch, not {runtime} in {precision}"
+            )
         metrics = evaluate_published(opened, samples, batch)
     else:
-        with Predictor(opened, runtime, options, batch) as predictor:
+        with Predictor(opened, runtime, options, batch, precision=precision) as predictor:
             metrics = evaluate(predictor, samples)
     result = {"bundle": str(bundle), "split": split, "runtime": runtime, "semantics": semantics, "metrics": metrics}
+    result |= {"precision": precision}
     _emit(result, as_json, lambda: _table(("metric", "value"), [(k, _metric(k, v)) for k, v in metrics.items()]))
     return None
 
@@ -449,6 +460,7 @@ def _eval_missing(
     runtime: str,
     options: SessionOptions,
     batch: int,
+    precision: str,
     rates: str,
     say: Callable[[str], None],
     as_json: bool,
@@ -460,7 +472,7 @@ def _eval_missing(
     chosen = robustness.parse_rates(rates)
     corpus = open_corpus(data, *_reading(data, data_format, bundle))
     samples, arrays = corpus.split(split), corpus.info.get("arrays", {}).get(split)
-    with Predictor(bundle, runtime, options, batch) as predictor:
+    with Predictor(bundle, runtime, options, batch, precision=precision) as predictor:
         report = robustness.run_robustness(predictor, samples, chosen, arrays, split, say)
     robustness.save(bundle, report)
     _emit(report.model_dump(), as_json, lambda: robustness.markdown(report).splitlines())
