@@ -44,6 +44,9 @@ Runtime = Annotated[str, typer.Option("--runtime", help="Backend; see `mer list`
 Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where it runs; never falls back.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one inference call.")]
 Hint = Annotated[Literal["fp32", "bf16"], typer.Option("--hint", help="bf16 lets OpenVINO compute in bfloat16.")]
+Precision = Annotated[
+    Literal["fp32", "fp16", "int8"], typer.Option("--precision", help="Which of the exported precisions to use.")
+]
 Overflow = Annotated[
     Literal["error", "window", "truncate"], typer.Option("--overflow", help="What to do with items that are too long.")
 ]
@@ -358,7 +361,7 @@ def import_(
 def export(
     bundle: BundleArg,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
-    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32.")] = None,
+    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16 or int8.")] = None,
     seq_len: Annotated[list[str] | None, typer.Option("--seq-len", metavar="DIM=N", help="Fixed lengths.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=0, help="Fixed batch size; 0 dynamic where possible.")] = 0,
     opset: Annotated[int, typer.Option("--opset", help="ONNX opset.")] = 20,
@@ -412,6 +415,7 @@ def infer(
     device: Device = "cpu",
     threads: Threads = None,
     hint: Hint = "fp32",
+    precision: Precision = "fp32",
     overflow: Overflow = "error",
     emotions: Emotions = None,
     sets: Sets = None,
@@ -430,12 +434,13 @@ def infer(
     spec, labels = _reading(source, data_format, bundle=opened, sets=sets)
     if dry_run:
         plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "runtime": runtime, "batch": batch}
+        plan |= {"precision": precision}
         return _plan("infer", plan | {"overflow": overflow, "data": spec.model_dump(mode="json")}, as_json)
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
     options = SessionOptions(device=device, threads=threads, hint=hint)
     shared = _emotions(emotions)
-    with Predictor(opened, runtime, options, batch=batch, overflow=overflow, shared=shared) as predictor:
+    with Predictor(opened, runtime, options, batch, overflow, precision, shared=shared) as predictor:
         samples = stream_samples(source, spec, None if emotions else labels, split)
         summary = output.write(predictor.predict(samples), out, predictor.task, say=_say(quiet))
     _emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {_metrics_line(summary)}"])
@@ -456,6 +461,7 @@ def eval_(
     device: Device = "cpu",
     threads: Threads = None,
     hint: Hint = "fp32",
+    precision: Precision = "fp32",
     missing: Annotated[
         str | None,
         typer.Option("--missing-rate", metavar="RATES", help="Drop steps: 0.3, 0.0:1.0:0.1 or text,audio,vision."),
@@ -475,7 +481,7 @@ def eval_(
     options = SessionOptions(device=device, threads=threads, hint=hint)
     corpus = _corpus(opened, data, data_format, sets, [n for table in shared.values() for n in table])
     if missing is not None:
-        with Predictor(opened, runtime, options, batch, shared=shared) as predictor:
+        with Predictor(opened, runtime, options, batch, precision=precision, shared=shared) as predictor:
             return _eval_missing(predictor, corpus, split, missing, _say(quiet), as_json)
     samples = corpus.split(split)
     if semantics == "batch":
@@ -483,13 +489,16 @@ def eval_(
 
         if shared:
             raise UsageError("--emotions goes with --semantics single")
-        if runtime != "torch":
-            raise UsageError(f"--semantics batch runs in PyTorch only: pass --runtime torch, not {runtime}")
+        if runtime != "torch" or precision != "fp32":
+            raise UsageError(
+                f"--semantics batch runs in PyTorch only: pass --runtime torch, not {runtime} in {precision}"
+            )
         metrics = evaluate_published(opened, samples, batch)
     else:
-        with Predictor(opened, runtime, options, batch, shared=shared) as predictor:
+        with Predictor(opened, runtime, options, batch, precision=precision, shared=shared) as predictor:
             metrics = evaluate(predictor, samples)
     result = {"bundle": str(bundle), "split": split, "runtime": runtime, "semantics": semantics, "metrics": metrics}
+    result |= {"precision": precision}
     _emit(result, as_json, lambda: _table(("metric", "value"), [(k, _metric(k, v)) for k, v in metrics.items()]))
     return None
 

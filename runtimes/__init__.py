@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backend:
-    """A runtime: its class as `module:class`, and the formats it runs (none: the bundle's own weights)."""
+    """A runtime: its class as `module:class`, and the formats it runs (none: the bundle's own weights).
+
+    `precisions` are those of the variants that it runs.
+    """
 
     name: str
     title: str
@@ -25,6 +28,11 @@ class Backend:
     formats: tuple[str, ...]
     offers: tuple[SessionOptions, ...] = (SessionOptions(), SessionOptions(device="cuda"))
     """The options worth trying on a machine."""
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
+
+    def takes(self, variant: Variant) -> bool:
+        """Whether it runs this variant."""
+        return variant.format in self.formats and variant.precision in self.precisions
 
 
 BACKENDS = {
@@ -45,6 +53,7 @@ BACKENDS = {
             "runtimes.openvino:OpenVinoSession",
             ("onnx",),
             (SessionOptions(), SessionOptions(hint="bf16")),
+            ("fp32", "fp16"),
         ),
         Backend(
             "tensorrt",
@@ -77,8 +86,10 @@ def open_session(
         BundleError: a file that is damaged or does not keep the contract.
     """
     record = find_backend(backend)
-    if variant is not None and record.formats and variant.format not in record.formats:
-        raise UnsupportedError(f"runtime {backend} runs {list(record.formats)}, not {variant.name}")
+    if variant is not None and record.formats and not record.takes(variant):
+        raise UnsupportedError(
+            f"runtime {backend} runs {list(record.formats)} in {list(record.precisions)}, not {variant.name}"
+        )
     return resolve(record.session).open(bundle, variant, options or SessionOptions())
 
 
@@ -103,10 +114,15 @@ def survey(bundle: Bundle) -> list[tuple[Candidate, str | None]]:
     """Every variant on every backend and device that takes it, with the reason where this machine cannot run it."""
     found: list[tuple[Candidate, str | None]] = []
     for backend in BACKENDS.values():
-        variants: list[Variant | None] = [v for v in bundle.manifest.variants if v.format in backend.formats]
+        variants: list[Variant | None] = [v for v in bundle.manifest.variants if backend.takes(v)]
         for options in backend.offers:
             problem = backend_problem(backend.name, options)
-            found += [(Candidate(v, backend.name, options), problem) for v in (variants if backend.formats else [None])]
+            found += [
+                (Candidate(v, backend.name, options), problem)
+                for v in (variants if backend.formats else [None])
+                # A hint lowers what is fp32; another variant has its precision already.
+                if options.hint == "fp32" or v is None or v.precision == "fp32"
+            ]
     return found
 
 

@@ -14,9 +14,9 @@ from mer_export.contract import Lengths, Table
 from mer_export.data.collate import collate
 from mer_export.data.overflow import Piece, fit
 from mer_export.data.samples import Sample
-from mer_export.errors import UsageError
+from mer_export.errors import UnsupportedError, UsageError
 from mer_export.task import with_shared
-from runtimes import find_backend, open_session
+from runtimes import BACKENDS, find_backend, open_session
 from runtimes.session import Session, SessionOptions
 
 CHUNK_SAMPLES = 512
@@ -88,6 +88,7 @@ class Predictor:
 
         Raises:
             UsageError: the bundle has no variant for this backend, no such input, or batch is below 1.
+            UnsupportedError: the backend has no such precision.
             InputError: values that do not fit.
         """
         if batch < 1:
@@ -219,14 +220,18 @@ def _by_bucket(
     bundle: Bundle, backend: str, precision: str, variants: Sequence[Variant] | None
 ) -> dict[str, Variant | None]:
     """The variant to use for each bucket, by its `repr`; a dynamic batch is preferred, then the largest."""
-    formats = find_backend(backend).formats
-    if not formats:
+    record = find_backend(backend)
+    if precision not in (record.precisions if record.formats else ("fp32",)):
+        offered = [name for name, b in BACKENDS.items() if b.formats and precision in b.precisions]
+        raise UnsupportedError(f"runtime {backend} runs no {precision} variants, pass --runtime with one of {offered}")
+    if not record.formats:
         return {repr(None): None}
-    fitting = [v for v in bundle.manifest.variants if v.format in formats and v.precision == precision]
+    fitting = [v for v in bundle.manifest.variants if record.takes(v) and v.precision == precision]
     chosen = fitting if variants is None else list(variants)
     if not chosen:
         raise UsageError(
-            f"{bundle.root} has no {precision} variant for runtime {backend}: run mer export --format {formats[0]}"
+            f"{bundle.root} has no {precision} variant for runtime {backend}: "
+            f"run mer export --format {record.formats[0]} --precision {precision}"
         )
     chosen.sort(key=lambda v: float("inf") if v.batch == 0 else v.batch)
     return {repr(v.lengths): v for v in chosen}

@@ -40,7 +40,14 @@ FORMATS = {
     f.name: f
     for f in (
         Format("torchscript", "TorchScript: traced and frozen", "model.ts", f"{__name__}.torchscript:export"),
-        Format("onnx", "ONNX: constant-folded", "model.onnx", f"{__name__}.onnx:export", uses_opset=True),
+        Format(
+            "onnx",
+            "ONNX: constant-folded",
+            "model.onnx",
+            f"{__name__}.onnx:export",
+            uses_opset=True,
+            precisions=("fp32", "fp16", "int8"),
+        ),
         Format(
             "exported_program",
             "PyTorch exported program (.pt2)",
@@ -54,6 +61,8 @@ FORMATS = {
             f"{__name__}.tensorrt:export",
             dynamic_batch=False,
             uses_opset=True,
+            # TensorRT reads no dynamic quantisation.
+            precisions=("fp32", "fp16"),
         ),
     )
 }
@@ -76,14 +85,16 @@ def export_variant(
         format: a name in `FORMATS`.
         lengths: the bucket, one length per sequence dim.
         batch: fixed batch size; 0 for dynamic (1 in formats that have none).
-        precision: fp32.
+        precision: one that the format has; other than fp32 it must answer as fp32 does, within a bound.
         opset: ONNX opset 18-22, where the format has one.
         force: export again what is there.
-        example: real samples, a few of which become the example inputs kept under samples/.
+        example: real samples, a few of which become the example inputs kept under samples/; a reduced precision is
+            held against fp32 on all of them.
 
     Raises:
         UsageError: unknown format, bad lengths, or an export that does not reproduce the model.
         UnsupportedError: precision or opset that does not exist.
+        ParityError: a reduced precision that changes the answers too much, with the numbers.
         NotAvailableError: a package that the format needs is missing.
     """
     record = check_request(bundle, format, lengths, batch, precision, opset)
@@ -164,4 +175,7 @@ def _job(bundle: Bundle, wanted: Variant, opset: int, example: Sequence[Sample] 
         opset=opset,
         example=arrays,
         reference=run_model(model, contract, arrays),
+        precision=wanted.precision,
+        task=bundle.manifest.task,
+        samples=example or (),
     )

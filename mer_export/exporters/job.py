@@ -13,6 +13,7 @@ from mer_export.contract import BATCH, Contract, Lengths
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
+from mer_export.task import Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +29,8 @@ class ExportJob:
     """One artefact to make.
 
     `example` holds every contract input, batched and padded to `lengths`; `reference` the model's outputs for it.
-    `batch` 0 keeps the batch dim dynamic. `precision` is fp32.
+    `batch` 0 keeps the batch dim dynamic. A `precision` other than fp32 is held against fp32 on `samples`, if any, in
+    the metric of `task`.
     """
 
     model: nn.Module
@@ -38,6 +40,9 @@ class ExportJob:
     opset: int
     example: dict[str, np.ndarray]
     reference: dict[str, np.ndarray]
+    precision: str = "fp32"
+    task: Task | None = None
+    samples: Sequence[Sample] = ()
 
     def tensors(self) -> tuple[Any, ...]:
         """The example as torch tensors in contract order; two items where the batch dim is to stay dynamic."""

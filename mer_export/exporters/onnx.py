@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mer_export.errors import NotAvailableError
+from mer_export.exporters import precision
+from mer_export.exporters.gate import open_file, run_file
 from mer_export.exporters.job import Exported, ExportJob, prove
 from mer_export.exporters.merge import merge_linears
 from mer_export.exporters.share import share_initializers
@@ -24,7 +24,7 @@ TALKERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
 def export(job: ExportJob, path: Path) -> Exported:
-    """Writes one self-contained .onnx file."""
+    """Writes one self-contained .onnx file, in fp32 first and from there in the precision of the job."""
     for package in ("onnx", "onnxscript"):
         _need(package)
     import onnx
@@ -34,11 +34,12 @@ def export(job: ExportJob, path: Path) -> Exported:
     model = to_onnx(job)
     onnx.checker.check_model(model, full_check=True)
     onnx.save_model(model, path)
-    ran = _run(job, path)
-    return Exported(
-        exporter=f"torch {torch.__version__} onnx + onnxscript {onnxscript.__version__}",
-        options={"nodes": len(model.graph.node), "ran_in": ran},
-    )
+    options: dict[str, Any] = {"nodes": len(model.graph.node), "ran_in": _run(job, path)}
+    if job.precision != "fp32":
+        fp32 = path.rename(path.with_suffix(".fp32"))
+        options["rewrite"] = precision.write(job, fp32, path)
+        fp32.unlink()
+    return Exported(exporter=f"torch {torch.__version__} onnx + onnxscript {onnxscript.__version__}", options=options)
 
 
 def to_onnx(job: ExportJob) -> Any:
@@ -77,16 +78,8 @@ def _run(job: ExportJob, path: Path) -> str:
         import onnxruntime
     except ImportError:
         return "nothing"
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    items = job.items
-    size = job.batch or items
-    found: dict[str, list[np.ndarray]] = {s.name: [] for s in job.contract.outputs}
-    for start in range(0, items, size):
-        for spec, value in zip(job.contract.outputs, session.run(list(found), job.feed(size, start)), strict=True):
-            found[spec.name].append(value)
-    prove(job, [np.concatenate(v)[:items] for v in found.values()], "the ONNX file in ONNX Runtime")
+    found = run_file(open_file(path), job.contract, job.example, job.batch)
+    prove(job, list(found.values()), "the ONNX file in ONNX Runtime")
     return f"onnxruntime {onnxruntime.__version__}"
 
 
