@@ -19,6 +19,11 @@ Table = dict[str, tuple[float, ...]]
 """Named rows of a matrix, e.g. emotion to word vector."""
 
 
+Semantics = Literal["single", "batch"]
+"""`single`: every item as if alone, which is what is exported. `batch`: as the original's batched run, where neighbours
+and padding have a say; for reproducing published training and evaluation."""
+
+
 class TensorSpec(BaseModel):
     """One tensor at the border of a model.
 

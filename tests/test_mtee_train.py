@@ -27,8 +27,8 @@ from runtimes.evaluate import evaluate
 from runtimes.predictor import Predictor
 from train import fit as fitting
 from train.config import PRESETS, load_preset
-from train.emotion_losses import LOSSES, positive_weights
 from train.fit import EVALUATION, fit
+from train.protocols.mtee.losses import LOSSES, positive_weights
 from train.state import METRICS
 
 pytest.importorskip("h5py", reason="CMU-MOSEI's files are HDF5")

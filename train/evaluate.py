@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from mer_export.bundle import CONFIG, Bundle
-from mer_export.contract import Contract
+from mer_export.contract import Contract, Semantics
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UnsupportedError
 from mer_export.metrics import measure
-from mer_export.models.cmerc.network import Semantics
 from mer_export.sentiment_metrics import PLAIN
 from mer_export.task import Task
 from mer_export.weights import bundle_model

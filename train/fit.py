@@ -18,19 +18,18 @@ import yaml
 
 from mer_export import registry
 from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle, Manifest
-from mer_export.contract import Contract
+from mer_export.contract import Contract, Semantics
 from mer_export.data.open import open_corpus
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.word_vectors import vectors_of
 from mer_export.errors import NotAvailableError, UsageError
-from mer_export.models.cmerc.network import Semantics
 from mer_export.task import Task
 from train.config import TrainConfig, dump_config, first_difference
-from train.difficulty import find_difficulty, measure_difficulty, read_difficulty
 from train.evaluate import evaluate
 from train.loop import Stage, cpu_threads, make_accelerator, set_statistics
 from train.progress import Quiet, default_progress, headline
 from train.protocols import protocol_class, recipe
+from train.protocols.cmerc.difficulty import find_difficulty, measure_difficulty, read_difficulty
 from train.provenance import feature_statistics, provenance
 from train.seeds import seed_everything
 from train.state import DIFFICULTY, RunState, load_tensors, read_state, stage_state

@@ -18,15 +18,15 @@ from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.models.cmerc.network import Cmerc
 from mer_export.weights import import_weights
-from train import curriculum
 from train.batches import Batch
 from train.config import load_preset
-from train.difficulty import measure_difficulty
 from train.evaluate import batch_metrics
-from train.losses import binary_labels
-from train.protocols.cmerc import CmercProtocol
-from train.protocols.settings import CmercSettings
-from train.views import VIEWS, degraded, time_mean
+from train.protocols.cmerc import curriculum
+from train.protocols.cmerc.difficulty import measure_difficulty
+from train.protocols.cmerc.losses import binary_labels
+from train.protocols.cmerc.protocol import CmercProtocol
+from train.protocols.cmerc.settings import CmercSettings
+from train.protocols.cmerc.views import VIEWS, degraded, time_mean
 
 SYSTEM = registry.get("cmerc")
 FIXED = {"graph_type": "hyper", "mm_fusion_mthd": "concat_DHT", "multi_modal": True}

@@ -1,4 +1,4 @@
-"""How each system is trained: one file per system, found through one table."""
+"""How each system is trained: one folder per family of systems, found through one table."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pydantic import BaseModel
 
 from mer_export.errors import UsageError
 from mer_export.registry import resolve
-from train.protocols.emt_settings import EmtSettings, MultSettings, TfrNetSettings
-from train.protocols.settings import CmercSettings, MteeSettings
+from train.protocols.cmerc.settings import CmercSettings
+from train.protocols.emt.settings import EmtSettings, MultSettings, TfrNetSettings
+from train.protocols.mtee.settings import MteeSettings
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,11 @@ class Recipe:
 
 
 RECIPES = {
-    "cmerc": Recipe(CmercSettings, "train.protocols.cmerc:CmercProtocol"),
-    "emt": Recipe(EmtSettings, "train.protocols.emt:EmtProtocol"),
-    "mtee": Recipe(MteeSettings, "train.protocols.mtee:MteeProtocol"),
-    "mult": Recipe(MultSettings, "train.protocols.baselines:MultProtocol"),
-    "tfr_net": Recipe(TfrNetSettings, "train.protocols.baselines:TfrNetProtocol"),
+    "cmerc": Recipe(CmercSettings, "train.protocols.cmerc.protocol:CmercProtocol"),
+    "emt": Recipe(EmtSettings, "train.protocols.emt.protocol:EmtProtocol"),
+    "mtee": Recipe(MteeSettings, "train.protocols.mtee.protocol:MteeProtocol"),
+    "mult": Recipe(MultSettings, "train.protocols.emt.baselines:MultProtocol"),
+    "tfr_net": Recipe(TfrNetSettings, "train.protocols.emt.baselines:TfrNetProtocol"),
 }
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mer_export.contract import Contract
+from mer_export.contract import Contract, Semantics
 from mer_export.data.samples import Corpus, Sample
-from mer_export.models.cmerc.network import Semantics
 from mer_export.task import Task
 from train.batches import in_batches, make_batch
 from train.config import TrainConfig

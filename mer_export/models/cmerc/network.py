@@ -14,13 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mer_export.contract import Semantics
 from mer_export.errors import InputError
 from mer_export.models.cmerc.config import HYPEREDGE_WEIGHTS, NODE_WEIGHTS, CmercConfig
 from mer_export.models.layers import BidirectionalRNN, Standardise, TransformerLayer
 
 MODALITIES = ("text", "audio", "vision")
 """Order of the node blocks."""
-Semantics = Literal["single", "batch"]
 Context = Literal["full", "intra", "inter"]
 
 Nodes = Float[Tensor, "batch 3 utterances hidden"]

@@ -8,17 +8,14 @@ what was meant: it attends along time.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mer_export.contract import Semantics
 from mer_export.models.layers import TransformerLayer
 from mer_export.models.mtee.base import Features, Lengths, Logits, Network
 from mer_export.models.mtee.config import LONGEST, MODALITIES, MteeConfig
-
-Semantics = Literal["single", "batch"]
 
 
 def sinusoids(count: int, width: int) -> Float[Tensor, "count width"]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from mer_export.contract import Semantics
 from mer_export.models.bert.network import Bert
 from mer_export.models.crossmodal import CrossModal, Dropouts, convolve, full_arrays, project
 from mer_export.models.tfr_net.config import TfrNetConfig
@@ -22,7 +22,6 @@ from mer_export.models.tfr_net.fusion import Fusion
 from mer_export.models.utterance import MODALITIES, others
 
 Steps = Float[Tensor, "batch time width"]
-Semantics = Literal["single", "batch"]
 
 
 @dataclass(frozen=True)

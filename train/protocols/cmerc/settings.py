@@ -1,4 +1,4 @@
-"""The `protocol:` section of each system's presets; needs no torch."""
+"""The `protocol:` section of cmerc; needs no torch."""
 
 from __future__ import annotations
 
@@ -18,19 +18,6 @@ class Curriculum(BaseModel):
     """`file` looks for a difficulty file in the data directory, `measure` trains a plain model first and measures,
     anything else is the path of a difficulty file, relative to the data directory."""
     measure_epochs: int = Field(10, ge=1)
-
-
-class MteeSettings(BaseModel):
-    """MTEE (section 6)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    semantics: Literal["batch", "single"] = "single"
-    """`batch` is the published behaviour of the transformer baseline, where samples of a batch attend to each other."""
-    loss: Literal["bce", "ce", "l1", "mse"] = "bce"
-    weigh_positives: bool = True
-    """bce: positives count as negatives per positive of their label in the training split."""
-    shuffle: bool = True
 
 
 class CmercSettings(BaseModel):

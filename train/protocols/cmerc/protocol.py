@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mer_export.contract import Semantics
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
-from mer_export.models.cmerc.network import Cmerc, Semantics
-from train import curriculum, losses
+from mer_export.models.cmerc.network import Cmerc
 from train.batches import Batch
 from train.protocols.base import Protocol
-from train.protocols.settings import CmercSettings
-from train.views import degraded
+from train.protocols.cmerc import curriculum, losses
+from train.protocols.cmerc.settings import CmercSettings
+from train.protocols.cmerc.views import degraded
 
 
 class Stepped(nn.Module):

@@ -22,7 +22,7 @@ from mer_export.task import Task
 from train.batches import in_batches
 from train.evaluate import batch_metrics
 from train.protocols.base import Protocol
-from train.protocols.emt_settings import Group, Incompleteness
+from train.protocols.emt.settings import Group, Incompleteness
 
 Inputs = dict[str, Tensor]
 

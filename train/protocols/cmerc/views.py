@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mer_export.models.cmerc.network import Cmerc, Context, Semantics
+from mer_export.contract import Semantics
+from mer_export.models.cmerc.network import Cmerc, Context
 
 VIEWS: dict[str, tuple[str | None, Context]] = {
     "text": ("text", "full"),

@@ -1,0 +1,1 @@
+"""CMERC and plain M3NET training: class loss, calibration, contrast, curriculum."""
