@@ -35,9 +35,19 @@ FORMATS = {
 BUCKETS = {"emt": (SHORT, LONG)}
 
 
+@pytest.fixture(scope="module")
+def made_once() -> dict[str, Bundle]:
+    """Bundles by configuration: pytest sets a parametrised fixture up again for every runtime."""
+    return {}
+
+
 @pytest.fixture(scope="module", params=list(CONFIGS))
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    made = make_emt(tmp_path_factory.mktemp("emt") / "bundle", request.param)
+def bundle(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, made_once: dict[str, Bundle]
+) -> Bundle:
+    if request.param in made_once:
+        return made_once[request.param]
+    made = made_once[request.param] = make_emt(tmp_path_factory.mktemp("emt") / "bundle", request.param)
     example = [utterance(made.manifest.contract, seed) for seed in range(3)]
     for lengths in BUCKETS.get(request.param, (SHORT,)):
         for name in FORMATS.get(request.param, ("onnx",)):
