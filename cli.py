@@ -242,7 +242,8 @@ def _reading(
         spec, labels = config.data, config.model.get("labels")
     if sets:
         spec = _override(spec, sets)
-    fits = spec.format == "auto" or FORMATS[spec.format].load().detect(path, spec)
+    # A name that is no format is refused where the data are opened.
+    fits = spec.format not in FORMATS or FORMATS[spec.format].load().detect(path, spec)
     return (spec if fits else DataSpec()), labels
 
 

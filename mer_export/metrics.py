@@ -22,6 +22,8 @@ def measure(task: Task, labels: np.ndarray, scores: np.ndarray) -> dict[str, flo
     """
     if len(labels) != len(scores):
         raise UsageError(f"{len(labels)} labels do not fit {len(scores)} units")
+    if task.kind == "regression" and labels.ndim != 1:
+        raise UsageError(f"labels have shape {labels.shape}, a regression has one per unit")
     known = task.known(labels) if len(labels) else np.zeros(0, dtype=bool)
     return MEASURES[task.kind](task, labels[known], scores[known]) if known.any() else {}
 

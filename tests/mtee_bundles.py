@@ -100,6 +100,6 @@ def make_samples(config: Any, count: int = 8, seed: int = 0) -> list[Sample]:
             del inputs[config.used[-1]]
         labels = draw.integers(0, 2, (1, len(config.labels))).astype(np.float32)
         if config.task == "regression":
-            labels = draw.uniform(-3, 3, (1, 1)).astype(np.float32)
+            labels = draw.uniform(-3, 3, 1).astype(np.float32)
         samples.append(Sample(f"u{i}", inputs, (f"u{i}",), labels))
     return samples

@@ -140,7 +140,13 @@ def test_the_command_line_scores_given_emotions(onnx_bundle: Bundle, tmp_path: P
     np.savez(tmp_path / "f.npz", **{m: draw.normal(size=(2, 4, n)) for m, n in tiny.WIDTHS.items()})
     sources = {m: {"file": "f.npz", "array": m} for m in tiny.WIDTHS}
     sets = [f"data.{m}={json.dumps(s)}" for m, s in sources.items()]
-    sets += ["data.format=sequence_table", "data.table=clips.csv", "data.utterance=clip", "data.label=label"]
+    sets += [
+        "data.format=dialogue_table",
+        "data.unit=utterance",
+        "data.table=clips.csv",
+        "data.utterance=clip",
+        "data.label=label",
+    ]
     (tmp_path / "words.json").write_text(json.dumps({n: draw.normal(size=6).tolist() for n in ("bored", "calm")}))
     command = [sys.executable, "cli.py", "infer", str(onnx_bundle.root), str(tmp_path), "-o", str(tmp_path / "o.jsonl")]
     command += ["--emotions", str(tmp_path / "words.json"), *(part for s in sets for part in ("--set", s))]
