@@ -70,7 +70,11 @@ class Task(BaseModel):
             return self.decide(labels[:, None])
         if self.kind == "multilabel":
             # Classes are label sets of which exactly one holds.
-            return np.eye(len(self.labels), dtype=np.int64)[labels] if labels.ndim == 1 else (labels > 0.5).astype(np.int64)
+            return (
+                np.eye(len(self.labels), dtype=np.int64)[labels]
+                if labels.ndim == 1
+                else (labels > 0.5).astype(np.int64)
+            )
         # Label sets of which exactly one holds are classes too.
         return (labels.argmax(axis=-1) if labels.ndim == 2 else labels).astype(np.int64)
 
