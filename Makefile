@@ -18,7 +18,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.demo
-	$(BIN)/python -m benchmarks.cmerc --out benchmarks/results
+	$(BIN)/python -m benchmarks.systems --out benchmarks/results
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 12) else f"mer needs Python 3.11 or 3.12, $(PYTHON) is {sys.version.split()[0]}: pass PYTHON=python3.12")'

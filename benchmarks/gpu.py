@@ -1,6 +1,6 @@
 """cmerc on one GPU: a training step, and inference on every path that exists, at published dimensions.
 
-    python3 -m benchmarks.gpu --out DIR [--network iemocap] [--batch 1 --batch 16]
+    python3 -m benchmarks.gpu --out DIR [--network cmerc_iemocap] [--batch 1 --batch 16]
 
 Every part stands alone: one whose package or device is missing is written down as skipped with the reason, one that
 breaks as failed, and the others still run. On a machine without a GPU the suite runs to its end and says that
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.suite import BUCKETS, NETWORKS, random_bundle
+from benchmarks.suite import NETWORKS, random_bundle
 from mer_export.bundle import Bundle, write_atomic
 from mer_export.contract import Lengths
 from mer_export.errors import NotAvailableError
@@ -37,6 +37,7 @@ from runtimes.timing import interleave, ratio, warm_up
 
 Calls = dict[str, Callable[[], Any]]
 PAUSE = 0.002
+CMERC = [name for name, network in NETWORKS.items() if network.system == "cmerc"]
 
 
 class SkippedError(Exception):
@@ -264,14 +265,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs every part for every network, bucket and batch; writes gpu.json and gpu.md."""
     parser = argparse.ArgumentParser(description="cmerc on one GPU at published dimensions")
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
-    parser.add_argument("--network", choices=list(NETWORKS), action="append", help="default: all")
+    parser.add_argument("--network", choices=CMERC, action="append", help="default: all")
     parser.add_argument("--batch", type=int, action="append", help="repeat for several; default 1 and 16")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     chosen = parser.parse_args(arguments)
     missing = _problem(chosen.device)
     cases = []
-    for network in chosen.network or list(NETWORKS):
+    for network in chosen.network or CMERC:
         for batch in chosen.batch or [1, 16]:
             cases.append(_case(network, batch, chosen.device, chosen.rounds, missing))
     content = {"machine": machine.describe(), "device": chosen.device, "unmeasured": missing, "cases": cases}
@@ -293,7 +294,7 @@ def _problem(device: str) -> str | None:
 
 
 def _case(network: str, batch: int, device: str, rounds: int, missing: str | None) -> dict[str, Any]:
-    lengths = BUCKETS[network][-1]
+    lengths = NETWORKS[network].buckets[-1]
     case: dict[str, Any] = {"network": network, "lengths": lengths, "batch": batch}
     if missing:
         return case | {"parts": {name: {"status": "skipped", "reason": missing} for name in PARTS}}

@@ -1,7 +1,9 @@
-"""The published networks with random weights, and items of the lengths that their data sets have."""
+"""The networks at published sizes with random weights, and items of the lengths that their data sets have."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,73 +11,132 @@ import numpy as np
 
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
-from mer_export.contract import Contract
+from mer_export.contract import Contract, Lengths
 from mer_export.data.samples import Sample
-
-IEMOCAP: dict[str, Any] = {}
-"""The config's defaults are the published IEMOCAP network."""
-MELD: dict[str, Any] = {
-    "labels": ["neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"],
-    "speakers": 9,
-    "audio_dim": 300,
-    "text_linear": False,
-    "width": 1024,
-    "frequency_layers": 3,
-    "dropout": 0.4,
-    "buckets": [8, 16, 33],
-}
-NETWORKS = {"iemocap": IEMOCAP, "meld": MELD}
-BUCKETS = {"iemocap": [{"utterances": 64}, {"utterances": 110}], "meld": [{"utterances": 16}, {"utterances": 33}]}
-"""What is timed: the bucket of a usual dialogue, and the one that holds the longest."""
-LENGTHS = {"iemocap": (20, 110), "meld": (1, 33)}
+from runtimes.probes import units
+from train.config import load_preset
 
 
-def random_bundle(root: Path, config: dict[str, Any], seed: int = 0) -> Bundle:
-    """A cmerc bundle of this config with random weights."""
-    import torch
-    from safetensors.torch import save_model
+@dataclass(frozen=True)
+class Network:
+    """One network at its published size.
 
-    torch.manual_seed(seed)
-    system = registry.get("cmerc")
-    parsed = system.parse(config)
-    manifest = Manifest(
-        system=system.name,
-        variant=system.variant_of(parsed),
-        config=parsed.model_dump(mode="json"),
-        task=system.task(parsed),
-        contract=system.contract(parsed),
-        provenance={"origin": "random weights", "seed": seed},
-    )
-    bundle = Bundle.create(root, manifest)
-    with bundle.commit() as change:
-        save_model(system.build(parsed), str(change.file(WEIGHTS)))
-    return bundle
+    `buckets` are what is timed, `lengths` the shortest and longest real items of each sequence dim that a sample
+    brings. `gflop` counts the work of one padded batch from (config, batch, bucket); None where nobody counted it.
+    """
 
+    preset: str
+    buckets: tuple[Lengths, ...]
+    lengths: dict[str, tuple[int, int]]
+    batches: tuple[int, ...]
+    gflop: Callable[[Any, int, Lengths], float] | None = None
 
-def random_samples(contract: Contract, lengths: tuple[int, int], count: int, seed: int = 0) -> list[Sample]:
-    """Unlabelled random dialogues, lengths evenly from shortest to longest."""
-    random = np.random.default_rng(seed)
-    samples = []
-    for i, size in enumerate(np.linspace(*lengths, count).round().astype(int).tolist()):
-        inputs: dict[str, np.ndarray] = {}
-        for spec in contract.features:
-            shape = tuple(d if isinstance(d, int) else size for d in spec.dims[1:])
-            if spec.dtype == "int64":
-                inputs[spec.name] = random.integers(0, spec.below or 1, shape)
-            else:
-                inputs[spec.name] = random.standard_normal(shape, dtype=np.float32)
-        samples.append(Sample(f"random{i}", inputs, tuple(f"random{i}/{k}" for k in range(size))))
-    return samples
+    @property
+    def system(self) -> str:
+        return self.preset.partition("/")[0]
+
+    @property
+    def config(self) -> Any:
+        """The system's configuration, as the published recipe has it."""
+        recipe = load_preset(self.preset)
+        return registry.get(recipe.system).parse(recipe.model)
 
 
-def gflop(config: Any, batch: int, steps: int) -> float:
+def cmerc_gflop(config: Any, batch: int, lengths: Lengths) -> float:
     """Multiply-adds of one padded forward pass as 2 operations each, in 1e9; norms and activations are left out.
 
     Counted by hand: PyTorch's counter does not see recurrent layers.
     """
-    width, hidden, half = config.width, config.hidden, config.width // 2
+    steps, width, hidden, half = lengths["utterances"], config.width, config.hidden, config.width // 2
     linear = (config.text_dim * width if config.text_linear else 0) + (config.audio_dim + config.vision_dim) * width
     recurrent = 2 * 2 * 3 * (width * half + half * half)  # 2 layers, 2 directions, 3 gates
     per_node = 3 * width * hidden + config.frequency_layers * 3 * (2 * hidden + steps * hidden)
     classify = 6 * hidden * len(config.labels)
     return 2e-9 * batch * steps * (linear + recurrent + per_node + classify)
+
+
+NETWORKS = {
+    "cmerc_iemocap": Network(
+        preset="cmerc/iemocap",
+        # The bucket of a usual dialogue, and the one that holds the longest.
+        buckets=({"utterances": 64}, {"utterances": 110}),
+        lengths={"utterances": (20, 110)},
+        batches=(1, 16),
+        gflop=cmerc_gflop,
+    ),
+    "cmerc_meld": Network(
+        preset="cmerc/meld",
+        buckets=({"utterances": 16}, {"utterances": 33}),
+        lengths={"utterances": (1, 33)},
+        batches=(1, 16),
+        gflop=cmerc_gflop,
+    ),
+    # With BERT-base as text encoder.
+    "emt_mosi": Network(
+        preset="emt/mosi",
+        buckets=({"text_len": 50, "audio_len": 375, "vision_len": 500},),
+        lengths={"text_len": (5, 50), "audio_len": (30, 375), "vision_len": (40, 500)},
+        batches=(1, 32),
+    ),
+    "mtee_mosei": Network(
+        preset="mtee/mosei",
+        buckets=({"steps": 20, "emotions": 16},),
+        lengths={"steps": (5, 20)},
+        batches=(1, 64),
+    ),
+    "mtee_iemocap": Network(
+        preset="mtee/iemocap",
+        buckets=({"steps": 50, "emotions": 16},),
+        lengths={"steps": (10, 50)},
+        batches=(1, 64),
+    ),
+}
+
+
+def random_bundle(root: Path, network: Network, seed: int = 0) -> Bundle:
+    """A bundle of this network with random weights; inputs that items share have one random row for each label."""
+    import torch
+    from safetensors.torch import save_model
+
+    torch.manual_seed(seed)
+    config, system = network.config, registry.get(network.system)
+    task, contract = system.task(config), system.contract(config)
+    draw = np.random.default_rng(seed)
+    for spec in contract.inputs:
+        if not spec.batched:
+            rows = draw.standard_normal(spec.shape(1, {str(spec.dims[0]): len(task.labels)}))
+            contract = contract.with_shared(spec.name, dict(zip(task.labels, map(tuple, rows.tolist()), strict=True)))
+    manifest = Manifest(
+        system=system.name,
+        variant=system.variant_of(config),
+        config=config.model_dump(mode="json"),
+        task=task,
+        contract=contract,
+        provenance={"origin": "random weights", "seed": seed, "preset": network.preset},
+    )
+    bundle = Bundle.create(root, manifest)
+    with bundle.commit() as change:
+        save_model(system.build(config), str(change.file(WEIGHTS)))
+    return bundle
+
+
+def random_samples(contract: Contract, lengths: dict[str, tuple[int, int]], count: int, seed: int = 0) -> list[Sample]:
+    """Unlabelled random items, lengths evenly from shortest to longest.
+
+    All dims of an item grow together, as text, audio and video of one utterance do.
+    """
+    random = np.random.default_rng(seed)
+    sizes = {dim: np.linspace(*ends, count).round().astype(int).tolist() for dim, ends in lengths.items()}
+    samples = []
+    for i in range(count):
+        own = {dim: size[i] for dim, size in sizes.items()}
+        inputs: dict[str, np.ndarray] = {}
+        for spec in contract.features:
+            # A sample has no batch dim.
+            shape = spec.shape(1, own)[1:]
+            if spec.dtype == "int64":
+                inputs[spec.name] = random.integers(0, spec.below or 1, shape)
+            else:
+                inputs[spec.name] = random.standard_normal(shape, dtype=np.float32)
+        samples.append(Sample(f"random{i}", inputs, tuple(f"random{i}/{k}" for k in range(units(contract, own)))))
+    return samples

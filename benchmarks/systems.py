@@ -1,0 +1,268 @@
+"""Every system at its published sizes: every runtime against eager PyTorch.
+
+    python3 -m benchmarks.systems --out benchmarks/results [--threads 2] [--network emt_mosi] [--precision int8]
+
+Writes `<system>-<threads>thread.json` and `.md`, one pair per system.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import limit
+from benchmarks.suite import NETWORKS, random_bundle, random_samples
+from mer_export.bundle import Bundle, write_atomic
+from mer_export.contract import lengths_name
+from mer_export.data.samples import Sample
+from mer_export.errors import MerError, ParityError, UnsupportedError
+from mer_export.exporters import FORMATS, export_variant
+from mer_export.exporters.job import random_inputs
+from runtimes.bench import BenchReport, Case, run_bench
+from runtimes.candidate import eager, grouped_reasons
+from runtimes.parity import ParityReport, run_parity
+from runtimes.tables import parity_markdown, table, verdict_line
+
+TIMED = ("torchscript", "onnx")
+"""Formats that are exported."""
+PRECISIONS = sorted({p for f in TIMED for p in FORMATS[f].precisions} - {"fp32"})
+SAMPLES = 24
+LONG_CALL = 1.0
+"""Seconds of an eager call from which on there are fewer rounds."""
+FEWER, FEWEST = 5, 3
+"""Long calls get the rounds divided by the first, but no less than the second."""
+
+
+@dataclass
+class Measured:
+    """What was found about one network: parity, a report per batch size, and what could not be exported and why."""
+
+    parity: ParityReport
+    benches: list[BenchReport]
+    not_exported: list[tuple[str, str]]
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "parity": self.parity.model_dump(mode="json"),
+            "bench": [b.model_dump(mode="json") for b in self.benches],
+            "not_exported": self.not_exported,
+        }
+
+    @property
+    def cases(self) -> list[tuple[Case, int]]:
+        """Each case with its rounds, by bucket and then batch size."""
+        found = [(case, bench.rounds) for bench in self.benches for case in bench.cases]
+        return sorted(found, key=lambda pair: (tuple(pair[0].lengths.values()), pair[0].batch))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the suite and writes its results."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m benchmarks.systems",
+        description="every system at published sizes, every runtime against eager PyTorch",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=21,
+        help=f"default 21; a {FEWER}th of it, at least {FEWEST}, where one eager call takes over {LONG_CALL:g} s",
+    )
+    parser.add_argument("--batch", type=int, action="append", help="repeat for several; default: the network's own")
+    parser.add_argument("--network", choices=list(NETWORKS), action="append", help="repeat for several; default: all")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, action="append", help="beside fp32, in formats that have it; repeatable"
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        given = sys.argv[1:] if arguments is None else arguments
+        run(
+            " ".join(["python3 -m benchmarks.systems", *given]),
+            chosen.out,
+            chosen.threads,
+            chosen.rounds,
+            chosen.batch,
+            chosen.network or list(NETWORKS),
+            chosen.precision or [],
+        )
+    except MerError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def run(
+    command: str,
+    out: Path,
+    threads: int,
+    rounds: int,
+    batches: Sequence[int] | None,
+    networks: Sequence[str],
+    precisions: Sequence[str] = (),
+) -> list[Path]:
+    """Measures `networks` and writes JSON and Markdown of each system into `out`; returns the Markdown files."""
+    _say(f"limit of this machine with {threads} thread{'s' if threads > 1 else ''}")
+    bound = limit.measure(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for system in dict.fromkeys(NETWORKS[n].system for n in networks):
+        results = {
+            n: measure(n, threads, rounds, batches or NETWORKS[n].batches, precisions)
+            for n in dict.fromkeys(networks)
+            if NETWORKS[n].system == system
+        }
+        content = {
+            "command": command,
+            "limit_gflops": bound,
+            "networks": {name: found.dump() for name, found in results.items()},
+        }
+        stem = f"{system}-{threads}thread"
+        write_atomic(out / f"{stem}.json", json.dumps(content, indent=1).encode())
+        write_atomic(out / f"{stem}.md", markdown(system, command, bound, results).encode())
+        _say(f"wrote {out / stem}.json and .md")
+        written.append(out / f"{stem}.md")
+    return written
+
+
+def measure(
+    network: str, threads: int, rounds: int, batches: Sequence[int], precisions: Sequence[str] = ()
+) -> Measured:
+    """Exports one network in a temporary bundle, checks that all runtimes agree, and times them."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = random_bundle(Path(folder) / network, NETWORKS[network])
+        samples = random_samples(bundle.manifest.contract, NETWORKS[network].lengths, SAMPLES)
+        missing = _export(bundle, network, samples, precisions)
+        parity = run_parity(
+            bundle, samples, threads=threads, source="random items", say=lambda text: _say(f"{network}: parity, {text}")
+        )
+        _say(f"{network}: {verdict_line(parity)}")
+        benches = [
+            run_bench(
+                bundle,
+                samples,
+                [batch],
+                _rounds(bundle, network, batch, threads, rounds),
+                threads,
+                cold=batch == batches[0],
+                say=lambda text: _say(f"{network}: {text}"),
+            )
+            for batch in batches
+        ]
+    return Measured(parity, benches, missing)
+
+
+def _export(
+    bundle: Bundle, network: str, samples: Sequence[Sample], precisions: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Every bucket in every format and precision; returns reduced precisions that do not hold, with the reason."""
+    missing = []
+    for lengths in NETWORKS[network].buckets:
+        for format in TIMED:
+            _say(f"{network}: exporting {format} for {lengths_name(lengths)}")
+            export_variant(bundle, format, lengths, example=samples)
+            for precision in precisions:
+                if precision not in FORMATS[format].precisions:
+                    continue
+                name = f"{format} {precision} {lengths_name(lengths)}"
+                _say(f"{network}: exporting {name}")
+                try:
+                    export_variant(bundle, format, lengths, precision=precision, example=samples)
+                except (ParityError, UnsupportedError) as error:
+                    _say(f"{network}: {error}")
+                    missing.append((name, str(error)))
+    return missing
+
+
+def _rounds(bundle: Bundle, network: str, batch: int, threads: int, rounds: int) -> int:
+    """Fewer rounds where one eager call of the longest bucket takes long."""
+    arrays = random_inputs(bundle.manifest.contract, NETWORKS[network].buckets[-1], batch)
+    with eager(threads).open(bundle) as session:
+        session.run(arrays)
+        start = time.perf_counter()
+        session.run(arrays)
+        long = time.perf_counter() - start > LONG_CALL
+    return min(rounds, max(rounds // FEWER, FEWEST)) if long else rounds
+
+
+def markdown(system: str, command: str, bound: dict[str, float], results: dict[str, Measured]) -> str:
+    """One table per network and case, with the part of the machine's limit that each runtime reaches."""
+    reports = [b for r in results.values() for b in r.benches]
+    machine = reports[0].machine
+    best = max(bound.values())
+    counted = any(NETWORKS[n].gflop for n in results)
+    lines = [
+        f"# {system} at published sizes",
+        "",
+        f"`{command}`",
+        "",
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB. Load average "
+        f"{max(r.machine['load_average'] for r in reports)} at most at a start, "
+        f"{max(r.load_average_end for r in reports)} at an end"
+        + (": **busy, trust ratios only**." if any(r.busy for r in reports) else "."),
+        f"Versions: {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}, Python {machine['python']}.",
+        f"Limit, float32 product 1024³: {', '.join(f'{k} {v:.0f} GFLOP/s' for k, v in bound.items())}.",
+        "",
+        "Random weights; every runtime gets the same padded input; interleaved rounds. `x eager` is eager time / own "
+        "time per round, median [q25, q75]. "
+        + (
+            "`of limit` is the padded float32 work over the fastest product above; bf16 and int8 can pass 100 %. "
+            if counted
+            else ""
+        )
+        + "Times are milliseconds and belong to this machine.",
+    ]
+    for name, found in results.items():
+        network = NETWORKS[name]
+        lines += ["", f"## {name}", "", f"Parity of what was timed: {verdict_line(found.parity)}"]
+        for case, rounds in found.cases:
+            work = network.gflop(network.config, case.batch, case.lengths) if network.gflop else None
+            size = "" if work is None else f"{work:.2f} GFLOP, "
+            lines += ["", f"### {case.name} ({size}{rounds} rounds)", "", *_rows(case, work, best)]
+        cold = [c for b in found.benches for c in b.cold]
+        starts = [(c.name, c.start_s, c.load_s, f"{c.first_call_ms:.0f}", f"{c.peak_mib:.0f}") for c in cold]
+        header = ("start-up in a fresh process", "Python start s", "load s", "first answer ms", "peak MiB")
+        lines += ["", *table(header, starts)]
+        if found.not_exported:
+            lines += ["", "Not exported:", ""]
+            lines += [f"- {', '.join(names)}: {reason}" for reason, names in grouped_reasons(found.not_exported)]
+        if found.parity.verdict == "fail":
+            lines += ["", parity_markdown(found.parity)]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(case: Case, work: float | None, best: float) -> list[str]:
+    """The table of a case; `work` in GFLOP adds the part of `best` GFLOP/s that is used."""
+    header: tuple[str, ...] = ("runtime", "precision", "p50", "p90", "CPU p50", "items/s", "x eager", "x eager, CPU")
+    rows: list[tuple[str, ...]] = []
+    for row in case.rows:
+        cells: tuple[str, ...] = (
+            row.runtime,
+            row.precision,
+            f"{row.latency.p50:.2f}",
+            f"{row.latency.p90:.2f}",
+            f"{row.latency.cpu_p50:.2f}",
+            f"{row.items_per_s:.0f}",
+            f"**{row.ratio.median:.2f}** [{row.ratio.q25:.2f}, {row.ratio.q75:.2f}]",
+            f"{row.cpu_ratio.median:.2f} [{row.cpu_ratio.q25:.2f}, {row.cpu_ratio.q75:.2f}]",
+        )
+        if work is not None:
+            used = 1000 * work / row.latency.p50 / best
+            cells += ("–" if row.runtime == "torch unpadded" else f"{used:.0%}",)
+        rows.append(cells)
+    return table(header if work is None else (*header, "of limit"), rows)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
