@@ -1,0 +1,305 @@
+"""Reduced precisions: what is rewritten, what stays, what is refused, and which runtime takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import small_bundle
+import small_emt
+from onnx import TensorProto, helper, numpy_helper
+
+from mer_export.bundle import Bundle
+from mer_export.contract import Contract, Lengths, TensorSpec
+from mer_export.data.samples import Sample
+from mer_export.errors import ParityError, UnsupportedError, UsageError
+from mer_export.exporters import FORMATS, export_variant, precision
+from mer_export.exporters.gate import Bound, check, open_file
+from mer_export.exporters.job import ExportJob
+from mer_export.exporters.precision import PRECISIONS, unshare_initializers, write
+from mer_export.task import Task
+from runtimes import BACKENDS, candidates, open_session
+from runtimes.parity import run_parity
+from runtimes.policy import DEFAULT_RULES
+from runtimes.predictor import Predictor
+from runtimes.session import SessionOptions
+
+EIGHT: Lengths = {"utterances": 8}
+CONTRACT = Contract(
+    inputs=(TensorSpec(name="x", dtype="float32", dims=("batch", 32)),),
+    outputs=(TensorSpec(name="y", dtype="float32", dims=("batch", 1)),),
+    buckets=({},),
+    longest={},
+)
+REDUCED = sorted(PRECISIONS)
+
+
+def emt_samples(bundle: Bundle, count: int = 6) -> list[Sample]:
+    return [small_emt.utterance(bundle.manifest.contract, seed) for seed in range(count)]
+
+
+@pytest.fixture(scope="module", params=["cmerc", "emt"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, list[Sample]]:
+    """A bundle with recurrent layers (GRU, or BERT with LSTMs) in every precision of ONNX, and samples for it."""
+    root = tmp_path_factory.mktemp("precision") / "bundle"
+    if request.param == "cmerc":
+        bundle, lengths = small_bundle.make_bundle(root), EIGHT
+        small_bundle.randomise(bundle)
+        samples = small_bundle.make_samples()
+    else:
+        bundle, lengths = small_emt.make_emt(root, "emt"), small_emt.SHORT
+        samples = emt_samples(bundle)
+    for name in FORMATS["onnx"].precisions:
+        export_variant(bundle, "onnx", lengths, precision=name, example=samples)
+    return bundle, samples
+
+
+def graph_of(bundle: Bundle, name: str) -> onnx.GraphProto:
+    variant = next(v for v in bundle.manifest.variants if v.precision == name)
+    return onnx.load(bundle.path(variant.model)).graph
+
+
+def linears(width: int = 32, transposed: bool = True, tied: bool = True) -> onnx.ModelProto:
+    """x -> two square Linears, one weight between them where `tied` -> sum with a vector."""
+    draw = np.random.default_rng(0)
+    square = [(draw.standard_normal((width, width)) / np.sqrt(width)).astype(np.float32) for _ in range(2)]
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b"], ["h"], name="first", transB=int(transposed)),
+        helper.make_node("Gemm", ["h", "w1" if tied else "w2", "b"], ["k"], name="second", transB=int(transposed)),
+        helper.make_node("MatMul", ["k", "v"], ["y"], name="vector"),
+    ]
+    constants = {"w1": square[0], "b": draw.standard_normal(width).astype(np.float32)}
+    constants |= {"v": draw.standard_normal((width, 1)).astype(np.float32)} | ({} if tied else {"w2": square[1]})
+    graph = helper.make_graph(
+        nodes,
+        "linears",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", width])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 1])],
+        [numpy_helper.from_array(a, n) for n, a in constants.items()],
+        # What an exporter left behind and a Gemm with transB makes untrue.
+        value_info=[helper.make_tensor_value_info("h", TensorProto.FLOAT, ["batch", width])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def job_of(model: onnx.ModelProto, path: Path, name: str, **changes: Any) -> tuple[ExportJob, Path]:
+    """A job around a bare graph, and the fp32 file."""
+    onnx.save_model(model, path / "fp32.onnx")
+    x = np.random.default_rng(1).standard_normal((6, 32), dtype=np.float32)
+    y = open_file(path / "fp32.onnx").run(None, {"x": x})[0]
+    task = Task(kind="regression", output="y", labels=("low", "high"), limits=(-9.0, 9.0), edges=(0.0,), scale="mosi")
+    job = ExportJob(None, CONTRACT, {}, 0, 20, {"x": x}, {"y": y}, precision=name, task=task)  # type: ignore[arg-type]
+    return replace(job, **changes), path / "fp32.onnx"
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("name", REDUCED)
+def test_tied_linears_keep_their_answers(tmp_path: Path, name: str, transposed: bool) -> None:
+    """ONNX Runtime's quantiser alone gives a wrong model here, and says nothing."""
+    job, fp32 = job_of(linears(transposed=transposed), tmp_path, name)
+    write(job, fp32, tmp_path / "model.onnx")
+    found = open_file(tmp_path / "model.onnx").run(None, job.example)[0]
+    np.testing.assert_allclose(found, job.reference["y"], rtol=0, atol=0.05 * np.abs(job.reference["y"]).max())
+
+
+def test_the_quantiser_alone_breaks_tied_linears_and_the_gate_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, fp32 = job_of(linears(), tmp_path, "int8")
+    monkeypatch.setattr(precision, "unshare_initializers", lambda model: 0)
+    with pytest.raises(ParityError, match=r"in int8 y is off by"):
+        write(job, fp32, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_tied_weights_are_in_the_int8_file_once(tmp_path: Path) -> None:
+    sizes = {}
+    for tied in (True, False):
+        job, fp32 = job_of(linears(tied=tied), tmp_path, "int8")
+        write(job, fp32, tmp_path / "model.onnx")
+        sizes[tied] = (tmp_path / "model.onnx").stat().st_size
+    assert sizes[True] < sizes[False] - 32 * 32 / 2
+
+
+def test_products_with_a_vector_stay_in_fp32(tmp_path: Path) -> None:
+    job, fp32 = job_of(linears(), tmp_path, "int8")
+    options = write(job, fp32, tmp_path / "model.onnx")
+    assert options["way"] == "per channel"
+    assert options["operators"] == {"MatMulInteger": 2}
+    left = [n for n in onnx.load(tmp_path / "model.onnx").graph.node if n.op_type == "MatMul"]
+    assert [n.input[1] for n in left] == ["v"]
+
+
+def test_every_use_of_a_weight_gets_its_own_and_computes_the_same(tmp_path: Path) -> None:
+    model = linears()
+    job, _ = job_of(model, tmp_path, "int8")
+    assert unshare_initializers(model) == 2
+    assert unshare_initializers(model) == 0
+    onnx.save_model(model, tmp_path / "unshared.onnx")
+    np.testing.assert_array_equal(open_file(tmp_path / "unshared.onnx").run(None, job.example)[0], job.reference["y"])
+
+
+def broken(change: Callable[[onnx.ModelProto], None]) -> Callable[[onnx.ModelProto, Path], onnx.ModelProto]:
+    def rewrite(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
+        model.graph.node[-1].op_type = "Cast"
+        del model.graph.node[-1].input[1:]
+        model.graph.node[-1].attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
+        model.graph.node[-1].output[0] = "cast"
+        model.graph.node.append(helper.make_node("MatMul", ["cast", "v"], ["y"]))
+        change(model)
+        return model
+
+    return rewrite
+
+
+def scale_weight(model: onnx.ModelProto, factor: float) -> None:
+    weight = next(i for i in model.graph.initializer if i.name == "v")
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(factor), "v"))
+
+
+HOSTILE = {
+    "values that are NaN or infinite": lambda m: scale_weight(m, np.nan),
+    "y is off by up to": lambda m: scale_weight(m, 1e3),
+    "the int8 graph breaks": lambda m: m.graph.node[0].input.__setitem__(0, "nothing"),
+}
+
+
+@pytest.mark.parametrize("words", HOSTILE)
+def test_a_rewrite_that_breaks_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    record = replace(PRECISIONS["int8"], ways={"hostile": broken(HOSTILE[words])}, marks=("Cast",))
+    monkeypatch.setitem(PRECISIONS, "int8", record)
+    job, fp32 = job_of(linears(), tmp_path, "int8")
+    with pytest.raises(ParityError, match=words) as caught:
+        write(job, fp32, tmp_path / "model.onnx")
+    assert caught.value.exit_code == 3
+    assert "was not written" in str(caught.value)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_the_next_way_is_taken_where_one_does_not_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = {"hostile": broken(HOSTILE["the int8 graph breaks"]), **PRECISIONS["int8"].ways}
+    monkeypatch.setitem(PRECISIONS, "int8", replace(PRECISIONS["int8"], ways=ways))
+    job, fp32 = job_of(linears(), tmp_path, "int8")
+    assert write(job, fp32, tmp_path / "model.onnx")["way"] == "per channel"
+
+
+def test_an_error_that_is_large_only_for_a_small_output_is_refused(tmp_path: Path) -> None:
+    model = linears()
+    scale_weight(model, 1e-3)
+    job, fp32 = job_of(model, tmp_path, "int8")
+    scale_weight(model, 1.5)
+    onnx.save_model(model, tmp_path / "other.onnx")
+    with pytest.raises(ParityError, match=r"off by 50\.0% of its size, allowed are 15%"):
+        check(job, PRECISIONS["int8"].bound, open_file(fp32), open_file(tmp_path / "other.onnx"))
+
+
+def labelled(values: np.ndarray, truth: np.ndarray) -> list[Sample]:
+    return [Sample(f"s{i}", {"x": v}, (f"s{i}",), truth[i : i + 1]) for i, v in enumerate(values)]
+
+
+@pytest.mark.parametrize(("flips", "words"), [(0.0, "labels change, allowed are 1"), (1.0, "non0_acc_2 falls by")])
+def test_labels_and_metric_are_judged_on_data(tmp_path: Path, flips: float, words: str) -> None:
+    """A model that answers with the opposite sign, under a bound that lets scores and, or not, labels go."""
+    model = linears()
+    job, fp32 = job_of(model, tmp_path, "int8")
+    scale_weight(model, -1)
+    onnx.save_model(model, tmp_path / "other.onnx")
+    samples = labelled(np.repeat(job.example["x"], 100, 0), np.repeat(job.reference["y"], 100, 0)[:, 0])
+    anything = Bound(atol=1e9, rtol=0, relative=1e9, flip_share=flips, metric_drop=0.5)
+    files = open_file(fp32), open_file(tmp_path / "other.onnx")
+    with pytest.raises(ParityError, match=words):
+        check(replace(job, samples=samples), anything, *files)
+    assert "flips" not in check(job, anything, *files)
+
+
+def test_the_gate_is_nowhere_laxer_than_parity() -> None:
+    for name, record in PRECISIONS.items():
+        rule = DEFAULT_RULES[name]
+        for limit in ("atol", "rtol", "flip_share", "metric_drop"):
+            assert getattr(record.bound, limit) <= getattr(rule, limit)
+
+
+def test_every_precision_of_a_graph_passes_parity_where_it_runs(case: tuple[Bundle, list[Sample]]) -> None:
+    bundle, samples = case
+    report = run_parity(bundle, samples, threads=1)
+    bad = [(c.name, c.reasons) for c in report.candidates if c.verdict == "fail"]
+    assert not bad
+    ran = {(c.runtime, c.precision) for c in report.ran}
+    assert {("onnxruntime", p) for p in ("fp32", *REDUCED)} <= ran
+    assert ("openvino", "int8") not in ran
+
+
+def test_graphs_hold_what_their_precision_says(case: tuple[Bundle, list[Sample]]) -> None:
+    bundle, _ = case
+    types = {p: [n.op_type for n in graph_of(bundle, p).node] for p in ("fp32", *REDUCED)}
+    assert "MatMulInteger" in types["int8"]
+    # LSTM has an int8 twin, GRU has none.
+    assert types["int8"].count("DynamicQuantizeLSTM") == types["fp32"].count("LSTM")
+    assert types["int8"].count("GRU") == types["fp32"].count("GRU")
+    halves = [i for i in graph_of(bundle, "fp16").initializer if i.data_type == TensorProto.FLOAT16]
+    assert halves
+    names = [n.name for n in graph_of(bundle, "fp16").node]
+    assert len(set(names)) == len(names)
+    for name in REDUCED:
+        onnx.checker.check_model(onnx.load(bundle.path(bundle.find(_name(bundle, name)).model)))
+        assert [v.name for v in graph_of(bundle, name).input] == [s.name for s in bundle.manifest.contract.inputs]
+
+
+def _name(bundle: Bundle, precision: str) -> str:
+    return next(v.name for v in bundle.manifest.variants if v.precision == precision)
+
+
+def test_a_variant_remembers_what_the_gate_measured(case: tuple[Bundle, list[Sample]]) -> None:
+    bundle, samples = case
+    for name in REDUCED:
+        gate = bundle.find(_name(bundle, name)).options["rewrite"]["gate"]
+        assert gate["units"] == sum(len(s.units) for s in samples)
+        assert 0 < gate[f"{bundle.manifest.task.output} max_abs"] < 0.3
+
+
+@pytest.mark.parametrize("name", REDUCED)
+def test_the_predictor_answers_in_the_precision_that_is_asked_for(case: tuple[Bundle, list[Sample]], name: str) -> None:
+    bundle, samples = case
+    scores = {}
+    for chosen in ("fp32", name):
+        with Predictor(bundle, "onnxruntime", SessionOptions(threads=1), precision=chosen) as predictor:
+            scores[chosen] = np.concatenate(predictor.scores(samples))
+    assert not np.array_equal(scores["fp32"], scores[name])
+    np.testing.assert_allclose(scores[name], scores["fp32"], rtol=0.1, atol=0.3)
+
+
+def test_a_runtime_without_the_precision_says_which_has_it(case: tuple[Bundle, list[Sample]]) -> None:
+    bundle, _ = case
+    with pytest.raises(UnsupportedError, match=r"openvino runs no int8 .*onnxruntime"):
+        Predictor(bundle, "openvino", precision="int8")
+    with pytest.raises(UnsupportedError, match="torch runs no fp16"):
+        Predictor(bundle, "torch", precision="fp16")
+    with pytest.raises(UnsupportedError, match=r"openvino runs .* not onnx-int8"):
+        open_session(bundle, bundle.find(_name(bundle, "int8")), "openvino")
+    hints = {(c.variant.precision, c.options.hint) for c in candidates(bundle) if c.variant and c.backend == "openvino"}
+    assert hints <= {("fp32", "fp32"), ("fp32", "bf16"), ("fp16", "fp32")}
+    assert all(p in PRECISIONS or p == "fp32" for b in BACKENDS.values() for p in b.precisions)
+
+
+def test_a_precision_that_was_not_exported_names_the_command(tmp_path: Path) -> None:
+    bundle = small_bundle.make_bundle(tmp_path / "bundle")
+    with pytest.raises(UsageError, match=r"no int8 variant .*--format onnx --precision int8"):
+        Predictor(bundle, "onnxruntime", precision="int8")
+
+
+def test_a_variant_that_fails_the_gate_leaves_the_bundle_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = small_bundle.make_bundle(tmp_path / "bundle")
+    before = bundle.manifest.model_copy(deep=True)
+    strict = replace(PRECISIONS["int8"], bound=Bound(0, 0, 0, 0, 0))
+    monkeypatch.setitem(PRECISIONS, "int8", strict)
+    with pytest.raises(ParityError, match="in int8 log_prob is off by up to"):
+        export_variant(bundle, "onnx", {"utterances": 4}, precision="int8")
+    assert Bundle.open(bundle.root).manifest == before
+    assert not list(bundle.root.glob("variants/*"))
