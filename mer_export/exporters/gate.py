@@ -163,8 +163,13 @@ def _chunks(job: ExportJob) -> Iterator[tuple[Arrays, Sequence[Sample]]]:
 def _rows(job: ExportJob, outputs: Arrays, arrays: Arrays, item: int) -> list[np.ndarray]:
     """One item of every output without its padding, as rows (units, width)."""
     lengths = {s.counts: arrays[s.name] for s in job.contract.inputs if s.counts}
-    rows = []
+    unit_dim, rows = job.contract.unit_dim, []
     for spec in job.contract.outputs:
-        value, dim = outputs[spec.name][item], spec.dims[1]
-        rows.append(value[: int(lengths[dim][item])] if isinstance(dim, str) and dim in lengths else value[None])
+        value = outputs[spec.name][item]
+        if unit_dim in spec.dims:
+            rows.append(value[: int(lengths[unit_dim][item])])
+        else:
+            # Past the labels there may be slots for more of them.
+            width = job.task.width if job.task and spec.name == job.task.output else None
+            rows.append(value[None, :width])
     return rows
