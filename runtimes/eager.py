@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,9 +46,9 @@ class TorchSession(Session):
             return f"torch {torch.__version__} finds no CUDA device: use --device cpu"
         return None
 
+    @abstractmethod
     def load(self, model: Path) -> Any:
         """The module on the device."""
-        raise NotImplementedError
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         torch = self._torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ class SessionOptions:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-class Session:
+class Session(ABC):
     """A loaded model: arrays in, arrays out, by contract name. Used as a context manager."""
 
     backend: ClassVar[str]
@@ -55,9 +56,9 @@ class Session:
         """Why this backend cannot run here with these options; None where it can."""
         return None
 
+    @abstractmethod
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One forward pass on arrays that `Contract.check` accepts."""
-        raise NotImplementedError
 
     def warm_up(self, batch: int = 1, lengths: Lengths | None = None) -> None:
         """Runs once on zeros, so that the first real call pays no set-up."""
@@ -68,7 +69,7 @@ class Session:
                 arrays[spec.name][:] = shape[spec.counts]
         self.run(arrays)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most backends hold nothing to free)
         """Frees what the backend holds."""
 
     def __enter__(self) -> Self:
