@@ -89,6 +89,14 @@ def test_emotions_that_were_never_seen_are_scored_without_a_new_export(onnx_bund
         predictor.scores(samples)
 
 
+def test_a_rewrite_of_precision_is_judged_by_the_real_emotions_alone(onnx_bundle: Bundle) -> None:
+    samples = tiny.make_samples(tiny.config_of("eea"))
+    variant = export_variant(
+        onnx_bundle, "onnx", onnx_bundle.manifest.contract.buckets[0], precision="fp16", example=samples
+    )
+    assert variant.precision == "fp16"
+
+
 def test_several_labels_of_a_unit_are_written(onnx_bundle: Bundle, tmp_path: Path) -> None:
     samples = tiny.make_samples(tiny.config_of("eea"))
     with Predictor(onnx_bundle, "onnxruntime") as predictor:
