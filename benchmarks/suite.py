@@ -78,6 +78,24 @@ NETWORKS = {
         lengths={"text_len": (5, 50), "audio_len": (30, 375), "vision_len": (40, 500)},
         batches=(1, 32),
     ),
+    "emt_sims": Network(
+        preset="emt/sims",
+        buckets=({"text_len": 39, "audio_len": 400, "vision_len": 55},),
+        lengths={"text_len": (5, 39), "audio_len": (40, 400), "vision_len": (6, 55)},
+        batches=(1, 32),
+    ),
+    "mult_mosi": Network(
+        preset="mult/mosi",
+        buckets=({"text_len": 50, "audio_len": 375, "vision_len": 500},),
+        lengths={"text_len": (5, 50), "audio_len": (30, 375), "vision_len": (40, 500)},
+        batches=(1, 32),
+    ),
+    "tfr_net_mosi": Network(
+        preset="tfr_net/mosi",
+        buckets=({"text_len": 50, "audio_len": 375, "vision_len": 500},),
+        lengths={"text_len": (5, 50), "audio_len": (30, 375), "vision_len": (40, 500)},
+        batches=(1, 32),
+    ),
     "mtee_mosei": Network(
         preset="mtee/mosei",
         buckets=({"steps": 20, "emotions": 16},),

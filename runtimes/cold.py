@@ -74,11 +74,11 @@ def measure(request: dict[str, Any]) -> ColdStart:
         start_s=round(waited, 4),
         load_s=round(loaded - start, 4),
         first_call_ms=round(1000 * (ended - loaded), 3),
-        peak_mib=round(_peak_mib(), 1),
+        peak_mib=round(peak_mib(), 1),
     )
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """Largest resident size of this process."""
     try:
         # Not getrusage: on Linux its maximum is inherited from the process that started this one.

@@ -1,0 +1,156 @@
+"""Every network at its published size in every format: what an export takes, and whether it gives PyTorch's answers.
+
+    python3 -m benchmarks.exports --out benchmarks/results [--network emt_sims] [--format tensorrt] [--precision int8]
+
+Each export runs in a process of its own, so that its peak memory is known. Random weights. Writes
+`<network>-exports.json` and `.md`. An engine that no device here can run is built and not run, and the file says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.suite import NETWORKS, random_bundle, random_samples
+from mer_export.bundle import Bundle, Variant, write_atomic
+from mer_export.contract import Lengths, lengths_name
+from mer_export.errors import MerError
+from mer_export.exporters import FORMATS, export_variant
+from runtimes import machine
+from runtimes.candidate import find_candidates
+from runtimes.cold import peak_mib
+from runtimes.parity import ParityReport, run_parity
+from runtimes.tables import parity_markdown, table
+
+SAMPLES = 8
+MIB = 2**20
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the suite, or as a child one export of it."""
+    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.exports", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, help="directory of the results")
+    parser.add_argument("--network", choices=list(NETWORKS), action="append", help="repeat for several; default: all")
+    parser.add_argument("--format", choices=list(FORMATS), action="append", help="repeat for several; default: all")
+    parser.add_argument("--precision", action="append", help="beside fp32, in formats that have it; repeatable")
+    parser.add_argument("--threads", type=int, default=1, help="of the runtimes that are compared")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.only:
+            print(json.dumps(export_here(**json.loads(chosen.only))))
+            return
+        if chosen.out is None:
+            parser.error("--out is needed")
+        given = sys.argv[1:] if arguments is None else arguments
+        command = " ".join(["python3 -m benchmarks.exports", *given])
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        for network in chosen.network or NETWORKS:
+            found = measure(network, chosen.format or list(FORMATS), chosen.precision or [], chosen.threads)
+            found = {"command": command, **found}
+            write_atomic(chosen.out / f"{network}-exports.json", json.dumps(found, indent=1).encode())
+            write_atomic(chosen.out / f"{network}-exports.md", markdown(network, found).encode())
+            _say(f"wrote {chosen.out / network}-exports.json and .md")
+    except MerError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def measure(network: str, formats: Sequence[str], precisions: Sequence[str], threads: int) -> dict[str, Any]:
+    """Exports one network bucket by bucket, then compares everything that runs here with PyTorch."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / network
+        bundle = random_bundle(root, NETWORKS[network])
+        weights = (root / "model.safetensors").stat().st_size / MIB
+        rows = [
+            _export(root, network, format, precision, lengths)
+            for lengths in NETWORKS[network].buckets
+            for format in formats
+            for precision in ("fp32", *precisions)
+            if precision in FORMATS[format].precisions
+        ]
+        bundle = Bundle.open(root)
+        samples = random_samples(bundle.manifest.contract, NETWORKS[network].lengths, SAMPLES)
+        parity = run_parity(
+            bundle,
+            samples,
+            candidates=[c for c in find_candidates(bundle, threads) if not c.is_eager],
+            threads=threads,
+            source="random items",
+            say=lambda text: _say(f"{network}: parity, {text}"),
+        )
+    described = machine.describe()
+    return {"machine": described, "weights_mib": round(weights, 1), "exports": rows, "parity": parity.model_dump()}
+
+
+def export_here(bundle: str, network: str, format: str, precision: str, lengths: Lengths) -> dict[str, Any]:
+    """One export in this process: seconds, peak memory, size of its files."""
+    opened = Bundle.open(bundle)
+    samples = random_samples(opened.manifest.contract, NETWORKS[network].lengths, SAMPLES)
+    start = time.perf_counter()
+    variant = export_variant(opened, format, lengths, precision=precision, example=samples)
+    return {
+        "seconds": round(time.perf_counter() - start, 1),
+        "peak_mib": round(peak_mib()),
+        "file_mib": round(_size(opened, variant), 1),
+    }
+
+
+def _size(bundle: Bundle, variant: Variant) -> float:
+    return (bundle.root / variant.model).stat().st_size / MIB
+
+
+def _export(root: Path, network: str, format: str, precision: str, lengths: Lengths) -> dict[str, Any]:
+    """One export in a fresh process; where it fails, the reason as it was said."""
+    about = {"format": format, "precision": precision, "lengths": lengths_name(lengths)}
+    _say(f"{network}: exporting {' '.join(about.values())}")
+    request = {"bundle": str(root), "network": network, "format": format, "precision": precision, "lengths": lengths}
+    command = [sys.executable, "-m", "benchmarks.exports", "--only", json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        return about | {"refused": said[-1] if said else f"exit status {done.returncode}"}
+    return about | json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def markdown(network: str, found: dict[str, Any]) -> str:
+    """The exports as a table, and the parity report."""
+    here, parity = found["machine"], ParityReport.model_validate(found["parity"])
+    header = ("format", "precision", "bucket", "seconds", "peak MiB", "file MiB")
+    made = [e for e in found["exports"] if "refused" not in e]
+    lines = [
+        f"# Exports of {network}",
+        "",
+        f"`{found['command']}`",
+        "",
+        f"Machine: {here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB. "
+        f"Versions: {', '.join(f'{k} {v}' for k, v in here['versions'].items())}, Python {here['python']}.",
+        f"Random weights of {found['weights_mib']} MiB in float32. Seconds and peak memory are of a process that does "
+        "this one export, reading the weights included.",
+        "",
+        *table(
+            header,
+            [(e["format"], e["precision"], e["lengths"], e["seconds"], e["peak_mib"], e["file_mib"]) for e in made],
+        ),
+    ]
+    lines += [
+        f"- {e['format']} {e['precision']} {e['lengths']} was not written: {e['refused']}"
+        for e in found["exports"]
+        if "refused" in e
+    ]
+    return "\n".join([*lines, "", parity_markdown(parity).replace("# Parity", "## Parity", 1)]) + "\n"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
