@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import limit
+from benchmarks.flops import gflop
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
 from mer_export.bundle import Bundle, write_atomic
 from mer_export.contract import lengths_name
@@ -42,11 +43,15 @@ FEWER, FEWEST = 5, 3
 
 @dataclass
 class Measured:
-    """What was found about one network: parity, a report per batch size, and what could not be exported and why."""
+    """What was found about one network: parity, a report per batch size, and what could not be exported and why.
+
+    `gflop` is the padded work of each case by name.
+    """
 
     parity: ParityReport
     benches: list[BenchReport]
     not_exported: list[tuple[str, str]]
+    gflop: dict[str, float]
 
     def dump(self) -> dict[str, Any]:
         """For JSON."""
@@ -54,6 +59,7 @@ class Measured:
             "parity": self.parity.model_dump(mode="json"),
             "bench": [b.model_dump(mode="json") for b in self.benches],
             "not_exported": self.not_exported,
+            "gflop": self.gflop,
         }
 
     @property
@@ -156,7 +162,25 @@ def measure(
             )
             for batch in batches
         ]
-    return Measured(parity, benches, missing)
+        work = _work(bundle, benches)
+    return Measured(parity, benches, missing, work)
+
+
+def _work(bundle: Bundle, benches: Sequence[BenchReport]) -> dict[str, float]:
+    """GFLOP of every case, from its fp32 ONNX file."""
+    files = {
+        lengths_name(v.lengths): v.model
+        for v in bundle.manifest.variants
+        if (v.format, v.precision) == ("onnx", "fp32")
+    }
+    return {
+        case.name: gflop(
+            bundle.root / files[lengths_name(case.lengths)],
+            random_inputs(bundle.manifest.contract, case.lengths, case.batch),
+        )
+        for bench in benches
+        for case in bench.cases
+    }
 
 
 def _export(
@@ -197,7 +221,6 @@ def markdown(system: str, command: str, bound: dict[str, float], results: dict[s
     reports = [b for r in results.values() for b in r.benches]
     machine = reports[0].machine
     best = max(bound.values())
-    counted = any(NETWORKS[n].gflop for n in results)
     lines = [
         f"# {system} at published sizes",
         "",
@@ -212,20 +235,14 @@ def markdown(system: str, command: str, bound: dict[str, float], results: dict[s
         "",
         "Random weights; every runtime gets the same padded input; interleaved rounds. `x eager` is eager time / own "
         "time per round, median [q25, q75]. "
-        + (
-            "`of limit` is the padded float32 work over the fastest product above; bf16 and int8 can pass 100 %. "
-            if counted
-            else ""
-        )
-        + "Times are milliseconds and belong to this machine.",
+        "`of limit` is the padded float32 work over the fastest product above; bf16 and int8 can pass 100 %. "
+        "Times are milliseconds and belong to this machine.",
     ]
     for name, found in results.items():
-        network = NETWORKS[name]
         lines += ["", f"## {name}", "", f"Parity of what was timed: {verdict_line(found.parity)}"]
         for case, rounds in found.cases:
-            work = network.gflop(network.config, case.batch, case.lengths) if network.gflop else None
-            size = "" if work is None else f"{work:.2f} GFLOP, "
-            lines += ["", f"### {case.name} ({size}{rounds} rounds)", "", *_rows(case, work, best)]
+            work = found.gflop[case.name]
+            lines += ["", f"### {case.name} ({work:.2f} GFLOP, {rounds} rounds)", "", *_rows(case, work, best)]
         cold = [c for b in found.benches for c in b.cold]
         starts = [(c.name, c.start_s, c.load_s, f"{c.first_call_ms:.0f}", f"{c.peak_mib:.0f}") for c in cold]
         header = ("start-up in a fresh process", "Python start s", "load s", "first answer ms", "peak MiB")
@@ -238,12 +255,13 @@ def markdown(system: str, command: str, bound: dict[str, float], results: dict[s
     return "\n".join(lines) + "\n"
 
 
-def _rows(case: Case, work: float | None, best: float) -> list[str]:
-    """The table of a case; `work` in GFLOP adds the part of `best` GFLOP/s that is used."""
-    header: tuple[str, ...] = ("runtime", "precision", "p50", "p90", "CPU p50", "items/s", "x eager", "x eager, CPU")
+def _rows(case: Case, work: float, best: float) -> list[str]:
+    """The table of a case; `work` in GFLOP gives the part of `best` GFLOP/s that is used."""
+    header = ("runtime", "precision", "p50", "p90", "CPU p50", "items/s", "x eager", "x eager, CPU", "of limit")
     rows: list[tuple[str, ...]] = []
     for row in case.rows:
-        cells: tuple[str, ...] = (
+        used = 1000 * work / row.latency.p50 / best
+        cells = (
             row.runtime,
             row.precision,
             f"{row.latency.p50:.2f}",
@@ -252,12 +270,10 @@ def _rows(case: Case, work: float | None, best: float) -> list[str]:
             f"{row.items_per_s:.0f}",
             f"**{row.ratio.median:.2f}** [{row.ratio.q25:.2f}, {row.ratio.q75:.2f}]",
             f"{row.cpu_ratio.median:.2f} [{row.cpu_ratio.q25:.2f}, {row.cpu_ratio.q75:.2f}]",
+            "–" if row.runtime == "torch unpadded" else f"{used:.0%}",
         )
-        if work is not None:
-            used = 1000 * work / row.latency.p50 / best
-            cells += ("–" if row.runtime == "torch unpadded" else f"{used:.0%}",)
         rows.append(cells)
-    return table(header if work is None else (*header, "of limit"), rows)
+    return table(header, rows)
 
 
 def _say(text: str) -> None:
