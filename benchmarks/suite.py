@@ -4,16 +4,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks import histograms
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract, Lengths
 from mer_export.data.samples import Sample
+from mer_export.errors import UsageError
 from runtimes.probes import units
 from train.config import load_preset
+
+
+@dataclass(frozen=True)
+class Real:
+    """Lengths as they occur: a kind of `histograms.json`, and per sequence dim its column and how long one is.
+
+    What is longer than the longest bucket is cut, as the authors' files are.
+    """
+
+    kind: str
+    columns: dict[str, tuple[str, float]]
+    note: str = ""
+    """What is assumed where the data set itself is not at hand."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """How the authors' code runs many items: how many at a time, padded to whole arrays or to the longest of a batch."""
+
+    batch: int
+    padded_to: Literal["arrays", "batch"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +44,7 @@ class Network:
     """One network at its published size: a preset, with a few values `changed`.
 
     `buckets` are what is timed, `lengths` the shortest and longest real items of each sequence dim that a sample
-    brings.
+    brings. `real` are lengths as they occur, `served` the buckets for them, `original` how the authors' code batches.
     """
 
     preset: str
@@ -29,6 +52,9 @@ class Network:
     lengths: dict[str, tuple[int, int]]
     batches: tuple[int, ...]
     changed: tuple[str, ...] = ()
+    real: Real | None = None
+    served: tuple[Lengths, ...] = ()
+    original: Original | None = None
 
     @property
     def system(self) -> str:
@@ -57,12 +83,22 @@ NETWORKS = {
         buckets=({"utterances": 64}, {"utterances": 110}),
         lengths={"utterances": (20, 110)},
         batches=(1, 16),
+        real=Real(
+            "meld_dialogue",
+            {"utterances": ("utterances", 5.0)},
+            "dialogues of IEMOCAP: those of MELD, five times as long",
+        ),
+        served=({"utterances": 32}, {"utterances": 64}, {"utterances": 110}),
+        original=Original(16, "batch"),
     ),
     "cmerc_meld": Network(
         preset="cmerc/meld",
         buckets=({"utterances": 16}, {"utterances": 33}),
         lengths={"utterances": (1, 33)},
         batches=(1, 16),
+        real=Real("meld_dialogue", {"utterances": ("utterances", 1.0)}),
+        served=({"utterances": 6}, {"utterances": 12}, {"utterances": 20}, {"utterances": 33}),
+        original=Original(16, "batch"),
     ),
     # With BERT-base as text encoder.
     "emt_mosi": Network(
@@ -70,6 +106,17 @@ NETWORKS = {
         buckets=({"text_len": 50, "audio_len": 375, "vision_len": 500},),
         lengths={"text_len": (5, 50), "audio_len": (30, 375), "vision_len": (40, 500)},
         batches=(1, 32),
+        real=Real(
+            "mosi_utterance",
+            {"text_len": ("tokens", 1.0), "audio_len": ("tokens", 7.5), "vision_len": ("tokens", 10.0)},
+            "audio and vision as long for each word piece as in the longest utterance",
+        ),
+        served=(
+            {"text_len": 12, "audio_len": 90, "vision_len": 120},
+            {"text_len": 24, "audio_len": 180, "vision_len": 240},
+            {"text_len": 50, "audio_len": 375, "vision_len": 500},
+        ),
+        original=Original(32, "arrays"),
     ),
     "emt_sims": Network(
         preset="emt/sims",
@@ -94,12 +141,18 @@ NETWORKS = {
         buckets=({"steps": 20, "emotions": 16},),
         lengths={"steps": (5, 20)},
         batches=(1, 64),
+        real=Real("mosi_utterance", {"steps": ("tokens", 1.0)}, "words of MOSEI: word pieces of MOSI"),
+        served=({"steps": 20, "emotions": 16},),
+        original=Original(64, "arrays"),
     ),
     "mtee_iemocap": Network(
         preset="mtee/iemocap",
         buckets=({"steps": 50, "emotions": 16},),
         lengths={"steps": (10, 50)},
         batches=(1, 64),
+        real=Real("mosi_utterance", {"steps": ("tokens", 1.0)}, "words of IEMOCAP: word pieces of MOSI"),
+        served=({"steps": 50, "emotions": 16},),
+        original=Original(64, "arrays"),
     ),
     **{
         f"mtee_{name}": Network(
@@ -146,10 +199,25 @@ def random_samples(contract: Contract, lengths: dict[str, tuple[int, int]], coun
 
     All dims of an item grow together, as text, audio and video of one utterance do.
     """
-    random = np.random.default_rng(seed)
     sizes = {dim: np.linspace(*ends, count).round().astype(int).tolist() for dim, ends in lengths.items()}
-    samples = []
-    for i in range(count):
+    return _samples(contract, sizes, seed)
+
+
+def real_samples(contract: Contract, network: Network, count: int, seed: int = 0) -> list[Sample]:
+    """Unlabelled random items with lengths as they occur, in a mixed order."""
+    if network.real is None:
+        raise UsageError(f"nothing is known of real lengths for {network.preset}")
+    columns, longest = histograms.lengths(network.real.kind), network.served[-1]
+    sizes = {
+        dim: [max(1, min(longest[dim], round(per * n))) for n in columns[name][:count]]
+        for dim, (name, per) in network.real.columns.items()
+    }
+    return _samples(contract, sizes, seed)
+
+
+def _samples(contract: Contract, sizes: dict[str, list[int]], seed: int) -> list[Sample]:
+    random, samples = np.random.default_rng(seed), []
+    for i in range(len(next(iter(sizes.values())))):
         own = {dim: size[i] for dim, size in sizes.items()}
         inputs: dict[str, np.ndarray] = {}
         for spec in contract.features:

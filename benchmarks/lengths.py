@@ -1,0 +1,191 @@
+"""Many items of the lengths that occur: sorted and bucketed inference against PyTorch with the authors' batching.
+
+    python3 -m benchmarks.lengths --out benchmarks/results [--network mtee_mosei] [--precision int8] [--items 256]
+
+All ways to run the same items are timed in turns in one process. Writes `<network>-lengths.json` and `.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.suite import NETWORKS, Network, random_bundle, real_samples
+from mer_export.bundle import Bundle, write_atomic
+from mer_export.data.collate import collate
+from mer_export.data.samples import Sample
+from mer_export.errors import MerError, ParityError, UnsupportedError
+from mer_export.exporters import export_variant
+from runtimes import machine, open_session
+from runtimes.predictor import Predictor
+from runtimes.session import Session, SessionOptions
+from runtimes.tables import table
+from runtimes.timing import Turns, interleave, ratio
+
+WAYS = [
+    ("onnxruntime", "fp32", SessionOptions()),
+    ("onnxruntime", "int8", SessionOptions()),
+    ("openvino", "fp32", SessionOptions()),
+    ("openvino", "fp32", SessionOptions(hint="bf16")),
+]
+"""Runtimes, precision of the variant, hint."""
+SMALL = 8
+"""Sorted items in small batches are nearly of one length, and a recurrent layer stops at the longest."""
+ROUNDS = 5
+BASE = "PyTorch, the authors' batching"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the suite and writes its results."""
+    known = [name for name, network in NETWORKS.items() if network.real]
+    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.lengths", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
+    parser.add_argument("--network", choices=known, action="append", help="repeat for several; default: all")
+    parser.add_argument("--items", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    chosen = parser.parse_args(arguments)
+    command = " ".join(["python3 -m benchmarks.lengths", *(sys.argv[1:] if arguments is None else arguments)])
+    try:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        for name in chosen.network or known:
+            found = {"command": command} | measure(name, chosen.items, chosen.threads, chosen.rounds)
+            write_atomic(chosen.out / f"{name}-lengths.json", json.dumps(found, indent=1).encode())
+            write_atomic(chosen.out / f"{name}-lengths.md", markdown(name, found).encode())
+            _say(f"wrote {chosen.out / name}-lengths.json and .md")
+    except MerError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def measure(name: str, count: int, threads: int, rounds: int) -> dict[str, Any]:
+    """Exports the served buckets of one network and times every way to run its items."""
+    network = NETWORKS[name]
+    assert network.original is not None
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        bundle = random_bundle(Path(folder) / name, network)
+        samples = real_samples(bundle.manifest.contract, network, count)
+        missing = _export(bundle, name, network, samples)
+        bundle = Bundle.open(bundle.root)
+        eager = stack.enter_context(open_session(bundle, None, "torch", SessionOptions(threads=threads)))
+        calls: dict[str, Callable[[], object]] = {
+            BASE: partial(_as_published, eager, bundle, network, samples),
+            "PyTorch, one at a time, unpadded": partial(_alone, eager, bundle, samples),
+        }
+        for backend, precision, options in WAYS:
+            if (backend, precision) in missing:
+                continue
+            for batch in dict.fromkeys((1, SMALL, network.original.batch)):
+                own = SessionOptions(options.device, threads, options.hint)
+                predictor = Predictor(bundle, backend, own, batch, precision=precision)
+                stack.enter_context(predictor)
+                label = precision if options.hint == "fp32" else options.hint
+                calls[f"{backend} {label}, batch {batch}"] = partial(predictor.scores, samples)
+        _say(f"{name}: {len(calls)} ways to run {len(samples)} items, {rounds} rounds")
+        turns = interleave(calls, rounds)
+    assert network.real is not None
+    return {
+        "machine": machine.describe(),
+        "threads": threads,
+        "items": len(samples),
+        "lengths": network.real.kind,
+        "note": network.real.note,
+        "buckets": list(network.served),
+        "original": [network.original.batch, network.original.padded_to],
+        "not_exported": [f"{backend} {precision}: {why}" for (backend, precision), why in missing.items()],
+        "rows": [_row(n, turns, len(samples)) for n in calls],
+    }
+
+
+def _row(name: str, turns: dict[str, Turns], items: int) -> dict[str, Any]:
+    latency = turns[name].latency()
+    return {
+        "name": name,
+        "items_per_s": 1000 * items / latency.p50,
+        "ratio": ratio(turns[BASE], turns[name]).model_dump(),
+        "cpu_ratio": ratio(turns[BASE], turns[name], cpu=True).model_dump(),
+    }
+
+
+def _export(bundle: Bundle, name: str, network: Network, samples: Sequence[Sample]) -> dict[tuple[str, str], str]:
+    """Every served bucket as ONNX in the precisions of `WAYS`; what does not hold is returned with the reason."""
+    missing: dict[tuple[str, str], str] = {}
+    for lengths in network.served:
+        for backend, precision in dict.fromkeys((b, p) for b, p, _ in WAYS):
+            _say(f"{name}: exporting {precision} for {lengths}")
+            try:
+                export_variant(bundle, "onnx", lengths, precision=precision, example=samples)
+            except (ParityError, UnsupportedError) as error:
+                missing[backend, precision] = str(error)
+    return missing
+
+
+def _as_published(session: Session, bundle: Bundle, network: Network, samples: Sequence[Sample]) -> None:
+    """Items in file order, padded as the authors' loader pads them."""
+    assert network.original is not None
+    contract, size = bundle.manifest.contract, network.original.batch
+    arrays = network.served[-1] if network.original.padded_to == "arrays" else None
+    for start in range(0, len(samples), size):
+        session.run(collate(samples[start : start + size], contract, arrays))
+
+
+def _alone(session: Session, bundle: Bundle, samples: Sequence[Sample]) -> None:
+    for sample in samples:
+        session.run(collate([sample], bundle.manifest.contract))
+
+
+def markdown(name: str, found: dict[str, Any]) -> str:
+    """The results as one table."""
+    here = found["machine"]
+    batch, padded_to = found["original"]
+    assumed = f" ({found['note']})" if found["note"] else ""
+    return (
+        "\n".join(
+            [
+                f"# {name}: items of the lengths that occur",
+                "",
+                f"`{found['command']}`",
+                "",
+                f"Machine: {here['cpu']}, {here['cores']} cores; {found['threads']} threads per call; load average "
+                f"{here['load_average']} at the end.",
+                f"{found['items']} items, lengths of `{found['lengths']}`{assumed}. "
+                f"The authors' code runs {batch} at a time in file order, padded to "
+                f"{'the whole arrays' if padded_to == 'arrays' else 'the longest of the batch'}; here that is this "
+                f"project's network in eager PyTorch. Random weights. Collation is part of every time. "
+                f"Buckets: {found['buckets']}.",
+                "",
+                *table(
+                    ("way", "items/s", "x the authors' batching", "x, CPU time"),
+                    [
+                        (
+                            row["name"],
+                            f"{row['items_per_s']:.0f}",
+                            *(
+                                f"{row[r]['median']:.2f} [{row[r]['q25']:.2f}, {row[r]['q75']:.2f}]"
+                                for r in ("ratio", "cpu_ratio")
+                            ),
+                        )
+                        for row in found["rows"]
+                    ],
+                ),
+                "",
+                *(f"- not exported: {text}" for text in found["not_exported"]),
+            ]
+        ).rstrip()
+        + "\n"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
