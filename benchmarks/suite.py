@@ -33,7 +33,7 @@ class Real:
 
 @dataclass(frozen=True)
 class Original:
-    """How the authors' code runs many items: how many at a time, padded to whole arrays or to the longest of a batch."""
+    """How the authors' code runs many items: so many at a time, padded to whole arrays or the longest of a batch."""
 
     batch: int
     padded_to: Literal["arrays", "batch"]
