@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import output
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
-from mer_export.bundle import Bundle, Variant, write_atomic
+from mer_export.bundle import Bundle, Variant
 from mer_export.contract import Lengths, lengths_name
-from mer_export.errors import MerError
 from mer_export.exporters import FORMATS, export_variant
 from runtimes import machine
 from runtimes.candidate import find_candidates
@@ -43,24 +43,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the runtimes that are compared")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
-    try:
+    line = output.command("exports", arguments)
+
+    def run() -> None:
         if chosen.only:
             print(json.dumps(export_here(**json.loads(chosen.only))))
             return
-        if chosen.out is None:
-            parser.error("--out is needed")
-        given = sys.argv[1:] if arguments is None else arguments
-        command = " ".join(["python3 -m benchmarks.exports", *given])
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        for network in chosen.network or NETWORKS:
-            found = measure(network, chosen.format or list(FORMATS), chosen.precision or [], chosen.threads)
-            found = {"command": command, **found}
-            write_atomic(chosen.out / f"{network}-exports.json", json.dumps(found, indent=1).encode())
-            write_atomic(chosen.out / f"{network}-exports.md", markdown(network, found).encode())
-            _say(f"wrote {chosen.out / network}-exports.json and .md")
-    except MerError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+        for name in chosen.network or NETWORKS:
+            found = {"command": line} | measure(
+                name, chosen.format or list(FORMATS), chosen.precision or [], chosen.threads
+            )
+            output.write(chosen.out, f"{name}-exports", found, markdown(name, found))
+
+    if chosen.out is None and not chosen.only:
+        parser.error("--out is needed")
+    output.end_well(run)
 
 
 def measure(network: str, formats: Sequence[str], precisions: Sequence[str], threads: int) -> dict[str, Any]:
@@ -84,10 +81,15 @@ def measure(network: str, formats: Sequence[str], precisions: Sequence[str], thr
             candidates=[c for c in find_candidates(bundle, threads) if not c.is_eager],
             threads=threads,
             source="random items",
-            say=lambda text: _say(f"{network}: parity, {text}"),
+            say=lambda text: output.say(f"{network}: parity, {text}"),
         )
-    described = machine.describe()
-    return {"machine": described, "weights_mib": round(weights, 1), "exports": rows, "parity": parity.model_dump()}
+    return {
+        "machine": machine.describe(),
+        "threads": threads,
+        "weights_mib": round(weights, 1),
+        "exports": rows,
+        "parity": parity.model_dump(),
+    }
 
 
 def export_here(bundle: str, network: str, format: str, precision: str, lengths: Lengths) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def _size(bundle: Bundle, variant: Variant) -> float:
 def _export(root: Path, network: str, format: str, precision: str, lengths: Lengths) -> dict[str, Any]:
     """One export in a fresh process; where it fails, the reason as it was said."""
     about = {"format": format, "precision": precision, "lengths": lengths_name(lengths)}
-    _say(f"{network}: exporting {' '.join(about.values())}")
+    output.say(f"{network}: exporting {' '.join(about.values())}")
     request = {"bundle": str(root), "network": network, "format": format, "precision": precision, "lengths": lengths}
     command = [sys.executable, "-m", "benchmarks.exports", "--only", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
@@ -130,8 +132,7 @@ def markdown(network: str, found: dict[str, Any]) -> str:
         "",
         f"`{found['command']}`",
         "",
-        f"Machine: {here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB. "
-        f"Versions: {', '.join(f'{k} {v}' for k, v in here['versions'].items())}, Python {here['python']}.",
+        output.where(here, found["threads"]),
         f"Random weights of {found['weights_mib']} MiB in float32. Seconds and peak memory are of a process that does "
         "this one export, reading the weights included.",
         "",
@@ -146,10 +147,6 @@ def markdown(network: str, found: dict[str, Any]) -> str:
         if "refused" in e
     ]
     return "\n".join([*lines, "", parity_markdown(parity).replace("# Parity", "## Parity", 1)]) + "\n"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import output
 from benchmarks.suite import NETWORKS, Network, random_bundle, real_samples
-from mer_export.bundle import Bundle, write_atomic
+from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
-from mer_export.errors import MerError, ParityError, UnsupportedError
+from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import export_variant
 from runtimes import machine, open_session
 from runtimes.predictor import Predictor
@@ -52,17 +51,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     chosen = parser.parse_args(arguments)
-    command = " ".join(["python3 -m benchmarks.lengths", *(sys.argv[1:] if arguments is None else arguments)])
-    try:
-        chosen.out.mkdir(parents=True, exist_ok=True)
+    line = output.command("lengths", arguments)
+
+    def run() -> None:
         for name in chosen.network or known:
-            found = {"command": command} | measure(name, chosen.items, chosen.threads, chosen.rounds)
-            write_atomic(chosen.out / f"{name}-lengths.json", json.dumps(found, indent=1).encode())
-            write_atomic(chosen.out / f"{name}-lengths.md", markdown(name, found).encode())
-            _say(f"wrote {chosen.out / name}-lengths.json and .md")
-    except MerError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+            found = {"command": line} | measure(name, chosen.items, chosen.threads, chosen.rounds)
+            output.write(chosen.out, f"{name}-lengths", found, markdown(name, found))
+
+    output.end_well(run)
 
 
 def measure(name: str, count: int, threads: int, rounds: int) -> dict[str, Any]:
@@ -88,7 +84,7 @@ def measure(name: str, count: int, threads: int, rounds: int) -> dict[str, Any]:
                 stack.enter_context(predictor)
                 label = precision if options.hint == "fp32" else options.hint
                 calls[f"{backend} {label}, batch {batch}"] = partial(predictor.scores, samples)
-        _say(f"{name}: {len(calls)} ways to run {len(samples)} items, {rounds} rounds")
+        output.say(f"{name}: {len(calls)} ways to run {len(samples)} items, {rounds} rounds")
         turns = interleave(calls, rounds)
     assert network.real is not None
     return {
@@ -119,7 +115,7 @@ def _export(bundle: Bundle, name: str, network: Network, samples: Sequence[Sampl
     missing: dict[tuple[str, str], str] = {}
     for lengths in network.served:
         for backend, precision in dict.fromkeys((b, p) for b, p, _ in WAYS):
-            _say(f"{name}: exporting {precision} for {lengths}")
+            output.say(f"{name}: exporting {precision} for {lengths}")
             try:
                 export_variant(bundle, "onnx", lengths, precision=precision, example=samples)
             except (ParityError, UnsupportedError) as error:
@@ -143,7 +139,6 @@ def _alone(session: Session, bundle: Bundle, samples: Sequence[Sample]) -> None:
 
 def markdown(name: str, found: dict[str, Any]) -> str:
     """The results as one table."""
-    here = found["machine"]
     batch, padded_to = found["original"]
     assumed = f" ({found['note']})" if found["note"] else ""
     return (
@@ -153,8 +148,7 @@ def markdown(name: str, found: dict[str, Any]) -> str:
                 "",
                 f"`{found['command']}`",
                 "",
-                f"Machine: {here['cpu']}, {here['cores']} cores; {found['threads']} threads per call; load average "
-                f"{here['load_average']} at the end.",
+                output.where(found["machine"], found["threads"]),
                 f"{found['items']} items, lengths of `{found['lengths']}`{assumed}. "
                 f"The authors' code runs {batch} at a time in file order, padded to "
                 f"{'the whole arrays' if padded_to == 'arrays' else 'the longest of the batch'}; here that is this "
@@ -181,10 +175,6 @@ def markdown(name: str, found: dict[str, Any]) -> str:
         ).rstrip()
         + "\n"
     )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ Writes `<system>-<threads>thread.json` and `.md`, one pair per system.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import limit
+from benchmarks import limit, output
 from benchmarks.flops import gflop
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
-from mer_export.bundle import Bundle, write_atomic
+from mer_export.bundle import Bundle
 from mer_export.contract import lengths_name
 from mer_export.data.samples import Sample
-from mer_export.errors import MerError, ParityError, UnsupportedError
+from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import FORMATS, export_variant
 from mer_export.exporters.job import random_inputs
 from runtimes.bench import BenchReport, Case, run_bench
@@ -89,10 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--precision", choices=PRECISIONS, action="append", help="beside fp32, in formats that have it; repeatable"
     )
     chosen = parser.parse_args(arguments)
-    try:
-        given = sys.argv[1:] if arguments is None else arguments
-        run(
-            " ".join(["python3 -m benchmarks.systems", *given]),
+    output.end_well(
+        lambda: run(
+            output.command("systems", arguments),
             chosen.out,
             chosen.threads,
             chosen.rounds,
@@ -100,9 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
             chosen.network or list(NETWORKS),
             chosen.precision or [],
         )
-    except MerError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    )
 
 
 def run(
@@ -115,9 +110,8 @@ def run(
     precisions: Sequence[str] = (),
 ) -> list[Path]:
     """Measures `networks` and writes JSON and Markdown of each system into `out`; returns the Markdown files."""
-    _say(f"limit of this machine with {threads} thread{'s' if threads > 1 else ''}")
+    output.say(f"limit of this machine with {threads} thread{'s' if threads > 1 else ''}")
     bound = limit.measure(threads)
-    out.mkdir(parents=True, exist_ok=True)
     written = []
     for system in dict.fromkeys(NETWORKS[n].system for n in networks):
         results = {
@@ -130,11 +124,8 @@ def run(
             "limit_gflops": bound,
             "networks": {name: found.dump() for name, found in results.items()},
         }
-        stem = f"{system}-{threads}thread"
-        write_atomic(out / f"{stem}.json", json.dumps(content, indent=1).encode())
-        write_atomic(out / f"{stem}.md", markdown(system, command, bound, results).encode())
-        _say(f"wrote {out / stem}.json and .md")
-        written.append(out / f"{stem}.md")
+        text = markdown(system, command, bound, results)
+        written.append(output.write(out, f"{system}-{threads}thread", content, text))
     return written
 
 
@@ -147,9 +138,13 @@ def measure(
         samples = random_samples(bundle.manifest.contract, NETWORKS[network].lengths, SAMPLES)
         missing = _export(bundle, network, samples, precisions)
         parity = run_parity(
-            bundle, samples, threads=threads, source="random items", say=lambda text: _say(f"{network}: parity, {text}")
+            bundle,
+            samples,
+            threads=threads,
+            source="random items",
+            say=lambda text: output.say(f"{network}: parity, {text}"),
         )
-        _say(f"{network}: {verdict_line(parity)}")
+        output.say(f"{network}: {verdict_line(parity)}")
         benches = [
             run_bench(
                 bundle,
@@ -158,7 +153,7 @@ def measure(
                 _rounds(bundle, network, batch, threads, rounds),
                 threads,
                 cold=batch == batches[0],
-                say=lambda text: _say(f"{network}: {text}"),
+                say=lambda text: output.say(f"{network}: {text}"),
             )
             for batch in batches
         ]
@@ -190,17 +185,17 @@ def _export(
     missing = []
     for lengths in NETWORKS[network].buckets:
         for format in TIMED:
-            _say(f"{network}: exporting {format} for {lengths_name(lengths)}")
+            output.say(f"{network}: exporting {format} for {lengths_name(lengths)}")
             export_variant(bundle, format, lengths, example=samples)
             for precision in precisions:
                 if precision not in FORMATS[format].precisions:
                     continue
                 name = f"{format} {precision} {lengths_name(lengths)}"
-                _say(f"{network}: exporting {name}")
+                output.say(f"{network}: exporting {name}")
                 try:
                     export_variant(bundle, format, lengths, precision=precision, example=samples)
                 except (ParityError, UnsupportedError) as error:
-                    _say(f"{network}: {error}")
+                    output.say(f"{network}: {error}")
                     missing.append((name, str(error)))
     return missing
 
@@ -274,10 +269,6 @@ def _rows(case: Case, work: float, best: float) -> list[str]:
         )
         rows.append(cells)
     return table(header, rows)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

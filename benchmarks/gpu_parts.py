@@ -1,0 +1,267 @@
+"""What the GPU suite times: a training step, and inference on every path that exists. Every part stands alone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mer_export.bundle import Bundle
+from mer_export.contract import Lengths
+from mer_export.exporters import export_variant
+from mer_export.weights import bundle_model
+from runtimes import open_session
+from runtimes.session import SessionOptions
+from runtimes.timing import interleave, ratio, warm_up
+
+Calls = dict[str, Callable[[], Any]]
+PAUSE = 0.002
+
+
+class SkippedError(Exception):
+    """A part cannot run here; the message says why."""
+
+
+@dataclass
+class Setting:
+    """What every part gets: a bundle with random weights, one batch of inputs, where to run and how long."""
+
+    bundle: Bundle
+    lengths: Lengths
+    batch: int
+    device: str
+    rounds: int
+    arrays: dict[str, np.ndarray]
+
+    def model(self) -> Any:
+        return bundle_model(self.bundle).to(self.device)
+
+    def tensors(self) -> list[Any]:
+        import torch
+
+        return [torch.from_numpy(self.arrays[s.name]).to(self.device) for s in self.bundle.manifest.contract.inputs]
+
+    def need_cuda(self) -> None:
+        if self.device != "cuda":
+            raise SkippedError("this path exists on CUDA only")
+
+    def wait(self) -> None:
+        """Until the device has done everything; a launch alone is no result."""
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+
+    def timed(self, calls: Calls) -> list[dict[str, Any]]:
+        """Interleaved times of `calls`; ratios are to the first one."""
+        waiting = {name: self._waiting(call) for name, call in calls.items()}
+        warmed = {name: warm_up(call, seconds=5).model_dump() for name, call in waiting.items()}
+        turns = interleave(waiting, self.rounds, PAUSE)
+        base = next(iter(calls))
+        return [
+            {
+                "name": name,
+                "latency": turns[name].latency().model_dump(),
+                "ratio": ratio(turns[base], turns[name]).model_dump(),
+                "items_per_s": 1000 * self.batch / turns[name].latency().p50,
+                "warm_up": warmed[name],
+            }
+            for name in calls
+        ]
+
+    def _waiting(self, call: Callable[[], Any]) -> Callable[[], None]:
+        def run() -> None:
+            call()
+            self.wait()
+
+        return run
+
+
+@contextlib.contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """Lets matrix products and recurrent layers round to TF32 inside the block."""
+    import torch
+
+    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
+
+
+@contextlib.contextmanager
+def precision(setting: Setting, name: str) -> Iterator[None]:
+    """fp32, tf32 or bf16 (autocast)."""
+    import torch
+
+    with tf32(name == "tf32"), torch.autocast(setting.device, torch.bfloat16, enabled=name == "bf16"):
+        yield
+
+
+def training_step(setting: Setting) -> list[dict[str, Any]]:
+    """Forward, a loss of the task's kind on random targets of the real units, backward, Adam."""
+    import torch
+
+    task, contract = setting.bundle.manifest.task, setting.bundle.manifest.contract
+    tensors, model = setting.tensors(), setting.model().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    inside = torch.ones(setting.batch, dtype=torch.bool, device=setting.device)
+    if contract.unit_dim:
+        counts = next(s.name for s in contract.inputs if s.counts == contract.unit_dim)
+        lengths = torch.from_numpy(setting.arrays[counts]).to(setting.device)
+        inside = torch.arange(setting.lengths[contract.unit_dim], device=setting.device) < lengths[:, None]
+    labels = torch.randint(0, task.width, (int(inside.sum()),), device=setting.device)
+
+    def step(kind: str) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with precision(setting, kind):
+            rows = _output(setting, model(*tensors))
+        LOSSES[task.kind](rows.float()[inside][:, : task.width], labels).backward()
+        optimizer.step()
+
+    kinds = ("fp32", "tf32", "bf16") if setting.device == "cuda" else ("fp32", "bf16")
+    return setting.timed({f"training step {k}": partial(step, k) for k in kinds})
+
+
+def _classes(rows: Any, labels: Any) -> Any:
+    from torch.nn import functional
+
+    return functional.cross_entropy(rows, labels)
+
+
+def _indicators(rows: Any, labels: Any) -> Any:
+    from torch.nn import functional
+
+    return functional.binary_cross_entropy_with_logits(rows, functional.one_hot(labels, rows.shape[-1]).float())
+
+
+def _score(rows: Any, labels: Any) -> Any:
+    return (rows[:, 0] - labels).abs().mean()
+
+
+LOSSES: dict[str, Callable[[Any, Any], Any]] = {
+    "classification": _classes,
+    "multilabel": _indicators,
+    "regression": _score,
+}
+"""A plain loss per kind of task: what a step costs does not hang on which one."""
+
+
+def _output(setting: Setting, found: Any) -> Any:
+    """The task's output of a forward pass."""
+    names = [s.name for s in setting.bundle.manifest.contract.outputs]
+    return found[names.index(setting.bundle.manifest.task.output)] if isinstance(found, tuple) else found
+
+
+def eager_inference(setting: Setting) -> list[dict[str, Any]]:
+    """The network as it stands, inputs on the device already."""
+    model, tensors = setting.model(), setting.tensors()
+    kinds = ("fp32", "tf32", "bf16") if setting.device == "cuda" else ("fp32", "bf16")
+    return setting.timed({f"eager {k}": partial(_forward, setting, model, tensors, k) for k in kinds})
+
+
+def compiled_inference(setting: Setting) -> list[dict[str, Any]]:
+    """torch.compile, which captures CUDA graphs itself in this mode."""
+    import torch
+
+    setting.need_cuda()
+    model, tensors = setting.model(), setting.tensors()
+    compiled = torch.compile(model, mode="reduce-overhead")
+    return setting.timed(
+        {
+            "eager fp32": lambda: _forward(setting, model, tensors, "fp32"),
+            "torch.compile reduce-overhead": lambda: _forward(setting, compiled, tensors, "fp32"),
+        }
+    )
+
+
+def graph_inference(setting: Setting) -> list[dict[str, Any]]:
+    """One manual CUDA graph: fixed lengths and batch are all that it takes."""
+    import torch
+
+    setting.need_cuda()
+    model, tensors = setting.model(), setting.tensors()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            _forward(setting, model, tensors, "fp32")
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        captured = _output(setting, model(*tensors))
+    graph.replay()
+    setting.wait()
+    difference = float((captured - _forward(setting, model, tensors, "fp32")).abs().max())
+    rows = setting.timed(
+        {"eager fp32": lambda: _forward(setting, model, tensors, "fp32"), "manual CUDA graph": graph.replay}
+    )
+    return [*rows, {"name": "manual CUDA graph", "max_abs_difference": difference}]
+
+
+def exported_inference(setting: Setting) -> list[dict[str, Any]]:
+    """TorchScript and ONNX Runtime from host arrays to host arrays, as a service would call them."""
+    setting.need_cuda()
+    return _sessions(
+        setting,
+        [
+            ("torchscript", "torchscript", "fp32", {}),
+            ("onnxruntime", "onnx", "fp32", {}),
+            ("onnxruntime", "onnx", "fp32", {"tf32": True}),
+            ("onnxruntime", "onnx", "fp32", {"cuda_graph": True}),
+            ("onnxruntime", "onnx", "fp16", {}),
+            ("onnxruntime", "onnx", "fp16", {"cuda_graph": True}),
+        ],
+    )
+
+
+def tensorrt_probe(setting: Setting) -> list[dict[str, Any]]:
+    """Does an engine build, load and run on this GPU, and is it right? The answer takes about a minute."""
+    setting.need_cuda()
+    return _sessions(setting, [("tensorrt", "tensorrt", "fp32", {}), ("tensorrt", "tensorrt", "fp16", {})])
+
+
+PARTS: dict[str, Callable[[Setting], list[dict[str, Any]]]] = {
+    "training step": training_step,
+    "eager": eager_inference,
+    "torch.compile": compiled_inference,
+    "manual CUDA graph": graph_inference,
+    "TorchScript and ONNX Runtime": exported_inference,
+    "TensorRT": tensorrt_probe,
+}
+
+
+def _forward(setting: Setting, model: Any, tensors: list[Any], kind: str) -> Any:
+    import torch
+
+    with torch.no_grad(), precision(setting, kind):
+        return _output(setting, model(*tensors))
+
+
+def _sessions(setting: Setting, asked: list[tuple[str, str, str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Times sessions on the GPU against the eager one, and holds their outputs against it; says what could not run."""
+    output = setting.bundle.manifest.task.output
+    skipped: list[dict[str, Any]] = []
+    errors: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
+        base = stack.enter_context(open_session(setting.bundle, None, "torch", SessionOptions(device="cuda")))
+        reference = base.run(setting.arrays)[output]
+        calls: Calls = {"eager fp32, host to host": lambda: base.run(setting.arrays)}
+        for backend, format, kind, extra in asked:
+            name = " ".join([backend, kind, *(k for k, v in extra.items() if v)])
+            try:
+                variant = export_variant(setting.bundle, format, setting.lengths, setting.batch, kind)
+                options = SessionOptions(device="cuda", extra=extra)
+                session = stack.enter_context(open_session(setting.bundle, variant, backend, options))
+                errors[name] = float(np.abs(session.run(setting.arrays)[output] - reference).max())
+            except Exception as error:
+                # One runtime's failure must not cost the other measurements of this machine.
+                skipped.append({"name": name, "skipped": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
+                continue
+            calls[name] = partial(session.run, setting.arrays)
+        rows = setting.timed(calls) if len(calls) > 1 else []
+    return [row | {"max_abs_difference": errors.get(row["name"])} for row in rows] + skipped

@@ -1,0 +1,49 @@
+"""What every suite does around its measurements: its command line, progress, files, how it ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mer_export.bundle import write_atomic
+from mer_export.errors import MerError
+
+
+def command(suite: str, arguments: Sequence[str] | None) -> str:
+    """The command that makes the results, for their heading."""
+    return " ".join([f"python3 -m benchmarks.{suite}", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def say(text: str) -> None:
+    """Progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def write(out: Path, stem: str, found: dict[str, Any], text: str) -> Path:
+    """Writes `<stem>.json` and `<stem>.md`; returns the latter."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / f"{stem}.json", json.dumps(found, indent=1).encode())
+    write_atomic(out / f"{stem}.md", text.encode())
+    say(f"wrote {out / stem}.json and .md")
+    return out / f"{stem}.md"
+
+
+def end_well(work: Callable[[], object]) -> None:
+    """Runs a suite; an error that was meant for a person becomes one line and its exit code."""
+    try:
+        work()
+    except MerError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def where(machine: dict[str, Any], threads: int) -> str:
+    """The machine in one line."""
+    return (
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; threads per call: "
+        f"{threads}; load average {machine['load_average']}. "
+        f"Versions: {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}, Python {machine['python']}."
+    )
