@@ -49,6 +49,26 @@ def bundle_model(bundle: Bundle) -> nn.Module:
     return model.eval()
 
 
+def load_from_bundle(model: nn.Module, path: Path | str) -> None:
+    """Loads a bundle's weights into a network of the same system, in place, statistics of its inputs included.
+
+    Raises:
+        BundleError: no bundle, or a damaged one.
+        UsageError: its network has other entries; names the first.
+    """
+    from safetensors.torch import load_file
+
+    bundle = Bundle.open(path)
+    state, own = load_file(bundle.path(WEIGHTS)), model.state_dict()
+    # A file holds a shared tensor under one of its names.
+    wrong = [n for n, t in state.items() if n not in own or own[n].shape != t.shape]
+    known = {own[n].data_ptr() for n in state if n in own}
+    wrong += [n for n, t in own.items() if n not in state and t.data_ptr() not in known]
+    if wrong:
+        raise UsageError(f"{path} holds another network: {wrong[0]} differs, train with the same model settings")
+    model.load_state_dict(state, strict=False)
+
+
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
     """A bare state_dict from a torch or safetensors file, or from a plain pickle of tensors; nothing is executed."""
     import pickle

@@ -84,6 +84,23 @@ def test_it_learns_and_an_emotion_never_seen_is_recognised_by_its_word(five: Bun
         assert evaluate(predictor, samples)["auc/sad"] < found["auc/sad"]
 
 
+def test_a_few_examples_of_an_unseen_emotion_fine_tune_a_trained_model(
+    five: Bundle, data: Path, tmp_path: Path
+) -> None:
+    few = [*SMALL, "lr=0.003", "epochs=3", "data.emotions.balanced=true", f"init={five.root}"]
+    tuned = fit(load_preset("mtee/mosei_fsl4", few), data, tmp_path / "tuned", quiet=True)
+    provenance = tuned.manifest.provenance
+    assert provenance["init"] == five.manifest.files[WEIGHTS].sha256
+    assert provenance["data"]["splits"]["train"]["items"] < 20
+    found = json.loads(tuned.path(EVALUATION).read_text())["test"]["single"]
+    scratch = fit(load_preset("mtee/mosei_fsl4", few[:-1]), data, tmp_path / "scratch", quiet=True)
+    alone = json.loads(scratch.path(EVALUATION).read_text())["test"]["single"]
+    assert found["auc"] > alone["auc"] + 10
+    wider = [*few, "model.hidden_sizes=[16,12,10]"]
+    with pytest.raises(UsageError, match="another network"):
+        fit(load_preset("mtee/mosei_fsl4", wider), data, tmp_path / "wider", quiet=True)
+
+
 def test_the_schedule_and_early_stopping_follow_the_validation_split(data: Path, tmp_path: Path) -> None:
     sets = ["epochs=30", "plateau.patience=0", "keep.patience=2", "lr=0.05"]
     bundle = fit(load_preset("mtee/mosei", [*SMALL, *sets]), data, tmp_path / "b", quiet=True)

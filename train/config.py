@@ -96,6 +96,8 @@ class TrainConfig(Strict):
     """CPU threads; None leaves PyTorch's choice. One is faster for small models."""
     save_every: int = Field(1, ge=1)
     """Epochs between resumable states."""
+    init: str | None = None
+    """A bundle of the same network whose weights training starts from; None starts from random ones."""
     licence: str = "unknown: ask the owner of the training data"
 
     @field_validator("model")

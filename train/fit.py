@@ -24,6 +24,7 @@ from mer_export.data.samples import Corpus, Sample
 from mer_export.data.word_vectors import vectors_of
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.task import Task
+from mer_export.weights import load_from_bundle
 from train.config import TrainConfig, dump_config, first_difference
 from train.evaluate import evaluate
 from train.loop import Stage, cpu_threads, make_accelerator, set_statistics
@@ -97,6 +98,8 @@ def fit(
     """
     setting = _prepare(config, Path(data_path))
     made_by = provenance(setting.source, config.licence)
+    if config.init:
+        made_by["init"] = Bundle.open(config.init).manifest.files[WEIGHTS].sha256
     accelerator = setting.accelerator
     bundle, state = _existing(Path(out), config, made_by, resume) if not force else (None, RunState())
     if bundle is not None and state.finished:
@@ -140,6 +143,8 @@ class Run:
         seed_everything(config.seed)
         model = registry.get(config.system).build(setting.model_config)
         set_statistics(model, setting.unchanged)
+        if config.init and not resumed:
+            load_from_bundle(model, config.init)
         self.stage = Stage(
             config, setting.settings, model, setting.contract, setting.samples, setting.accelerator, difficulty
         )
