@@ -172,13 +172,26 @@ def _fp16(model: Any, scratch: Path) -> Any:
     quiet.setLevel(logging.ERROR)
     try:
         made = float16.convert_float_to_float16(
-            model, keep_io_types=True, op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPERATORS]
+            model,
+            keep_io_types=True,
+            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPERATORS],
+            node_block_list=_beside_recurrent(model.graph),
         )
     finally:
         quiet.setLevel(before)
     _drop_repeated_casts(made.graph)
     OnnxModel(made).topological_sort()
     return _finished(made)
+
+
+def _beside_recurrent(graph: Any) -> list[str]:
+    """Names of the transpositions that feed or follow a recurrent layer.
+
+    They only move what the layer wants in fp32 anyway, and TensorRT-RTX refuses a cast between the two.
+    """
+    recurrent = [n for n in graph.node if n.op_type in ("LSTM", "GRU", "RNN")]
+    touched = {name for n in recurrent for name in (*n.input, *n.output)}
+    return [n.name for n in graph.node if n.op_type == "Transpose" and touched & {*n.input, *n.output}]
 
 
 def _drop_repeated_casts(graph: Any) -> None:
