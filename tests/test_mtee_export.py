@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import mtee_bundles as tiny
@@ -65,6 +66,13 @@ def test_recurrent_layers_become_operators_that_know_the_lengths(onnx_bundle: Bu
     with_lengths = [n for n in nodes if len(n.input) > 4 and n.input[4]]
     assert len(with_lengths) == 6, "two layers of three modalities"
     assert [d.dim_value for d in graph.input[-1].type.tensor_type.shape.dim] == [5, tiny.WORDS]
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="tensorrt-rtx is not installed")
+def test_an_engine_of_recurrent_layers_builds_in_fp16(onnx_bundle: Bundle) -> None:
+    bundle = Bundle.open(onnx_bundle.root)
+    variant = export_variant(bundle, "tensorrt", bundle.manifest.contract.buckets[-1], precision="fp16")
+    assert bundle.path(variant.model).stat().st_size > 1000
 
 
 def test_emotions_that_were_never_seen_are_scored_without_a_new_export(onnx_bundle: Bundle) -> None:
