@@ -463,22 +463,37 @@ def bench(
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
     threads: Threads = 1,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
+    ] = None,
+    tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """How fast are all variants, interleaved in one run, against eager PyTorch?"""
     from mer_export.data.reading import bundle_samples
     from runtimes import bench as benchmark
+    from runtimes import regression
     from runtimes.report import write_report
 
     opened = Bundle.open(bundle)
+    allowed = regression.parse_tolerance(tolerance)
+    earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
     samples = None if data is None else bundle_samples(opened, data, data_format, split)
     report = benchmark.run_bench(
         opened, samples, batches=batches or [1, 16], rounds=rounds, threads=threads, say=_say(quiet)
     )
-    benchmark.save(opened, report)
-    write_report(opened)
-    _emit(report.model_dump(mode="json"), as_json, lambda: [benchmark.markdown(report)])
+    found = regression.compare(report, earlier, allowed, str(baseline)) if earlier else None
+    result = report.model_dump(mode="json") | ({"against": found.model_dump(mode="json")} if found else {})
+    pages = [benchmark.markdown(report), *([regression.markdown(found)] if found else [])]
+    _emit(result, as_json, lambda: pages)
+    # A report that failed must not become the baseline that it was held against.
+    own = baseline is not None and baseline.resolve() == (bundle / benchmark.REPORT).resolve()
+    if not (own and found and found.slower):
+        benchmark.save(opened, report)
+        write_report(opened)
+    if found:
+        regression.require(found)
 
 
 @app.command()
