@@ -10,20 +10,19 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from mer_export import __version__, registry
-from mer_export.bundle import CONFIG, Bundle
+from mer_export.bundle import Bundle
 from mer_export.errors import MerError, UsageError
+from mer_export.text import columns, metric_text, outline, summary_line
 
 if TYPE_CHECKING:
-    from mer_export.contract import Table
-    from mer_export.data.samples import Corpus, Sample
-    from mer_export.data.spec import DataSpec
+    from mer_export.data.samples import Corpus
     from runtimes.predictor import Predictor
 
 app = typer.Typer(
@@ -78,13 +77,6 @@ def _emit(value: Any, as_json: bool, render: Callable[[], Iterable[str]]) -> Non
             typer.echo(line)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """Aligned columns, two spaces apart; the last one is not padded."""
-    cells = [[str(c) for c in row] for row in [header, *rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-
-
 def _plan(command: str, plan: dict[str, Any], as_json: bool) -> None:
     _emit({"command": command, **plan}, as_json, lambda: [f"{command}:", *(f"  {k}: {v}" for k, v in plan.items())])
 
@@ -105,7 +97,7 @@ def doctor(
     _emit(
         [c.model_dump() for c in report],
         as_json,
-        lambda: _table(("what", "status", "version", "for", "detail"), rows),
+        lambda: columns(("what", "status", "version", "for", "detail"), rows),
     )
     checks.require(report, require or [])
 
@@ -163,7 +155,7 @@ def data_synth(
 ) -> None:
     """Write a learnable synthetic data set in the authors' own file format, with its ground truth."""
     from mer_export.data.synth import synthesise
-    from train.config import apply_overrides
+    from mer_export.overrides import apply_overrides
 
     files = synthesise(system, dataset, out, dialogues=items, seed=seed, **apply_overrides({}, sets or []))
     _emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
@@ -180,7 +172,7 @@ def data_inspect(
     from mer_export.data.spec import DataSpec
 
     report = inspect_file(path, DataSpec(format=data_format))
-    _emit(report, as_json, lambda: _outline(report))
+    _emit(report, as_json, lambda: outline(report))
 
 
 @data_app.command("convert")
@@ -194,114 +186,22 @@ def data_convert(
     """Convert a data set to Parquet: one row per utterance, float lists per modality, split and labels."""
     from mer_export.data.columnar import write_parquet
     from mer_export.data.open import open_corpus
+    from mer_export.data.reading import choose_spec
+    from mer_export.data.spec import DataSpec
+    from train.config import load_preset
 
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
-    spec, labels = _reading(source, data_format, preset=preset)
+    configured, labels = DataSpec(), None
+    if preset and data_format == "auto":
+        config = load_preset(preset)
+        configured, labels = config.data, config.model.get("labels")
+    spec = choose_spec(source, data_format, configured)
     rows = write_parquet(open_corpus(source, spec, labels), out)
     typer.echo(f"{out}: {rows} utterances")
 
 
-def _outline(value: dict[Any, Any], indent: str = "") -> Iterable[str]:
-    for key, entry in value.items():
-        if key == "histogram":
-            yield f"{indent}{key}: " + " ".join(f"{k}×{n}" for k, n in entry.items())
-        elif isinstance(entry, dict):
-            yield f"{indent}{key}:"
-            yield from _outline(entry, indent + "  ")
-        else:
-            yield f"{indent}{key}: {entry}"
-
-
-def _reading(
-    path: Path,
-    data_format: str,
-    bundle: Bundle | None = None,
-    preset: str | None = None,
-    sets: Sequence[str] | None = None,
-) -> tuple[DataSpec, Sequence[str] | None]:
-    """How to read `path`: as --data-format says, else as the bundle or preset does where it fits, else by the files.
-
-    `sets` are overrides such as `data.emotions.zsl=null` of what the bundle or preset says.
-    """
-    import yaml
-
-    from mer_export.data.open import FORMATS
-    from mer_export.data.spec import DataSpec
-
-    labels = bundle.manifest.task.labels if bundle else None
-    if data_format != "auto":
-        return DataSpec(format=data_format), labels
-    spec = DataSpec()
-    if bundle:
-        spec = DataSpec.model_validate(yaml.safe_load(bundle.path(CONFIG).read_text()).get("data") or {})
-    elif preset:
-        from train.config import load_preset
-
-        config = load_preset(preset)
-        spec, labels = config.data, config.model.get("labels")
-    if sets:
-        spec = _override(spec, sets)
-    # A name that is no format is refused where the data are opened.
-    fits = spec.format not in FORMATS or FORMATS[spec.format].load().detect(path, spec)
-    return (spec if fits else DataSpec()), labels
-
-
-def _override(spec: DataSpec, sets: Sequence[str]) -> DataSpec:
-    from pydantic import ValidationError
-
-    from train.config import apply_overrides
-
-    values = apply_overrides({"data": spec.model_dump(mode="json")}, sets)
-    if set(values) != {"data"}:
-        raise UsageError(f"--set changes the data section here, write it as data.field=value: {list(sets)}")
-    try:
-        return type(spec).model_validate(values["data"])
-    except ValidationError as error:
-        raise UsageError(f"data: {registry.first_problem(error)}") from None
-
-
-def _corpus(
-    bundle: Bundle,
-    path: Path,
-    data_format: str,
-    sets: Sequence[str] | None = None,
-    labels: Sequence[str] | None = None,
-) -> Corpus:
-    """A data set as the bundle reads it, with the labels of its task or others."""
-    from mer_export.data.open import open_corpus
-
-    spec, own = _reading(path, data_format, bundle, sets=sets)
-    return open_corpus(path, spec, labels or own)
-
-
-def _samples(bundle: Bundle, path: Path, data_format: str, split: str) -> list[Sample]:
-    return _corpus(bundle, path, data_format).split(split)
-
-
-def _emotions(path: Path | None) -> dict[str, Table]:
-    """Other values of the emotion matrix, from any file of word vectors."""
-    if path is None:
-        return {}
-    from mer_export.data.word_vectors import read_word_vectors
-
-    return {"emotions": {word: tuple(vector.tolist()) for word, vector in read_word_vectors(path).items()}}
-
-
 # --- making ----------------------------------------------------------------------------------------------------------
-
-
-def _resolve(system: str, preset: str | None, config: Path | None, sets: list[str] | None, **values: Any) -> Any:
-    from train.config import load_config, load_preset
-
-    registry.get(system)
-    overrides = [*(sets or []), *(f"{name}={value}" for name, value in values.items() if value is not None)]
-    if (preset is None) == (config is None):
-        raise UsageError("pass either --preset or --config; `mer list` names the presets")
-    if config is not None:
-        return load_config(config, overrides)
-    assert preset is not None
-    return load_preset(preset if "/" in preset else f"{system}/{preset}", overrides)
 
 
 @app.command()
@@ -324,14 +224,15 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model into a bundle. Run the same command again after an interruption and it goes on."""
+    from train.config import resolve_config
     from train.fit import fit
 
-    resolved = _resolve(system, preset, config, sets, seed=seed, device=device, precision=precision)
+    resolved = resolve_config(system, preset, config, sets or (), seed=seed, device=device, precision=precision)
     if dry_run:
         return _plan("train", {"out": str(out), "data": str(data), **resolved.model_dump(mode="json")}, as_json)
     bundle = fit(resolved, data, out, force=force, quiet=quiet, tensorboard=tensorboard)
     result = bundle.manifest.provenance.get("result", {})
-    _emit({"bundle": str(out), **result}, as_json, lambda: [f"{out}: " + _metrics_line(result)])
+    _emit({"bundle": str(out), **result}, as_json, lambda: [f"{out}: " + summary_line(result)])
     return None
 
 
@@ -349,12 +250,13 @@ def import_(
 ) -> None:
     """Make a bundle from the authors' checkpoint; every missing, unexpected or misshapen entry is an error."""
     from mer_export.importer import import_checkpoint
+    from train.config import resolve_config
 
-    resolved = _resolve(system, preset, config, sets)
+    resolved = resolve_config(system, preset, config, sets or ())
     if dry_run:
         return _plan("import", {"out": str(out), **resolved.model_dump(mode="json")}, as_json)
     _, report = import_checkpoint(system, checkpoint, resolved.model_dump(mode="json"), out, force)
-    _emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {_metrics_line(report)}"])
+    _emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {summary_line(report)}"])
     return None
 
 
@@ -376,6 +278,7 @@ def export(
 ) -> None:
     """Export a bundle's model: one artefact per format, precision and length bucket."""
     from mer_export import exporters
+    from mer_export.data.reading import bundle_samples
 
     opened, say = Bundle.open(bundle), _say(quiet)
     contract = opened.manifest.contract
@@ -389,7 +292,7 @@ def export(
         exporters.check_request(opened, name, lengths, batch, precision, opset)
     if dry_run:
         return _plan("export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": jobs}, as_json)
-    example = None if data is None else _samples(opened, data, data_format, split)
+    example = None if data is None else bundle_samples(opened, data, data_format, split)
     made = []
     for name, precision, lengths in jobs:
         variant = exporters.export_variant(
@@ -427,12 +330,14 @@ def infer(
 ) -> None:
     """Label every utterance: JSONL, CSV or Parquet by the ending of --out, in the order of the input."""
     from mer_export.data.open import stream_samples
+    from mer_export.data.reading import bundle_spec
+    from mer_export.data.word_vectors import emotion_table
     from runtimes import output
     from runtimes.predictor import Predictor
     from runtimes.session import SessionOptions
 
     opened = Bundle.open(bundle)
-    spec, labels = _reading(source, data_format, bundle=opened, sets=sets)
+    spec = bundle_spec(opened, source, data_format, sets or ())
     if dry_run:
         plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "runtime": runtime, "batch": batch}
         plan |= {"precision": precision}
@@ -440,11 +345,11 @@ def infer(
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
     options = SessionOptions(device=device, threads=threads, hint=hint)
-    shared = _emotions(emotions)
+    shared = emotion_table(emotions)
     with Predictor(opened, runtime, options, batch, overflow, precision, shared=shared) as predictor:
-        samples = stream_samples(source, spec, None if emotions else labels, split)
+        samples = stream_samples(source, spec, None if emotions else opened.manifest.task.labels, split)
         summary = output.write(predictor.predict(samples), out, predictor.task, say=_say(quiet))
-    _emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {_metrics_line(summary)}"])
+    _emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {summary_line(summary)}"])
     return None
 
 
@@ -473,14 +378,16 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Task metrics of a bundle on labelled data; over missing rates they also go into the bundle's report."""
+    from mer_export.data.reading import bundle_corpus
+    from mer_export.data.word_vectors import emotion_table
     from runtimes.evaluate import evaluate
     from runtimes.predictor import Predictor
     from runtimes.session import SessionOptions
 
     opened = Bundle.open(bundle)
-    shared = _emotions(emotions)
+    shared = emotion_table(emotions)
     options = SessionOptions(device=device, threads=threads, hint=hint)
-    corpus = _corpus(opened, data, data_format, sets, [n for table in shared.values() for n in table])
+    corpus = bundle_corpus(opened, data, data_format, sets or (), [n for table in shared.values() for n in table])
     if missing is not None:
         with Predictor(opened, runtime, options, batch, precision=precision, shared=shared) as predictor:
             return _eval_missing(predictor, corpus, split, missing, _say(quiet), as_json)
@@ -500,14 +407,8 @@ def eval_(
             metrics = evaluate(predictor, samples)
     result = {"bundle": str(bundle), "split": split, "runtime": runtime, "semantics": semantics, "metrics": metrics}
     result |= {"precision": precision}
-    _emit(result, as_json, lambda: _table(("metric", "value"), [(k, _metric(k, v)) for k, v in metrics.items()]))
+    _emit(result, as_json, lambda: columns(("metric", "value"), [(k, metric_text(k, v)) for k, v in metrics.items()]))
     return None
-
-
-def _metric(name: str, value: float) -> str:
-    from mer_export.sentiment_metrics import PLAIN
-
-    return f"{value:.4f}" if name in PLAIN else f"{value:.2f}"
 
 
 def _eval_missing(
@@ -536,12 +437,13 @@ def parity(
     as_json: Json = False,
 ) -> None:
     """Do all variants give PyTorch's answers? Exit code 3 if not."""
+    from mer_export.data.reading import bundle_samples
     from runtimes import parity as checks
     from runtimes.policy import Policy
     from runtimes.report import write_report
 
     opened = Bundle.open(bundle)
-    samples = _samples(opened, data, data_format, split)[:limit]
+    samples = bundle_samples(opened, data, data_format, split)[:limit]
     policy = Policy.parse(atol or [], rtol or [])
     report = checks.run_parity(
         opened, samples, policy, threads=threads, source=f"{data.name}, {split}", say=_say(quiet)
@@ -561,21 +463,37 @@ def bench(
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
     threads: Threads = 1,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
+    ] = None,
+    tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """How fast are all variants, interleaved in one run, against eager PyTorch?"""
+    from mer_export.data.reading import bundle_samples
     from runtimes import bench as benchmark
+    from runtimes import regression
     from runtimes.report import write_report
 
     opened = Bundle.open(bundle)
-    samples = None if data is None else _samples(opened, data, data_format, split)
+    allowed = regression.parse_tolerance(tolerance)
+    earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
+    samples = None if data is None else bundle_samples(opened, data, data_format, split)
     report = benchmark.run_bench(
         opened, samples, batches=batches or [1, 16], rounds=rounds, threads=threads, say=_say(quiet)
     )
-    benchmark.save(opened, report)
-    write_report(opened)
-    _emit(report.model_dump(mode="json"), as_json, lambda: [benchmark.markdown(report)])
+    found = regression.compare(report, earlier, allowed, str(baseline)) if earlier else None
+    result = report.model_dump(mode="json") | ({"against": found.model_dump(mode="json")} if found else {})
+    pages = [benchmark.markdown(report), *([regression.markdown(found)] if found else [])]
+    _emit(result, as_json, lambda: pages)
+    # A report that failed must not become the baseline that it was held against.
+    own = baseline is not None and baseline.resolve() == (bundle / benchmark.REPORT).resolve()
+    if not (own and found and found.slower):
+        benchmark.save(opened, report)
+        write_report(opened)
+    if found:
+        regression.require(found)
 
 
 @app.command()
@@ -602,10 +520,6 @@ def demo(
     say("6/6 latency of every variant against PyTorch")
     bench(bundle, corpus, batches=[1, 16], rounds=7, quiet=quiet)
     typer.echo(f"open {bundle / 'reports' / 'report.html'}")
-
-
-def _metrics_line(values: dict[str, Any]) -> str:
-    return ", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
 
 
 @app.callback(invoke_without_command=True)

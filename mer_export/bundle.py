@@ -4,6 +4,7 @@
     model.safetensors    weights of the PyTorch model (float32)
     config.yaml          resolved training or import configuration
     variants/<name>/     one exported artefact each
+    variants/<group>/    ONNX files of one precision, with the weights that they share
     samples/ reports/ train/
 
 Every change goes through `Bundle.commit`: new files are staged beside the bundle's own, then a journal is written,
@@ -27,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mer_export.contract import Contract, Lengths, lengths_name
 from mer_export.errors import BundleError, UsageError
+from mer_export.external_data import data_files
 from mer_export.task import Task
 
 SCHEMA_VERSION = 1
@@ -174,17 +176,27 @@ class Bundle:
         return path
 
     def variant_files(self, variant: Variant) -> Path:
-        """The model file of a variant, after every file of its directory was verified."""
-        folder = str(PurePosixPath(variant.model).parent)
-        for name in self.manifest.files:
-            if name.startswith(folder + "/"):
-                self.path(name)
+        """The model file of a variant, after it, its own directory and every data file it reads were verified.
+
+        Raises:
+            BundleError: a damaged file, or an ONNX file that reads something other than a listed file beside it.
+        """
+        own = [n for n in self.manifest.files if n.startswith(f"variants/{variant.name}/")]
+        for name in dict.fromkeys([*own, variant.model]):
+            path = self.path(name)
+            for data in _data_files(path):
+                beside = str(PurePosixPath(name).with_name(data)) if PurePosixPath(data).name == data else data
+                if beside not in self.manifest.files:
+                    raise BundleError(f"{self.root}: {name} reads {data!r}, which is no file of this bundle beside it")
+                self.path(beside)
         return self.path(variant.model)
 
     def verify(self) -> int:
-        """Checks every checksum; returns the number of files."""
+        """Checks every checksum, and what each variant reads; returns the number of files."""
         for name in self.manifest.files:
             self.path(name)
+        for variant in self.manifest.variants:
+            self.variant_files(variant)
         return len(self.manifest.files)
 
     def find(self, name: str) -> Variant:
@@ -227,7 +239,7 @@ class Bundle:
             for leftover in self.root.glob(".*.tmp"):
                 leftover.unlink()
             staging.mkdir()
-            change = Commit(staging, self.manifest.model_copy(deep=True))
+            change = Commit(staging, self.manifest.model_copy(deep=True), self.root)
             try:
                 yield change
                 self._land(change)
@@ -287,9 +299,10 @@ class Bundle:
 class Commit:
     """What a transaction is about to change."""
 
-    def __init__(self, staging: Path, manifest: Manifest):
+    def __init__(self, staging: Path, manifest: Manifest, root: Path):
         self.staging = staging
         self.manifest = manifest
+        self.root = root
         self.removals: list[str] = []
 
     def file(self, name: str) -> Path:
@@ -313,8 +326,22 @@ class Commit:
         for name in list(self.manifest.files):
             if name.startswith(folder) and name not in staged:
                 self.remove(name)
-        self.manifest.variants = [v for v in self.manifest.variants if v.name != variant.name] + [variant]
+        replaced = [v for v in self.manifest.variants if v.name == variant.name]
+        for old in replaced:
+            if old.model in self.manifest.files and old.model not in staged:
+                self.remove(old.model)
+        self.manifest.variants = [v for v in self.manifest.variants if v not in replaced] + [variant]
         self.write(folder + "variant.json", variant.model_dump_json(indent=1))
+        self._drop_unread({str(PurePosixPath(v.model).parent) for v in (variant, *replaced)}, staged)
+
+    def _drop_unread(self, folders: set[str], staged: set[str]) -> None:
+        """Takes out data files that no variant with its model in the same folder reads any more."""
+        data = [n for n in map(PurePosixPath, self.manifest.files) if n.suffix == ".weights"]
+        for folder in folders & {str(n.parent) for n in data}:
+            models = [v.model for v in self.manifest.variants if str(PurePosixPath(v.model).parent) == folder]
+            read = {n for m in models for n in _data_files((self.staging if m in staged else self.root) / m)}
+            for name in (n for n in data if str(n.parent) == folder and n.name not in read):
+                self.remove(str(name))
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -344,6 +371,13 @@ def _read(path: Path, kind: type[Model]) -> Model:
         raise BundleError(f"{path} is not valid: {where}: {first['msg']}") from None
     except (ValueError, AttributeError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def _data_files(path: Path) -> list[str]:
+    try:
+        return data_files(path) if path.suffix == ".onnx" else []
+    except ValueError as error:
+        raise BundleError(f"{path} is no ONNX file: {error}") from None
 
 
 def _files(folder: Path) -> Iterator[Path]:

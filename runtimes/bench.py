@@ -30,6 +30,7 @@ from runtimes.timing import PAUSE, Latency, Quartiles, WarmUp, interleave, ratio
 Arrays = dict[str, np.ndarray]
 BASE = "torch: eager"
 UNPADDED = "torch: eager unpadded"
+REPORT = "reports/bench.json"
 
 
 class Row(Strict):
@@ -149,7 +150,7 @@ def run_bench(
 def save(bundle: Bundle, report: BenchReport) -> None:
     """Writes reports/bench.json and bench.md into the bundle."""
     with bundle.commit() as change:
-        change.write("reports/bench.json", report.model_dump_json(indent=1))
+        change.write(REPORT, report.model_dump_json(indent=1))
         change.write("reports/bench.md", markdown(report))
 
 

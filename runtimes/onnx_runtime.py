@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
+from mer_export.bundle import Bundle, Variant
 from mer_export.contract import Contract, Lengths
 from mer_export.errors import BundleError, NotAvailableError
 from runtimes.session import Port, Session, SessionOptions, check_ports
@@ -46,8 +47,14 @@ class OnnxRuntimeSession(Session):
             "onnxruntime": onnxruntime.__version__,
             "provider": provider,
             "providers": active,
-            "precision": "fp32",
         }
+
+    @classmethod
+    def open(cls, bundle: Bundle, variant: Variant | None, options: SessionOptions) -> Self:
+        session = super().open(bundle, variant, options)
+        if variant is not None:
+            session.info["precision"] = variant.precision
+        return session
 
     @classmethod
     def problem(cls, options: SessionOptions) -> str | None:

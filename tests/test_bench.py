@@ -10,9 +10,9 @@ import pytest
 from small_bundle import make_bundle, make_samples
 
 from mer_export.bundle import Bundle
-from mer_export.errors import UsageError
+from mer_export.errors import PerformanceError, UsageError
 from mer_export.exporters import export_variant
-from runtimes import bench
+from runtimes import bench, regression
 from runtimes.candidate import find_candidates
 from runtimes.cold import ColdStart, cold_start
 from runtimes.timing import Turns, interleave, ratio, warm_up
@@ -122,3 +122,59 @@ def test_the_gpu_suite_runs_to_its_end_without_a_gpu_and_says_what_is_unmeasured
     parts = [p for c in found["cases"] for p in c["parts"].values()]
     assert parts
     assert all(p["status"] == "skipped" and p["reason"] for p in parts)
+
+
+def slowed(report: bench.BenchReport, factor: float) -> bench.BenchReport:
+    """The same report, its last candidate `factor` times as fast as it was."""
+    changed = report.model_copy(deep=True)
+    row = changed.cases[-1].rows[1]
+    row.ratio = row.ratio.model_copy(update={"median": factor * row.ratio.median})
+    return changed
+
+
+def test_a_ratio_that_fell_past_the_tolerance_is_named_with_both_ratios(report: bench.BenchReport) -> None:
+    row = report.cases[-1].rows[1]
+    found = regression.compare(slowed(report, 0.8), report, 0.1, "old.json")
+    with pytest.raises(PerformanceError) as caught:
+        regression.require(found)
+    assert caught.value.exit_code == 4
+    words = str(caught.value)
+    assert row.name in words
+    assert report.cases[-1].name in words
+    assert f"{0.8 * row.ratio.median:.2f} x eager, {row.ratio.median:.2f} x in old.json" in words
+    for factor, tolerance in ((0.8, 0.25), (1.5, 0.0), (1.0, 0.0)):
+        regression.require(regression.compare(slowed(report, factor), report, tolerance, "old.json"))
+
+
+def test_rows_that_one_report_lacks_are_said_and_not_failed(report: bench.BenchReport) -> None:
+    fewer = report.model_copy(update={"cases": report.cases[:-1]})
+    for now, before, part in ((fewer, report, "Only in the baseline"), (report, fewer, "Not in the baseline")):
+        found = regression.compare(now, before, 0.1, "old.json")
+        regression.require(found)
+        assert found.only_before or found.only_now
+        assert part in regression.markdown(found)
+
+
+def test_a_baseline_that_cannot_be_compared_is_refused(report: bench.BenchReport, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text(report.model_dump_json())
+    assert regression.read_baseline(path, "cmerc", 1) == report
+    for system, threads, words in (("emt", 1, "is of system cmerc"), ("cmerc", 2, "pass --threads 1")):
+        with pytest.raises(UsageError, match=words):
+            regression.read_baseline(path, system, threads)
+    path.write_text("{}")
+    with pytest.raises(UsageError, match="is no report of mer bench"):
+        regression.read_baseline(path, "cmerc", 1)
+    with pytest.raises(UsageError, match="cannot be read"):
+        regression.read_baseline(tmp_path / "nothing", "cmerc", 1)
+
+
+@pytest.mark.parametrize(("text", "value"), [("10%", 0.1), ("0.25", 0.25), ("0", 0.0)])
+def test_a_tolerance_is_a_share(text: str, value: float) -> None:
+    assert regression.parse_tolerance(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("text", ["ten", "-1%", "100%", "nan", ""])
+def test_a_tolerance_that_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a share"):
+        regression.parse_tolerance(text)

@@ -174,20 +174,20 @@ def test_create_refuses_to_replace_without_force_and_replaces_whole_with_it(root
 def test_a_variant_is_replaced_as_a_whole(root: Path) -> None:
     def add(files: dict[str, str]) -> Variant:
         variant = Variant(
-            format="onnx", precision="fp32", lengths={"utterances": 4}, batch=0, model="", exporter="test"
+            format="torchscript", precision="fp32", lengths={"utterances": 4}, batch=0, model="", exporter="test"
         )
-        variant = variant.model_copy(update={"model": f"variants/{variant.name}/model.onnx"})
+        variant = variant.model_copy(update={"model": f"variants/{variant.name}/model.ts"})
         with Bundle.open(root).commit() as change:
             for name, content in files.items():
                 change.write(f"variants/{variant.name}/{name}", content)
             change.add_variant(variant)
         return variant
 
-    add({"model.onnx": "one", "weights.data": "x"})
-    variant = add({"model.onnx": "two"})
+    add({"model.ts": "one", "weights.data": "x"})
+    variant = add({"model.ts": "two"})
     bundle = Bundle.open(root)
     assert bundle.manifest.variants == [variant]
-    assert variant.name == "onnx-fp32-utterances4-bdynamic"
+    assert variant.name == "torchscript-fp32-utterances4-bdynamic"
     assert bundle.variant_files(variant).read_text() == "two"
     assert not any("weights.data" in name for name in bundle.manifest.files)
     assert bundle.find(variant.name) == variant

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from mer_export import registry
 from mer_export.data.spec import DataSpec
 from mer_export.errors import UsageError
+from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
 from train.protocols import recipe
 
@@ -126,6 +127,23 @@ def load_preset(name: str, overrides: Iterable[str] = ()) -> TrainConfig:
     return load_config(FOLDER / f"{name}.yaml", overrides)
 
 
+def resolve_config(
+    system: str, preset: str | None, path: Path | None, overrides: Iterable[str] = (), **values: Any
+) -> TrainConfig:
+    """The configuration that a command line asks for: a preset or a file, overrides, then `values` that are not None.
+
+    Raises:
+        UsageError: unknown system or preset, both or neither given, or a value that does not fit.
+    """
+    registry.get(system)
+    overrides = [*overrides, *(f"{name}={value}" for name, value in values.items() if value is not None)]
+    if preset is not None and path is None:
+        return load_preset(preset if "/" in preset else f"{system}/{preset}", overrides)
+    if path is not None and preset is None:
+        return load_config(path, overrides)
+    raise UsageError("pass either --preset or --config; `mer list` names the presets")
+
+
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> TrainConfig:
     """A configuration file with `a.b=value` overrides applied; raises UsageError as `load_preset` does."""
     return parse_config(apply_overrides(_read(Path(path)), overrides), source=str(path))
@@ -163,21 +181,6 @@ def parse_config(values: dict[str, Any], source: str = "training config") -> Tra
         raise UsageError(f"{source}: {first_problem(error)}") from None
 
 
-def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """`values` with each `a.b=value` set; values are read as YAML, missing sections are made."""
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        *parents, last = path.strip().split(".")
-        if not equals or not last or not all(parents):
-            raise UsageError(f"--set {override}: write it as section.field=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UsageError(f"--set {override}: {text!r} is no value") from None
-        values = _with(values, parents, last, value, override)
-    return values
-
-
 def dump_config(config: TrainConfig) -> str:
     """The resolved configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -197,15 +200,6 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
 def main_process() -> bool:
     """False in the other processes of a run with several (as started by torchrun or accelerate launch)."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _with(values: dict[str, Any], parents: list[str], last: str, value: Any, override: str) -> dict[str, Any]:
-    if not parents:
-        return {**values, last: value}
-    inner = values.get(parents[0])
-    if inner is not None and not isinstance(inner, dict):
-        raise UsageError(f"--set {override}: {parents[0]} is {inner!r}, it has no fields")
-    return {**values, parents[0]: _with(inner or {}, parents[1:], last, value, override)}
 
 
 def _system(info: ValidationInfo) -> registry.System:

@@ -9,11 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from mer_export.contract import Table
 from mer_export.data.spec import EmotionData
 from mer_export.data.tensor_pickle import load_tensor_pickle
 from mer_export.errors import InputError
 
 Vectors = dict[str, np.ndarray]
+
+
+def emotion_table(path: Path | None) -> dict[str, Table]:
+    """Values of the shared input `emotions` from any file of word vectors; nothing without one."""
+    if path is None:
+        return {}
+    return {"emotions": {word: tuple(vector.tolist()) for word, vector in read_word_vectors(path).items()}}
 
 
 def read_word_vectors(path: Path | str, words: Collection[str] | None = None) -> Vectors:

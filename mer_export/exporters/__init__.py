@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle, Variant
 from mer_export.contract import Lengths, lengths_name
 from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError, UsageError
-from mer_export.exporters.job import ExportJob, example_inputs, run_model, write_samples
+from mer_export.exporters.job import ExportJob, Graph, example_inputs, run_model, write_samples
 
 log = logging.getLogger("mer")
 
@@ -34,6 +35,8 @@ class Format:
     dynamic_batch: bool = True
     uses_opset: bool = False
     precisions: tuple[str, ...] = ("fp32",)
+    shares_weights: bool = False
+    """Whether the buckets of a precision share one data file of weights."""
 
 
 FORMATS = {
@@ -47,6 +50,7 @@ FORMATS = {
             f"{__name__}.onnx:export",
             uses_opset=True,
             precisions=("fp32", "fp16", "int8"),
+            shares_weights=True,
         ),
         Format(
             "exported_program",
@@ -111,14 +115,20 @@ def export_variant(
     if there and not force and all(there.options.get(k) == v for k, v in made_from.items()):
         log.info("%s is up to date, pass --force to export it again", there.name)
         return there
-    job = _job(bundle, wanted, opset, example)
+    job = _job(bundle, wanted, opset, example, _fp32_graph(bundle, wanted, made_from))
     folder = f"variants/{wanted.name}"
     samples = f"samples/{lengths_name(lengths)}.npz"
     with bundle.commit() as change:
-        exported = registry.resolve(record.exporter)(job, change.file(f"{folder}/{record.file}"))
+        made = change.file(f"{folder}/{record.file}")
+        exported = registry.resolve(record.exporter)(job, made)
+        model = f"{folder}/{record.file}"
+        if record.shares_weights:
+            from mer_export.exporters.external import share
+
+            model = share(bundle, change, wanted, made)
         variant = wanted.model_copy(
             update={
-                "model": f"{folder}/{record.file}",
+                "model": model,
                 "exporter": exported.exporter,
                 "options": made_from | exported.options,
             }
@@ -158,7 +168,19 @@ def _existing(bundle: Bundle, name: str) -> Variant | None:
     return next((v for v in bundle.manifest.variants if v.name == name), None)
 
 
-def _job(bundle: Bundle, wanted: Variant, opset: int, example: Sequence[Sample] | None) -> ExportJob:
+def _fp32_graph(bundle: Bundle, wanted: Variant, made_from: dict[str, Any]) -> Graph | None:
+    """The up-to-date fp32 ONNX variant of the same bucket and batch, which a reduced precision is rewritten from."""
+    if wanted.precision == "fp32":
+        return None
+    there = _existing(bundle, wanted.model_copy(update={"format": "onnx", "precision": "fp32"}).name)
+    if there is None or any(there.options.get(k) != v for k, v in made_from.items()):
+        return None
+    return Graph(bundle.variant_files(there), there.exporter, there.options)
+
+
+def _job(
+    bundle: Bundle, wanted: Variant, opset: int, example: Sequence[Sample] | None, graph: Graph | None
+) -> ExportJob:
     from mer_export.weights import bundle_model
 
     model, contract = bundle_model(bundle), bundle.manifest.contract
@@ -178,4 +200,5 @@ def _job(bundle: Bundle, wanted: Variant, opset: int, example: Sequence[Sample] 
         precision=wanted.precision,
         task=bundle.manifest.task,
         samples=example or (),
+        graph=graph,
     )

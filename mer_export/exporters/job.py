@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,14 @@ PROOF_ATOL = 1e-4
 """Coarse bound (absolute plus relative) that a fresh export must meet before it is committed; parity is finer."""
 KEPT_SAMPLES = 4
 """How many example items are kept beside an export."""
+
+
+class Graph(NamedTuple):
+    """An ONNX file that was exported before: who wrote it, and the options that its variant has."""
+
+    path: Path
+    exporter: str
+    options: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class ExportJob:
     precision: str = "fp32"
     task: Task | None = None
     samples: Sequence[Sample] = ()
+    graph: Graph | None = None
+    """The same model in fp32, where the bundle has it as ONNX already."""
 
     def tensors(self) -> tuple[Any, ...]:
         """The example as torch tensors in contract order; two items where the batch dim is to stay dynamic."""

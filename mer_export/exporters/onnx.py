@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Any
 
 from mer_export.errors import NotAvailableError
 from mer_export.exporters import precision
+from mer_export.exporters.external import save
 from mer_export.exporters.gate import open_file, run_file
 from mer_export.exporters.job import Exported, ExportJob, prove
 from mer_export.exporters.merge import merge_linears
 from mer_export.exporters.share import share_initializers
 from mer_export.exporters.torchscript import attention_as_written
+
+log = logging.getLogger("mer")
 
 LARGEST_FOLDED = 1 << 31
 """Constants up to this many bytes are folded, recurrent weights included; the exporter's own limit is smaller."""
@@ -24,22 +28,34 @@ TALKERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
 def export(job: ExportJob, path: Path) -> Exported:
-    """Writes one self-contained .onnx file, in fp32 first and from there in the precision of the job."""
+    """Writes one .onnx file: in fp32, and from there in the precision of the job where that is another."""
     for package in ("onnx", "onnxscript"):
         _need(package)
-    import onnx
     import onnxscript
     import torch
 
+    exporter = f"torch {torch.__version__} onnx + onnxscript {onnxscript.__version__}"
+    if job.precision != "fp32" and job.graph and job.graph.exporter == exporter:
+        log.info("rewriting %s", job.graph.path)
+        known = {k: job.graph.options[k] for k in ("nodes", "ran_in")}
+        return Exported(exporter, known | {"rewrite": precision.write(job, job.graph.path, path)})
     model = to_onnx(job)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save_model(model, path)
-    options: dict[str, Any] = {"nodes": len(model.graph.node), "ran_in": _run(job, path)}
-    if job.precision != "fp32":
-        fp32 = path.rename(path.with_suffix(".fp32"))
-        options["rewrite"] = precision.write(job, fp32, path)
-        fp32.unlink()
-    return Exported(exporter=f"torch {torch.__version__} onnx + onnxscript {onnxscript.__version__}", options=options)
+    options: dict[str, Any] = {"nodes": len(model.graph.node)}
+    if job.precision == "fp32":
+        _save(model, path)
+        return Exported(exporter, options | {"ran_in": _run(job, path)})
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        fp32 = Path(folder) / path.name
+        _save(model, fp32)
+        options |= {"ran_in": _run(job, fp32), "rewrite": precision.write(job, fp32, path)}
+    return Exported(exporter, options)
+
+
+def _save(model: Any, path: Path) -> None:
+    import onnx
+
+    save(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
 
 
 def to_onnx(job: ExportJob) -> Any:
@@ -69,7 +85,16 @@ def to_onnx(job: ExportJob) -> Any:
     model = program.model_proto
     merge_linears(model)
     share_initializers(model)
+    _strip(model)
     return model
+
+
+def _strip(model: Any) -> None:
+    """Takes out the exporter's notes on where in the source a node comes from: half of a small file, and paths."""
+    graph = model.graph
+    for entry in (model, graph, *graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
+        del entry.metadata_props[:]
+        entry.ClearField("doc_string")
 
 
 def _run(job: ExportJob, path: Path) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mer_export.errors import MerError, NotAvailableError, ParityError, UnsupportedError
+from mer_export.exporters.external import save
 from mer_export.exporters.gate import Bound, check, open_file
 from mer_export.exporters.job import ExportJob
 from mer_export.exporters.share import share_initializers
@@ -66,8 +67,6 @@ def write(job: ExportJob, reference: Path, path: Path) -> dict[str, Any]:
         UnsupportedError: nothing in the graph can be rewritten.
         NotAvailableError: ONNX Runtime is missing.
     """
-    import onnx
-
     record, fp32 = PRECISIONS[job.precision], open_file(reference)
     problem: MerError = UnsupportedError(f"no way to make {job.precision}")
     for name, rewrite in record.ways.items():
@@ -75,7 +74,7 @@ def write(job: ExportJob, reference: Path, path: Path) -> dict[str, Any]:
             model = rewrite(_prepared(reference), path)
             if not _count(model, record.marks):
                 raise UnsupportedError(f"nothing in this graph can be {job.precision}: export it in fp32")
-            onnx.save_model(model, path)
+            save(model, path)
             report = check(job, record.bound, fp32, open_file(path))
             return {"way": name, "operators": _count(model, record.marks), "gate": report}
         except NotAvailableError:
