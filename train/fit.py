@@ -146,7 +146,7 @@ class Run:
         if resumed and bundle is not None:
             load_tensors(bundle, self.stage)
             for record in state.records:
-                self.stage.end_epoch(record)
+                self.stage.end_epoch(record, passed=record is not state.records[-1])
 
     def train(self) -> None:
         """Runs the epochs that are left."""
