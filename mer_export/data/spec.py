@@ -66,6 +66,8 @@ class ContextData(BaseModel):
     """Width of a sentence vector."""
     vectors: ArraySource | None = None
     """One sentence vector per row of an utterance table."""
+    recording: str | None = None
+    """Column of an utterance table with wav files, relative to the data directory."""
     fold: int | None = Field(None, ge=0, le=9)
     """Run of the cross-validation over sessions; None tests on session 5 and validates on a tenth of the others."""
     seed: int = Field(2022, ge=0)
