@@ -12,6 +12,7 @@ from mer_export.bundle import CONFIG, Bundle
 from mer_export.data.open import FORMATS, open_corpus
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
+from mer_export.data.tokenizers import with_kept
 from mer_export.errors import UsageError
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
@@ -29,13 +30,15 @@ def choose_spec(path: Path, data_format: str, configured: DataSpec, sets: Sequen
     spec = _override(configured, sets) if sets else configured
     # A name that is no format is refused where the data are opened.
     fits = spec.format not in FORMATS or FORMATS[spec.format].load().detect(path, spec)
-    return spec if fits else DataSpec()
+    # Data in another format are still read as utterances with their context, with the same tokenizer.
+    return spec if fits else DataSpec(context=spec.context, tokenizer=spec.tokenizer)
 
 
 def bundle_spec(bundle: Bundle, path: Path, data_format: str = AUTO, sets: Sequence[str] = ()) -> DataSpec:
     """How a bundle reads `path`."""
     configured = yaml.safe_load(bundle.path(CONFIG).read_text()) if data_format == AUTO else {}
-    return choose_spec(path, data_format, DataSpec.model_validate(configured.get("data") or {}), sets)
+    spec = with_kept(DataSpec.model_validate(configured.get("data") or {}), bundle)
+    return choose_spec(path, data_format, spec, sets)
 
 
 def bundle_corpus(

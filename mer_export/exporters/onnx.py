@@ -66,7 +66,7 @@ def to_onnx(job: ExportJob) -> Any:
     from mer_export.exporters.lowering import lower
 
     inputs, outputs = job.contract.inputs, job.contract.outputs
-    with torch.no_grad(), attention_as_written(), _quiet():
+    with torch.no_grad(), attention_as_written(), quiet():
         program = torch.onnx.export(
             lower(job.model),
             job.tensors(),
@@ -116,7 +116,7 @@ def _need(package: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences the exporter's notes on packages that no model of ours uses, and its deprecation warnings."""
     loggers = [logging.getLogger(name) for name in TALKERS]
     before = [logger.level for logger in loggers]

@@ -11,6 +11,7 @@ from mer_export.registry import resolve
 from train.protocols.cmerc.settings import CmercSettings
 from train.protocols.emt.settings import EmtSettings, MultSettings, TfrNetSettings
 from train.protocols.mtee.settings import MteeSettings
+from train.protocols.tab.settings import TabSettings
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ RECIPES = {
     "emt": Recipe(EmtSettings, "train.protocols.emt.protocol:EmtProtocol"),
     "mtee": Recipe(MteeSettings, "train.protocols.mtee.protocol:MteeProtocol"),
     "mult": Recipe(MultSettings, "train.protocols.emt.baselines:MultProtocol"),
+    "tab": Recipe(TabSettings, "train.protocols.tab.protocol:TabProtocol"),
     "tfr_net": Recipe(TfrNetSettings, "train.protocols.emt.baselines:TfrNetProtocol"),
 }
 

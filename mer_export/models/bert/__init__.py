@@ -1,1 +1,2 @@
-"""BERT (Devlin et al., 2019) as a text encoder inside a bundle: explicit attention, no pooler, no dependencies."""
+"""BERT and RoBERTa (Devlin et al., 2019; Liu et al., 2019) as text encoders inside a bundle: explicit attention, no
+pooler, no dependencies."""

@@ -1,4 +1,4 @@
-"""The BERT encoder without pooler, with explicit attention whose masks are finite."""
+"""The BERT or RoBERTa encoder without pooler, with explicit attention whose masks are finite."""
 
 from __future__ import annotations
 
@@ -28,15 +28,30 @@ def tokens(inputs: Mapping[str, Tensor], config: BertConfig) -> TokenInputs:
     missing = lengths == 0
     extra = max(0, 2 - ids.shape[1])
     ids, segments = functional.pad(ids, (0, extra)), functional.pad(segments, (0, extra))
-    place = torch.arange(ids.shape[1], device=ids.device)
-    blank = torch.where(
-        place == 0, config.first_token, torch.where(place == 1, config.last_token, config.padding_token)
-    )
     return TokenInputs(
-        torch.where(missing[:, None], blank, ids),
+        torch.where(missing[:, None], _blank(ids, config), ids),
         torch.where(missing[:, None], 0, segments),
         torch.where(missing, 2, lengths),
     )
+
+
+def by_padding(
+    ids: Int[Tensor, "batch tokens"], config: BertConfig
+) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
+    """Token ids of at least two positions and their lengths, which the padding token tells.
+
+    A row of padding alone, which the encoder has no answer for, becomes the two special tokens.
+    """
+    ids = functional.pad(ids, (0, max(0, 2 - ids.shape[1])), value=config.padding_token)
+    lengths = (ids != config.padding_token).to(torch.int64).sum(dim=1)
+    missing = lengths == 0
+    return torch.where(missing[:, None], _blank(ids, config), ids), torch.where(missing, 2, lengths)
+
+
+def _blank(ids: Int[Tensor, "batch tokens"], config: BertConfig) -> Int[Tensor, " tokens"]:
+    """The two special tokens and padding."""
+    place = torch.arange(ids.shape[1], device=ids.device)
+    return torch.where(place == 0, config.first_token, torch.where(place == 1, config.last_token, config.padding_token))
 
 
 class Bert(nn.Module):
@@ -51,32 +66,54 @@ class Bert(nn.Module):
     def forward(
         self,
         input_ids: Int[Tensor, "batch tokens"],
-        token_type_ids: Int[Tensor, "batch tokens"],
+        token_type_ids: Int[Tensor, "batch tokens"] | None,
         lengths: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch tokens hidden"]:
-        """States of every position; at padding they are those of the padding token that attends to the real ones."""
+        """States of every position; at padding they are those of the padding token that attends to the real ones.
+
+        Without `token_type_ids` all tokens are of type 0.
+        """
+        return self._states(input_ids, token_type_ids, lengths, first_only=False)
+
+    def first(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        token_type_ids: Int[Tensor, "batch tokens"] | None,
+        lengths: Int[Tensor, " batch"],
+    ) -> Float[Tensor, "batch hidden"]:
+        """The state of the first position, for which the last layer computes that one row alone: `forward()[:, 0]`."""
+        return self._states(input_ids, token_type_ids, lengths, first_only=True)[:, 0]
+
+    def _states(self, input_ids: Tensor, token_type_ids: Tensor | None, lengths: Tensor, first_only: bool) -> Tensor:
         inside = real_steps(lengths, input_ids.shape[1])
         ids = torch.where(inside, input_ids, self.config.padding_token)
-        x = self.embeddings(ids, torch.where(inside, token_type_ids, 0))
-        for layer in self.layers:
-            x = layer(x, inside)
+        segments = None if token_type_ids is None else torch.where(inside, token_type_ids, 0)
+        x = self.embeddings(ids, segments)
+        for number, layer in enumerate(self.layers, 1):
+            x = layer(x, inside, first_only and number == len(self.layers))
         return x
 
 
 class Embeddings(nn.Module):
     def __init__(self, config: BertConfig):
         super().__init__()
+        self.first_position = config.first_position
         self.word_embeddings = nn.Embedding(config.vocabulary, config.hidden)
         self.position_embeddings = nn.Embedding(config.positions, config.hidden)
-        self.token_type_embeddings = nn.Embedding(config.segments, config.hidden)
+        self.token_type_embeddings = nn.Embedding(config.segments, config.hidden) if config.segments else None
         self.norm = nn.LayerNorm(config.hidden, eps=config.epsilon)
         self.dropout = nn.Dropout(config.dropout)
         for table in (self.word_embeddings, self.position_embeddings, self.token_type_embeddings):
-            nn.init.normal_(table.weight, std=0.02)
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
 
-    def forward(self, ids: Int[Tensor, "batch tokens"], segments: Int[Tensor, "batch tokens"]) -> Tensor:
-        x = self.word_embeddings(ids) + self.token_type_embeddings(segments)
-        return self.dropout(self.norm(x + self.position_embeddings.weight[: ids.shape[1]]))
+    def forward(self, ids: Int[Tensor, "batch tokens"], segments: Int[Tensor, "batch tokens"] | None) -> Tensor:
+        x = self.word_embeddings(ids)
+        if self.token_type_embeddings is not None:
+            x = x + (self.token_type_embeddings.weight[0] if segments is None else self.token_type_embeddings(segments))
+        # Real tokens stand at the front, so their positions count up; RoBERTa's padding row is never read.
+        positions = self.position_embeddings.weight[self.first_position : self.first_position + ids.shape[1]]
+        return self.dropout(self.norm(x + positions))
 
 
 class Layer(nn.Module):
@@ -96,8 +133,10 @@ class Layer(nn.Module):
         self.attention_dropout = nn.Dropout(config.attention_dropout)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Float[Tensor, "batch tokens hidden"], inside: Tensor) -> Tensor:
-        q, k, v = (self._heads(project(x)) for project in (self.query, self.key, self.value))
+    def forward(self, x: Float[Tensor, "batch tokens hidden"], inside: Tensor, first_only: bool = False) -> Tensor:
+        """States of every position, or (batch, 1, hidden) of the first."""
+        keys, x = x, x[:, :1] if first_only else x
+        q, k, v = self._heads(self.query(x)), self._heads(self.key(keys)), self._heads(self.value(keys))
         score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         weight = self.attention_dropout(masked_softmax(score, inside[:, None, None, :]))
         attended = (weight @ v).transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""Weights of a BERT folder as the `transformers` package stores it: config.json, vocab.txt and one weight file."""
+"""Weights of a BERT or RoBERTa folder as the `transformers` package stores it: config.json and one weight file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from mer_export.errors import InputError, UsageError
-from mer_export.models.bert.config import BertConfig
+from mer_export.models.bert.config import ROBERTA, BertConfig
 from mer_export.models.bert.network import Bert
 from mer_export.models.bert.weights import ignored, renames, unused
 from mer_export.weights import load_checkpoint
@@ -22,6 +22,10 @@ SETTINGS = {
     "type_vocab_size": "segments",
     "layer_norm_eps": "epsilon",
 }
+FAMILIES: dict[str, dict[str, int | float]] = {"bert": {}, "roberta": ROBERTA}
+"""Settings that follow from the kind of model, by its name in config.json."""
+PREFIXES = ("bert.", "roberta.")
+HEADS = ("cls.", "lm_head.", "classifier.")
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -36,9 +40,11 @@ def read_config(folder: Path | str) -> BertConfig:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    if content.get("model_type", "bert") != "bert" or content.get("hidden_act", "gelu") != "gelu":
-        raise InputError(f"{path} describes {content.get('model_type')!r}, only BERT with gelu is known")
-    return BertConfig(**{ours: content[theirs] for theirs, ours in SETTINGS.items() if theirs in content})
+    family = FAMILIES.get(content.get("model_type", "bert"))
+    if family is None or content.get("hidden_act", "gelu") != "gelu":
+        kind = f"{content.get('model_type')!r} with {content.get('hidden_act', 'gelu')}"
+        raise InputError(f"{path} describes {kind}, only {list(FAMILIES)} with gelu are known")
+    return BertConfig.model_validate(family | {o: content[t] for t, o in SETTINGS.items() if t in content})
 
 
 def load_pretrained(bert: Bert, folder: Path | str) -> None:
@@ -52,7 +58,7 @@ def load_pretrained(bert: Bert, folder: Path | str) -> None:
     file = next((folder / name for name in FILES if (folder / name).is_file()), None)
     if file is None:
         raise InputError(f"{folder} holds none of {list(FILES)}: give the folder of a BERT encoder")
-    state = {_plain(n): t for n, t in load_checkpoint(file).items() if not n.startswith("cls.")}
+    state = {_plain(n): t for n, t in load_checkpoint(file).items() if not n.startswith(HEADS)}
     names = renames(bert.config, "", "")
     own = bert.state_dict()
     known = {*names, *unused(bert.config, ""), *ignored(bert.config, "")}
@@ -69,7 +75,8 @@ def load_pretrained(bert: Bert, folder: Path | str) -> None:
 
 
 def _plain(name: str) -> str:
-    name = name.removeprefix("bert.")
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
     for old, new in OLD_NAMES.items():
         name = name.replace(old, new)
     return name

@@ -1,4 +1,4 @@
-"""Names of a BERT checkpoint as the `transformers` package writes them, and ours."""
+"""Names of a BERT or RoBERTa checkpoint as the `transformers` package writes them, and ours."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ PARTS = ("weight", "bias")
 
 def renames(config: BertConfig, theirs: str, ours: str) -> dict[str, str]:
     """Every entry that the encoder reads, under the prefixes `theirs` and `ours` (both end in a dot or are empty)."""
-    names = {f"{theirs}embeddings.{a}": f"{ours}embeddings.{o}" for a, o in EMBEDDINGS.items()}
+    tables = {a: o for a, o in EMBEDDINGS.items() if config.segments or "token_type" not in o}
+    names = {f"{theirs}embeddings.{a}": f"{ours}embeddings.{o}" for a, o in tables.items()}
     names |= {f"{theirs}embeddings.LayerNorm.{p}": f"{ours}embeddings.norm.{p}" for p in PARTS}
     for n in range(config.layers):
         layer = {f"{a}.{p}": f"{o}.{p}" for a, o in LAYER.items() for p in PARTS} | KEY_BIAS
