@@ -76,6 +76,8 @@ class Contract(BaseModel):
     """The shortest real length of a sequence dim where it is more than 1."""
     fill: dict[str, Fill] = {}
     """Sequence dims whose items are filled with zeros that count as real; padding elsewhere is not read."""
+    whole: tuple[str, ...] = ()
+    """Sequence dims that are never cut to fit, because another input holds places in them."""
     shared: dict[str, Table] = {}
     """Values of the inputs that all items share, by input name."""
 
@@ -181,5 +183,5 @@ class Contract(BaseModel):
 
 
 def lengths_name(lengths: Mapping[str, int]) -> str:
-    """A bucket as part of a file name: `utterances32`, `text50-audio375`."""
-    return "-".join(f"{d.removesuffix('_len')}{n}" for d, n in lengths.items())
+    """A bucket as part of a file name: `utterances32`, `text50-audio375`; `fixed` for a model without sequence dims."""
+    return "-".join(f"{d.removesuffix('_len')}{n}" for d, n in lengths.items()) or "fixed"

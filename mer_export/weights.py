@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,9 @@ class WeightMap:
     `renames` maps authors' names to ours; several names of one shared tensor lead to the same one of ours. `unused`
     gives the shapes of weights never read, which are written as zeros; `constants` the entries that are not learnt,
     written as they are; `ignored` the shapes of entries that some versions have, never written. A checkpoint may lack
-    all three. `prepare` does to a checkpoint what the authors' own code does to it before loading.
+    all three. `prepare` does to a checkpoint what the authors' own code does to it before loading. Where several files
+    make one network, `part` gives what stands before the names of one of them. `fit` completes the values of a
+    configuration with sizes that only the checkpoint knows.
     """
 
     renames: Callable[[Any], dict[str, str]]
@@ -37,6 +39,8 @@ class WeightMap:
     ignored: Callable[[Any], dict[str, tuple[int, ...]]] = lambda config: {}
     constants: Callable[[Any], dict[str, Tensor]] = lambda config: {}
     prepare: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]] = as_it_is
+    part: Callable[[dict[str, Tensor]], str] = lambda state: ""
+    fit: Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Any]] = lambda values, state: values
 
 
 def bundle_model(bundle: Bundle) -> nn.Module:
@@ -73,6 +77,21 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise UsageError(f"{path} holds {type(state).__name__}, expected a state_dict: name to tensor")
     return state
+
+
+def load_checkpoints(paths: Sequence[Path], table: WeightMap) -> dict[str, Tensor]:
+    """The entries of one file, or of all that make a network together, each name with its file's part before it."""
+    if len(paths) == 1:
+        return load_checkpoint(paths[0])
+    found: dict[str, Tensor] = {}
+    for path in paths:
+        state = load_checkpoint(path)
+        before = table.part(state)
+        named = {before + n: t for n, t in state.items()}
+        if twice := set(named) & set(found):
+            raise UsageError(f"{path} and a file before it both hold {min(twice)}: give one file of each kind")
+        found |= named
+    return found
 
 
 def _plain_pickle(path: Path) -> Any:

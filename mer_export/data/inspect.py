@@ -127,6 +127,7 @@ class _Tally:
         self.tokens: Counter[int] = Counter()
         self.speakers: Counter[int] = Counter()
         self.unlabelled = 0
+        self.images = 0
         self.modalities: dict[str, _Moments] = {}
 
     def add(self, sample: Sample) -> None:
@@ -136,7 +137,9 @@ class _Tally:
         else:
             self._label(sample, sample.labels)
         for name, array in sample.inputs.items():
-            if array.dtype.kind == "f":
+            if not isinstance(array, np.ndarray):
+                self.images += len(array)
+            elif array.dtype.kind == "f":
                 self.modalities.setdefault(name, _Moments()).add(sample, array)
             elif name == "speaker":
                 self.speakers.update(array.tolist())
@@ -167,6 +170,7 @@ class _Tally:
             ),
             "unlabelled": self.unlabelled,
             **({"tokens": _quantiles(self.tokens)} if self.tokens else {}),
+            **({"images": self.images} if self.images else {}),
             "speakers": {str(i): c for i, c in sorted(self.speakers.items())},
             "modalities": {m: s.summary() for m, s in self.modalities.items()},
         }

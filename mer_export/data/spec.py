@@ -52,6 +52,20 @@ class EmotionData(BaseModel):
     """The original's --data-seq-len: which files of CMU-MOSI and which dataset cache are read; it cuts nothing."""
 
 
+class FaceData(BaseModel):
+    """Face crops of utterances (FacialMMT), which are read from image files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: bool = False
+    """Whether samples have them."""
+    size: int = Field(224, ge=1)
+    replace: str = ""
+    """The beginning of the paths in the data's lists, which were made on another machine."""
+    root: str | None = None
+    """What stands in its place; None takes the paths relative to the data directory."""
+
+
 class DataSpec(BaseModel):
     """How to read a data set. The defaults read every format that describes itself.
 
@@ -66,6 +80,7 @@ class DataSpec(BaseModel):
     unit: Literal["dialogue", "utterance"] = "dialogue"
     """What one sample is: a dialogue of utterance vectors, or one utterance with a sequence per modality."""
     emotions: EmotionData = EmotionData()
+    faces: FaceData = FaceData()
     table: str | None = None
     """Utterance table (csv, tsv, parquet); `{split}` in the name means one file per split."""
     splits: tuple[str, ...] = ()
@@ -80,6 +95,8 @@ class DataSpec(BaseModel):
     """Column of numbers that a regression predicts, with `unit: utterance`."""
     tokenizer: str | None = None
     """Vocabulary file, or folder with a vocab.txt, that turns `sentence` into word pieces, with `unit: utterance`."""
+    packing: Literal["roberta", "bert"] | None = None
+    """Given, the text of an utterance is its whole dialogue, packed so; needs `dialogue` and `tokenizer`."""
     split: str | None = None
     sentence: str | None = None
     row: str | None = None
