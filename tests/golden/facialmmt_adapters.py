@@ -160,6 +160,7 @@ def multimodal(case: Case) -> dict[str, Any]:
     hidden = model.bert(text["input_ids"], None, text["text_lengths"])
     found = model.combine(
         hidden,
+        text["text_lengths"],
         text["text_span"],
         audio,
         real_steps(counts(given["audio_mask"]), audio.shape[1]),

@@ -39,7 +39,7 @@ def select_frames(
         Features with their distribution beside them, zeros after the last kept frame; which rows are kept frames.
     """
     clear = (confidence(distribution) > threshold) & real
-    kept = torch.where(clear.any(1, keepdim=True), clear, real)
+    kept = clear | (real & ~clear.any(1, keepdim=True))
     place = torch.arange(kept.shape[1], device=kept.device)
     amount = kept.to(features.dtype)
     # Products and sums only: a running sum is an operator that not every runtime has.
@@ -50,12 +50,18 @@ def select_frames(
 
 
 def utterance_rows(
-    hidden: Float[Tensor, "batch tokens hidden"], span: Int[Tensor, "batch 2"], length: int
+    hidden: Float[Tensor, "batch tokens hidden"],
+    tokens: Int[Tensor, " batch"],
+    span: Int[Tensor, "batch 2"],
+    length: int,
 ) -> tuple[Float[Tensor, "batch length hidden"], Real]:
-    """States of the utterance's own tokens, the first `length` of them, and which of the rows are real."""
+    """States of the utterance's own tokens, the first `length` of them, and which of the rows are real.
+
+    `tokens` are those of the whole text; a span that leaves it ends with it.
+    """
     place = torch.arange(length, device=hidden.device)
     row = span[:, :1] + place
-    real = (place < span[:, 1:]) & (row < hidden.shape[1])
+    real = (place < span[:, 1:]) & (row < tokens[:, None])
     return take_steps(hidden, row.clamp(max=hidden.shape[1] - 1)), real
 
 

@@ -96,12 +96,21 @@ class Fusion(nn.Module):
         """Logits of the utterances. What stands behind a length is never read."""
         hidden = self.bert(input_ids, None, text_lengths)
         return self.fuse(
-            hidden, text_span, audio, audio_lengths, vision, vision_lengths, expression_logits, gumbel_noise
+            hidden,
+            text_lengths,
+            text_span,
+            audio,
+            audio_lengths,
+            vision,
+            vision_lengths,
+            expression_logits,
+            gumbel_noise,
         )
 
     def fuse(
         self,
         text_hidden: Hidden,
+        text_lengths: Lengths,
         text_span: Int[Tensor, "batch 2"],
         audio: Steps,
         audio_lengths: Lengths,
@@ -117,7 +126,7 @@ class Fusion(nn.Module):
         likely = distribution(expression_logits, gumbel_noise, self.config.temperature)
         likely = self._pad(torch.where(faces[..., None], likely, 0.0), self.config.vision_len)
         vision, vision_real = select_frames(vision, likely, vision_real, self.config.threshold)
-        return self.combine(text_hidden, text_span, audio, audio_real, vision, vision_real).logits
+        return self.combine(text_hidden, text_lengths, text_span, audio, audio_real, vision, vision_real).logits
 
     def at_length(self, modality: str, x: Steps, lengths: Lengths) -> tuple[Steps, Real]:
         """Frames standardised and padded with zeros to the length that is part of the model, and which are real."""
@@ -130,6 +139,7 @@ class Fusion(nn.Module):
     def combine(
         self,
         text_hidden: Hidden,
+        text_lengths: Lengths,
         text_span: Int[Tensor, "batch 2"],
         audio: Steps,
         audio_real: Real,
@@ -137,7 +147,7 @@ class Fusion(nn.Module):
         vision_real: Real,
     ) -> Fused:
         """The transformers, from selected frames with their distributions on."""
-        rows, text_real = utterance_rows(text_hidden, text_span, self.config.utterance_len)
+        rows, text_real = utterance_rows(text_hidden, text_lengths, text_span, self.config.utterance_len)
         # Rows without a token are exact zeros, which the cross-modal encoder gives no position.
         text = self.text(rows) * text_real[..., None].to(rows.dtype)
         heard = self.audio_encoder(self.audio(audio), audio_real)

@@ -21,4 +21,4 @@ class EncodedOnce(nn.Module):
         hidden = self.model.bert(texts[:, 1:], None, texts[:, 0])[place]
         if isinstance(self.model, EndToEnd):
             rest["expression_logits"] = self.model.expressions(rest.pop("images"), rest["vision_lengths"])
-        return self.model.fuse(hidden, **rest)
+        return self.model.fuse(hidden, text_lengths, **rest)
