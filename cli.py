@@ -338,7 +338,9 @@ def train(
 @app.command("import")
 def import_(
     system: Annotated[str, typer.Argument(help="System the checkpoint belongs to.")],
-    checkpoint: Annotated[Path, typer.Argument(help="Authors' state_dict: torch or safetensors.")],
+    checkpoints: Annotated[
+        list[Path], typer.Argument(metavar="CHECKPOINT...", help="Authors' weights: torch or safetensors.")
+    ],
     out: Out,
     preset: Annotated[str | None, typer.Option("--preset", help="Recipe that the checkpoint was trained with.")] = None,
     config: ConfigFile = None,
@@ -353,7 +355,7 @@ def import_(
     resolved = _resolve(system, preset, config, sets)
     if dry_run:
         return _plan("import", {"out": str(out), **resolved.model_dump(mode="json")}, as_json)
-    _, report = import_checkpoint(system, checkpoint, resolved.model_dump(mode="json"), out, force)
+    _, report = import_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), out, force)
     _emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {_metrics_line(report)}"])
     return None
 

@@ -54,7 +54,10 @@ def bundle_model(bundle: Bundle) -> nn.Module:
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """A bare state_dict from a torch or safetensors file, or from a plain pickle of tensors; nothing is executed."""
+    """A bare state_dict from a torch or safetensors file, a plain pickle of tensors, or a model that was saved whole.
+
+    Nothing is executed: of a whole model only parameters and buffers are read, without its wrappers' prefixes.
+    """
     import pickle
     import warnings
 
@@ -95,12 +98,15 @@ def load_checkpoints(paths: Sequence[Path], table: WeightMap) -> dict[str, Tenso
 
 
 def _plain_pickle(path: Path) -> Any:
-    """What some authors dump without torch.save."""
+    """What some authors dump without torch.save, or with it as a whole object."""
+    import zipfile
+
     import torch
 
     from mer_export.data.tensor_pickle import load_tensor_pickle
+    from mer_export.data.torch_archive import load_module
 
-    found = load_tensor_pickle(path)
+    found = load_module(path) if zipfile.is_zipfile(path) else load_tensor_pickle(path)
     if not isinstance(found, dict):
         return found
     return {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in found.items()}
