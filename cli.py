@@ -202,6 +202,71 @@ def data_convert(
     typer.echo(f"{out}: {rows} utterances")
 
 
+@data_app.command("iemocap")
+def data_iemocap(
+    release: Annotated[Path, typer.Argument(help="The IEMOCAP release: the folder with Session1 to Session5.")],
+    out: Out,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="Folder of RoBERTa's tokenizer, for text tokens.")
+    ] = None,
+    speech: Annotated[
+        str | None, typer.Option("--speech-tokenizer", help="Folder of a speech tokeniser, for audio tokens.")
+    ] = None,
+    encoder: Annotated[
+        Path | None, typer.Option("--text-encoder", help="Folder of bert-base-uncased, for sentence vectors.")
+    ] = None,
+    sizes: Annotated[list[int] | None, typer.Option("--context", min=0, help="Neighbours on each side.")] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Cut the IEMOCAP release into utterances in the files of tab: transcripts, recordings, tokens, context windows."""
+    from mer_export.data.iemocap_files import SIZES, prepare
+
+    done = prepare(release, out, tokenizer, speech, encoder, sizes or SIZES, force)
+    _emit(done, as_json, lambda: [f"{out}: {_metrics_line(done)}"])
+
+
+@data_app.command("byte-pairs")
+def data_byte_pairs(
+    source: Annotated[Path, typer.Argument(help="Text file, one sentence per line, or a data set with sentences.")],
+    out: Out,
+    size: Annotated[int, typer.Option("--size", min=300, help="Symbols of the vocabulary.")] = 4000,
+    preset: Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")] = None,
+    split: Split = "train",
+    force: Force = False,
+) -> None:
+    """Learn a small byte-pair tokenizer from lower-cased sentences: vocab.json and merges.txt."""
+    from mer_export.data import bytepairs
+    from mer_export.data.readers.dialogue_table import sentences
+
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: pass --force to replace it")
+    spec, _ = _reading(source, "auto", preset=preset)
+    texts = sentences(source, spec, split) if source.is_dir() else source.read_text(encoding="utf-8").splitlines()
+    learnt = bytepairs.learn((t.lower() for t in texts), size)
+    bytepairs.write(learnt, out)
+    typer.echo(f"{out}: {len(learnt.vocabulary)} symbols from {len(texts)} sentences")
+
+
+@data_app.command("speech-tokenizer")
+def data_speech_tokenizer(
+    checkpoint: Annotated[Path, typer.Argument(help="fairseq checkpoint of a k-means vq-wav2vec.")],
+    out: Out,
+    dictionary: Annotated[Path, typer.Option("--dictionary", help="dict.txt of Speech-BERT.")],
+    rate: Annotated[
+        Literal["faithful", "correct"],
+        typer.Option("--rate", help="faithful: 22 050 Hz as the original reads files; correct: 16 000 Hz."),
+    ] = "correct",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Make a speech tokeniser that runs without PyTorch: vq-wav2vec for any length, and its dictionary."""
+    from mer_export.exporters.speech_tokenizer import import_tokenizer
+
+    files = import_tokenizer(checkpoint, dictionary, out, rate, force)
+    _emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
+
+
 def _outline(value: dict[Any, Any], indent: str = "") -> Iterable[str]:
     for key, entry in value.items():
         if key == "histogram":
@@ -228,6 +293,7 @@ def _reading(
 
     from mer_export.data.open import FORMATS
     from mer_export.data.spec import DataSpec
+    from mer_export.data.tokenizers import with_kept
 
     labels = bundle.manifest.task.labels if bundle else None
     if data_format != "auto":
@@ -235,6 +301,7 @@ def _reading(
     spec = DataSpec()
     if bundle:
         spec = DataSpec.model_validate(yaml.safe_load(bundle.path(CONFIG).read_text()).get("data") or {})
+        spec = with_kept(spec, bundle)
     elif preset:
         from train.config import load_preset
 
@@ -244,7 +311,8 @@ def _reading(
         spec = _override(spec, sets)
     # A name that is no format is refused where the data are opened.
     fits = spec.format not in FORMATS or FORMATS[spec.format].load().detect(path, spec)
-    return (spec if fits else DataSpec()), labels
+    # Data in another format are still read as utterances with their context, with the same tokenizer.
+    return (spec if fits else DataSpec(context=spec.context, tokenizer=spec.tokenizer)), labels
 
 
 def _override(spec: DataSpec, sets: Sequence[str]) -> DataSpec:
@@ -317,6 +385,9 @@ def train(
     precision: Annotated[
         Literal["auto", "fp32", "bf16"] | None, typer.Option("--precision", help="bf16 is autocast.")
     ] = None,
+    fold: Annotated[
+        int | None, typer.Option("--fold", min=0, help="One run of the data's cross-validation (tab).")
+    ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events.")] = False,
     force: Force = False,
     dry_run: DryRun = False,
@@ -324,14 +395,51 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model into a bundle. Run the same command again after an interruption and it goes on."""
+    from train.crossval import of_fold
     from train.fit import fit
 
     resolved = _resolve(system, preset, config, sets, seed=seed, device=device, precision=precision)
+    if fold is not None:
+        resolved = of_fold(resolved, fold)
     if dry_run:
         return _plan("train", {"out": str(out), "data": str(data), **resolved.model_dump(mode="json")}, as_json)
     bundle = fit(resolved, data, out, force=force, quiet=quiet, tensorboard=tensorboard)
     result = bundle.manifest.provenance.get("result", {})
     _emit({"bundle": str(out), **result}, as_json, lambda: [f"{out}: " + _metrics_line(result)])
+    return None
+
+
+@app.command()
+def crossval(
+    system: Annotated[str, typer.Argument(help="System to train; see `mer list`.")],
+    data: Annotated[Path, typer.Option("--data", help="Data set: a directory or file.")],
+    out: Out,
+    preset: Annotated[str | None, typer.Option("--preset", help="Named recipe, e.g. iemocap_cv.")] = None,
+    config: ConfigFile = None,
+    folds: Annotated[list[int] | None, typer.Option("--fold", min=0, help="Repeat for several; default all.")] = None,
+    sets: Sets = None,
+    seed: Seed = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train every fold of the data's cross-validation into one bundle each, and average what they measure."""
+    from mer_export.data.folds import RUNS
+    from train.crossval import cross_validate, of_fold
+
+    resolved = _resolve(system, preset, config, sets, seed=seed)
+    chosen = folds or list(range(RUNS))
+    if dry_run:
+        configs = {k: of_fold(resolved, k).model_dump(mode="json") for k in chosen}
+        return _plan("crossval", {"out": str(out), "folds": chosen, "config": configs[chosen[0]]}, as_json)
+    summary = cross_validate(resolved, data, out, chosen, force=force, quiet=quiet)
+    rows = [
+        (split, name, f"{value['mean']:.2f}", f"{value['std']:.2f}")
+        for split, metrics in summary["splits"].items()
+        for name, value in metrics.items()
+    ]
+    _emit(summary, as_json, lambda: _table(("split", "metric", "mean", "std over folds"), rows))
     return None
 
 

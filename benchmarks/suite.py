@@ -13,6 +13,7 @@ from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract, Lengths
 from mer_export.data.samples import Sample
+from mer_export.exporters.job import random_indices
 from runtimes.probes import units
 from train.config import load_preset
 
@@ -135,7 +136,7 @@ def random_samples(contract: Contract, lengths: dict[str, tuple[int, int]], coun
             # A sample has no batch dim.
             shape = spec.shape(1, own)[1:]
             if spec.dtype == "int64":
-                inputs[spec.name] = random.integers(0, spec.below or 1, shape)
+                inputs[spec.name] = random_indices(spec, shape, random)
             else:
                 inputs[spec.name] = random.standard_normal(shape, dtype=np.float32)
         samples.append(Sample(f"random{i}", inputs, tuple(f"random{i}/{k}" for k in range(units(contract, own)))))

@@ -41,6 +41,8 @@ class TensorSpec(BaseModel):
     modality: str | None = None
     counts: str | None = None
     below: int | None = None
+    padding: int | None = None
+    """Where the model tells padding by its value instead of a count: that value."""
     description: str = ""
 
     @property
@@ -78,6 +80,8 @@ class Contract(BaseModel):
     """Sequence dims whose items are filled with zeros that count as real; padding elsewhere is not read."""
     whole: tuple[str, ...] = ()
     """Sequence dims that are never cut to fit, because another input holds places in them."""
+    keeps_start: tuple[str, ...] = ()
+    """Sequence dims that lose their end when an item is cut; others lose their beginning."""
     shared: dict[str, Table] = {}
     """Values of the inputs that all items share, by input name."""
 
@@ -183,5 +187,5 @@ class Contract(BaseModel):
 
 
 def lengths_name(lengths: Mapping[str, int]) -> str:
-    """A bucket as part of a file name: `utterances32`, `text50-audio375`; `fixed` for a model without sequence dims."""
+    """A bucket as part of a file name: `utterances32`, `text50-audio375`; `fixed` without sequence dims."""
     return "-".join(f"{d.removesuffix('_len')}{n}" for d, n in lengths.items()) or "fixed"

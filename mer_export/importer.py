@@ -11,6 +11,7 @@ import yaml
 from mer_export import __version__, registry
 from mer_export.bundle import CONFIG, WEIGHTS, Bundle, Manifest, sha256
 from mer_export.data.spec import DataSpec
+from mer_export.data.tokenizers import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
 from mer_export.weights import import_weights, load_checkpoints
 
@@ -65,5 +66,6 @@ def import_checkpoint(
     bundle = Bundle.create(out, manifest, force)
     with bundle.commit() as change:
         change.write(CONFIG, yaml.safe_dump(resolved, sort_keys=False))
+        keep_tokenizers(change, data)
         save_model(model, str(change.file(WEIGHTS)))
     return bundle, report

@@ -71,7 +71,7 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) 
 
 
 def classification_metrics(task: Task, labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
-    """Accuracy, weighted and macro F1 and the F1 of each class, in percent.
+    """Accuracy, its mean over classes, weighted and macro F1 and the F1 of each class, in percent.
 
     Weighted F1 is support-weighted (scikit-learn's "weighted" with zero where undefined); macro F1 averages the
     classes that occur in labels or predictions. Units labelled -1 are left out. Empty input gives an empty result.
@@ -86,6 +86,7 @@ def classification_metrics(task: Task, labels: np.ndarray, predictions: np.ndarr
     occurring = (support + predicted) > 0
     metrics = {
         "accuracy": 100 * hits.sum() / matrix.sum(),
+        "unweighted_accuracy": 100 * (hits / np.maximum(support, 1))[support > 0].mean(),
         "weighted_f1": 100 * (f1 * support).sum() / support.sum(),
         "macro_f1": 100 * f1[occurring].mean(),
     }

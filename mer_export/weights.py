@@ -54,10 +54,21 @@ def bundle_model(bundle: Bundle) -> nn.Module:
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """A bare state_dict from a torch or safetensors file, a plain pickle of tensors, or a model that was saved whole.
+    """A state_dict from a torch or safetensors file, a plain pickle of tensors, or a model that was saved whole.
 
-    Nothing is executed: of a whole model only parameters and buffers are read, without its wrappers' prefixes.
+    It stands alone, or under `model` or `state_dict`. Nothing is executed: of a whole model only parameters and
+    buffers are read, without its wrappers' prefixes.
     """
+    return load_arguments(path)[1]
+
+
+def load_arguments(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The training arguments that stand beside a state_dict (none where there are none), and the state_dict.
+
+    Raises:
+        UsageError: no such file, or one that holds something else.
+    """
+    import argparse
     import pickle
     import warnings
 
@@ -68,8 +79,9 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"{path}: no such checkpoint file")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
+            return {}, load_file(path)
+        # A namespace of arguments holds plain attributes; loading it runs nothing.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # remarks on pickle protocols; what cannot be read is an error below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -77,9 +89,16 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, ValueError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{path} is no checkpoint of plain tensors, it was not loaded: {reason}") from None
+    arguments: Any = {}
+    inner = next(
+        (k for k in ("model", "state_dict") if isinstance(state, dict) and isinstance(state.get(k), dict)), None
+    )
+    if inner is not None:
+        arguments, state = state.get("args") or state.get("cfg") or {}, state[inner]
+        arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise UsageError(f"{path} holds {type(state).__name__}, expected a state_dict: name to tensor")
-    return state
+    return arguments if isinstance(arguments, dict) else {}, state
 
 
 def load_checkpoints(paths: Sequence[Path], table: WeightMap) -> dict[str, Tensor]:

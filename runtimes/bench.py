@@ -209,8 +209,7 @@ def _case(
                 cpu_ratio=ratio(turns[BASE], turns[name], cpu=True),
             )
         )
-    real = {s.counts: padded[s.name].tolist() for s in contract.inputs if s.counts}
-    return Case(lengths=lengths, batch=batch, real_lengths=real, rows=rows)
+    return Case(lengths=lengths, batch=batch, real_lengths=_real_lengths(padded, contract), rows=rows)
 
 
 def _call(session: Session, arrays: Arrays) -> Callable[[], object]:
@@ -231,8 +230,17 @@ def _inputs(
     return arrays, _tightened(arrays, contract, lengths)
 
 
+def _real_lengths(arrays: Arrays, contract: Contract) -> dict[str, list[int]]:
+    """The real length of each item along the dims that are counted, or whose padding tells."""
+    found = {s.counts: arrays[s.name].tolist() for s in contract.inputs if s.counts}
+    told = {
+        str(s.dims[1]): (arrays[s.name] != s.padding).sum(1).tolist() for s in contract.inputs if s.padding is not None
+    }
+    return found | told
+
+
 def _tightened(arrays: Arrays, contract: Contract, lengths: Mapping[str, int]) -> Arrays | None:
-    longest = {s.counts: int(arrays[s.name].max()) for s in contract.inputs if s.counts}
+    longest = {d: max(1, *real) for d, real in _real_lengths(arrays, contract).items()}
     if all(longest.get(d, n) == n for d, n in lengths.items()):
         return None
     cut = {}

@@ -72,7 +72,8 @@ class Runner:
 def spoil_padding(arrays: dict[str, np.ndarray], contract: Contract, samples: Sequence[Sample], seed: int = 0) -> None:
     """Fills everything past the real lengths of `samples` with large random values, in place."""
     random = np.random.default_rng(seed)
-    for spec in contract.features:
+    # Where the padding value itself says what is padding, there are no places for anything else.
+    for spec in (s for s in contract.features if s.padding is None):
         for row, sample in zip(arrays[spec.name], samples, strict=False):
             own = sample.lengths(contract)
             real = tuple(slice(own[d]) if isinstance(d, str) else slice(None) for d in spec.dims[1:])

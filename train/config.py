@@ -43,8 +43,7 @@ class Plateau(Strict):
 class Keep(Strict):
     """Which epoch's weights the bundle keeps: the last one, or the best one by `metric` on `split`.
 
-    The published recipes choose on the test split, as their papers do; `patience` ends training after so many epochs
-    without a better one.
+    The published recipes choose on the test split, as their papers do.
     """
 
     rule: Literal["last", "best"] = "last"
@@ -54,6 +53,7 @@ class Keep(Strict):
     margin: float = Field(0.0, ge=0)
     """An epoch is better only by more than this."""
     patience: int | None = Field(None, ge=1)
+    """Ends training after so many epochs without a better one, whichever weights are kept."""
 
     @property
     def sign(self) -> int:

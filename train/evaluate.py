@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,12 @@ from train.batches import in_batches, make_batch
 from train.config import parse_config
 from train.protocols import protocol_class, recipe
 
+if TYPE_CHECKING:
+    from train.protocols.base import Protocol
+
 ClassLoss = Callable[[Tensor, Tensor], Tensor]
+Published = Callable[[Sequence[Tensor], Sequence[Tensor]], dict[str, float]]
+"""Metrics of the authors' own from the rows and labels of each batch."""
 PUBLISHED_BATCH = 16
 
 
@@ -57,10 +62,10 @@ def evaluate(
     Returns:
         The task's metrics by name (two decimals, of plain values four), and `loss` where the training loss is known.
     """
-    model, (class_loss, mean) = bundle_model(bundle).to(device), _class_loss(bundle, device)
-    return evaluate_model(
-        model, samples, bundle.manifest.contract, bundle.manifest.task, semantics, batch, class_loss, mean
-    )
+    model, protocol = bundle_model(bundle).to(device), _protocol(bundle, device)
+    known = (protocol.class_loss, protocol.mean, protocol.published_metrics) if protocol else ()
+    contract, task = bundle.manifest.contract, bundle.manifest.task
+    return evaluate_model(model, samples, contract, task, semantics, batch, *known)
 
 
 def evaluate_published(bundle: Bundle, samples: Sequence[Sample], batch: int = PUBLISHED_BATCH) -> dict[str, float]:
@@ -77,6 +82,7 @@ def evaluate_model(
     batch: int = PUBLISHED_BATCH,
     class_loss: ClassLoss | None = None,
     mean: LossMean = LossMean(),
+    published: Published | None = None,
 ) -> dict[str, float]:
     """As `evaluate`, for a model in memory; leaves it in evaluation mode."""
     device = next(model.parameters()).device
@@ -90,14 +96,16 @@ def evaluate_model(
         labels.append(made.labels)
     if not labels:
         raise InputError("none of these samples has a label: nothing to evaluate")
-    return batch_metrics(task, scores, labels, class_loss, mean)
+    further = published(scores, labels) if published and semantics == "batch" else {}
+    return batch_metrics(task, scores, labels, class_loss, mean) | {n: round(v, 2) for n, v in further.items()}
 
 
 @torch.no_grad()
 def forward(model: torch.nn.Module, inputs: dict[str, Any], semantics: Semantics) -> Tensor:
     """Scores (batch, units, labels) or (batch, labels) in either semantics."""
     if semantics == "single":
-        return model(**inputs)
+        found = model(**inputs)
+        return found[0] if isinstance(found, tuple) else found
     in_batch = getattr(model, "in_batch", None)
     if in_batch is None:
         raise UnsupportedError(f"{type(model).__name__} has no batch semantics: evaluate with single")
@@ -120,17 +128,17 @@ def batch_metrics(
     return rounded | {"loss": mean.of(losses, [len(y) for y in labels])}
 
 
-def _class_loss(bundle: Bundle, device: str) -> tuple[ClassLoss | None, LossMean]:
-    """The class loss the bundle was trained with, and how it is averaged; no loss without a configuration."""
+def _protocol(bundle: Bundle, device: str) -> Protocol | None:
+    """The protocol the bundle was trained with, for its losses; None without a training configuration."""
     import yaml
 
     if CONFIG not in bundle.manifest.files:
-        return None, LossMean()
+        return None
     values = yaml.safe_load(bundle.path(CONFIG).read_text())
     if not isinstance(values, dict) or "protocol" not in values:
-        return None, LossMean()
+        return None
     config = parse_config(values, source=f"{bundle.root}/{CONFIG}")
     settings = recipe(config.system).settings.model_validate(config.protocol)
-    protocol = protocol_class(config.system)(settings)
+    protocol: Protocol = protocol_class(config.system)(settings)
     protocol.set_class_weights(bundle.manifest.provenance.get("class_weights"), torch.device(device))
-    return protocol.class_loss, protocol.mean
+    return protocol

@@ -21,6 +21,7 @@ from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract, Semantics
 from mer_export.data.open import open_corpus
 from mer_export.data.samples import Corpus, Sample
+from mer_export.data.tokenizers import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.task import Task
@@ -146,7 +147,7 @@ class Run:
         if resumed and bundle is not None:
             load_tensors(bundle, self.stage)
             for record in state.records:
-                self.stage.end_epoch(record)
+                self.stage.end_epoch(record, passed=record is not state.records[-1])
 
     def train(self) -> None:
         """Runs the epochs that are left."""
@@ -196,7 +197,7 @@ class Run:
     def _better(self, record: dict[str, Any]) -> bool:
         """Whether this epoch is the best so far by the configured metric; notes it."""
         keep = self.setting.config.keep
-        if keep.rule == "last":
+        if keep.rule == "last" and keep.patience is None:
             return False
         measured = record["splits"][keep.split]
         if keep.metric not in measured:
@@ -221,13 +222,14 @@ class Run:
                 change.manifest.provenance["class_weights"] = None if weights is None else weights.tolist()
             if CONFIG not in change.manifest.files:
                 change.write(CONFIG, dump_config(self.setting.config))
+                keep_tokenizers(change, self.setting.config.data)
                 if self.difficulty is not None:
                     change.write(DIFFICULTY, json.dumps(self.difficulty))
             stage_state(change, self.state, self.stage)
 
     def _patience_ran_out(self) -> bool:
         keep = self.setting.config.keep
-        if keep.rule == "last" or keep.patience is None or self.state.best_epoch is None:
+        if keep.patience is None or self.state.best_epoch is None:
             return False
         return self.state.epoch - self.state.best_epoch >= keep.patience
 
@@ -248,7 +250,8 @@ def _prepare(config: TrainConfig, data: Path) -> Setting:
     samples = _labelled(corpus, config.train_splits, task)
     if not samples:
         raise UsageError(f"{data}: no labelled item in the training split {list(config.train_splits)}")
-    if config.keep.rule == "best" and config.keep.split not in {*corpus.splits} & {*config.evaluate_splits}:
+    chosen = config.keep.rule == "best" or config.keep.patience is not None
+    if chosen and config.keep.split not in {*corpus.splits} & {*config.evaluate_splits}:
         raise UsageError(f"keep.split {config.keep.split!r} is not evaluated: there are {list(corpus.splits)}")
     if config.plateau is not None and config.plateau.split not in {*corpus.splits} & {*config.evaluate_splits}:
         raise UsageError(f"plateau.split {config.plateau.split!r} is not evaluated: there are {list(corpus.splits)}")

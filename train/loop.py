@@ -144,8 +144,12 @@ class Stage:
         """Metrics with the semantics that are being trained."""
         return self.protocol.evaluate(self.kept, samples, self.contract, task)
 
-    def end_epoch(self, record: Mapping[str, Any]) -> None:
-        """Steps the schedule on an epoch's record; after a resume, on those of all earlier epochs."""
+    def end_epoch(self, record: Mapping[str, Any], passed: bool = False) -> None:
+        """Steps the schedule on an epoch's record; after a resume, on those of all earlier epochs.
+
+        `passed` says that the epoch was over before the one that the loaded tensors come from.
+        """
+        self.protocol.end_epoch(record, self.model, self.optimizer, passed)
         if self.schedule is not None and self.config.plateau is not None:
             self.schedule.step(record["splits"][self.config.plateau.split]["loss"])
 

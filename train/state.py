@@ -24,7 +24,7 @@ TENSORS = "train/state.safetensors"
 STATE = "train/state.json"
 METRICS = "train/metrics.jsonl"
 DIFFICULTY = "train/difficulty.json"
-MODEL, AVERAGE, ADAM = "model.", "average.", "adam."
+MODEL, AVERAGE, ADAM, PROTOCOL = "model.", "average.", "adam.", "protocol."
 
 
 class RunState(BaseModel):
@@ -72,6 +72,7 @@ def load_tensors(bundle: Bundle, stage: Stage) -> None:
     stage.model.load_state_dict(_under(MODEL, stored))
     if stage.average is not None:
         stage.average.load_state_dict(_under(AVERAGE, stored))
+    stage.protocol.load_tensors(_under(PROTOCOL, stored))
     names = _optimised(stage)
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under(ADAM, stored).items():
@@ -90,6 +91,7 @@ def _tensors(stage: Stage) -> dict[str, Tensor]:
     tensors = {MODEL + n: t for n, t in stage.model.state_dict().items()}
     if stage.average is not None:
         tensors |= {AVERAGE + n: t for n, t in stage.average.state_dict().items()}
+    tensors |= {PROTOCOL + n: t for n, t in stage.protocol.tensors().items()}
     names = _optimised(stage)
     for index, moments in stage.optimizer.state_dict()["state"].items():
         kept = {key: value for key, value in moments.items() if isinstance(value, Tensor)}

@@ -17,7 +17,7 @@ def collate(
     lengths: Mapping[str, int] | None = None,
     batch: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Pads samples on the right with zeros into the inputs of `contract`, after its `fill`.
+    """Pads samples on the right into the inputs of `contract`, after its `fill`: with zeros, or what an input says.
 
     Args:
         samples: at least one.
@@ -26,7 +26,7 @@ def collate(
         batch: fixed batch size, filled with empty items of length 0; None means as many as there are samples.
 
     Returns:
-        One array per contract input. A missing modality is zeros. Counts inputs hold the real lengths (int64).
+        One array per contract input. A missing modality is padding alone. Counts inputs hold the real lengths (int64).
 
     Raises:
         InputError: a sample is empty, too long, of another width, or holds NaN or infinity.
@@ -46,7 +46,7 @@ def collate(
         raise InputError(f"{len(samples)} samples do not fit the fixed batch of {size}")
     arrays = {}
     for spec in contract.inputs:
-        out = np.zeros(spec.shape(size, lengths), dtype=spec.dtype)
+        out = np.full(spec.shape(size, lengths), spec.padding or 0, dtype=spec.dtype)
         if spec.counts:
             out[: len(real)] = [_count(s, r, spec, contract) for s, r in zip(samples, real, strict=True)]
         elif not spec.batched:

@@ -57,6 +57,12 @@ FORMATS: dict[str, Format] = {
         writes=True,
         directory=True,
     ),
+    "tab": Format(
+        "IEMOCAP tokens and context windows as text files (tab)",
+        "mer_export.data.readers.tab",
+        writes=True,
+        directory=True,
+    ),
     "parquet": Format("columnar file of mer data convert", "mer_export.data.columnar", writes=True, streams=True),
     "jsonl": Format("one dialogue per line", "mer_export.data.readers.jsonl", streams=True),
 }

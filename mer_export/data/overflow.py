@@ -86,7 +86,7 @@ def windows(size: int, limit: int) -> list[tuple[int, int, int]]:
 
 def _keeps_start(contract: Contract, dim: str) -> bool:
     """A sequence that is filled on the right loses its end, every other one its beginning."""
-    return dim in contract.fill and contract.fill[dim].side == "right"
+    return dim in contract.keeps_start or (dim in contract.fill and contract.fill[dim].side == "right")
 
 
 def _cut(sample: Sample, contract: Contract, dim: str, begin: int, end: int) -> Sample:

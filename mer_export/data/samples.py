@@ -46,7 +46,8 @@ class Sample:
                         raise InputError(f"{self.id}: {spec.name} has {size} {dim}, other inputs have {found[dim]}")
                     if size == 0:
                         raise InputError(f"{self.id}: {spec.name} has no {dim}: remove the empty item")
-        if not found and contract.sequence_dims:
+        present = any(s.name in self.inputs and s.modality for s in contract.features)
+        if not found and contract.sequence_dims and not present:
             missing = [d for d in contract.sequence_dims if d not in contract.shared_lengths]
             raise InputError(f"{self.id}: no input gives the length of {missing}: at least one modality is needed")
         for dim, fill in contract.fill.items():

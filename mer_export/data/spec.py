@@ -66,6 +66,35 @@ class FaceData(BaseModel):
     """What stands in its place; None takes the paths relative to the data directory."""
 
 
+class ContextData(BaseModel):
+    """Utterances with the sentence vectors of their neighbours, and with tokens (tab)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int = Field(3, ge=0)
+    """Neighbours on each side."""
+    align: Literal["left", "centred"] = "left"
+    """Where the window of an utterance near the beginning is cut: `left` moves it to slot 0, as the original's files
+    have it, `centred` leaves the missing slots empty, as its description says."""
+    width: int = Field(768, ge=1)
+    """Width of a sentence vector."""
+    vectors: ArraySource | None = None
+    """One sentence vector per row of an utterance table."""
+    recording: str | None = None
+    """Column of an utterance table with wav files, relative to the data directory."""
+    fold: int | None = Field(None, ge=0, le=9)
+    """Run of the cross-validation over sessions; None tests on session 5 and validates on a tenth of the others."""
+    seed: int = Field(2022, ge=0)
+    """Of the order of the folds and of the validation sample."""
+    max_text: int = Field(512, ge=2)
+    max_audio: int = Field(2048, ge=2)
+    """Tokens that are read of each utterance; nothing marks the cut."""
+    lower: bool = True
+    """Lower-case a transcript before it is tokenised."""
+    speech: str | None = None
+    """Folder of a speech tokeniser, for utterances that come as wav files."""
+
+
 class DataSpec(BaseModel):
     """How to read a data set. The defaults read every format that describes itself.
 
@@ -94,7 +123,10 @@ class DataSpec(BaseModel):
     score: str | None = None
     """Column of numbers that a regression predicts, with `unit: utterance`."""
     tokenizer: str | None = None
-    """Vocabulary file, or folder with a vocab.txt, that turns `sentence` into word pieces, with `unit: utterance`."""
+    """Vocabulary file, or folder with a vocab.txt (word pieces) or with vocab.json and merges.txt (byte pairs), that
+    turns `sentence` into tokens, with `unit: utterance`."""
+    context: ContextData | None = None
+    """Given for models that read an utterance's tokens and the sentence vectors of its neighbours."""
     packing: Literal["roberta", "bert"] | None = None
     """Given, the text of an utterance is its whole dialogue, packed so; needs `dialogue` and `tokenizer`."""
     split: str | None = None

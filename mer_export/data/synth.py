@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mer_export.bundle import write_atomic
-from mer_export.data import synth_mmsa, synth_mtee
+from mer_export.data import synth_mmsa, synth_mtee, synth_tab
 from mer_export.data.imitated import Imitated
 from mer_export.data.pickles import dump_plain
 from mer_export.data.readers.cmerc import DATASETS, Dataset
@@ -164,6 +164,13 @@ SYNTHESISERS: dict[str, Synthesiser] = {
         fewest=20,
     ),
     "mult": _SENTIMENT,
+    "tab": Synthesiser(
+        "utterances of five sessions in the text files of tab",
+        synth_tab.DATASETS,
+        synth_tab.Settings,
+        synth_tab.write,
+        fewest=20,
+    ),
     "tfr_net": _SENTIMENT,
 }
 

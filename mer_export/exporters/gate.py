@@ -151,9 +151,9 @@ def _measure(job: ExportJob, reference: Any, candidate: Any) -> Measured:
 def _chunks(job: ExportJob) -> Iterator[tuple[Arrays, Sequence[Sample]]]:
     """The example, the example without one modality at a time, and the data that fits the bucket."""
     yield job.example, ()
-    counted = [s.name for s in job.contract.inputs if s.counts]
-    for name in counted if len(counted) > 1 else ():
-        yield job.example | {name: np.zeros_like(job.example[name])}, ()
+    emptied = {s.name: s.padding or 0 for s in job.contract.inputs if s.counts or s.padding is not None}
+    for name, nothing in emptied.items() if len(emptied) > 1 else ():
+        yield job.example | {name: np.full_like(job.example[name], nothing)}, ()
     fitting = [s for s in job.samples if all(n <= job.lengths[d] for d, n in s.lengths(job.contract).items())]
     for start in range(0, len(fitting), BATCH):
         part = fitting[start : start + BATCH]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mer_export.contract import BATCH, Contract, Lengths
+from mer_export.contract import BATCH, Contract, Lengths, TensorSpec
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
@@ -112,11 +112,22 @@ def random_inputs(contract: Contract, lengths: Lengths, items: int, seed: int = 
             shortest = max(contract.shortest.get(spec.counts, 1), longest // 2)
             values = np.linspace(longest, shortest, items).astype(spec.dtype)
         elif spec.dtype == "int64":
-            values = draw.integers(0, spec.below or 1, shape)
+            values = random_indices(spec, shape, draw)
+            for row, longest in enumerate(np.linspace(1.0, 0.5, items) if spec.padding is not None else ()):
+                values[row, round(longest * shape[1]) :] = spec.padding
         else:
             values = draw.standard_normal(shape, dtype=np.float32)
         arrays[spec.name] = values
     return arrays
+
+
+def random_indices(spec: TensorSpec, shape: tuple[int, ...], draw: np.random.Generator) -> np.ndarray:
+    """Valid values (int64) of an index input, none of which is its padding."""
+    below = spec.below or 1
+    if spec.padding is None:
+        return draw.integers(0, below, shape)
+    values = draw.integers(0, max(1, below - 1), shape)
+    return values + (values >= spec.padding)
 
 
 def run_model(model: nn.Module, contract: Contract, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

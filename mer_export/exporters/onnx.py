@@ -20,11 +20,13 @@ from mer_export.exporters.torchscript import attention_as_written
 LARGEST_FOLDED = 1 << 31
 """Constants up to this many bytes are folded, recurrent weights included; the exporter's own limit is smaller."""
 
+LARGEST_FILE = 3 << 29
+"""Bytes from which weights go into a file of their own."""
 TALKERS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
 def export(job: ExportJob, path: Path) -> Exported:
-    """Writes one self-contained .onnx file, in fp32 first and from there in the precision of the job."""
+    """Writes one .onnx file, large weights beside it, in fp32 first and from there in the precision of the job."""
     for package in ("onnx", "onnxscript"):
         _need(package)
     import onnx
@@ -32,8 +34,8 @@ def export(job: ExportJob, path: Path) -> Exported:
     import torch
 
     model = to_onnx(job)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save_model(model, path)
+    _save(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
     options: dict[str, Any] = {"nodes": len(model.graph.node), "ran_in": _run(job, path)}
     if job.precision != "fp32":
         fp32 = path.rename(path.with_suffix(".fp32"))
@@ -50,7 +52,7 @@ def to_onnx(job: ExportJob) -> Any:
     from mer_export.exporters.lowering import lower
 
     inputs, outputs = job.contract.inputs, job.contract.outputs
-    with torch.no_grad(), attention_as_written(), _quiet():
+    with torch.no_grad(), attention_as_written(), quiet():
         program = torch.onnx.export(
             lower(job.model),
             job.tensors(),
@@ -72,6 +74,16 @@ def to_onnx(job: ExportJob) -> Any:
     return model
 
 
+def _save(model: Any, path: Path) -> None:
+    """One file; weights stand beside it where it would come near the 2 GB that the format can hold."""
+    import onnx
+
+    if model.ByteSize() < LARGEST_FILE:
+        onnx.save_model(model, path)
+        return
+    onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+
+
 def _run(job: ExportJob, path: Path) -> str:
     """Runs the file on the example where ONNX Runtime is installed: a checked graph may still be refused there."""
     try:
@@ -91,7 +103,7 @@ def _need(package: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences the exporter's notes on packages that no model of ours uses, and its deprecation warnings."""
     loggers = [logging.getLogger(name) for name in TALKERS]
     before = [logger.level for logger in loggers]

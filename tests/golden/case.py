@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,10 @@ class Case:
                 if wrong:
                     problems.append(f"{name}: {wrong} of {reference.size} integers differ")
                 continue
+            patterns = self.content.get("atol_by_output", {})
+            by_pattern = [a for pattern, a in patterns.items() if fnmatchcase(name, pattern)]
             by_prefix = [a for prefix, a in (tolerances or {}).items() if name.startswith(prefix)]
-            atol = self.content.get("atol_by_output", {}).get(name, [*by_prefix, self.content["atol"]][0])
+            atol = [*by_pattern, *by_prefix, self.content["atol"]][0]
             allowed = atol + self.content.get("rtol", 0.0) * np.abs(reference)
             value = value.astype(np.float64)
             with np.errstate(invalid="ignore"):

@@ -12,6 +12,7 @@ from train.protocols.cmerc.settings import CmercSettings
 from train.protocols.emt.settings import EmtSettings, MultSettings, TfrNetSettings
 from train.protocols.facialmmt.settings import FacialMmtSettings
 from train.protocols.mtee.settings import MteeSettings
+from train.protocols.tab.settings import TabSettings
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ RECIPES = {
     "facialmmt": Recipe(FacialMmtSettings, "train.protocols.facialmmt.protocol:FacialMmtProtocol"),
     "mtee": Recipe(MteeSettings, "train.protocols.mtee.protocol:MteeProtocol"),
     "mult": Recipe(MultSettings, "train.protocols.emt.baselines:MultProtocol"),
+    "tab": Recipe(TabSettings, "train.protocols.tab.protocol:TabProtocol"),
     "tfr_net": Recipe(TfrNetSettings, "train.protocols.emt.baselines:TfrNetProtocol"),
 }
 

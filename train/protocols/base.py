@@ -90,9 +90,33 @@ class Protocol(ABC):
     def class_loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """The loss of predictions alone, for evaluation."""
 
+    def published_metrics(self, scores: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, float]:
+        """Further metrics that the authors report, from the rows of each batch; only with `batch` semantics."""
+        return {}
+
+    def end_epoch(self, record: Mapping[str, Any], model: nn.Module, optimizer: Any, passed: bool) -> None:  # noqa: B027
+        """Called after every epoch with its record; after a resume again for all epochs that have `passed` before.
+
+        `passed` is False for the epoch that the loaded tensors come from.
+        """
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What else resuming needs."""
+        return {}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:  # noqa: B027
+        """Takes back what `tensors` gave."""
+
     def evaluate(self, model: Any, samples: Sequence[Sample], contract: Contract, task: Task) -> dict[str, float]:
         """Metrics after an epoch, with the semantics that are being trained."""
         semantics: Semantics = getattr(self.settings, "semantics", "single")
         return evaluate_model(
-            model, samples, contract, task, semantics=semantics, class_loss=self.class_loss, mean=self.mean
+            model,
+            samples,
+            contract,
+            task,
+            semantics=semantics,
+            class_loss=self.class_loss,
+            mean=self.mean,
+            published=self.published_metrics,
         )

@@ -67,6 +67,10 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     spec, bound = mapping(path, spec)
     refuse_leakage(spec, bound, path)
     rows = table_rows(path, spec)
+    if spec.context is not None:
+        from mer_export.data.readers.context_utterances import read_context
+
+        return read_context(path, spec, rows, labels)
     if spec.unit == "utterance":
         from mer_export.data.readers.utterance_table import read_utterances
 
@@ -75,10 +79,10 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
         raise InputError(f"{path}: the table {spec.table} has no rows in the chosen splits")
     values = [r.cell(spec.label) for r in rows]
     reader = LabelReader(str(path / str(spec.table)), labels, spec.label_names, values)
-    arrays = _Arrays(path, rows)
+    arrays = Arrays(path, rows)
     splits: dict[str, list[Sample]] = {}
     sentences: dict[str, list[str]] = {}
-    for (split, _), group in _dialogues(rows, spec).items():
+    for (split, _), group in dialogues(rows, spec).items():
         sample = _sample(group, spec, reader, arrays)
         splits.setdefault(split, []).append(sample)
         if spec.sentence:
@@ -90,9 +94,20 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
 def files(path: Path, spec: DataSpec) -> list[Path]:
     """The files of the data set."""
     spec, _ = mapping(path, spec)
-    patterns = [str(spec.table), *(s.file for sources in spec.sources.values() for s in sources)]
+    sources = [s for found in spec.sources.values() for s in found]
+    sources += [spec.context.vectors] if spec.context and spec.context.vectors else []
+    patterns = [str(spec.table), *(s.file for s in sources)]
     names = [p.replace("{split}", s) for p in patterns for s in (spec.splits if "{split}" in p else ("",))]
     return [path / name for name in dict.fromkeys(names)]
+
+
+def sentences(path: Path, spec: DataSpec, split: str) -> list[str]:
+    """What is said in one split, by `data.sentence`; raises UsageError where no column or utterance is there."""
+    spec, _ = mapping(path, spec)
+    found = [r.cell(spec.sentence) for r in table_rows(path, spec) if r.split == split]
+    if not spec.sentence or not found:
+        raise UsageError(f"{path} has no sentences of split {split!r}: name their column in data.sentence")
+    return found
 
 
 def mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, dict[tuple[str, str | None], tuple[str, ...]]]:
@@ -177,7 +192,7 @@ def _require(columns: Columns, spec: DataSpec, path: Path) -> None:
             raise InputError(f"{path} has no column {name!r} (data.{role}), there are {list(columns)}")
 
 
-def _dialogues(rows: list[Row], spec: DataSpec) -> dict[tuple[str, str], list[Row]]:
+def dialogues(rows: list[Row], spec: DataSpec) -> dict[tuple[str, str], list[Row]]:
     """Rows by split and dialogue, in order of appearance, sorted within."""
     groups: dict[tuple[str, str], list[Row]] = {}
     home: dict[str, str] = {}
@@ -203,7 +218,7 @@ def _order_key(value: str) -> tuple[int, float, str]:
         return (1, 0.0, value)
 
 
-def _sample(rows: list[Row], spec: DataSpec, labels: LabelReader, arrays: _Arrays) -> Sample:
+def _sample(rows: list[Row], spec: DataSpec, labels: LabelReader, arrays: Arrays) -> Sample:
     dialogue = rows[0].cell(spec.dialogue)
     # Where every split has its own file, ids start again in each.
     name = f"{rows[0].split}/{dialogue}" if "{split}" in str(spec.table) else dialogue
@@ -224,7 +239,7 @@ def _sample(rows: list[Row], spec: DataSpec, labels: LabelReader, arrays: _Array
     return Sample(id=name, inputs=inputs, units=units, labels=found)
 
 
-class _Arrays:
+class Arrays:
     """Feature files, each read once and held against the table."""
 
     def __init__(self, path: Path, rows: list[Row]):

@@ -5,7 +5,8 @@
         {"id": "u1", "speaker": "Ann", "label": "joy", "sentence": "...", "text": [[...]], "audio": [...]}, ...]}
 
 `text` is one vector or a list of vectors; a modality is given for every utterance of a dialogue or for none. A speaker
-is a name or an index; `label` a class name, an index or null.
+is a name or an index; `label` a class name, an index or null. For models that read an utterance with its context each
+utterance becomes a sample, see `context_utterances.read_line`.
 """
 
 from __future__ import annotations
@@ -52,11 +53,12 @@ def pairs(
         if split not in (None, name):
             continue
         try:
-            sample = _sample(line, reader, speakers)
+            found = _samples(path, line, spec, reader, speakers)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{path}: line {number} is no dialogue: {what}") from None
-        yield name, sample
+        for sample in found:
+            yield name, sample
     if split is not None and split not in seen:
         raise UsageError(f"no split {split!r} in {path}, there are {sorted(seen)}")
 
@@ -92,6 +94,15 @@ def _speaker_count(path: Path, spec: DataSpec) -> int:
     if not isinstance(count, int) or count < 1:
         raise InputError(f"{path}: speakers is {count!r}, it must be a number from 1")
     return count
+
+
+def _samples(path: Path, line: dict[str, Any], spec: DataSpec, labels: LabelReader, speakers: int) -> list[Sample]:
+    """A dialogue, or its utterances where the model reads those."""
+    if spec.context is None:
+        return [_sample(line, labels, speakers)]
+    from mer_export.data.readers.context_utterances import read_line
+
+    return list(read_line(line, spec, path.parent, labels))
 
 
 def _sample(line: dict[str, Any], labels: LabelReader, speakers: int) -> Sample:

@@ -37,8 +37,12 @@ OLD_PREFIX = re.compile(r"(^|\.)decoder\.(?=sentence_encoder\.|lm_head\.)")
 """Until 0.9 the encoder was called decoder."""
 PACKED = re.compile(r"(.*\.self_attn\.)in_proj_(weight|bias)")
 """Until 0.8 query, key and value rows were one matrix, in this order."""
-NEVER_READ = re.compile(r"(^|\.)(lm_head|classification_heads)\.|(^|\.)_float_tensor$|sentence_encoder\.version$")
-"""Heads of the pre-training, and buffers that only mark a version."""
+NEVER_READ = re.compile(
+    r"(^|\.)(lm_head|classification_heads)\."
+    r"|(^|\.)_float_tensor$|sentence_encoder\.version$"
+    r"|\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$"
+)
+"""Heads of the pre-training, buffers that only mark a version, and the second copies that 0.12 keeps of each layer."""
 
 
 def renames(config: BertConfig, theirs: str, ours: str) -> dict[str, str]:
@@ -49,6 +53,17 @@ def renames(config: BertConfig, theirs: str, ours: str) -> dict[str, str]:
         layer = {f"{a}.{p}": f"{o}.{p}" for a, o in LAYER.items() for p in PARTS} | KEY_BIAS
         names |= {f"{theirs}layers.{n}.{a}": f"{ours}layers.{n}.{o}" for a, o in layer.items()}
     return names
+
+
+def shapes(config: BertConfig, theirs: str) -> dict[str, tuple[int, ...]]:
+    """Shape of every entry of `renames`."""
+    import torch
+
+    from mer_export.models.bert.network import Bert
+
+    with torch.device("meta"):
+        own = Bert(config).state_dict()
+    return {name: tuple(own[ours].shape) for name, ours in renames(config, theirs, "").items()}
 
 
 def modern(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -28,15 +28,30 @@ def tokens(inputs: Mapping[str, Tensor], config: BertConfig) -> TokenInputs:
     missing = lengths == 0
     extra = max(0, 2 - ids.shape[1])
     ids, segments = functional.pad(ids, (0, extra)), functional.pad(segments, (0, extra))
-    place = torch.arange(ids.shape[1], device=ids.device)
-    blank = torch.where(
-        place == 0, config.first_token, torch.where(place == 1, config.last_token, config.padding_token)
-    )
     return TokenInputs(
-        torch.where(missing[:, None], blank, ids),
+        torch.where(missing[:, None], _blank(ids, config), ids),
         torch.where(missing[:, None], 0, segments),
         torch.where(missing, 2, lengths),
     )
+
+
+def by_padding(
+    ids: Int[Tensor, "batch tokens"], config: BertConfig
+) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
+    """Token ids of at least two positions and their lengths, which the padding token tells.
+
+    A row of padding alone, which the encoder has no answer for, becomes the two special tokens.
+    """
+    ids = functional.pad(ids, (0, max(0, 2 - ids.shape[1])), value=config.padding_token)
+    lengths = (ids != config.padding_token).to(torch.int64).sum(dim=1)
+    missing = lengths == 0
+    return torch.where(missing[:, None], _blank(ids, config), ids), torch.where(missing, 2, lengths)
+
+
+def _blank(ids: Int[Tensor, "batch tokens"], config: BertConfig) -> Int[Tensor, " tokens"]:
+    """The two special tokens and padding."""
+    place = torch.arange(ids.shape[1], device=ids.device)
+    return torch.where(place == 0, config.first_token, torch.where(place == 1, config.last_token, config.padding_token))
 
 
 class Bert(nn.Module):

@@ -1,0 +1,75 @@
+"""From transcripts and wav files to token ids, whatever the kind of tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mer_export.data.bytepairs import MERGES, VOCABULARY, BytePairs
+from mer_export.data.spec import DataSpec
+from mer_export.data.wordpiece import WordPiece
+
+if TYPE_CHECKING:
+    from mer_export.bundle import Bundle, Commit
+
+FOLDER = "tokenizer"
+"""Where a bundle keeps them."""
+SPEECH = f"{FOLDER}/speech"
+TEXT_FILES = ("vocab.txt", VOCABULARY, MERGES)
+SPEECH_FILES = ("config.json", "model.onnx", "dict.txt")
+
+
+def tokenizer_files(spec: DataSpec) -> dict[str, Path]:
+    """The files of a data section's tokenizers by their place in a bundle.
+
+    Raises:
+        InputError: a text tokenizer that cannot be read.
+    """
+    found: dict[str, Path] = {}
+    if spec.tokenizer:
+        load_tokenizer(spec.tokenizer)
+        given = Path(spec.tokenizer)
+        files = {n: given / n for n in TEXT_FILES} if given.is_dir() else {TEXT_FILES[0]: given}
+        found |= {f"{FOLDER}/{n}": p for n, p in files.items()}
+    if spec.context and spec.context.speech:
+        found |= {f"{SPEECH}/{n}": Path(spec.context.speech) / n for n in SPEECH_FILES}
+    return {name: path for name, path in found.items() if path.is_file()}
+
+
+def keep_tokenizers(change: Commit, spec: DataSpec) -> None:
+    """Copies the tokenizers into a bundle, so that it takes transcripts and recordings wherever it is."""
+    for name, path in tokenizer_files(spec).items():
+        shutil.copyfile(path, change.file(name))
+
+
+def with_kept(spec: DataSpec, bundle: Bundle) -> DataSpec:
+    """The data section with the tokenizers that the bundle keeps."""
+    names = bundle.manifest.files
+    changed: dict[str, Any] = {}
+    if any(f"{FOLDER}/{n}" in names for n in TEXT_FILES):
+        changed["tokenizer"] = str(bundle.root / FOLDER)
+    if spec.context and f"{SPEECH}/{SPEECH_FILES[0]}" in names:
+        changed["context"] = spec.context.model_copy(update={"speech": str(bundle.root / SPEECH)})
+    return spec.model_copy(update=changed)
+
+
+@lru_cache(maxsize=4)
+def load_tokenizer(path: str) -> BytePairs | WordPiece:
+    """Byte pairs of a folder with vocab.json, else the word pieces of a vocab.txt; raises InputError for neither."""
+    return BytePairs.load(path) if (Path(path) / VOCABULARY).is_file() else WordPiece.load(path)
+
+
+def text_tokens(tokenizer: str, sentence: str, lower: bool = True) -> np.ndarray:
+    """Ids (int64) of a sentence with both special tokens."""
+    return load_tokenizer(tokenizer).encode(sentence.lower() if lower else sentence)
+
+
+def speech_tokens(folder: str, recording: Path) -> np.ndarray:
+    """Ids (int64) of a wav file through the speech tokeniser of a folder."""
+    from mer_export.data.speech import load_speech_tokenizer
+
+    return load_speech_tokenizer(folder).encode_file(recording)

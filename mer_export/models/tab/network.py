@@ -1,0 +1,124 @@
+"""The networks of tab: first-token features of two encoders, attention over the context, one head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mer_export.models.bert.network import Bert, by_padding
+from mer_export.models.tab.config import TabConfig
+
+Tokens = Int[Tensor, "batch tokens"]
+Window = Float[Tensor, "batch slots_by_width"]
+Logits = Float[Tensor, "batch labels"]
+Attention = Float[Tensor, "batch heads slots"]
+
+
+class Tab(nn.Module):
+    """Everything but the signature of `forward`, which depends on the variant."""
+
+    def __init__(self, config: TabConfig):
+        super().__init__()
+        self.config = config
+        self.encoders = nn.ModuleDict({m: Bert(c) for m, c in config.encoders.items() if m in config.branches})
+        self.context = ContextAttention(config) if "tab" in config.branches else None
+        self.hidden = nn.Linear(sum(config.widths.values()), config.head_width)
+        self.out = nn.Linear(config.head_width, len(config.labels), bias=False)
+
+    def encode(self, modality: str, tokens: Tokens) -> Float[Tensor, "batch hidden"]:
+        """The state of the first token. A row of padding alone is read as the two special tokens."""
+        encoder = self.encoders[modality]
+        assert isinstance(encoder, Bert)
+        ids, lengths = by_padding(tokens, encoder.config)
+        return encoder.first(ids, None, lengths)
+
+    def classify(self, vectors: Mapping[str, Tensor]) -> Logits:
+        """Raw scores of the branches' vectors."""
+        joined = torch.cat([vectors[b] for b in self.config.branches], dim=-1)
+        return self.out(torch.relu(self.hidden(joined)))
+
+    def answer(self, tokens: Mapping[str, Tokens], window: Window) -> tuple[Logits, Attention]:
+        """Scores, and the attention over the context."""
+        assert self.context is not None
+        context, attention = self.context(window)
+        return self.classify({m: self.encode(m, ids) for m, ids in tokens.items()} | {"tab": context}), attention
+
+    def in_batch(self, **inputs: Tensor) -> Logits:
+        """Scores as the original computes them in a batch, which are the same: only its metrics differ."""
+        found = self(**inputs)
+        return found[0] if isinstance(found, tuple) else found
+
+
+class Fusion(Tab):
+    """Text, audio and context."""
+
+    def forward(self, text_tokens: Tokens, audio_tokens: Tokens, tab_embedding: Window) -> tuple[Logits, Attention]:
+        return self.answer({"text": text_tokens, "audio": audio_tokens}, tab_embedding)
+
+
+class Lhs(Tab):
+    """The two encoders alone, as they are fine-tuned first."""
+
+    def forward(self, text_tokens: Tokens, audio_tokens: Tokens) -> Logits:
+        return self.classify({"text": self.encode("text", text_tokens), "audio": self.encode("audio", audio_tokens)})
+
+
+class TextTab(Tab):
+    """Text and context."""
+
+    def forward(self, text_tokens: Tokens, tab_embedding: Window) -> tuple[Logits, Attention]:
+        return self.answer({"text": text_tokens}, tab_embedding)
+
+
+class AudioTab(Tab):
+    """Audio and context."""
+
+    def forward(self, audio_tokens: Tokens, tab_embedding: Window) -> tuple[Logits, Attention]:
+        return self.answer({"audio": audio_tokens}, tab_embedding)
+
+
+class TabOnly(Tab):
+    """The context alone."""
+
+    def forward(self, tab_embedding: Window) -> tuple[Logits, Attention]:
+        return self.answer({}, tab_embedding)
+
+
+NETWORKS: dict[str, type[Tab]] = {
+    "fusion": Fusion,
+    "lhs": Lhs,
+    "text_tab": TextTab,
+    "audio_tab": AudioTab,
+    "tab": TabOnly,
+}
+
+
+def network(config: TabConfig) -> Tab:
+    """The network whose `forward` fits the contract of `config`."""
+    return NETWORKS[config.variant](config)
+
+
+class ContextAttention(nn.Module):
+    """The time-asynchronous branch: self-attention over the sentence vectors of neighbouring utterances.
+
+    Slots of zeros, as at the border of a session, take part: they give what the bias of the projection gives.
+    """
+
+    def __init__(self, config: TabConfig):
+        super().__init__()
+        self.slots, self.sentence_dim = config.slots, config.sentence_dim
+        self.project = nn.Linear(config.sentence_dim, config.tab_width)
+        self.inner = nn.Linear(config.tab_width, config.tab_width, bias=False)
+        self.score = nn.Linear(config.tab_width, config.tab_heads, bias=False)
+        for layer in (self.inner, self.score):
+            nn.init.uniform_(layer.weight, -0.1, 0.1)
+        self.dropout = nn.Dropout(config.tab_dropout)
+
+    def forward(self, window: Window) -> tuple[Float[Tensor, "batch heads_by_width"], Attention]:
+        """The heads' vectors side by side, and the weight that each head gives to each slot."""
+        states = torch.relu(self.project(window.reshape(-1, self.slots, self.sentence_dim)))
+        attention = torch.softmax(self.score(torch.tanh(self.inner(states))), dim=1).transpose(1, 2)
+        return self.dropout(attention @ states).flatten(1), attention

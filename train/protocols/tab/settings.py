@@ -1,0 +1,54 @@
+"""The `protocol:` section of tab; needs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from train.protocols.tab.newbob import RAMP_FROM, THRESHOLD
+
+
+class Frozen(BaseModel):
+    """What of each encoder is not trained: nothing, its first layers (embeddings are trained), or `all` of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: int | Literal["all"] = "all"
+    audio: int | Literal["all"] = "all"
+
+
+class NewbobSettings(BaseModel):
+    """The schedule on a metric, in percent, of a measured split, more being better.
+
+    The original builds it and never steps it. With `restore` an epoch without gain goes back to the best weights, as
+    its comments say; without, weights stay, as its code does.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    split: str = "valid"
+    metric: str = "unweighted_accuracy"
+    restore: bool = False
+    threshold: float = Field(THRESHOLD, ge=0)
+    ramp_from: int = Field(RAMP_FROM, ge=1)
+
+
+class TabSettings(BaseModel):
+    """Losses and freezing. Encoders are loaded from files of their pre-training, or from a fine-tuned `lhs`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    semantics: Literal["single", "batch"] = "single"
+    """`batch` also reports metrics as the original does, averaged over batches; answers are the same."""
+    margin: float = Field(0.4, gt=0)
+    penalty: float = Field(0.0, ge=0)
+    """Weight of the attention penalty, 0.3 where the original uses it."""
+    freeze: Frozen = Frozen()
+    text_encoder: str | None = None
+    """Checkpoint of RoBERTa: fairseq's, or a folder as `transformers` stores it."""
+    audio_encoder: str | None = None
+    """Checkpoint of Speech-BERT."""
+    lhs: str | None = None
+    """A bundle of variant lhs, or the authors' state dict of one: both encoders after joint fine-tuning."""
+    newbob: NewbobSettings | None = None
