@@ -6,7 +6,7 @@ second file have `FACE` in front; a file is known by its names.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mer_export.errors import UnsupportedError
 from mer_export.models import crossmodal
@@ -120,14 +120,20 @@ def part(state: dict[str, Tensor]) -> str:
     return FACE if any(n.startswith("swin.") for n in state) else ""
 
 
-def fit(values: dict[str, object], state: dict[str, Tensor]) -> dict[str, object]:
-    """A configuration with the lengths that a checkpoint's tables of positions have, where it does not say them."""
+def fit(values: dict[str, Any], state: dict[str, Tensor]) -> dict[str, Any]:
+    """A configuration with as many positions as a checkpoint's tables have, where it does not say how many.
+
+    A length that is not set, or longer than its table, becomes that of the table.
+    """
     found = dict(values)
     for m in ("audio", "vision"):
         names = (f"{m}_utt_transformer.position_embeddings.weight", "utt_transformer.position_embeddings.weight")
         table = next((state[n] for n in names[: 1 + (m == "vision")] if n in state), None)
-        if table is not None:
-            found[f"{m}_positions"] = found[f"{m}_len"] = len(table)
+        if table is None or found.get(f"{m}_positions"):
+            continue
+        own, usual = found.get(f"{m}_len"), FacialMmtConfig.model_fields[f"{m}_len"].default
+        found[f"{m}_positions"] = len(table)
+        found[f"{m}_len"] = len(table) if own in (None, usual) or own > len(table) else own
     return found
 
 

@@ -21,7 +21,7 @@ from train.batches import Batch, in_batches, make_batch
 from train.config import TrainConfig
 from train.evaluate import LossMean
 from train.protocols.base import Autocast, AuxiliaryPass, Protocol
-from train.protocols.facialmmt.augment import jitter_faces
+from train.protocols.facialmmt.augment import augment_faces, jitter_faces
 from train.protocols.facialmmt.auxiliary import Expressions
 from train.protocols.facialmmt.encoded import EncodedOnce
 from train.protocols.facialmmt.settings import FacialMmtSettings
@@ -83,7 +83,9 @@ class FacialMmtProtocol(Protocol):
         noise, images = batch.inputs.get("gumbel_noise"), batch.inputs.get("images")
         if noise is not None and self.settings.gumbel:
             batch.inputs["gumbel_noise"] = gumbel(noise)
-        if images is not None and self.settings.colour_jitter:
+        if images is not None and self.settings.augment_faces:
+            batch.inputs["images"] = augment_faces(images)
+        elif images is not None and self.settings.colour_jitter:
             batch.inputs["images"] = jitter_faces(images, self.settings.colour_jitter)
         return batch
 

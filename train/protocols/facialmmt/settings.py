@@ -44,4 +44,6 @@ class FacialMmtSettings(Strict):
     """Draw the noise of the expression distribution in training; measuring goes without, as exports do."""
     colour_jitter: float = Field(0.5, ge=0)
     """Of face crops in training."""
+    augment_faces: bool = False
+    """Change face crops of variant `face` as those of the auxiliary task are."""
     auxiliary: Auxiliary = Auxiliary()
