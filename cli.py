@@ -348,7 +348,9 @@ def crossval(
 @app.command("import")
 def import_(
     system: Annotated[str, typer.Argument(help="System the checkpoint belongs to.")],
-    checkpoint: Annotated[Path, typer.Argument(help="Authors' state_dict: torch or safetensors.")],
+    checkpoints: Annotated[
+        list[Path], typer.Argument(metavar="CHECKPOINT...", help="Authors' weights: torch or safetensors.")
+    ],
     out: Out,
     preset: Annotated[str | None, typer.Option("--preset", help="Recipe that the checkpoint was trained with.")] = None,
     config: ConfigFile = None,
@@ -364,7 +366,7 @@ def import_(
     resolved = resolve_config(system, preset, config, sets or ())
     if dry_run:
         return _plan("import", {"out": str(out), **resolved.model_dump(mode="json")}, as_json)
-    _, report = import_checkpoint(system, checkpoint, resolved.model_dump(mode="json"), out, force)
+    _, report = import_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), out, force)
     _emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {summary_line(report)}"])
     return None
 

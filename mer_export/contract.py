@@ -78,6 +78,8 @@ class Contract(BaseModel):
     """The shortest real length of a sequence dim where it is more than 1."""
     fill: dict[str, Fill] = {}
     """Sequence dims whose items are filled with zeros that count as real; padding elsewhere is not read."""
+    whole: tuple[str, ...] = ()
+    """Sequence dims that are never cut to fit, because another input holds places in them."""
     keeps_start: tuple[str, ...] = ()
     """Sequence dims that lose their end when an item is cut; others lose their beginning."""
     shared: dict[str, Table] = {}

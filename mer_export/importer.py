@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,21 @@ from mer_export.bundle import CONFIG, WEIGHTS, Bundle, Manifest, sha256
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokenizers import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
-from mer_export.weights import import_weights, load_checkpoint
+from mer_export.weights import import_weights, load_checkpoints
 
 
 def import_checkpoint(
-    system: str, checkpoint: Path, resolved: dict[str, Any], out: Path, force: bool = False
+    system: str, checkpoints: Path | Sequence[Path], resolved: dict[str, Any], out: Path, force: bool = False
 ) -> tuple[Bundle, dict[str, int]]:
     """Makes a bundle from a state_dict with the authors' parameter names.
 
     Args:
         system: name in the registry.
-        checkpoint: torch or safetensors file, or plain pickle, of tensors; nothing in it is executed.
-        resolved: the whole configuration to keep in the bundle; its `model` section describes the network. Word vectors
-            that its `data` section names are taken from there or from beside the checkpoint, else from the checkpoint.
+        checkpoints: torch or safetensors file, plain pickle of tensors, or model that was saved whole; several where
+            the authors keep one network in several files. Nothing in them is executed.
+        resolved: the whole configuration to keep in the bundle; its `model` section describes the network, up to sizes
+            that only the checkpoint knows. Word vectors that its `data` section names are taken from there or from
+            beside the checkpoint, else from the checkpoint.
         out: the new bundle.
         force: replace an existing bundle.
 
@@ -36,13 +39,16 @@ def import_checkpoint(
     """
     from safetensors.torch import save_model
 
+    paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
     record = registry.get(system)
+    table = registry.resolve(record.weights)
+    state = load_checkpoints(paths, table)
+    resolved = resolved | {"model": table.fit(resolved["model"], state)}
     config = record.parse(resolved["model"])
     model = record.build(config)
-    state = load_checkpoint(checkpoint)
     data = DataSpec.model_validate(resolved.get("data") or {})
-    found = {"state": state} | vectors_of(data.emotions, (Path(), checkpoint.parent))
-    report = import_weights(model, state, registry.resolve(record.weights), config)
+    found = {"state": state} | vectors_of(data.emotions, (Path(), paths[0].parent))
+    report = import_weights(model, state, table, config)
     manifest = Manifest(
         system=system,
         variant=record.variant_of(config),
@@ -51,8 +57,8 @@ def import_checkpoint(
         contract=record.complete(record.contract(config), config, found),
         provenance={
             "origin": "imported checkpoint",
-            "file": checkpoint.name,
-            "sha256": sha256(checkpoint),
+            "file": ", ".join(p.name for p in paths),
+            "sha256": ", ".join(sha256(p) for p in paths),
             "source": record.source,
             "mer": __version__,
         },

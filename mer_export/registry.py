@@ -19,7 +19,7 @@ from mer_export.task import Task
 if TYPE_CHECKING:
     from torch import nn
 
-NAMES = ("cmerc", "emt", "mtee", "mult", "tab", "tfr_net")
+NAMES = ("cmerc", "emt", "facialmmt", "mtee", "mult", "tab", "tfr_net")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,9 @@ class WeightMap:
     `renames` maps authors' names to ours; several names of one shared tensor lead to the same one of ours. `unused`
     gives the shapes of weights never read, which are written as zeros; `constants` the entries that are not learnt,
     written as they are; `ignored` the shapes of entries that some versions have, never written. A checkpoint may lack
-    all three. `prepare` does to a checkpoint what the authors' own code does to it before loading.
+    all three. `prepare` does to a checkpoint what the authors' own code does to it before loading. Where several files
+    make one network, `part` gives what stands before the names of one of them. `fit` completes the values of a
+    configuration with sizes that only the checkpoint knows.
     """
 
     renames: Callable[[Any], dict[str, str]]
@@ -37,6 +39,8 @@ class WeightMap:
     ignored: Callable[[Any], dict[str, tuple[int, ...]]] = lambda config: {}
     constants: Callable[[Any], dict[str, Tensor]] = lambda config: {}
     prepare: Callable[[Any, dict[str, Tensor]], dict[str, Tensor]] = as_it_is
+    part: Callable[[dict[str, Tensor]], str] = lambda state: ""
+    fit: Callable[[dict[str, Any], dict[str, Tensor]], dict[str, Any]] = lambda values, state: values
 
 
 def bundle_model(bundle: Bundle) -> nn.Module:
@@ -70,9 +74,10 @@ def load_from_bundle(model: nn.Module, path: Path | str) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """A state_dict from a torch or safetensors file, or from a plain pickle of tensors; nothing is executed.
+    """A state_dict from a torch or safetensors file, a plain pickle of tensors, or a model that was saved whole.
 
-    It stands alone or, as fairseq writes it, under `model`.
+    It stands alone, or under `model` or `state_dict`. Nothing is executed: of a whole model only parameters and
+    buffers are read, without its wrappers' prefixes.
     """
     return load_arguments(path)[1]
 
@@ -105,21 +110,42 @@ def load_arguments(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{path} is no checkpoint of plain tensors, it was not loaded: {reason}") from None
     arguments: Any = {}
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):
-        arguments, state = state.get("args") or state.get("cfg") or {}, state["model"]
+    inner = next(
+        (k for k in ("model", "state_dict") if isinstance(state, dict) and isinstance(state.get(k), dict)), None
+    )
+    if inner is not None:
+        arguments, state = state.get("args") or state.get("cfg") or {}, state[inner]
         arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
         raise UsageError(f"{path} holds {type(state).__name__}, expected a state_dict: name to tensor")
     return arguments if isinstance(arguments, dict) else {}, state
 
 
+def load_checkpoints(paths: Sequence[Path], table: WeightMap) -> dict[str, Tensor]:
+    """The entries of one file, or of all that make a network together, each name with its file's part before it."""
+    if len(paths) == 1:
+        return load_checkpoint(paths[0])
+    found: dict[str, Tensor] = {}
+    for path in paths:
+        state = load_checkpoint(path)
+        before = table.part(state)
+        named = {before + n: t for n, t in state.items()}
+        if twice := set(named) & set(found):
+            raise UsageError(f"{path} and a file before it both hold {min(twice)}: give one file of each kind")
+        found |= named
+    return found
+
+
 def _plain_pickle(path: Path) -> Any:
-    """What some authors dump without torch.save."""
+    """What some authors dump without torch.save, or with it as a whole object."""
+    import zipfile
+
     import torch
 
     from mer_export.data.tensor_pickle import load_tensor_pickle
+    from mer_export.data.torch_archive import load_module
 
-    found = load_tensor_pickle(path)
+    found = load_module(path) if zipfile.is_zipfile(path) else load_tensor_pickle(path)
     if not isinstance(found, dict):
         return found
     return {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in found.items()}

@@ -80,8 +80,11 @@ class TrainConfig(Strict):
     """Items per step and process."""
     lr: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """`adamw` decays weights apart from the gradient."""
     plateau: Plateau | None = None
+    warm_up: float | None = Field(None, ge=0, lt=1)
+    """Part of all steps over which the learning rate rises from 0, to fall to 0 over the rest; None leaves it."""
     clip: float | None = Field(None, gt=0)
     """Largest gradient norm, none in the published recipes."""
     average: float | None = Field(None, gt=0, lt=1)

@@ -17,10 +17,11 @@ from mer_export.errors import InputError, MerError, NotAvailableError, UsageErro
 from mer_export.task import Task
 from train.config import TrainConfig
 from train.protocols import protocol_class
-from train.protocols.base import Protocol
+from train.protocols.base import AuxiliaryPass, Protocol
 from train.provenance import width_statistics
 from train.seeds import seed_everything
 from train.updates import plateau_schedule
+from train.warm_up import WarmUp
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -98,6 +99,12 @@ class Stage:
         self.module, self.optimizer = accelerator.prepare(module, self.updates.optimizer)
         self.updates.optimizer = self.optimizer
         self.schedule = plateau_schedule(config, self.optimizer)
+        self.warm_up: WarmUp | None = None
+        batches = -(-len(self.protocol.batches(samples, config.batch)) // accelerator.num_processes)
+        self.steps_per_epoch = batches // self.updates.every
+        if config.warm_up is not None:
+            steps = config.epochs * batches / self.updates.every
+            self.warm_up = WarmUp(self.optimizer, steps, config.warm_up)
         self.average: AveragedModel | None = None
         if config.average is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
@@ -123,8 +130,11 @@ class Stage:
             buffer.copy_(broadcast(buffer))
         self.protocol.begin_epoch(self.model, number)
         self.module.train()
+        others = self.protocol.auxiliary_pass(self.model, self._auxiliary(number))
+        if self.warm_up is not None:
+            self.warm_up.at(number * self.steps_per_epoch)
         history = [self._step(index, group) for index, group in enumerate(self._own_batches(chosen))]
-        means = {name: float(torch.stack([h[name] for h in history]).mean()) for name in history[0]}
+        means = {name: float(torch.stack([h[name] for h in history]).mean()) for name in history[0]} | others
         if not all(torch.isfinite(torch.tensor(list(means.values())))):
             raise MerError(f"training diverged in epoch {number + 1}, losses are {means}: lower lr or set clip")
         seconds = round(time.perf_counter() - started, 3)
@@ -153,12 +163,24 @@ class Stage:
         self.updates.before(index)
         parts = self.protocol.step(self.module, batch, self.accelerator.autocast)
         self.accelerator.backward(parts["total"])
-        if self.config.clip is not None:
+        if self.config.clip is not None and self.updates.applies(index):
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         stepped = self.updates.after(index)
+        if self.warm_up is not None and stepped:
+            self.warm_up.next()
         if self.average is not None and stepped:
             self.average.update_parameters(self.model)
         return {name: part.detach() for name, part in parts.items()}
+
+    def _auxiliary(self, number: int) -> AuxiliaryPass:
+        return AuxiliaryPass(
+            epoch=number,
+            epochs=self.config.epochs,
+            optimizer=self.optimizer,
+            device=self.accelerator.device,
+            autocast=self.accelerator.autocast,
+            backward=self.accelerator.backward,
+        )
 
     def _own_batches(self, chosen: Sequence[Sample]) -> list[list[Sample]]:
         """This process's share; every process gets as many batches, the first ones repeat where they do not divide."""

@@ -67,7 +67,9 @@ def feature_statistics(samples: Sequence[Sample], contract: Contract) -> dict[st
     found = {}
     for spec in contract.features:
         width = spec.dims[-1]
-        arrays = [s.inputs[spec.name].ravel() for s in samples if spec.name in s.inputs]
+        # Images are decoded when they are read; all of them at once need not fit in memory.
+        given = (s.inputs[spec.name] for s in samples if spec.name in s.inputs)
+        arrays = [a.ravel() for a in given if isinstance(a, np.ndarray)]
         if spec.dtype != "float32" or not isinstance(width, int) or not arrays:
             continue
         values = np.concatenate(arrays)
@@ -95,7 +97,7 @@ def width_statistics(samples: Iterable[Sample], name: str) -> tuple[np.ndarray, 
 
 
 def _digest(digest: Any, name: str, array: np.ndarray) -> None:
-    array = np.ascontiguousarray(array)
+    array = np.ascontiguousarray(getattr(array, "fingerprint", array))
     digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
     digest.update(array.data if array.size else b"")
 

@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from train.adamw import AdamW
 from train.config import TrainConfig
 
 Rule = Literal["last", "each"]
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": AdamW,
+    "sgd": torch.optim.SGD,
+}
 
 
 def make_optimizer(config: TrainConfig, params: Iterable[Any]) -> torch.optim.Optimizer:
@@ -53,6 +58,10 @@ class Updates:
         """To call before the backward pass of batch number `batch` (from 0) of an epoch."""
         if batch % self.every == 0:
             self.optimizer.zero_grad()
+
+    def applies(self, batch: int) -> bool:
+        """Whether the gradients after batch number `batch` are applied at once."""
+        return self.rule == "each" or (batch + 1) % self.every == 0
 
     def after(self, batch: int) -> int:
         """To call after the backward pass; returns how many optimiser steps were taken."""

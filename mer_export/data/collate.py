@@ -72,7 +72,8 @@ def _share(out: np.ndarray, spec: TensorSpec, contract: Contract) -> None:
     out[: len(values)] = values
 
 
-def _place(row: np.ndarray, values: np.ndarray, spec: TensorSpec, sample_id: str, contract: Contract) -> None:
+def _place(row: np.ndarray, given: np.ndarray, spec: TensorSpec, sample_id: str, contract: Contract) -> None:
+    values = np.asarray(given)
     for dim, have, want in zip(spec.dims[1:], values.shape, row.shape, strict=True):
         if isinstance(dim, int) and have != want:
             raise InputError(f"{sample_id}: {spec.name} is {have} wide, the model was made for {want}")

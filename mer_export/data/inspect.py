@@ -132,6 +132,7 @@ class _Tally:
         self.tokens: dict[str, Counter[int]] = {}
         self.speakers: Counter[int] = Counter()
         self.unlabelled = 0
+        self.images = 0
         self.modalities: dict[str, _Moments] = {}
 
     def add(self, sample: Sample) -> None:
@@ -141,7 +142,9 @@ class _Tally:
         else:
             self._label(sample, sample.labels)
         for name, array in sample.inputs.items():
-            if array.dtype.kind == "f":
+            if not isinstance(array, np.ndarray):
+                self.images += len(array)
+            elif array.dtype.kind == "f":
                 self.modalities.setdefault(name, _Moments()).add(sample, array)
             elif name == "speaker":
                 self.speakers.update(array.tolist())
@@ -172,6 +175,7 @@ class _Tally:
             ),
             "unlabelled": self.unlabelled,
             **{name: _quantiles(lengths) for name, lengths in self.tokens.items()},
+            **({"images": self.images} if self.images else {}),
             "speakers": {str(i): c for i, c in sorted(self.speakers.items())},
             "modalities": {m: s.summary() for m, s in self.modalities.items()},
         }

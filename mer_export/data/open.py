@@ -63,6 +63,18 @@ FORMATS: dict[str, Format] = {
         writes=True,
         directory=True,
     ),
+    "facialmmt": Format(
+        "features, texts and faces of FacialMMT (MELD), and its caches",
+        "mer_export.data.readers.facialmmt",
+        writes=True,
+        directory=True,
+    ),
+    "affwild": Format(
+        "faces with expression labels (Aff-Wild2)",
+        "mer_export.data.readers.affwild",
+        writes=True,
+        directory=True,
+    ),
     "parquet": Format("columnar file of mer data convert", "mer_export.data.columnar", writes=True, streams=True),
     "jsonl": Format("one dialogue per line", "mer_export.data.readers.jsonl", streams=True),
 }

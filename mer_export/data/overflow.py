@@ -53,6 +53,11 @@ def fit(sample: Sample, contract: Contract, longest: Mapping[str, int], policy: 
             f"{sample.id}: {size} {dim} are more than the fixed {limit}: "
             f"re-export with --seq-len {dim}={size} or pass --overflow window|truncate"
         )
+    if uncut := [d for d in over if d in contract.whole]:
+        raise InputError(
+            f"{sample.id}: {lengths[uncut[0]]} {uncut[0]} are more than {longest[uncut[0]]}, and cannot be cut: "
+            f"export a longer bucket with --seq-len {uncut[0]}={lengths[uncut[0]]}"
+        )
     if contract.unit_dim is None and policy == "truncate" and dim not in contract.shared_lengths:
         for dim in over:
             begin = 0 if _keeps_start(contract, dim) else lengths[dim] - longest[dim]

@@ -52,6 +52,20 @@ class EmotionData(BaseModel):
     """The original's --data-seq-len: which files of CMU-MOSI and which dataset cache are read; it cuts nothing."""
 
 
+class FaceData(BaseModel):
+    """Face crops of utterances (FacialMMT), which are read from image files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images: bool = False
+    """Whether samples have them."""
+    size: int = Field(224, ge=1)
+    replace: str = ""
+    """The beginning of the paths in the data's lists, which were made on another machine."""
+    root: str | None = None
+    """What stands in its place; None takes the paths relative to the data directory."""
+
+
 class ContextData(BaseModel):
     """Utterances with the sentence vectors of their neighbours, and with tokens (tab)."""
 
@@ -95,6 +109,7 @@ class DataSpec(BaseModel):
     unit: Literal["dialogue", "utterance"] = "dialogue"
     """What one sample is: a dialogue of utterance vectors, or one utterance with a sequence per modality."""
     emotions: EmotionData = EmotionData()
+    faces: FaceData = FaceData()
     table: str | None = None
     """Utterance table (csv, tsv, parquet); `{split}` in the name means one file per split."""
     splits: tuple[str, ...] = ()
@@ -112,6 +127,8 @@ class DataSpec(BaseModel):
     turns `sentence` into tokens, with `unit: utterance`."""
     context: ContextData | None = None
     """Given for models that read an utterance's tokens and the sentence vectors of its neighbours."""
+    packing: Literal["roberta", "bert"] | None = None
+    """Given, the text of an utterance is its whole dialogue, packed so; needs `dialogue` and `tokenizer`."""
     split: str | None = None
     sentence: str | None = None
     row: str | None = None

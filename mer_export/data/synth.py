@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mer_export.bundle import write_atomic
-from mer_export.data import synth_mmsa, synth_mtee, synth_tab
+from mer_export.data import synth_facialmmt, synth_mmsa, synth_mtee, synth_tab
 from mer_export.data.imitated import Imitated
 from mer_export.data.pickles import dump_plain
 from mer_export.data.readers.cmerc import DATASETS, Dataset
@@ -156,6 +156,13 @@ SYNTHESISERS: dict[str, Synthesiser] = {
         _write_cmerc,
     ),
     "emt": _SENTIMENT,
+    "facialmmt": Synthesiser(
+        "dialogues, or faces with expressions, in the files of FacialMMT",
+        synth_facialmmt.DATASETS,
+        synth_facialmmt.Settings,
+        synth_facialmmt.write,
+        fewest=6,
+    ),
     "mtee": Synthesiser(
         "utterances in the files of MTEE, word vectors included",
         synth_mtee.DATASETS,

@@ -1,4 +1,4 @@
-"""The crossmodal transformer of MulT, which TFR-Net uses too: one sequence attends to another, causally.
+"""The crossmodal transformer of MulT, which TFR-Net and FacialMMT use too: one sequence attends to another.
 
 Paper: Tsai et al., "Multimodal Transformer for Unaligned Multimodal Language Sequences", ACL 2019. Parameter names in
 checkpoints are those of `NAMES`.
@@ -7,7 +7,7 @@ checkpoints are those of `NAMES`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,23 +27,30 @@ Steps = Float[Tensor, "batch time width"]
 
 @dataclass(frozen=True)
 class Dropouts:
-    """Dropout of attention weights, after ReLU, of residual branches and of the embedded input."""
+    """Dropout of attention weights, after the activation, of residual branches and of the embedded input."""
 
     attention: float
-    relu: float
-    residual: float
-    embedding: float
+    relu: float = 0.0
+    residual: float = 0.0
+    embedding: float = 0.0
 
 
 class CrossModal(nn.Module):
     """A stack of pre-norm layers and a final norm. Without `context` the sequence attends to itself."""
 
     def __init__(
-        self, width: int, heads: int, layers: int, dropouts: Dropouts, causal: bool, positions: int | None = None
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        dropouts: Dropouts,
+        causal: bool,
+        positions: int | None = None,
+        activation: Callable[[Tensor], Tensor] = torch.relu,
     ):
         """`positions` is the longest sequence that gets positions; None for an encoder without them."""
         super().__init__()
-        self.layers = nn.ModuleList(CrossModalLayer(width, heads, dropouts, causal) for _ in range(layers))
+        self.layers = nn.ModuleList(CrossModalLayer(width, heads, dropouts, causal, activation) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropouts.embedding)
         self.scale = math.sqrt(width)
@@ -70,9 +77,11 @@ class CrossModal(nn.Module):
 
 
 class CrossModalLayer(nn.Module):
-    def __init__(self, width: int, heads: int, dropouts: Dropouts, causal: bool):
+    def __init__(
+        self, width: int, heads: int, dropouts: Dropouts, causal: bool, activation: Callable[[Tensor], Tensor]
+    ):
         super().__init__()
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.activation = heads, causal, activation
         self.project = nn.Linear(width, 3 * width)
         """Query, key and value rows."""
         self.out = nn.Linear(width, width)
@@ -93,7 +102,7 @@ class CrossModalLayer(nn.Module):
         if last_only:
             x, own, allowed = x[:, -1:], own[:, -1:], None if allowed is None else allowed[-1:]
         x = x + self.residual_dropout(self._attend(own, other, allowed))
-        hidden = self.relu_dropout(torch.relu(self.expand(self.norm(x))))
+        hidden = self.relu_dropout(self.activation(self.expand(self.norm(x))))
         return x + self.residual_dropout(self.contract(hidden))
 
     def _attend(self, own: Steps, other: Tensor, allowed: Tensor | None) -> Steps:

@@ -16,11 +16,12 @@ def reversal(lengths: Int[Tensor, " batch"], steps: int) -> Int[Tensor, "batch t
     return torch.where(time <= last, last - time, time)
 
 
-def take_steps(x: Float[Tensor, "batch time feature"], index: Int[Tensor, "batch time"]) -> Tensor:
+def take_steps(x: Float[Tensor, "batch time feature"], index: Int[Tensor, "batch taken"]) -> Tensor:
     """Rows `x[b, index[b, t]]`, as one flat row gather, which runtimes do as block copies."""
     batch, time, width = x.shape
     start = torch.arange(batch, device=x.device)[:, None] * time
-    return x.reshape(batch * time, width).index_select(0, (start + index).reshape(-1)).reshape(batch, time, width)
+    taken = x.reshape(batch * time, width).index_select(0, (start + index).reshape(-1))
+    return taken.reshape(batch, index.shape[1], width)
 
 
 MASKED = -3e4

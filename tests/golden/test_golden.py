@@ -9,12 +9,19 @@ from pathlib import Path
 
 import cmerc_adapters
 import emt_adapters
+import facialmmt_adapters
 import mtee_adapters
 import pytest
 import tab_adapters
 from case import CannotMap, Case, find_cases
 
-SYSTEMS = {"cmerc": cmerc_adapters, "emt": emt_adapters, "mtee": mtee_adapters, "tab": tab_adapters}
+SYSTEMS = {
+    "cmerc": cmerc_adapters,
+    "emt": emt_adapters,
+    "facialmmt": facialmmt_adapters,
+    "mtee": mtee_adapters,
+    "tab": tab_adapters,
+}
 """Adapters and tolerances by kind of case; kinds of two systems may share a name."""
 
 

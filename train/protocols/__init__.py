@@ -10,6 +10,7 @@ from mer_export.errors import UsageError
 from mer_export.registry import resolve
 from train.protocols.cmerc.settings import CmercSettings
 from train.protocols.emt.settings import EmtSettings, MultSettings, TfrNetSettings
+from train.protocols.facialmmt.settings import FacialMmtSettings
 from train.protocols.mtee.settings import MteeSettings
 from train.protocols.tab.settings import TabSettings
 
@@ -25,6 +26,7 @@ class Recipe:
 RECIPES = {
     "cmerc": Recipe(CmercSettings, "train.protocols.cmerc.protocol:CmercProtocol"),
     "emt": Recipe(EmtSettings, "train.protocols.emt.protocol:EmtProtocol"),
+    "facialmmt": Recipe(FacialMmtSettings, "train.protocols.facialmmt.protocol:FacialMmtProtocol"),
     "mtee": Recipe(MteeSettings, "train.protocols.mtee.protocol:MteeProtocol"),
     "mult": Recipe(MultSettings, "train.protocols.emt.baselines:MultProtocol"),
     "tab": Recipe(TabSettings, "train.protocols.tab.protocol:TabProtocol"),

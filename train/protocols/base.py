@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,18 @@ from train.evaluate import LossMean, evaluate_model
 from train.updates import Updates, make_optimizer
 
 Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class AuxiliaryPass:
+    """What a pass over other data needs: where in the run it stands, and the loop's own means."""
+
+    epoch: int
+    epochs: int
+    optimizer: Any
+    device: torch.device
+    autocast: Autocast
+    backward: Callable[[Tensor], None]
 
 
 class Protocol(ABC):
@@ -60,6 +73,10 @@ class Protocol(ABC):
 
     def begin_epoch(self, model: Any, epoch: int) -> None:  # noqa: B027
         """Called before every epoch (from 0)."""
+
+    def auxiliary_pass(self, model: Any, run: AuxiliaryPass) -> dict[str, float]:
+        """A pass over other data before an epoch's own, in training mode; its losses by name."""
+        return {}
 
     def make_batch(self, samples: Sequence[Sample], contract: Contract, device: torch.device) -> Any:
         """What `step` gets."""

@@ -98,11 +98,31 @@ def _speaker_count(path: Path, spec: DataSpec) -> int:
 
 def _samples(path: Path, line: dict[str, Any], spec: DataSpec, labels: LabelReader, speakers: int) -> list[Sample]:
     """A dialogue, or its utterances where the model reads those."""
+    if spec.packing is not None:
+        return _packed(line, spec, labels)
     if spec.context is None:
         return [_sample(line, labels, speakers)]
     from mer_export.data.readers.context_utterances import read_line
 
     return list(read_line(line, spec, path.parent, labels))
+
+
+def _packed(line: dict[str, Any], spec: DataSpec, labels: LabelReader) -> list[Sample]:
+    """Utterances with the words of the whole dialogue; audio and vision, where given, are one vector or several."""
+    from mer_export.data.readers.packed import inputs, pack_sentences
+
+    utterances = line["utterances"]
+    if not isinstance(utterances, list) or not utterances:
+        raise ValueError(f"dialogue {line['dialogue']!r} has no utterances")
+    packed = pack_sentences([str(u.get("sentence", "")) for u in utterances], spec)
+    samples = []
+    for number, utterance in enumerate(utterances):
+        name = str(utterance.get("id", f"{line['dialogue']}/{number}"))
+        frames = {m: utterance[m] for m in ("audio", "vision") if utterance.get(m) is not None}
+        own = {m: np.atleast_2d(np.asarray(v, dtype=np.float32)) for m, v in frames.items()}
+        found = labels.indices([utterance.get("label")]) if "label" in utterance else None
+        samples.append(Sample(name, inputs(packed, number) | own, (name,), found))
+    return samples
 
 
 def _sample(line: dict[str, Any], labels: LabelReader, speakers: int) -> Sample:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from mer_export.data.bytepairs import BytePairs
 from mer_export.data.labels import LabelReader
 from mer_export.data.readers.dialogue_table import Row, load_array, split_order
+from mer_export.data.readers.packed import place, table_texts
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import ArraySource, DataSpec
+from mer_export.data.tokenizers import load_tokenizer
 from mer_export.data.wordpiece import WordPiece
 from mer_export.errors import InputError, UsageError
 
@@ -19,25 +23,29 @@ def read_utterances(path: Path, spec: DataSpec, rows: Sequence[Row], labels: Seq
     """One sample per row.
 
     Several sources of one modality stand side by side in each step; a source of one vector per utterance is repeated
-    over the steps of the others. With a tokenizer text is word pieces of the sentence. Utterances with another label of
+    over the steps of the others. With a tokenizer text is tokens of the sentence, or with `packing` of the dialogue, in
+    which utterances that are left out stay. Utterances with another label of
     `label_names` than the model's are left out: a model trained on some emotions reads those.
 
     Raises:
         UsageError: the mapping contradicts itself.
         InputError: arrays do not fit the table, a score is no number, a label is unknown.
     """
+    packed = table_texts(rows, spec) if spec.packing else {}
     rows = _known_to(labels, rows, spec)
     if not rows:
         raise InputError(f"{path}: the table {spec.table} has no utterances in the chosen splits and labels")
     if spec.tokenizer and (spec.text or not spec.sentence):
         raise UsageError("data.tokenizer makes the text from data.sentence: name that column and leave out data.text")
     reader = LabelReader(str(path / str(spec.table)), labels, spec.label_names, [r.cell(spec.label) for r in rows])
-    pieces = WordPiece.load(spec.tokenizer) if spec.tokenizer else None
+    pieces = load_tokenizer(spec.tokenizer) if spec.tokenizer and not packed else None
     sources = {m: [_Source(path, s, rows) for s in found] for m, found in spec.sources.items()}
     splits: dict[str, list[Sample]] = {}
     sentences: dict[str, list[str]] = {}
     for row in rows:
         sample = _sample(row, spec, sources, pieces, reader)
+        if packed:
+            sample = replace(sample, inputs={**packed[place(row)], **sample.inputs})
         splits.setdefault(row.split, []).append(sample)
         if spec.sentence:
             sentences[sample.id] = [row.cell(spec.sentence)]
@@ -47,7 +55,11 @@ def read_utterances(path: Path, spec: DataSpec, rows: Sequence[Row], labels: Seq
 
 
 def _sample(
-    row: Row, spec: DataSpec, sources: dict[str, list[_Source]], pieces: WordPiece | None, reader: LabelReader
+    row: Row,
+    spec: DataSpec,
+    sources: dict[str, list[_Source]],
+    pieces: BytePairs | WordPiece | None,
+    reader: LabelReader,
 ) -> Sample:
     named = [row.cell(c) for c in (spec.dialogue, spec.utterance) if c]
     name = "/".join(named) or str(row.at)

@@ -1,0 +1,283 @@
+"""FacialMMT: text of the dialogue, audio and faces of the utterance, and the expression model that weighs the faces.
+
+Paper: Zheng et al., "A Facial Expression-Aware Multimodal Multi-task Learning Framework for Emotion Recognition in
+Multi-party Conversations", ACL 2023. Public repository: NUSTM/FacialMMT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mer_export.models.bert.config import BertConfig
+from mer_export.models.bert.network import Bert
+from mer_export.models.facialmmt.config import FacialMmtConfig
+from mer_export.models.facialmmt.fusion import (
+    Encoder,
+    Pooling,
+    Real,
+    Steps,
+    cross_modal,
+    distribution,
+    select_frames,
+    utterance_rows,
+)
+from mer_export.models.facialmmt.swin import FaceExpression
+from mer_export.models.layers import Standardise, real_steps
+
+Lengths = Int[Tensor, " batch"]
+Hidden = Float[Tensor, "batch tokens hidden"]
+Logits = Float[Tensor, "batch labels"]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What the fusion makes of a batch on its way to the logits; sequences in the order text, audio, vision."""
+
+    text: Steps
+    audio: Steps
+    vision: Steps
+    text_real: Real
+    text_from_audio: Steps
+    audio_from_text: Steps
+    vision_from_both: Steps
+    both_from_vision: Steps
+    real: Real
+    weights: Float[Tensor, "batch time"]
+    pooled: Float[Tensor, "batch width"]
+    logits: Logits
+
+
+class Fusion(nn.Module):
+    """The T+A+V model. Faces come as features with the logits of the expression model."""
+
+    def __init__(self, config: FacialMmtConfig):
+        super().__init__()
+        self.config = config
+        width, shape = config.width, layer_shape(config)
+        self.standardise = standardisers(config)
+        self.bert = Bert(config.bert)
+        self.text = nn.Linear(config.bert.hidden, width)
+        self.audio = nn.Linear(config.audio_dim, width)
+        self.vision = nn.Linear(config.vision_dim + config.expressions, width)
+        self.audio_encoder = Encoder(shape, config.positions("audio"), config.audio_layers)
+        self.vision_encoder = Encoder(shape, config.positions("vision"), config.vision_layers)
+        text, audio, vision = config.utterance_len, config.audio_len, config.vision_len
+        self.text_audio = cross_modal(
+            width, config.cross_heads, config.cross_layers, config.cross_attention_dropout, max(text, audio)
+        )
+        self.both_vision = cross_modal(
+            width,
+            config.cross_vision_heads,
+            config.cross_vision_layers,
+            config.cross_vision_attention_dropout,
+            max(text + audio, vision),
+        )
+        self.pool = Pooling(width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(width, len(config.labels))
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        text_lengths: Lengths,
+        text_span: Int[Tensor, "batch 2"],
+        audio: Steps,
+        audio_lengths: Lengths,
+        vision: Steps,
+        vision_lengths: Lengths,
+        expression_logits: Float[Tensor, "batch frames expressions"],
+        gumbel_noise: Float[Tensor, "batch frames expressions"],
+    ) -> Logits:
+        """Logits of the utterances. What stands behind a length is never read."""
+        hidden = self.bert(input_ids, None, text_lengths)
+        return self.fuse(
+            hidden,
+            text_lengths,
+            text_span,
+            audio,
+            audio_lengths,
+            vision,
+            vision_lengths,
+            expression_logits,
+            gumbel_noise,
+        )
+
+    def fuse(
+        self,
+        text_hidden: Hidden,
+        text_lengths: Lengths,
+        text_span: Int[Tensor, "batch 2"],
+        audio: Steps,
+        audio_lengths: Lengths,
+        vision: Steps,
+        vision_lengths: Lengths,
+        expression_logits: Float[Tensor, "batch frames expressions"],
+        gumbel_noise: Float[Tensor, "batch frames expressions"],
+    ) -> Logits:
+        """As `forward`, from the last hidden states of the dialogue's tokens."""
+        audio, audio_real = self.at_length("audio", audio, audio_lengths)
+        vision, vision_real = self.at_length("vision", vision, vision_lengths)
+        faces = real_steps(vision_lengths, expression_logits.shape[1])
+        likely = distribution(expression_logits, gumbel_noise, self.config.temperature)
+        likely = self._pad(torch.where(faces[..., None], likely, 0.0), self.config.vision_len)
+        vision, vision_real = select_frames(vision, likely, vision_real, self.config.threshold)
+        return self.combine(text_hidden, text_lengths, text_span, audio, audio_real, vision, vision_real).logits
+
+    def at_length(self, modality: str, x: Steps, lengths: Lengths) -> tuple[Steps, Real]:
+        """Frames standardised and padded with zeros to the length that is part of the model, and which are real."""
+        given = real_steps(lengths, x.shape[1])
+        if modality in self.standardise:
+            x = self.standardise[modality](x)
+        fixed = getattr(self.config, f"{modality}_len")
+        return self._pad(torch.where(given[..., None], x, 0.0), fixed), real_steps(lengths, fixed)
+
+    def combine(
+        self,
+        text_hidden: Hidden,
+        text_lengths: Lengths,
+        text_span: Int[Tensor, "batch 2"],
+        audio: Steps,
+        audio_real: Real,
+        vision: Float[Tensor, "batch time both"],
+        vision_real: Real,
+    ) -> Fused:
+        """The transformers, from selected frames with their distributions on."""
+        rows, text_real = utterance_rows(text_hidden, text_lengths, text_span, self.config.utterance_len)
+        # Rows without a token are exact zeros, which the cross-modal encoder gives no position.
+        text = self.text(rows) * text_real[..., None].to(rows.dtype)
+        heard = self.audio_encoder(self.audio(audio), audio_real)
+        seen = self.vision_encoder(self.vision(vision), vision_real)
+        text_from_audio, audio_from_text = self.text_audio(text, heard), self.text_audio(heard, text)
+        both = torch.cat([text_from_audio, audio_from_text], dim=1)
+        vision_from_both, both_from_vision = self.both_vision(seen, both), self.both_vision(both, seen)
+        real = torch.cat([text_real, audio_real, vision_real], dim=1)
+        pooled, weights = self.pool(torch.cat([both_from_vision, vision_from_both], dim=1), real)
+        logits = self.classifier(self.dropout(pooled))
+        return Fused(
+            text=text,
+            audio=heard,
+            vision=seen,
+            text_real=text_real,
+            text_from_audio=text_from_audio,
+            audio_from_text=audio_from_text,
+            vision_from_both=vision_from_both,
+            both_from_vision=both_from_vision,
+            real=real,
+            weights=weights,
+            pooled=pooled,
+            logits=logits,
+        )
+
+    def _pad(self, x: Steps, length: int) -> Steps:
+        return functional.pad(x, (0, 0, 0, length - x.shape[1]))
+
+
+class EndToEnd(Fusion):
+    """The T+A+V model with the expression model in front."""
+
+    def __init__(self, config: FacialMmtConfig):
+        super().__init__(config)
+        self.face = face(config)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        text_lengths: Lengths,
+        text_span: Int[Tensor, "batch 2"],
+        audio: Steps,
+        audio_lengths: Lengths,
+        vision: Steps,
+        vision_lengths: Lengths,
+        images: Float[Tensor, "batch frames channels size size"],
+        gumbel_noise: Float[Tensor, "batch frames expressions"],
+    ) -> Logits:
+        """As `Fusion`, from face crops."""
+        expressions = self.expressions(images, vision_lengths)
+        return super().forward(
+            input_ids,
+            text_lengths,
+            text_span,
+            audio,
+            audio_lengths,
+            vision,
+            vision_lengths,
+            expressions,
+            gumbel_noise,
+        )
+
+    def expressions(
+        self, images: Float[Tensor, "batch frames channels size size"], lengths: Lengths
+    ) -> Float[Tensor, "batch frames expressions"]:
+        """Logits of the expression model; those behind a length mean nothing."""
+        frames = images.shape[1]
+        if not self.training:
+            return self.face(images.flatten(0, 1)).unflatten(0, (-1, frames))
+        # Utterances train the fusion alone, but they move batch norm's statistics, which must not see padding.
+        real = real_steps(lengths, frames)
+        logits = images.new_zeros(*real.shape, self.config.expressions)
+        if real.any():
+            with torch.no_grad():
+                logits[real] = self.face(images[real]).to(logits.dtype)
+        return logits
+
+
+class VisionOnly(nn.Module):
+    """The unimodal model over face features."""
+
+    def __init__(self, config: FacialMmtConfig):
+        super().__init__()
+        self.config = config
+        self.standardise = standardisers(config)
+        self.vision = nn.Linear(config.vision_dim, config.width)
+        self.vision_encoder = Encoder(layer_shape(config), config.positions("vision"), config.vision_layers)
+        self.pool = Pooling(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.width, len(config.labels))
+
+    def forward(self, vision: Steps, vision_lengths: Lengths) -> Logits:
+        """Logits of the utterances; without any face those of the classifier's biases."""
+        return self.combine(vision, vision_lengths)[-1]
+
+    def combine(self, vision: Steps, lengths: Lengths) -> tuple[Steps, Tensor, Tensor, Logits]:
+        """States of the frames, the pooled vector, its weights and the logits."""
+        real = real_steps(lengths, vision.shape[1])
+        if "vision" in self.standardise:
+            vision = self.standardise["vision"](vision)
+        states = self.vision_encoder(self.vision(torch.where(real[..., None], vision, 0.0)), real)
+        pooled, weights = self.pool(states, real)
+        return states, pooled, weights, self.classifier(self.dropout(pooled))
+
+
+def layer_shape(config: FacialMmtConfig) -> BertConfig:
+    """Layers of the audio and vision encoders are built like those of BERT."""
+    return BertConfig(
+        hidden=config.width,
+        heads=config.heads,
+        feed_forward=config.feed_forward,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+    )
+
+
+def standardisers(config: FacialMmtConfig) -> nn.ModuleDict:
+    """The standardisation of each input that has one."""
+    return nn.ModuleDict({m: Standardise(getattr(config, f"{m}_dim")) for m in config.standardise})
+
+
+def face(config: FacialMmtConfig) -> FaceExpression:
+    """The expression model."""
+    assert config.swin is not None
+    return FaceExpression(config.swin, config.expressions)
+
+
+NETWORKS = {"fusion": Fusion, "end_to_end": EndToEnd, "vision": VisionOnly, "face": face}
+
+
+def network(config: FacialMmtConfig) -> nn.Module:
+    """The network of a configuration."""
+    return NETWORKS[config.variant](config)

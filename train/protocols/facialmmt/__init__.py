@@ -1,0 +1,1 @@
+"""How FacialMMT is trained: passes over expressions and over utterances in turn."""
