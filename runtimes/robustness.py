@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+import numpy as np
 from pydantic import Field
 
 from mer_export.bundle import WEIGHTS, Bundle, Strict
@@ -108,8 +109,13 @@ def run_robustness(
         weights_sha256=predictor.bundle.manifest.files[WEIGHTS].sha256,
         rates=list(rates),
         metrics=found,
-        areas={n: float(area_over_rates(v, step)) for n, v in found.items()} if step else {},  # type: ignore[arg-type]
+        areas={n: _area(v, step) for n, v in found.items()} if step else {},
     )
+
+
+def _area(values: Sequence[float], step: float) -> float:
+    """Where everything is missing all answers are one: a correlation that does not exist counts as none."""
+    return float(area_over_rates(np.nan_to_num(np.asarray(values)), step))
 
 
 def save(bundle: Bundle, report: RobustnessReport) -> None:
@@ -130,6 +136,8 @@ def markdown(report: RobustnessReport) -> str:
 
 def shown(name: str, value: float) -> str:
     """A metric as the paper prints it: one decimal for shares in percent, three for errors and correlations."""
+    if np.isnan(value):
+        return "–"
     return f"{value:.3f}" if name in PLAIN else f"{value:.1f}"
 
 
