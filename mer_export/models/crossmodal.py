@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from mer_export.models.bert.network import Bert, tokens
 from mer_export.models.layers import MASKED, real_steps
+from mer_export.models.padded_arrays import ArrayConfig
 
 if TYPE_CHECKING:
     from mer_export.contract import Lengths
@@ -33,6 +34,12 @@ class Dropouts:
     relu: float = 0.0
     residual: float = 0.0
     embedding: float = 0.0
+
+
+def dropouts(config: ArrayConfig, attended: str) -> Dropouts:
+    """Those of layers that attend to the modality `attended`."""
+    attention = config.attention_dropout_to(attended)
+    return Dropouts(attention, config.relu_dropout, config.residual_dropout, config.embedding_dropout)
 
 
 class CrossModal(nn.Module):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from mer_export.contract import BATCH, Lengths, TensorSpec
 from mer_export.models.bert.config import BertConfig
 from mer_export.task import Task
@@ -99,34 +97,3 @@ def check_buckets(buckets: Iterable[Lengths], longest: Lengths) -> None:
     for bucket in buckets:
         if list(bucket) != list(longest) or not all(1 <= n <= longest[d] for d, n in bucket.items()):
             raise ValueError(f"a bucket needs {list(longest)} in this order, up to {longest}, not {bucket}")
-
-
-class ArrayLengths(BaseModel):
-    """Lengths of the padded arrays that a model without padding masks was trained with."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    text_len: int = Field(ge=2)
-    audio_len: int = Field(ge=1)
-    vision_len: int = Field(ge=1)
-
-    def check(self, bert: BertConfig) -> None:
-        """Raises ValueError where the text is longer than BERT's table of positions."""
-        if self.text_len > bert.positions:
-            raise ValueError(f"text_len {self.text_len} is more than the {bert.positions} positions of bert")
-
-
-class Kernels(BaseModel):
-    """Width of the temporal convolution of each modality."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    text: int = Field(ge=1)
-    audio: int = Field(ge=1)
-    vision: int = Field(ge=1)
-
-    def check(self, arrays: ArrayLengths) -> None:
-        """Raises ValueError where a kernel is longer than its array."""
-        for m, size in self.model_dump().items():
-            if size > arrays.model_dump()[f"{m}_len"]:
-                raise ValueError(f"kernel {size} of {m} is longer than its array")

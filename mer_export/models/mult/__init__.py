@@ -4,7 +4,8 @@ Paper: Tsai et al., "Multimodal Transformer for Unaligned Multimodal Language Se
 repositories: sunlicai/EMT-DLFR, thuiar/MMSA.
 """
 
-from mer_export.models.mult.config import MultConfig, contract, task
+from mer_export.models.mult.config import MultConfig
+from mer_export.models.padded_arrays import contract, task
 from mer_export.registry import System
 
 SYSTEM = System(

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mer_export.models.bert.network import Bert
-from mer_export.models.crossmodal import CrossModal, Dropouts, convolve, full_arrays, project
+from mer_export.models.crossmodal import CrossModal, convolve, dropouts, full_arrays, project
 from mer_export.models.mult.config import MultConfig
 from mer_export.models.utterance import MODALITIES, others
 
@@ -28,12 +28,12 @@ class Mult(nn.Module):
         )
         self.cross = nn.ModuleDict(
             {
-                f"{m}_{other}": CrossModal(width, config.heads, config.levels, _dropouts(config, other), config.causal)
+                f"{m}_{other}": CrossModal(width, config.heads, config.levels, dropouts(config, other), config.causal)
                 for m in MODALITIES
                 for other in others(m)
             }
         )
-        memory = _dropouts(config, "text")
+        memory = dropouts(config, "text")
         self.memory = nn.ModuleDict(
             {m: CrossModal(2 * width, config.heads, max(config.levels, 3), memory, config.causal) for m in MODALITIES}
         )
@@ -74,13 +74,3 @@ class Mult(nn.Module):
         """The residual head."""
         x = torch.cat([features[m] for m in MODALITIES], dim=-1)
         return self.out(x + self.hidden2(self.dropout(torch.relu(self.hidden1(x)))))
-
-
-def _dropouts(config: MultConfig, attended: str) -> Dropouts:
-    """Attention dropout goes by the sequence that is attended to."""
-    attention = {
-        "text": config.attention_dropout,
-        "audio": config.attention_dropout_audio,
-        "vision": config.attention_dropout_vision,
-    }
-    return Dropouts(attention[attended], config.relu_dropout, config.residual_dropout, config.embedding_dropout)

@@ -4,7 +4,8 @@ Paper: Yuan, Li, Xu, Yu, "Transformer-based Feature Reconstruction Network for R
 ACM MM 2021. Public repositories: thuiar/TFR-Net, sunlicai/EMT-DLFR.
 """
 
-from mer_export.models.tfr_net.config import FUSIONS, TfrNetConfig, contract, task
+from mer_export.models.padded_arrays import contract, task
+from mer_export.models.tfr_net.config import FUSIONS, TfrNetConfig
 from mer_export.registry import System
 
 SYSTEM = System(

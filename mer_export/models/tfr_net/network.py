@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mer_export.contract import Semantics
 from mer_export.models.bert.network import Bert
-from mer_export.models.crossmodal import CrossModal, Dropouts, convolve, full_arrays, project
+from mer_export.models.crossmodal import CrossModal, convolve, dropouts, full_arrays, project
 from mer_export.models.tfr_net.config import TfrNetConfig
 from mer_export.models.tfr_net.fusion import Fusion
 from mer_export.models.utterance import MODALITIES, others
@@ -161,13 +161,3 @@ GENERATORS: dict[str, type[LinearGenerator] | type[RecurrentGenerator]] = {
     "linear": LinearGenerator,
     "ctc": RecurrentGenerator,
 }
-
-
-def dropouts(config: TfrNetConfig, attended: str) -> Dropouts:
-    """Attention dropout goes by the sequence that is attended to."""
-    attention = {
-        "text": config.attention_dropout,
-        "audio": config.attention_dropout_audio,
-        "vision": config.attention_dropout_vision,
-    }
-    return Dropouts(attention[attended], config.relu_dropout, config.residual_dropout, config.embedding_dropout)
