@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import output
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
-from mer_export.bundle import Bundle, Variant
+from mer_export.bundle import Bundle
 from mer_export.contract import Lengths, lengths_name
 from mer_export.exporters import FORMATS, export_variant
 from runtimes import machine
@@ -93,20 +93,21 @@ def measure(network: str, formats: Sequence[str], precisions: Sequence[str], thr
 
 
 def export_here(bundle: str, network: str, format: str, precision: str, lengths: Lengths) -> dict[str, Any]:
-    """One export in this process: seconds, peak memory, size of its files."""
+    """One export in this process: seconds, peak memory, how much the bundle grows."""
     opened = Bundle.open(bundle)
     samples = random_samples(opened.manifest.contract, NETWORKS[network].lengths, SAMPLES)
-    start = time.perf_counter()
-    variant = export_variant(opened, format, lengths, precision=precision, example=samples)
+    start, before = time.perf_counter(), _size(opened)
+    export_variant(opened, format, lengths, precision=precision, example=samples)
     return {
         "seconds": round(time.perf_counter() - start, 1),
         "peak_mib": round(peak_mib()),
-        "file_mib": round(_size(opened, variant), 1),
+        "added_mib": round(_size(opened) - before, 1),
     }
 
 
-def _size(bundle: Bundle, variant: Variant) -> float:
-    return (bundle.root / variant.model).stat().st_size / MIB
+def _size(bundle: Bundle) -> float:
+    """Of all variants: buckets of one precision share their weights."""
+    return sum(f.stat().st_size for f in (bundle.root / "variants").rglob("*") if f.is_file()) / MIB
 
 
 def _export(root: Path, network: str, format: str, precision: str, lengths: Lengths) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def _export(root: Path, network: str, format: str, precision: str, lengths: Leng
 def markdown(network: str, found: dict[str, Any]) -> str:
     """The exports as a table, and the parity report."""
     here, parity = found["machine"], ParityReport.model_validate(found["parity"])
-    header = ("format", "precision", "bucket", "seconds", "peak MiB", "file MiB")
+    header = ("format", "precision", "bucket", "seconds", "peak MiB", "MiB added")
     made = [e for e in found["exports"] if "refused" not in e]
     lines = [
         f"# Exports of {network}",
@@ -138,7 +139,7 @@ def markdown(network: str, found: dict[str, Any]) -> str:
         "",
         *table(
             header,
-            [(e["format"], e["precision"], e["lengths"], e["seconds"], e["peak_mib"], e["file_mib"]) for e in made],
+            [(e["format"], e["precision"], e["lengths"], e["seconds"], e["peak_mib"], e["added_mib"]) for e in made],
         ),
     ]
     lines += [
