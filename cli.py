@@ -42,6 +42,7 @@ Split = Annotated[str, typer.Option("--split", help="Which split of the data.")]
 Runtime = Annotated[str, typer.Option("--runtime", help="Backend; see `mer list`.")]
 Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where it runs; never falls back.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one inference call.")]
+Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Items per call; default as planned, else 16.")]
 Hint = Annotated[Literal["fp32", "bf16"], typer.Option("--hint", help="bf16 lets OpenVINO compute in bfloat16.")]
 Precision = Annotated[
     Literal["fp32", "fp16", "int8"], typer.Option("--precision", help="Which of the exported precisions to use.")
@@ -377,11 +378,14 @@ def export(
     formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16 or int8.")] = None,
     seq_len: Annotated[list[str] | None, typer.Option("--seq-len", metavar="DIM=N", help="Fixed lengths.")] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Data whose lengths decide the buckets.")] = None,
+    most: Annotated[int, typer.Option("--max-variants", min=1, help="With --plan: buckets at most.")] = 4,
     batch: Annotated[int, typer.Option("--batch", min=0, help="Fixed batch size; 0 dynamic where possible.")] = 0,
     opset: Annotated[int, typer.Option("--opset", help="ONNX opset.")] = 20,
     data: DataOpt = None,
     data_format: DataFormat = "auto",
     split: Split = "test",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="With --plan: threads of one call.")] = 1,
     force: Force = False,
     dry_run: DryRun = False,
     quiet: Quiet = False,
@@ -389,25 +393,34 @@ def export(
 ) -> None:
     """Export a bundle's model: one artefact per format, precision and length bucket."""
     from mer_export import exporters
-    from mer_export.data.reading import bundle_samples
+    from mer_export.data.open import stream_samples
+    from mer_export.data.reading import bundle_samples, bundle_spec
+    from runtimes import plan as planning
 
-    opened, say = Bundle.open(bundle), _say(quiet)
+    opened, say, formats, precisions = Bundle.open(bundle), _say(quiet), formats or ["onnx"], precisions or ["fp32"]
     contract = opened.manifest.contract
-    jobs = [
-        (name, precision, lengths)
-        for name in formats or ["onnx"]
-        for precision in precisions or ["fp32"]
-        for lengths in ([contract.parse_lengths(s) for s in seq_len] if seq_len else contract.buckets)
-    ]
-    for name, precision, lengths in jobs:
-        exporters.check_request(opened, name, lengths, batch, precision, opset)
+    found = None
+    if plan and seq_len:
+        raise UsageError("--plan chooses the lengths: leave --seq-len out")
+    if plan:
+        exporters.requests(opened, formats, precisions, [(contract.buckets[0], batch)], batch, opset)
+        seen = stream_samples(plan, bundle_spec(opened, plan, data_format), opened.manifest.task.labels)
+        found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
+    lengths_of = [contract.parse_lengths(s) for s in seq_len] if seq_len else contract.buckets
+    sizes = [(b.lengths, b.batch) for b in found.buckets] if found else [(n, batch) for n in lengths_of]
+    jobs = exporters.requests(opened, formats, precisions, sizes, batch, opset)
+    if dry_run and found:
+        return _emit(found.model_dump(), as_json, lambda: [planning.markdown(found)])
     if dry_run:
         return _plan("export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": jobs}, as_json)
+    if found:
+        say(planning.markdown(found))
+        planning.save(opened, found)
     example = None if data is None else bundle_samples(opened, data, data_format, split)
     made = []
-    for name, precision, lengths in jobs:
+    for name, precision, lengths, size in jobs:
         variant = exporters.export_variant(
-            opened, name, lengths, batch=batch, precision=precision, opset=opset, force=force, example=example
+            opened, name, lengths, batch=size, precision=precision, opset=opset, force=force, example=example
         )
         made.append(variant)
         say(f"exported {variant.name}")
@@ -426,7 +439,7 @@ def infer(
     runtime: Runtime = "onnxruntime",
     split: Annotated[str | None, typer.Option("--split", help="One split; default all.")] = None,
     data_format: DataFormat = "auto",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Items per call.")] = 16,
+    batch: Batch = None,
     device: Device = "cpu",
     threads: Threads = None,
     hint: Hint = "fp32",
@@ -474,7 +487,7 @@ def eval_(
     semantics: Annotated[
         Literal["single", "batch"], typer.Option("--semantics", help="batch: as published, torch only.")
     ] = "single",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Items per call.")] = 16,
+    batch: Batch = None,
     device: Device = "cpu",
     threads: Threads = None,
     hint: Hint = "fp32",
@@ -512,7 +525,7 @@ def eval_(
             raise UsageError(
                 f"--semantics batch runs in PyTorch only: pass --runtime torch, not {runtime} in {precision}"
             )
-        metrics = evaluate_published(opened, samples, batch)
+        metrics = evaluate_published(opened, samples, batch or 16)
     else:
         with Predictor(opened, runtime, options, batch, precision=precision, shared=shared) as predictor:
             metrics = evaluate(predictor, samples)

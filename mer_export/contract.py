@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -160,11 +161,11 @@ class Contract(BaseModel):
                     raise InputError(f"{spec.name} has shape {array.shape}, {dim} must be {want}, not {size}")
 
     def bucket_for(self, lengths: Mapping[str, int], buckets: Iterable[Lengths] | None = None) -> Lengths | None:
-        """The smallest bucket that holds `lengths`, or None when every bucket is shorter."""
+        """The bucket of the least product of lengths that holds `lengths`, or None when every bucket is shorter."""
         fitting = [
             b for b in (self.buckets if buckets is None else buckets) if all(lengths[d] <= b[d] for d in lengths)
         ]
-        return min(fitting, key=lambda b: tuple(b.values()), default=None)
+        return min(fitting, key=lambda b: (prod(b.values()), tuple(b.values())), default=None)
 
     def parse_lengths(self, text: str) -> Lengths:
         """Reads `utterances=32` (or `text=50,audio=375` for `text_len`, `audio_len`) into a bucket.

@@ -17,8 +17,11 @@ from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.task import with_shared
 from runtimes import BACKENDS, find_backend, open_session
+from runtimes.plan import planned_batches
 from runtimes.session import Session, SessionOptions
 
+BATCH = 16
+"""Samples per run where neither the caller nor a plan says how many."""
 CHUNK_SAMPLES = 512
 CHUNK_BYTES = 64 << 20
 """How much is read before it is sorted by length and answered: the bound on memory."""
@@ -67,7 +70,7 @@ class Predictor:
         bundle: Bundle,
         backend: str = "onnxruntime",
         options: SessionOptions | None = None,
-        batch: int = 1,
+        batch: int | None = 1,
         overflow: Overflow = "error",
         precision: str = "fp32",
         variants: Sequence[Variant] | None = None,
@@ -79,7 +82,8 @@ class Predictor:
             bundle: opened bundle.
             backend: a name in `runtimes.BACKENDS`.
             options: device, threads, precision hint.
-            batch: samples per run; a variant with a fixed batch keeps its own, its empty slots are filled.
+            batch: samples per run; a variant with a fixed batch keeps its own, its empty slots are filled. None takes
+                what was planned for a bucket (`mer export --plan`), `BATCH` where nothing was.
             overflow: what happens to a sample longer than every bucket.
             precision: of the variants to use.
             variants: use these alone.
@@ -91,7 +95,7 @@ class Predictor:
             UnsupportedError: the backend has no such precision.
             InputError: values that do not fit.
         """
-        if batch < 1:
+        if batch is not None and batch < 1:
             raise UsageError(f"--batch must be 1 or more, not {batch}")
         self.bundle = bundle
         self.contract, self.task = bundle.manifest.contract, bundle.manifest.task
@@ -99,7 +103,8 @@ class Predictor:
             self.contract, self.task = with_shared(self.contract, self.task, name, table)
         self.backend = backend
         self.options = options or SessionOptions()
-        self.batch = batch
+        self.batch = batch or BATCH
+        self._planned = {} if batch else planned_batches(bundle)
         self.overflow = overflow
         self._variants = _by_bucket(bundle, backend, precision, variants)
         self._longest = self._find_longest()
@@ -190,7 +195,7 @@ class Predictor:
 
     def _batch_for(self, bucket: Lengths | None) -> int:
         variant = self._variants[repr(bucket)]
-        return (variant.batch if variant else 0) or self.batch
+        return (variant.batch if variant else 0) or self._planned.get(repr(bucket), self.batch)
 
     def _read(self, sample: Sample, scores: np.ndarray) -> Iterator[Prediction]:
         modalities = sample.modalities(self.contract)

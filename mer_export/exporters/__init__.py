@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from mer_export import registry
@@ -138,6 +139,25 @@ def export_variant(
         change.add_variant(variant)
     log.info("exported %s", variant.name)
     return variant
+
+
+def requests(
+    bundle: Bundle,
+    formats: Sequence[str],
+    precisions: Sequence[str],
+    sizes: Sequence[tuple[Lengths, int]],
+    batch: int = 0,
+    opset: int = DEFAULT_OPSET,
+) -> list[tuple[str, str, Lengths, int]]:
+    """(format, precision, lengths, batch) of every combination; raises as `export_variant` does, before any work.
+
+    `sizes` are lengths with the batch size that a fixed batch gets there; a format with a dynamic one keeps `batch`.
+    """
+    made = []
+    for name, precision, (lengths, size) in product(formats, precisions, sizes):
+        record = check_request(bundle, name, lengths, size, precision, opset)
+        made.append((name, precision, lengths, batch if record.dynamic_batch else size))
+    return made
 
 
 def check_request(
