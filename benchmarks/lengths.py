@@ -18,11 +18,15 @@ from typing import Any
 from benchmarks import output
 from benchmarks.suite import NETWORKS, Network, random_bundle, real_samples
 from mer_export.bundle import Bundle
+from mer_export.contract import Lengths
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import export_variant
 from runtimes import machine, open_session
+from runtimes.plan import Plan, make_plan
+from runtimes.plan import markdown as plan_table
+from runtimes.plan import save as save_plan
 from runtimes.predictor import Predictor
 from runtimes.session import Session, SessionOptions
 from runtimes.tables import table
@@ -35,8 +39,8 @@ WAYS = [
     ("openvino", "fp32", SessionOptions(hint="bf16")),
 ]
 """Runtimes, precision of the variant, hint."""
-SMALL = 8
-"""Sorted items in small batches are nearly of one length, and a recurrent layer stops at the longest."""
+MOST = 5
+"""Buckets that the plan may have."""
 ROUNDS = 5
 BASE = "PyTorch, the authors' batching"
 
@@ -68,7 +72,9 @@ def measure(name: str, count: int, threads: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         bundle = random_bundle(Path(folder) / name, network)
         samples = real_samples(bundle.manifest.contract, network, count)
-        missing = _export(bundle, name, network, samples)
+        plan = make_plan(bundle, samples, MOST, "these items", threads=threads, say=output.say)
+        save_plan(bundle, plan)
+        missing = _export(bundle, name, [b.lengths for b in plan.buckets], samples)
         bundle = Bundle.open(bundle.root)
         eager = stack.enter_context(open_session(bundle, None, "torch", SessionOptions(threads=threads)))
         calls: dict[str, Callable[[], object]] = {
@@ -78,12 +84,15 @@ def measure(name: str, count: int, threads: int, rounds: int) -> dict[str, Any]:
         for backend, precision, options in WAYS:
             if (backend, precision) in missing:
                 continue
-            for batch in dict.fromkeys((1, SMALL, network.original.batch)):
+            for batch in (1, None):
                 own = SessionOptions(options.device, threads, options.hint)
                 predictor = Predictor(bundle, backend, own, batch, precision=precision)
                 stack.enter_context(predictor)
                 label = precision if options.hint == "fp32" else options.hint
-                calls[f"{backend} {label}, batch {batch}"] = partial(predictor.scores, samples)
+                how = "planned batches" if batch is None else "one at a time"
+                calls[f"{backend} {label}, {how}"] = partial(predictor.scores, samples)
+                    predictor.scores, samples
+                )
         output.say(f"{name}: {len(calls)} ways to run {len(samples)} items, {rounds} rounds")
         turns = interleave(calls, rounds)
     assert network.real is not None
@@ -93,7 +102,7 @@ def measure(name: str, count: int, threads: int, rounds: int) -> dict[str, Any]:
         "items": len(samples),
         "lengths": network.real.kind,
         "note": network.real.note,
-        "buckets": list(network.served),
+        "plan": plan.model_dump(),
         "original": [network.original.batch, network.original.padded_to],
         "not_exported": [f"{backend} {precision}: {why}" for (backend, precision), why in missing.items()],
         "rows": [_row(n, turns, len(samples)) for n in calls],
@@ -110,10 +119,12 @@ def _row(name: str, turns: dict[str, Turns], items: int) -> dict[str, Any]:
     }
 
 
-def _export(bundle: Bundle, name: str, network: Network, samples: Sequence[Sample]) -> dict[tuple[str, str], str]:
-    """Every served bucket as ONNX in the precisions of `WAYS`; what does not hold is returned with the reason."""
+def _export(
+    bundle: Bundle, name: str, buckets: Sequence[Lengths], samples: Sequence[Sample]
+) -> dict[tuple[str, str], str]:
+    """Every planned bucket as ONNX in the precisions of `WAYS`; what does not hold is returned with the reason."""
     missing: dict[tuple[str, str], str] = {}
-    for lengths in network.served:
+    for lengths in buckets:
         for backend, precision in dict.fromkeys((b, p) for b, p, _ in WAYS):
             output.say(f"{name}: exporting {precision} for {lengths}")
             try:
@@ -127,7 +138,7 @@ def _as_published(session: Session, bundle: Bundle, network: Network, samples: S
     """Items in file order, padded as the authors' loader pads them."""
     assert network.original is not None
     contract, size = bundle.manifest.contract, network.original.batch
-    arrays = network.served[-1] if network.original.padded_to == "arrays" else None
+    arrays = network.buckets[-1] if network.original.padded_to == "arrays" else None
     for start in range(0, len(samples), size):
         session.run(collate(samples[start : start + size], contract, arrays))
 
@@ -152,8 +163,10 @@ def markdown(name: str, found: dict[str, Any]) -> str:
                 f"{found['items']} items, lengths of `{found['lengths']}`{assumed}. "
                 f"The authors' code runs {batch} at a time in file order, padded to "
                 f"{'the whole arrays' if padded_to == 'arrays' else 'the longest of the batch'}; here that is this "
-                f"project's network in eager PyTorch. Random weights. Collation is part of every time. "
-                f"Buckets: {found['buckets']}.",
+                f"project's network in eager PyTorch. Random weights. Collation is part of every time.",
+                "Buckets and batch sizes as planned from the items (`mer export --plan`):",
+                "",
+                plan_table(Plan.model_validate(found["plan"])),
                 "",
                 *table(
                     ("way", "items/s", "x the authors' batching", "x, CPU time"),

@@ -45,7 +45,7 @@ class Network:
     """One network at its published size: a preset, with a few values `changed`.
 
     `buckets` are what is timed, `lengths` the shortest and longest real items of each sequence dim that a sample
-    brings. `real` are lengths as they occur, `served` the buckets for them, `original` how the authors' code batches.
+    brings. `real` are lengths as they occur, `original` how the authors' code batches.
     """
 
     preset: str
@@ -54,7 +54,6 @@ class Network:
     batches: tuple[int, ...]
     changed: tuple[str, ...] = ()
     real: Real | None = None
-    served: tuple[Lengths, ...] = ()
     original: Original | None = None
 
     @property
@@ -89,7 +88,6 @@ NETWORKS = {
             {"utterances": ("utterances", 5.0)},
             "dialogues of IEMOCAP: those of MELD, five times as long",
         ),
-        served=({"utterances": 32}, {"utterances": 64}, {"utterances": 110}),
         original=Original(16, "batch"),
     ),
     "cmerc_meld": Network(
@@ -98,7 +96,6 @@ NETWORKS = {
         lengths={"utterances": (1, 33)},
         batches=(1, 16),
         real=Real("meld_dialogue", {"utterances": ("utterances", 1.0)}),
-        served=({"utterances": 6}, {"utterances": 12}, {"utterances": 20}, {"utterances": 33}),
         original=Original(16, "batch"),
     ),
     # With BERT-base as text encoder.
@@ -111,11 +108,6 @@ NETWORKS = {
             "mosi_utterance",
             {"text_len": ("tokens", 1.0), "audio_len": ("tokens", 7.5), "vision_len": ("tokens", 10.0)},
             "audio and vision as long for each word piece as in the longest utterance",
-        ),
-        served=(
-            {"text_len": 12, "audio_len": 90, "vision_len": 120},
-            {"text_len": 24, "audio_len": 180, "vision_len": 240},
-            {"text_len": 50, "audio_len": 375, "vision_len": 500},
         ),
         original=Original(32, "arrays"),
     ),
@@ -143,7 +135,6 @@ NETWORKS = {
         lengths={"steps": (5, 20)},
         batches=(1, 64),
         real=Real("mosi_utterance", {"steps": ("tokens", 1.0)}, "words of MOSEI: word pieces of MOSI"),
-        served=({"steps": 20, "emotions": 16},),
         original=Original(64, "arrays"),
     ),
     "mtee_iemocap": Network(
@@ -152,7 +143,6 @@ NETWORKS = {
         lengths={"steps": (10, 50)},
         batches=(1, 64),
         real=Real("mosi_utterance", {"steps": ("tokens", 1.0)}, "words of IEMOCAP: word pieces of MOSI"),
-        served=({"steps": 50, "emotions": 16},),
         original=Original(64, "arrays"),
     ),
     **{
@@ -208,7 +198,7 @@ def real_samples(contract: Contract, network: Network, count: int, seed: int = 0
     """Unlabelled random items with lengths as they occur, in a mixed order."""
     if network.real is None:
         raise UsageError(f"nothing is known of real lengths for {network.preset}")
-    columns, longest = histograms.lengths(network.real.kind), network.served[-1]
+    columns, longest = histograms.lengths(network.real.kind), network.buckets[-1]
     sizes = {
         dim: [max(1, min(longest[dim], round(per * n))) for n in columns[name][:count]]
         for dim, (name, per) in network.real.columns.items()
