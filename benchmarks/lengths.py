@@ -91,8 +91,6 @@ def measure(name: str, count: int, threads: int, rounds: int) -> dict[str, Any]:
                 label = precision if options.hint == "fp32" else options.hint
                 how = "planned batches" if batch is None else "one at a time"
                 calls[f"{backend} {label}, {how}"] = partial(predictor.scores, samples)
-                    predictor.scores, samples
-                )
         output.say(f"{name}: {len(calls)} ways to run {len(samples)} items, {rounds} rounds")
         turns = interleave(calls, rounds)
     assert network.real is not None
