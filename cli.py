@@ -202,6 +202,21 @@ def data_convert(
     typer.echo(f"{out}: {rows} utterances")
 
 
+@data_app.command("normalise")
+def data_normalise(
+    source: Annotated[Path, typer.Argument(help="MMSA feature pickle, e.g. unaligned_39.pkl of SIMS.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: <name>_normalized.pkl beside it.")] = None,
+    force: Force = False,
+) -> None:
+    """Bring audio and vision to the mean and deviation of the training split, as EMT-DLFR does to SIMS."""
+    from mer_export.data.normalise import normalised_path, write_normalised
+
+    target = out or normalised_path(source)
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists: pass --force to replace it")
+    typer.echo(str(write_normalised(source, target)))
+
+
 @data_app.command("iemocap")
 def data_iemocap(
     release: Annotated[Path, typer.Argument(help="The IEMOCAP release: the folder with Session1 to Session5.")],

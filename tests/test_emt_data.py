@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+import cli
 from mer_export.data.missing import incomplete
 from mer_export.data.normalise import write_normalised
 from mer_export.data.open import open_corpus
+from mer_export.data.readers import mmsa
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.data.synth import synthesise
@@ -159,3 +162,14 @@ def test_a_table_of_utterances_gives_sequences_scores_and_tokens(tmp_path: Path)
     assert first.labels.tolist() == [1.5]
     assert second.labels is not None
     assert np.isnan(second.labels).all()
+
+
+def test_the_command_normalises_beside_the_original_which_it_then_stands_for(folder: Path) -> None:
+    source = folder / "SIMS" / "Processed" / "unaligned_39.pkl"
+    run = CliRunner().invoke(cli.app, ["data", "normalise", str(source)])
+    assert run.exit_code == 0, run.output
+    made = source.with_name("unaligned_39_normalized.pkl")
+    try:
+        assert mmsa.files(folder, DataSpec(format="mmsa", dataset="sims")) == [made]
+    finally:
+        made.unlink()

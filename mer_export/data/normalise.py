@@ -34,10 +34,13 @@ def normalise(content: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
         raise InputError(f"not an MMSA feature file: {error} is missing or malformed") from None
 
 
-def write_normalised(source: Path | str, target: Path | str | None = None) -> Path:
-    """Normalises a pickle into `<name>_normalized.pkl` beside it, or into `target`."""
-    source = Path(source)
-    target = Path(target) if target else source.with_name(f"{source.stem}_normalized{source.suffix}")
+def normalised_path(source: Path) -> Path:
+    """Where the authors' script writes: `<name>_normalized.pkl` beside it."""
+    return source.with_name(f"{source.stem}_normalized{source.suffix}")
+
+
+def write_normalised(source: Path, target: Path) -> Path:
+    """Normalises the pickle `source` into `target`; raises InputError where it is no MMSA file."""
     write_atomic(target, pickle.dumps(normalise(load_pickle(source)), protocol=4))
     return target
 
