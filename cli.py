@@ -39,13 +39,18 @@ DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a direct
 DataFormat = Annotated[str, typer.Option("--data-format", help="Format of the data, or auto.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
 Split = Annotated[str, typer.Option("--split", help="Which split of the data.")]
-Runtime = Annotated[str, typer.Option("--runtime", help="Backend; see `mer list`.")]
+Runtime = Annotated[str | None, typer.Option("--runtime", help="Backend; see `mer list`.")]
 Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where it runs; never falls back.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one inference call.")]
 Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Items per call; default as planned, else 16.")]
 Hint = Annotated[Literal["fp32", "bf16"], typer.Option("--hint", help="bf16 lets OpenVINO compute in bfloat16.")]
 Precision = Annotated[
-    Literal["fp32", "fp16", "int8"], typer.Option("--precision", help="Which of the exported precisions to use.")
+    Literal["fp32", "fp16", "bf16", "int8"] | None,
+    typer.Option("--precision", help="Which of the exported precisions to use; default fp32, with --goal any."),
+]
+GoalOpt = Annotated[
+    str | None,
+    typer.Option("--goal", help="latency, throughput or budget=5ms: run as mer tune found best; options restrict it."),
 ]
 Overflow = Annotated[
     Literal["error", "window", "truncate"], typer.Option("--overflow", help="What to do with items that are too long.")
@@ -451,14 +456,15 @@ def infer(
     bundle: BundleArg,
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Data set in any readable format.")],
     out: Out,
-    runtime: Runtime = "onnxruntime",
+    runtime: Runtime = None,
     split: Annotated[str | None, typer.Option("--split", help="One split; default all.")] = None,
     data_format: DataFormat = "auto",
     batch: Batch = None,
     device: Device = "cpu",
     threads: Threads = None,
     hint: Hint = "fp32",
-    precision: Precision = "fp32",
+    precision: Precision = None,
+    goal: GoalOpt = None,
     overflow: Overflow = "error",
     emotions: Emotions = None,
     sets: Sets = None,
@@ -472,22 +478,27 @@ def infer(
     from mer_export.data.reading import bundle_spec
     from mer_export.data.word_vectors import emotion_table
     from runtimes import output
-    from runtimes.predictor import Predictor
+    from runtimes.choice import open_predictor
     from runtimes.session import SessionOptions
 
     opened = Bundle.open(bundle)
     spec = bundle_spec(opened, source, data_format, sets or ())
     if dry_run:
         plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "runtime": runtime, "batch": batch}
-        plan |= {"precision": precision}
+        plan |= {"precision": precision, "goal": goal}
         return _plan("infer", plan | {"overflow": overflow, "data": spec.model_dump(mode="json")}, as_json)
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
-    options = SessionOptions(device=device, threads=threads, hint=hint)
-    shared = emotion_table(emotions)
-    with Predictor(opened, runtime, options, batch, overflow, precision, shared=shared) as predictor:
+    options, say = SessionOptions(device=device, threads=threads, hint=hint), _say(quiet)
+    chosen = open_predictor(
+        *(opened, runtime, options, batch, precision, goal),
+        say=say,
+        overflow=overflow,
+        shared=emotion_table(emotions),
+    )
+    with chosen as predictor:
         samples = stream_samples(source, spec, None if emotions else opened.manifest.task.labels, split)
-        summary = output.write(predictor.predict(samples), out, predictor.task, say=_say(quiet))
+        summary = output.write(predictor.predict(samples), out, predictor.task, say=say)
     _emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {summary_line(summary)}"])
     return None
 
@@ -498,7 +509,7 @@ def eval_(
     data: Annotated[Path, typer.Option("--data", help="Labelled data set.")],
     split: Split = "test",
     data_format: DataFormat = "auto",
-    runtime: Runtime = "torch",
+    runtime: Runtime = None,
     semantics: Annotated[
         Literal["single", "batch"], typer.Option("--semantics", help="batch: as published, torch only.")
     ] = "single",
@@ -506,7 +517,8 @@ def eval_(
     device: Device = "cpu",
     threads: Threads = None,
     hint: Hint = "fp32",
-    precision: Precision = "fp32",
+    precision: Precision = None,
+    goal: GoalOpt = None,
     missing: Annotated[
         str | None,
         typer.Option("--missing-rate", metavar="RATES", help="Drop steps: 0.3, 0.0:1.0:0.1 or text,audio,vision."),
@@ -519,16 +531,17 @@ def eval_(
     """Task metrics of a bundle on labelled data; over missing rates they also go into the bundle's report."""
     from mer_export.data.reading import bundle_corpus
     from mer_export.data.word_vectors import emotion_table
+    from runtimes.choice import open_predictor
     from runtimes.evaluate import evaluate
-    from runtimes.predictor import Predictor
     from runtimes.session import SessionOptions
 
     opened = Bundle.open(bundle)
     shared = emotion_table(emotions)
     options = SessionOptions(device=device, threads=threads, hint=hint)
     corpus = bundle_corpus(opened, data, data_format, sets or (), [n for table in shared.values() for n in table])
+    choice = (opened, runtime, options, batch, precision, goal, "torch", _say(quiet))
     if missing is not None:
-        with Predictor(opened, runtime, options, batch, precision=precision, shared=shared) as predictor:
+        with open_predictor(*choice, shared=shared) as predictor:
             return _eval_missing(predictor, corpus, split, missing, _say(quiet), as_json)
     samples = corpus.split(split)
     if semantics == "batch":
@@ -536,16 +549,15 @@ def eval_(
 
         if shared:
             raise UsageError("--emotions goes with --semantics single")
-        if runtime != "torch" or precision != "fp32":
-            raise UsageError(
-                f"--semantics batch runs in PyTorch only: pass --runtime torch, not {runtime} in {precision}"
-            )
-        metrics = evaluate_published(opened, samples, batch or 16)
+        asked = [v for v in (runtime, precision, goal) if v not in (None, "torch", "fp32")]
+        if asked:
+            raise UsageError(f"--semantics batch runs in PyTorch only: pass --runtime torch, not {' in '.join(asked)}")
+        metrics, ran, used = evaluate_published(opened, samples, batch or 16), "torch", "fp32"
     else:
-        with Predictor(opened, runtime, options, batch, precision=precision, shared=shared) as predictor:
-            metrics = evaluate(predictor, samples)
-    result = {"bundle": str(bundle), "split": split, "runtime": runtime, "semantics": semantics, "metrics": metrics}
-    result |= {"precision": precision}
+        with open_predictor(*choice, shared=shared) as predictor:
+            metrics, ran, used = evaluate(predictor, samples), predictor.backend, predictor.precision
+    result = {"bundle": str(bundle), "split": split, "runtime": ran, "semantics": semantics, "metrics": metrics}
+    result |= {"precision": used}
     _emit(result, as_json, lambda: columns(("metric", "value"), [(k, metric_text(k, v)) for k, v in metrics.items()]))
     return None
 
@@ -633,6 +645,32 @@ def bench(
         write_report(opened)
     if found:
         regression.require(found)
+
+
+@app.command()
+def tune(
+    bundle: BundleArg,
+    data: DataOpt = None,
+    split: Split = "test",
+    data_format: DataFormat = "auto",
+    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
+    precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Time variants, runtimes, threads and batch sizes on this machine, for `--goal` of infer and eval."""
+    from mer_export.data.reading import bundle_samples
+    from runtimes import profile as profiles
+    from runtimes import tune as tuning
+
+    opened = Bundle.open(bundle)
+    samples = None if data is None else bundle_samples(opened, data, data_format, split)
+    source = {} if data is None else {"source": f"{data.name}, {split}"}
+    found = tuning.run_tune(
+        opened, samples, batches=batches or tuning.BATCHES, precisions=precisions, say=_say(quiet), **source
+    )
+    profiles.save(opened, found)
+    _emit(found.model_dump(mode="json"), as_json, lambda: [profiles.markdown(found)])
 
 
 @app.command()

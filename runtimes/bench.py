@@ -119,7 +119,7 @@ def run_bench(
     cases = []
     buckets = _buckets(bundle, able)
     for lengths in buckets:
-        fitting = _fitting(samples, bundle.manifest.contract, lengths, buckets) if samples else []
+        fitting = fitting_samples(samples, bundle.manifest.contract, lengths, buckets) if samples else []
         if samples and not fitting:
             not_run.append((lengths_name(lengths), "no sample is short enough for this bucket"))
             continue
@@ -170,7 +170,7 @@ def _case(
     not_run: list[tuple[str, str]],
 ) -> Case:
     contract = bundle.manifest.contract
-    padded, tight = _inputs(contract, lengths, batch, samples)
+    padded, tight = case_inputs(contract, lengths, batch, samples)
     reference = eager(threads)
     entries: dict[str, tuple[Candidate, Session, float, Arrays]] = {}
     with contextlib.ExitStack() as stack:
@@ -217,7 +217,7 @@ def _call(session: Session, arrays: Arrays) -> Callable[[], object]:
     return lambda: session.run(arrays)
 
 
-def _inputs(
+def case_inputs(
     contract: Contract, lengths: Lengths, batch: int, samples: Sequence[Sample]
 ) -> tuple[Arrays, Arrays | None]:
     """The case's arrays padded to the bucket, and padded to the longest item only where that is shorter."""
@@ -251,7 +251,7 @@ def _tightened(arrays: Arrays, contract: Contract, lengths: Mapping[str, int]) -
     return cut
 
 
-def _fitting(
+def fitting_samples(
     samples: Sequence[Sample], contract: Contract, lengths: Lengths, buckets: Sequence[Lengths]
 ) -> list[Sample]:
     """Samples that are routed to this bucket, by length; those of shorter buckets where there is none."""

@@ -24,6 +24,7 @@ class OnnxRuntimeSession(Session):
     """
 
     backend = "onnxruntime"
+    concurrent = True
 
     def __init__(self, model: Path, contract: Contract, lengths: Lengths | None, batch: int, options: SessionOptions):
         super().__init__(model, contract, lengths, batch, options)

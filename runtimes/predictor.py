@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
@@ -17,6 +18,7 @@ from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.task import with_shared
 from runtimes import BACKENDS, find_backend, open_session
+from runtimes.crew import Crew
 from runtimes.plan import planned_batches
 from runtimes.session import Session, SessionOptions
 
@@ -75,6 +77,7 @@ class Predictor:
         precision: str = "fp32",
         variants: Sequence[Variant] | None = None,
         shared: Mapping[str, Table] | None = None,
+        workers: int = 1,
     ):
         """Finds the variants to use; each is loaded when a sample first needs it.
 
@@ -89,6 +92,7 @@ class Predictor:
             variants: use these alone.
             shared: other values of inputs that all samples share, e.g. `{"emotions": {"bored": vector, ...}}`; where
                 the outputs have one score per row, the rows are the labels of the answers.
+            workers: sessions side by side, each with the threads of `options`.
 
         Raises:
             UsageError: the bundle has no variant for this backend, no such input, or batch is below 1.
@@ -102,13 +106,16 @@ class Predictor:
         for name, table in (shared or {}).items():
             self.contract, self.task = with_shared(self.contract, self.task, name, table)
         self.backend = backend
+        self.precision = precision
         self.options = options or SessionOptions()
         self.batch = batch or BATCH
         self._planned = {} if batch else planned_batches(bundle)
         self.overflow = overflow
         self._variants = _by_bucket(bundle, backend, precision, variants)
         self._longest = self._find_longest()
+        self.workers = workers
         self._sessions: dict[str, Session] = {}
+        self._crews: dict[str, Crew] = {}
 
     def predict(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
         """One prediction per unit, in the order of `samples`.
@@ -130,9 +137,11 @@ class Predictor:
         """The loaded model for a bucket (None: the only one of a backend that takes any length)."""
         key = repr(lengths)
         if key not in self._sessions:
-            variant = self._variants[key]
-            self._sessions[key] = open_session(self.bundle, variant, self.backend, self.options)
+            self._sessions[key] = self._open(lengths)
         return self._sessions[key]
+
+    def _open(self, lengths: Lengths | None) -> Session:
+        return open_session(self.bundle, self._variants[repr(lengths)], self.backend, self.options)
 
     @property
     def buckets(self) -> list[Lengths]:
@@ -144,7 +153,9 @@ class Predictor:
         """Frees every loaded model."""
         for session in self._sessions.values():
             session.close()
-        self._sessions = {}
+        for crew in self._crews.values():
+            crew.close()
+        self._sessions, self._crews = {}, {}
 
     def __enter__(self) -> Self:
         return self
@@ -170,17 +181,28 @@ class Predictor:
                 work.append(_Work(number, piece, lengths, self._bucket(lengths)))
         work.sort(key=lambda w: (tuple((w.bucket or {}).values()), tuple(w.lengths.values())))
         rows = [np.full((len(s.units), self.task.width), np.nan, dtype=np.float32) for s in chunk]
-        while work:
-            size = self._batch_for(work[0].bucket)
-            alike = [w for w in work[:size] if w.bucket == work[0].bucket]
-            work = work[len(alike) :]
-            for item, found in zip(alike, self._run_batch(alike), strict=True):
-                kept = found[item.piece.keep]
-                rows[item.sample][item.piece.start : item.piece.start + len(kept)] = kept
+        for _, group in groupby(work, key=lambda w: w.bucket):
+            pieces = list(group)
+            size = self._batch_for(pieces[0].bucket)
+            batches = [pieces[i : i + size] for i in range(0, len(pieces), size)]
+            for alike, answers in zip(batches, self._run_batches(batches), strict=True):
+                for item, found in zip(alike, answers, strict=True):
+                    kept = found[item.piece.keep]
+                    rows[item.sample][item.piece.start : item.piece.start + len(kept)] = kept
         return rows
 
-    def _run_batch(self, alike: list[_Work]) -> list[np.ndarray]:
-        session = self.session(alike[0].bucket)
+    def _run_batches(self, batches: list[list[_Work]]) -> Iterator[list[np.ndarray]]:
+        """The answers of batches for one bucket, in order; side by side where there are several workers."""
+        bucket = batches[0][0].bucket
+        if self.workers == 1:
+            session = self.session(bucket)
+            return (self._run_batch(session, alike) for alike in batches)
+        key = repr(bucket)
+        if key not in self._crews:
+            self._crews[key] = Crew(lambda: self._open(bucket), self.workers)
+        return self._crews[key].map(self._run_batch, batches)
+
+    def _run_batch(self, session: Session, alike: list[_Work]) -> list[np.ndarray]:
         arrays = collate([w.piece.sample for w in alike], self.contract, alike[0].bucket, session.batch or None)
         output = session.run(arrays)[self.task.output]
         unit_dim, width = self.contract.unit_dim, self.task.width

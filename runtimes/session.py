@@ -30,6 +30,8 @@ class Session(ABC):
     """A loaded model: arrays in, arrays out, by contract name. Used as a context manager."""
 
     backend: ClassVar[str]
+    concurrent: ClassVar[bool] = False
+    """Whether several threads may call `run` at once."""
 
     def __init__(self, model: Path, contract: Contract, lengths: Lengths | None, batch: int, options: SessionOptions):
         """Loads `model`. `lengths` None and `batch` 0 mean any.

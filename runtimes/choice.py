@@ -1,0 +1,64 @@
+"""The predictor that a command line asks for: as its options say, or as the machine profile says for a goal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mer_export.bundle import Bundle
+from mer_export.errors import UsageError
+from runtimes.predictor import Predictor
+from runtimes.profile import Goal, Limits, choose, load, variants_of
+from runtimes.session import SessionOptions
+
+
+def open_predictor(
+    bundle: Bundle,
+    backend: str | None,
+    options: SessionOptions,
+    batch: int | None = None,
+    precision: str | None = None,
+    goal: str | None = None,
+    default: str = "onnxruntime",
+    say: Callable[[str], None] | None = None,
+    **rest: Any,
+) -> Predictor:
+    """Without a goal: `backend` or the default in `precision` or fp32. With one: what the profile says.
+
+    Args:
+        bundle: opened bundle.
+        backend: a name in `runtimes.BACKENDS`.
+        options: device, threads, hint.
+        batch: items per run.
+        precision: of the variants; bf16 with a goal also means OpenVINO's hint.
+        goal: `latency`, `throughput` or `budget=5ms`; all that is given beside it restricts the choice.
+        default: the backend where none is given.
+        say: told what was chosen.
+        rest: further arguments of `Predictor`.
+
+    Raises:
+        UsageError: no profile of this machine, one that is out of date, or nothing in it that keeps goal and limits.
+    """
+    if goal is None:
+        return Predictor(bundle, backend or default, options, batch, precision=precision or "fp32", **rest)
+    wanted = Goal.parse(goal)
+    if options.hint == "bf16":
+        if precision not in (None, "bf16"):
+            raise UsageError(f"--hint bf16 with --goal asks for bf16, --precision for {precision}: leave one out")
+        precision = "bf16"
+    limits = Limits(backend, precision, options.threads, batch, options.device)
+    profile = load(bundle)
+    setting = choose(profile, wanted, limits).setting
+    if say:
+        say(f"{goal}: {setting.name}")
+    chosen = SessionOptions(setting.device, setting.threads, setting.hint)
+    return Predictor(
+        bundle,
+        setting.backend,
+        chosen,
+        setting.batch,
+        precision=setting.precision,
+        variants=variants_of(bundle, profile, setting),
+        workers=setting.workers,
+        **rest,
+    )

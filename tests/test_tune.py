@@ -1,0 +1,204 @@
+"""Choice by measurement: what is timed, what is chosen, and when nothing can be."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_bundle import make_bundle, make_samples, randomise
+
+from mer_export.bundle import Bundle
+from mer_export.errors import BundleError, UsageError
+from mer_export.exporters import export_variant
+from runtimes import profile as profiles
+from runtimes import tune
+from runtimes.choice import open_predictor
+from runtimes.predictor import Predictor
+from runtimes.profile import Entry, Goal, Limits, Profile, Setting, choose
+from runtimes.session import SessionOptions
+
+HERE = SessionOptions()
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with both buckets as ONNX and the long one as TorchScript, and a profile of this machine."""
+    bundle = make_bundle(tmp_path_factory.mktemp("tune") / "bundle")
+    randomise(bundle)
+    for lengths in bundle.manifest.contract.buckets:
+        export_variant(bundle, "onnx", lengths)
+    export_variant(bundle, "torchscript", bundle.manifest.contract.buckets[-1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "_parallel", lambda: [(1, 1), (1, 2)])
+        patch.setattr(tune, "THOROUGH", 4)
+        profiles.save(bundle, tune.run_tune(bundle, make_samples(16), batches=(1, 3)))
+    return bundle.root
+
+
+@pytest.fixture
+def bundle(tuned: Path, tmp_path: Path) -> Bundle:
+    """A copy to write to."""
+    return Bundle.open(shutil.copytree(tuned, tmp_path / "bundle"))
+
+
+def setting(**changes: object) -> Setting:
+    values: dict[str, object] = dict(
+        backend="onnxruntime", format="onnx", precision="fp32", device="cpu", hint="fp32", fixed=0, threads=1
+    )
+    return Setting.model_validate(values | {"workers": 1, "batch": 1} | changes)
+
+
+def profile_of(times: list[tuple[Setting, float, float]]) -> Profile:
+    """Settings with their milliseconds per call in a short and a long bucket, which get a third of the data and two."""
+    entries = [
+        Entry(setting=s, lengths={"n": n}, variant=f"v{n}", sha256="", ms=ms, p90=1.2 * ms, share=share, rounds=3)
+        for s, *both in times
+        for n, ms, share in zip((4, 8), both, (1 / 3, 2 / 3), strict=True)
+    ]
+    return Profile(machine={}, weights_sha256="", source="", entries=entries, load_average=0)
+
+
+milliseconds = st.floats(0.1, 50)
+drawn = st.lists(
+    st.tuples(
+        st.builds(
+            setting,
+            batch=st.sampled_from([1, 4, 16]),
+            workers=st.sampled_from([1, 4]),
+            threads=st.sampled_from([1, 4]),
+            precision=st.sampled_from(["fp32", "int8"]),
+        ),
+        milliseconds,
+        milliseconds,
+    ),
+    min_size=1,
+    max_size=12,
+    unique_by=lambda row: row[0],
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(times=drawn, budget=st.floats(0.2, 80))
+def test_a_choice_is_never_a_tenth_slower_than_the_best_measured(
+    times: list[tuple[Setting, float, float]], budget: float
+) -> None:
+    """Per item over all data, worked out here by hand; within a budget among what keeps it."""
+    found = profile_of(times)
+    per_item = {s: (a + 2 * b) / 3 / s.batch / s.workers for s, a, b in times}
+    assert per_item[choose(found, Goal("throughput")).setting] <= 1.1 * min(per_item.values())
+    fitting = [s for s, a, b in times if 1.2 * max(a, b) <= budget]
+    if fitting:
+        chosen = choose(found, Goal("budget", budget)).setting
+        assert chosen in fitting
+        assert per_item[chosen] <= 1.1 * min(per_item[s] for s in fitting)
+    else:
+        with pytest.raises(UsageError, match="nothing answers within"):
+            choose(found, Goal("budget", budget))
+    single = {s: (a + 2 * b) / 3 for s, a, b in times if (s.batch, s.workers) == (1, 1)}
+    if single:
+        assert single[choose(found, Goal("latency")).setting] <= 1.1 * min(single.values())
+
+
+def test_limits_restrict_the_choice() -> None:
+    fast, slow = setting(precision="int8"), setting(threads=2)
+    found = profile_of([(fast, 1.0, 1.0), (slow, 5.0, 5.0)])
+    assert choose(found, Goal("latency")).setting == fast
+    for limits in (Limits(precision="fp32"), Limits(threads=2)):
+        assert choose(found, Goal("latency"), limits).setting == slow
+    with pytest.raises(UsageError, match="has precision fp16: export it, then run mer tune"):
+        choose(found, Goal("latency"), Limits(precision="fp16"))
+
+
+def test_a_setting_that_does_not_answer_all_the_data_is_not_chosen() -> None:
+    found = profile_of([(setting(), 5.0, 5.0), (setting(precision="int8"), 1.0, 1.0)])
+    found.entries.pop()
+    assert choose(found, Goal("throughput")).setting == setting()
+
+
+@pytest.mark.parametrize(
+    ("text", "goal"),
+    [("latency", Goal("latency")), ("budget=5ms", Goal("budget", 5.0)), ("budget=0.5s", Goal("budget", 500.0))],
+)
+def test_goals_are_read(text: str, goal: Goal) -> None:
+    assert Goal.parse(text) == goal
+
+
+@pytest.mark.parametrize("text", ["speed", "budget", "budget=5", "budget=0ms", "budget=-1ms", "budget=5 ms"])
+def test_a_goal_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="it is latency, throughput or budget=5ms"):
+        Goal.parse(text)
+
+
+def test_everything_exported_is_timed_and_the_best_again(bundle: Bundle) -> None:
+    found = profiles.load(bundle)
+    assert {e.setting.backend for e in found.entries} >= {"onnxruntime", "torchscript"}
+    assert {(e.setting.batch, e.setting.workers) for e in found.entries} == {(1, 1), (1, 2), (3, 1), (3, 2)}
+    assert {e.rounds for e in found.entries} == {tune.HURRIED, 4}
+    assert all(s.setting.format == "onnx" or s.item_ms > 0 for s in profiles.scores(found))
+    shares = [sum(e.share for e in found.entries if e.setting == s.setting) for s in profiles.scores(found)]
+    assert shares == pytest.approx([1.0] * len(shares))
+    assert "throughput: " in profiles.markdown(found)
+
+
+@pytest.mark.parametrize("goal", ["latency", "throughput", "budget=10s"])
+def test_a_goal_gives_the_answers_of_pytorch_in_order(bundle: Bundle, goal: str) -> None:
+    samples, said = make_samples(20), []
+    with Predictor(bundle, "torch") as eager, open_predictor(bundle, None, HERE, goal=goal, say=said.append) as running:
+        found, expected = running.scores(samples), eager.scores(samples)
+        best = choose(profiles.load(bundle), Goal.parse(goal)).setting
+        assert (running.backend, running.batch, running.workers) == (best.backend, best.batch, best.workers)
+        assert said == [f"{goal}: {best.name}"]
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 if best.hint == "fp32" else 0.1)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torchscript"])
+def test_workers_side_by_side_keep_answers_and_order(bundle: Bundle, backend: str) -> None:
+    samples = make_samples(30)
+    with Predictor(bundle, backend, SessionOptions(threads=1), batch=2, workers=3) as several:
+        found = several.scores(samples)
+        assert [p.unit for p in several.predict(samples)] == [u for s in samples for u in s.units]
+    with Predictor(bundle, backend, SessionOptions(threads=1), batch=2) as one:
+        for mine, theirs in zip(found, one.scores(samples), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-6)
+
+
+def test_without_a_profile_of_this_machine_the_command_to_run_is_named(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = profiles.machine_class()
+    monkeypatch.setattr(profiles, "machine_class", lambda: kind | {"cores": 96})
+    with pytest.raises(UsageError, match=r"no profile of this machine.*there are 1 of other machines.*run mer tune"):
+        open_predictor(bundle, None, HERE, goal="latency")
+
+
+def test_a_profile_of_other_weights_or_files_is_not_used(bundle: Bundle) -> None:
+    setting = choose(profiles.load(bundle), Goal("latency")).setting
+    entry = next(e for e in profiles.load(bundle).entries if e.setting == setting)
+    variant = bundle.find(entry.variant)
+    with bundle.commit() as change:
+        change.write(variant.model, b"another")
+    with pytest.raises(UsageError, match="is not the file that was measured"):
+        open_predictor(Bundle.open(bundle.root), None, HERE, goal="latency")
+    randomise(bundle, seed=4)
+    with pytest.raises(UsageError, match="is of other weights"):
+        profiles.load(Bundle.open(bundle.root))
+
+
+def test_a_profile_of_another_version_is_a_bundle_error(bundle: Bundle) -> None:
+    name = profiles.profile_name(profiles.machine_class())
+    with bundle.commit() as change:
+        change.write(name, b"{}")
+    with pytest.raises(BundleError, match="is of another version"):
+        profiles.load(bundle)
+
+
+def test_there_must_be_something_to_tune(tmp_path: Path, bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="run mer export first"):
+        tune.run_tune(make_bundle(tmp_path / "empty"))
+    with pytest.raises(UsageError, match=r"in int8, there is \['bf16', 'fp32'\]"):
+        tune.run_tune(bundle, precisions=["int8"])
