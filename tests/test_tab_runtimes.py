@@ -137,6 +137,8 @@ def test_large_weights_stand_beside_the_onnx_file(tmp_path: Path, monkeypatch: p
     made = make_tab(tmp_path / "bundle", "tab")
     variant = export_variant(made, "onnx", {})
     assert f"{variant.model}.data" in made.manifest.files
+    small = export_variant(made, "onnx", {}, precision="int8")
+    assert f"{small.model}.data" not in made.manifest.files
     sample = spoken(made.manifest.contract, 2)
     with open_session(made, None, "torch", ONE_THREAD) as session:
         expected = answer(session, [sample], None)
