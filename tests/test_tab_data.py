@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from mer_export.data.synth import synthesise
 from mer_export.errors import InputError, UsageError
 
 RATE = 16000
+SHARED = Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def by_id(samples: object) -> dict[str, Sample]:
@@ -119,6 +121,18 @@ def test_resampling_keeps_a_tone(tmp_path: Path) -> None:
     (tmp_path / "b.wav").write_bytes(b"RIFF")
     with pytest.raises(InputError, match=r"b\.wav is no wav file"):
         read_recording(tmp_path / "b.wav")
+
+
+def test_real_recordings_become_tokens(speech: Path) -> None:
+    recordings = sorted((SHARED / "ravdess_av" / "wav16k").glob("*.wav"))[:2]
+    if not recordings:
+        pytest.skip("no sample recordings here")
+    tokenizer = SpeechTokenizer.load(speech)
+    for path in recordings:
+        samples, rate = read_recording(path)
+        ids = tokenizer.encode_file(path)
+        assert (rate, len(ids)) == (RATE, tokenizer.config.frames(len(samples)) + 2)
+        assert (ids[0], ids[-1]) == (0, 2)
 
 
 # --- context windows and folds ---------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,7 +13,6 @@ from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.exporters import export_variant
-from mer_export.exporters import onnx as onnx_export
 from runtimes import BACKENDS, backend_problem, open_session
 from runtimes.predictor import Predictor
 from runtimes.session import Session, SessionOptions
@@ -130,17 +128,3 @@ def test_the_last_layer_computes_one_row(bundle: Bundle) -> None:
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
     rows = [shapes.get(n.output[0], [0, 0])[-2] for n in model.graph.node if n.op_type in ("Gelu", "Erf")]
     assert rows == [SHORT["text_len"], 1]
-
-
-def test_large_weights_stand_beside_the_onnx_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_export, "LARGEST_FILE", 1)
-    made = make_tab(tmp_path / "bundle", "tab")
-    variant = export_variant(made, "onnx", {})
-    assert f"{variant.model}.data" in made.manifest.files
-    sample = spoken(made.manifest.contract, 2)
-    with open_session(made, None, "torch", ONE_THREAD) as session:
-        expected = answer(session, [sample], None)
-    for runtime in ("onnxruntime", "openvino"):
-        if backend_problem(runtime) is None:
-            with open_session(Bundle.open(made.root), variant, runtime, ONE_THREAD) as session:
-                close(answer(session, [sample], {}), expected)
