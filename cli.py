@@ -476,6 +476,9 @@ def export(
     seq_len: Annotated[list[str] | None, typer.Option("--seq-len", metavar="DIM=N", help="Fixed lengths.")] = None,
     batch: Annotated[int, typer.Option("--batch", min=0, help="Fixed batch size; 0 dynamic where possible.")] = 0,
     opset: Annotated[int, typer.Option("--opset", help="ONNX opset.")] = 20,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Export the network's stages apart, where it has some (facialmmt).")
+    ] = False,
     data: DataOpt = None,
     data_format: DataFormat = "auto",
     split: Split = "test",
@@ -496,14 +499,22 @@ def export(
         for lengths in ([contract.parse_lengths(s) for s in seq_len] if seq_len else contract.buckets)
     ]
     for name, precision, lengths in jobs:
-        exporters.check_request(opened, name, lengths, batch, precision, opset)
+        exporters.check_request(opened, name, lengths, batch, precision, opset, stages)
     if dry_run:
         return _plan("export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": jobs}, as_json)
     example = None if data is None else _samples(opened, data, data_format, split)
     made = []
     for name, precision, lengths in jobs:
         variant = exporters.export_variant(
-            opened, name, lengths, batch=batch, precision=precision, opset=opset, force=force, example=example
+            opened,
+            name,
+            lengths,
+            batch=batch,
+            precision=precision,
+            opset=opset,
+            force=force,
+            example=example,
+            stages=stages,
         )
         made.append(variant)
         say(f"exported {variant.name}")

@@ -63,7 +63,10 @@ class FeatureStatistics(Strict):
 
 
 class Variant(Strict):
-    """One exported artefact. `batch` 0 means dynamic; `model` is the path of the file a runtime loads."""
+    """One exported artefact. `batch` 0 means dynamic; `model` is the path of the file a runtime loads.
+
+    With `stages` there is one file for each of them, `<stage>/<file>`, and `model` is that of the last one.
+    """
 
     format: str
     precision: str
@@ -71,12 +74,14 @@ class Variant(Strict):
     batch: int
     model: str
     exporter: str
+    stages: tuple[str, ...] = ()
     options: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:
         batch = "dynamic" if self.batch == 0 else str(self.batch)
-        return f"{self.format}-{self.precision}-{lengths_name(self.lengths)}-b{batch}"
+        stages = "-stages" if self.stages else ""
+        return f"{self.format}-{self.precision}-{lengths_name(self.lengths)}-b{batch}{stages}"
 
 
 class Manifest(Strict):
@@ -175,7 +180,8 @@ class Bundle:
 
     def variant_files(self, variant: Variant) -> Path:
         """The model file of a variant, after every file of its directory was verified."""
-        folder = str(PurePosixPath(variant.model).parent)
+        model = PurePosixPath(variant.model)
+        folder = str(model.parent.parent if variant.stages else model.parent)
         for name in self.manifest.files:
             if name.startswith(folder + "/"):
                 self.path(name)

@@ -27,7 +27,8 @@ class Candidate:
         """Backend with what differs from its defaults: `openvino bf16`, `onnxruntime cuda`."""
         hint = "" if self.options.hint == "fp32" else self.options.hint
         device = "" if self.options.device == "cpu" else self.options.device
-        return " ".join(part for part in (self.backend, hint, device) if part)
+        again = "afresh" if self.options.extra.get("reuse") is False else ""
+        return " ".join(part for part in (self.backend, hint, device, again) if part)
 
     @property
     def name(self) -> str:
