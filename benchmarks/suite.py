@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.flops import facialmmt_gflop
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract, Lengths
@@ -31,6 +32,8 @@ class Network:
     lengths: dict[str, tuple[int, int]]
     batches: tuple[int, ...]
     gflop: Callable[[Any, int, Lengths], float] | None = None
+    stages: bool = False
+    """Whether its stages are exported apart too."""
 
     @property
     def system(self) -> str:
@@ -78,6 +81,23 @@ NETWORKS = {
         buckets=({"text_len": 50, "audio_len": 375, "vision_len": 500},),
         lengths={"text_len": (5, 50), "audio_len": (30, 375), "vision_len": (40, 500)},
         batches=(1, 32),
+    ),
+    # With RoBERTa-large as text encoder. The lengths of the published arrays are not known, these are the presets'.
+    "facialmmt_fusion": Network(
+        preset="facialmmt/meld_fusion",
+        buckets=({"text_len": 256, "audio_len": 512, "vision_len": 128},),
+        lengths={"text_len": (40, 256), "audio_len": (25, 512), "vision_len": (5, 128)},
+        batches=(1,),
+        gflop=facialmmt_gflop,
+        stages=True,
+    ),
+    # The expression model, Swin-tiny: one face, and the faces of a short utterance.
+    "facialmmt_face": Network(
+        preset="facialmmt/affwild",
+        buckets=({},),
+        lengths={},
+        batches=(1, 16),
+        gflop=facialmmt_gflop,
     ),
     "mtee_mosei": Network(
         preset="mtee/mosei",
