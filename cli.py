@@ -402,6 +402,9 @@ def export(
     most: Annotated[int, typer.Option("--max-variants", min=1, help="With --plan: buckets at most.")] = 4,
     batch: Annotated[int, typer.Option("--batch", min=0, help="Fixed batch size; 0 dynamic where possible.")] = 0,
     opset: Annotated[int, typer.Option("--opset", help="ONNX opset.")] = 20,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Export the network's stages apart, where it has some (facialmmt).")
+    ] = False,
     data: DataOpt = None,
     data_format: DataFormat = "auto",
     split: Split = "test",
@@ -423,12 +426,12 @@ def export(
     if plan and seq_len:
         raise UsageError("--plan chooses the lengths: leave --seq-len out")
     if plan:
-        exporters.requests(opened, formats, precisions, [(contract.buckets[0], batch)], batch, opset)
+        exporters.requests(opened, formats, precisions, [(contract.buckets[0], batch)], batch, opset, stages)
         seen = stream_samples(plan, bundle_spec(opened, plan, data_format), opened.manifest.task.labels)
         found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
     lengths_of = [contract.parse_lengths(s) for s in seq_len] if seq_len else contract.buckets
     sizes = [(b.lengths, b.batch) for b in found.buckets] if found else [(n, batch) for n in lengths_of]
-    jobs = exporters.requests(opened, formats, precisions, sizes, batch, opset)
+    jobs = exporters.requests(opened, formats, precisions, sizes, batch, opset, stages)
     if dry_run and found:
         return _emit(found.model_dump(), as_json, lambda: [planning.markdown(found)])
     if dry_run:
@@ -440,7 +443,15 @@ def export(
     made = []
     for name, precision, lengths, size in jobs:
         variant = exporters.export_variant(
-            opened, name, lengths, batch=size, precision=precision, opset=opset, force=force, example=example
+            opened,
+            name,
+            lengths,
+            batch=size,
+            precision=precision,
+            opset=opset,
+            force=force,
+            example=example,
+            stages=stages,
         )
         made.append(variant)
         say(f"exported {variant.name}")

@@ -55,6 +55,8 @@ class Network:
     changed: tuple[str, ...] = ()
     real: Real | None = None
     original: Original | None = None
+    stages: bool = False
+    """Whether its stages are exported apart too."""
 
     @property
     def system(self) -> str:
@@ -135,6 +137,21 @@ NETWORKS = {
         buckets=({"text_len": 32, "audio_len": 512}, {"text_len": 128, "audio_len": 1024}),
         lengths={"text_len": (4, 110), "audio_len": (60, 1000)},
         batches=(1, 8),
+    ),
+    # With RoBERTa-large as text encoder. The lengths of the published arrays are not known, these are the presets'.
+    "facialmmt_fusion": Network(
+        preset="facialmmt/meld_fusion",
+        buckets=({"text_len": 256, "audio_len": 512, "vision_len": 128},),
+        lengths={"text_len": (40, 256), "audio_len": (25, 512), "vision_len": (5, 128)},
+        batches=(1,),
+        stages=True,
+    ),
+    # The expression model, Swin-tiny: one face, and the faces of a short utterance.
+    "facialmmt_face": Network(
+        preset="facialmmt/affwild",
+        buckets=({},),
+        lengths={},
+        batches=(1, 16),
     ),
     "mtee_mosei": Network(
         preset="mtee/mosei",

@@ -27,7 +27,7 @@ from mer_export.exporters.job import random_inputs
 from runtimes.bench import BenchReport, Case, run_bench
 from runtimes.candidate import eager, grouped_reasons
 from runtimes.parity import ParityReport, run_parity
-from runtimes.tables import parity_markdown, table, verdict_line
+from runtimes.tables import STAGE_HEADER, parity_markdown, stage_rows, table, verdict_line
 
 TIMED = ("torchscript", "onnx")
 """Formats that are exported."""
@@ -186,7 +186,8 @@ def _export(
     for lengths in NETWORKS[network].buckets:
         for format in TIMED:
             output.say(f"{network}: exporting {format} for {lengths_name(lengths)}")
-            export_variant(bundle, format, lengths, example=samples)
+            for stages in (False, True) if NETWORKS[network].stages else (False,):
+                export_variant(bundle, format, lengths, example=samples, stages=stages)
             for precision in precisions:
                 if precision not in FORMATS[format].precisions:
                     continue
@@ -236,8 +237,9 @@ def markdown(system: str, command: str, bound: dict[str, float], results: dict[s
     for name, found in results.items():
         lines += ["", f"## {name}", "", f"Parity of what was timed: {verdict_line(found.parity)}"]
         for case, rounds in found.cases:
-            work = found.gflop[case.name]
+            work, stages = found.gflop[case.name], stage_rows(case)
             lines += ["", f"### {case.name} ({work:.2f} GFLOP, {rounds} rounds)", "", *_rows(case, work, best)]
+            lines += ["", *table(STAGE_HEADER, stages)] if stages else []
         cold = [c for b in found.benches for c in b.cold]
         starts = [(c.name, c.start_s, c.load_s, f"{c.first_call_ms:.0f}", f"{c.peak_mib:.0f}") for c in cold]
         header = ("start-up in a fresh process", "Python start s", "load s", "first answer ms", "peak MiB")

@@ -65,7 +65,10 @@ class FeatureStatistics(Strict):
 
 
 class Variant(Strict):
-    """One exported artefact. `batch` 0 means dynamic; `model` is the path of the file a runtime loads."""
+    """One exported artefact. `batch` 0 means dynamic; `model` is the path of the file a runtime loads.
+
+    With `stages` there is one file for each of them, `<stage>/<file>`, and `model` is that of the last one.
+    """
 
     format: str
     precision: str
@@ -73,12 +76,14 @@ class Variant(Strict):
     batch: int
     model: str
     exporter: str
+    stages: tuple[str, ...] = ()
     options: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def name(self) -> str:
         batch = "dynamic" if self.batch == 0 else str(self.batch)
-        return f"{self.format}-{self.precision}-{lengths_name(self.lengths)}-b{batch}"
+        stages = "-stages" if self.stages else ""
+        return f"{self.format}-{self.precision}-{lengths_name(self.lengths)}-b{batch}{stages}"
 
 
 class Manifest(Strict):

@@ -43,6 +43,8 @@ class System:
     network: str
     weights: str
     tables: str | None = None
+    stages: str | None = None
+    """A function of a config that gives the stages which can be exported apart."""
 
     def parse(self, values: dict[str, Any]) -> Any:
         """A checked config of this system; raises UsageError naming the first wrong value."""

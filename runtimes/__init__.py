@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,6 +66,10 @@ BACKENDS = {
 }
 
 
+AFRESH = {"reuse": False}
+"""Extra options with which stages keep nothing from call to call, so that a benchmark sees all of their work."""
+
+
 class Candidate(NamedTuple):
     """Something that could answer for a bundle: a variant (None: its PyTorch weights) on a backend."""
 
@@ -90,6 +94,10 @@ def open_session(
         raise UnsupportedError(
             f"runtime {backend} runs {list(record.formats)} in {list(record.precisions)}, not {variant.name}"
         )
+    if variant is not None and variant.stages:
+        from runtimes.staged import StagedSession
+
+        return StagedSession(bundle, variant, resolve(record.session), options or SessionOptions())
     return resolve(record.session).open(bundle, variant, options or SessionOptions())
 
 
@@ -118,10 +126,11 @@ def survey(bundle: Bundle) -> list[tuple[Candidate, str | None]]:
         for options in backend.offers:
             problem = backend_problem(backend.name, options)
             found += [
-                (Candidate(v, backend.name, options), problem)
+                (Candidate(v, backend.name, own), problem)
                 for v in (variants if backend.formats else [None])
                 # A hint lowers what is fp32; another variant has its precision already.
                 if options.hint == "fp32" or v is None or v.precision == "fp32"
+                for own in ((options, replace(options, extra=AFRESH)) if v and v.stages else (options,))
             ]
     return found
 

@@ -24,10 +24,12 @@ class Candidate:
 
     @property
     def runtime(self) -> str:
-        """Backend with what differs from its defaults: `openvino bf16`, `onnxruntime cuda`."""
+        """Backend with what differs from its defaults: `openvino bf16`, `onnxruntime cuda`, `onnxruntime stages`."""
         hint = "" if self.options.hint == "fp32" else self.options.hint
         device = "" if self.options.device == "cpu" else self.options.device
-        return " ".join(part for part in (self.backend, hint, device) if part)
+        again = "afresh" if self.options.extra.get("reuse") is False else ""
+        stages = "stages" if self.variant and self.variant.stages else ""
+        return " ".join(part for part in (self.backend, hint, device, stages, again) if part)
 
     @property
     def name(self) -> str:

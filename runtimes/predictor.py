@@ -260,7 +260,8 @@ def _by_bucket(
             f"{bundle.root} has no {precision} variant for runtime {backend}: "
             f"run mer export --format {record.formats[0]} --precision {precision}"
         )
-    chosen.sort(key=lambda v: float("inf") if v.batch == 0 else v.batch)
+    # Of two variants for one bucket stages win: they do not repeat work for items that share it.
+    chosen.sort(key=lambda v: (bool(v.stages), float("inf") if v.batch == 0 else v.batch))
     return {repr(v.lengths): v for v in chosen}
 
 

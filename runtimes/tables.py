@@ -179,6 +179,8 @@ def bench_markdown(report: BenchReport) -> str:
     ]
     for case in report.cases:
         lines += ["", f"## {case.name}", "", _real_lengths(case), "", *table(BENCH_HEADER, bench_rows(case))]
+        if stages := stage_rows(case):
+            lines += ["", *table(STAGE_HEADER, stages)]
     if report.cold:
         rows = [(c.name, c.start_s, c.load_s, f"{c.first_call_ms:.1f}", f"{c.peak_mib:.0f}") for c in report.cold]
         header = ("candidate", "Python start s", "load s", "first answer ms", "peak MiB")
@@ -190,6 +192,22 @@ def bench_markdown(report: BenchReport) -> str:
 
 
 BENCH_HEADER = ("runtime", "format", "precision", "p50", "p90", "p99", "CPU p50", "items/s", "x eager", "x eager, CPU")
+
+
+STAGE_HEADER = ("stage", "runtime", "precision", "runs per call", "rows per run", "ms per run")
+
+
+def stage_rows(case: Case) -> list[tuple[str, ...]]:
+    """Where the time of variants in stages goes, warm-up included; without `afresh` equal texts are encoded once."""
+    rows: list[tuple[str, ...]] = []
+    for row in case.rows:
+        found = row.info.get("stages", {})
+        most = max((s["calls"] for s in found.values()), default=0)
+        for name, s in found.items():
+            if calls := s["calls"]:
+                cells = (f"{calls / most:.2f}", f"{s['rows'] / calls:.1f}", f"{s['ms'] / calls:.2f}")
+                rows.append((name, row.runtime, row.precision, *cells))
+    return rows
 
 
 def bench_rows(case: Case) -> list[tuple[str, ...]]:

@@ -108,6 +108,8 @@ class DataSpec(BaseModel):
     dataset: Literal["iemocap", "meld", "mosei", "mosei_emo", "mosei_senti", "mosi", "sims"] | None = None
     unit: Literal["dialogue", "utterance"] = "dialogue"
     """What one sample is: a dialogue of utterance vectors, or one utterance with a sequence per modality."""
+    modalities: tuple[Literal["text", "audio", "vision"], ...] = ()
+    """Of the files of FacialMMT read these alone; none means all."""
     emotions: EmotionData = EmotionData()
     faces: FaceData = FaceData()
     table: str | None = None

@@ -13,7 +13,9 @@ from mer_export.bundle import WEIGHTS, Bundle, Variant
 from mer_export.contract import Lengths, lengths_name
 from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError, UsageError
+from mer_export.exporters import staged
 from mer_export.exporters.job import ExportJob, Graph, example_inputs, run_model, write_samples
+from mer_export.stages import Stage
 
 log = logging.getLogger("mer")
 
@@ -82,6 +84,7 @@ def export_variant(
     opset: int = DEFAULT_OPSET,
     force: bool = False,
     example: Sequence[Sample] | None = None,
+    stages: bool = False,
 ) -> Variant:
     """Exports one variant into the bundle and returns it; an up-to-date one is left as it is unless `force`.
 
@@ -95,6 +98,7 @@ def export_variant(
         force: export again what is there.
         example: real samples, a few of which become the example inputs kept under samples/; a reduced precision is
             held against fp32 on all of them.
+        stages: export the stages of the network apart, for systems that have some; fp32 and a dynamic batch only.
 
     Raises:
         UsageError: unknown format, bad lengths, or an export that does not reproduce the model.
@@ -102,7 +106,8 @@ def export_variant(
         ParityError: a reduced precision that changes the answers too much, with the numbers.
         NotAvailableError: a package that the format needs is missing.
     """
-    record = check_request(bundle, format, lengths, batch, precision, opset)
+    record = check_request(bundle, format, lengths, batch, precision, opset, stages)
+    parts = _stages(bundle) if stages else ()
     wanted = Variant(
         format=format,
         precision=precision,
@@ -110,6 +115,7 @@ def export_variant(
         batch=batch or (0 if record.dynamic_batch else 1),
         model="",
         exporter="",
+        stages=tuple(p.name for p in parts),
     )
     made_from = {"weights": bundle.manifest.files[WEIGHTS].sha256} | ({"opset": opset} if record.uses_opset else {})
     there = _existing(bundle, wanted.name)
@@ -120,13 +126,15 @@ def export_variant(
     folder = f"variants/{wanted.name}"
     samples = f"samples/{lengths_name(lengths)}.npz"
     with bundle.commit() as change:
-        made = change.file(f"{folder}/{record.file}")
-        exported = registry.resolve(record.exporter)(job, made)
-        model = f"{folder}/{record.file}"
-        if record.shares_weights:
+        exporter = registry.resolve(record.exporter)
+        files = [f"{folder}/{p.name}/{record.file}" for p in parts] or [f"{folder}/{record.file}"]
+        paths = [change.file(f) for f in files]
+        exported = staged.export(job, parts, exporter, paths) if parts else exporter(job, paths[0])
+        model = files[-1]
+        if record.shares_weights and not parts:
             from mer_export.exporters.external import share
 
-            model = share(bundle, change, wanted, made)
+            model = share(bundle, change, wanted, paths[0])
         variant = wanted.model_copy(
             update={
                 "model": model,
@@ -148,6 +156,7 @@ def requests(
     sizes: Sequence[tuple[Lengths, int]],
     batch: int = 0,
     opset: int = DEFAULT_OPSET,
+    stages: bool = False,
 ) -> list[tuple[str, str, Lengths, int]]:
     """(format, precision, lengths, batch) of every combination; raises as `export_variant` does, before any work.
 
@@ -155,13 +164,19 @@ def requests(
     """
     made = []
     for name, precision, (lengths, size) in product(formats, precisions, sizes):
-        record = check_request(bundle, name, lengths, size, precision, opset)
+        record = check_request(bundle, name, lengths, size, precision, opset, stages)
         made.append((name, precision, lengths, batch if record.dynamic_batch else size))
     return made
 
 
 def check_request(
-    bundle: Bundle, format: str, lengths: Lengths, batch: int, precision: str, opset: int = DEFAULT_OPSET
+    bundle: Bundle,
+    format: str,
+    lengths: Lengths,
+    batch: int,
+    precision: str,
+    opset: int = DEFAULT_OPSET,
+    stages: bool = False,
 ) -> Format:
     """The format of a possible request; raises as `export_variant` does, before any work."""
     if format not in FORMATS:
@@ -169,6 +184,11 @@ def check_request(
     record, contract = FORMATS[format], bundle.manifest.contract
     if precision not in record.precisions:
         raise UnsupportedError(f"format {format} has no precision {precision!r}, it has {list(record.precisions)}")
+    if stages:
+        _stages(bundle)
+        if precision != "fp32" or batch or not record.dynamic_batch:
+            offered = [n for n, f in FORMATS.items() if f.dynamic_batch]
+            raise UnsupportedError(f"stages are exported in fp32 with a dynamic batch, in formats {offered}")
     if set(lengths) != set(contract.sequence_dims):
         raise UsageError(f"lengths are {lengths}, the contract asks for {list(contract.sequence_dims)}")
     for dim, size in lengths.items():
@@ -182,6 +202,11 @@ def check_request(
             f"choose {OPSETS.start}-{OPSETS.stop - 1} (default {DEFAULT_OPSET})"
         )
     return record
+
+
+def _stages(bundle: Bundle) -> tuple[Stage, ...]:
+    system = registry.get(bundle.manifest.system)
+    return staged.find_stages(system, system.parse(bundle.manifest.config))
 
 
 def _existing(bundle: Bundle, name: str) -> Variant | None:

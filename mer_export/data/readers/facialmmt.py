@@ -38,12 +38,12 @@ EXPRESSIONS = "{split}_expression_logits.npz"
 
 def detect(path: Path, spec: DataSpec) -> bool:
     """True for a directory with one of the splits, or a folder above it."""
-    return path.is_dir() and _folder(path) is not None
+    return path.is_dir() and _folder(path, spec) is not None
 
 
 def files(path: Path, spec: DataSpec) -> list[Path]:
     """The files that are read, images left out."""
-    folder = _folder(path) or path
+    folder = _folder(path, spec) or path
     return sorted(f for f in folder.iterdir() if f.suffix in (".pkl", ".dt", ".json", ".csv", ".npz"))
 
 
@@ -57,7 +57,7 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     Raises:
         InputError: missing, hostile or of another layout.
     """
-    folder = _folder(path)
+    folder = _folder(path, spec)
     if folder is None:
         raise InputError(f"{path} holds no meld_<split>_vision_utt.pkl or .dt file: point --data at preprocess_data")
     splits: dict[str, list[Sample]] = {}
@@ -73,10 +73,11 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     return Corpus(splits=splits, format="facialmmt", info={"labels": list(LABELS), "arrays": arrays})
 
 
-def _folder(path: Path) -> Path | None:
-    """The folder with the files of a data root, T+A+V before V."""
+def _folder(path: Path, spec: DataSpec) -> Path | None:
+    """The folder with the files of a data root, T+A+V before V unless vision is all that is read."""
     roots = (path, path / "preprocess_data")
-    folders = [root / name for name in (MULTIMODAL, UNIMODAL) for root in roots] + [path]
+    names = (UNIMODAL, MULTIMODAL) if spec.modalities == ("vision",) else (MULTIMODAL, UNIMODAL)
+    folders = [root / name for name in names for root in roots] + [path]
     found = (f for f in folders if f.is_dir() and any(_has(f, s) for s in SPLITS))
     return next(found, None)
 
@@ -173,10 +174,15 @@ def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec)
         profile = texts.profile(found, row, where)
         name = f"{split}/{profile.utterance if profile else row}"
         inputs: dict[str, Any] = {}
-        if profile and packed:
+        wanted = spec.modalities or ("text", "audio", "vision")
+        if profile and packed and "text" in wanted:
             inputs |= texts.inputs(packed, profile, where)
         for m in ("audio", "vision"):
-            if m in found and (frames := _frames(found[m][row], found[f"{m}_mask"][row], m, where)) is not None:
+            if (
+                m in wanted
+                and m in found
+                and (frames := _frames(found[m][row], found[f"{m}_mask"][row], m, where)) is not None
+            ):
                 inputs[m] = frames
         if profile and "vision" in inputs:
             _add_faces(inputs, found, profile.utterance, logits, folder, spec)

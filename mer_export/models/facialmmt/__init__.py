@@ -19,4 +19,5 @@ SYSTEM = System(
     task=task,
     network="mer_export.models.facialmmt.network:network",
     weights="mer_export.models.facialmmt.weights:WEIGHT_MAP",
+    stages="mer_export.models.facialmmt.stages:stages",
 )

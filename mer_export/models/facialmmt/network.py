@@ -128,6 +128,10 @@ class Fusion(nn.Module):
         vision, vision_real = select_frames(vision, likely, vision_real, self.config.threshold)
         return self.combine(text_hidden, text_lengths, text_span, audio, audio_real, vision, vision_real).logits
 
+    def stages(self) -> dict[str, nn.Module]:
+        """The modules of the stages by name; they share this network's parameters."""
+        return {"text": TextStage(self), "fusion": FusionStage(self)}
+
     def at_length(self, modality: str, x: Steps, lengths: Lengths) -> tuple[Steps, Real]:
         """Frames standardised and padded with zeros to the length that is part of the model, and which are real."""
         given = real_steps(lengths, x.shape[1])
@@ -177,6 +181,49 @@ class Fusion(nn.Module):
         return functional.pad(x, (0, 0, 0, length - x.shape[1]))
 
 
+class TextStage(nn.Module):
+    """Tokens of dialogues in, hidden states out."""
+
+    def __init__(self, model: Fusion):
+        super().__init__()
+        self.bert = model.bert
+
+    def forward(self, input_ids: Int[Tensor, "batch tokens"], text_lengths: Lengths) -> Hidden:
+        return self.bert(input_ids, None, text_lengths)
+
+
+class FusionStage(nn.Module):
+    """`Fusion.fuse` as a module."""
+
+    def __init__(self, model: Fusion):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        text_hidden: Hidden,
+        text_lengths: Lengths,
+        text_span: Int[Tensor, "batch 2"],
+        audio: Steps,
+        audio_lengths: Lengths,
+        vision: Steps,
+        vision_lengths: Lengths,
+        expression_logits: Float[Tensor, "batch frames expressions"],
+        gumbel_noise: Float[Tensor, "batch frames expressions"],
+    ) -> Logits:
+        return self.model.fuse(
+            text_hidden,
+            text_lengths,
+            text_span,
+            audio,
+            audio_lengths,
+            vision,
+            vision_lengths,
+            expression_logits,
+            gumbel_noise,
+        )
+
+
 class EndToEnd(Fusion):
     """The T+A+V model with the expression model in front."""
 
@@ -209,6 +256,10 @@ class EndToEnd(Fusion):
             expressions,
             gumbel_noise,
         )
+
+    def stages(self) -> dict[str, nn.Module]:
+        """As those of `Fusion`, and faces one by one."""
+        return {"face": self.face} | super().stages()
 
     def expressions(
         self, images: Float[Tensor, "batch frames channels size size"], lengths: Lengths

@@ -1,0 +1,65 @@
+"""Exports the stages of a network apart: one file each, every one proven on what the stages before it give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mer_export import registry
+from mer_export.errors import UnsupportedError
+from mer_export.exporters.job import Exported, ExportJob, prove, run_model
+from mer_export.registry import System
+from mer_export.stages import Stage, count_name
+
+EXAMPLES = 2
+"""Steps of a stage that runs on steps, as its example."""
+
+
+def find_stages(system: System, config: Any) -> tuple[Stage, ...]:
+    """The stages of a network; raises UnsupportedError where it has none."""
+    found: tuple[Stage, ...] = registry.resolve(system.stages)(config) if system.stages else ()
+    if not found:
+        raise UnsupportedError(f"{system.name} {system.variant_of(config)} has no stages: export it without --stages")
+    return found
+
+
+def export(
+    job: ExportJob, stages: tuple[Stage, ...], exporter: Callable[[ExportJob, Path], Exported], paths: Sequence[Path]
+) -> Exported:
+    """Writes one file per stage.
+
+    Args:
+        job: of the whole network.
+        stages: in the order in which they run.
+        exporter: of the format.
+        paths: the file of each stage.
+
+    Raises:
+        UsageError: a stage, or all of them in a row, that do not give the network's answers.
+    """
+    modules = job.model.stages()  # type: ignore[operator]
+    arrays: dict[str, np.ndarray] = dict(job.example)
+    made: dict[str, Exported] = {}
+    for stage, path in zip(stages, paths, strict=True):
+        contract = stage.contract(job.contract)
+        counts = arrays[count_name(job.contract, stage.per)] if stage.per else None
+        given = stage.take(arrays, counts)
+        found = run_model(modules[stage.name], contract, given)
+        example = {n: a[:EXAMPLES] for n, a in given.items()} if stage.per else given
+        own = ExportJob(
+            model=modules[stage.name],
+            contract=contract,
+            lengths=stage.lengths(job.lengths),
+            batch=job.batch,
+            opset=job.opset,
+            example=example,
+            reference={n: a[: len(next(iter(example.values())))] for n, a in found.items()},
+        )
+        made[stage.name] = exporter(own, path)
+        arrays |= found if counts is None else stage.put(found, counts, job.lengths[str(stage.per)])
+    prove(job, [arrays[s.name] for s in job.contract.outputs], "the network in stages")
+    options = {name: exported.options for name, exported in made.items()}
+    return Exported(exporter=next(iter(made.values())).exporter, options={"stages": options})

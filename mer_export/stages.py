@@ -1,0 +1,70 @@
+"""A network in stages that are exported apart, so that a runtime need not run each of them for every item.
+
+Needs no torch. A system with stages gives their list; its network gives a module for each, under the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mer_export.contract import BATCH, Contract, Lengths, TensorSpec
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a network.
+
+    Its inputs are inputs of the network or outputs of stages before it. With `per` it runs on the real steps of that
+    sequence dim as items of their own; its specs are those of one step. `repeats` says that neighbouring items often
+    bring equal inputs, whose outputs need to be computed once.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    per: str | None = None
+    repeats: bool = False
+
+    def contract(self, whole: Contract) -> Contract:
+        """The stage's own contract."""
+        dims = {d for s in (*self.inputs, *self.outputs) for d in s.dims if isinstance(d, str) and d != BATCH}
+        return Contract(
+            inputs=self.inputs,
+            outputs=self.outputs,
+            buckets=tuple(_of(b, dims) for b in whole.buckets),
+            longest=_of(whole.longest, dims),
+        )
+
+    def lengths(self, lengths: Lengths) -> Lengths:
+        """Those of a bucket that the stage has."""
+        dims = {d for s in self.inputs for d in s.dims}
+        return {d: n for d, n in lengths.items() if d in dims}
+
+    def take(self, arrays: Mapping[str, np.ndarray], counts: np.ndarray | None) -> dict[str, np.ndarray]:
+        """The stage's inputs; with `per` the first `counts` (items) steps of each item, as items."""
+        found = {s.name: arrays[s.name] for s in self.inputs}
+        if counts is None:
+            return found
+        real = np.arange(next(iter(found.values())).shape[1]) < counts[:, None]
+        return {n: np.ascontiguousarray(a[real]) for n, a in found.items()}
+
+    def put(self, outputs: Mapping[str, np.ndarray], counts: np.ndarray, steps: int) -> dict[str, np.ndarray]:
+        """Outputs of steps back in their places (items, steps, ...), zeros elsewhere."""
+        real = np.arange(steps) < counts[:, None]
+        found = {}
+        for name, values in outputs.items():
+            found[name] = np.zeros((*real.shape, *values.shape[1:]), dtype=values.dtype)
+            found[name][real] = values
+        return found
+
+
+def count_name(contract: Contract, dim: str) -> str:
+    """The input that counts the real steps of a sequence dim."""
+    return next(s.name for s in contract.inputs if s.counts == dim)
+
+
+def _of(lengths: Lengths, dims: set[str]) -> Lengths:
+    return {d: n for d, n in lengths.items() if d in dims}
