@@ -166,7 +166,7 @@ def _work(bundle: Bundle, benches: Sequence[BenchReport]) -> dict[str, float]:
     files = {
         lengths_name(v.lengths): v.model
         for v in bundle.manifest.variants
-        if (v.format, v.precision) == ("onnx", "fp32")
+        if (v.format, v.precision, v.stages) == ("onnx", "fp32", ())
     }
     return {
         case.name: gflop(
