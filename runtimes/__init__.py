@@ -61,6 +61,7 @@ BACKENDS = {
             "runtimes.tensorrt:TensorRtSession",
             ("tensorrt",),
             (SessionOptions(device="cuda"),),
+            ("fp32", "fp16", "bf16"),
         ),
     )
 }

@@ -67,10 +67,18 @@ FORMATS = {
             dynamic_batch=False,
             uses_opset=True,
             # TensorRT reads no dynamic quantisation.
-            precisions=("fp32", "fp16"),
+            precisions=("fp32", "fp16", "bf16"),
         ),
     )
 }
+
+
+ADVICE = {
+    ("onnx", "bf16"): ": ONNX Runtime refuses bf16 graphs on the CPU, "
+    "run fp32 with --runtime openvino --hint bf16, or export --format tensorrt",
+    ("tensorrt", "int8"): ": TensorRT reads no dynamic quantisation, export --format onnx",
+}
+"""What to do instead, by format and precision."""
 
 
 def export_variant(
@@ -168,7 +176,10 @@ def check_request(
         raise UsageError(f"no format {format!r}, there are {list(FORMATS)}")
     record, contract = FORMATS[format], bundle.manifest.contract
     if precision not in record.precisions:
-        raise UnsupportedError(f"format {format} has no precision {precision!r}, it has {list(record.precisions)}")
+        advice = ADVICE.get((format, precision), "")
+        raise UnsupportedError(
+            f"format {format} has no precision {precision!r}, it has {list(record.precisions)}{advice}"
+        )
     if set(lengths) != set(contract.sequence_dims):
         raise UsageError(f"lengths are {lengths}, the contract asks for {list(contract.sequence_dims)}")
     for dim, size in lengths.items():
