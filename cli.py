@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from mer_export import __version__, registry
+from mer_export import __version__
 from mer_export.bundle import Bundle
 from mer_export.errors import MerError, UsageError
 from mer_export.text import columns, metric_text, outline, summary_line
@@ -61,6 +61,7 @@ Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+CudaGraph = Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: capture each shape as a CUDA graph.")]
 Emotions = Annotated[
     Path | None,
     typer.Option("--emotions", help="Word vectors of the emotions to score, seen in training or not (eea of mtee)."),
@@ -111,29 +112,11 @@ def doctor(
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """Systems, variants, presets, export formats, runtimes and data formats."""
-    from mer_export import exporters
-    from mer_export.data import open as data
-    from runtimes import BACKENDS
+    from runtimes import inventory
     from train.config import PRESETS
 
-    systems = [registry.get(name) for name in registry.NAMES]
-    known: dict[str, Any] = {
-        "systems": {s.name: {"title": s.title, "paper": s.paper, "variants": s.variants} for s in systems},
-        "presets": list(PRESETS),
-        "export formats": list(exporters.FORMATS),
-        "runtimes": list(BACKENDS),
-        "data formats": {name: record.title for name, record in data.FORMATS.items()},
-    }
-
-    def lines() -> Iterable[str]:
-        for s in systems:
-            yield f"{s.name}  {s.title} ({s.paper}); variants: {', '.join(s.variants)}"
-        for key in ("presets", "export formats", "runtimes"):
-            yield f"{key}: {', '.join(known[key])}"
-        yield "data formats:"
-        yield from (f"  {name}  {title}" for name, title in known["data formats"].items())
-
-    _emit(known, as_json, lines)
+    known = inventory.collect(PRESETS)
+    _emit(known, as_json, lambda: inventory.lines(known))
 
 
 @app.command()
@@ -396,7 +379,7 @@ def import_(
 def export(
     bundle: BundleArg,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
-    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16 or int8.")] = None,
+    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
     seq_len: Annotated[list[str] | None, typer.Option("--seq-len", metavar="DIM=N", help="Fixed lengths.")] = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Data whose lengths decide the buckets.")] = None,
     most: Annotated[int, typer.Option("--max-variants", min=1, help="With --plan: buckets at most.")] = 4,
@@ -421,24 +404,22 @@ def export(
     from runtimes import plan as planning
 
     opened, say, formats, precisions = Bundle.open(bundle), _say(quiet), formats or ["onnx"], precisions or ["fp32"]
-    contract = opened.manifest.contract
-    found = None
-    if plan and seq_len:
-        raise UsageError("--plan chooses the lengths: leave --seq-len out")
+    contract, found = opened.manifest.contract, None
+    lengths_of = [contract.parse_lengths(s) for s in seq_len] if seq_len else contract.buckets
+    jobs = exporters.requests(opened, formats, precisions, [(n, batch) for n in lengths_of], batch, opset, stages)
     if plan:
-        exporters.requests(opened, formats, precisions, [(contract.buckets[0], batch)], batch, opset, stages)
+        if seq_len:
+            raise UsageError("--plan chooses the lengths: leave --seq-len out")
         seen = stream_samples(plan, bundle_spec(opened, plan, data_format), opened.manifest.task.labels)
         found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
-    lengths_of = [contract.parse_lengths(s) for s in seq_len] if seq_len else contract.buckets
-    sizes = [(b.lengths, b.batch) for b in found.buckets] if found else [(n, batch) for n in lengths_of]
-    jobs = exporters.requests(opened, formats, precisions, sizes, batch, opset, stages)
-    if dry_run and found:
-        return _emit(found.model_dump(), as_json, lambda: [planning.markdown(found)])
-    if dry_run:
-        return _plan("export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": jobs}, as_json)
-    if found:
+        sizes = [(b.lengths, b.batch) for b in found.buckets]
+        jobs = exporters.requests(opened, formats, precisions, sizes, batch, opset, stages)
+        if dry_run:
+            return _emit(found.model_dump(), as_json, lambda: [planning.markdown(found)])
         say(planning.markdown(found))
         planning.save(opened, found)
+    if dry_run:
+        return _plan("export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": jobs}, as_json)
     example = None if data is None else bundle_samples(opened, data, data_format, split)
     made = []
     for name, precision, lengths, size in jobs:
@@ -474,6 +455,7 @@ def infer(
     device: Device = "cpu",
     threads: Threads = None,
     hint: Hint = "fp32",
+    cuda_graph: CudaGraph = False,
     precision: Precision = None,
     goal: GoalOpt = None,
     overflow: Overflow = "error",
@@ -500,7 +482,8 @@ def infer(
         return _plan("infer", plan | {"overflow": overflow, "data": spec.model_dump(mode="json")}, as_json)
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
-    options, say = SessionOptions(device=device, threads=threads, hint=hint), _say(quiet)
+    say = _say(quiet)
+    options = SessionOptions(device, threads, hint, {"cuda_graph": True} if cuda_graph else {})
     chosen = open_predictor(
         *(opened, runtime, options, batch, precision, goal),
         say=say,
@@ -625,6 +608,7 @@ def bench(
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
     threads: Threads = 1,
+    cuda_graph: CudaGraph = False,
     baseline: Annotated[
         Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
     ] = None,
@@ -636,14 +620,16 @@ def bench(
     from mer_export.data.reading import bundle_samples
     from runtimes import bench as benchmark
     from runtimes import regression
+    from runtimes.candidate import find_candidates, find_graphs
     from runtimes.report import write_report
 
     opened = Bundle.open(bundle)
     allowed = regression.parse_tolerance(tolerance)
     earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
+    candidates = find_candidates(opened, threads) + (find_graphs(opened, threads) if cuda_graph else [])
     samples = None if data is None else bundle_samples(opened, data, data_format, split)
     report = benchmark.run_bench(
-        opened, samples, batches=batches or [1, 16], rounds=rounds, threads=threads, say=_say(quiet)
+        opened, samples, batches or [1, 16], rounds, threads, candidates=candidates, say=_say(quiet)
     )
     found = regression.compare(report, earlier, allowed, str(baseline)) if earlier else None
     result = report.model_dump(mode="json") | ({"against": found.model_dump(mode="json")} if found else {})

@@ -29,6 +29,8 @@ class Backend:
     offers: tuple[SessionOptions, ...] = (SessionOptions(), SessionOptions(device="cuda"))
     """The options worth trying on a machine."""
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
+    captures: bool = False
+    """Whether it can run as a CUDA graph."""
 
     def takes(self, variant: Variant) -> bool:
         """Whether it runs this variant."""
@@ -38,7 +40,7 @@ class Backend:
 BACKENDS = {
     b.name: b
     for b in (
-        Backend("torch", "PyTorch eager, the reference", "runtimes.eager:EagerSession", ()),
+        Backend("torch", "PyTorch eager, the reference", "runtimes.eager:EagerSession", (), captures=True),
         Backend("torchscript", "TorchScript", "runtimes.torchscript:TorchScriptSession", ("torchscript",)),
         Backend(
             "exported_program",
@@ -46,7 +48,13 @@ BACKENDS = {
             "runtimes.exported_program:ExportedProgramSession",
             ("exported_program",),
         ),
-        Backend("onnxruntime", "ONNX Runtime, CPU or CUDA", "runtimes.onnx_runtime:OnnxRuntimeSession", ("onnx",)),
+        Backend(
+            "onnxruntime",
+            "ONNX Runtime, CPU or CUDA",
+            "runtimes.onnx_runtime:OnnxRuntimeSession",
+            ("onnx",),
+            captures=True,
+        ),
         Backend(
             "openvino",
             "OpenVINO, fp32 or bf16 on CPU",
@@ -61,6 +69,7 @@ BACKENDS = {
             "runtimes.tensorrt:TensorRtSession",
             ("tensorrt",),
             (SessionOptions(device="cuda"),),
+            ("fp32", "fp16", "bf16"),
         ),
     )
 }
@@ -85,7 +94,7 @@ def open_session(
 
     Raises:
         UsageError: unknown backend, or a variant where none fits.
-        UnsupportedError: the backend does not run that format.
+        UnsupportedError: the backend does not run that format, or not that way.
         NotAvailableError: package, provider or device missing on this machine.
         BundleError: a file that is damaged or does not keep the contract.
     """
@@ -94,11 +103,26 @@ def open_session(
         raise UnsupportedError(
             f"runtime {backend} runs {list(record.formats)} in {list(record.precisions)}, not {variant.name}"
         )
+    options = options or SessionOptions()
+    check_options(backend, options)
     if variant is not None and variant.stages:
         from runtimes.staged import StagedSession
 
-        return StagedSession(bundle, variant, resolve(record.session), options or SessionOptions())
-    return resolve(record.session).open(bundle, variant, options or SessionOptions())
+        return StagedSession(bundle, variant, resolve(record.session), options)
+    return resolve(record.session).open(bundle, variant, options)
+
+
+def check_options(backend: str, options: SessionOptions) -> None:
+    """Raises UsageError or UnsupportedError where a backend never runs that way, on any machine."""
+    if not options.cuda_graph:
+        return
+    if not find_backend(backend).captures:
+        able = [b.name for b in BACKENDS.values() if b.captures]
+        raise UnsupportedError(
+            f"runtime {backend} captures no CUDA graphs: leave --cuda-graph out or use one of {able}"
+        )
+    if options.device != "cuda":
+        raise UsageError(f"--cuda-graph captures runs on a GPU, not on {options.device}: pass --device cuda")
 
 
 def find_backend(name: str) -> Backend:

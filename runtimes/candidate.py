@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import runtimes
 from mer_export.bundle import Bundle, Variant
+from mer_export.errors import NotAvailableError
 from runtimes.session import Session, SessionOptions
 
 EAGER = "torch"
@@ -27,9 +28,10 @@ class Candidate:
         """Backend with what differs from its defaults: `openvino bf16`, `onnxruntime cuda`, `onnxruntime stages`."""
         hint = "" if self.options.hint == "fp32" else self.options.hint
         device = "" if self.options.device == "cpu" else self.options.device
+        graph = "graph" if self.options.cuda_graph else ""
         again = "afresh" if self.options.extra.get("reuse") is False else ""
         stages = "stages" if self.variant and self.variant.stages else ""
-        return " ".join(part for part in (self.backend, hint, device, stages, again) if part)
+        return " ".join(part for part in (self.backend, hint, device, graph, stages, again) if part)
 
     @property
     def name(self) -> str:
@@ -71,6 +73,22 @@ def find_candidates(bundle: Bundle, threads: int | None = None) -> list[Candidat
         Candidate(c.variant, c.backend, replace(c.options, threads=threads), reason)
         for c, reason in runtimes.survey(bundle)
     ]
+
+
+def find_graphs(bundle: Bundle, threads: int | None = None) -> list[Candidate]:
+    """Every candidate on CUDA that can be captured, as a CUDA graph.
+
+    Raises:
+        NotAvailableError: none of them runs on this machine.
+    """
+    found = [
+        replace(c, options=replace(c.options, extra={"cuda_graph": True}))
+        for c in find_candidates(bundle, threads)
+        if c.options.device == "cuda" and runtimes.BACKENDS[c.backend].captures
+    ]
+    if all(c.reason for c in found):
+        raise NotAvailableError(f"--cuda-graph needs a runtime on CUDA: {found[0].reason}")
+    return found
 
 
 def grouped_reasons(not_run: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:

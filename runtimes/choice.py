@@ -7,6 +7,7 @@ from typing import Any
 
 from mer_export.bundle import Bundle
 from mer_export.errors import UsageError
+from runtimes import check_options
 from runtimes.predictor import Predictor
 from runtimes.profile import Goal, Limits, choose, load, variants_of
 from runtimes.session import SessionOptions
@@ -40,7 +41,10 @@ def open_predictor(
         UsageError: no profile of this machine, one that is out of date, or nothing in it that keeps goal and limits.
     """
     if goal is None:
+        check_options(backend or default, options)
         return Predictor(bundle, backend or default, options, batch, precision=precision or "fp32", **rest)
+    if options.cuda_graph:
+        raise UsageError("--goal chooses from what mer tune measured, which is without CUDA graphs: leave one out")
     wanted = Goal.parse(goal)
     if options.hint == "bf16":
         if precision not in (None, "bf16"):

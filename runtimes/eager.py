@@ -11,6 +11,7 @@ import numpy as np
 from mer_export.bundle import Bundle, Variant
 from mer_export.contract import Contract, Lengths
 from mer_export.errors import NotAvailableError, UsageError
+from runtimes.cuda_graph import CudaGraphs
 from runtimes.session import Session, SessionOptions
 
 
@@ -30,10 +31,12 @@ class TorchSession(Session):
         torch.backends.cudnn.allow_tf32 = False
         self._torch = torch
         self.module: Any = self.load(model)
+        self._call = CudaGraphs(self.module) if options.cuda_graph else self.module
         self.info |= {
             "torch": torch.__version__,
             "precision": "fp32",
             "threads": options.threads or torch.get_num_threads(),
+            "cuda_graph": options.cuda_graph,
         }
 
     @classmethod
@@ -59,12 +62,12 @@ class TorchSession(Session):
             tensors = [torch.from_numpy(inputs[s.name]) for s in self.contract.inputs]
             if self.options.device != "cpu":
                 tensors = [t.to(self.options.device) for t in tensors]
-            found = self.module(*tensors)
+            found = self._call(*tensors)
         values = found if isinstance(found, tuple) else (found,)
         return {s.name: v.cpu().numpy() for s, v in zip(self.contract.outputs, values, strict=True)}
 
     def close(self) -> None:
-        self.module = None
+        self.module = self._call = None
 
 
 class EagerSession(TorchSession):

@@ -20,7 +20,7 @@ class OnnxRuntimeSession(Session):
     """An .onnx file in ONNX Runtime.
 
     On CUDA inputs and outputs are bound to device buffers, one set per batch size. `extra={"cuda_graph": True}`
-    captures the run as a CUDA graph, which needs a fixed batch.
+    captures the run of each batch size as a CUDA graph of its own.
     """
 
     backend = "onnxruntime"
@@ -48,6 +48,7 @@ class OnnxRuntimeSession(Session):
             "onnxruntime": onnxruntime.__version__,
             "provider": provider,
             "providers": active,
+            "cuda_graph": options.cuda_graph,
         }
 
     @classmethod
@@ -87,7 +88,7 @@ class OnnxRuntimeSession(Session):
                 ort.preload_dlls()
             arguments = {
                 "use_tf32": "1" if options.extra.get("tf32") else "0",
-                "enable_cuda_graph": "1" if options.extra.get("cuda_graph") else "0",
+                "enable_cuda_graph": "1" if options.cuda_graph else "0",
             }
         try:
             return ort.InferenceSession(str(model), settings, providers=[(provider, arguments)])
@@ -118,13 +119,17 @@ class OnnxRuntimeSession(Session):
         held = self._bound.get(items) or self._bind(items, inputs)
         for name, buffer in held["inputs"].items():
             buffer.update_inplace(np.ascontiguousarray(inputs[name]))
-        self._session.run_with_iobinding(held["binding"])
+        self._session.run_with_iobinding(held["binding"], held["run"])
         return {name: buffer.numpy() for name, buffer in held["outputs"].items()}
 
     def _bind(self, items: int, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
         values, binding = self._ort.OrtValue, self._session.io_binding()
         lengths = self.lengths or self.contract.buckets[-1]
-        held: dict[str, Any] = {"binding": binding, "inputs": {}, "outputs": {}}
+        run = self._ort.RunOptions()
+        if self.options.cuda_graph:
+            # Another batch size has other buffers, which a captured graph would not know of.
+            run.add_run_config_entry("gpu_graph_id", str(items))
+        held: dict[str, Any] = {"binding": binding, "run": run, "inputs": {}, "outputs": {}}
         for name, array in inputs.items():
             held["inputs"][name] = values.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
             binding.bind_ortvalue_input(name, held["inputs"][name])

@@ -18,12 +18,19 @@ from mer_export.errors import BundleError, UsageError
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a backend runs. `threads` None leaves its default; `hint` bf16 lets OpenVINO compute in bfloat16."""
+    """How a backend runs. `threads` None leaves its default; `hint` bf16 lets OpenVINO compute in bfloat16.
+
+    `extra` may hold `cuda_graph` (capture runs on a GPU) and, for ONNX Runtime, `tf32`.
+    """
 
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int | None = None
     hint: Literal["fp32", "bf16"] = "fp32"
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cuda_graph(self) -> bool:
+        return bool(self.extra.get("cuda_graph"))
 
 
 class Session(ABC):

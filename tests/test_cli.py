@@ -18,6 +18,7 @@ import pytest
 import cli
 from mer_export.bundle import Bundle
 from mer_export.data.open import open_corpus
+from runtimes import bench
 
 SMALL = ["--set", "epochs=2", "--set", "model.buckets=[8, 33]"]
 Mer = Callable[..., tuple[int, str, str]]
@@ -161,6 +162,57 @@ def test_parity_and_bench_write_their_reports(mer: Mer, work: Path, bundle: Path
     assert err.splitlines()[-1].startswith("mer: parity failed")
 
 
+def test_a_benchmark_slower_than_its_baseline_ends_with_4(
+    mer: Mer, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report is a real one; the second run of it is replaced by the first."""
+    code, _, err = mer("bench", bundle, "--rounds", "3", "--batch", "1", "--quiet")
+    assert code == 0, err
+    own = bundle / "reports" / "bench.json"
+    report = bench.BenchReport.model_validate_json(own.read_bytes())
+    monkeypatch.setattr(bench, "run_bench", lambda *_, **__: report)
+    code, out, _ = mer("bench", bundle, "--baseline", own)
+    assert (code, "x eager before" in out) == (0, True)
+    for row in report.cases[0].rows:
+        row.ratio.median /= 2
+    before = own.read_bytes()
+    code, out, err = mer("bench", bundle, "--baseline", own, "--tolerance", "10%", "--json", "--quiet")
+    assert code == 4
+    assert "50% slower, allowed are 10%" in err
+    assert any(r["slower"] for r in json.loads(out)["against"]["rows"])
+    assert own.read_bytes() == before
+
+
+def test_buckets_are_planned_from_the_lengths_of_data(mer: Mer, work: Path, bundle: Path) -> None:
+    code, out, err = mer("export", bundle, "--plan", work / "data", "--max-variants", "3", "--dry-run", "--json")
+    assert code == 0, err
+    planned = json.loads(out)
+    truth = json.loads((work / "data" / "ground_truth.json").read_text())
+    longest = max(len(labels) for labels in truth["labels"].values())
+    assert 1 <= len(planned["buckets"]) <= 3
+    assert planned["buckets"][-1]["lengths"] == {"utterances": longest}
+    assert len(Bundle.open(bundle).manifest.variants) == 3
+    code, out, err = mer("export", bundle, "--plan", work / "data", "--max-variants", "1", "--format", "torchscript")
+    assert (code, out) == (0, f"torchscript-fp32-utterances{longest}-bdynamic\n")
+    assert "ms per item expected" in err
+    assert "reports/plan.json" in Bundle.open(bundle).manifest.files
+
+
+def test_a_tuned_bundle_answers_by_goal(mer: Mer, work: Path, bundle: Path, tmp_path: Path) -> None:
+    code, out, err = mer("tune", bundle, "--batch", "2", "--precision", "fp32", "--quiet")
+    assert code == 0, err
+    assert "- throughput: " in out
+    found = {}
+    for goal in ("latency", "throughput"):
+        code, out, err = mer("eval", bundle, "--data", work / "data", "--goal", goal, "--json")
+        assert code == 0, err
+        assert f"{goal}: " in err
+        found[goal] = json.loads(out)
+    reference = json.loads(mer("eval", bundle, "--data", work / "data", "--json")[1])
+    assert found["latency"]["metrics"] == found["throughput"]["metrics"] == reference["metrics"]
+    assert reference["runtime"] == "torch"
+
+
 def test_dry_run_prints_the_plan_and_does_nothing(mer: Mer, work: Path, tmp_path: Path) -> None:
     code, out, _ = mer(
         "train",
@@ -206,6 +258,13 @@ def test_dry_run_prints_the_plan_and_does_nothing(mer: Mer, work: Path, tmp_path
         (["infer", "{bundle}", "{data}", "--out", "{new}.jsonl", "--device", "cuda"], 5, "CUDAExecutionProvider"),
         (["infer", "{bundle}", "{data}", "--out", "{new}.jsonl", "--runtime", "torchscript"], 2, "--overflow"),
         (["eval", "{bundle}", "--data", "{data}", "--split", "dev"], 2, "no split 'dev'"),
+        (["infer", "{bundle}", "{data}", "--out", "{new}.jsonl", "--goal", "latency"], 2, "run mer tune"),
+        (["infer", "{bundle}", "{data}", "--out", "{new}.jsonl", "--goal", "speed"], 2, "budget=5ms"),
+        (["infer", "{bundle}", "{data}", "--out", "{new}.jsonl", "--cuda-graph"], 2, "pass --device cuda"),
+        (["export", "{bundle}", "--plan", "{data}", "--seq-len", "utterances=8"], 2, "leave --seq-len out"),
+        (["export", "{bundle}", "--precision", "bf16"], 7, "--hint bf16"),
+        (["bench", "{bundle}", "--baseline", "{nothing}"], 2, "cannot be read"),
+        (["bench", "{bundle}", "--tolerance", "2"], 2, "a share below 100 %"),
     ],
 )
 def test_an_error_is_one_sentence_with_the_right_exit_code(

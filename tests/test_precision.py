@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mer_export.contract import Contract, Lengths, TensorSpec
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError, UsageError
 from mer_export.exporters import FORMATS, export_variant, precision
+from mer_export.exporters.bf16 import round_to_bf16, to_bf16
 from mer_export.exporters.gate import Bound, check, open_file
 from mer_export.exporters.job import ExportJob
 from mer_export.exporters.precision import PRECISIONS, unshare_initializers, write
@@ -36,7 +38,8 @@ CONTRACT = Contract(
     buckets=({},),
     longest={},
 )
-REDUCED = sorted(PRECISIONS)
+REDUCED = [p for p in FORMATS["onnx"].precisions if p in PRECISIONS]
+"""Those that ONNX Runtime runs."""
 
 
 def emt_samples(bundle: Bundle, count: int = 6) -> list[Sample]:
@@ -303,3 +306,43 @@ def test_a_variant_that_fails_the_gate_leaves_the_bundle_as_it_was(
         export_variant(bundle, "onnx", {"utterances": 4}, precision="int8")
     assert Bundle.open(bundle.root).manifest == before
     assert not list(bundle.root.glob("variants/*"))
+
+
+def test_bf16_is_proven_on_a_twin_that_rounds_where_an_engine_does(tmp_path: Path) -> None:
+    """OpenVINO computes the bf16 graph itself, to one rounding step as the twin; ONNX Runtime refuses it on the CPU."""
+    job, fp32 = job_of(linears(tied=False), tmp_path, "bf16")
+    options = write(job, fp32, tmp_path / "model.onnx")
+    assert options["operators"] == {"Gemm": 2, "MatMul": 1}
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {i.data_type for i in model.graph.initializer} == {TensorProto.BFLOAT16}
+    assert [v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output)] == [TensorProto.FLOAT] * 2
+    with pytest.raises(Exception, match="NOT_IMPLEMENTED"):
+        open_file(tmp_path / "model.onnx")
+    onnx.save_model(to_bf16(onnx.load(fp32), emulate=True), tmp_path / "twin.onnx")
+    twin = open_file(tmp_path / "twin.onnx").run(None, job.example)[0]
+    error = float(np.abs(twin - job.reference["y"]).max())
+    assert 0 < error < 0.1
+    assert options["gate"]["y max_abs"] == pytest.approx(error, rel=0.01)
+    openvino = pytest.importorskip("openvino")
+    compiled = openvino.Core().compile_model(tmp_path / "model.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    np.testing.assert_allclose(compiled(job.example)[0], twin, rtol=2**-7, atol=0)
+
+
+def test_rounding_to_bf16_is_to_nearest_even_and_never_overflows() -> None:
+    values = np.array([1.0, 1 + 2**-8, 1 + 3 * 2**-8, -1.0, 0.0, np.finfo(np.float32).max], np.float32)
+    found = (round_to_bf16(values).astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(found[:5], np.array([1.0, 1.0, 1 + 2**-6, -1.0, 0.0], np.float32))
+    assert np.isfinite(found[5])
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="tensorrt-rtx is not installed")
+def test_a_bf16_engine_is_built_from_the_fp32_graph_that_is_there(tmp_path: Path) -> None:
+    bundle = small_bundle.make_bundle(tmp_path / "bundle")
+    small_bundle.randomise(bundle)
+    export_variant(bundle, "onnx", EIGHT, batch=1)
+    variant = export_variant(bundle, "tensorrt", EIGHT, precision="bf16", example=small_bundle.make_samples())
+    assert variant.name == "tensorrt-bf16-utterances8-b1"
+    assert bundle.variant_files(variant).stat().st_size > 10_000
+    assert variant.options["onnx"]["rewrite"]["gate"]["log_prob relative"] <= 0.05
+    assert [p.name for p in (bundle.root / "variants" / variant.name).iterdir() if p.is_dir()] == []

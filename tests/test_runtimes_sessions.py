@@ -21,6 +21,7 @@ from mer_export.data.samples import Sample
 from mer_export.errors import BundleError, InputError, NotAvailableError, UnsupportedError, UsageError
 from mer_export.exporters import export_variant
 from runtimes import candidates, load, open_session, output, predictor, unavailable
+from runtimes.candidate import find_graphs
 from runtimes.exported_program import ExportedProgramSession
 from runtimes.onnx_runtime import OnnxRuntimeSession
 from runtimes.openvino import OpenVinoSession
@@ -282,3 +283,26 @@ def test_an_interrupted_output_leaves_the_old_file(exported: Bundle, answers: li
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(UsageError, match="ending must be one of"):
         output.write(answers, tmp_path / "out.xml", exported.manifest.task)
+
+
+def test_cuda_graphs_are_refused_where_nothing_can_be_captured(exported: Bundle) -> None:
+    captured = {"cuda_graph": True}
+    graph = next(v for v in exported.manifest.variants if v.format == "onnx")
+    with pytest.raises(UnsupportedError, match=r"openvino captures no CUDA graphs.*'torch', 'onnxruntime'"):
+        open_session(exported, graph, "openvino", SessionOptions(device="cuda", extra=captured))
+    for backend, variant in (("torch", None), ("onnxruntime", graph)):
+        with pytest.raises(UsageError, match="not on cpu: pass --device cuda"):
+            open_session(exported, variant, backend, SessionOptions(extra=captured))
+        if runtimes.backend_problem(backend, SessionOptions(device="cuda")):
+            with pytest.raises(NotAvailableError, match="CUDA"):
+                open_session(exported, variant, backend, SessionOptions(device="cuda", extra=captured))
+
+
+def test_a_benchmark_of_cuda_graphs_needs_a_gpu(exported: Bundle) -> None:
+    usable = [b for b in ("torch", "onnxruntime") if not runtimes.backend_problem(b, SessionOptions(device="cuda"))]
+    if usable:
+        found = find_graphs(exported)
+        assert {c.runtime for c in found if c.reason is None} == {f"{b} cuda graph" for b in usable}
+    else:
+        with pytest.raises(NotAvailableError, match="--cuda-graph needs a runtime on CUDA"):
+            find_graphs(exported)

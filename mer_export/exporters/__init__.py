@@ -69,10 +69,18 @@ FORMATS = {
             dynamic_batch=False,
             uses_opset=True,
             # TensorRT reads no dynamic quantisation.
-            precisions=("fp32", "fp16"),
+            precisions=("fp32", "fp16", "bf16"),
         ),
     )
 }
+
+
+ADVICE = {
+    ("onnx", "bf16"): ": ONNX Runtime refuses bf16 graphs on the CPU, "
+    "run fp32 with --runtime openvino --hint bf16, or export --format tensorrt",
+    ("tensorrt", "int8"): ": TensorRT reads no dynamic quantisation, export --format onnx",
+}
+"""What to do instead, by format and precision."""
 
 
 def export_variant(
@@ -183,7 +191,10 @@ def check_request(
         raise UsageError(f"no format {format!r}, there are {list(FORMATS)}")
     record, contract = FORMATS[format], bundle.manifest.contract
     if precision not in record.precisions:
-        raise UnsupportedError(f"format {format} has no precision {precision!r}, it has {list(record.precisions)}")
+        advice = ADVICE.get((format, precision), "")
+        raise UnsupportedError(
+            f"format {format} has no precision {precision!r}, it has {list(record.precisions)}{advice}"
+        )
     if stages:
         _stages(bundle)
         if precision != "fp32" or batch or not record.dynamic_batch:

@@ -1,0 +1,72 @@
+"""Runs of a PyTorch module captured as CUDA graphs: one launch per call instead of one per operator."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mer_export.errors import UnsupportedError
+
+WARM = 3
+"""Plain runs before a capture: libraries choose algorithms and allocate workspaces in the first ones."""
+KEPT = 32
+"""Shapes whose graph is kept; the one that was used longest ago goes first."""
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A graph with the tensors that it always reads from and writes to."""
+
+    graph: Any
+    inputs: list[Any]
+    outputs: Any
+
+
+class CudaGraphs:
+    """Calls `module` on CUDA tensors, through one graph per combination of shapes."""
+
+    def __init__(self, module: Any):
+        self._module = module
+        self._held: OrderedDict[Shapes, Captured] = OrderedDict()
+
+    def __call__(self, *tensors: Any) -> Any:
+        """The module's outputs; they are overwritten by the next call of the same shapes.
+
+        Raises:
+            UnsupportedError: the module does something that a graph cannot hold.
+        """
+        key = tuple(tuple(t.shape) for t in tensors)
+        if key not in self._held:
+            while len(self._held) >= KEPT:
+                self._held.popitem(last=False)
+            self._held[key] = self._capture(tensors)
+        self._held.move_to_end(key)
+        captured = self._held[key]
+        for kept, given in zip(captured.inputs, tensors, strict=True):
+            kept.copy_(given)
+        captured.graph.replay()
+        return captured.outputs
+
+    def _capture(self, tensors: Sequence[Any]) -> Captured:
+        import torch
+
+        inputs = [t.clone() for t in tensors]
+        # Capturing needs work that was warmed up on a stream of its own.
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARM):
+                self._module(*inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                outputs = self._module(*inputs)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UnsupportedError(f"this model cannot be captured as a CUDA graph: {reason}") from None
+        return Captured(graph, inputs, outputs)

@@ -1,0 +1,32 @@
+"""What there is to choose from: systems, presets, formats, runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mer_export import exporters, registry
+from mer_export.data import open as data
+from runtimes import BACKENDS
+
+
+def collect(presets: Sequence[str]) -> dict[str, Any]:
+    """Names by kind, systems and data formats with a title."""
+    systems = [registry.get(name) for name in registry.NAMES]
+    return {
+        "systems": {s.name: {"title": s.title, "paper": s.paper, "variants": s.variants} for s in systems},
+        "presets": list(presets),
+        "export formats": list(exporters.FORMATS),
+        "runtimes": list(BACKENDS),
+        "data formats": {name: record.title for name, record in data.FORMATS.items()},
+    }
+
+
+def lines(known: dict[str, Any]) -> Iterator[str]:
+    """The same for people."""
+    for name, s in known["systems"].items():
+        yield f"{name}  {s['title']} ({s['paper']}); variants: {', '.join(s['variants'])}"
+    for key in ("presets", "export formats", "runtimes"):
+        yield f"{key}: {', '.join(known[key])}"
+    yield "data formats:"
+    yield from (f"  {name}  {title}" for name, title in known["data formats"].items())
