@@ -99,6 +99,13 @@ NETWORKS = {
         batches=(1, 16),
         gflop=facialmmt_gflop,
     ),
+    # Text and speech tokens as utterances of IEMOCAP have them; 461 M parameters.
+    "tab_iemocap": Network(
+        preset="tab/iemocap",
+        buckets=({"text_len": 32, "audio_len": 512}, {"text_len": 128, "audio_len": 1024}),
+        lengths={"text_len": (4, 110), "audio_len": (60, 1000)},
+        batches=(1, 8),
+    ),
     "mtee_mosei": Network(
         preset="mtee/mosei",
         buckets=({"steps": 20, "emotions": 16},),

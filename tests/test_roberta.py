@@ -86,3 +86,6 @@ def test_a_pretrained_roberta_is_loaded_from_its_folder(tmp_path: Path) -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
     )
+    plain = Bert(roberta(**SHAPE, segments=0)).eval()
+    load_pretrained(plain, tmp_path)
+    torch.testing.assert_close(plain(IDS, None, LENGTHS), source(IDS, None, LENGTHS), atol=1e-5, rtol=0)

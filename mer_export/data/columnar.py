@@ -24,6 +24,8 @@ from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, NotAvailableError, UnsupportedError, UsageError
 
 KEY = b"mer"
+COLUMNS = ("text", "audio", "vision", "speaker")
+"""Inputs that the format holds."""
 VERSION = 1
 GROUP_BYTES = 1 << 22
 """Features of a row group: what a streaming reader holds at a time, decoded."""
@@ -126,6 +128,9 @@ def _widths(corpus: Corpus) -> tuple[dict[str, int], int]:
     widths: dict[str, int] = {}
     vectors = 0
     for sample in corpus:
+        others = [n for n in sample.inputs if n not in COLUMNS]
+        if others:
+            raise InputError(f"{sample.id}: {others[0]} has no place in this format, it holds vectors: keep the files")
         for name in ("text", "audio", "vision"):
             array = sample.inputs.get(name)
             if array is None:

@@ -67,6 +67,10 @@ def _corpus(path: Path, spec: DataSpec) -> dict[str, Any]:
     }
 
 
+TOKENS = {"input_ids": "tokens", "text_tokens": "text tokens", "audio_tokens": "audio tokens"}
+"""Inputs of token ids, and what a summary calls their lengths."""
+
+
 class _Moments:
     """Running statistics of one modality."""
 
@@ -83,6 +87,7 @@ class _Moments:
         self.nan = self.infinite = 0
 
     def add(self, sample: Sample, array: np.ndarray) -> None:
+        array = array[None] if array.ndim == 1 else array
         self.width, self.dtype = array.shape[-1], str(array.dtype)
         self.shape = array.shape[:-2]
         self.dialogues += 1
@@ -124,7 +129,7 @@ class _Tally:
         self.lengths: Counter[int] = Counter()
         self.labels: Counter[int] = Counter()
         self.scores = _Moments()
-        self.tokens: Counter[int] = Counter()
+        self.tokens: dict[str, Counter[int]] = {}
         self.speakers: Counter[int] = Counter()
         self.unlabelled = 0
         self.images = 0
@@ -143,8 +148,8 @@ class _Tally:
                 self.modalities.setdefault(name, _Moments()).add(sample, array)
             elif name == "speaker":
                 self.speakers.update(array.tolist())
-            elif name == "input_ids":
-                self.tokens[len(array)] += 1
+            elif name in TOKENS:
+                self.tokens.setdefault(TOKENS[name], Counter())[len(array)] += 1
 
     def _label(self, sample: Sample, labels: np.ndarray) -> None:
         known = known_units(labels)
@@ -169,7 +174,7 @@ class _Tally:
                 else {}
             ),
             "unlabelled": self.unlabelled,
-            **({"tokens": _quantiles(self.tokens)} if self.tokens else {}),
+            **{name: _quantiles(lengths) for name, lengths in self.tokens.items()},
             **({"images": self.images} if self.images else {}),
             "speakers": {str(i): c for i, c in sorted(self.speakers.items())},
             "modalities": {m: s.summary() for m, s in self.modalities.items()},

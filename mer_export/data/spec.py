@@ -76,8 +76,8 @@ class ContextData(BaseModel):
     align: Literal["left", "centred"] = "left"
     """Where the window of an utterance near the beginning is cut: `left` moves it to slot 0, as the original's files
     have it, `centred` leaves the missing slots empty, as its description says."""
-    width: int = Field(768, ge=1)
-    """Width of a sentence vector."""
+    width: int | None = Field(None, ge=1)
+    """Width of a sentence vector; None takes what the data hold."""
     vectors: ArraySource | None = None
     """One sentence vector per row of an utterance table."""
     recording: str | None = None

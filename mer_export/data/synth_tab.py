@@ -37,7 +37,7 @@ class Settings(BaseModel):
     text_signal: float = Field(0.4, ge=0, le=1)
     audio_signal: float = Field(0.2, ge=0, le=1)
     context_signal: float = Field(1.0, ge=0)
-    stay: float = Field(0.7, ge=0, lt=1)
+    stay: float = Field(0.5, ge=0, lt=1)
     """Probability that an utterance has the emotion of the one before."""
     sizes: tuple[int, ...] = (3,)
     """Neighbours on each side of the windows that are written."""

@@ -48,7 +48,9 @@ def keep_tokenizers(change: Commit, spec: DataSpec) -> None:
 
 def with_kept(spec: DataSpec, bundle: Bundle) -> DataSpec:
     """The data section with the tokenizers that the bundle keeps."""
-    names = bundle.manifest.files
+    names = [n for n in bundle.manifest.files if n.startswith(f"{FOLDER}/")]
+    for name in names:
+        bundle.path(name)
     changed: dict[str, Any] = {}
     if any(f"{FOLDER}/{n}" in names for n in TEXT_FILES):
         changed["tokenizer"] = str(bundle.root / FOLDER)

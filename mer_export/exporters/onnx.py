@@ -41,6 +41,7 @@ def export(job: ExportJob, path: Path) -> Exported:
         fp32 = path.rename(path.with_suffix(".fp32"))
         options["rewrite"] = precision.write(job, fp32, path)
         fp32.unlink()
+        weights_file(path).unlink(missing_ok=True)
     return Exported(exporter=f"torch {torch.__version__} onnx + onnxscript {onnxscript.__version__}", options=options)
 
 
@@ -74,6 +75,11 @@ def to_onnx(job: ExportJob) -> Any:
     return model
 
 
+def weights_file(path: Path) -> Path:
+    """Where the weights of a large ONNX file are."""
+    return path.with_name(f"{path.name}.data")
+
+
 def _save(model: Any, path: Path) -> None:
     """One file; weights stand beside it where it would come near the 2 GB that the format can hold."""
     import onnx
@@ -81,7 +87,7 @@ def _save(model: Any, path: Path) -> None:
     if model.ByteSize() < LARGEST_FILE:
         onnx.save_model(model, path)
         return
-    onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+    onnx.save_model(model, path, save_as_external_data=True, location=weights_file(path).name, size_threshold=128)
 
 
 def _run(job: ExportJob, path: Path) -> str:

@@ -68,12 +68,18 @@ def find_library() -> tuple[Any, str]:
     )
 
 
+def _content(onnx_file: Path) -> str:
+    """The hash of a file, and of the weights beside it."""
+    weights = onnx_exporter.weights_file(onnx_file)
+    return sha256(onnx_file) + (f"+{sha256(weights)}" if weights.is_file() else "")
+
+
 def key_here(onnx_file: Path, batch: int, lengths: Lengths) -> EngineKey:
     """The key of an engine built from this file on this machine."""
     library, flavour = find_library()
     gpu = find_gpu() if flavour == "tensorrt" else None
     return EngineKey(
-        onnx=sha256(onnx_file),
+        onnx=_content(onnx_file),
         batch=batch,
         lengths=lengths,
         flavour=flavour,

@@ -99,10 +99,10 @@ def samples_of(
     context = _context(spec)
     windows: Sequence[np.ndarray | None] = [None] * len(spoken)
     if vectors is not None:
-        if vectors.ndim != 2 or vectors.shape[1] != context.width:
+        if vectors.ndim != 2 or vectors.shape[1] != (context.width or vectors.shape[1]):
             raise InputError(
-                f"{spoken[0].name}: sentence vectors have shape {vectors.shape}, expected (n, {context.width}): "
-                "set data.context.width"
+                f"{spoken[0].name}: sentence vectors have shape {vectors.shape}, expected one of width "
+                f"{context.width or 'any'} for each utterance"
             )
         windows = list(context_windows(vectors, [0] * len(spoken), context.size, context.align))
     found = []

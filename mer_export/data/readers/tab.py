@@ -92,13 +92,15 @@ def read_windows(path: Path, rows: Sequence[Row], context: ContextData) -> list[
     """The window of every utterance, from the files or made of sentence vectors; None without either."""
     folder = path / f"Full{VECTORS}{context.size}"
     if folder.is_dir() and context.align == "left":
-        width = (2 * context.size + 1) * context.width
-        return [_vector(_found(folder, row), width) for row in rows]
+        return [_vector(_found(folder, row), context.width, 2 * context.size + 1) for row in rows]
     folder = path / VECTORS
     if not folder.is_dir():
         return [None] * len(rows)
-    vectors = np.stack([_vector(_found(folder, row), context.width) for row in rows])
-    return list(context_windows(vectors, [r.session for r in rows], context.size, context.align))
+    vectors = [_vector(_found(folder, row), context.width) for row in rows]
+    if len({len(v) for v in vectors}) > 1:
+        raise InputError(f"{folder} has sentence vectors of several widths: {sorted({len(v) for v in vectors})}")
+    stacked = np.stack(vectors) if vectors else np.zeros((0, 1), dtype=np.float32)
+    return list(context_windows(stacked, [r.session for r in rows], context.size, context.align))
 
 
 def _sample(path: Path, row: Row, window: np.ndarray | None, spec: DataSpec, context: ContextData) -> Sample:
@@ -138,13 +140,14 @@ def _found(folder: Path, row: Row) -> Path:
     return file if file.is_file() else folder / f"{row.older}.txt"
 
 
-def _vector(file: Path, width: int) -> np.ndarray:
+def _vector(file: Path, width: int | None, slots: int = 1) -> np.ndarray:
     try:
         values = np.asarray(_content(file).split(), dtype=np.float64).astype(np.float32)
     except ValueError:
         raise InputError(f"{file} holds something that is no number") from None
-    if len(values) != width:
-        raise InputError(f"{file} has {len(values)} values, expected {width}: set data.context.size and .width")
+    if len(values) % slots or len(values) != slots * (width or len(values) // slots):
+        of = f" of {width}" if width else ""
+        raise InputError(f"{file} has {len(values)} values, expected {slots} vectors{of}: set data.context.size")
     return values
 
 

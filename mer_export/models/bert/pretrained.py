@@ -24,6 +24,7 @@ SETTINGS = {
 }
 FAMILIES: dict[str, dict[str, int | float]] = {"bert": {}, "roberta": ROBERTA}
 """Settings that follow from the kind of model, by its name in config.json."""
+TYPES, POSITIONS = (f"embeddings.{t}_embeddings.weight" for t in ("token_type", "position"))
 PREFIXES = ("bert.", "roberta.")
 HEADS = ("cls.", "lm_head.", "classifier.")
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -59,6 +60,10 @@ def load_pretrained(bert: Bert, folder: Path | str) -> None:
     if file is None:
         raise InputError(f"{folder} holds none of {list(FILES)}: give the folder of a BERT encoder")
     state = {_plain(n): t for n, t in load_checkpoint(file).items() if not n.startswith(HEADS)}
+    types = None if bert.config.segments else state.pop(TYPES, None)
+    if types is not None and POSITIONS in state:
+        # An encoder without token types adds what type 0 adds to every token.
+        state[POSITIONS] = state[POSITIONS] + types[0]
     names = renames(bert.config, "", "")
     own = bert.state_dict()
     known = {*names, *unused(bert.config, ""), *ignored(bert.config, "")}

@@ -1,0 +1,285 @@
+"""Data of tab: byte pairs, speech tokens, context windows, folds, the IEMOCAP release, transcripts and recordings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_tab import SENTENCES, TEXT, WIDTH, speech_network, speech_tokenizer, text_tokenizer
+
+from mer_export.data.bytepairs import BytePairs, byte_symbols, split_words
+from mer_export.data.context import context_windows
+from mer_export.data.folds import RUNS, cross_validation, held_out_sessions
+from mer_export.data.iemocap import LABELS, SESSIONS, read_recording, write_recording
+from mer_export.data.iemocap_files import prepare
+from mer_export.data.inspect import inspect_file
+from mer_export.data.open import open_corpus, stream_samples
+from mer_export.data.samples import Sample
+from mer_export.data.spec import DataSpec
+from mer_export.data.speech import SpeechTokenizer, resample
+from mer_export.data.synth import synthesise
+from mer_export.errors import InputError, UsageError
+
+RATE = 16000
+SHARED = Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def by_id(samples: object) -> dict[str, Sample]:
+    return {s.id: s for s in samples}  # type: ignore[attr-defined]
+
+
+# --- text tokens -----------------------------------------------------------------------------------------------------
+
+
+def test_words_are_split_as_gpt_2_splits_them() -> None:
+    assert list(split_words("i've 3 dogs,  they're  naïve…\n ok")) == [
+        *("i", "'ve", " 3", " dogs", ",", " ", " they", "'re", " ", " naïve", "…", "\n", " ok"),
+    ]
+    assert list(split_words("a²b '' 'sun\t ")) == ["a", "²", "b", " ''", " '", "sun", "\t "]
+
+
+def test_bytes_map_to_printable_symbols_one_to_one() -> None:
+    symbols = byte_symbols()
+    assert len(set(symbols.values())) == 256
+    assert (symbols[ord(" ")], symbols[ord("\n")], symbols[ord("a")]) == ("Ġ", "Ċ", "a")
+
+
+def test_merges_apply_in_the_order_of_their_rank(tmp_path: Path) -> None:
+    vocabulary = {
+        s: i for i, s in enumerate(("<s>", "<pad>", "</s>", "<unk>", "l", "o", "w", "lo", "low", "ow", "Ġlow"))
+    }
+    vocabulary["Ġ"] = len(vocabulary)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\no w\nl ow\nĠ low\n")
+    pairs = BytePairs.load(tmp_path)
+    assert pairs.encode("low low").tolist() == [0, 8, 10, 2]
+    assert pairs.encode("lo é").tolist() == [0, 4, 5, 11, 3, 3, 2]
+    assert pairs.encode("").tolist() == [0, 2]
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(InputError, match="lacks <s>"):
+        BytePairs.load(tmp_path)
+    with pytest.raises(InputError, match="no byte-pair tokenizer"):
+        BytePairs.load(tmp_path / "absent")
+
+
+def test_a_learnt_tokenizer_comes_back_from_its_files(tmp_path: Path) -> None:
+    learnt = text_tokenizer(tmp_path)
+    again = BytePairs.load(tmp_path)
+    assert again == learnt
+    assert list(learnt.vocabulary)[-1] == "<mask>"
+    shown = {i: s for s, i in learnt.vocabulary.items()}
+    symbols = {s: b for b, s in byte_symbols().items()}
+    for sentence in SENTENCES:
+        ids = again.encode(sentence)
+        assert len(ids) < len(sentence) + 2
+        joined = "".join(shown[i] for i in ids[1:-1].tolist())
+        assert bytes(symbols[c] for c in joined).decode() == sentence
+
+
+# --- speech tokens ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return speech_tokenizer(tmp_path_factory.mktemp("speech") / "tokenizer")
+
+
+def test_speech_of_any_length_gives_the_networks_tokens_without_torch(speech: Path) -> None:
+    tokenizer, model = SpeechTokenizer.load(speech), speech_network()
+    for samples in (model.config.shortest, 700, 5001):
+        audio = 0.1 * np.random.default_rng(samples).standard_normal(samples, dtype=np.float32)
+        with torch.no_grad():
+            indices = model(torch.from_numpy(audio)[None])[0].numpy()
+        assert tokenizer.encode(audio).tolist() == tokenizer.dictionary.encode(indices).tolist()
+        assert len(indices) == model.config.frames(samples)
+    with pytest.raises(InputError, match="too short, one token needs 465"):
+        tokenizer.encode(audio[:464])
+
+
+def test_padding_would_change_speech_tokens(speech: Path) -> None:
+    tokenizer = SpeechTokenizer.load(speech)
+    audio = 0.1 * np.random.default_rng(0).standard_normal(2000, dtype=np.float32)
+    own, padded = tokenizer.encode(audio), tokenizer.encode(np.pad(audio, (0, 4000)))
+    assert (own[1:-1] != padded[1 : len(own) - 1]).any()
+
+
+def test_resampling_keeps_a_tone(tmp_path: Path) -> None:
+    tone = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
+    for wanted in (22050, 16000, 6000):
+        found = resample(tone, 8000, wanted)
+        exact = np.sin(2 * np.pi * 440 * np.arange(len(found)) / wanted)
+        middle = slice(len(found) // 4, -len(found) // 4)
+        np.testing.assert_allclose(found[middle], exact[middle], atol=1e-5)
+        assert len(found) == wanted
+    write_recording(tmp_path / "a.wav", (tone * 1000).astype(np.int16), 8000)
+    samples, rate = read_recording(tmp_path / "a.wav")
+    assert (samples.shape, rate) == ((8000, 1), 8000)
+    (tmp_path / "b.wav").write_bytes(b"RIFF")
+    with pytest.raises(InputError, match=r"b\.wav is no wav file"):
+        read_recording(tmp_path / "b.wav")
+
+
+def test_real_recordings_become_tokens(speech: Path) -> None:
+    recordings = sorted((SHARED / "ravdess_av" / "wav16k").glob("*.wav"))[:2]
+    if not recordings:
+        pytest.skip("no sample recordings here")
+    tokenizer = SpeechTokenizer.load(speech)
+    for path in recordings:
+        samples, rate = read_recording(path)
+        ids = tokenizer.encode_file(path)
+        assert (rate, len(ids)) == (RATE, tokenizer.config.frames(len(samples)) + 2)
+        assert (ids[0], ids[-1]) == (0, 2)
+
+
+# --- context windows and folds ---------------------------------------------------------------------------------------
+
+
+def test_windows_near_the_beginning_are_cut_as_the_files_or_as_the_description_say() -> None:
+    vectors, groups = np.arange(1.0, 6.0)[:, None], ["a", "a", "a", "b", "b"]
+    left = context_windows(vectors, groups, 1)
+    assert left.tolist() == [[1, 2, 0], [1, 2, 3], [2, 3, 0], [4, 5, 0], [4, 5, 0]]
+    centred = context_windows(vectors, groups, 1, "centred")
+    assert centred.tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 0], [0, 4, 5], [4, 5, 0]]
+    assert context_windows(vectors, groups, 0).tolist() == vectors.tolist()
+    with pytest.raises(InputError, match="do not fit"):
+        context_windows(vectors, groups[1:], 1)
+
+
+def test_every_speaker_is_tested_once_in_ten_runs() -> None:
+    sessions, speakers = [s for s in SESSIONS for _ in "FM"], ["F", "M"] * len(SESSIONS)
+    tested = []
+    for run in range(RUNS):
+        split = cross_validation(sessions, speakers, run)
+        assert sorted(split.train + split.valid + split.test) == list(range(10))
+        assert {sessions[i] for i in split.valid + split.test} == {held_out_sessions()[run % 5]}
+        tested += split.test
+    assert sorted(tested) == list(range(10))
+    with pytest.raises(UsageError, match="fold 10 does not exist"):
+        cross_validation(sessions, speakers, 10)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two utterances per session in the form of the IEMOCAP release, and one that nobody agreed on."""
+    root = tmp_path_factory.mktemp("release")
+    draw = np.random.default_rng(0)
+    for session in SESSIONS:
+        name, folder = f"Ses0{session}F_impro01", root / f"Session{session}" / "dialog"
+        for part in ("EmoEvaluation", "transcriptions", "wav"):
+            (folder / part).mkdir(parents=True)
+        turns = [("F000", LABELS[session - 1]), ("M000", "xxx"), ("M001", "neu")]
+        blocks = [
+            f"[{i * 0.1:.4f} - {i * 0.1 + 0.09:.4f}]\t{name}_{turn}\t{label}\t[2.5, 2.5, 2.5]\nC-E2:\tNeutral;\t()"
+            for i, (turn, label) in enumerate(turns)
+        ]
+        (folder / "EmoEvaluation" / f"{name}.txt").write_text("% [START]\n\n" + "\n\n".join(blocks) + "\n\n")
+        lines = [f"{name}_{turn} [000.1-000.2]: {SENTENCES[i].upper()}" for i, (turn, _) in enumerate(turns)]
+        (folder / "transcriptions" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        sound = (2000 * draw.standard_normal(RATE // 2)).astype(np.int16)
+        write_recording(folder / "wav" / f"{name}.wav", sound, RATE)
+    return root
+
+
+def test_the_release_becomes_files_and_samples(release: Path, speech: Path, tmp_path: Path) -> None:
+    text_tokenizer(tmp_path / "text")
+    out, tokenizer = tmp_path / "data", str(tmp_path / "text")
+    done = prepare(release, out, tokenizer=tokenizer, speech=str(speech))
+    assert done == {"utterances": 10, "GPT2Tokens": 10, "vqw2vTokens": 10}
+    assert (out / "labels_train_t.txt").read_text().splitlines()[:2] == ["0_F_s_1_ang.txt\t0", "1_M_s_1_neu.txt\t4"]
+    assert (out / "no_labels_train_t.txt").read_text().startswith("0_s_1_ang.txt")
+    assert (out / "Text" / "0_F_s_1_ang.txt").read_text() == SENTENCES[0]
+    written = by_id(open_corpus(out))
+    assert (
+        written["0_F_s_1_ang"].inputs["text_tokens"].tolist() == BytePairs.load(tokenizer).encode(SENTENCES[0]).tolist()
+    )
+    assert {s.inputs["audio_tokens"][0] for s in written.values()} == {0}
+    for folder in ("GPT2Tokens", "vqw2vTokens"):
+        (out / folder).rename(tmp_path / folder)
+    read = by_id(open_corpus(out, DataSpec(format="tab", tokenizer=tokenizer, context={"speech": str(speech)})))
+    for name, sample in written.items():
+        for key in ("text_tokens", "audio_tokens"):
+            assert np.array_equal(sample.inputs[key], read[name].inputs[key])
+    with pytest.raises(UsageError, match="exists"):
+        prepare(release, out)
+
+
+def test_windows_are_read_or_made_of_sentence_vectors(tmp_path: Path) -> None:
+    synthesise(
+        "tab", "iemocap", tmp_path, dialogues=30, width=WIDTH, sizes=[1], text_vocabulary=60, audio_vocabulary=70
+    )
+    report = inspect_file(tmp_path, DataSpec())
+    assert (report["format"], sum(s["utterances"] for s in report["splits"].values())) == ("tab", 30)
+    files = by_id(open_corpus(tmp_path, DataSpec(format="tab", context={"size": 1})))
+    (tmp_path / "FullBertEmb1").rename(tmp_path / "elsewhere")
+    made = by_id(open_corpus(tmp_path, DataSpec(format="tab", context={"size": 1})))
+    wide = by_id(open_corpus(tmp_path, DataSpec(format="tab", context={"size": 2})))
+    assert all(np.array_equal(s.inputs["tab_embedding"], made[n].inputs["tab_embedding"]) for n, s in files.items())
+    assert {s.inputs["tab_embedding"].shape for s in wide.values()} == {(5 * WIDTH,)}
+    (tmp_path / "BertEmb" / "3_F_s_1_ang.txt").touch()
+    row = next(iter((tmp_path / "BertEmb").glob("4_*")))
+    row.write_text("1.0\t2.0\n")
+    with pytest.raises(InputError, match=r"several widths|has 2 values"):
+        open_corpus(tmp_path, DataSpec(format="tab", context={"size": 1}))
+
+
+def test_transcripts_and_recordings_in_json_lines_are_tokenised(speech: Path, tmp_path: Path) -> None:
+    text_tokenizer(tmp_path / "text")
+    sound = (2000 * np.random.default_rng(0).standard_normal(RATE // 4)).astype(np.int16)
+    write_recording(tmp_path / "one.wav", sound, RATE)
+    spoken = [
+        {"id": "a", "sentence": SENTENCES[1].upper(), "text": [1.0] * WIDTH, "recording": "one.wav"},
+        {"id": "b", "text_tokens": [0, 5, 2], "text": [2.0] * WIDTH, "audio_tokens": [0, 7, 2], "label": "sad"},
+    ]
+    file = tmp_path / "calls.jsonl"
+    file.write_text(json.dumps({"dialogue": "d", "utterances": spoken}) + "\n")
+    spec = DataSpec(tokenizer=str(tmp_path / "text"), context={"size": 1, "speech": str(speech)})
+    first, second = stream_samples(file, spec, ["angry", "sad"])
+    assert first.inputs["text_tokens"].tolist() == BytePairs.load(tmp_path / "text").encode(SENTENCES[1]).tolist()
+    assert (
+        first.inputs["audio_tokens"].tolist() == SpeechTokenizer.load(speech).encode_file(tmp_path / "one.wav").tolist()
+    )
+    assert first.inputs["tab_embedding"].reshape(3, WIDTH)[:, 0].tolist() == [1, 2, 0]
+    assert (second.inputs["text_tokens"].tolist(), second.inputs["audio_tokens"].tolist()) == ([0, 5, 2], [0, 7, 2])
+    assert second.labels is not None
+    assert second.labels.tolist() == [1]
+    file.write_text(json.dumps({"dialogue": "d", "utterances": [{"id": "a"}]}) + "\n")
+    with pytest.raises(InputError, match="neither tokens nor anything to make them of"):
+        list(stream_samples(file, spec, ["angry", "sad"]))
+
+
+def test_a_table_gives_windows_within_a_dialogue(tmp_path: Path) -> None:
+    text_tokenizer(tmp_path / "text")
+    rows = ["talk,turn,said,felt,part", *(f"{i // 3},{-i},{'yes' if i % 2 else 'no'},sad,train" for i in range(6))]
+    (tmp_path / "table.csv").write_text("\n".join(rows) + "\n")
+    np.save(tmp_path / "vectors.npy", np.arange(6.0)[:, None].repeat(WIDTH, axis=1))
+    spec = DataSpec(
+        table="table.csv",
+        dialogue="talk",
+        order="turn",
+        utterance="turn",
+        sentence="said",
+        label="felt",
+        split="part",
+        tokenizer=str(tmp_path / "text"),
+        context={"size": 1, "vectors": {"file": "vectors.npy"}},
+    )
+    found = open_corpus(tmp_path, spec, ["sad", "happy"]).split("train")
+    # Turns count down, so the windows do too.
+    assert [s.id for s in found] == ["0/-2", "0/-1", "0/0", "1/-5", "1/-4", "1/-3"]
+    assert [s.inputs["tab_embedding"][::WIDTH].tolist() for s in found[:3]] == [[2, 1, 0], [2, 1, 0], [1, 0, 0]]
+    assert all(s.inputs["text_tokens"].max() < TEXT["vocabulary"] + 300 for s in found)
+
+
+def test_tokens_are_made_without_torch() -> None:
+    names = "data.tokenizers", "data.speech", "data.readers.tab", "data.readers.context_utterances", "models.tab"
+    code = f"import sys, {', '.join(f'mer_export.{n}' for n in names)}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

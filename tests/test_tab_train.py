@@ -1,0 +1,178 @@
+"""Training tab: two stages, resuming with newbob, folds, published metrics, a bundle that takes transcripts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from small_tab import AUDIO, SENTENCES, TEXT, WIDTH, text_tokenizer
+from typer.testing import CliRunner
+
+import cli
+from mer_export import registry
+from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.data.synth import synthesise
+from mer_export.errors import UsageError
+from train import fit as fit_module
+from train.config import PRESETS, TrainConfig, load_preset
+from train.crossval import SUMMARY, cross_validate, of_fold
+from train.fit import EVALUATION, fit
+from train.protocols.tab.newbob import Newbob
+from train.protocols.tab.protocol import TabProtocol
+from train.protocols.tab.settings import TabSettings
+
+MODEL = [
+    f"model.text={json.dumps(TEXT)}",
+    f"model.audio={json.dumps(AUDIO)}",
+    f"model.sentence_dim={WIDTH}",
+    "model.context=1",
+    "data.context.size=1",
+    "model.tab_width=8",
+    "model.head_width=10",
+    "model.buckets=[]",
+    "device=cpu",
+    "epochs=2",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("iemocap")
+    settings = {"width": WIDTH, "sizes": [1], "text_vocabulary": 60, "audio_vocabulary": 70}
+    synthesise("tab", "iemocap", out, dialogues=60, seed=2, text_len=6, audio_len=8, context_signal=2.0, **settings)
+    return out
+
+
+def small(preset: str, *sets: str) -> TrainConfig:
+    return load_preset(f"tab/{preset}", [*MODEL, *sets])
+
+
+def test_all_presets_are_read() -> None:
+    assert {n.removeprefix("tab/") for n in PRESETS if n.startswith("tab/")} == {
+        *("iemocap", "iemocap_lhs", "iemocap_cv", "iemocap_text_tab", "iemocap_audio_tab", "iemocap_tab")
+    }
+    published = load_preset("tab/iemocap")
+    assert (published.lr, published.batch, published.epochs, published.keep.patience) == (5e-5, 16, 100, 10)
+    stage = load_preset("tab/iemocap_lhs")
+    assert (stage.epochs, stage.keep.patience, stage.protocol["freeze"]) == (3, None, {"text": 9, "audio": 12})
+
+
+def test_the_second_stage_takes_the_fine_tuned_encoders_and_leaves_them_alone(data: Path, tmp_path: Path) -> None:
+    lhs = fit(small("iemocap_lhs", "protocol.freeze={text: 1, audio: 1}"), data, tmp_path / "lhs", quiet=True)
+    bundle = fit(small("iemocap", f"protocol.lhs={lhs.root}", "protocol.penalty=0.3"), data, tmp_path / "a", quiet=True)
+    before, after = (load_file(b.root / WEIGHTS) for b in (lhs, bundle))
+    encoders = [n for n in after if n.startswith("encoders.")]
+    assert encoders
+    assert all(np.array_equal(before[n], after[n]) for n in encoders)
+    found = json.loads(bundle.path(EVALUATION).read_text())["test"]
+    assert {"unweighted_accuracy", "accuracy"} <= set(found["single"])
+    assert {"batch_mean/unweighted_accuracy", "batch_mean/weighted_accuracy"} <= set(found["batch"])
+    record = json.loads(bundle.path("train/metrics.jsonl").read_text().splitlines()[0])
+    assert record["train"]["total"] == pytest.approx(record["train"]["class_loss"] + record["train"]["penalty"])
+    with pytest.raises(UsageError, match="does not fit the encoders"):
+        fit(small("iemocap", f"protocol.lhs={lhs.root}", "model.text.hidden=8"), data, tmp_path / "b", quiet=True)
+
+
+def test_freezing_layers_leaves_the_embeddings_in_training() -> None:
+    config = registry.get("tab").parse(small("iemocap_lhs").model)
+    model: Any = registry.get("tab").build(config)
+    TabProtocol(TabSettings(freeze={"text": 1, "audio": "all"})).prepare(model, [], torch.device("cpu"))
+    trained = {n.removeprefix("encoders.") for n, p in model.named_parameters() if p.requires_grad}
+    assert "text.embeddings.word_embeddings.weight" in trained
+    assert any(n.startswith("text.layers.1.") for n in trained)
+    assert not any(n.startswith(("text.layers.0.", "audio.")) for n in trained)
+    with pytest.raises(UsageError, match="penalty is for variants with a context"):
+        TabProtocol(TabSettings(penalty=0.3)).prepare(model, [], torch.device("cpu"))
+
+
+def test_an_interrupted_run_with_newbob_goes_on_as_if_nothing_had_happened(data: Path, tmp_path: Path) -> None:
+    rule = "protocol.newbob={metric: accuracy, restore: true, threshold: 0.5}"
+    config = small("iemocap_tab", rule, "epochs=4", "lr=0.05")
+    whole = fit(config, data, tmp_path / "whole", quiet=True)
+
+    class Stop(Exception):
+        pass
+
+    def stop(self: Any) -> bool:
+        if self.state.epoch == 3:
+            raise Stop
+        return False
+
+    original = fit_module.Run._out_of_patience
+    fit_module.Run._out_of_patience = stop  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Stop):
+            fit(config, data, tmp_path / "parts", quiet=True)
+    finally:
+        fit_module.Run._out_of_patience = original  # type: ignore[method-assign]
+    parts = fit(config, data, tmp_path / "parts", quiet=True)
+    a, b = (load_file(x.root / WEIGHTS) for x in (whole, parts))
+    assert all(np.array_equal(a[n], b[n]) for n in a)
+    rates = [json.loads(line)["lr"] for line in whole.path("train/metrics.jsonl").read_text().splitlines()]
+    assert rates[0] > rates[-1]
+
+
+def test_newbob_goes_back_to_the_best_weights_after_an_epoch_without_gain() -> None:
+    model = torch.nn.Linear(1, 1)
+    adam = torch.optim.Adam(model.parameters(), lr=0.4)
+    protocol = TabProtocol(TabSettings(newbob={"metric": "accuracy", "restore": True}))
+    for value, accuracy in ((1.0, 60.0), (2.0, 50.0)):
+        torch.nn.init.constant_(model.weight, value)
+        protocol.end_epoch({"splits": {"valid": {"accuracy": accuracy}}}, model, adam, passed=False)
+    assert model.weight.item() == 1.0
+    assert adam.param_groups[0]["lr"] == 0.2
+    with pytest.raises(UsageError, match="f1 of split valid is not measured"):
+        TabProtocol(TabSettings(newbob={"metric": "f1"})).end_epoch({"splits": {}}, model, adam, passed=False)
+
+
+def test_newbob_declines_for_good_after_many_steps() -> None:
+    schedule = Newbob(1.0, ramp_from=2)
+    assert [schedule.step(m) for m in (0.5, 0.5, 0.9, 0.95)] == [1.0, 0.5, 0.25, 0.125]
+
+
+def test_patience_ends_a_run_that_keeps_its_last_weights(data: Path, tmp_path: Path) -> None:
+    config = small("iemocap_tab", "epochs=12", "keep.patience=1", "lr=3")
+    bundle = fit(config, data, tmp_path / "a", quiet=True)
+    epochs = len(bundle.path("train/metrics.jsonl").read_text().splitlines())
+    assert epochs < 12
+    assert bundle.manifest.provenance["epoch"] == epochs
+
+
+def test_folds_are_trained_one_by_one_and_averaged(data: Path, tmp_path: Path) -> None:
+    config = small("iemocap_tab", "epochs=1")
+    summary = cross_validate(config, data, tmp_path / "cv", [0, 5], quiet=True)
+    again = cross_validate(config, data, tmp_path / "cv", [0, 5], quiet=True)
+    assert again == summary == json.loads((tmp_path / "cv" / SUMMARY).read_text())
+    accuracy = summary["splits"]["test"]["accuracy"]
+    assert accuracy["mean"] == pytest.approx(np.mean(accuracy["values"]), abs=1e-3)
+    sizes = [Bundle.open(tmp_path / "cv" / f"fold{k}").manifest.provenance["data"]["splits"] for k in (0, 5)]
+    assert sizes[0]["valid"] == sizes[1]["test"]
+    with pytest.raises(UsageError, match="have no folds"):
+        of_fold(load_preset("cmerc/meld"), 0)
+
+
+def test_a_bundle_keeps_its_tokenizer_and_labels_transcripts(data: Path, tmp_path: Path) -> None:
+    text_tokenizer(tmp_path / "text")
+    sets = [
+        "model.text.vocabulary=300",
+        f"data.tokenizer={tmp_path / 'text'}",
+        "epochs=1",
+        "model.buckets=[{text_len: 32}]",
+    ]
+    bundle = fit(small("iemocap_text_tab", *sets), data, tmp_path / "a", quiet=True)
+    assert {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= set(bundle.manifest.files)
+    (tmp_path / "text").rename(tmp_path / "gone")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    spoken = [{"id": f"u{i}", "sentence": s, "text": [0.1 * i] * WIDTH} for i, s in enumerate(SENTENCES)]
+    (tmp_path / "calls.jsonl").write_text(json.dumps({"dialogue": "d", "utterances": spoken}) + "\n")
+    arguments = ["infer", str(tmp_path / "moved"), str(tmp_path / "calls.jsonl"), "-o", str(tmp_path / "out.jsonl")]
+    result = CliRunner().invoke(cli.app, [*arguments, "--runtime", "torch"])
+    assert result.exit_code == 0, result.output
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [a["unit"] for a in answers] == [f"u{i}" for i in range(len(SENTENCES))]
+    assert {a["label"] for a in answers} <= {"angry", "happy", "sad", "neutral"}
