@@ -28,7 +28,15 @@ SENTENCES = ("oh no, not again!", "i'm so happy for you", "what do you mean?", "
 
 def values(variant: str) -> dict[str, Any]:
     """A small configuration of a variant."""
-    base = {"variant": variant, "text": TEXT, "audio": AUDIO, "context": 1, "sentence_dim": WIDTH, "tab_width": 8}
+    base = {
+        "variant": variant,
+        "text": TEXT,
+        "audio": AUDIO,
+        "context": 1,
+        "sentence_dim": WIDTH,
+        "tab_width": 8,
+        "tab_attention": 6,
+    }
     dims = registry.get("tab").parse(base).longest
     buckets = [{d: b[d] for d in dims} for b in (SHORT, LONG)] if dims else []
     return base | {"tab_heads": 2, "head_width": 10, "buckets": buckets}

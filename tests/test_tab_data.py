@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -275,3 +277,9 @@ def test_a_table_gives_windows_within_a_dialogue(tmp_path: Path) -> None:
     assert [s.id for s in found] == ["0/-2", "0/-1", "0/0", "1/-5", "1/-4", "1/-3"]
     assert [s.inputs["tab_embedding"][::WIDTH].tolist() for s in found[:3]] == [[2, 1, 0], [2, 1, 0], [1, 0, 0]]
     assert all(s.inputs["text_tokens"].max() < TEXT["vocabulary"] + 300 for s in found)
+
+
+def test_tokens_are_made_without_torch() -> None:
+    names = "data.tokenizers", "data.speech", "data.readers.tab", "data.readers.context_utterances", "models.tab"
+    code = f"import sys, {', '.join(f'mer_export.{n}' for n in names)}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -65,6 +65,7 @@ def evaluate(
     model, protocol = bundle_model(bundle).to(device), _protocol(bundle, device)
     known = (protocol.class_loss, protocol.mean, protocol.published_metrics) if protocol else ()
     contract, task = bundle.manifest.contract, bundle.manifest.task
+    model = protocol.measured(model) if protocol and semantics == "single" else model
     return evaluate_model(model, samples, contract, task, semantics, batch, *known)
 
 

@@ -87,7 +87,8 @@ def model_config(options: dict[str, Any]) -> Any:
             **encoders,
             "context": options["n_utterances"] // 2,
             "sentence_dim": options.get("bert_dim", 768),
-            "tab_width": options.get("attention_unit", 64),
+            "tab_width": options.get("atten_in_dim", 64),
+            "tab_attention": options.get("attention_unit", 64),
             "tab_heads": options["num_heads"] or 1,
             "head_width": options.get("fuse_dim", 128),
         }
@@ -162,8 +163,9 @@ def branch(case: Case) -> dict[str, Any]:
 
 
 def train_step(case: Case, model: Tab, given: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """One step of the protocol with frozen encoders, dropout off."""
-    protocol = TabProtocol(TabSettings(freeze={"text": "all", "audio": "all"}))
+    """One step of the protocol, dropout off."""
+    frozen: Any = "all" if case.config.get("freeze_models", True) else 0
+    protocol = TabProtocol(TabSettings(freeze={"text": frozen, "audio": frozen}))
     protocol.prepare(model, [], torch.device("cpu"))
     names = registry.resolve(SYSTEM.weights).renames(model.config)
     adam = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=5e-5)
@@ -266,7 +268,6 @@ def windows(case: Case) -> dict[str, Any]:
 
 def speech_tokens(case: Case) -> dict[str, Any]:
     dictionary = SpeechDictionary.load(case.folder / "files" / "dict.txt")
-    assert dictionary.size == case.config["vocab_size"]
     return {"tokens": dictionary.encode(case.inputs["indices"])}
 
 

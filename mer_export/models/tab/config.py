@@ -47,6 +47,8 @@ class TabConfig(BaseModel):
     """Neighbours on each side of an utterance; nothing in the weights depends on it."""
     sentence_dim: int = Field(768, ge=1)
     tab_width: int = Field(64, ge=1)
+    tab_attention: int = Field(64, ge=1)
+    """Width of the attention's hidden layer."""
     tab_heads: int = Field(5, ge=1)
     tab_dropout: float = Field(0.5, ge=0, lt=1)
     head_width: int = Field(128, ge=1)

@@ -111,8 +111,8 @@ class ContextAttention(nn.Module):
         super().__init__()
         self.slots, self.sentence_dim = config.slots, config.sentence_dim
         self.project = nn.Linear(config.sentence_dim, config.tab_width)
-        self.inner = nn.Linear(config.tab_width, config.tab_width, bias=False)
-        self.score = nn.Linear(config.tab_width, config.tab_heads, bias=False)
+        self.inner = nn.Linear(config.tab_width, config.tab_attention, bias=False)
+        self.score = nn.Linear(config.tab_attention, config.tab_heads, bias=False)
         for layer in (self.inner, self.score):
             nn.init.uniform_(layer.weight, -0.1, 0.1)
         self.dropout = nn.Dropout(config.tab_dropout)

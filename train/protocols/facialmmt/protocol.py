@@ -16,7 +16,6 @@ from mer_export.errors import UsageError
 from mer_export.models.bert.pretrained import load_pretrained
 from mer_export.models.facialmmt.network import EndToEnd, Fusion
 from mer_export.models.facialmmt.tables import load_face_recognition
-from mer_export.task import Task
 from train.batches import Batch, in_batches, make_batch
 from train.config import TrainConfig
 from train.evaluate import LossMean
@@ -104,9 +103,9 @@ class FacialMmtProtocol(Protocol):
         """A batch's part in a step."""
         return loss / self.settings.accumulate
 
-    def evaluate(self, model: Any, samples: Sequence[Sample], contract: Contract, task: Task) -> dict[str, float]:
-        """Metrics without noise."""
-        return super().evaluate(self.prepare_module(model), samples, contract, task)
+    def measured(self, model: Any) -> nn.Module:
+        """As training; there is no noise in measuring."""
+        return self.prepare_module(model)
 
     def _groups(self, model: Any, config: TrainConfig) -> Iterable[dict[str, Any]]:
         """The text encoder and the expression model may have rates of their own, the rest that of the run."""

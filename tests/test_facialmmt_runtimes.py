@@ -1,0 +1,85 @@
+"""Claims about exports of facialmmt: stages, text encoded once, faces one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from small_facialmmt import LENGTHS, make, utterances
+
+from mer_export.bundle import Bundle
+from mer_export.data.collate import collate
+from mer_export.errors import UnsupportedError
+from mer_export.exporters import export_variant
+from runtimes import open_session
+from runtimes.bench import markdown, run_bench
+from runtimes.candidate import find_candidates
+from runtimes.predictor import Predictor
+from runtimes.session import SessionOptions
+
+ONE = SessionOptions(threads=1)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    made = make(tmp_path_factory.mktemp("facialmmt") / "bundle", "end_to_end")
+    example = utterances(made.manifest.contract)
+    export_variant(made, "onnx", LENGTHS, example=example, stages=True)
+    export_variant(made, "torchscript", LENGTHS, example=example)
+    return made
+
+
+def test_stages_and_whole_network_give_pytorchs_answers(bundle: Bundle) -> None:
+    samples = utterances(bundle.manifest.contract, 3) + utterances(bundle.manifest.contract, 2, seed=1)
+    with Predictor(bundle, "torch", ONE) as predictor:
+        wanted = np.concatenate(predictor.scores(samples))
+    for backend in ("onnxruntime", "openvino", "torchscript"):
+        with Predictor(bundle, backend, ONE, batch=4) as predictor:
+            assert np.abs(np.concatenate(predictor.scores(samples)) - wanted).max() < 1e-4
+
+
+def test_the_text_of_a_dialogue_is_encoded_once(bundle: Bundle) -> None:
+    contract = bundle.manifest.contract
+    first, second = utterances(contract, 3), utterances(contract, 2, seed=1)
+    with Predictor(bundle, "onnxruntime", ONE, batch=1) as predictor:
+        list(predictor.predict([*first, *second]))
+        text = predictor.session(LENGTHS).info["stages"]["text"]
+    assert (text["calls"], text["rows"]) == (2, 2)
+
+
+def test_only_real_faces_are_looked_at(bundle: Bundle) -> None:
+    contract = bundle.manifest.contract
+    samples = utterances(contract, 3)
+    with Predictor(bundle, "onnxruntime", ONE, batch=3) as predictor:
+        list(predictor.predict(samples))
+        face = predictor.session(LENGTHS).info["stages"]["face"]
+    assert face["rows"] == sum(len(s.inputs["images"]) for s in samples)
+
+
+def test_no_face_at_all_runs(bundle: Bundle) -> None:
+    sample = utterances(bundle.manifest.contract, 1)[0]
+    inputs = {n: a for n, a in sample.inputs.items() if n not in ("vision", "images")}
+    arrays = collate([type(sample)("a", inputs, ("a",))], bundle.manifest.contract, LENGTHS)
+    with open_session(bundle, bundle.manifest.variants[0], "onnxruntime", ONE) as session:
+        assert np.isfinite(session.run(arrays)["logits"]).all()
+
+
+def test_a_benchmark_sees_both_kinds_of_work_and_where_it_goes(bundle: Bundle) -> None:
+    chosen = [c for c in find_candidates(bundle, 1) if c.backend in ("onnxruntime", "torch") and c.reason is None]
+    samples = utterances(bundle.manifest.contract)
+    report = run_bench(bundle, samples, [1], rounds=3, threads=1, candidates=chosen, cold=False)
+    names = {r.runtime: r.info.get("stages") for r in report.cases[0].rows}
+    assert names["onnxruntime stages"]["text"]["calls"] == 1
+    assert names["onnxruntime stages afresh"]["text"]["calls"] > 3
+    assert "| fusion | onnxruntime stages |" in markdown(report)
+
+
+def test_a_network_without_stages_says_so(tmp_path) -> None:
+    made = make(tmp_path / "b", "vision")
+    with pytest.raises(UnsupportedError, match="vision has no stages"):
+        export_variant(made, "onnx", made.manifest.contract.buckets[0], stages=True)
+
+
+def test_stages_have_no_engines_and_no_reduced_precision(bundle: Bundle) -> None:
+    for format, precision in (("tensorrt", "fp32"), ("onnx", "int8")):
+        with pytest.raises(UnsupportedError, match="stages are exported in fp32 with a dynamic batch"):
+            export_variant(bundle, format, LENGTHS, precision=precision, stages=True)
