@@ -216,7 +216,7 @@ def data_iemocap(
         str | None, typer.Option("--speech-tokenizer", help="Folder of a speech tokeniser, for audio tokens.")
     ] = None,
     encoder: Annotated[
-        Path | None, typer.Option("--text-encoder", help="Folder of bert-base-uncased, for sentence vectors.")
+        str | None, typer.Option("--sentence-encoder", help="Folder of a sentence encoder, for context windows.")
     ] = None,
     sizes: Annotated[list[int] | None, typer.Option("--context", min=0, help="Neighbours on each side.")] = None,
     force: Force = False,
@@ -252,6 +252,23 @@ def data_byte_pairs(
     learnt = bytepairs.learn((t.lower() for t in texts), size)
     bytepairs.write(learnt, out)
     typer.echo(f"{out}: {len(learnt.vocabulary)} symbols from {len(texts)} sentences")
+
+
+@data_app.command("sentence-encoder")
+def data_sentence_encoder(
+    source: Annotated[Path, typer.Argument(help="Folder of a BERT: config.json, vocab.txt and weights.")],
+    out: Out,
+    pooling: Annotated[
+        Literal["first", "mean"], typer.Option("--pooling", help="First state, or the mean at unit length (MiniLM).")
+    ] = "first",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Make a sentence encoder that runs without PyTorch, so that transcripts alone give context windows."""
+    from mer_export.exporters.sentence_encoder import export_encoder
+
+    files = export_encoder(source, out, pooling, force)
+    _emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
 
 
 @data_app.command("speech-tokenizer")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import save_file, save_model
 
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract
 from mer_export.data import bytepairs
 from mer_export.data.samples import Sample
+from mer_export.exporters.sentence_encoder import export_encoder
 from mer_export.exporters.speech_tokenizer import write_tokenizer
+from mer_export.models.bert.network import Bert
+from mer_export.models.bert.pretrained import read_config
+from mer_export.models.bert.weights import renames
 from mer_export.models.vq_wav2vec.config import VqConfig
 from mer_export.models.vq_wav2vec.network import VqWav2vec
 
@@ -102,3 +107,24 @@ def speech_tokenizer(folder: Path) -> Path:
     dictionary.write_text("\n".join(pairs) + "\n")
     write_tokenizer(speech_network(), dictionary, folder, "correct")
     return folder
+
+
+def sentence_encoder(folder: Path) -> Bert:
+    """The folder of a small sentence encoder with the width of the context's vectors."""
+    source = folder.parent / f"{folder.name}_bert"
+    source.mkdir(parents=True)
+    letters = [*"abcdefghijklmnopqrstuvwxyz,.!?'", *(f"##{c}" for c in "abcdefghinoprstuwy")]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters]
+    pieces += [f"[unused{i}]" for i in range(110 - len(pieces))]
+    (source / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    shape = {"vocab_size": len(pieces), "hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape |= {"intermediate_size": 8, "max_position_embeddings": 20}
+    (source / "config.json").write_text(json.dumps(shape))
+    torch.manual_seed(5)
+    bert = Bert(read_config(source)).eval()
+    for tensor in bert.state_dict().values():
+        tensor.copy_(torch.randn(tensor.shape))
+    own = bert.state_dict()
+    save_file({a: own[o].clone() for a, o in renames(bert.config, "", "").items()}, source / "model.safetensors")
+    export_encoder(source, folder)
+    return bert

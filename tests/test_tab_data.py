@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_tab import SENTENCES, TEXT, WIDTH, speech_network, speech_tokenizer, text_tokenizer
+from small_tab import SENTENCES, TEXT, WIDTH, sentence_encoder, speech_network, speech_tokenizer, text_tokenizer
 
 from mer_export.data.bytepairs import BytePairs, byte_symbols, split_words
 from mer_export.data.context import context_windows
@@ -192,8 +192,10 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_release_becomes_files_and_samples(release: Path, speech: Path, tmp_path: Path) -> None:
     text_tokenizer(tmp_path / "text")
     out, tokenizer = tmp_path / "data", str(tmp_path / "text")
-    done = prepare(release, out, tokenizer=tokenizer, speech=str(speech))
-    assert done == {"utterances": 10, "GPT2Tokens": 10, "vqw2vTokens": 10}
+    sentence_encoder(tmp_path / "sentences")
+    encoder = str(tmp_path / "sentences")
+    done = prepare(release, out, tokenizer=tokenizer, speech=str(speech), encoder=encoder, sizes=[3])
+    assert done == {"utterances": 10, "GPT2Tokens": 10, "vqw2vTokens": 10, "BertEmb": 20}
     assert (out / "labels_train_t.txt").read_text().splitlines()[:2] == ["0_F_s_1_ang.txt\t0", "1_M_s_1_neu.txt\t4"]
     assert (out / "no_labels_train_t.txt").read_text().startswith("0_s_1_ang.txt")
     assert (out / "Text" / "0_F_s_1_ang.txt").read_text() == SENTENCES[0]
@@ -202,11 +204,15 @@ def test_the_release_becomes_files_and_samples(release: Path, speech: Path, tmp_
         written["0_F_s_1_ang"].inputs["text_tokens"].tolist() == BytePairs.load(tokenizer).encode(SENTENCES[0]).tolist()
     )
     assert {s.inputs["audio_tokens"][0] for s in written.values()} == {0}
-    for folder in ("GPT2Tokens", "vqw2vTokens"):
+    for folder in ("GPT2Tokens", "vqw2vTokens", "BertEmb", "FullBertEmb3"):
         (out / folder).rename(tmp_path / folder)
-    read = by_id(open_corpus(out, DataSpec(format="tab", tokenizer=tokenizer, context={"speech": str(speech)})))
+    read = by_id(
+        open_corpus(
+            out, DataSpec(format="tab", tokenizer=tokenizer, context={"speech": str(speech), "encoder": encoder})
+        )
+    )
     for name, sample in written.items():
-        for key in ("text_tokens", "audio_tokens"):
+        for key in ("text_tokens", "audio_tokens", "tab_embedding"):
             assert np.array_equal(sample.inputs[key], read[name].inputs[key])
     with pytest.raises(UsageError, match="exists"):
         prepare(release, out)

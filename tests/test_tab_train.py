@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from small_tab import AUDIO, SENTENCES, TEXT, WIDTH, text_tokenizer
+from small_tab import AUDIO, SENTENCES, TEXT, WIDTH, sentence_encoder, speech_tokenizer, text_tokenizer
 from typer.testing import CliRunner
 
 import cli
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.data.iemocap import write_recording
+from mer_export.data.sentences import SentenceEncoder
 from mer_export.data.synth import synthesise
 from mer_export.errors import UsageError
 from train import fit as fit_module
@@ -156,23 +158,38 @@ def test_folds_are_trained_one_by_one_and_averaged(data: Path, tmp_path: Path) -
         of_fold(load_preset("cmerc/meld"), 0)
 
 
-def test_a_bundle_keeps_its_tokenizer_and_labels_transcripts(data: Path, tmp_path: Path) -> None:
+def test_a_bundle_keeps_its_tokenizers_and_labels_transcripts_and_recordings(data: Path, tmp_path: Path) -> None:
     text_tokenizer(tmp_path / "text")
-    sets = [
-        "model.text.vocabulary=300",
-        f"data.tokenizer={tmp_path / 'text'}",
-        "epochs=1",
-        "model.buckets=[{text_len: 32}]",
-    ]
-    bundle = fit(small("iemocap_text_tab", *sets), data, tmp_path / "a", quiet=True)
-    assert {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= set(bundle.manifest.files)
-    (tmp_path / "text").rename(tmp_path / "gone")
+    speech_tokenizer(tmp_path / "speech")
+    sentence_encoder(tmp_path / "sentences")
+    sets = ["model.text.vocabulary=300", f"data.tokenizer={tmp_path / 'text'}", "epochs=1"]
+    sets += [f"data.context.speech={tmp_path / 'speech'}", f"data.context.encoder={tmp_path / 'sentences'}"]
+    bundle = fit(small("iemocap", *sets, "model.audio.positions=2050"), data, tmp_path / "a", quiet=True)
+    kept = {"vocab.json", "merges.txt", "speech/dict.txt", "speech/model.onnx", "sentences/model.onnx"}
+    assert {f"tokenizer/{n}" for n in kept} <= set(bundle.manifest.files)
+    for name in ("text", "speech", "sentences"):
+        (tmp_path / name).rename(tmp_path / f"{name}_gone")
     (tmp_path / "a").rename(tmp_path / "moved")
-    spoken = [{"id": f"u{i}", "sentence": s, "text": [0.1 * i] * WIDTH} for i, s in enumerate(SENTENCES)]
+    sound = (2000 * np.random.default_rng(0).standard_normal(4000)).astype(np.int16)
+    write_recording(tmp_path / "one.wav", sound, 16000)
+    spoken = [{"id": f"u{i}", "sentence": s, "recording": "one.wav"} for i, s in enumerate(SENTENCES)]
     (tmp_path / "calls.jsonl").write_text(json.dumps({"dialogue": "d", "utterances": spoken}) + "\n")
     arguments = ["infer", str(tmp_path / "moved"), str(tmp_path / "calls.jsonl"), "-o", str(tmp_path / "out.jsonl")]
     result = CliRunner().invoke(cli.app, [*arguments, "--runtime", "torch"])
     assert result.exit_code == 0, result.output
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [a["unit"] for a in answers] == [f"u{i}" for i in range(len(SENTENCES))]
-    assert {a["label"] for a in answers} <= {"angry", "happy", "sad", "neutral"}
+    assert all(a["modalities"] == ["text", "audio"] for a in answers)
+    # The words tell the utterances apart, the recording is the same.
+    assert len({a["probabilities"]["sad"] for a in answers}) == len(SENTENCES)
+
+
+def test_a_sentence_encoder_gives_bert_s_vectors_for_any_length(tmp_path: Path) -> None:
+    bert = sentence_encoder(tmp_path / "sentences")
+    encoder = SentenceEncoder.load(tmp_path / "sentences")
+    for sentence in (*SENTENCES, "", "no " * 50):
+        ids = torch.from_numpy(encoder.pieces.encode(sentence))
+        ids = ids if len(ids) <= 20 else torch.cat([ids[:19], ids[-1:]])
+        with torch.no_grad():
+            wanted = bert.first(ids[None], None, torch.tensor([len(ids)]))[0].numpy()
+        np.testing.assert_allclose(encoder.encode(sentence), wanted, atol=1e-5)

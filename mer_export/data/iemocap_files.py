@@ -10,8 +10,8 @@ import numpy as np
 from mer_export.data.context import context_windows
 from mer_export.data.iemocap import Utterance, read_recording, read_release, write_recording
 from mer_export.data.readers.tab import AUDIO, TABLE, TEXT, VECTORS
+from mer_export.data.sentences import load_sentence_encoder
 from mer_export.data.tokenizers import speech_tokens, text_tokens
-from mer_export.data.wordpiece import WordPiece
 from mer_export.errors import UsageError
 
 SIZES = (1, 2, 3)
@@ -23,7 +23,7 @@ def prepare(
     out: Path,
     tokenizer: str | None = None,
     speech: str | None = None,
-    encoder: Path | None = None,
+    encoder: str | None = None,
     sizes: Sequence[int] = SIZES,
     force: bool = False,
 ) -> dict[str, int]:
@@ -34,7 +34,7 @@ def prepare(
         out: the new directory.
         tokenizer: folder of RoBERTa's tokenizer, for text tokens.
         speech: folder of a speech tokeniser, for audio tokens.
-        encoder: folder of bert-base-uncased, for sentence vectors and context windows.
+        encoder: folder of a sentence encoder (bert-base-uncased), for sentence vectors and context windows.
         sizes: which windows to write.
         force: write into an existing directory.
 
@@ -66,7 +66,7 @@ def prepare(
         recordings = ((u.name, out / "Audio" / f"{u.name}.wav") for u in utterances)
         done[AUDIO] = write_tokens(out / AUDIO, ((n, speech_tokens(speech, p)) for n, p in recordings))
     if encoder:
-        vectors = sentence_vectors([u.text for u in utterances], encoder)
+        vectors = load_sentence_encoder(encoder).encode_all([u.text for u in utterances])
         done[VECTORS] = write_vectors(out, [u.name for u in utterances], vectors, _sessions(utterances), sizes)
     return done
 
@@ -100,24 +100,6 @@ def write_vectors(
     for size in sizes:
         written += _write_rows(out / f"Full{VECTORS}{size}", names, context_windows(vectors, sessions, size))
     return written
-
-
-def sentence_vectors(texts: Sequence[str], encoder: Path) -> np.ndarray:
-    """The last state at the first position (utterances, hidden) float32 of a BERT folder, one text at a time."""
-    import torch
-
-    from mer_export.models.bert.network import Bert
-    from mer_export.models.bert.pretrained import load_pretrained, read_config
-
-    config = read_config(encoder)
-    bert, pieces = Bert(config).eval(), WordPiece.load(encoder)
-    load_pretrained(bert, encoder)
-    found = []
-    with torch.no_grad():
-        for text in texts:
-            ids = torch.from_numpy(pieces.encode(text)[: config.longest])[None]
-            found.append(bert.first(ids, None, torch.tensor([ids.shape[1]]))[0].numpy())
-    return np.stack(found)
 
 
 def _write_rows(folder: Path, names: Sequence[str], rows: np.ndarray) -> int:

@@ -91,6 +91,8 @@ class ContextData(BaseModel):
     """Tokens that are read of each utterance; nothing marks the cut."""
     lower: bool = True
     """Lower-case a transcript before it is tokenised."""
+    encoder: str | None = None
+    """Folder of a sentence encoder, for utterances that come with a sentence and no vector."""
     speech: str | None = None
     """Folder of a speech tokeniser, for utterances that come as wav files."""
 

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 FOLDER = "tokenizer"
 """Where a bundle keeps them."""
-SPEECH = f"{FOLDER}/speech"
+PARTS = {
+    "speech": (f"{FOLDER}/speech", ("config.json", "model.onnx", "dict.txt")),
+    "encoder": (f"{FOLDER}/sentences", ("config.json", "model.onnx", "vocab.txt")),
+}
+"""Folders that `data.context` names: where a bundle keeps each, and its files."""
 TEXT_FILES = ("vocab.txt", VOCABULARY, MERGES)
-SPEECH_FILES = ("config.json", "model.onnx", "dict.txt")
 
 
 def tokenizer_files(spec: DataSpec) -> dict[str, Path]:
@@ -35,8 +38,9 @@ def tokenizer_files(spec: DataSpec) -> dict[str, Path]:
         given = Path(spec.tokenizer)
         files = {n: given / n for n in TEXT_FILES} if given.is_dir() else {TEXT_FILES[0]: given}
         found |= {f"{FOLDER}/{n}": p for n, p in files.items()}
-    if spec.context and spec.context.speech:
-        found |= {f"{SPEECH}/{n}": Path(spec.context.speech) / n for n in SPEECH_FILES}
+    for part, (place, names) in PARTS.items():
+        folder = getattr(spec.context, part, None)
+        found |= {f"{place}/{n}": Path(folder) / n for n in names} if folder else {}
     return {name: path for name, path in found.items() if path.is_file()}
 
 
@@ -54,8 +58,11 @@ def with_kept(spec: DataSpec, bundle: Bundle) -> DataSpec:
     changed: dict[str, Any] = {}
     if any(f"{FOLDER}/{n}" in names for n in TEXT_FILES):
         changed["tokenizer"] = str(bundle.root / FOLDER)
-    if spec.context and f"{SPEECH}/{SPEECH_FILES[0]}" in names:
-        changed["context"] = spec.context.model_copy(update={"speech": str(bundle.root / SPEECH)})
+    kept = {
+        part: str(bundle.root / place) for part, (place, (first, *_)) in PARTS.items() if f"{place}/{first}" in names
+    }
+    if spec.context and kept:
+        changed["context"] = spec.context.model_copy(update=kept)
     return spec.model_copy(update=changed)
 
 

@@ -13,6 +13,7 @@ from mer_export.data.context import context_windows
 from mer_export.data.labels import LabelReader
 from mer_export.data.readers.dialogue_table import Arrays, Row, dialogues, split_order
 from mer_export.data.samples import Corpus, Sample
+from mer_export.data.sentences import load_sentence_encoder
 from mer_export.data.spec import ContextData, DataSpec
 from mer_export.data.tokenizers import speech_tokens, text_tokens
 from mer_export.errors import InputError, UsageError
@@ -68,7 +69,8 @@ def read_line(line: dict[str, Any], spec: DataSpec, folder: Path, reader: LabelR
     """The utterances of one dialogue of a JSONL file.
 
     An utterance has `text_tokens` or a `sentence`, `audio_tokens` or a `recording` (a wav file beside the JSONL file),
-    and `text`, its sentence vector, which all utterances of the dialogue have or none; all are optional.
+    and `text`, its sentence vector, which all utterances of the dialogue have or none; all are optional. A sentence
+    encoder, where there is one, makes the vectors if none are given and every utterance has a sentence.
     """
     name, utterances = str(line["dialogue"]), line["utterances"]
     if not isinstance(utterances, list) or not utterances:
@@ -97,6 +99,8 @@ def samples_of(
 ) -> list[Sample]:
     """The utterances of one dialogue in speaking order; `vectors` are (utterances, width)."""
     context = _context(spec)
+    if vectors is None and context.encoder and all(u.sentence for u in spoken):
+        vectors = load_sentence_encoder(context.encoder).encode_all([u.sentence for u in spoken])
     windows: Sequence[np.ndarray | None] = [None] * len(spoken)
     if vectors is not None:
         if vectors.ndim != 2 or vectors.shape[1] != (context.width or vectors.shape[1]):

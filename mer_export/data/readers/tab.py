@@ -19,6 +19,7 @@ from mer_export.data.context import context_windows
 from mer_export.data.folds import cross_validation, session_five
 from mer_export.data.iemocap import CLASSES
 from mer_export.data.samples import Corpus, Sample
+from mer_export.data.sentences import load_sentence_encoder
 from mer_export.data.spec import ContextData, DataSpec
 from mer_export.data.tokenizers import speech_tokens, text_tokens
 from mer_export.errors import InputError
@@ -94,9 +95,13 @@ def read_windows(path: Path, rows: Sequence[Row], context: ContextData) -> list[
     if folder.is_dir() and context.align == "left":
         return [_vector(_found(folder, row), context.width, 2 * context.size + 1) for row in rows]
     folder = path / VECTORS
-    if not folder.is_dir():
+    if folder.is_dir():
+        vectors = [_vector(_found(folder, row), context.width) for row in rows]
+    elif context.encoder and (path / "Text").is_dir():
+        encoder = load_sentence_encoder(context.encoder)
+        vectors = [encoder.encode(_content(_found(path / "Text", row))) for row in rows]
+    else:
         return [None] * len(rows)
-    vectors = [_vector(_found(folder, row), context.width) for row in rows]
     if len({len(v) for v in vectors}) > 1:
         raise InputError(f"{folder} has sentence vectors of several widths: {sorted({len(v) for v in vectors})}")
     stacked = np.stack(vectors) if vectors else np.zeros((0, 1), dtype=np.float32)
