@@ -168,13 +168,26 @@ def requests(
 ) -> list[tuple[str, str, Lengths, int]]:
     """(format, precision, lengths, batch) of every combination; raises as `export_variant` does, before any work.
 
+    A precision that one of the formats has is left out for those that do not, as long as they get another.
     `sizes` are lengths with the batch size that a fixed batch gets there; a format with a dynamic one keeps `batch`.
     """
     made = []
     for name, precision, (lengths, size) in product(formats, precisions, sizes):
+        if _elsewhere(name, precision, formats, precisions):
+            continue
         record = check_request(bundle, name, lengths, size, precision, opset, stages)
         made.append((name, precision, lengths, batch if record.dynamic_batch else size))
     return made
+
+
+def _elsewhere(name: str, precision: str, formats: Sequence[str], precisions: Sequence[str]) -> bool:
+    """Whether a format lacks this precision, another one has it, and the format gets one that it has."""
+    has = {f: FORMATS[f].precisions for f in formats if f in FORMATS}
+    return (
+        precision not in has.get(name, (precision,))
+        and any(precision in own for own in has.values())
+        and bool({*has[name]} & {*precisions})
+    )
 
 
 def check_request(
