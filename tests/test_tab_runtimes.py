@@ -18,7 +18,7 @@ from runtimes.predictor import Predictor
 from runtimes.session import Session, SessionOptions
 
 RUNTIMES = ("torch", "torchscript", "exported_program", "onnxruntime", "openvino")
-FORMATS = {"fusion": ("torchscript", "exported_program", "onnx")}
+FORMATS: dict[str, tuple[str, ...]] = {"fusion": ("torchscript", "exported_program", "onnx"), "audio_tab": ()}
 """The other variants go to ONNX alone, to keep the suite short; only that of fusion has both buckets."""
 ATOL = 1e-5
 ONE_THREAD = SessionOptions(threads=1)
