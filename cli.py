@@ -311,8 +311,9 @@ def _reading(
         spec = _override(spec, sets)
     # A name that is no format is refused where the data are opened.
     fits = spec.format not in FORMATS or FORMATS[spec.format].load().detect(path, spec)
-    # Data in another format are still read as utterances with their context, with the same tokenizer.
-    return (spec if fits else DataSpec(context=spec.context, tokenizer=spec.tokenizer)), labels
+    # Data in another format are still read as utterances with their context, with the same tokenizer and packing.
+    kept = {n: getattr(spec, n) for n in ("context", "tokenizer", "packing", "faces")}
+    return (spec if fits else DataSpec(**kept)), labels
 
 
 def _override(spec: DataSpec, sets: Sequence[str]) -> DataSpec:
