@@ -110,6 +110,15 @@ def test_annotated_faces_are_read_without_unusable_labels(tmp_path: Path) -> Non
     assert np.asarray(next(iter(found)).inputs["images"]).shape == (3, 8, 8)
 
 
+def test_json_lines_are_packed_in_the_same_way(data: Path, tmp_path: Path) -> None:
+    said = [{"sentence": "w1 joy2"}, {"sentence": "w3", "vision": [[0, 1, 2, 3]]}]
+    (tmp_path / "d.jsonl").write_text(json.dumps({"dialogue": "c1", "utterances": said}) + "\n")
+    first, second = open_corpus(tmp_path / "d.jsonl", reading(data))
+    assert first.inputs["input_ids"].tolist() == second.inputs["input_ids"].tolist()
+    assert second.inputs["text_span"].tolist() == [4, 1]
+    assert second.inputs["vision"].shape == (1, 4)
+
+
 @pytest.mark.parametrize("damage", ["missing split", "mask", "profile", "not json"])
 def test_damaged_files_are_named(damage: str, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "T+A+V"

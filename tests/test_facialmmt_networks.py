@@ -16,6 +16,7 @@ from mer_export.models.facialmmt.swin import Swin, shifted_mask, window_index
 from mer_export.models.facialmmt.swin_config import SwinConfig
 from mer_export.models.facialmmt.tables import from_timm, from_transformers, timm_names, to_timm, to_transformers
 from mer_export.weights import bundle_model, export_weights, import_weights
+from train.config import load_preset
 
 SYSTEM = registry.get("facialmmt")
 TABLE = registry.resolve(SYSTEM.weights)
@@ -159,3 +160,18 @@ def test_the_published_expression_model_has_the_published_number_of_parameters()
     assert sum(p.numel() for p in model.parameters()) == 46_821_761
     assert sum(p.numel() for p in model.swin.parameters()) == 27_517_818 + 2 * 768
     assert config.swin.flat == 37_632
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"), [("fusion", 436_294_664), ("bert", 416_076_808), ("vision", 15_757_832)]
+)
+def test_the_published_checkpoints_have_the_published_number_of_parameters(preset: str, parameters: int) -> None:
+    config = SYSTEM.parse(load_preset(f"facialmmt/meld_{preset}").model)
+    with torch.device("meta"):
+        own = SYSTEM.build(config).state_dict()
+    found = sum(own[o].numel() for a, o in TABLE.renames(config).items() if not a.startswith("face/"))
+    found += sum(int(np.prod(shape)) for shape in TABLE.unused(config).values())
+    # The tables of positions are counted apart: how long the authors' are is not known.
+    if preset != "vision":
+        found -= config.width * config.positions("audio")
+    assert found - config.width * config.positions("vision") == parameters

@@ -18,6 +18,8 @@ from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
 
 AUTO = "auto"
+KEPT = ("context", "tokenizer", "packing", "faces")
+"""Parts of a data section that hold in any format."""
 
 
 def choose_spec(path: Path, data_format: str, configured: DataSpec, sets: Sequence[str] = ()) -> DataSpec:
@@ -30,8 +32,8 @@ def choose_spec(path: Path, data_format: str, configured: DataSpec, sets: Sequen
     spec = _override(configured, sets) if sets else configured
     # A name that is no format is refused where the data are opened.
     fits = spec.format not in FORMATS or FORMATS[spec.format].load().detect(path, spec)
-    # Data in another format are still read as utterances with their context, with the same tokenizer.
-    return spec if fits else DataSpec(context=spec.context, tokenizer=spec.tokenizer)
+    # Data in another format are still read as utterances with their context, with the same tokenizer and packing.
+    return spec if fits else DataSpec(**{n: getattr(spec, n) for n in KEPT})
 
 
 def bundle_spec(bundle: Bundle, path: Path, data_format: str = AUTO, sets: Sequence[str] = ()) -> DataSpec:

@@ -50,7 +50,8 @@ class Swin(nn.Module):
     def __init__(self, config: SwinConfig):
         super().__init__()
         self.patch_embed = PatchEmbed(config)
-        rates = torch.linspace(0, config.drop_path, sum(config.depths)).tolist()
+        blocks = sum(config.depths)
+        rates = [config.drop_path * i / max(1, blocks - 1) for i in range(blocks)]
         stages = []
         for shape in config.stages:
             stages.append(Stage(shape, config, rates[: shape.depth]))
