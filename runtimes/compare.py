@@ -111,7 +111,7 @@ def output_error(
     b = np.concatenate([x.reshape(-1) for x in candidate]).astype(np.float64)
     finite = np.isfinite(a) & np.isfinite(b)
     nonfinite = int((~np.isfinite(b)).sum())
-    share = used(a, b, atol, rtol)
+    share = used(a, b, atol, rtol, np.concatenate([_scale(x) for x in reference]))
     a, b = a[finite], b[finite]
     error = np.abs(a - b)
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
@@ -128,11 +128,22 @@ def output_error(
     )
 
 
-def used(reference: np.ndarray, candidate: np.ndarray, atol: float, rtol: float) -> float:
-    """The largest |a - b| / (atol + rtol * |reference|); 0 for equal arrays at tolerance 0, large for unequal ones."""
+def _scale(reference: np.ndarray) -> np.ndarray:
+    """The largest magnitude of each row, for each of its elements.
+
+    Scores of one unit are computed together: a small log-probability is the difference of scores as large as the
+    largest one, and is rounded as they are.
+    """
+    magnitude = np.abs(reference.astype(np.float64))
+    magnitude = np.where(np.isfinite(magnitude), magnitude, 0.0)
+    return np.broadcast_to(magnitude.max(axis=-1, keepdims=True, initial=0.0), reference.shape).reshape(-1)
+
+
+def used(reference: np.ndarray, candidate: np.ndarray, atol: float, rtol: float, scale: np.ndarray) -> float:
+    """The largest |a - b| / (atol + rtol * scale); 0 for equal arrays at tolerance 0, large for unequal ones."""
     reference, candidate = reference.astype(np.float64), candidate.astype(np.float64)
     error = np.abs(reference - candidate)
-    tolerance = np.maximum(atol + rtol * np.abs(reference), np.finfo(np.float64).tiny)
+    tolerance = np.maximum(atol + rtol * scale, np.finfo(np.float64).tiny)
     share = np.where(error == 0, 0.0, np.minimum(error / tolerance, 1e12))
     return float(np.where(np.isfinite(share), share, 1e12).max(initial=0.0))
 

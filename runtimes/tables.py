@@ -71,7 +71,7 @@ def parity_markdown(report: ParityReport) -> str:
             [_parity_row(c, report) for c in report.ran],
         ),
         "",
-        "`of tolerance` is the largest |a - b| / (atol + rtol x |reference|); at most 1 agrees. "
+        "`of tolerance` is the largest |a - b| / (atol + rtol x |largest score of the unit|); at most 1 agrees. "
         "`other ways to run it`: largest change of an answer in a batch, in another order, with other padding, "
         "in another bucket.",
     ]

@@ -25,6 +25,8 @@ from mer_export.exporters.share import share_initializers
 log = logging.getLogger("mer")
 
 MATRICES = ("MatMul", "Gemm")
+PRODUCTS = (*MATRICES, "Conv", "LSTM", "GRU", "RNN")
+"""Operators that weigh features; what comes after them is of the network's own scale."""
 RECURRENT = ("LSTM",)
 """Recurrent operators with an int8 twin in ONNX Runtime; GRU has none."""
 INT8_OPERATORS = ("MatMulInteger", "DynamicQuantizeLSTM")
@@ -184,7 +186,7 @@ def _fp16(model: Any, scratch: Path) -> Any:
             model,
             keep_io_types=True,
             op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPERATORS],
-            node_block_list=_beside_recurrent(model.graph),
+            node_block_list=[*_beside_recurrent(model.graph), *_on_raw_features(model.graph)],
         )
     finally:
         quiet.setLevel(before)
@@ -201,6 +203,19 @@ def _beside_recurrent(graph: Any) -> list[str]:
     recurrent = [n for n in graph.node if n.op_type in ("LSTM", "GRU", "RNN")]
     touched = {name for n in recurrent for name in (*n.input, *n.output)}
     return [n.name for n in graph.node if n.op_type == "Transpose" and touched & {*n.input, *n.output}]
+
+
+def _on_raw_features(graph: Any) -> list[str]:
+    """Names of the nodes between the inputs and the first product.
+
+    Features come in any scale, far from what fp16 tells apart, until the network has standardised them.
+    """
+    raw, names = {i.name for i in graph.input}, []
+    for node in graph.node:
+        if node.op_type not in PRODUCTS and raw & {*node.input}:
+            names.append(node.name)
+            raw |= {*node.output}
+    return names
 
 
 def _bf16(model: Any, scratch: Path, emulate: bool = False) -> Any:
