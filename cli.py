@@ -1,5 +1,9 @@
 """The `mer` command: parse, call, render. Every command reads a bundle or adds to one.
 
+Commands stand with the package that they call (`train/commands.py`, `train/data_commands.py`, `runtimes/commands.py`);
+here are those that need both or neither, the order of all, and how errors end. What a command needs is imported when it
+runs, so that `mer --help` answers at once.
+
 Data goes to standard output, progress and errors to standard error. Exit codes: 0 ok, 1 internal error, 2 usage or
 input, 3 parity failed, 4 performance gate failed, 5 not available on this machine, 6 bundle corrupt or incompatible,
 7 unsupported combination.
@@ -7,19 +11,40 @@ input, 3 parity failed, 4 performance gate failed, 5 not available on this machi
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mer_export import __version__
 from mer_export.bundle import Bundle
+from mer_export.console import (
+    Batch,
+    BundleArg,
+    DataFormat,
+    Device,
+    Emotions,
+    Force,
+    GoalOpt,
+    Hint,
+    Json,
+    Precision,
+    Quiet,
+    Runtime,
+    Sets,
+    Split,
+    Threads,
+    emit,
+    say_unless,
+)
 from mer_export.errors import MerError, UsageError
-from mer_export.text import columns, metric_text, outline, summary_line
+from mer_export.text import columns, metric_text
+from runtimes import commands as runtime_commands
+from train import commands as train_commands
+from train import data_commands
 
 if TYPE_CHECKING:
     from mer_export.data.samples import Corpus
@@ -31,490 +56,26 @@ app = typer.Typer(
     help="Multimodal emotion recognition from research code to production: "
     "train or import, export, infer, prove parity, benchmark.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Make, look into and convert data sets.")
-app.add_typer(data_app, name="data")
-
-BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.")]
-DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a directory or file.")]
-DataFormat = Annotated[str, typer.Option("--data-format", help="Format of the data, or auto.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
-Split = Annotated[str, typer.Option("--split", help="Which split of the data.")]
-Runtime = Annotated[str | None, typer.Option("--runtime", help="Backend; see `mer list`.")]
-Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where it runs; never falls back.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one inference call.")]
-Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Items per call; default as planned, else 16.")]
-Hint = Annotated[Literal["fp32", "bf16"], typer.Option("--hint", help="bf16 lets OpenVINO compute in bfloat16.")]
-Precision = Annotated[
-    Literal["fp32", "fp16", "bf16", "int8"] | None,
-    typer.Option("--precision", help="Which of the exported precisions to use; default fp32, with --goal any."),
-]
-GoalOpt = Annotated[
-    str | None,
-    typer.Option("--goal", help="latency, throughput or budget=5ms: run as mer tune found best; options restrict it."),
-]
-Overflow = Annotated[
-    Literal["error", "window", "truncate"], typer.Option("--overflow", help="What to do with items that are too long.")
-]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the config.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="A configuration file instead of a preset.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
-CudaGraph = Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: capture each shape as a CUDA graph.")]
-Emotions = Annotated[
-    Path | None,
-    typer.Option("--emotions", help="Word vectors of the emotions to score, seen in training or not (eea of mtee)."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
-# --- rendering -------------------------------------------------------------------------------------------------------
-
-
-def _say(quiet: bool) -> Callable[[str], None]:
-    return (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
-
-
-def _emit(value: Any, as_json: bool, render: Callable[[], Iterable[str]]) -> None:
-    if as_json:
-        typer.echo(json.dumps(value, indent=1, default=str))
-    else:
-        for line in render():
-            typer.echo(line)
-
-
-def _plan(command: str, plan: dict[str, Any], as_json: bool) -> None:
-    _emit({"command": command, **plan}, as_json, lambda: [f"{command}:", *(f"  {k}: {v}" for k, v in plan.items())])
-
-
-# --- looking ---------------------------------------------------------------------------------------------------------
-
-
-@app.command()
-def doctor(
-    require: Annotated[list[str] | None, typer.Option("--require", help="Exit with 5 unless this works.")] = None,
-    as_json: Json = False,
-) -> None:
-    """What is installed here, what works, and why the rest does not."""
-    from runtimes import doctor as checks
-
-    report = checks.examine()
-    rows = [(c.name, c.status, c.version, c.role, c.detail) for c in report]
-    _emit(
-        [c.model_dump() for c in report],
-        as_json,
-        lambda: columns(("what", "status", "version", "for", "detail"), rows),
-    )
-    checks.require(report, require or [])
-
-
-@app.command("list")
 def list_(as_json: Json = False) -> None:
     """Systems, variants, presets, export formats, runtimes and data formats."""
     from runtimes import inventory
     from train.config import PRESETS
 
     known = inventory.collect(PRESETS)
-    _emit(known, as_json, lambda: inventory.lines(known))
+    emit(known, as_json, lambda: inventory.lines(known))
 
 
-@app.command()
 def verify(bundle: BundleArg, as_json: Json = False) -> None:
     """Check every checksum of a bundle."""
     opened = Bundle.open(bundle)
     files = opened.verify()
     m = opened.manifest
     result = {"bundle": str(bundle), "system": m.system, "files": files, "variants": [v.name for v in m.variants]}
-    _emit(result, as_json, lambda: [f"{bundle}: {m.system}, {files} files, {len(m.variants)} variants, all intact"])
+    emit(result, as_json, lambda: [f"{bundle}: {m.system}, {files} files, {len(m.variants)} variants, all intact"])
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-@data_app.command("synth")
-def data_synth(
-    system: Annotated[str, typer.Argument(help="System whose file format to write.")],
-    out: Out,
-    dataset: Annotated[str, typer.Option("--dataset", help="Which of the authors' data sets to imitate.")] = "meld",
-    items: Annotated[int, typer.Option("--dialogues", min=4, help="How many dialogues.")] = 120,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    sets: Sets = None,
-    as_json: Json = False,
-) -> None:
-    """Write a learnable synthetic data set in the authors' own file format, with its ground truth."""
-    from mer_export.data.synth import synthesise
-    from mer_export.overrides import apply_overrides
-
-    files = synthesise(system, dataset, out, dialogues=items, seed=seed, **apply_overrides({}, sets or []))
-    _emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
-
-
-@data_app.command("inspect")
-def data_inspect(
-    path: Annotated[Path, typer.Argument(help="Any supported file or directory.")],
-    data_format: DataFormat = "auto",
-    as_json: Json = False,
-) -> None:
-    """What a data file holds: splits, lengths, dims, labels, missing modalities, problems. Executes nothing in it."""
-    from mer_export.data.inspect import inspect_file
-    from mer_export.data.spec import DataSpec
-
-    report = inspect_file(path, DataSpec(format=data_format))
-    _emit(report, as_json, lambda: outline(report))
-
-
-@data_app.command("convert")
-def data_convert(
-    source: Annotated[Path, typer.Argument(help="Data set in any readable format.")],
-    out: Out,
-    preset: Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")] = None,
-    data_format: DataFormat = "auto",
-    force: Force = False,
-) -> None:
-    """Convert a data set to Parquet: one row per utterance, float lists per modality, split and labels."""
-    from mer_export.data.columnar import write_parquet
-    from mer_export.data.open import open_corpus
-    from mer_export.data.reading import choose_spec
-    from mer_export.data.spec import DataSpec
-    from train.config import load_preset
-
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists: pass --force to replace it")
-    configured, labels = DataSpec(), None
-    if preset and data_format == "auto":
-        config = load_preset(preset)
-        configured, labels = config.data, config.model.get("labels")
-    spec = choose_spec(source, data_format, configured)
-    rows = write_parquet(open_corpus(source, spec, labels), out)
-    typer.echo(f"{out}: {rows} utterances")
-
-
-@data_app.command("normalise")
-def data_normalise(
-    source: Annotated[Path, typer.Argument(help="MMSA feature pickle, e.g. unaligned_39.pkl of SIMS.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: <name>_normalized.pkl beside it.")] = None,
-    force: Force = False,
-) -> None:
-    """Bring audio and vision to the mean and deviation of the training split, as EMT-DLFR does to SIMS."""
-    from mer_export.data.normalise import normalised_path, write_normalised
-
-    target = out or normalised_path(source)
-    if target.exists() and not force:
-        raise UsageError(f"{target} exists: pass --force to replace it")
-    typer.echo(str(write_normalised(source, target)))
-
-
-@data_app.command("iemocap")
-def data_iemocap(
-    release: Annotated[Path, typer.Argument(help="The IEMOCAP release: the folder with Session1 to Session5.")],
-    out: Out,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Folder of RoBERTa's tokenizer, for text tokens.")
-    ] = None,
-    speech: Annotated[
-        str | None, typer.Option("--speech-tokenizer", help="Folder of a speech tokeniser, for audio tokens.")
-    ] = None,
-    encoder: Annotated[
-        str | None, typer.Option("--sentence-encoder", help="Folder of a sentence encoder, for context windows.")
-    ] = None,
-    sizes: Annotated[list[int] | None, typer.Option("--context", min=0, help="Neighbours on each side.")] = None,
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
-    """Cut the IEMOCAP release into utterances in the files of tab: transcripts, recordings, tokens, context windows."""
-    from mer_export.data.iemocap_files import SIZES, prepare
-
-    done = prepare(release, out, tokenizer, speech, encoder, sizes or SIZES, force)
-    _emit(done, as_json, lambda: [f"{out}: {summary_line(done)}"])
-
-
-@data_app.command("byte-pairs")
-def data_byte_pairs(
-    source: Annotated[Path, typer.Argument(help="Text file, one sentence per line, or a data set with sentences.")],
-    out: Out,
-    size: Annotated[int, typer.Option("--size", min=300, help="Symbols of the vocabulary.")] = 4000,
-    preset: Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")] = None,
-    split: Split = "train",
-    force: Force = False,
-) -> None:
-    """Learn a small byte-pair tokenizer from lower-cased sentences: vocab.json and merges.txt."""
-    from mer_export.data import bytepairs
-    from mer_export.data.readers.dialogue_table import sentences
-    from mer_export.data.reading import choose_spec
-    from mer_export.data.spec import DataSpec
-    from train.config import load_preset
-
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists: pass --force to replace it")
-    spec = choose_spec(source, "auto", load_preset(preset).data if preset else DataSpec())
-    texts = sentences(source, spec, split) if source.is_dir() else source.read_text(encoding="utf-8").splitlines()
-    learnt = bytepairs.learn((t.lower() for t in texts), size)
-    bytepairs.write(learnt, out)
-    typer.echo(f"{out}: {len(learnt.vocabulary)} symbols from {len(texts)} sentences")
-
-
-@data_app.command("sentence-encoder")
-def data_sentence_encoder(
-    source: Annotated[Path, typer.Argument(help="Folder of a BERT: config.json, vocab.txt and weights.")],
-    out: Out,
-    pooling: Annotated[
-        Literal["first", "mean"], typer.Option("--pooling", help="First state, or the mean at unit length (MiniLM).")
-    ] = "first",
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
-    """Make a sentence encoder that runs without PyTorch, so that transcripts alone give context windows."""
-    from mer_export.exporters.sentence_encoder import export_encoder
-
-    files = export_encoder(source, out, pooling, force)
-    _emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
-
-
-@data_app.command("speech-tokenizer")
-def data_speech_tokenizer(
-    checkpoint: Annotated[Path, typer.Argument(help="fairseq checkpoint of a k-means vq-wav2vec.")],
-    out: Out,
-    dictionary: Annotated[Path, typer.Option("--dictionary", help="dict.txt of Speech-BERT.")],
-    rate: Annotated[
-        Literal["faithful", "correct"],
-        typer.Option("--rate", help="faithful: 22 050 Hz as the original reads files; correct: 16 000 Hz."),
-    ] = "correct",
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
-    """Make a speech tokeniser that runs without PyTorch: vq-wav2vec for any length, and its dictionary."""
-    from mer_export.exporters.speech_tokenizer import import_tokenizer
-
-    files = import_tokenizer(checkpoint, dictionary, out, rate, force)
-    _emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
-
-
-# --- making ----------------------------------------------------------------------------------------------------------
-
-
-@app.command()
-def train(
-    system: Annotated[str, typer.Argument(help="System to train; see `mer list`.")],
-    data: Annotated[Path, typer.Option("--data", help="Data set: a directory or file.")],
-    out: Out,
-    preset: Annotated[str | None, typer.Option("--preset", help="Named recipe, e.g. meld or m3net/meld.")] = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-    seed: Seed = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="Where to train.")] = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"] | None, typer.Option("--precision", help="bf16 is autocast.")
-    ] = None,
-    fold: Annotated[
-        int | None, typer.Option("--fold", min=0, help="One run of the data's cross-validation (tab).")
-    ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events.")] = False,
-    force: Force = False,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Train a model into a bundle. Run the same command again after an interruption and it goes on."""
-    from train.config import resolve_config
-    from train.crossval import of_fold
-    from train.fit import fit
-
-    resolved = resolve_config(system, preset, config, sets or (), seed=seed, device=device, precision=precision)
-    if fold is not None:
-        resolved = of_fold(resolved, fold)
-    if dry_run:
-        return _plan("train", {"out": str(out), "data": str(data), **resolved.model_dump(mode="json")}, as_json)
-    bundle = fit(resolved, data, out, force=force, quiet=quiet, tensorboard=tensorboard)
-    result = bundle.manifest.provenance.get("result", {})
-    _emit({"bundle": str(out), **result}, as_json, lambda: [f"{out}: " + summary_line(result)])
-    return None
-
-
-@app.command()
-def crossval(
-    system: Annotated[str, typer.Argument(help="System to train; see `mer list`.")],
-    data: Annotated[Path, typer.Option("--data", help="Data set: a directory or file.")],
-    out: Out,
-    preset: Annotated[str | None, typer.Option("--preset", help="Named recipe, e.g. iemocap_cv.")] = None,
-    config: ConfigFile = None,
-    folds: Annotated[list[int] | None, typer.Option("--fold", min=0, help="Repeat for several; default all.")] = None,
-    sets: Sets = None,
-    seed: Seed = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Train every fold of the data's cross-validation into one bundle each, and average what they measure."""
-    from mer_export.data.folds import RUNS
-    from train.config import resolve_config
-    from train.crossval import cross_validate, of_fold
-
-    resolved = resolve_config(system, preset, config, sets or (), seed=seed)
-    chosen = folds or list(range(RUNS))
-    if dry_run:
-        configs = {k: of_fold(resolved, k).model_dump(mode="json") for k in chosen}
-        return _plan("crossval", {"out": str(out), "folds": chosen, "config": configs[chosen[0]]}, as_json)
-    summary = cross_validate(resolved, data, out, chosen, force=force, quiet=quiet)
-    rows = [
-        (split, name, f"{value['mean']:.2f}", f"{value['std']:.2f}")
-        for split, metrics in summary["splits"].items()
-        for name, value in metrics.items()
-    ]
-    _emit(summary, as_json, lambda: columns(("split", "metric", "mean", "std over folds"), rows))
-    return None
-
-
-@app.command("import")
-def import_(
-    system: Annotated[str, typer.Argument(help="System the checkpoint belongs to.")],
-    checkpoints: Annotated[
-        list[Path], typer.Argument(metavar="CHECKPOINT...", help="Authors' weights: torch or safetensors.")
-    ],
-    out: Out,
-    preset: Annotated[str | None, typer.Option("--preset", help="Recipe that the checkpoint was trained with.")] = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Make a bundle from the authors' checkpoint; every missing, unexpected or misshapen entry is an error."""
-    from mer_export.importer import import_checkpoint
-    from train.config import resolve_config
-
-    resolved = resolve_config(system, preset, config, sets or ())
-    if dry_run:
-        return _plan("import", {"out": str(out), **resolved.model_dump(mode="json")}, as_json)
-    _, report = import_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), out, force)
-    _emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {summary_line(report)}"])
-    return None
-
-
-@app.command()
-def export(
-    bundle: BundleArg,
-    formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
-    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
-    seq_len: Annotated[list[str] | None, typer.Option("--seq-len", metavar="DIM=N", help="Fixed lengths.")] = None,
-    plan: Annotated[Path | None, typer.Option("--plan", help="Data whose lengths decide the buckets.")] = None,
-    most: Annotated[int, typer.Option("--max-variants", min=1, help="With --plan: buckets at most.")] = 4,
-    batch: Annotated[int, typer.Option("--batch", min=0, help="Fixed batch size; 0 dynamic where possible.")] = 0,
-    opset: Annotated[int, typer.Option("--opset", help="ONNX opset.")] = 20,
-    stages: Annotated[
-        bool, typer.Option("--stages", help="Export the network's stages apart, where it has some (facialmmt).")
-    ] = False,
-    data: DataOpt = None,
-    data_format: DataFormat = "auto",
-    split: Split = "test",
-    threads: Annotated[int, typer.Option("--threads", min=1, help="With --plan: threads of one call.")] = 1,
-    force: Force = False,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Export a bundle's model: one artefact per format, precision and length bucket."""
-    from mer_export import exporters
-    from mer_export.data.open import stream_samples
-    from mer_export.data.reading import bundle_samples, bundle_spec
-    from runtimes import plan as planning
-
-    opened, say, formats, precisions = Bundle.open(bundle), _say(quiet), formats or ["onnx"], precisions or ["fp32"]
-    contract, found = opened.manifest.contract, None
-    lengths_of = [contract.parse_lengths(s) for s in seq_len] if seq_len else contract.buckets
-    jobs = exporters.requests(opened, formats, precisions, [(n, batch) for n in lengths_of], batch, opset, stages)
-    if plan:
-        if seq_len:
-            raise UsageError("--plan chooses the lengths: leave --seq-len out")
-        seen = stream_samples(plan, bundle_spec(opened, plan, data_format), opened.manifest.task.labels)
-        found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
-        sizes = [(b.lengths, b.batch) for b in found.buckets]
-        jobs = exporters.requests(opened, formats, precisions, sizes, batch, opset, stages)
-        if dry_run:
-            return _emit(found.model_dump(), as_json, lambda: [planning.markdown(found)])
-        say(planning.markdown(found))
-        planning.save(opened, found)
-    if dry_run:
-        return _plan("export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": jobs}, as_json)
-    example = None if data is None else bundle_samples(opened, data, data_format, split)
-    made = []
-    for name, precision, lengths, size in jobs:
-        variant = exporters.export_variant(
-            opened,
-            name,
-            lengths,
-            batch=size,
-            precision=precision,
-            opset=opset,
-            force=force,
-            example=example,
-            stages=stages,
-        )
-        made.append(variant)
-        say(f"exported {variant.name}")
-    _emit([v.model_dump() for v in made], as_json, lambda: (v.name for v in made))
-    return None
-
-
-# --- using -----------------------------------------------------------------------------------------------------------
-
-
-@app.command()
-def infer(
-    bundle: BundleArg,
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Data set in any readable format.")],
-    out: Out,
-    runtime: Runtime = None,
-    split: Annotated[str | None, typer.Option("--split", help="One split; default all.")] = None,
-    data_format: DataFormat = "auto",
-    batch: Batch = None,
-    device: Device = "cpu",
-    threads: Threads = None,
-    hint: Hint = "fp32",
-    cuda_graph: CudaGraph = False,
-    precision: Precision = None,
-    goal: GoalOpt = None,
-    overflow: Overflow = "error",
-    emotions: Emotions = None,
-    sets: Sets = None,
-    force: Force = False,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Label every utterance: JSONL, CSV or Parquet by the ending of --out, in the order of the input."""
-    from mer_export.data.open import stream_samples
-    from mer_export.data.reading import bundle_spec
-    from mer_export.data.word_vectors import emotion_table
-    from runtimes import output
-    from runtimes.choice import open_predictor
-    from runtimes.session import SessionOptions
-
-    opened = Bundle.open(bundle)
-    spec = bundle_spec(opened, source, data_format, sets or ())
-    if dry_run:
-        plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "runtime": runtime, "batch": batch}
-        plan |= {"precision": precision, "goal": goal}
-        return _plan("infer", plan | {"overflow": overflow, "data": spec.model_dump(mode="json")}, as_json)
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists: pass --force to replace it")
-    say = _say(quiet)
-    options = SessionOptions(device, threads, hint, {"cuda_graph": True} if cuda_graph else {})
-    chosen = open_predictor(
-        *(opened, runtime, options, batch, precision, goal),
-        say=say,
-        overflow=overflow,
-        shared=emotion_table(emotions),
-    )
-    with chosen as predictor:
-        samples = stream_samples(source, spec, None if emotions else opened.manifest.task.labels, split)
-        summary = output.write(predictor.predict(samples), out, predictor.task, say=say)
-    _emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {summary_line(summary)}"])
-    return None
-
-
-@app.command("eval")
 def eval_(
     bundle: BundleArg,
     data: Annotated[Path, typer.Option("--data", help="Labelled data set.")],
@@ -550,10 +111,10 @@ def eval_(
     shared = emotion_table(emotions)
     options = SessionOptions(device=device, threads=threads, hint=hint)
     corpus = bundle_corpus(opened, data, data_format, sets or (), [n for table in shared.values() for n in table])
-    choice = (opened, runtime, options, batch, precision, goal, "torch", _say(quiet))
+    choice = (opened, runtime, options, batch, precision, goal, "torch", say_unless(quiet))
     if missing is not None:
         with open_predictor(*choice, shared=shared) as predictor:
-            return _eval_missing(predictor, corpus, split, missing, _say(quiet), as_json)
+            return _eval_missing(predictor, corpus, split, missing, say_unless(quiet), as_json)
     samples = corpus.split(split)
     if semantics == "batch":
         from train.evaluate import evaluate_published
@@ -569,7 +130,7 @@ def eval_(
             metrics, ran, used = evaluate(predictor, samples), predictor.backend, predictor.precision
     result = {"bundle": str(bundle), "split": split, "runtime": ran, "semantics": semantics, "metrics": metrics}
     result |= {"precision": used}
-    _emit(result, as_json, lambda: columns(("metric", "value"), [(k, metric_text(k, v)) for k, v in metrics.items()]))
+    emit(result, as_json, lambda: columns(("metric", "value"), [(k, metric_text(k, v)) for k, v in metrics.items()]))
     return None
 
 
@@ -581,136 +142,56 @@ def _eval_missing(
     samples, arrays = corpus.split(split), corpus.info.get("arrays", {}).get(split)
     report = robustness.run_robustness(predictor, samples, robustness.parse_rates(rates), arrays, split, say)
     robustness.save(predictor.bundle, report)
-    _emit(report.model_dump(), as_json, lambda: robustness.markdown(report).splitlines())
+    emit(report.model_dump(), as_json, lambda: robustness.markdown(report).splitlines())
 
 
-@app.command()
-def parity(
-    bundle: BundleArg,
-    data: Annotated[Path, typer.Option("--data", help="Data set to compare on.")],
-    split: Split = "test",
-    data_format: DataFormat = "auto",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
-    atol: Annotated[list[str] | None, typer.Option("--atol", metavar="[OUTPUT:]VALUE", help="Tolerance.")] = None,
-    rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="[OUTPUT:]VALUE", help="Relative part.")] = None,
-    threads: Threads = 1,
-    strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Do all variants give PyTorch's answers? Exit code 3 if not."""
-    from mer_export.data.reading import bundle_samples
-    from runtimes import parity as checks
-    from runtimes.policy import Policy
-    from runtimes.report import write_report
-
-    opened = Bundle.open(bundle)
-    samples = bundle_samples(opened, data, data_format, split)[:limit]
-    policy = Policy.parse(atol or [], rtol or [])
-    report = checks.run_parity(
-        opened, samples, policy, threads=threads, source=f"{data.name}, {split}", say=_say(quiet)
-    )
-    checks.save(opened, report)
-    write_report(opened)
-    _emit(report.model_dump(mode="json"), as_json, lambda: [checks.markdown(report)])
-    checks.require(report, strict)
-
-
-@app.command()
-def bench(
-    bundle: BundleArg,
-    data: DataOpt = None,
-    split: Split = "test",
-    data_format: DataFormat = "auto",
-    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
-    threads: Threads = 1,
-    cuda_graph: CudaGraph = False,
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
-    ] = None,
-    tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """How fast are all variants, interleaved in one run, against eager PyTorch?"""
-    from mer_export.data.reading import bundle_samples
-    from runtimes import bench as benchmark
-    from runtimes import regression
-    from runtimes.candidate import find_candidates, find_graphs
-    from runtimes.report import write_report
-
-    opened = Bundle.open(bundle)
-    allowed = regression.parse_tolerance(tolerance)
-    earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
-    candidates = find_candidates(opened, threads) + (find_graphs(opened, threads) if cuda_graph else [])
-    samples = None if data is None else bundle_samples(opened, data, data_format, split)
-    report = benchmark.run_bench(
-        opened, samples, batches or [1, 16], rounds, threads, candidates=candidates, say=_say(quiet)
-    )
-    found = regression.compare(report, earlier, allowed, str(baseline)) if earlier else None
-    result = report.model_dump(mode="json") | ({"against": found.model_dump(mode="json")} if found else {})
-    pages = [benchmark.markdown(report), *([regression.markdown(found)] if found else [])]
-    _emit(result, as_json, lambda: pages)
-    # A report that failed must not become the baseline that it was held against.
-    own = baseline is not None and baseline.resolve() == (bundle / benchmark.REPORT).resolve()
-    if not (own and found and found.slower):
-        benchmark.save(opened, report)
-        write_report(opened)
-    if found:
-        regression.require(found)
-
-
-@app.command()
-def tune(
-    bundle: BundleArg,
-    data: DataOpt = None,
-    split: Split = "test",
-    data_format: DataFormat = "auto",
-    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
-    precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Time variants, runtimes, threads and batch sizes on this machine, for `--goal` of infer and eval."""
-    from mer_export.data.reading import bundle_samples
-    from runtimes import profile as profiles
-    from runtimes import tune as tuning
-
-    opened = Bundle.open(bundle)
-    samples = None if data is None else bundle_samples(opened, data, data_format, split)
-    source = {} if data is None else {"source": f"{data.name}, {split}"}
-    found = tuning.run_tune(
-        opened, samples, batches=batches or tuning.BATCHES, precisions=precisions, say=_say(quiet), **source
-    )
-    profiles.save(opened, found)
-    _emit(found.model_dump(mode="json"), as_json, lambda: [profiles.markdown(found)])
-
-
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="New directory for data, bundle and report.")] = Path("demo"),
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """The whole path on a synthetic conversation corpus: train, export, infer, parity, bench, report."""
-    corpus, bundle, say = out / "data", out / "bundle", _say(quiet)
+    corpus, bundle, say = out / "data", out / "bundle", say_unless(quiet)
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to run the demo again, or another --out")
     say("1/6 synthetic dialogues in the authors' MELD file format")
-    data_synth("cmerc", corpus, sets=["text_dim=32", "audio_dim=24", "vision_dim=16"])
+    data_commands.synth("cmerc", corpus, sets=["text_dim=32", "audio_dim=24", "vision_dim=16"])
     say("2/6 training cmerc with calibration, contrast and curriculum")
-    train("cmerc", corpus, bundle, preset="sample/demo", force=force, quiet=quiet)
+    train_commands.train("cmerc", corpus, bundle, preset="sample/demo", force=force, quiet=quiet)
     say("3/6 exporting")
     for formats, lengths in ((["onnx"], None), (["torchscript", "exported_program", "tensorrt"], ["utterances=16"])):
-        export(bundle, formats, seq_len=lengths, data=corpus, quiet=quiet)
+        runtime_commands.export(bundle, formats, seq_len=lengths, data=corpus, quiet=quiet)
     say("4/6 labelling the test split")
-    infer(bundle, corpus, out / "predictions.jsonl", split="test", overflow="window", force=force, quiet=quiet)
+    runtime_commands.infer(
+        bundle, corpus, out / "predictions.jsonl", split="test", overflow="window", force=force, quiet=quiet
+    )
     say("5/6 parity of every variant with PyTorch")
-    parity(bundle, corpus, quiet=quiet)
+    runtime_commands.parity(bundle, corpus, quiet=quiet)
     say("6/6 latency of every variant against PyTorch")
-    bench(bundle, corpus, batches=[1, 16], rounds=7, quiet=quiet)
+    runtime_commands.bench(bundle, corpus, batches=[1, 16], rounds=7, quiet=quiet)
     typer.echo(f"open {bundle / 'reports' / 'report.html'}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "doctor": runtime_commands.doctor,
+    "list": list_,
+    "verify": verify,
+    "train": train_commands.train,
+    "crossval": train_commands.crossval,
+    "import": train_commands.import_,
+    "export": runtime_commands.export,
+    "infer": runtime_commands.infer,
+    "eval": eval_,
+    "parity": runtime_commands.parity,
+    "bench": runtime_commands.bench,
+    "tune": runtime_commands.tune,
+    "demo": demo,
+}
+"""In the order of `mer --help`."""
+
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+app.add_typer(data_commands.app, name="data")
 
 
 @app.callback(invoke_without_command=True)

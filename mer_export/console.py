@@ -1,0 +1,59 @@
+"""What the commands of several packages share: options, and how a result, a plan and progress are shown.
+
+Data goes to standard output, progress to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.")]
+DataFormat = Annotated[str, typer.Option("--data-format", help="Format of the data, or auto.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
+Split = Annotated[str, typer.Option("--split", help="Which split of the data.")]
+Runtime = Annotated[str | None, typer.Option("--runtime", help="Backend; see `mer list`.")]
+Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where it runs; never falls back.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one inference call.")]
+Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Items per call; default as planned, else 16.")]
+Hint = Annotated[Literal["fp32", "bf16"], typer.Option("--hint", help="bf16 lets OpenVINO compute in bfloat16.")]
+Precision = Annotated[
+    Literal["fp32", "fp16", "bf16", "int8"] | None,
+    typer.Option("--precision", help="Which of the exported precisions to use; default fp32, with --goal any."),
+]
+GoalOpt = Annotated[
+    str | None,
+    typer.Option("--goal", help="latency, throughput or budget=5ms: run as mer tune found best; options restrict it."),
+]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the config.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Emotions = Annotated[
+    Path | None,
+    typer.Option("--emotions", help="Word vectors of the emotions to score, seen in training or not (eea of mtee)."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def say_unless(quiet: bool) -> Callable[[str], None]:
+    """Progress: a function that writes a line to standard error, or nothing."""
+    return (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
+
+
+def emit(value: Any, as_json: bool, render: Callable[[], Iterable[str]]) -> None:
+    """A result on standard output: as JSON, or as the lines of `render`."""
+    if as_json:
+        typer.echo(json.dumps(value, indent=1, default=str))
+    else:
+        for line in render():
+            typer.echo(line)
+
+
+def emit_plan(command: str, plan: dict[str, Any], as_json: bool) -> None:
+    """What a command would do, for `--dry-run`."""
+    emit({"command": command, **plan}, as_json, lambda: [f"{command}:", *(f"  {k}: {v}" for k, v in plan.items())])

@@ -1,0 +1,275 @@
+"""Commands that run a bundle or ready it for that: `mer doctor`, `export`, `infer`, `parity`, `bench` and `tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mer_export.bundle import Bundle
+from mer_export.console import (
+    Batch,
+    BundleArg,
+    DataFormat,
+    Device,
+    DryRun,
+    Emotions,
+    Force,
+    GoalOpt,
+    Hint,
+    Json,
+    Out,
+    Precision,
+    Quiet,
+    Runtime,
+    Sets,
+    Split,
+    Threads,
+    emit,
+    emit_plan,
+    say_unless,
+)
+from mer_export.errors import UsageError
+from mer_export.text import columns, summary_line
+
+DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a directory or file.")]
+Overflow = Annotated[
+    Literal["error", "window", "truncate"], typer.Option("--overflow", help="What to do with items that are too long.")
+]
+CudaGraph = Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: capture each shape as a CUDA graph.")]
+
+
+def doctor(
+    require: Annotated[list[str] | None, typer.Option("--require", help="Exit with 5 unless this works.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What is installed here, what works, and why the rest does not."""
+    from runtimes import doctor as checks
+
+    report = checks.examine()
+    rows = [(c.name, c.status, c.version, c.role, c.detail) for c in report]
+    emit(
+        [c.model_dump() for c in report],
+        as_json,
+        lambda: columns(("what", "status", "version", "for", "detail"), rows),
+    )
+    checks.require(report, require or [])
+
+
+def export(
+    bundle: BundleArg,
+    formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
+    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
+    seq_len: Annotated[list[str] | None, typer.Option("--seq-len", metavar="DIM=N", help="Fixed lengths.")] = None,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Data whose lengths decide the buckets.")] = None,
+    most: Annotated[int, typer.Option("--max-variants", min=1, help="With --plan: buckets at most.")] = 4,
+    batch: Annotated[int, typer.Option("--batch", min=0, help="Fixed batch size; 0 dynamic where possible.")] = 0,
+    opset: Annotated[int, typer.Option("--opset", help="ONNX opset.")] = 20,
+    stages: Annotated[
+        bool, typer.Option("--stages", help="Export the network's stages apart, where it has some (facialmmt).")
+    ] = False,
+    data: DataOpt = None,
+    data_format: DataFormat = "auto",
+    split: Split = "test",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="With --plan: threads of one call.")] = 1,
+    force: Force = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Export a bundle's model: one artefact per format, precision and length bucket."""
+    from mer_export import exporters
+    from mer_export.data.open import stream_samples
+    from mer_export.data.reading import bundle_samples, bundle_spec
+    from runtimes import plan as planning
+
+    opened, say = Bundle.open(bundle), say_unless(quiet)
+    formats, precisions = formats or ["onnx"], precisions or ["fp32"]
+    contract, found = opened.manifest.contract, None
+    lengths_of = [contract.parse_lengths(s) for s in seq_len] if seq_len else contract.buckets
+    jobs = exporters.requests(opened, formats, precisions, [(n, batch) for n in lengths_of], batch, opset, stages)
+    if plan:
+        if seq_len:
+            raise UsageError("--plan chooses the lengths: leave --seq-len out")
+        seen = stream_samples(plan, bundle_spec(opened, plan, data_format), opened.manifest.task.labels)
+        found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
+        sizes = [(b.lengths, b.batch) for b in found.buckets]
+        jobs = exporters.requests(opened, formats, precisions, sizes, batch, opset, stages)
+        if dry_run:
+            return emit(found.model_dump(), as_json, lambda: [planning.markdown(found)])
+        say(planning.markdown(found))
+        planning.save(opened, found)
+    if dry_run:
+        return emit_plan("export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": jobs}, as_json)
+    example = None if data is None else bundle_samples(opened, data, data_format, split)
+    made = []
+    for name, precision, lengths, size in jobs:
+        variant = exporters.export_variant(
+            opened,
+            name,
+            lengths,
+            batch=size,
+            precision=precision,
+            opset=opset,
+            force=force,
+            example=example,
+            stages=stages,
+        )
+        made.append(variant)
+        say(f"exported {variant.name}")
+    emit([v.model_dump() for v in made], as_json, lambda: (v.name for v in made))
+    return None
+
+
+def infer(
+    bundle: BundleArg,
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Data set in any readable format.")],
+    out: Out,
+    runtime: Runtime = None,
+    split: Annotated[str | None, typer.Option("--split", help="One split; default all.")] = None,
+    data_format: DataFormat = "auto",
+    batch: Batch = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    hint: Hint = "fp32",
+    cuda_graph: CudaGraph = False,
+    precision: Precision = None,
+    goal: GoalOpt = None,
+    overflow: Overflow = "error",
+    emotions: Emotions = None,
+    sets: Sets = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Label every utterance: JSONL, CSV or Parquet by the ending of --out, in the order of the input."""
+    from mer_export.data.open import stream_samples
+    from mer_export.data.reading import bundle_spec
+    from mer_export.data.word_vectors import emotion_table
+    from runtimes import output
+    from runtimes.choice import open_predictor
+    from runtimes.session import SessionOptions
+
+    opened = Bundle.open(bundle)
+    spec = bundle_spec(opened, source, data_format, sets or ())
+    if dry_run:
+        plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "runtime": runtime, "batch": batch}
+        plan |= {"precision": precision, "goal": goal}
+        return emit_plan("infer", plan | {"overflow": overflow, "data": spec.model_dump(mode="json")}, as_json)
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: pass --force to replace it")
+    say = say_unless(quiet)
+    options = SessionOptions(device, threads, hint, {"cuda_graph": True} if cuda_graph else {})
+    chosen = open_predictor(
+        *(opened, runtime, options, batch, precision, goal),
+        say=say,
+        overflow=overflow,
+        shared=emotion_table(emotions),
+    )
+    with chosen as predictor:
+        samples = stream_samples(source, spec, None if emotions else opened.manifest.task.labels, split)
+        summary = output.write(predictor.predict(samples), out, predictor.task, say=say)
+    emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {summary_line(summary)}"])
+    return None
+
+
+def parity(
+    bundle: BundleArg,
+    data: Annotated[Path, typer.Option("--data", help="Data set to compare on.")],
+    split: Split = "test",
+    data_format: DataFormat = "auto",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
+    atol: Annotated[list[str] | None, typer.Option("--atol", metavar="[OUTPUT:]VALUE", help="Tolerance.")] = None,
+    rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="[OUTPUT:]VALUE", help="Relative part.")] = None,
+    threads: Threads = 1,
+    strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Do all variants give PyTorch's answers? Exit code 3 if not."""
+    from mer_export.data.reading import bundle_samples
+    from runtimes import parity as checks
+    from runtimes.policy import Policy
+    from runtimes.report import write_report
+
+    opened = Bundle.open(bundle)
+    samples = bundle_samples(opened, data, data_format, split)[:limit]
+    policy = Policy.parse(atol or [], rtol or [])
+    report = checks.run_parity(
+        opened, samples, policy, threads=threads, source=f"{data.name}, {split}", say=say_unless(quiet)
+    )
+    checks.save(opened, report)
+    write_report(opened)
+    emit(report.model_dump(mode="json"), as_json, lambda: [checks.markdown(report)])
+    checks.require(report, strict)
+
+
+def bench(
+    bundle: BundleArg,
+    data: DataOpt = None,
+    split: Split = "test",
+    data_format: DataFormat = "auto",
+    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
+    threads: Threads = 1,
+    cuda_graph: CudaGraph = False,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
+    ] = None,
+    tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """How fast are all variants, interleaved in one run, against eager PyTorch?"""
+    from mer_export.data.reading import bundle_samples
+    from runtimes import bench as benchmark
+    from runtimes import regression
+    from runtimes.candidate import find_candidates, find_graphs
+    from runtimes.report import write_report
+
+    opened = Bundle.open(bundle)
+    allowed = regression.parse_tolerance(tolerance)
+    earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
+    candidates = find_candidates(opened, threads) + (find_graphs(opened, threads) if cuda_graph else [])
+    samples = None if data is None else bundle_samples(opened, data, data_format, split)
+    report = benchmark.run_bench(
+        opened, samples, batches or [1, 16], rounds, threads, candidates=candidates, say=say_unless(quiet)
+    )
+    found = regression.compare(report, earlier, allowed, str(baseline)) if earlier else None
+    result = report.model_dump(mode="json") | ({"against": found.model_dump(mode="json")} if found else {})
+    pages = [benchmark.markdown(report), *([regression.markdown(found)] if found else [])]
+    emit(result, as_json, lambda: pages)
+    # A report that failed must not become the baseline that it was held against.
+    own = baseline is not None and baseline.resolve() == (bundle / benchmark.REPORT).resolve()
+    if not (own and found and found.slower):
+        benchmark.save(opened, report)
+        write_report(opened)
+    if found:
+        regression.require(found)
+
+
+def tune(
+    bundle: BundleArg,
+    data: DataOpt = None,
+    split: Split = "test",
+    data_format: DataFormat = "auto",
+    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
+    precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Time variants, runtimes, threads and batch sizes on this machine, for `--goal` of infer and eval."""
+    from mer_export.data.reading import bundle_samples
+    from runtimes import profile as profiles
+    from runtimes import tune as tuning
+
+    opened = Bundle.open(bundle)
+    samples = None if data is None else bundle_samples(opened, data, data_format, split)
+    source = {} if data is None else {"source": f"{data.name}, {split}"}
+    found = tuning.run_tune(
+        opened, samples, batches=batches or tuning.BATCHES, precisions=precisions, say=say_unless(quiet), **source
+    )
+    profiles.save(opened, found)
+    emit(found.model_dump(mode="json"), as_json, lambda: [profiles.markdown(found)])

@@ -1,0 +1,110 @@
+"""The commands that make a bundle: `mer train`, `crossval` and `import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mer_export.console import DryRun, Force, Json, Out, Quiet, Sets, emit, emit_plan
+from mer_export.text import columns, summary_line
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A configuration file instead of a preset.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
+
+
+def train(
+    system: Annotated[str, typer.Argument(help="System to train; see `mer list`.")],
+    data: Annotated[Path, typer.Option("--data", help="Data set: a directory or file.")],
+    out: Out,
+    preset: Annotated[str | None, typer.Option("--preset", help="Named recipe, e.g. meld or m3net/meld.")] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    seed: Seed = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="Where to train.")] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"] | None, typer.Option("--precision", help="bf16 is autocast.")
+    ] = None,
+    fold: Annotated[
+        int | None, typer.Option("--fold", min=0, help="One run of the data's cross-validation (tab).")
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events.")] = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model into a bundle. Run the same command again after an interruption and it goes on."""
+    from train.config import resolve_config
+    from train.crossval import of_fold
+    from train.fit import fit
+
+    resolved = resolve_config(system, preset, config, sets or (), seed=seed, device=device, precision=precision)
+    if fold is not None:
+        resolved = of_fold(resolved, fold)
+    if dry_run:
+        return emit_plan("train", {"out": str(out), "data": str(data), **resolved.model_dump(mode="json")}, as_json)
+    bundle = fit(resolved, data, out, force=force, quiet=quiet, tensorboard=tensorboard)
+    result = bundle.manifest.provenance.get("result", {})
+    emit({"bundle": str(out), **result}, as_json, lambda: [f"{out}: " + summary_line(result)])
+    return None
+
+
+def crossval(
+    system: Annotated[str, typer.Argument(help="System to train; see `mer list`.")],
+    data: Annotated[Path, typer.Option("--data", help="Data set: a directory or file.")],
+    out: Out,
+    preset: Annotated[str | None, typer.Option("--preset", help="Named recipe, e.g. iemocap_cv.")] = None,
+    config: ConfigFile = None,
+    folds: Annotated[list[int] | None, typer.Option("--fold", min=0, help="Repeat for several; default all.")] = None,
+    sets: Sets = None,
+    seed: Seed = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train every fold of the data's cross-validation into one bundle each, and average what they measure."""
+    from mer_export.data.folds import RUNS
+    from train.config import resolve_config
+    from train.crossval import cross_validate, of_fold
+
+    resolved = resolve_config(system, preset, config, sets or (), seed=seed)
+    chosen = folds or list(range(RUNS))
+    if dry_run:
+        configs = {k: of_fold(resolved, k).model_dump(mode="json") for k in chosen}
+        return emit_plan("crossval", {"out": str(out), "folds": chosen, "config": configs[chosen[0]]}, as_json)
+    summary = cross_validate(resolved, data, out, chosen, force=force, quiet=quiet)
+    rows = [
+        (split, name, f"{value['mean']:.2f}", f"{value['std']:.2f}")
+        for split, metrics in summary["splits"].items()
+        for name, value in metrics.items()
+    ]
+    emit(summary, as_json, lambda: columns(("split", "metric", "mean", "std over folds"), rows))
+    return None
+
+
+def import_(
+    system: Annotated[str, typer.Argument(help="System the checkpoint belongs to.")],
+    checkpoints: Annotated[
+        list[Path], typer.Argument(metavar="CHECKPOINT...", help="Authors' weights: torch or safetensors.")
+    ],
+    out: Out,
+    preset: Annotated[str | None, typer.Option("--preset", help="Recipe that the checkpoint was trained with.")] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Make a bundle from the authors' checkpoint; every missing, unexpected or misshapen entry is an error."""
+    from mer_export.importer import import_checkpoint
+    from train.config import resolve_config
+
+    resolved = resolve_config(system, preset, config, sets or ())
+    if dry_run:
+        return emit_plan("import", {"out": str(out), **resolved.model_dump(mode="json")}, as_json)
+    _, report = import_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), out, force)
+    emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {summary_line(report)}"])
+    return None

@@ -1,0 +1,172 @@
+"""`mer data`: make, look into and convert data sets. It stands beside the presets, which know how to read theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mer_export.console import DataFormat, Force, Json, Out, Sets, Split, emit
+from mer_export.errors import UsageError
+from mer_export.text import outline, summary_line
+
+app = typer.Typer(no_args_is_help=True, help="Make, look into and convert data sets.")
+
+
+@app.command("synth")
+def synth(
+    system: Annotated[str, typer.Argument(help="System whose file format to write.")],
+    out: Out,
+    dataset: Annotated[str, typer.Option("--dataset", help="Which of the authors' data sets to imitate.")] = "meld",
+    items: Annotated[int, typer.Option("--dialogues", min=4, help="How many dialogues.")] = 120,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Write a learnable synthetic data set in the authors' own file format, with its ground truth."""
+    from mer_export.data.synth import synthesise
+    from mer_export.overrides import apply_overrides
+
+    files = synthesise(system, dataset, out, dialogues=items, seed=seed, **apply_overrides({}, sets or []))
+    emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
+
+
+@app.command("inspect")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Any supported file or directory.")],
+    data_format: DataFormat = "auto",
+    as_json: Json = False,
+) -> None:
+    """What a data file holds: splits, lengths, dims, labels, missing modalities, problems. Executes nothing in it."""
+    from mer_export.data.inspect import inspect_file
+    from mer_export.data.spec import DataSpec
+
+    report = inspect_file(path, DataSpec(format=data_format))
+    emit(report, as_json, lambda: outline(report))
+
+
+@app.command("convert")
+def convert(
+    source: Annotated[Path, typer.Argument(help="Data set in any readable format.")],
+    out: Out,
+    preset: Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")] = None,
+    data_format: DataFormat = "auto",
+    force: Force = False,
+) -> None:
+    """Convert a data set to Parquet: one row per utterance, float lists per modality, split and labels."""
+    from mer_export.data.columnar import write_parquet
+    from mer_export.data.open import open_corpus
+    from mer_export.data.reading import choose_spec
+    from mer_export.data.spec import DataSpec
+    from train.config import load_preset
+
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: pass --force to replace it")
+    configured, labels = DataSpec(), None
+    if preset and data_format == "auto":
+        config = load_preset(preset)
+        configured, labels = config.data, config.model.get("labels")
+    spec = choose_spec(source, data_format, configured)
+    rows = write_parquet(open_corpus(source, spec, labels), out)
+    typer.echo(f"{out}: {rows} utterances")
+
+
+@app.command("normalise")
+def normalise(
+    source: Annotated[Path, typer.Argument(help="MMSA feature pickle, e.g. unaligned_39.pkl of SIMS.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: <name>_normalized.pkl beside it.")] = None,
+    force: Force = False,
+) -> None:
+    """Bring audio and vision to the mean and deviation of the training split, as EMT-DLFR does to SIMS."""
+    from mer_export.data.normalise import normalised_path, write_normalised
+
+    target = out or normalised_path(source)
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists: pass --force to replace it")
+    typer.echo(str(write_normalised(source, target)))
+
+
+@app.command("iemocap")
+def iemocap(
+    release: Annotated[Path, typer.Argument(help="The IEMOCAP release: the folder with Session1 to Session5.")],
+    out: Out,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="Folder of RoBERTa's tokenizer, for text tokens.")
+    ] = None,
+    speech: Annotated[
+        str | None, typer.Option("--speech-tokenizer", help="Folder of a speech tokeniser, for audio tokens.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--sentence-encoder", help="Folder of a sentence encoder, for context windows.")
+    ] = None,
+    sizes: Annotated[list[int] | None, typer.Option("--context", min=0, help="Neighbours on each side.")] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Cut the IEMOCAP release into utterances in the files of tab: transcripts, recordings, tokens, context windows."""
+    from mer_export.data.iemocap_files import SIZES, prepare
+
+    done = prepare(release, out, tokenizer, speech, encoder, sizes or SIZES, force)
+    emit(done, as_json, lambda: [f"{out}: {summary_line(done)}"])
+
+
+@app.command("byte-pairs")
+def byte_pairs(
+    source: Annotated[Path, typer.Argument(help="Text file, one sentence per line, or a data set with sentences.")],
+    out: Out,
+    size: Annotated[int, typer.Option("--size", min=300, help="Symbols of the vocabulary.")] = 4000,
+    preset: Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")] = None,
+    split: Split = "train",
+    force: Force = False,
+) -> None:
+    """Learn a small byte-pair tokenizer from lower-cased sentences: vocab.json and merges.txt."""
+    from mer_export.data import bytepairs
+    from mer_export.data.readers.dialogue_table import sentences
+    from mer_export.data.reading import choose_spec
+    from mer_export.data.spec import DataSpec
+    from train.config import load_preset
+
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: pass --force to replace it")
+    spec = choose_spec(source, "auto", load_preset(preset).data if preset else DataSpec())
+    texts = sentences(source, spec, split) if source.is_dir() else source.read_text(encoding="utf-8").splitlines()
+    learnt = bytepairs.learn((t.lower() for t in texts), size)
+    bytepairs.write(learnt, out)
+    typer.echo(f"{out}: {len(learnt.vocabulary)} symbols from {len(texts)} sentences")
+
+
+@app.command("sentence-encoder")
+def sentence_encoder(
+    source: Annotated[Path, typer.Argument(help="Folder of a BERT: config.json, vocab.txt and weights.")],
+    out: Out,
+    pooling: Annotated[
+        Literal["first", "mean"], typer.Option("--pooling", help="First state, or the mean at unit length (MiniLM).")
+    ] = "first",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Make a sentence encoder that runs without PyTorch, so that transcripts alone give context windows."""
+    from mer_export.exporters.sentence_encoder import export_encoder
+
+    files = export_encoder(source, out, pooling, force)
+    emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
+
+
+@app.command("speech-tokenizer")
+def speech_tokenizer(
+    checkpoint: Annotated[Path, typer.Argument(help="fairseq checkpoint of a k-means vq-wav2vec.")],
+    out: Out,
+    dictionary: Annotated[Path, typer.Option("--dictionary", help="dict.txt of Speech-BERT.")],
+    rate: Annotated[
+        Literal["faithful", "correct"],
+        typer.Option("--rate", help="faithful: 22 050 Hz as the original reads files; correct: 16 000 Hz."),
+    ] = "correct",
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Make a speech tokeniser that runs without PyTorch: vq-wav2vec for any length, and its dictionary."""
+    from mer_export.exporters.speech_tokenizer import import_tokenizer
+
+    files = import_tokenizer(checkpoint, dictionary, out, rate, force)
+    emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
