@@ -30,6 +30,9 @@ from runtimes.parity import ParityReport, run_parity
 from runtimes.tables import parity_markdown, table
 
 SAMPLES = 8
+LARGE_MIB = 1024
+"""Weights from which on one bucket has to do, and `FEW` samples."""
+FEW = 2
 MIB = 2**20
 
 
@@ -68,13 +71,15 @@ def measure(network: str, formats: Sequence[str], precisions: Sequence[str], thr
         weights = (root / "model.safetensors").stat().st_size / MIB
         rows = [
             _export(root, network, format, precision, lengths)
-            for lengths in NETWORKS[network].buckets
+            for lengths in NETWORKS[network].buckets[: 1 if weights > LARGE_MIB else None]
             for format in formats
             for precision in ("fp32", *precisions)
             if precision in FORMATS[format].precisions
         ]
         bundle = Bundle.open(root)
-        samples = random_samples(bundle.manifest.contract, NETWORKS[network].lengths, SAMPLES)
+        lengths = bundle.manifest.variants[0].lengths
+        ends = {d: (low, min(high, lengths[d])) for d, (low, high) in NETWORKS[network].lengths.items()}
+        samples = random_samples(bundle.manifest.contract, ends, FEW if weights > LARGE_MIB else SAMPLES)
         parity = run_parity(
             bundle,
             samples,
@@ -120,7 +125,9 @@ def _export(root: Path, network: str, format: str, precision: str, lengths: Leng
     if done.returncode:
         said = done.stderr.strip().splitlines()
         return about | {"refused": said[-1] if said else f"exit status {done.returncode}"}
-    return about | json.loads(done.stdout.strip().splitlines()[-1])
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    output.say(f"{network}: {found}")
+    return about | found
 
 
 def markdown(network: str, found: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from mer_export.exporters.job import random_inputs
 from runtimes.candidate import Candidate, eager, find_candidates
 from runtimes.timing import interleave
 
-BATCHES = (1, 4, 16)
+BATCHES = (1, 4, 16, 64)
 """Batch sizes that are tried."""
 QUANTILES = (0.0, 0.3, 0.6, 0.85, 1.0)
 """Where the shapes that are timed lie among the lengths of the data."""

@@ -19,8 +19,8 @@ class Rule(Strict):
     """Limits of one precision.
 
     An element agrees when |a - b| <= atol + rtol * |largest reference score of its unit|. `flip_share` is the part of
-    all units whose label may change (one unit is always allowed where it is above 0), `metric_drop` how many points a task metric may
-    lose, `metric` the metric that is held against it (None: the one that the task is judged by).
+    all units whose label may change (one unit is always allowed where it is above 0), `metric_drop` how many points a
+    task metric may lose, `metric` the metric that is held against it (None: the one that the task is judged by).
     """
 
     atol: float = Field(ge=0)
