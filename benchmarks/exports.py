@@ -29,10 +29,8 @@ from runtimes.cold import peak_mib
 from runtimes.parity import ParityReport, run_parity
 from runtimes.tables import parity_markdown, table
 
-SAMPLES = 8
 LARGE_MIB = 1024
-"""Weights from which on one bucket has to do, and `FEW` samples."""
-FEW = 2
+"""Weights from which on one bucket has to do."""
 MIB = 2**20
 
 
@@ -77,9 +75,7 @@ def measure(network: str, formats: Sequence[str], precisions: Sequence[str], thr
             if precision in FORMATS[format].precisions
         ]
         bundle = Bundle.open(root)
-        lengths = bundle.manifest.variants[0].lengths
-        ends = {d: (low, min(high, lengths[d])) for d, (low, high) in NETWORKS[network].lengths.items()}
-        samples = random_samples(bundle.manifest.contract, ends, FEW if weights > LARGE_MIB else SAMPLES)
+        samples = random_samples(bundle.manifest.contract, NETWORKS[network].lengths, NETWORKS[network].samples)
         parity = run_parity(
             bundle,
             samples,
@@ -100,7 +96,7 @@ def measure(network: str, formats: Sequence[str], precisions: Sequence[str], thr
 def export_here(bundle: str, network: str, format: str, precision: str, lengths: Lengths) -> dict[str, Any]:
     """One export in this process: seconds, peak memory, how much the bundle grows."""
     opened = Bundle.open(bundle)
-    samples = random_samples(opened.manifest.contract, NETWORKS[network].lengths, SAMPLES)
+    samples = random_samples(opened.manifest.contract, NETWORKS[network].lengths, NETWORKS[network].samples)
     start, before = time.perf_counter(), _size(opened)
     export_variant(opened, format, lengths, precision=precision, example=samples)
     return {

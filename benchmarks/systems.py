@@ -32,7 +32,6 @@ from runtimes.tables import STAGE_HEADER, parity_markdown, stage_rows, table, ve
 TIMED = ("torchscript", "onnx")
 """Formats that are exported."""
 PRECISIONS = sorted({p for f in TIMED for p in FORMATS[f].precisions} - {"fp32"})
-SAMPLES = 24
 LONG_CALL = 1.0
 """Seconds of an eager call from which on there are fewer rounds."""
 FEWER, FEWEST = 5, 3
@@ -135,7 +134,7 @@ def measure(
     """Exports one network in a temporary bundle, checks that all runtimes agree, and times them."""
     with tempfile.TemporaryDirectory() as folder:
         bundle = random_bundle(Path(folder) / network, NETWORKS[network])
-        samples = random_samples(bundle.manifest.contract, NETWORKS[network].lengths, SAMPLES)
+        samples = random_samples(bundle.manifest.contract, NETWORKS[network].lengths, NETWORKS[network].samples)
         missing = _export(bundle, network, samples, precisions)
         parity = run_parity(
             bundle,
