@@ -27,8 +27,8 @@ COLOURS = {
 }
 OTHER = "#5b6472"
 INK, QUIET, RULE, BAD = "#1c2430", "#68717f", "#dfe3e8", "#b3372f"
-FLOOR = 1e-9
-"""Where an error of 0 is drawn on the logarithmic axis."""
+LEAST, MOST = 1e-4, 1e4
+"""What the chart of errors shows at the edges: equal, and very different."""
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mer",
@@ -46,32 +46,31 @@ STYLE: Any = {
 
 
 def parity_chart(report: ParityReport) -> str:
-    """Largest error of each candidate beside its tolerance: a row per runtime and format, a dot per bucket."""
-    rows: dict[str, list[tuple[float, float, bool, str]]] = {}
+    """The part of its tolerance that each candidate takes: a row per runtime and format, a dot per bucket."""
+    rows: dict[str, list[tuple[float, bool, str]]] = {}
     for candidate in report.ran:
         found = candidate.comparison
         error = next((e for e in found.outputs if e.output == report.task_output), None) if found else None
         if error is not None and candidate.format != "eager":
-            entry = (max(error.max_abs, FLOOR), error.atol, candidate.verdict != "fail", candidate.runtime)
+            entry = (min(max(error.used, LEAST), MOST), candidate.verdict != "fail", candidate.runtime)
             rows.setdefault(candidate.runtime, []).append(entry)
     if not rows:
         return ""
     with _figure(7.2, 0.9 + 0.42 * len(rows)) as (figure, axes):
+        axes.axvline(1, color=BAD, linewidth=2, zorder=2)
         for y, entries in enumerate(rows.values()):
-            limit = max(entry[1] for entry in entries)
-            axes.plot([FLOOR, limit], [y, y], color=RULE, linewidth=5, solid_capstyle="round", zorder=1)
-            axes.plot([limit, limit], [y - 0.3, y + 0.3], color=BAD, linewidth=2, zorder=2)
-            for size, _, good, runtime in entries:
+            axes.plot([LEAST, 1], [y, y], color=RULE, linewidth=5, solid_capstyle="butt", zorder=1)
+            for size, good, runtime in entries:
                 colour = _colour(runtime) if good else BAD
                 axes.plot([size], [y], marker="o" if good else "X", color=colour, markersize=7, zorder=3)
         axes.set_xscale("log")
-        axes.set_xlim(FLOOR / 2, max(3.0, 3 * max(entry[0] for entries in rows.values() for entry in entries)))
+        axes.set_xlim(LEAST / 2, max(3.0, 3 * max(entry[0] for entries in rows.values() for entry in entries)))
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"largest |{report.task_output} − reference|, red mark: tolerance, {FLOOR:g}: equal")
-        return _svg(figure, "Largest error of each runtime beside its tolerance, logarithmic")
+        axes.set_xlabel(f"largest |{report.task_output} − reference| over the tolerance; past the red line it differs")
+        return _svg(figure, "Largest error of each runtime as a part of its tolerance, logarithmic")
 
 
 def latency_chart(case: Case) -> str:

@@ -148,7 +148,7 @@ def _facts(
     full = [c for c in parity.ran if c.precision == "fp32" and c.format != "eager" and c.comparison] if parity else []
     if full:
         error = max((e for c in full if c.comparison for e in c.comparison.outputs), key=lambda e: e.used)
-        facts.append((f"{error.max_abs:.1e}", "largest fp32 error", f"allowed {error.atol:.0e}"))
+        facts.append((f"{error.max_abs:.1e}", "largest fp32 error", f"{error.used:.0%} of what is allowed"))
     if parity and parity.ran:
         flips = sum(c.comparison.flips for c in parity.ran if c.comparison)
         units = sum(c.comparison.units for c in parity.ran if c.comparison)
