@@ -3,8 +3,8 @@
     python3 -m benchmarks.original --out benchmarks/results [--case cmerc_iemocap_52]
 
 The authors' code was timed on another machine (AMD EPYC, Zen 5, one thread, eager PyTorch 2.13, random weights, padded
-as their loaders pad) as multiples of the calibrator there; `CASES` holds those multiples. Here every runtime is timed as
-a multiple of the calibrator here, in interleaved rounds. The quotient compares the two on machines of one vendor only,
+as their loaders pad) as multiples of the calibrator there; `CASES` holds those multiples. Here every runtime is timed
+as a multiple of the calibrator here, in interleaved rounds. The quotient compares the two on machines of one vendor only,
 and only as well as a matrix product stands for a network. Writes `original-1thread.json` and `.md`.
 """
 
@@ -185,9 +185,9 @@ def markdown(found: dict[str, Any]) -> str:
                 f"`{found['command']}`",
                 "",
                 output.where(found["machine"], 1),
-                "Times faster than the authors' code, each measured as a multiple of a 1024³ float32 product of PyTorch "
-                "on its own machine (theirs: AMD EPYC, Zen 5; one thread; eager PyTorch 2.13; padded as their loaders "
-                "pad). CPU time. Random weights.",
+                "Times faster than the authors' code, each measured as a multiple of a 1024³ float32 product of "
+                "PyTorch on its own machine (theirs: AMD EPYC, Zen 5; one thread; eager PyTorch 2.13; padded as their "
+                "loaders pad). CPU time. Random weights.",
                 "",
                 *table(("network", "call", "authors' code, calibrators", *names), rows),
                 "",
