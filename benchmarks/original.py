@@ -4,8 +4,8 @@
 
 The authors' code was timed on another machine (AMD EPYC, Zen 5, one thread, eager PyTorch 2.13, random weights, padded
 as their loaders pad) as multiples of the calibrator there; `CASES` holds those multiples. Here every runtime is timed
-as a multiple of the calibrator here, in interleaved rounds. The quotient compares the two on machines of one vendor only,
-and only as well as a matrix product stands for a network. Writes `original-1thread.json` and `.md`.
+as a multiple of the calibrator here, in interleaved rounds. The quotient compares the two on machines of one vendor
+only, and only as well as a matrix product stands for a network. Writes `original-1thread.json` and `.md`.
 """
 
 from __future__ import annotations
