@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import output
+from benchmarks import limit, output
 from benchmarks.suite import NETWORKS, Network, random_bundle, real_samples
 from mer_export.bundle import Bundle
 from mer_export.contract import Lengths
@@ -54,31 +54,54 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--items", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--plan-only", action="store_true", help="cost per shape and buckets; export and run nothing")
     chosen = parser.parse_args(arguments)
     line = output.command("lengths", arguments)
 
     def run() -> None:
         for name in chosen.network or known:
-            found = {"command": line} | measure(name, chosen.items, chosen.threads, chosen.rounds)
+            rounds = 0 if chosen.plan_only else chosen.rounds
+            found = {"command": line} | measure(name, chosen.items, chosen.threads, rounds)
             output.write(chosen.out, f"{name}-lengths", found, markdown(name, found))
 
     output.end_well(run)
 
 
 def measure(name: str, count: int, threads: int, rounds: int) -> dict[str, Any]:
-    """Exports the served buckets of one network and times every way to run its items."""
+    """Exports the planned buckets of one network and times every way to run its items; with 0 `rounds` only plans."""
     network = NETWORKS[name]
     assert network.original is not None
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         bundle = random_bundle(Path(folder) / name, network)
         samples = real_samples(bundle.manifest.contract, network, count)
         plan = make_plan(bundle, samples, MOST, "these items", threads=threads, say=output.say)
         save_plan(bundle, plan)
-        missing = _export(bundle, name, [b.lengths for b in plan.buckets])
-        bundle = Bundle.open(bundle.root)
+        rows, missing = _ways(bundle, name, plan, samples, threads, rounds) if rounds else ([], {})
+    assert network.real is not None
+    return {
+        "machine": machine.describe(),
+        "limit_gflops": limit.measure(threads),
+        "threads": threads,
+        "items": len(samples),
+        "lengths": network.real.kind,
+        "note": network.real.note,
+        "plan": plan.model_dump(),
+        "original": [network.original.batch, network.original.padded_to],
+        "not_exported": [f"{backend} {precision}: {why}" for (backend, precision), why in missing.items()],
+        "rows": rows,
+    }
+
+
+def _ways(
+    bundle: Bundle, name: str, plan: Plan, samples: Sequence[Sample], threads: int, rounds: int
+) -> tuple[list[dict[str, Any]], dict[tuple[str, str], str]]:
+    """A row for each way to run the items, and what could not be exported."""
+    missing = _export(bundle, name, [b.lengths for b in plan.buckets])
+    bundle = Bundle.open(bundle.root)
+    with contextlib.ExitStack() as stack:
         eager = stack.enter_context(open_session(bundle, None, "torch", SessionOptions(threads=threads)))
         calls: dict[str, Callable[[], object]] = {
-            BASE: partial(_as_published, eager, bundle, network, samples),
+            BASE: partial(_as_published, eager, bundle, NETWORKS[name], samples),
             "PyTorch, one at a time, unpadded": partial(_alone, eager, bundle, samples),
         }
         for backend, precision, options in WAYS:
@@ -93,18 +116,7 @@ def measure(name: str, count: int, threads: int, rounds: int) -> dict[str, Any]:
                 calls[f"{backend} {label}, {how}"] = partial(predictor.scores, samples)
         output.say(f"{name}: {len(calls)} ways to run {len(samples)} items, {rounds} rounds")
         turns = interleave(calls, rounds)
-    assert network.real is not None
-    return {
-        "machine": machine.describe(),
-        "threads": threads,
-        "items": len(samples),
-        "lengths": network.real.kind,
-        "note": network.real.note,
-        "plan": plan.model_dump(),
-        "original": [network.original.batch, network.original.padded_to],
-        "not_exported": [f"{backend} {precision}: {why}" for (backend, precision), why in missing.items()],
-        "rows": [_row(n, turns, len(samples)) for n in calls],
-    }
+    return [_row(n, turns, len(samples)) for n in calls], missing
 
 
 def _row(name: str, turns: dict[str, Turns], items: int) -> dict[str, Any]:
@@ -165,6 +177,7 @@ def markdown(name: str, found: dict[str, Any]) -> str:
                 "",
                 plan_table(Plan.model_validate(found["plan"])),
                 "",
+                *(["Planned only; nothing was run."] if not found["rows"] else []),
                 *table(
                     ("way", "items/s", "x the authors' batching", "x, CPU time"),
                     [

@@ -23,13 +23,14 @@ from train.config import load_preset
 class Real:
     """Lengths as they occur: a kind of `histograms.json`, and per sequence dim its column and how long one is.
 
-    What is longer than the longest bucket is cut, as the authors' files are.
+    What is longer than `longest`, or without it the longest bucket, is cut, as the authors' files are.
     """
 
     kind: str
     columns: dict[str, tuple[str, float]]
     note: str = ""
     """What is assumed where the data set itself is not at hand."""
+    longest: Lengths | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,13 @@ NETWORKS = {
         lengths={"text_len": (4, 32), "audio_len": (60, 512)},
         batches=(1, 8),
         samples=3,
+        real=Real(
+            "meld_utterance",
+            {"text_len": ("tokens", 1.0), "audio_len": ("milliseconds", 0.1)},
+            "utterances of IEMOCAP: those of MELD, 100 speech tokens a second",
+            longest={"text_len": 128, "audio_len": 1024},
+        ),
+        original=Original(16, "batch"),
     ),
     # With RoBERTa-large as text encoder. The lengths of the published arrays are not known, these are the presets'.
     "facialmmt_fusion": Network(
@@ -194,6 +202,9 @@ def random_bundle(root: Path, network: Network, seed: int = 0) -> Bundle:
     torch.manual_seed(seed)
     config, system = network.config, registry.get(network.system)
     task, contract = system.task(config), system.contract(config)
+    if network.buckets[0]:
+        # What parity probes and plans start from is what is timed.
+        contract = contract.model_copy(update={"buckets": network.buckets})
     draw = np.random.default_rng(seed)
     for spec in contract.inputs:
         if not spec.batched:
@@ -226,7 +237,7 @@ def real_samples(contract: Contract, network: Network, count: int, seed: int = 0
     """Unlabelled random items with lengths as they occur, in a mixed order."""
     if network.real is None:
         raise UsageError(f"nothing is known of real lengths for {network.preset}")
-    columns, longest = histograms.lengths(network.real.kind), network.buckets[-1]
+    columns, longest = histograms.lengths(network.real.kind), network.real.longest or network.buckets[-1]
     sizes = {
         dim: [max(1, min(longest[dim], round(per * n))) for n in columns[name][:count]]
         for dim, (name, per) in network.real.columns.items()

@@ -25,7 +25,7 @@ from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import FORMATS, export_variant
 from mer_export.exporters.job import random_inputs
 from runtimes.bench import BenchReport, Case, run_bench
-from runtimes.candidate import eager, grouped_reasons
+from runtimes.candidate import eager, find_candidates, grouped_reasons
 from runtimes.parity import ParityReport, run_parity
 from runtimes.tables import STAGE_HEADER, parity_markdown, stage_rows, table, verdict_line
 
@@ -139,6 +139,7 @@ def measure(
         parity = run_parity(
             bundle,
             samples,
+            candidates=[c for c in find_candidates(bundle, threads) if not c.is_eager],
             threads=threads,
             source="random items",
             say=lambda text: output.say(f"{network}: parity, {text}"),
