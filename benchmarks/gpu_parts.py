@@ -209,6 +209,7 @@ def exported_inference(setting: Setting) -> list[dict[str, Any]]:
     return _sessions(
         setting,
         [
+            ("torch", None, "fp32", {"cuda_graph": True}),
             ("torchscript", "torchscript", "fp32", {}),
             ("onnxruntime", "onnx", "fp32", {}),
             ("onnxruntime", "onnx", "fp32", {"tf32": True}),
@@ -242,7 +243,7 @@ def _forward(setting: Setting, model: Any, tensors: list[Any], kind: str) -> Any
         return _output(setting, model(*tensors))
 
 
-def _sessions(setting: Setting, asked: list[tuple[str, str, str, dict[str, Any]]]) -> list[dict[str, Any]]:
+def _sessions(setting: Setting, asked: list[tuple[str, str | None, str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """Times sessions on the GPU against the eager one, and holds their outputs against it; says what could not run."""
     output = setting.bundle.manifest.task.output
     skipped: list[dict[str, Any]] = []
@@ -254,7 +255,9 @@ def _sessions(setting: Setting, asked: list[tuple[str, str, str, dict[str, Any]]
         for backend, format, kind, extra in asked:
             name = " ".join([backend, kind, *(k for k, v in extra.items() if v)])
             try:
-                variant = export_variant(setting.bundle, format, setting.lengths, setting.batch, kind)
+                variant = (
+                    export_variant(setting.bundle, format, setting.lengths, setting.batch, kind) if format else None
+                )
                 options = SessionOptions(device="cuda", extra=extra)
                 session = stack.enter_context(open_session(setting.bundle, variant, backend, options))
                 errors[name] = float(np.abs(session.run(setting.arrays)[output] - reference).max())
