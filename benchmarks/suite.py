@@ -106,6 +106,7 @@ NETWORKS = {
     # With BERT-base as text encoder.
     "emt_mosi": Network(
         preset="emt/mosi",
+        samples=6,
         buckets=({"text_len": 50, "audio_len": 375, "vision_len": 500},),
         lengths={"text_len": (5, 50), "audio_len": (30, 375), "vision_len": (40, 500)},
         batches=(1, 32),
@@ -118,18 +119,21 @@ NETWORKS = {
     ),
     "emt_sims": Network(
         preset="emt/sims",
+        samples=6,
         buckets=({"text_len": 39, "audio_len": 400, "vision_len": 55},),
         lengths={"text_len": (5, 39), "audio_len": (40, 400), "vision_len": (6, 55)},
         batches=(1, 32),
     ),
     "mult_mosi": Network(
         preset="mult/mosi",
+        samples=3,
         buckets=({"text_len": 50, "audio_len": 375, "vision_len": 500},),
         lengths={"text_len": (5, 50), "audio_len": (30, 375), "vision_len": (40, 500)},
         batches=(1, 32),
     ),
     "tfr_net_mosi": Network(
         preset="tfr_net/mosi",
+        samples=3,
         buckets=({"text_len": 50, "audio_len": 375, "vision_len": 500},),
         lengths={"text_len": (5, 50), "audio_len": (30, 375), "vision_len": (40, 500)},
         batches=(1, 32),
