@@ -81,6 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         help=f"default 21; a {FEWER}th of it, at least {FEWEST}, where one eager call takes over {LONG_CALL:g} s",
     )
     parser.add_argument("--batch", type=int, action="append", help="repeat for several; default: the network's own")
+    parser.add_argument("--skip-parity", action="store_true", help="where benchmarks.exports has shown it")
     parser.add_argument("--network", choices=list(NETWORKS), action="append", help="repeat for several; default: all")
     parser.add_argument(
         "--precision", choices=PRECISIONS, action="append", help="beside fp32, in formats that have it; repeatable"
@@ -95,6 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
             chosen.batch,
             chosen.network or list(NETWORKS),
             chosen.precision or [],
+            chosen.skip_parity,
         )
     )
 
@@ -107,6 +109,7 @@ def run(
     batches: Sequence[int] | None,
     networks: Sequence[str],
     precisions: Sequence[str] = (),
+    skip_parity: bool = False,
 ) -> list[Path]:
     """Measures `networks` and writes JSON and Markdown of each system into `out`; returns the Markdown files."""
     output.say(f"limit of this machine with {threads} thread{'s' if threads > 1 else ''}")
@@ -114,7 +117,7 @@ def run(
     written = []
     for system in dict.fromkeys(NETWORKS[n].system for n in networks):
         results = {
-            n: measure(n, threads, rounds, batches or NETWORKS[n].batches, precisions)
+            n: measure(n, threads, rounds, batches or NETWORKS[n].batches, precisions, skip_parity)
             for n in dict.fromkeys(networks)
             if NETWORKS[n].system == system
         }
@@ -129,7 +132,12 @@ def run(
 
 
 def measure(
-    network: str, threads: int, rounds: int, batches: Sequence[int], precisions: Sequence[str] = ()
+    network: str,
+    threads: int,
+    rounds: int,
+    batches: Sequence[int],
+    precisions: Sequence[str] = (),
+    skip_parity: bool = False,
 ) -> Measured:
     """Exports one network in a temporary bundle, checks that all runtimes agree, and times them."""
     with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +147,7 @@ def measure(
         parity = run_parity(
             bundle,
             samples,
-            candidates=[c for c in find_candidates(bundle, threads) if not c.is_eager],
+            candidates=[c for c in find_candidates(bundle, threads) if not c.is_eager and not skip_parity],
             threads=threads,
             source="random items",
             say=lambda text: output.say(f"{network}: parity, {text}"),
@@ -235,7 +243,8 @@ def markdown(system: str, command: str, bound: dict[str, float], results: dict[s
         "Times are milliseconds and belong to this machine.",
     ]
     for name, found in results.items():
-        lines += ["", f"## {name}", "", f"Parity of what was timed: {verdict_line(found.parity)}"]
+        shown = verdict_line(found.parity) if found.parity.ran else f"see {name}-exports.md."
+        lines += ["", f"## {name}", "", f"Parity of what was timed: {shown}"]
         for case, rounds in found.cases:
             work, stages = found.gflop[case.name], stage_rows(case)
             lines += ["", f"### {case.name} ({work:.2f} GFLOP, {rounds} rounds)", "", *_rows(case, work, best)]

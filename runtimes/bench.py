@@ -30,6 +30,8 @@ from runtimes.timing import PAUSE, Latency, Quartiles, WarmUp, interleave, ratio
 Arrays = dict[str, np.ndarray]
 BASE = "torch: eager"
 UNPADDED = "torch: eager unpadded"
+SESSION_SIZE = 2.5
+"""Bytes that a loaded candidate may take for each byte of the weights: OpenVINO keeps packed ones beside its own."""
 REPORT = "reports/bench.json"
 
 
@@ -171,6 +173,33 @@ def _case(
 ) -> Case:
     contract = bundle.manifest.contract
     padded, tight = case_inputs(contract, lengths, batch, samples)
+    rows: list[Row] = []
+    for group in _groups(bundle, candidates):
+        found = _interleaved(bundle, group, batch, padded, None if rows else tight, rounds, threads, not_run)
+        rows += found[1:] if rows else found
+    return Case(lengths=lengths, batch=batch, real_lengths=_real_lengths(padded, contract), rows=rows)
+
+
+def _groups(bundle: Bundle, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Candidates that are loaded at the same time: all, or as many as memory holds beside eager."""
+    free = machine.available_bytes()
+    each = SESSION_SIZE * bundle.manifest.files[WEIGHTS].size
+    most = max(1, int(free / each) - 1) if free else len(candidates)
+    chosen = list(candidates)
+    return [chosen[i : i + most] for i in range(0, len(chosen), most)] or [[]]
+
+
+def _interleaved(
+    bundle: Bundle,
+    candidates: Sequence[Candidate],
+    batch: int,
+    padded: Arrays,
+    tight: Arrays | None,
+    rounds: int,
+    threads: int | None,
+    not_run: list[tuple[str, str]],
+) -> list[Row]:
+    """Rows of eager and some candidates, all loaded together and called in turns."""
     reference = eager(threads)
     entries: dict[str, tuple[Candidate, Session, float, Arrays]] = {}
     with contextlib.ExitStack() as stack:
@@ -210,7 +239,7 @@ def _case(
                 cpu_ratio=ratio(turns[BASE], turns[name], cpu=True),
             )
         )
-    return Case(lengths=lengths, batch=batch, real_lengths=_real_lengths(padded, contract), rows=rows)
+    return rows
 
 
 def _call(session: Session, arrays: Arrays) -> Callable[[], object]:

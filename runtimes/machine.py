@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from runtimes.doctor import cpu_model
@@ -65,6 +66,15 @@ def gpus() -> list[dict[str, str]]:
         for line in done.stdout.splitlines()
         if line.strip()
     ]
+
+
+def available_bytes() -> int | None:
+    """Memory that can be taken without pushing anything out; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 2**10
+    except (OSError, StopIteration, ValueError):
+        return None
 
 
 def load_average() -> float:

@@ -13,7 +13,7 @@ from mer_export.bundle import Bundle
 from mer_export.errors import PerformanceError, UsageError
 from mer_export.exporters import export_variant
 from runtimes import bench, regression
-from runtimes.candidate import find_candidates
+from runtimes.candidate import Candidate, find_candidates
 from runtimes.cold import ColdStart, cold_start
 from runtimes.timing import Turns, interleave, ratio, warm_up
 
@@ -29,6 +29,26 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def report(bundle: Bundle) -> bench.BenchReport:
     return bench.run_bench(bundle, make_samples(20), batches=(1, 3), rounds=3, cold=False)
+
+
+def test_candidates_that_memory_cannot_hold_together_are_timed_in_groups_beside_eager(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[list[str]] = []
+    original = bench._interleaved
+
+    def watched(bundle: Bundle, group: list[Candidate], *rest: object) -> list[bench.Row]:
+        opened.append([c.name for c in group])
+        return original(bundle, group, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bench, "_interleaved", watched)
+    monkeypatch.setattr(bench.machine, "available_bytes", lambda: 1)
+    found = bench.run_bench(bundle, make_samples(20), batches=(1,), rounds=2, cold=False)
+    assert all(len(group) == 1 for group in opened)
+    for case in found.cases:
+        names = [row.name for row in case.rows]
+        assert names.count(bench.BASE) == 1
+        assert len(set(names)) == len(names) > 1
 
 
 def test_a_slower_call_gets_a_ratio_below_one() -> None:
