@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -102,7 +103,9 @@ def main(arguments: list[str] | None = None) -> None:
     line = output.command("original", arguments)
 
     def run() -> None:
-        cases = {}
+        before = chosen.out / "original-1thread.json"
+        # Cases of earlier runs stay beside the new ones.
+        cases = json.loads(before.read_text())["cases"] if before.is_file() else {}
         for name in chosen.case or CASES:
             cases[name] = measure(CASES[name], chosen.rounds)
             found = {"command": line, "machine": machine.describe(), "cases": cases}

@@ -234,7 +234,7 @@ def random_samples(contract: Contract, lengths: dict[str, tuple[int, int]], coun
     All dims of an item grow together, as text, audio and video of one utterance do.
     """
     sizes = {dim: np.linspace(*ends, count).round().astype(int).tolist() for dim, ends in lengths.items()}
-    return _samples(contract, sizes, seed)
+    return _samples(contract, sizes, count, seed)
 
 
 def real_samples(contract: Contract, network: Network, count: int, seed: int = 0) -> list[Sample]:
@@ -246,12 +246,12 @@ def real_samples(contract: Contract, network: Network, count: int, seed: int = 0
         dim: [max(1, min(longest[dim], round(per * n))) for n in columns[name][:count]]
         for dim, (name, per) in network.real.columns.items()
     }
-    return _samples(contract, sizes, seed)
+    return _samples(contract, sizes, count, seed)
 
 
-def _samples(contract: Contract, sizes: dict[str, list[int]], seed: int) -> list[Sample]:
+def _samples(contract: Contract, sizes: dict[str, list[int]], count: int, seed: int) -> list[Sample]:
     random, samples = np.random.default_rng(seed), []
-    for i in range(len(next(iter(sizes.values())))):
+    for i in range(min([count, *map(len, sizes.values())])):
         own = {dim: size[i] for dim, size in sizes.items()}
         inputs: dict[str, np.ndarray] = {}
         for spec in contract.features:

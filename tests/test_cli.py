@@ -360,9 +360,9 @@ def test_an_export_that_is_killed_leaves_a_valid_bundle_and_can_be_repeated(bund
 def test_serving_needs_no_torch_and_imports_fast(work: Path) -> None:
     script = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()
 import runtimes
-took = time.perf_counter() - start
+took = time.process_time() - start
 from mer_export.data.open import open_corpus
 samples = open_corpus(sys.argv[2]).split("test")
 with runtimes.load(sys.argv[1], backend="onnxruntime", threads=1) as predictor:
