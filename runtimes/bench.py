@@ -21,7 +21,7 @@ from mer_export.data.samples import Sample
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.exporters.job import random_inputs
 from runtimes import machine
-from runtimes.candidate import Candidate, eager, find_candidates
+from runtimes.candidate import Candidate, eager, find_candidates, in_memory
 from runtimes.cold import ColdStart, cold_start
 from runtimes.session import Session
 from runtimes.tables import bench_markdown
@@ -30,8 +30,6 @@ from runtimes.timing import PAUSE, Latency, Quartiles, WarmUp, interleave, ratio
 Arrays = dict[str, np.ndarray]
 BASE = "torch: eager"
 UNPADDED = "torch: eager unpadded"
-SESSION_SIZE = 2.5
-"""Bytes that a loaded candidate may take for each byte of the weights: OpenVINO keeps packed ones beside its own."""
 REPORT = "reports/bench.json"
 
 
@@ -174,19 +172,10 @@ def _case(
     contract = bundle.manifest.contract
     padded, tight = case_inputs(contract, lengths, batch, samples)
     rows: list[Row] = []
-    for group in _groups(bundle, candidates):
+    for group in in_memory(bundle, candidates, beside=1):
         found = _interleaved(bundle, group, batch, padded, None if rows else tight, rounds, threads, not_run)
         rows += found[1:] if rows else found
     return Case(lengths=lengths, batch=batch, real_lengths=_real_lengths(padded, contract), rows=rows)
-
-
-def _groups(bundle: Bundle, candidates: Sequence[Candidate]) -> list[list[Candidate]]:
-    """Candidates that are loaded at the same time: all, or as many as memory holds beside eager."""
-    free = machine.available_bytes()
-    each = SESSION_SIZE * bundle.manifest.files[WEIGHTS].size
-    most = max(1, int(free / each) - 1) if free else len(candidates)
-    chosen = list(candidates)
-    return [chosen[i : i + most] for i in range(0, len(chosen), most)] or [[]]
 
 
 def _interleaved(

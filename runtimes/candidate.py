@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import runtimes
-from mer_export.bundle import Bundle, Variant
+from mer_export.bundle import WEIGHTS, Bundle, Variant
 from mer_export.errors import NotAvailableError
+from runtimes import machine
 from runtimes.session import Session, SessionOptions
 
 EAGER = "torch"
 """The backend that runs the bundle's own weights."""
+SESSION_SIZE = 2.5
+"""Bytes that a loaded candidate may take for each byte of the weights: OpenVINO keeps packed ones beside its own."""
 
 
 @dataclass(frozen=True)
@@ -97,3 +100,20 @@ def grouped_reasons(not_run: Sequence[tuple[str, str]]) -> list[tuple[str, list[
     for name, reason in not_run:
         groups.setdefault(reason, []).append(name)
     return list(groups.items())
+
+
+def in_memory(
+    bundle: Bundle, candidates: Sequence[Candidate], sessions: int = 1, beside: int = 0
+) -> list[list[Candidate]]:
+    """Groups of candidates that memory can hold loaded at the same time, at least one in each.
+
+    Args:
+        bundle: what they belong to.
+        candidates: in the order to keep.
+        sessions: of each candidate.
+        beside: sessions that are loaded with every group.
+    """
+    free = machine.available_bytes()
+    each = SESSION_SIZE * bundle.manifest.files[WEIGHTS].size
+    most = max(1, int((free / each - beside) / sessions)) if free else max(1, len(candidates))
+    return [list(candidates[i : i + most]) for i in range(0, len(candidates), most)] or [[]]

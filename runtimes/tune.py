@@ -15,7 +15,7 @@ from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from runtimes import machine
 from runtimes.bench import Arrays, case_inputs, fitting_samples
-from runtimes.candidate import Candidate, find_candidates
+from runtimes.candidate import Candidate, find_candidates, in_memory
 from runtimes.crew import Crew
 from runtimes.profile import Entry, Profile, Setting, machine_class, scores
 from runtimes.session import Session
@@ -66,7 +66,11 @@ def run_tune(
             if samples and not fitting:
                 continue
             inputs = partial(_arrays, contract, lengths, fitting)
-            found = _time(bundle, here, inputs, batches, wanted, rounds, say)
+            found = [
+                entry
+                for group in in_memory(bundle, here, sessions=sum(workers for _, workers in _parallel()))
+                for entry in _time(bundle, group, inputs, batches, wanted, rounds, say)
+            ]
             again = [_entry(bundle, s, c, 1000 * seconds, rounds, shares) for s, c, seconds in found]
             replaced = {(e.setting, e.variant) for e in again}
             entries = [e for e in entries if (e.setting, e.variant) not in replaced] + again

@@ -14,8 +14,9 @@ from small_bundle import make_bundle, make_samples, randomise
 from mer_export.bundle import Bundle
 from mer_export.errors import BundleError, UsageError
 from mer_export.exporters import export_variant
+from runtimes import machine, tune
 from runtimes import profile as profiles
-from runtimes import tune
+from runtimes.candidate import Candidate
 from runtimes.choice import open_predictor
 from runtimes.predictor import Predictor
 from runtimes.profile import Entry, Goal, Limits, Profile, Setting, choose
@@ -142,6 +143,28 @@ def test_everything_exported_is_timed_and_the_best_again(bundle: Bundle) -> None
     shares = [sum(e.share for e in found.entries if e.setting == s.setting) for s in profiles.scores(found)]
     assert shares == pytest.approx([1.0] * len(shares))
     assert "throughput: " in profiles.markdown(found)
+
+
+def test_memory_for_one_candidate_at_a_time_times_the_same_settings(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    original = tune._time
+
+    def watched(bundle: Bundle, group: list[Candidate], *rest: object) -> list[object]:
+        held.append(len(group))
+        return original(bundle, group, *rest)  # type: ignore[arg-type, return-value]
+
+    monkeypatch.setattr(tune, "_time", watched)
+    monkeypatch.setattr(tune, "_parallel", lambda: [(1, 1)])
+    monkeypatch.setattr(tune, "THOROUGH", 2)
+    together = tune.run_tune(bundle, make_samples(16), batches=(1,))
+    assert max(held) > 1
+    held.clear()
+    monkeypatch.setattr(machine, "available_bytes", lambda: 1)
+    apart = tune.run_tune(bundle, make_samples(16), batches=(1,))
+    assert set(held) == {1}
+    assert {e.setting for e in apart.entries} == {e.setting for e in together.entries}
 
 
 @pytest.mark.parametrize("goal", ["latency", "throughput", "budget=10s"])
