@@ -3,9 +3,9 @@
     python3 -m benchmarks.peers --out benchmarks/results [--network emt_mosi] [--batch 1] [--environments DIR]
 
 Peers are PyTorch as it stands, `torch.compile`, PyTorch's ONNX exporter with a default session of ONNX Runtime, and
-ONNX Runtime's own dynamic quantisation of that file. `--environments` adds NVIDIA Model Navigator and optimum-onnx,
-each in a virtual environment that is made below DIR; what a peer cannot do is written down with its reason. Writes
-`<network>-peers.json` and `.md`.
+ONNX Runtime's own dynamic quantisation of that file; what a peer cannot do is written down with its reason.
+`--environments` says whether NVIDIA Model Navigator and optimum-onnx install and import, each in a virtual environment
+below DIR; they are not run. Writes `<network>-peers.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -47,10 +47,7 @@ OURS = (
 PACKAGES = {"NVIDIA Model Navigator": "triton-model-navigator", "optimum-onnx": "optimum-onnx[onnxruntime]"}
 MODULES = {"NVIDIA Model Navigator": "model_navigator", "optimum-onnx": "optimum.exporters.onnx"}
 INSTALL_S = 900
-TRANSFORMERS_ONLY = (
-    "installed and imports; its exporter takes transformers architectures by name, and this network is none of them"
-)
-NAVIGATOR_ONLY = "installed and imports; it was given no GPU, without which it measures nothing that is not above"
+INSTALLED = "installs and imports here; this suite does not run it"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -194,7 +191,7 @@ def _environments(folder: Path) -> dict[str, str]:
             subprocess.run(install, check=True, capture_output=True, text=True, timeout=INSTALL_S)
             check = [str(python), "-c", f"import {MODULES[name]}"]
             subprocess.run(check, check=True, capture_output=True, text=True, timeout=INSTALL_S)
-            found[name] = TRANSFORMERS_ONLY if name == "optimum-onnx" else NAVIGATOR_ONLY
+            found[name] = INSTALLED
         except subprocess.TimeoutExpired:
             found[name] = f"not installed within {INSTALL_S} s"
         except subprocess.CalledProcessError as error:
