@@ -206,11 +206,15 @@ def _beside_recurrent(graph: Any) -> list[str]:
 
 
 def _on_raw_features(graph: Any) -> list[str]:
-    """Names of the nodes between the inputs and the first product.
+    """Names of the nodes between the float inputs and the first product.
 
-    Features come in any scale, far from what fp16 tells apart, until the network has standardised them.
+    Features come in any scale, far from what fp16 tells apart, until the network has standardised them. Lengths and
+    token ids say nothing of scale: a mask made of them does not make what it masks raw.
     """
-    raw, names = {i.name for i in graph.input}, []
+    import onnx
+
+    floats = (i.name for i in graph.input if i.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
+    raw, names = set(floats), []
     for node in graph.node:
         if node.op_type not in PRODUCTS and raw & {*node.input}:
             names.append(node.name)
