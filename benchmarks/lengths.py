@@ -37,6 +37,7 @@ WAYS = [
     ("onnxruntime", "int8", SessionOptions()),
     ("openvino", "fp32", SessionOptions()),
     ("openvino", "fp32", SessionOptions(hint="bf16")),
+    ("openvino", "fp32", SessionOptions(hint="int8")),
 ]
 """Runtimes, precision of the variant, hint."""
 MOST = 5

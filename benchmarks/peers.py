@@ -43,6 +43,7 @@ OURS = (
     ("mer: ONNX Runtime int8", "onnxruntime", "int8", SessionOptions()),
     ("mer: OpenVINO fp32", "openvino", "fp32", SessionOptions()),
     ("mer: OpenVINO bf16", "openvino", "fp32", SessionOptions(hint="bf16")),
+    ("mer: OpenVINO int8", "openvino", "fp32", SessionOptions(hint="int8")),
 )
 PACKAGES = {"NVIDIA Model Navigator": "triton-model-navigator", "optimum-onnx": "optimum-onnx[onnxruntime]"}
 MODULES = {"NVIDIA Model Navigator": "model_navigator", "optimum-onnx": "optimum.exporters.onnx"}

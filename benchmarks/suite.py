@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -234,7 +235,7 @@ def random_samples(contract: Contract, lengths: dict[str, tuple[int, int]], coun
     All dims of an item grow together, as text, audio and video of one utterance do.
     """
     sizes = {dim: np.linspace(*ends, count).round().astype(int).tolist() for dim, ends in lengths.items()}
-    return _samples(contract, sizes, count, seed)
+    return samples_of(contract, [{d: n[i] for d, n in sizes.items()} for i in range(count)], seed)
 
 
 def real_samples(contract: Contract, network: Network, count: int, seed: int = 0) -> list[Sample]:
@@ -246,13 +247,13 @@ def real_samples(contract: Contract, network: Network, count: int, seed: int = 0
         dim: [max(1, min(longest[dim], round(per * n))) for n in columns[name][:count]]
         for dim, (name, per) in network.real.columns.items()
     }
-    return _samples(contract, sizes, count, seed)
+    return samples_of(contract, [dict(zip(sizes, own, strict=True)) for own in zip(*sizes.values(), strict=True)], seed)
 
 
-def _samples(contract: Contract, sizes: dict[str, list[int]], count: int, seed: int) -> list[Sample]:
+def samples_of(contract: Contract, lengths: Sequence[Lengths], seed: int = 0) -> list[Sample]:
+    """Unlabelled random items of these lengths."""
     random, samples = np.random.default_rng(seed), []
-    for i in range(min([count, *map(len, sizes.values())])):
-        own = {dim: size[i] for dim, size in sizes.items()}
+    for i, own in enumerate(lengths):
         inputs: dict[str, np.ndarray] = {}
         for spec in contract.features:
             # A sample has no batch dim.

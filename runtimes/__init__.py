@@ -57,10 +57,10 @@ BACKENDS = {
         ),
         Backend(
             "openvino",
-            "OpenVINO, fp32 or bf16 on CPU",
+            "OpenVINO, fp32, bf16 or int8 on CPU",
             "runtimes.openvino:OpenVinoSession",
             ("onnx",),
-            (SessionOptions(), SessionOptions(hint="bf16")),
+            (SessionOptions(), SessionOptions(hint="bf16"), SessionOptions(hint="int8")),
             ("fp32", "fp16"),
         ),
         Backend(

@@ -31,7 +31,7 @@ def open_predictor(
         backend: a name in `runtimes.BACKENDS`.
         options: device, threads, hint.
         batch: items per run.
-        precision: of the variants; bf16 with a goal also means OpenVINO's hint.
+        precision: of the variants; with a goal this also means OpenVINO's hint of that name.
         goal: `latency`, `throughput` or `budget=5ms`; all that is given beside it restricts the choice.
         default: the backend where none is given.
         say: told what was chosen.
@@ -46,10 +46,12 @@ def open_predictor(
     if options.cuda_graph:
         raise UsageError("--goal chooses from what mer tune measured, which is without CUDA graphs: leave one out")
     wanted = Goal.parse(goal)
-    if options.hint == "bf16":
-        if precision not in (None, "bf16"):
-            raise UsageError(f"--hint bf16 with --goal asks for bf16, --precision for {precision}: leave one out")
-        precision = "bf16"
+    if options.hint != "fp32":
+        if precision not in (None, options.hint):
+            raise UsageError(
+                f"--hint {options.hint} with --goal asks for {options.hint}, --precision for {precision}: leave one out"
+            )
+        precision = options.hint
     limits = Limits(backend, precision, options.threads, batch, options.device)
     profile = load(bundle)
     setting = choose(profile, wanted, limits).setting

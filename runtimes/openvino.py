@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, reading the .onnx file; fp32 by default, bf16 on request. Needs no torch."""
+"""OpenVINO on the CPU, reading the .onnx file; fp32 by default, bf16 or int8 on request. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ import numpy as np
 
 from mer_export.contract import Contract, Lengths
 from mer_export.errors import BundleError, NotAvailableError
+from runtimes.openvino_int8 import GROUP, quantise_matrices
 from runtimes.openvino_rnn import unroll_by_length
 from runtimes.session import Port, Session, SessionOptions, check_ports
 
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+HINTS = {
+    "fp32": {"INFERENCE_PRECISION_HINT": "f32"},
+    "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    "int8": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP)},
+}
 DTYPES = {"f32": "float32", "i64": "int64", "f16": "float16", "bf16": "bfloat16"}
 
 COMPILED = 4
@@ -37,10 +42,7 @@ class OpenVinoSession(Session):
         import openvino
 
         # Left alone OpenVINO takes bf16 by itself on processors that have it.
-        self._settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": HINTS[options.hint],
-            "PERFORMANCE_HINT": "LATENCY",
-        }
+        self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **HINTS[options.hint]}
         if options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads
         self._core: Any = openvino.Core()
@@ -90,6 +92,8 @@ class OpenVinoSession(Session):
                 ports = [p for p in graph.inputs if p.get_any_name() in batched]
                 graph.reshape({p.get_any_name(): [items, *list(p.get_partial_shape())[1:]] for p in ports})
             unroll_by_length(graph)
+            if self.options.hint == "int8":
+                self.info["int8_products"] = quantise_matrices(graph)
             return self._core.compile_model(graph, "CPU", self._settings).create_infer_request()
         except RuntimeError as error:
             raise BundleError(f"OpenVINO cannot load {self._model}: {str(error).splitlines()[-1]}") from None

@@ -15,6 +15,7 @@ from mer_export.bundle import WEIGHTS, Bundle, Strict, Variant
 from mer_export.contract import Lengths
 from mer_export.errors import BundleError, UsageError
 from runtimes import machine
+from runtimes.session import Hint
 from runtimes.tables import table
 
 FOLDER = "profiles"
@@ -31,7 +32,7 @@ class Setting(Strict, frozen=True):
     format: str
     precision: str
     device: Literal["cpu", "cuda"]
-    hint: Literal["fp32", "bf16"]
+    hint: Hint
     fixed: int
     threads: int
     workers: int
@@ -114,8 +115,8 @@ class Limits:
         return ", ".join(f"{k} {v}" for k, v in asdict(self).items() if v is not None) or "all buckets"
 
     def allow(self, setting: Setting) -> bool:
-        """Whether a setting keeps them. The bf16 hint counts as precision bf16."""
-        precision = "bf16" if setting.hint == "bf16" else setting.precision
+        """Whether a setting keeps them. A hint counts as the precision of its name."""
+        precision = setting.precision if setting.hint == "fp32" else setting.hint
         pairs = (
             (self.backend, setting.backend),
             (self.precision, precision),

@@ -15,17 +15,19 @@ from mer_export.bundle import Bundle, Variant
 from mer_export.contract import BATCH, Contract, Lengths, TensorSpec
 from mer_export.errors import BundleError, UsageError
 
+Hint = Literal["fp32", "bf16", "int8"]
+
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a backend runs. `threads` None leaves its default; `hint` bf16 lets OpenVINO compute in bfloat16.
+    """How a backend runs. `threads` None leaves its default; `hint` is what OpenVINO computes products in.
 
     `extra` may hold `cuda_graph` (capture runs on a GPU) and, for ONNX Runtime, `tf32`.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int | None = None
-    hint: Literal["fp32", "bf16"] = "fp32"
+    hint: Hint = "fp32"
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -232,6 +232,45 @@ def test_openvino_says_which_precision_it_computes_in(exported: Bundle) -> None:
         assert session.info["precision"] in ("bf16", "f32")
 
 
+def test_openvino_int8_is_near_fp32_and_an_answer_does_not_depend_on_its_neighbours(exported: Bundle) -> None:
+    graph = next(v for v in exported.manifest.variants if v.format == "onnx")
+    samples = [s for s in make_samples(24) if len(s.units) <= 4][:5]
+    with (
+        open_session(exported, graph, "openvino") as exact,
+        open_session(exported, graph, "openvino", SessionOptions(hint="int8")) as session,
+    ):
+        together = collate(samples, session.contract, graph.lengths)
+        rounded = session.run(together)["log_prob"]
+        assert session.info["int8_products"] > 5
+        np.testing.assert_allclose(rounded, exact.run(together)["log_prob"], rtol=0.02, atol=0.02)
+        assert not np.array_equal(rounded, exact.run(together)["log_prob"])
+        for i, sample in enumerate(samples):
+            alone = session.run(collate([sample], session.contract, graph.lengths))["log_prob"]
+            real = len(sample.units)
+            np.testing.assert_allclose(alone[0, :real], rounded[i, :real], rtol=0, atol=2e-3)
+
+
+def test_int8_matrices_keep_their_products_and_vectors_stay(tmp_path: Path) -> None:
+    import openvino
+    from openvino import opset13 as ops
+
+    from runtimes.openvino_int8 import quantise_matrices
+
+    draw = np.random.default_rng(0)
+    wide, vector = draw.standard_normal((96, 40), np.float32), draw.standard_normal((40, 1), np.float32)
+    wide[:, 3] = 0
+    x = ops.parameter([-1, 96], np.float32)
+    hidden = ops.matmul(x, ops.constant(wide), False, False)
+    model = openvino.Model([hidden, ops.matmul(hidden, ops.constant(vector), False, False)], [x])
+    assert quantise_matrices(model) == 1
+    given = draw.standard_normal((7, 96), np.float32)
+    found = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(given)[0]
+    assert np.all(found[:, 3] == 0)
+    # Half a step of each weight, over 96 products.
+    step = np.abs(wide).max(axis=0) / 127
+    assert np.all(np.abs(found - given @ wide) <= 0.5 * step * np.abs(given).sum(axis=1, keepdims=True) + 1e-4)
+
+
 def test_openvino_takes_any_number_of_batch_sizes(exported: Bundle) -> None:
     graph = next(v for v in exported.manifest.variants if v.format == "onnx")
     samples = [s for s in make_samples(24) if len(s.units) <= 4]

@@ -223,5 +223,5 @@ def test_a_profile_of_another_version_is_a_bundle_error(bundle: Bundle) -> None:
 def test_there_must_be_something_to_tune(tmp_path: Path, bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="run mer export first"):
         tune.run_tune(make_bundle(tmp_path / "empty"))
-    with pytest.raises(UsageError, match=r"in int8, there is \['bf16', 'fp32'\]"):
-        tune.run_tune(bundle, precisions=["int8"])
+    with pytest.raises(UsageError, match=r"in fp16, there is \['bf16', 'fp32', 'int8'\]"):
+        tune.run_tune(bundle, precisions=["fp16"])
