@@ -29,7 +29,6 @@ from mer_export.console import (
     Emotions,
     Force,
     GoalOpt,
-    Hint,
     Json,
     Precision,
     Quiet,
@@ -88,7 +87,6 @@ def eval_(
     batch: Batch = None,
     device: Device = "cpu",
     threads: Threads = None,
-    hint: Hint = "fp32",
     precision: Precision = None,
     goal: GoalOpt = None,
     missing: Annotated[
@@ -109,7 +107,7 @@ def eval_(
 
     opened = Bundle.open(bundle)
     shared = emotion_table(emotions)
-    options = SessionOptions(device=device, threads=threads, hint=hint)
+    options = SessionOptions(device=device, threads=threads)
     corpus = bundle_corpus(opened, data, data_format, sets or (), [n for table in shared.values() for n in table])
     choice = (opened, runtime, options, batch, precision, goal, "torch", say_unless(quiet))
     if missing is not None:

@@ -23,7 +23,7 @@ from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import export_variant
-from runtimes import machine, open_session
+from runtimes import find_backend, machine, open_session
 from runtimes.plan import Plan, make_plan
 from runtimes.plan import markdown as plan_table
 from runtimes.plan import save as save_plan
@@ -33,13 +33,12 @@ from runtimes.tables import table
 from runtimes.timing import Turns, interleave, ratio
 
 WAYS = [
-    ("onnxruntime", "fp32", SessionOptions()),
-    ("onnxruntime", "int8", SessionOptions()),
-    ("openvino", "fp32", SessionOptions()),
-    ("openvino", "fp32", SessionOptions(hint="bf16")),
-    ("openvino", "fp32", SessionOptions(hint="int8")),
+    ("onnxruntime", "fp32"),
+    ("onnxruntime", "int8"),
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),
+    ("openvino", "int8"),
 ]
-"""Runtimes, precision of the variant, hint."""
 MOST = 5
 """Buckets that the plan may have."""
 ROUNDS = 5
@@ -88,14 +87,14 @@ def measure(name: str, count: int, threads: int, rounds: int) -> dict[str, Any]:
         "note": network.real.note,
         "plan": plan.model_dump(),
         "original": [network.original.batch, network.original.padded_to],
-        "not_exported": [f"{backend} {precision}: {why}" for (backend, precision), why in missing.items()],
+        "not_exported": [f"{precision}: {why}" for precision, why in missing.items()],
         "rows": rows,
     }
 
 
 def _ways(
     bundle: Bundle, name: str, plan: Plan, samples: Sequence[Sample], threads: int, rounds: int
-) -> tuple[list[dict[str, Any]], dict[tuple[str, str], str]]:
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """A row for each way to run the items, and what could not be exported."""
     missing = _export(bundle, name, [b.lengths for b in plan.buckets])
     bundle = Bundle.open(bundle.root)
@@ -105,16 +104,14 @@ def _ways(
             BASE: partial(_as_published, eager, bundle, NETWORKS[name], samples),
             "PyTorch, one at a time, unpadded": partial(_alone, eager, bundle, samples),
         }
-        for backend, precision, options in WAYS:
-            if (backend, precision) in missing:
+        for backend, precision in WAYS:
+            if find_backend(backend).stored(precision) in missing:
                 continue
             for batch in (1, None):
-                own = SessionOptions(options.device, threads, options.hint)
-                predictor = Predictor(bundle, backend, own, batch, precision=precision)
+                predictor = Predictor(bundle, backend, SessionOptions(threads=threads), batch, precision=precision)
                 stack.enter_context(predictor)
-                label = precision if options.hint == "fp32" else options.hint
                 how = "planned batches" if batch is None else "one at a time"
-                calls[f"{backend} {label}, {how}"] = partial(predictor.scores, samples)
+                calls[f"{backend} {precision}, {how}"] = partial(predictor.scores, samples)
         output.say(f"{name}: {len(calls)} ways to run {len(samples)} items, {rounds} rounds")
         turns = interleave(calls, rounds)
     return [_row(n, turns, len(samples)) for n in calls], missing
@@ -130,17 +127,17 @@ def _row(name: str, turns: dict[str, Turns], items: int) -> dict[str, Any]:
     }
 
 
-def _export(bundle: Bundle, name: str, buckets: Sequence[Lengths]) -> dict[tuple[str, str], str]:
+def _export(bundle: Bundle, name: str, buckets: Sequence[Lengths]) -> dict[str, str]:
     """Every planned bucket as ONNX in the precisions of `WAYS`; what does not hold is returned with the reason."""
-    missing: dict[tuple[str, str], str] = {}
+    missing: dict[str, str] = {}
     for lengths in buckets:
-        for backend, precision in dict.fromkeys((b, p) for b, p, _ in WAYS):
+        for precision in dict.fromkeys(find_backend(b).stored(p) for b, p in WAYS):
             output.say(f"{name}: exporting {precision} for {lengths}")
             try:
                 # Labels of random weights say nothing: a reduced precision is held against scores alone here.
                 export_variant(bundle, "onnx", lengths, precision=precision)
             except (ParityError, UnsupportedError) as error:
-                missing[backend, precision] = str(error)
+                missing[precision] = str(error)
     return missing
 
 

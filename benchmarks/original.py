@@ -33,21 +33,21 @@ from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import export_variant
 from mer_export.exporters.staged import find_stages
-from runtimes import machine
+from runtimes import find_backend, machine
 from runtimes.predictor import Predictor
-from runtimes.session import Hint, SessionOptions
+from runtimes.session import SessionOptions
 from runtimes.tables import table
 from runtimes.timing import Quartiles, Turns, interleave, warm_up
 
-WAYS: tuple[tuple[str, str, str, Hint], ...] = (
-    ("PyTorch eager", "torch", "fp32", "fp32"),
-    ("ONNX Runtime fp32", "onnxruntime", "fp32", "fp32"),
-    ("ONNX Runtime int8", "onnxruntime", "int8", "fp32"),
-    ("OpenVINO fp32", "openvino", "fp32", "fp32"),
-    ("OpenVINO bf16", "openvino", "fp32", "bf16"),
-    ("OpenVINO int8", "openvino", "fp32", "int8"),
+WAYS = (
+    ("PyTorch eager", "torch", "fp32"),
+    ("ONNX Runtime fp32", "onnxruntime", "fp32"),
+    ("ONNX Runtime int8", "onnxruntime", "int8"),
+    ("OpenVINO fp32", "openvino", "fp32"),
+    ("OpenVINO bf16", "openvino", "bf16"),
+    ("OpenVINO int8", "openvino", "int8"),
 )
-"""Name, runtime, precision of the variant, hint."""
+"""Name, runtime, precision."""
 MOST, LEAST = 5, 0.02
 """Operators that the table names for a call, and the least part of the time."""
 
@@ -192,14 +192,20 @@ def measure(case: Original, rounds: int) -> dict[str, Any]:
         samples = _items(bundle, case)
         square = torch.randn(limit.SIZE, limit.SIZE)
         calls: dict[str, Callable[[], object]] = {"calibrator": lambda: torch.mm(square, square)}
-        for name, runtime, precision, hint in WAYS:
+        for name, runtime, precision in WAYS:
             output.say(f"{case.network}, {case.what}: {name}")
             # Every round starts anew: what is kept between calls stays out.
-            options = SessionOptions("cpu", 1, hint, extra={"reuse": False} if case.stages else {})
+            options = SessionOptions("cpu", 1, extra={"reuse": False} if case.stages else {})
             try:
                 if runtime != "torch":
                     for lengths in case.exported:
-                        export_variant(bundle, "onnx", lengths, precision=precision, stages=case.stages)
+                        export_variant(
+                            bundle,
+                            "onnx",
+                            lengths,
+                            precision=find_backend(runtime).stored(precision),
+                            stages=case.stages,
+                        )
                 predictor = Predictor(Bundle.open(bundle.root), runtime, options, len(samples), precision=precision)
                 stack.enter_context(predictor)
                 predictor.scores(samples)

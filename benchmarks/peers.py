@@ -31,19 +31,19 @@ from mer_export.exporters import export_variant
 from mer_export.exporters.job import random_inputs
 from mer_export.weights import bundle_model
 from runtimes import machine, open_session
-from runtimes.session import SessionOptions
+from runtimes.session import Hint, SessionOptions
 from runtimes.tables import table
 from runtimes.timing import interleave, ratio, warm_up
 
 Arrays = dict[str, np.ndarray]
 Call = Callable[[], np.ndarray]
 BASE = "PyTorch eager"
-OURS = (
-    ("mer: ONNX Runtime fp32", "onnxruntime", "fp32", SessionOptions()),
-    ("mer: ONNX Runtime int8", "onnxruntime", "int8", SessionOptions()),
-    ("mer: OpenVINO fp32", "openvino", "fp32", SessionOptions()),
-    ("mer: OpenVINO bf16", "openvino", "fp32", SessionOptions(hint="bf16")),
-    ("mer: OpenVINO int8", "openvino", "fp32", SessionOptions(hint="int8")),
+OURS: tuple[tuple[str, str, str, Hint], ...] = (
+    ("mer: ONNX Runtime fp32", "onnxruntime", "fp32", "fp32"),
+    ("mer: ONNX Runtime int8", "onnxruntime", "int8", "fp32"),
+    ("mer: OpenVINO fp32", "openvino", "fp32", "fp32"),
+    ("mer: OpenVINO bf16", "openvino", "fp32", "bf16"),
+    ("mer: OpenVINO int8", "openvino", "fp32", "int8"),
 )
 PACKAGES = {"NVIDIA Model Navigator": "triton-model-navigator", "optimum-onnx": "optimum-onnx[onnxruntime]"}
 MODULES = {"NVIDIA Model Navigator": "model_navigator", "optimum-onnx": "optimum.exporters.onnx"}
@@ -170,13 +170,13 @@ def _own(
     """Variants of this project on its runtimes."""
     answer = bundle.manifest.task.output
 
-    def make(backend: str, precision: str, options: SessionOptions) -> Call:
+    def make(backend: str, precision: str, hint: Hint) -> Call:
         variant = export_variant(bundle, "onnx", lengths, precision=precision)
-        opened = open_session(bundle, variant, backend, SessionOptions("cpu", threads, options.hint))
+        opened = open_session(bundle, variant, backend, SessionOptions("cpu", threads, hint))
         session = stack.enter_context(opened)
         return lambda: session.run(arrays)[answer]
 
-    return {name: partial(make, backend, precision, options) for name, backend, precision, options in OURS}
+    return {name: partial(make, backend, precision, hint) for name, backend, precision, hint in OURS}
 
 
 def _environments(folder: Path) -> dict[str, str]:

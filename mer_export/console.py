@@ -20,10 +20,6 @@ Runtime = Annotated[str | None, typer.Option("--runtime", help="Backend; see `me
 Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where it runs; never falls back.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one inference call.")]
 Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Items per call; default as planned, else 16.")]
-Hint = Annotated[
-    Literal["fp32", "bf16", "int8"],
-    typer.Option("--hint", help="What OpenVINO computes products in, from the fp32 file: bf16 or int8."),
-]
 Precision = Annotated[
     Literal["fp32", "fp16", "bf16", "int8"] | None,
     typer.Option("--precision", help="Which of the exported precisions to use; default fp32, with --goal any."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mer_export.bundle import Bundle, Variant
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.registry import resolve
-from runtimes.session import Session, SessionOptions
+from runtimes.session import Hint, Session, SessionOptions
 
 if TYPE_CHECKING:
     from runtimes.predictor import Predictor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Backend:
     """A runtime: its class as `module:class`, and the formats it runs (none: the bundle's own weights).
 
-    `precisions` are those of the variants that it runs.
+    `precisions` are those of the variants that it runs; `lowers` those that it makes of fp32 ones when it loads them.
     """
 
     name: str
@@ -29,12 +29,17 @@ class Backend:
     offers: tuple[SessionOptions, ...] = (SessionOptions(), SessionOptions(device="cuda"))
     """The options worth trying on a machine."""
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
+    lowers: tuple[Hint, ...] = ()
     captures: bool = False
     """Whether it can run as a CUDA graph."""
 
     def takes(self, variant: Variant) -> bool:
         """Whether it runs this variant."""
         return variant.format in self.formats and variant.precision in self.precisions
+
+    def stored(self, precision: str) -> str:
+        """The precision of the variants with which it answers in `precision`."""
+        return "fp32" if precision in self.lowers else precision
 
 
 BACKENDS = {
@@ -62,6 +67,7 @@ BACKENDS = {
             ("onnx",),
             (SessionOptions(), SessionOptions(hint="bf16"), SessionOptions(hint="int8")),
             ("fp32", "fp16"),
+            ("bf16", "int8"),
         ),
         Backend(
             "tensorrt",
@@ -170,9 +176,9 @@ def load(path: Path | str, backend: str = "onnxruntime", **options: Any) -> Pred
     Args:
         path: the bundle's directory.
         backend: a name in `BACKENDS`.
-        options: fields of `SessionOptions` (device, threads, hint) and of `Predictor` (batch, overflow, precision).
+        options: fields of `SessionOptions` (device, threads) and of `Predictor` (batch, overflow, precision).
     """
     from runtimes.predictor import Predictor
 
-    own = {k: options.pop(k) for k in ("device", "threads", "hint", "extra") if k in options}
+    own = {k: options.pop(k) for k in ("device", "threads", "extra") if k in options}
     return Predictor(Bundle.open(path), backend, SessionOptions(**own), **options)

@@ -29,9 +29,9 @@ def open_predictor(
     Args:
         bundle: opened bundle.
         backend: a name in `runtimes.BACKENDS`.
-        options: device, threads, hint.
+        options: device, threads.
         batch: items per run.
-        precision: of the variants; with a goal this also means OpenVINO's hint of that name.
+        precision: of the variants, or what the runtime makes of fp32 ones.
         goal: `latency`, `throughput` or `budget=5ms`; all that is given beside it restricts the choice.
         default: the backend where none is given.
         say: told what was chosen.
@@ -46,24 +46,18 @@ def open_predictor(
     if options.cuda_graph:
         raise UsageError("--goal chooses from what mer tune measured, which is without CUDA graphs: leave one out")
     wanted = Goal.parse(goal)
-    if options.hint != "fp32":
-        if precision not in (None, options.hint):
-            raise UsageError(
-                f"--hint {options.hint} with --goal asks for {options.hint}, --precision for {precision}: leave one out"
-            )
-        precision = options.hint
     limits = Limits(backend, precision, options.threads, batch, options.device)
     profile = load(bundle)
     setting = choose(profile, wanted, limits).setting
     if say:
         say(f"{goal}: {setting.name}")
-    chosen = SessionOptions(setting.device, setting.threads, setting.hint)
+    chosen = SessionOptions(setting.device, setting.threads)
     return Predictor(
         bundle,
         setting.backend,
         chosen,
         setting.batch,
-        precision=setting.precision,
+        precision=setting.computes,
         variants=variants_of(bundle, profile, setting),
         workers=setting.workers,
         **rest,

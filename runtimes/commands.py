@@ -17,7 +17,6 @@ from mer_export.console import (
     Emotions,
     Force,
     GoalOpt,
-    Hint,
     Json,
     Out,
     Precision,
@@ -132,7 +131,6 @@ def infer(
     batch: Batch = None,
     device: Device = "cpu",
     threads: Threads = None,
-    hint: Hint = "fp32",
     cuda_graph: CudaGraph = False,
     precision: Precision = None,
     goal: GoalOpt = None,
@@ -161,7 +159,7 @@ def infer(
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
     say = say_unless(quiet)
-    options = SessionOptions(device, threads, hint, {"cuda_graph": True} if cuda_graph else {})
+    options = SessionOptions(device, threads, extra={"cuda_graph": True} if cuda_graph else {})
     chosen = open_predictor(
         *(opened, runtime, options, batch, precision, goal),
         say=say,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
@@ -20,7 +20,7 @@ from mer_export.task import with_shared
 from runtimes import BACKENDS, find_backend, open_session
 from runtimes.crew import Crew
 from runtimes.plan import planned_batches
-from runtimes.session import Session, SessionOptions
+from runtimes.session import Hint, Session, SessionOptions
 
 BATCH = 16
 """Samples per run where neither the caller nor a plan says how many."""
@@ -84,11 +84,11 @@ class Predictor:
         Args:
             bundle: opened bundle.
             backend: a name in `runtimes.BACKENDS`.
-            options: device, threads, precision hint.
+            options: device, threads.
             batch: samples per run; a variant with a fixed batch keeps its own, its empty slots are filled. None takes
                 what was planned for a bucket (`mer export --plan`), `BATCH` where nothing was.
             overflow: what happens to a sample longer than every bucket.
-            precision: of the variants to use.
+            precision: of the variants to use, or what the backend makes of fp32 ones (OpenVINO: bf16, int8).
             variants: use these alone.
             shared: other values of inputs that all samples share, e.g. `{"emotions": {"bored": vector, ...}}`; where
                 the outputs have one score per row, the rows are the labels of the answers.
@@ -108,6 +108,8 @@ class Predictor:
         self.backend = backend
         self.precision = precision
         self.options = options or SessionOptions()
+        hint: Hint = next((p for p in find_backend(backend).lowers if p == precision), "fp32")
+        self.options = replace(self.options, hint=hint)
         self.batch = batch or BATCH
         self._planned = {} if batch else planned_batches(bundle)
         self.overflow = overflow
@@ -248,17 +250,18 @@ def _by_bucket(
 ) -> dict[str, Variant | None]:
     """The variant to use for each bucket, by its `repr`; a dynamic batch is preferred, then the largest."""
     record = find_backend(backend)
-    if precision not in (record.precisions if record.formats else ("fp32",)):
-        offered = [name for name, b in BACKENDS.items() if b.formats and precision in b.precisions]
-        raise UnsupportedError(f"runtime {backend} runs no {precision} variants, pass --runtime with one of {offered}")
+    stored = record.stored(precision)
+    if stored not in (record.precisions if record.formats else ("fp32",)):
+        offered = [name for name, b in BACKENDS.items() if b.formats and precision in (*b.precisions, *b.lowers)]
+        raise UnsupportedError(f"runtime {backend} does not run {precision}, pass --runtime with one of {offered}")
     if not record.formats:
         return {repr(None): None}
-    fitting = [v for v in bundle.manifest.variants if record.takes(v) and v.precision == precision]
+    fitting = [v for v in bundle.manifest.variants if record.takes(v) and v.precision == stored]
     chosen = fitting if variants is None else list(variants)
     if not chosen:
         raise UsageError(
-            f"{bundle.root} has no {precision} variant for runtime {backend}: "
-            f"run mer export --format {record.formats[0]} --precision {precision}"
+            f"{bundle.root} has no {stored} variant for runtime {backend}: "
+            f"run mer export --format {record.formats[0]} --precision {stored}"
         )
     # Of two variants for one bucket stages win: they do not repeat work for items that share it.
     chosen.sort(key=lambda v: (bool(v.stages), float("inf") if v.batch == 0 else v.batch))

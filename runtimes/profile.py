@@ -39,6 +39,11 @@ class Setting(Strict, frozen=True):
     batch: int
 
     @property
+    def computes(self) -> str:
+        """The precision of its answers."""
+        return self.precision if self.hint == "fp32" else self.hint
+
+    @property
     def name(self) -> str:
         hint = "" if self.hint == "fp32" else f" {self.hint}"
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
@@ -115,11 +120,10 @@ class Limits:
         return ", ".join(f"{k} {v}" for k, v in asdict(self).items() if v is not None) or "all buckets"
 
     def allow(self, setting: Setting) -> bool:
-        """Whether a setting keeps them. A hint counts as the precision of its name."""
-        precision = setting.precision if setting.hint == "fp32" else setting.hint
+        """Whether a setting keeps them. A hint counts as the precision that it is."""
         pairs = (
             (self.backend, setting.backend),
-            (self.precision, precision),
+            (self.precision, setting.computes),
             (self.threads, setting.threads),
             (self.batch, setting.batch),
             (self.device, setting.device),

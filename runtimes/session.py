@@ -20,7 +20,8 @@ Hint = Literal["fp32", "bf16", "int8"]
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a backend runs. `threads` None leaves its default; `hint` is what OpenVINO computes products in.
+    """How a backend runs. `threads` None leaves its default; `hint` is what an fp32 variant is
+    computed in, by a backend that can lower it.
 
     `extra` may hold `cuda_graph` (capture runs on a GPU) and, for ONNX Runtime, `tf32`.
     """

@@ -262,7 +262,7 @@ def test_dry_run_prints_the_plan_and_does_nothing(mer: Mer, work: Path, tmp_path
         (["infer", "{bundle}", "{data}", "--out", "{new}.jsonl", "--goal", "speed"], 2, "budget=5ms"),
         (["infer", "{bundle}", "{data}", "--out", "{new}.jsonl", "--cuda-graph"], 2, "pass --device cuda"),
         (["export", "{bundle}", "--plan", "{data}", "--seq-len", "utterances=8"], 2, "leave --seq-len out"),
-        (["export", "{bundle}", "--precision", "bf16"], 7, "--hint bf16"),
+        (["export", "{bundle}", "--precision", "bf16"], 7, "--precision bf16"),
         (["bench", "{bundle}", "--baseline", "{nothing}"], 2, "cannot be read"),
         (["bench", "{bundle}", "--tolerance", "2"], 2, "a share below 100 %"),
     ],

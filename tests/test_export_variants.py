@@ -159,7 +159,7 @@ def test_examples_are_the_samples_that_fit_longest_first() -> None:
         ({"opset": 23}, UnsupportedError, "opset 23 is not exported"),
         ({"opset": 17}, UnsupportedError, "choose 18-22"),
         ({"format": "torchscript", "precision": "fp16"}, UnsupportedError, r"it has \['fp32'\]"),
-        ({"precision": "bf16"}, UnsupportedError, "it has .*'fp16', 'int8'.*--hint bf16"),
+        ({"precision": "bf16"}, UnsupportedError, "it has .*'fp16', 'int8'.*--precision bf16"),
         ({"format": "tensorrt", "precision": "int8"}, UnsupportedError, "no dynamic quantisation"),
         ({"format": "tflite"}, UsageError, "no format 'tflite'"),
         ({"lengths": {"utterances": 0}}, UsageError, "must be 1..997"),

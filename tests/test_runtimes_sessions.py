@@ -250,6 +250,18 @@ def test_openvino_int8_is_near_fp32_and_an_answer_does_not_depend_on_its_neighbo
             np.testing.assert_allclose(alone[0, :real], rounded[i, :real], rtol=0, atol=2e-3)
 
 
+def test_a_precision_that_the_runtime_makes_itself_needs_fp32_variants_alone(exported: Bundle) -> None:
+    samples = [s for s in make_samples(24) if len(s.units) <= 4][:3]
+    found = {}
+    for precision in ("fp32", "bf16", "int8"):
+        with Predictor(exported, "openvino", SessionOptions(threads=1), 3, precision=precision) as predictor:
+            found[precision] = np.concatenate(predictor.scores(samples))
+            assert predictor.precision == precision
+    assert not np.array_equal(found["fp32"], found["int8"])
+    for scores in found.values():
+        np.testing.assert_allclose(scores, found["fp32"], rtol=0.05, atol=0.05)
+
+
 def test_int8_matrices_keep_their_products_and_vectors_stay(tmp_path: Path) -> None:
     import openvino
     from openvino import opset13 as ops

@@ -77,7 +77,7 @@ FORMATS = {
 
 ADVICE = {
     ("onnx", "bf16"): ": ONNX Runtime refuses bf16 graphs on the CPU, "
-    "run fp32 with --runtime openvino --hint bf16, or export --format tensorrt",
+    "run fp32 variants with --runtime openvino --precision bf16, or export --format tensorrt",
     ("tensorrt", "int8"): ": TensorRT reads no dynamic quantisation, export --format onnx",
 }
 """What to do instead, by format and precision."""
