@@ -18,7 +18,9 @@ from mer_export.bundle import write_atomic
 from mer_export.errors import NotAvailableError
 
 INSTALL_S = 900
+"""Seconds that any one step of an installation may take."""
 RUN_S = 1800
+"""Seconds that a tool may take for one network."""
 SCRIPTS = Path(__file__).parent / "tools"
 BROKEN = re.compile(r"The installation of .+ failed|\w*(?:Error|ERROR): .*\S")
 """What pip complains of, ahead of its closing hints; the first is how placeholders of NVIDIA's own index end."""

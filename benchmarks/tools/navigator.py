@@ -5,6 +5,7 @@ Reads `plain.onnx` and `inputs.npz` in GIVEN; writes `result.json` in OUT with t
 
 from __future__ import annotations
 
+import filecmp
 import json
 import sys
 from pathlib import Path
@@ -16,13 +17,13 @@ from model_navigator.configuration import DeviceKind, Format
 
 
 def main(given: Path, out: Path) -> None:
-    # It copies the one file that it is given, so weights have to be inside.
+    # Of what it is given it copies the one file, so weights have to be inside.
     whole = out / "whole.onnx"
-    graph = onnx.load(given / "plain.onnx")
-    onnx.save(graph, whole)
-    # Of a dictionary it would sort the names, and give them to the inputs of the file in their order.
+    onnx.save(onnx.load(given / "plain.onnx"), whole)
+    names = [i.name for i in onnx.load(given / "plain.onnx", load_external_data=False).graph.input]
     with numpy.load(given / "inputs.npz") as arrays:
-        sample = tuple(arrays[i.name] for i in graph.graph.input)
+        # It sorts a dictionary by name and then takes its arrays for the inputs of the file in their order.
+        sample = tuple(arrays[name] for name in names)
     package = model_navigator.onnx.optimize(
         model=whole,
         dataloader=[sample],
@@ -34,7 +35,7 @@ def main(given: Path, out: Path) -> None:
     )
     best = package.get_best_runtime(include_source=False)
     model = package.get_model_path(best.model_status.model_config.key)
-    same = "the file as it was given" if model.read_bytes() == whole.read_bytes() else "a file of its own"
+    same = "the file as it was given" if filecmp.cmp(model, whole, shallow=False) else "a file of its own"
     did = f"`model_navigator.onnx.optimize` for the CPU chose {best.runner_status.runner_name} with {same}"
     (out / "result.json").write_text(json.dumps({"model": str(model), "did": did}))
 
