@@ -119,8 +119,8 @@ def _packages(tool: Tool, python: Path) -> str:
     named = {r: re.split(r"[^\w-]", r)[0] for r in asked if "extra ==" not in r}
     _pip(python, *(r for r, name in named.items() if name not in tool.without), *tool.instead)
     return (
-        f"installed without {', '.join(tool.without)} and with {', '.join(tool.instead)}, "
-        f"as with all that it asks for pip ends with: {problem}"
+        f"installed without {', '.join(tool.without)} and with {', '.join(tool.instead)} "
+        f"(with all that it asks for: {problem})"
     )
 
 

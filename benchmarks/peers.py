@@ -253,13 +253,14 @@ def markdown(name: str, found: dict[str, Any]) -> str:
         "",
         output.where(found["machine"], found["threads"]),
         f"{size}, batch {found['batch']}; random weights; interleaved rounds. `prepare` is compiling or exporting, "
-        "loading and the first call; `differs` the largest difference of an output from eager PyTorch.",
+        "loading and the first call; `differs` the largest difference of an output from eager PyTorch, "
+        "– where a way gives another output.",
         "",
         *table(("way", "prepare s", "p50 ms", "x eager", "differs"), rows),
         "",
         *(f"- {way} failed: {reason}" for way, reason in found["failed"].items()),
         *(
-            f"- {way}: {'. '.join(filter(None, (tool['version'], tool['how'], tool['did'])))}."
+            f"- {way}: version {tool['version']}, {tool['how']}" + (f"; {tool['did']}" if tool["did"] else "")
             for way, tool in found["tools"].items()
             if tool["version"]
         ),
