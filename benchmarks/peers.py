@@ -4,29 +4,32 @@
 
 Peers are PyTorch as it stands, `torch.compile`, PyTorch's ONNX exporter with a default session of ONNX Runtime, and
 ONNX Runtime's own dynamic quantisation of that file; what a peer cannot do is written down with its reason.
-`--environments` says whether NVIDIA Model Navigator and optimum-onnx install and import, each in a virtual environment
-below DIR; they are not run. Writes `<network>-peers.json` and `.md`.
+With `--environments` also NVIDIA Model Navigator, on that file, and optimum-onnx, on the encoder of networks that are
+little else: each works in a virtual environment of its own below DIR, and the file that it gives back is timed here, in
+a default session. Writes `<network>-peers.json` and `.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import subprocess
-import sys
+import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks import output
+from benchmarks import environments, output
+from benchmarks.environments import Installed, Tool
 from benchmarks.suite import NETWORKS, random_bundle
 from mer_export.bundle import Bundle
 from mer_export.contract import Lengths
+from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters import export_variant
 from mer_export.exporters.job import random_inputs
 from mer_export.weights import bundle_model
@@ -45,10 +48,6 @@ OURS: tuple[tuple[str, str, str, Hint], ...] = (
     ("mer: OpenVINO bf16", "openvino", "fp32", "bf16"),
     ("mer: OpenVINO int8", "openvino", "fp32", "int8"),
 )
-PACKAGES = {"NVIDIA Model Navigator": "triton-model-navigator", "optimum-onnx": "optimum-onnx[onnxruntime]"}
-MODULES = {"NVIDIA Model Navigator": "model_navigator", "optimum-onnx": "optimum.exporters.onnx"}
-INSTALL_S = 900
-INSTALLED = "installs and imports here; this suite does not run it"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,59 +63,124 @@ def main(arguments: list[str] | None = None) -> None:
     line = output.command("peers", arguments)
 
     def run() -> None:
-        others = _environments(chosen.environments) if chosen.environments else {}
+        tools = environments.TOOLS if chosen.environments else ()
+        installed = {tool: environments.install(tool, chosen.environments) for tool in tools}
         for name in chosen.network or NETWORKS:
-            found = {"command": line} | measure(name, chosen.batch, chosen.threads, chosen.rounds) | {"others": others}
+            found = {"command": line} | measure(name, chosen.batch, chosen.threads, chosen.rounds, installed)
             output.write(chosen.out, f"{name}-peers", found, markdown(name, found))
 
     output.end_well(run)
 
 
-def measure(name: str, batch: int, threads: int, rounds: int) -> dict[str, Any]:
+def measure(
+    name: str, batch: int, threads: int, rounds: int, tools: Mapping[Tool, tuple[Path, Installed]]
+) -> dict[str, Any]:
     """Every peer and every runtime of this project on one batch of the longest bucket."""
     import torch
 
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        bundle = random_bundle(Path(folder) / name, NETWORKS[name])
-        lengths = NETWORKS[name].buckets[-1]
+    with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as stack:
+        folder, network = Path(root), NETWORKS[name]
+        bundle = random_bundle(folder / name, network)
+        lengths = network.buckets[-1]
         arrays = random_inputs(bundle.manifest.contract, lengths, batch)
-        calls: dict[str, Call] = {}
-        failed: dict[str, str] = {}
-        prepared: dict[str, float] = {}
-        ways = _peers(bundle, arrays, Path(folder), threads) | _own(bundle, arrays, lengths, threads, stack)
-        for way, make in ways.items():
-            output.say(f"{name}: {way}")
-            start = time.perf_counter()
-            try:
-                call = make()
-                call()
-            except Exception as error:
-                # A peer that breaks is a finding, whatever it raises.
-                failed[way] = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
-                continue
-            prepared[way], calls[way] = time.perf_counter() - start, call
-        errors = {way: float(np.abs(call() - calls[BASE]()).max()) for way, call in calls.items()}
-        for call in calls.values():
-            warm_up(call)
-        turns = interleave(calls, rounds)
+        np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
+        if network.roberta:
+            (folder / "encoder.json").write_text(json.dumps(network.roberta))
+        answer = [s.name for s in bundle.manifest.contract.outputs].index(bundle.manifest.task.output)
+        others = {
+            tool.name: Other(python, environments.SCRIPTS / tool.script, installed)
+            for tool, (python, installed) in tools.items()
+        }
+        ways = (
+            _peers(bundle, arrays, folder, threads)
+            | {way: partial(other.make, folder, answer, threads) for way, other in others.items()}
+            | _own(bundle, arrays, lengths, threads, stack)
+        )
+        rows, failed = compare(ways, rounds)
     return {
         "machine": machine.describe(),
         "threads": threads,
         "batch": batch,
         "lengths": lengths,
-        "rows": [
-            {
-                "name": way,
-                "prepare_s": round(prepared[way], 1),
-                "p50_ms": turns[way].latency().p50,
-                "ratio": ratio(turns[BASE], turns[way]).model_dump(),
-                "max_abs": errors[way],
-            }
-            for way in calls
-        ],
+        "rows": rows,
         "failed": failed,
+        "tools": {way: asdict(other.installed) | {"did": other.did} for way, other in others.items()},
     }
+
+
+def compare(ways: Mapping[str, Callable[[], Call]], rounds: int) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """One row for every way that can be made ready, timed in interleaved rounds, and the reasons of the others."""
+    calls: dict[str, Call] = {}
+    failed: dict[str, str] = {}
+    prepared: dict[str, float] = {}
+    for way, make in ways.items():
+        output.say(way)
+        start = time.perf_counter()
+        try:
+            call = make()
+            call()
+        except MerError as error:
+            failed[way] = str(error)
+        except Exception as error:
+            # A peer that breaks is a finding, whatever it raises.
+            failed[way] = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
+        else:
+            prepared[way], calls[way] = time.perf_counter() - start, call
+    errors = {way: _difference(call(), calls[BASE]()) for way, call in calls.items()}
+    for call in calls.values():
+        warm_up(call)
+    turns = interleave(calls, rounds)
+    rows = [
+        {
+            "name": way,
+            "prepare_s": round(prepared[way], 1),
+            "p50_ms": turns[way].latency().p50,
+            "ratio": ratio(turns[BASE], turns[way]).model_dump(),
+            "max_abs": errors[way],
+        }
+        for way in calls
+    ]
+    return rows, failed
+
+
+def _difference(own: np.ndarray, base: np.ndarray) -> float | None:
+    """The largest one; None where a way gives something else, as an encoder alone does."""
+    return float(np.abs(own - base).max()) if own.shape == base.shape else None
+
+
+@dataclass
+class Other:
+    """A tool with an environment of its own, on one network."""
+
+    python: Path
+    script: Path
+    installed: Installed
+    limit: float = environments.RUN_S
+    did: str = ""
+    """What it says that it has done."""
+
+    def make(self, given: Path, answer: int, threads: int) -> Call:
+        """A default session of the file that the tool makes of those in `given`, with `answer` among its outputs."""
+        if self.installed.problem:
+            raise NotAvailableError(self.installed.problem)
+        out = given / self.script.stem
+        made = environments.run(self.python, self.script, given, out, threads, self.limit)
+        self.did = made.did
+        with np.load(made.feed or given / "inputs.npz") as arrays:
+            return default_session(made.model, dict(arrays), 0 if made.feed else answer, threads)
+
+
+def default_session(path: Path, arrays: Arrays, answer: int, threads: int) -> Call:
+    """ONNX Runtime as it is without options, but for the threads; gives output number `answer`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    loaded = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # The exporter drops inputs that the graph does not use, and names outputs as it likes.
+    feed = {i.name: arrays[i.name] for i in loaded.get_inputs()}
+    return lambda: loaded.run(None, feed)[answer]
 
 
 def _peers(bundle: Bundle, arrays: Arrays, folder: Path, threads: int) -> dict[str, Callable[[], Call]]:
@@ -134,27 +198,17 @@ def _peers(bundle: Bundle, arrays: Arrays, folder: Path, threads: int) -> dict[s
             found = module(*tensors)
         return (found[position] if isinstance(found, tuple) else found).numpy()
 
-    def session(path: Path) -> Call:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        loaded = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        # The exporter drops inputs that the graph does not use, and names outputs as it likes.
-        feed = dict(zip([i.name for i in loaded.get_inputs()], (arrays[s.name] for s in contract.inputs), strict=True))
-        return lambda: loaded.run(None, feed)[position]
-
     def exported() -> Call:
         with torch.no_grad():
             torch.onnx.export(model, tensors, str(plain), dynamo=True)
-        return session(plain)
+        return default_session(plain, arrays, position, threads)
 
     def quantised() -> Call:
         from onnxruntime.quantization import quantize_dynamic
 
         target = plain.with_name("plain-int8.onnx")
         quantize_dynamic(str(plain), str(target))
-        return session(target)
+        return default_session(target, arrays, position, threads)
 
     return {
         BASE: lambda: partial(run, model),
@@ -179,28 +233,6 @@ def _own(
     return {name: partial(make, backend, precision, hint) for name, backend, precision, hint in OURS}
 
 
-def _environments(folder: Path) -> dict[str, str]:
-    """What came of each tool that wants an environment of its own."""
-    found = {}
-    for name, package in PACKAGES.items():
-        output.say(f"installing {package}")
-        python = folder / name.replace(" ", "-").lower() / "bin" / "python"
-        try:
-            if not python.exists():
-                subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True, capture_output=True)
-            install = [str(python), "-m", "pip", "install", "--quiet", package]
-            subprocess.run(install, check=True, capture_output=True, text=True, timeout=INSTALL_S)
-            check = [str(python), "-c", f"import {MODULES[name]}"]
-            subprocess.run(check, check=True, capture_output=True, text=True, timeout=INSTALL_S)
-            found[name] = INSTALLED
-        except subprocess.TimeoutExpired:
-            found[name] = f"not installed within {INSTALL_S} s"
-        except subprocess.CalledProcessError as error:
-            last = (error.stderr or "").strip().splitlines()[-1:] or [f"exit status {error.returncode}"]
-            found[name] = f"does not run here: {last[0]}"
-    return found
-
-
 def markdown(name: str, found: dict[str, Any]) -> str:
     """The results as one table."""
     size = ", ".join(f"{k} {v}" for k, v in found["lengths"].items())
@@ -210,7 +242,7 @@ def markdown(name: str, found: dict[str, Any]) -> str:
             f"{row['prepare_s']:.1f}",
             f"{row['p50_ms']:.2f}",
             f"**{row['ratio']['median']:.2f}** [{row['ratio']['q25']:.2f}, {row['ratio']['q75']:.2f}]",
-            f"{row['max_abs']:.1e}",
+            "–" if row["max_abs"] is None else f"{row['max_abs']:.1e}",
         )
         for row in found["rows"]
     ]
@@ -221,12 +253,17 @@ def markdown(name: str, found: dict[str, Any]) -> str:
         "",
         output.where(found["machine"], found["threads"]),
         f"{size}, batch {found['batch']}; random weights; interleaved rounds. `prepare` is compiling or exporting, "
-        "loading and the first call; `differs` the largest difference of an output from eager PyTorch.",
+        "loading and the first call; `differs` the largest difference of an output from eager PyTorch, "
+        "– where a way gives another output.",
         "",
         *table(("way", "prepare s", "p50 ms", "x eager", "differs"), rows),
         "",
         *(f"- {way} failed: {reason}" for way, reason in found["failed"].items()),
-        *(f"- {way}: {reason}" for way, reason in found["others"].items()),
+        *(
+            f"- {way}: version {tool['version']}, {tool['how']}" + (f"; {tool['did']}" if tool["did"] else "")
+            for way, tool in found["tools"].items()
+            if tool["version"]
+        ),
     ]
     return "\n".join(lines).rstrip() + "\n"
 

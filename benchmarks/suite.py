@@ -61,6 +61,8 @@ class Network:
     original: Original | None = None
     stages: bool = False
     """Whether its stages are exported apart too."""
+    encoder: str = ""
+    """The part of its configuration that is a RoBERTa, where there is next to nothing else to it."""
 
     @property
     def system(self) -> str:
@@ -71,6 +73,19 @@ class Network:
         """The system's configuration, as the published recipe has it."""
         recipe = load_preset(self.preset, self.changed)
         return registry.get(recipe.system).parse(recipe.model)
+
+    @property
+    def roberta(self) -> dict[str, Any] | None:
+        """Its encoder's settings as the `transformers` package names them, and the input that has its `tokens`."""
+        if not self.encoder:
+            return None
+        from mer_export.models.bert.pretrained import SETTINGS
+
+        own = getattr(self.config, self.encoder)
+        config = {theirs: getattr(own, ours) for theirs, ours in SETTINGS.items()}
+        # The package has no encoder without a table of token types.
+        special = {"type_vocab_size": max(1, own.segments), "pad_token_id": own.padding_token}
+        return {"config": config | special, "tokens": f"{self.encoder}_tokens"}
 
 
 MTEE_BASELINES = {
@@ -153,6 +168,15 @@ NETWORKS = {
             longest={"text_len": 128, "audio_len": 1024},
         ),
         original=Original(16, "batch"),
+    ),
+    # RoBERTa-large and the context: the one network whose encoder alone other tools can take.
+    "tab_text": Network(
+        preset="tab/iemocap_text_tab",
+        buckets=({"text_len": 32},),
+        lengths={"text_len": (4, 32)},
+        batches=(1, 8),
+        samples=3,
+        encoder="text",
     ),
     # With RoBERTa-large as text encoder. The lengths of the published arrays are not known, these are the presets'.
     "facialmmt_fusion": Network(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +15,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import histograms
+from benchmarks.environments import Installed
 from benchmarks.flops import gflop
 from benchmarks.original import CASES
+from benchmarks.peers import BASE, Other, compare, default_session
 from benchmarks.spent import by_operator
 from benchmarks.suite import NETWORKS, random_samples, real_samples
 from mer_export import registry
@@ -68,3 +75,95 @@ def test_items_without_lengths_are_drawn_too() -> None:
     network = NETWORKS["facialmmt_face"]
     contract = registry.get(network.system).contract(network.config)
     assert len(random_samples(contract, network.lengths, 3)) == 3
+
+
+def given_to_tools(product: Path) -> dict[str, np.ndarray]:
+    """Puts beside `product` what a tool is given; returns the inputs."""
+    arrays = {"x": np.ones((4, 3, 5), np.float32)}
+    np.savez(product.parent / "inputs.npz", allow_pickle=False, **arrays)
+    product.rename(product.with_name("plain.onnx"))
+    return arrays
+
+
+GIVES_BACK = """
+import json, pathlib, shutil, sys
+given, out = map(pathlib.Path, sys.argv[1:])
+shutil.copy(given / "plain.onnx", out / "own.onnx")
+(out / "result.json").write_text(json.dumps({"model": str(out / "own.onnx"), "did": "copied it"}))
+"""
+FAILS = """
+print("something else")
+raise ValueError("no such operator")
+"""
+NEVER_ENDS = """
+import pathlib, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+(pathlib.Path(sys.argv[2]) / "pid").write_text(str(child.pid))
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> Callable[..., Other]:
+    """A tool whose environment is this one, by the program that it runs."""
+
+    def make(name: str, program: str, limit: float = 60) -> Other:
+        script = tmp_path / f"{name}.py"
+        script.write_text(program)
+        return Other(Path(sys.executable), script, Installed("1.0", "installed as it asks"), limit)
+
+    return make
+
+
+def test_the_file_of_a_tool_is_timed_and_what_it_cannot_do_becomes_a_line(
+    product: Path, tool: Callable[..., Other]
+) -> None:
+    arrays = given_to_tools(product)
+    copies, fails = tool("copies", GIVES_BACK), tool("fails", FAILS)
+    ways = {
+        BASE: lambda: lambda: arrays["x"] @ np.ones((5, 7), np.float32),
+        "copies": partial(copies.make, product.parent, 0, 1),
+        "fails": partial(fails.make, product.parent, 0, 1),
+        "missing": partial(Other(Path(), Path(), Installed(problem="no such package")).make, product.parent, 0, 1),
+    }
+    rows, failed = compare(ways, rounds=2)
+    assert [(row["name"], row["max_abs"]) for row in rows] == [(BASE, 0.0), ("copies", 0.0)]
+    assert rows[1]["p50_ms"] > 0
+    assert copies.did == "copied it"
+    assert failed == {"fails": "ValueError: no such operator", "missing": "no such package"}
+
+
+def test_a_tool_past_its_limit_becomes_a_line_and_nothing_of_it_goes_on(
+    product: Path, tool: Callable[..., Other]
+) -> None:
+    arrays = given_to_tools(product)
+    stuck = tool("stuck", NEVER_ENDS, limit=2)
+    plain = partial(default_session, product.with_name("plain.onnx"), arrays, 0, 1)
+    rows, failed = compare({BASE: plain, "stuck": partial(stuck.make, product.parent, 0, 1)}, rounds=1)
+    assert [row["name"] for row in rows] == [BASE]
+    assert failed == {"stuck": "not done within 2 s"}
+    assert ended(int((product.parent / "stuck" / "pid").read_text()))
+
+
+def ended(pid: int, within: float = 5) -> bool:
+    """Whether a process is gone, or is about to be collected."""
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        state = "Z"
+        with suppress(OSError):
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_encoder_that_other_tools_take_is_the_networks_own() -> None:
+    assert [name for name, network in NETWORKS.items() if network.roberta] == ["tab_text"]
+    network = NETWORKS["tab_text"]
+    assert network.roberta is not None
+    contract = registry.get(network.system).contract(network.config)
+    tokens = next(s for s in contract.inputs if s.name == network.roberta["tokens"])
+    config = network.roberta["config"]
+    assert (config["vocab_size"], config["pad_token_id"]) == (tokens.below, tokens.padding)
+    assert (config["hidden_size"], config["num_hidden_layers"], config["type_vocab_size"]) == (1024, 24, 1)
