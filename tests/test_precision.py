@@ -13,10 +13,12 @@ import onnx
 import pytest
 import small_bundle
 import small_emt
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from mer_export.bundle import Bundle
 from mer_export.contract import Contract, Lengths, TensorSpec
+from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError, UsageError
 from mer_export.exporters import FORMATS, export_variant, precision
@@ -25,6 +27,7 @@ from mer_export.exporters.gate import Bound, check, open_file
 from mer_export.exporters.job import ExportJob
 from mer_export.exporters.precision import PRECISIONS, unshare_initializers, write
 from mer_export.task import Task
+from mer_export.weights import bundle_model
 from runtimes import BACKENDS, candidates, open_session
 from runtimes.parity import run_parity
 from runtimes.policy import DEFAULT_RULES
@@ -237,6 +240,27 @@ def test_every_precision_of_a_graph_passes_parity_where_it_runs(case: tuple[Bund
     assert ("openvino", "int8") not in ran
 
 
+def test_padding_reaches_no_scale_of_int8(tmp_path: Path) -> None:
+    """A tensor has one scale, padding included: what stands there must be gone before the first product."""
+    bundle = small_bundle.make_bundle(tmp_path / "bundle")
+    model, contract = bundle_model(bundle), bundle.manifest.contract
+    arrays = collate(small_bundle.make_samples()[:3], contract, EIGHT)
+    lengths = arrays["lengths"]
+    seen = []
+    for layer in (model.text_norm, model.audio_linear, model.vision_linear):
+        layer.register_forward_pre_hook(lambda _, given: seen.append(given[0].numpy()))
+    spoilt = {n: a.copy() for n, a in arrays.items()}
+    for name in ("text", "audio", "vision"):
+        for item, real in enumerate(lengths):
+            spoilt[name][item, ..., real:, :] = 1e4
+    assert min(lengths) < 8
+    for given in (arrays, spoilt):
+        with torch.no_grad():
+            model(*(torch.from_numpy(given[s.name]) for s in contract.inputs))
+    for clean, same in zip(seen[:3], seen[3:], strict=True):
+        np.testing.assert_array_equal(clean, same)
+
+
 def test_graphs_hold_what_their_precision_says(case: tuple[Bundle, list[Sample]]) -> None:
     bundle, _ = case
     types = {p: [n.op_type for n in graph_of(bundle, p).node] for p in ("fp32", *REDUCED)}
@@ -255,6 +279,33 @@ def test_graphs_hold_what_their_precision_says(case: tuple[Bundle, list[Sample]]
 
 def _name(bundle: Bundle, precision: str) -> str:
     return next(v.name for v in bundle.manifest.variants if v.precision == precision)
+
+
+def test_nothing_is_rounded_between_two_fp32_nodes_of_an_fp16_graph(tmp_path: Path) -> None:
+    weights = np.eye(8, dtype=np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Softmax", ["a"], ["b"]),
+        helper.make_node("Log", ["b"], ["c"]),
+        # A cast of the graph's own, of numbers that fp16 cannot count.
+        helper.make_node("Cast", ["n"], ["d"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["c", "d"], ["e"]),
+        helper.make_node("Exp", ["e"], ["y"]),
+    ]
+    ports = [helper.make_tensor_value_info(n, t, ["b", 8]) for n, t in (("x", 1), ("n", TensorProto.INT64), ("y", 1))]
+    graph = helper.make_graph(nodes, "g", ports[:2], ports[2:], [numpy_helper.from_array(weights, "w")])
+    source, path = tmp_path / "source.onnx", tmp_path / "fp16.onnx"
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), source)
+    made = precision._fp16(precision._prepared(source), path)
+    onnx.checker.check_model(made)
+    made_by = {o: n for n in made.graph.node for o in n.output}
+    log = next(n for n in made.graph.node if n.op_type == "Log")
+    assert made_by[log.input[0]].op_type == "Softmax"
+    assert {n.op_type for n in made.graph.node} == {"Cast", "MatMul", "Softmax", "Log", "Mul", "Exp"}
+    onnx.save_model(made, path)
+    arrays = {"x": np.random.default_rng(0).standard_normal((3, 8), np.float32), "n": np.full((3, 8), 2, np.int64)}
+    exact, found = (open_file(f).run(["y"], arrays)[0] for f in (source, path))
+    np.testing.assert_allclose(found, exact, rtol=0.02, atol=1e-3)
 
 
 def test_a_variant_remembers_what_the_gate_measured(case: tuple[Bundle, list[Sample]]) -> None:

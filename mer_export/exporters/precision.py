@@ -179,7 +179,7 @@ def _fp16(model: Any, scratch: Path) -> Any:
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     quiet = logging.getLogger("onnxruntime.transformers.float16")
-    before = quiet.level
+    before, own = quiet.level, {n.name for n in model.graph.node}
     quiet.setLevel(logging.ERROR)
     try:
         made = float16.convert_float_to_float16(
@@ -191,6 +191,7 @@ def _fp16(model: Any, scratch: Path) -> Any:
     finally:
         quiet.setLevel(before)
     _drop_repeated_casts(made.graph)
+    _drop_round_trips(made.graph, own)
     OnnxModel(made).topological_sort()
     return _finished(made)
 
@@ -234,6 +235,28 @@ def _drop_repeated_casts(graph: Any) -> None:
         if node.op_type == "Cast" and node.output[0] in seen:
             graph.node.remove(node)
         seen.update(node.output)
+
+
+def _drop_round_trips(graph: Any, own: set[str]) -> None:
+    """What one fp32 node gives to another stays fp32: the converter rounds to fp16 and back between them.
+
+    Nodes named in `own` are not the converter's. TensorRT-RTX also fails on such casts beside an LSTM.
+    """
+    import onnx
+
+    casts = [n for n in graph.node if n.op_type == "Cast"]
+    half = {
+        n.output[0]: n.input[0] for n in casts if n.attribute[0].i == onnx.TensorProto.FLOAT16 and n.name not in own
+    }
+    full = {n.output[0]: n.input[0] for n in casts if n.attribute[0].i == onnx.TensorProto.FLOAT}
+    exact = {name: half[source] for name, source in full.items() if source in half}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = exact.get(name, name)
+    for outputs in (exact, half):
+        used = {name for n in graph.node for name in n.input} | {o.name for o in graph.output}
+        for node in [n for n in casts if n.output[0] in outputs and n.output[0] not in used]:
+            graph.node.remove(node)
 
 
 def _finished(model: Any) -> Any:

@@ -121,7 +121,8 @@ def build_engine(onnx_file: Path, contract: Contract) -> bytes:
     config.clear_flag(library.BuilderFlag.TF32)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise UsageError(f"{flavour} cannot build an engine from {onnx_file.name}: {reports.last or 'no reason given'}")
+        reason = " ".join((reports.last or "no reason given").split())
+        raise UsageError(f"{flavour} cannot build an engine from {onnx_file.name}: {reason}")
     return bytes(engine)
 
 

@@ -82,7 +82,14 @@ class Cmerc(nn.Module):
         mask = (torch.arange(steps, device=lengths.device) < lengths[:, None]).to(audio.dtype)
         # M3NET's recurrent layers and LN2 run over the padding of the batch.
         seen = lengths if semantics == "single" else torch.full_like(lengths, steps)
-        inputs = {"text": text, "audio": audio, "vision": vision}
+        inside = mask[:, None, :, None]
+        real = mask[..., None] > 0
+        # Nothing that comes after sees padding anyway; but a scale of int8 would, whatever stands there.
+        inputs = {
+            "text": torch.where(inside > 0, text, 0.0),
+            "audio": torch.where(real, audio, 0.0),
+            "vision": torch.where(real, vision, 0.0),
+        }
         for modality, standardise in self.standardise.items():
             inputs[modality] = standardise(inputs[modality])
         encoded = {
@@ -99,7 +106,6 @@ class Cmerc(nn.Module):
             # Rows of the embedding are audio, vision, text in M3NET.
             for modality, row in zip(("audio", "vision", "text"), self.modal_embedding.weight.unbind(0), strict=True):
                 encoded[modality] = encoded[modality] + row
-        inside = mask[:, None, :, None]
         projected = torch.stack([self.node_projection(encoded[m]) for m in MODALITIES], dim=1) * inside
         blocks = [
             self.hypergraph(projected, mask, lengths, semantics),
