@@ -83,13 +83,12 @@ class Cmerc(nn.Module):
         # M3NET's recurrent layers and LN2 run over the padding of the batch.
         seen = lengths if semantics == "single" else torch.full_like(lengths, steps)
         inside = mask[:, None, :, None]
-        real = mask[..., None] > 0
-        # Nothing that comes after sees padding anyway; but a scale of int8 would, whatever stands there.
-        inputs = {
-            "text": torch.where(inside > 0, text, 0.0),
-            "audio": torch.where(real, audio, 0.0),
-            "vision": torch.where(real, vision, 0.0),
-        }
+        inputs = {"text": text, "audio": audio, "vision": vision}
+        if semantics == "single":
+            # Nothing that comes after sees padding; but a scale of int8 would, whatever stands there.
+            inputs = {
+                m: torch.where((inside if m == "text" else mask[..., None]) > 0, x, 0.0) for m, x in inputs.items()
+            }
         for modality, standardise in self.standardise.items():
             inputs[modality] = standardise(inputs[modality])
         encoded = {
