@@ -22,7 +22,10 @@ Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads o
 Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Items per call; default as planned, else 16.")]
 Precision = Annotated[
     Literal["fp32", "fp16", "bf16", "int8"] | None,
-    typer.Option("--precision", help="Which of the exported precisions to use; default fp32, with --goal any."),
+    typer.Option(
+        "--precision",
+        help="Of the answers: one that was exported, or bf16 or int8 that OpenVINO makes of fp32. Default fp32, with --goal any.",
+    ),
 ]
 GoalOpt = Annotated[
     str | None,

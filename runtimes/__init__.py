@@ -46,12 +46,19 @@ BACKENDS = {
     b.name: b
     for b in (
         Backend("torch", "PyTorch eager, the reference", "runtimes.eager:EagerSession", (), captures=True),
-        Backend("torchscript", "TorchScript", "runtimes.torchscript:TorchScriptSession", ("torchscript",)),
+        Backend(
+            "torchscript",
+            "TorchScript",
+            "runtimes.torchscript:TorchScriptSession",
+            ("torchscript",),
+            precisions=("fp32",),
+        ),
         Backend(
             "exported_program",
             "PyTorch exported program",
             "runtimes.exported_program:ExportedProgramSession",
             ("exported_program",),
+            precisions=("fp32",),
         ),
         Backend(
             "onnxruntime",

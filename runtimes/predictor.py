@@ -107,9 +107,8 @@ class Predictor:
             self.contract, self.task = with_shared(self.contract, self.task, name, table)
         self.backend = backend
         self.precision = precision
-        self.options = options or SessionOptions()
         hint: Hint = next((p for p in find_backend(backend).lowers if p == precision), "fp32")
-        self.options = replace(self.options, hint=hint)
+        self.options = replace(options or SessionOptions(), hint=hint)
         self.batch = batch or BATCH
         self._planned = {} if batch else planned_batches(bundle)
         self.overflow = overflow

@@ -331,6 +331,8 @@ def test_a_runtime_without_the_precision_says_which_has_it(case: tuple[Bundle, l
     bundle, _ = case
     with pytest.raises(UnsupportedError, match=r"tensorrt does not run int8, .*onnxruntime.*openvino"):
         Predictor(bundle, "tensorrt", precision="int8")
+    with pytest.raises(UnsupportedError, match="torchscript does not run int8"):
+        Predictor(bundle, "torchscript", precision="int8")
     with pytest.raises(UnsupportedError, match="torch does not run fp16"):
         Predictor(bundle, "torch", precision="fp16")
     with pytest.raises(UnsupportedError, match=r"openvino runs .* not onnx-int8"):
