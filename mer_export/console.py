@@ -24,7 +24,7 @@ Precision = Annotated[
     Literal["fp32", "fp16", "bf16", "int8"] | None,
     typer.Option(
         "--precision",
-        help="Of the answers: one that was exported, or bf16 or int8 that OpenVINO makes of fp32. Default fp32, with --goal any.",
+        help="One that was exported, or bf16 or int8, which OpenVINO makes of fp32; default fp32, with --goal any.",
     ),
 ]
 GoalOpt = Annotated[

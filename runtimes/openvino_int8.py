@@ -1,9 +1,9 @@
 """int8 products for OpenVINO's CPU plugin: weights rounded when a file is loaded, activations on every call.
 
-Each output of a matrix has a scale, and each row of activations one for `GROUP` neighbours, so that no row is rounded by
-what else is in the batch, or by padding. Products with a constant matrix are int8, those that `openvino_rnn` wrote as
-loops included; everything else stays in fp32. On a processor without 8-bit dot products
-(AVX-512 VNNI, AVX-VNNI) the plugin multiplies in fp32.
+Each output of a matrix has a scale, and each row of activations one for `GROUP` neighbours, so that no row is rounded
+by what else is in the batch, or by padding. Products with a constant matrix are int8, those that `openvino_rnn` wrote
+as loops included; everything else stays in fp32. On a processor without 8-bit dot products (AVX-512 VNNI, AVX-VNNI)
+the plugin multiplies in fp32.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 GROUP = 128
-"""Activations that share a scale. 32 costs a quarter of the speed; 256 gains 4 % in a product alone and is a little less exact."""
+"""Activations that share a scale. 32 costs a quarter of the speed; 256 gains 4 % and is a little less exact."""
 LARGEST = 127
 
 
