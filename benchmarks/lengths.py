@@ -2,7 +2,7 @@
 
     python3 -m benchmarks.lengths --out benchmarks/results [--network mtee_mosei] [--precision int8] [--items 256]
 
-All ways to run the same items are timed in turns in one process. Writes `<network>-lengths.json` and `.md`.
+All ways to run the same items are timed in turns in one process, as many at once as memory holds. Writes `<network>-lengths.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import export_variant
 from runtimes import find_backend, machine, open_session
+from runtimes.candidate import in_memory
 from runtimes.plan import Plan, make_plan
 from runtimes.plan import markdown as plan_table
 from runtimes.plan import save as save_plan
@@ -32,13 +33,15 @@ from runtimes.session import Session, SessionOptions
 from runtimes.tables import table
 from runtimes.timing import Turns, interleave, ratio
 
-WAYS = [
+COMPUTED = [
     ("onnxruntime", "fp32"),
     ("onnxruntime", "int8"),
     ("openvino", "fp32"),
     ("openvino", "bf16"),
     ("openvino", "int8"),
 ]
+RUNTIMES = list(dict.fromkeys(backend for backend, _ in COMPUTED))
+ALONE, PLANNED, PADDED = "one at a time", "planned batches", "all in the longest bucket"
 MOST = 5
 """Buckets that the plan may have."""
 ROUNDS = 5
@@ -52,31 +55,37 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
     parser.add_argument("--network", choices=known, action="append", help="repeat for several; default: all")
     parser.add_argument("--items", type=int, default=256)
+    parser.add_argument("--buckets", type=int, default=MOST, help="at most so many")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--runtime", choices=RUNTIMES, action="append", help="repeat for several; default: all")
     parser.add_argument("--plan-only", action="store_true", help="cost per shape and buckets; export and run nothing")
     chosen = parser.parse_args(arguments)
     line = output.command("lengths", arguments)
+    computed = [(backend, p) for backend, p in COMPUTED if backend in (chosen.runtime or RUNTIMES)]
 
     def run() -> None:
         for name in chosen.network or known:
             rounds = 0 if chosen.plan_only else chosen.rounds
-            found = {"command": line} | measure(name, chosen.items, chosen.threads, rounds)
+            found = measure(name, chosen.items, chosen.buckets, computed, chosen.threads, rounds)
+            found["command"] = line
             output.write(chosen.out, f"{name}-lengths", found, markdown(name, found))
 
     output.end_well(run)
 
 
-def measure(name: str, count: int, threads: int, rounds: int) -> dict[str, Any]:
+def measure(
+    name: str, count: int, buckets: int, computed: Sequence[tuple[str, str]], threads: int, rounds: int
+) -> dict[str, Any]:
     """Exports the planned buckets of one network and times every way to run its items; with 0 `rounds` only plans."""
     network = NETWORKS[name]
     assert network.original is not None
     with tempfile.TemporaryDirectory() as folder:
         bundle = random_bundle(Path(folder) / name, network)
         samples = real_samples(bundle.manifest.contract, network, count)
-        plan = make_plan(bundle, samples, MOST, "these items", threads=threads, say=output.say)
+        plan = make_plan(bundle, samples, buckets, "these items", threads=threads, say=output.say)
         save_plan(bundle, plan)
-        rows, missing = _ways(bundle, name, plan, samples, threads, rounds) if rounds else ([], {})
+        rows, missing = _ways(bundle, name, plan, samples, computed, threads, rounds) if rounds else ([], {})
     assert network.real is not None
     return {
         "machine": machine.describe(),
@@ -93,28 +102,58 @@ def measure(name: str, count: int, threads: int, rounds: int) -> dict[str, Any]:
 
 
 def _ways(
-    bundle: Bundle, name: str, plan: Plan, samples: Sequence[Sample], threads: int, rounds: int
+    bundle: Bundle,
+    name: str,
+    plan: Plan,
+    samples: Sequence[Sample],
+    computed: Sequence[tuple[str, str]],
+    threads: int,
+    rounds: int,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """A row for each way to run the items, and what could not be exported."""
-    missing = _export(bundle, name, [b.lengths for b in plan.buckets])
+    longest = {d: max(b.lengths[d] for b in plan.buckets) for d in plan.buckets[0].lengths}
+    buckets = [b.lengths for b in plan.buckets]
+    missing = export(bundle, name, buckets if longest in buckets else [*buckets, longest], computed)
     bundle = Bundle.open(bundle.root)
-    with contextlib.ExitStack() as stack:
-        eager = stack.enter_context(open_session(bundle, None, "torch", SessionOptions(threads=threads)))
-        calls: dict[str, Callable[[], object]] = {
+    alike = all(b.batch == 1 for b in plan.buckets)
+    ways = [
+        (backend, precision, how)
+        for backend, precision in computed
+        if find_backend(backend).stored(precision) not in missing
+        for how in (ALONE, PLANNED, PADDED)
+        if how != PLANNED or not alike
+    ]
+    groups = in_memory(bundle, ways, sessions=len(plan.buckets), beside=1)
+    rows: list[dict[str, Any]] = []
+    with open_session(bundle, None, "torch", SessionOptions(threads=threads)) as eager:
+        reference = {
             BASE: partial(_as_published, eager, bundle, NETWORKS[name], samples),
             "PyTorch, one at a time, unpadded": partial(_alone, eager, bundle, samples),
         }
-        for backend, precision in WAYS:
-            if find_backend(backend).stored(precision) in missing:
-                continue
-            for batch in (1, None):
-                predictor = Predictor(bundle, backend, SessionOptions(threads=threads), batch, precision=precision)
-                stack.enter_context(predictor)
-                how = "planned batches" if batch is None else "one at a time"
-                calls[f"{backend} {precision}, {how}"] = partial(predictor.scores, samples)
-        output.say(f"{name}: {len(calls)} ways to run {len(samples)} items, {rounds} rounds")
-        turns = interleave(calls, rounds)
-    return [_row(n, turns, len(samples)) for n in calls], missing
+        for group in groups:
+            # Every group is timed beside the authors' batching; what else PyTorch can do needs one.
+            calls: dict[str, Callable[[], object]] = {n: reference[n] for n in reference if n == BASE or not rows}
+            with contextlib.ExitStack() as stack:
+                for way in group:
+                    predictor = stack.enter_context(_predictor(bundle, *way, longest, threads))
+                    calls[" ".join(way[:2]) + f", {way[2]}"] = partial(predictor.scores, samples)
+                output.say(f"{name}: {len(calls)} ways to run {len(samples)} items, {rounds} rounds")
+                turns = interleave(calls, rounds)
+            rows += [_row(n, turns, len(samples)) for n in calls if not rows or n != BASE]
+    return rows, missing
+
+
+def _predictor(bundle: Bundle, backend: str, precision: str, how: str, longest: Lengths, threads: int) -> Predictor:
+    record = find_backend(backend)
+    usable = [v for v in bundle.manifest.variants if record.takes(v) and v.precision == record.stored(precision)]
+    return Predictor(
+        bundle,
+        backend,
+        SessionOptions(threads=threads),
+        batch=1 if how == ALONE else None,
+        precision=precision,
+        variants=[v for v in usable if v.lengths == longest] if how == PADDED else None,
+    )
 
 
 def _row(name: str, turns: dict[str, Turns], items: int) -> dict[str, Any]:
@@ -127,11 +166,13 @@ def _row(name: str, turns: dict[str, Turns], items: int) -> dict[str, Any]:
     }
 
 
-def _export(bundle: Bundle, name: str, buckets: Sequence[Lengths]) -> dict[str, str]:
-    """Every planned bucket as ONNX in the precisions of `WAYS`; what does not hold is returned with the reason."""
+def export(
+    bundle: Bundle, name: str, buckets: Sequence[Lengths], computed: Sequence[tuple[str, str]] = tuple(COMPUTED)
+) -> dict[str, str]:
+    """Every bucket as ONNX in the precisions that are `computed`; what does not hold is returned with the reason."""
     missing: dict[str, str] = {}
     for lengths in buckets:
-        for precision in dict.fromkeys(find_backend(b).stored(p) for b, p in WAYS):
+        for precision in dict.fromkeys(find_backend(b).stored(p) for b, p in computed):
             output.say(f"{name}: exporting {precision} for {lengths}")
             try:
                 # Labels of random weights say nothing: a reduced precision is held against scores alone here.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import runtimes
 from mer_export.bundle import WEIGHTS, Bundle, Variant
@@ -15,6 +16,8 @@ EAGER = "torch"
 """The backend that runs the bundle's own weights."""
 SESSION_SIZE = 2.5
 """Bytes that a loaded candidate may take for each byte of the weights: OpenVINO keeps packed ones beside its own."""
+
+Way = TypeVar("Way")
 
 
 @dataclass(frozen=True)
@@ -102,18 +105,16 @@ def grouped_reasons(not_run: Sequence[tuple[str, str]]) -> list[tuple[str, list[
     return list(groups.items())
 
 
-def in_memory(
-    bundle: Bundle, candidates: Sequence[Candidate], sessions: int = 1, beside: int = 0
-) -> list[list[Candidate]]:
-    """Groups of candidates that memory can hold loaded at the same time, at least one in each.
+def in_memory(bundle: Bundle, ways: Sequence[Way], sessions: int = 1, beside: int = 0) -> list[list[Way]]:
+    """Groups of ways to run a bundle that memory can hold loaded at the same time, at least one in each.
 
     Args:
-        bundle: what they belong to.
-        candidates: in the order to keep.
-        sessions: of each candidate.
+        bundle: what they run.
+        ways: in the order to keep.
+        sessions: of each way.
         beside: sessions that are loaded with every group.
     """
     free = machine.available_bytes()
     each = SESSION_SIZE * bundle.manifest.files[WEIGHTS].size
-    most = max(1, int((free / each - beside) / sessions)) if free else max(1, len(candidates))
-    return [list(candidates[i : i + most]) for i in range(0, len(candidates), most)] or [[]]
+    most = max(1, int((free / each - beside) / sessions)) if free else max(1, len(ways))
+    return [list(ways[i : i + most]) for i in range(0, len(ways), most)] or [[]]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_bundle import make_bundle, make_samples, randomise
 
+from benchmarks.choice import judge
 from mer_export.bundle import Bundle
 from mer_export.errors import BundleError, UsageError
 from mer_export.exporters import export_variant
@@ -118,6 +119,25 @@ def test_a_setting_that_does_not_answer_all_the_data_is_not_chosen() -> None:
     found = profile_of([(setting(), 5.0, 5.0), (setting(precision="int8"), 1.0, 1.0)])
     found.entries.pop()
     assert choose(found, Goal("throughput")).setting == setting()
+
+
+def test_a_choice_is_judged_by_the_times_of_another_run() -> None:
+    a, b, gone = setting(), setting(precision="int8"), setting(threads=2)
+    first = profile_of([(a, 2.0, 2.0), (b, 3.0, 3.0), (gone, 1.0, 1.0)])
+    second = profile_of([(a, 5.0, 5.0), (b, 4.0, 4.0)])
+    latency, throughput, budget = judge(first, second)
+    assert latency == {
+        "goal": "latency",
+        "budget_ms": 0,
+        "chosen": a.name,
+        "best_again": b.name,
+        "ms": pytest.approx(5.0),
+        "slower": pytest.approx(0.25),
+        "kept_budget": True,
+    }
+    assert throughput["slower"] == pytest.approx(0.25)
+    assert budget["budget_ms"] == pytest.approx(2 * 1.2 * 2.0)
+    assert (budget["chosen"], budget["kept_budget"]) == (a.name, False)
 
 
 @pytest.mark.parametrize(
