@@ -2,7 +2,8 @@
 
     python3 -m benchmarks.lengths --out benchmarks/results [--network mtee_mosei] [--precision int8] [--items 256]
 
-All ways to run the same items are timed in turns in one process, as many at once as memory holds. Writes `<network>-lengths.json` and `.md`.
+All ways to run the same items are timed in turns in one process, as many together as memory holds.
+Writes `<network>-lengths.json` and `.md`.
 """
 
 from __future__ import annotations
