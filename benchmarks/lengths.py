@@ -1,6 +1,6 @@
 """Many items of the lengths that occur: sorted and bucketed inference against PyTorch with the authors' batching.
 
-    python3 -m benchmarks.lengths --out benchmarks/results [--network mtee_mosei] [--precision int8] [--items 256]
+    python3 -m benchmarks.lengths --out benchmarks/results [--network mtee_mosei] [--runtime openvino] [--items 256]
 
 All ways to run the same items are timed in turns in one process, as many together as memory holds.
 Writes `<network>-lengths.json` and `.md`.

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,14 @@ from train.evaluate import evaluate
 from train.loop import Stage, cpu_threads, make_accelerator, set_statistics
 from train.progress import Quiet, default_progress, headline
 from train.protocols import protocol_class, recipe
-from train.protocols.cmerc.difficulty import find_difficulty, measure_difficulty, read_difficulty
+from train.protocols.base import Before
 from train.provenance import feature_statistics, provenance
 from train.seeds import seed_everything
 from train.state import DIFFICULTY, RunState, load_tensors, read_state, stage_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import nn
 
 EVALUATION = "train/evaluation.json"
 
@@ -313,33 +315,28 @@ def _manifest(setting: Setting, made_by: dict[str, Any]) -> Manifest:
 
 
 def _difficulty(setting: Setting, bundle: Bundle | None, progress: Quiet) -> dict[str, float] | None:
-    """Difficulties for the curriculum: from the resumed bundle, a file, or measured now; None without curriculum."""
-    rule = getattr(setting.settings, "curriculum", None)
-    if rule is None:
-        return None
-    if bundle is not None:
-        return json.loads(bundle.path(DIFFICULTY).read_text())
-    if rule.difficulty == "measure":
-        return _measure(setting, rule.measure_epochs, progress)
-    if rule.difficulty == "file":
-        return read_difficulty(find_difficulty(setting.data, setting.corpus.info.get("dataset")))
-    return read_difficulty(setting.data / rule.difficulty)
-
-
-def _measure(setting: Setting, epochs: int, progress: Quiet) -> dict[str, float]:
-    """The staged recipe: trains a plain model, then measures the training dialogues with it."""
+    """What the protocol has to know of each item: from the resumed bundle, else found now and the same for all."""
     from accelerate.utils import broadcast_object_list
 
-    config, accelerator = setting.config, setting.accelerator
+    if bundle is not None and DIFFICULTY in bundle.manifest.files:
+        return json.loads(bundle.path(DIFFICULTY).read_text())
+    protocol = protocol_class(setting.config.system)(setting.settings)
+    dataset, first = setting.corpus.info.get("dataset"), partial(_first_model, setting, progress)
+    return broadcast_object_list([protocol.find_difficulty(Before(setting.data, dataset, setting.samples, first))])[0]
+
+
+def _first_model(setting: Setting, progress: Quiet, title: str, settings: Any, epochs: int) -> nn.Module:
+    """A model like the run's own, trained with other protocol settings."""
+    config = setting.config
     seed_everything(config.seed)
     model = registry.get(config.system).build(setting.model_config)
     set_statistics(model, setting.unchanged)
-    stage = Stage(config, setting.settings.plain(), model, setting.contract, setting.samples, accelerator)
-    progress.start("plain model for difficulties", epochs, 0)
+    stage = Stage(config, settings, model, setting.contract, setting.samples, setting.accelerator)
+    progress.start(title, epochs, 0)
     for number in range(epochs):
         progress.epoch(stage.epoch(number))
     progress.close()
-    return broadcast_object_list([measure_difficulty(stage.kept, setting.samples)])[0]
+    return stage.kept
 
 
 def _headline(found: dict[str, dict[Semantics, dict[str, float]]], epoch: int | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,19 @@ class AuxiliaryPass:
     backward: Callable[[Tensor], None]
 
 
+@dataclass(frozen=True)
+class Before:
+    """What a protocol can work with before its run: the data, and a way to train a first model on `samples`.
+
+    `train` takes what the progress calls it, protocol settings, and a number of epochs.
+    """
+
+    data: Path
+    dataset: str | None
+    samples: Sequence[Sample]
+    train: Callable[[str, Any, int], nn.Module]
+
+
 class Protocol(ABC):
     """One training run of one system. A subclass gives `prepare`, `step` and whatever else it does its own way."""
 
@@ -46,6 +60,10 @@ class Protocol(ABC):
         self.difficulty = difficulty
         self.weight: Tensor | None = None
         """Class weights of the loss, kept in the bundle's provenance."""
+
+    def find_difficulty(self, before: Before) -> dict[str, float] | None:
+        """Item id to value, which the constructor of the run's protocol gets and the bundle keeps; None needs none."""
+        return None
 
     def views(self, corpus: Corpus) -> Corpus:
         """The data set as training and measuring see it."""

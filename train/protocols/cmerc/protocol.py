@@ -16,8 +16,9 @@ from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.models.cmerc.network import Cmerc
 from train.batches import Batch
-from train.protocols.base import Protocol
+from train.protocols.base import Before, Protocol
 from train.protocols.cmerc import curriculum, losses
+from train.protocols.cmerc.difficulty import find_difficulty, measure_difficulty, read_difficulty
 from train.protocols.cmerc.settings import CmercSettings
 from train.protocols.cmerc.views import degraded
 
@@ -43,6 +44,18 @@ class CmercProtocol(Protocol):
         """`difficulty` (dialogue id to value) is needed with a curriculum."""
         super().__init__(settings, difficulty)
         self.frozen: Cmerc | None = None
+
+    def find_difficulty(self, before: Before) -> dict[str, float] | None:
+        """Difficulties for the curriculum: from a file, or measured with a plain model that is trained first."""
+        rule = self.settings.curriculum
+        if rule is None:
+            return None
+        if rule.difficulty == "measure":
+            plain = before.train("plain model for difficulties", self.settings.plain(), rule.measure_epochs)
+            return measure_difficulty(plain, before.samples)
+        if rule.difficulty == "file":
+            return read_difficulty(find_difficulty(before.data, before.dataset))
+        return read_difficulty(before.data / rule.difficulty)
 
     def prepare(self, model: Cmerc, samples: Sequence[Sample], device: torch.device) -> Stepped:
         """Takes what it needs from the training split and gives the module that training calls."""
