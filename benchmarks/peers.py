@@ -34,17 +34,17 @@ from mer_export.exporters import export_variant
 from mer_export.exporters.job import random_inputs
 from mer_export.weights import bundle_model
 from runtimes import machine, open_session
-from runtimes.session import Hint, SessionOptions
+from runtimes.session import Lowered, SessionOptions
 from runtimes.tables import table
 from runtimes.timing import interleave, ratio, warm_up
 
 Arrays = dict[str, np.ndarray]
 Call = Callable[[], np.ndarray]
 BASE = "PyTorch eager"
-OURS: tuple[tuple[str, str, str, Hint], ...] = (
-    ("mer: ONNX Runtime fp32", "onnxruntime", "fp32", "fp32"),
-    ("mer: ONNX Runtime int8", "onnxruntime", "int8", "fp32"),
-    ("mer: OpenVINO fp32", "openvino", "fp32", "fp32"),
+OURS: tuple[tuple[str, str, str, Lowered | None], ...] = (
+    ("mer: ONNX Runtime fp32", "onnxruntime", "fp32", None),
+    ("mer: ONNX Runtime int8", "onnxruntime", "int8", None),
+    ("mer: OpenVINO fp32", "openvino", "fp32", None),
     ("mer: OpenVINO bf16", "openvino", "fp32", "bf16"),
     ("mer: OpenVINO int8", "openvino", "fp32", "int8"),
 )
@@ -224,13 +224,13 @@ def _own(
     """Variants of this project on its runtimes."""
     answer = bundle.manifest.task.output
 
-    def make(backend: str, precision: str, hint: Hint) -> Call:
+    def make(backend: str, precision: str, lowered: Lowered | None) -> Call:
         variant = export_variant(bundle, "onnx", lengths, precision=precision)
-        opened = open_session(bundle, variant, backend, SessionOptions("cpu", threads, hint))
+        opened = open_session(bundle, variant, backend, SessionOptions("cpu", threads, lowered))
         session = stack.enter_context(opened)
         return lambda: session.run(arrays)[answer]
 
-    return {name: partial(make, backend, precision, hint) for name, backend, precision, hint in OURS}
+    return {name: partial(make, backend, precision, lowered) for name, backend, precision, lowered in OURS}
 
 
 def markdown(name: str, found: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mer_export.bundle import Bundle, Variant
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.registry import resolve
-from runtimes.session import Hint, Session, SessionOptions
+from runtimes.session import Lowered, Session, SessionOptions
 
 if TYPE_CHECKING:
     from runtimes.predictor import Predictor
@@ -29,7 +29,7 @@ class Backend:
     offers: tuple[SessionOptions, ...] = (SessionOptions(), SessionOptions(device="cuda"))
     """The options worth trying on a machine."""
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
-    lowers: tuple[Hint, ...] = ()
+    lowers: tuple[Lowered, ...] = ()
     captures: bool = False
     """Whether it can run as a CUDA graph."""
 
@@ -72,7 +72,7 @@ BACKENDS = {
             "OpenVINO, fp32, bf16 or int8 on CPU",
             "runtimes.openvino:OpenVinoSession",
             ("onnx",),
-            (SessionOptions(), SessionOptions(hint="bf16"), SessionOptions(hint="int8")),
+            (SessionOptions(), SessionOptions(lowered="bf16"), SessionOptions(lowered="int8")),
             ("fp32", "fp16"),
             ("bf16", "int8"),
         ),
@@ -165,8 +165,7 @@ def survey(bundle: Bundle) -> list[tuple[Candidate, str | None]]:
             found += [
                 (Candidate(v, backend.name, own), problem)
                 for v in (variants if backend.formats else [None])
-                # A hint lowers what is fp32; another variant has its precision already.
-                if options.hint == "fp32" or v is None or v.precision == "fp32"
+                if options.lowered is None or v is None or v.precision == "fp32"
                 for own in ((options, replace(options, extra=AFRESH)) if v and v.stages else (options,))
             ]
     return found

@@ -32,12 +32,11 @@ class Candidate:
     @property
     def runtime(self) -> str:
         """Backend with what differs from its defaults: `openvino bf16`, `onnxruntime cuda`, `onnxruntime stages`."""
-        hint = "" if self.options.hint == "fp32" else self.options.hint
         device = "" if self.options.device == "cpu" else self.options.device
         graph = "graph" if self.options.cuda_graph else ""
         again = "afresh" if self.options.extra.get("reuse") is False else ""
         stages = "stages" if self.variant and self.variant.stages else ""
-        return " ".join(part for part in (self.backend, hint, device, graph, stages, again) if part)
+        return " ".join(part for part in (self.backend, self.options.lowered, device, graph, stages, again) if part)
 
     @property
     def name(self) -> str:
@@ -50,8 +49,7 @@ class Candidate:
     @property
     def precision(self) -> str:
         """The precision it computes in, which decides the rule it is judged by."""
-        own = self.variant.precision if self.variant else "fp32"
-        return self.options.hint if own == "fp32" else own
+        return self.options.lowered or (self.variant.precision if self.variant else "fp32")
 
     @property
     def family(self) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def open_predictor(
         setting.backend,
         chosen,
         setting.batch,
-        precision=setting.computes,
+        precision=setting.precision,
         variants=variants_of(bundle, profile, setting),
         workers=setting.workers,
         **rest,

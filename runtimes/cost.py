@@ -73,7 +73,7 @@ def measured_candidate(bundle: Bundle, format: str, precision: str, threads: int
         for c in find_candidates(bundle, threads)
         if c.reason is None
         and c.variant
-        and c.options.hint == "fp32"
+        and c.options.lowered is None
         and (c.variant.format, c.variant.precision, c.variant.batch) == (format, precision, 0)
     ]
     first = [c for c in fitting if c.backend == fitting[0].backend]

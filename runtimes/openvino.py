@@ -11,10 +11,10 @@ from mer_export.contract import Contract, Lengths
 from mer_export.errors import BundleError, NotAvailableError
 from runtimes.openvino_int8 import GROUP, quantise_matrices
 from runtimes.openvino_rnn import unroll_by_length
-from runtimes.session import Port, Session, SessionOptions, check_ports
+from runtimes.session import Lowered, Port, Session, SessionOptions, check_ports
 
-HINTS = {
-    "fp32": {"INFERENCE_PRECISION_HINT": "f32"},
+SETTINGS: dict[Lowered | None, dict[str, str]] = {
+    None: {"INFERENCE_PRECISION_HINT": "f32"},
     "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
     "int8": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP)},
 }
@@ -42,7 +42,7 @@ class OpenVinoSession(Session):
         import openvino
 
         # Left alone OpenVINO takes bf16 by itself on processors that have it.
-        self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **HINTS[options.hint]}
+        self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **SETTINGS[options.lowered]}
         if options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads
         self._core: Any = openvino.Core()
@@ -92,7 +92,7 @@ class OpenVinoSession(Session):
                 ports = [p for p in graph.inputs if p.get_any_name() in batched]
                 graph.reshape({p.get_any_name(): [items, *list(p.get_partial_shape())[1:]] for p in ports})
             unroll_by_length(graph)
-            if self.options.hint == "int8":
+            if self.options.lowered == "int8":
                 self.info["int8_products"] = quantise_matrices(graph)
             return self._core.compile_model(graph, "CPU", self._settings).create_infer_request()
         except RuntimeError as error:

@@ -41,7 +41,7 @@ class CandidateReport(Strict):
     variant: str | None
     format: str
     precision: str
-    """Precision it computes in: the variant's, or the hint's where one is given."""
+    """Precision it computes in: the variant's, or what that is lowered to."""
     lengths: Lengths | None
     batch: int
     verdict: Verdict

@@ -20,7 +20,7 @@ from mer_export.task import with_shared
 from runtimes import BACKENDS, find_backend, open_session
 from runtimes.crew import Crew
 from runtimes.plan import planned_batches
-from runtimes.session import Hint, Session, SessionOptions
+from runtimes.session import Session, SessionOptions
 
 BATCH = 16
 """Samples per run where neither the caller nor a plan says how many."""
@@ -107,8 +107,8 @@ class Predictor:
             self.contract, self.task = with_shared(self.contract, self.task, name, table)
         self.backend = backend
         self.precision = precision
-        hint: Hint = next((p for p in find_backend(backend).lowers if p == precision), "fp32")
-        self.options = replace(options or SessionOptions(), hint=hint)
+        lowered = next((p for p in find_backend(backend).lowers if p == precision), None)
+        self.options = replace(options or SessionOptions(), lowered=lowered)
         self.batch = batch or BATCH
         self._planned = {} if batch else planned_batches(bundle)
         self.overflow = overflow

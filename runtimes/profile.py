@@ -15,14 +15,13 @@ from mer_export.bundle import WEIGHTS, Bundle, Strict, Variant
 from mer_export.contract import Lengths
 from mer_export.errors import BundleError, UsageError
 from runtimes import machine
-from runtimes.session import Hint
 from runtimes.tables import table
 
 FOLDER = "profiles"
 
 
 class Setting(Strict, frozen=True):
-    """One way to answer: a kind of variant on a backend, and how that runs.
+    """One way to answer: a kind of variant on a backend, and how that runs, in the `precision` of the answers.
 
     `fixed` is the batch size that the variants are made for, 0 where any goes; `workers` how many sessions run side by
     side, each with `threads`.
@@ -32,23 +31,16 @@ class Setting(Strict, frozen=True):
     format: str
     precision: str
     device: Literal["cpu", "cuda"]
-    hint: Hint
     fixed: int
     threads: int
     workers: int
     batch: int
 
     @property
-    def computes(self) -> str:
-        """The precision of its answers."""
-        return self.precision if self.hint == "fp32" else self.hint
-
-    @property
     def name(self) -> str:
-        hint = "" if self.hint == "fp32" else f" {self.hint}"
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         workers = f", {self.workers} workers" if self.workers > 1 else ""
-        return f"{self.backend}{hint} {self.format} {self.precision}, {threads}{workers}, batch {self.batch}"
+        return f"{self.backend} {self.format} {self.precision}, {threads}{workers}, batch {self.batch}"
 
 
 class Entry(Strict):
@@ -76,7 +68,7 @@ class Entry(Strict):
 class Profile(Strict):
     """All measurements of one machine."""
 
-    schema_version: int = 1
+    schema_version: Literal[2] = 2
     machine: dict[str, Any]
     weights_sha256: str
     source: str
@@ -120,10 +112,10 @@ class Limits:
         return ", ".join(f"{k} {v}" for k, v in asdict(self).items() if v is not None) or "all buckets"
 
     def allow(self, setting: Setting) -> bool:
-        """Whether a setting keeps them. A hint counts as the precision that it is."""
+        """Whether a setting keeps them."""
         pairs = (
             (self.backend, setting.backend),
-            (self.precision, setting.computes),
+            (self.precision, setting.precision),
             (self.threads, setting.threads),
             (self.batch, setting.batch),
             (self.device, setting.device),

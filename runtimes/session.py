@@ -15,20 +15,20 @@ from mer_export.bundle import Bundle, Variant
 from mer_export.contract import BATCH, Contract, Lengths, TensorSpec
 from mer_export.errors import BundleError, UsageError
 
-Hint = Literal["fp32", "bf16", "int8"]
+Lowered = Literal["bf16", "int8"]
 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a backend runs. `threads` None leaves its default; `hint` is what an fp32 variant is
-    computed in, by a backend that can lower it.
+    """How a backend runs. `threads` None leaves its default; `lowered` is what an fp32 variant is computed in
+    by a backend that can (`Backend.lowers`), None leaves it as it is.
 
     `extra` may hold `cuda_graph` (capture runs on a GPU) and, for ONNX Runtime, `tf32`.
     """
 
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int | None = None
-    hint: Hint = "fp32"
+    lowered: Lowered | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

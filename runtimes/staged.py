@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +108,7 @@ class StagedSession(Session):
 
 def own_options(options: SessionOptions) -> SessionOptions:
     """Options of the backend's own sessions."""
-    return SessionOptions(
-        device=options.device,
-        threads=options.threads,
-        hint=options.hint,
-        extra={k: v for k, v in options.extra.items() if k != REUSE},
-    )
+    return replace(options, extra={k: v for k, v in options.extra.items() if k != REUSE})
 
 
 def _nothing(stage: Stage) -> Arrays:

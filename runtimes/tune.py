@@ -29,7 +29,7 @@ NEAR = 1.25
 LONGEST_CALL = 2.0
 """Seconds; larger batches of a setting whose call takes longer are left out."""
 
-Family = tuple[str, str, str, str, str, int]
+Family = tuple[str, str, str, str, int]
 Shares = Mapping[tuple[Family, str], float]
 """The part of the data that goes to a bucket, by family and `repr` of the bucket."""
 
@@ -49,7 +49,7 @@ def run_tune(
         samples: data whose lengths say how much each bucket counts; None counts all alike, on random values.
         source: what the data is called in the profile.
         batches: sizes to try where a variant takes any.
-        precisions: only these; bf16 is the hint of OpenVINO.
+        precisions: only answers in these.
         say: receives progress.
 
     Raises:
@@ -168,9 +168,8 @@ def _settings(candidate: Candidate, batches: Sequence[int], threads: int, worker
         yield Setting(
             backend=candidate.backend,
             format=variant.format,
-            precision=variant.precision,
+            precision=candidate.precision,
             device=candidate.options.device,
-            hint=candidate.options.hint,
             fixed=variant.batch,
             threads=threads,
             workers=workers,
@@ -207,7 +206,7 @@ def _family(candidate: Candidate) -> Family:
     """What answers a data set together: one variant per bucket."""
     variant, options = candidate.variant, candidate.options
     assert variant is not None
-    return (candidate.backend, variant.format, variant.precision, options.device, options.hint, variant.batch)
+    return (candidate.backend, variant.format, candidate.precision, options.device, variant.batch)
 
 
 def _shares(candidates: Sequence[Candidate], contract: Contract, samples: Sequence[Sample] | None) -> Shares:

@@ -228,7 +228,7 @@ def test_openvino_says_which_precision_it_computes_in(exported: Bundle) -> None:
     with open_session(exported, graph, "openvino", SessionOptions(threads=1)) as session:
         assert session.info["precision"] == "f32"
         assert session.info["threads"] == 1
-    with open_session(exported, graph, "openvino", SessionOptions(hint="bf16")) as session:
+    with open_session(exported, graph, "openvino", SessionOptions(lowered="bf16")) as session:
         assert session.info["precision"] in ("bf16", "f32")
 
 
@@ -237,7 +237,7 @@ def test_openvino_int8_is_near_fp32_and_an_answer_does_not_depend_on_its_neighbo
     samples = [s for s in make_samples(24) if len(s.units) <= 4][:5]
     with (
         open_session(exported, graph, "openvino") as exact,
-        open_session(exported, graph, "openvino", SessionOptions(hint="int8")) as session,
+        open_session(exported, graph, "openvino", SessionOptions(lowered="int8")) as session,
     ):
         together = collate(samples, session.contract, graph.lengths)
         rounded = session.run(together)["log_prob"]

@@ -49,7 +49,7 @@ def bundle(tuned: Path, tmp_path: Path) -> Bundle:
 
 def setting(**changes: object) -> Setting:
     values: dict[str, object] = dict(
-        backend="onnxruntime", format="onnx", precision="fp32", device="cpu", hint="fp32", fixed=0, threads=1
+        backend="onnxruntime", format="onnx", precision="fp32", device="cpu", fixed=0, threads=1
     )
     return Setting.model_validate(values | {"workers": 1, "batch": 1} | changes)
 
@@ -196,7 +196,7 @@ def test_a_goal_gives_the_answers_of_pytorch_in_order(bundle: Bundle, goal: str)
         assert (running.backend, running.batch, running.workers) == (best.backend, best.batch, best.workers)
         assert said == [f"{goal}: {best.name}"]
     for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 if best.hint == "fp32" else 0.1)
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 if best.precision == "fp32" else 0.1)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torchscript"])
