@@ -179,8 +179,11 @@ def parity(
     split: Split = "test",
     data_format: DataFormat = "auto",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
-    atol: Annotated[list[str] | None, typer.Option("--atol", metavar="[OUTPUT:]VALUE", help="Tolerance.")] = None,
-    rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="[OUTPUT:]VALUE", help="Relative part.")] = None,
+    atol: Annotated[
+        list[str] | None,
+        typer.Option("--atol", metavar="VALUE", help="Tolerance, such as 1e-4, int8:0.2 or log_prob:1e-4."),
+    ] = None,
+    rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="VALUE", help="Its relative part.")] = None,
     threads: Threads = 1,
     strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
     quiet: Quiet = False,

@@ -45,7 +45,11 @@ DEFAULT_RULES: dict[str, Rule] = {
 
 
 class Policy(Strict):
-    """Rules by precision, and tolerances by output name that replace those of every rule."""
+    """Rules by precision, and tolerances that replace theirs.
+
+    Keys of `atol` and `rtol` are an output (`log_prob`, `*` for all), after a precision where it is for that one alone
+    (`int8:log_prob`, `int8:*`).
+    """
 
     rules: dict[str, Rule] = Field(default_factory=lambda: dict(DEFAULT_RULES))
     atol: dict[str, float] = Field(default_factory=dict)
@@ -57,14 +61,16 @@ class Policy(Strict):
 
     @classmethod
     def parse(cls, atol: Sequence[str] = (), rtol: Sequence[str] = ()) -> Policy:
-        """The default policy with overrides such as `log_prob:1e-4`, or `1e-4` for every output."""
+        """The default policy with overrides: `log_prob:1e-4`, `int8:0.2`, `fp32:log_prob:1e-4`, or `1e-4` for all."""
         return cls(atol=_parse("--atol", atol), rtol=_parse("--rtol", rtol))
 
     def check_names(self, outputs: Iterable[str]) -> None:
         """Raises UsageError where an override names an output that does not exist."""
         known = set(outputs)
-        for name in {*self.atol, *self.rtol} - known - {"*"}:
-            raise UsageError(f"tolerance for {name!r}: no such output, there are {sorted(known)}")
+        for name in {key.rpartition(":")[2] for key in (*self.atol, *self.rtol)} - known - {"*"}:
+            raise UsageError(
+                f"tolerance for {name!r}: no such output or precision, there are {sorted(known)}, {list(self.rules)}"
+            )
 
     def rule(self, precision: str) -> Rule:
         """The rule of a precision; raises UsageError where there is none."""
@@ -75,9 +81,10 @@ class Policy(Strict):
     def tolerance(self, precision: str, output: str) -> tuple[float, float]:
         """(atol, rtol) of one output at one precision."""
         rule = self.rule(precision)
+        keys = (f"{precision}:{output}", f"{precision}:*", output, "*")
         return (
-            self.atol.get(output, self.atol.get("*", rule.atol)),
-            self.rtol.get(output, self.rtol.get("*", rule.rtol)),
+            next((self.atol[key] for key in keys if key in self.atol), rule.atol),
+            next((self.rtol[key] for key in keys if key in self.rtol), rule.rtol),
         )
 
 
@@ -89,12 +96,16 @@ def gravest(verdicts: Iterable[Verdict]) -> Verdict:
 def _parse(flag: str, values: Sequence[str]) -> dict[str, float]:
     parsed: dict[str, float] = {}
     for text in values:
-        name, found, number = text.rpartition(":")
+        *names, number = text.split(":")
         try:
             value = float(number)
         except ValueError:
             value = -1.0
-        if (found and not name) or not 0 <= value < float("inf"):
-            raise UsageError(f"{flag} {text}: expected a number such as 1e-4, or an output and one: log_prob:1e-4")
-        parsed[name or "*"] = value
+        precision = names.pop(0) if names and names[0] in DEFAULT_RULES else None
+        if len(names) > 1 or not all(names) or not 0 <= value < float("inf"):
+            raise UsageError(
+                f"{flag} {text}: expected a number such as 1e-4, after a precision or an output where it is for that "
+                f"alone: int8:0.2, log_prob:1e-4, fp32:log_prob:1e-4"
+            )
+        parsed[":".join([*([precision] if precision else []), *(names or ["*"])])] = value
     return parsed

@@ -244,10 +244,22 @@ def test_no_samples_is_a_usage_error(bundle: Bundle) -> None:
         parity.run_parity(bundle, [])
 
 
-@pytest.mark.parametrize("text", ["log_prob:", "log_prob:x", ":1e-4", "-1", "log_prob:inf", ""])
+@pytest.mark.parametrize("text", ["log_prob:", "log_prob:x", ":1e-4", "-1", "log_prob:inf", "", "int8:a:b:1"])
 def test_a_malformed_tolerance_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--atol"):
         Policy.parse([text])
+
+
+def test_a_tolerance_may_be_for_one_precision_or_output() -> None:
+    policy = Policy.parse(["1e-3", "log_prob:1e-4", "int8:0.5", "fp32:log_prob:1e-6"], ["bf16:0.25"])
+    policy.check_names(["log_prob", "score"])
+    assert policy.tolerance("fp32", "log_prob") == (1e-6, 1e-6)
+    assert policy.tolerance("fp32", "score")[0] == 1e-3
+    assert policy.tolerance("fp16", "log_prob")[0] == 1e-4
+    assert policy.tolerance("int8", "log_prob")[0] == 0.5
+    assert policy.tolerance("bf16", "score") == (1e-3, 0.25)
+    with pytest.raises(UsageError, match="'fp8': no such output or precision"):
+        Policy.parse(["fp8:0.1"]).check_names(["log_prob"])
 
 
 def test_the_gravest_verdict_wins() -> None:
