@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,9 @@ ANY_SIZE = 0
 class OpenVinoSession(Session):
     """An .onnx file compiled for the CPU at its bucket's lengths.
 
-    A file with a dynamic batch is compiled once for each batch size that comes, which runs faster than one compiled
-    for any; sizes past the `COMPILED`th share one compiled for any.
+    A file with a dynamic batch is compiled for single batch sizes, which run faster than one compiled for any. A size
+    that comes for the first time is filled up to a larger one that is there, with copies of the last item, until that
+    has cost as much time as compiling takes. Sizes past the `COMPILED`th share one compiled for any.
     """
 
     backend = "openvino"
@@ -48,7 +51,9 @@ class OpenVinoSession(Session):
         self._core: Any = openvino.Core()
         self._model = model
         self._requests: dict[int, Any] = {}
-        compiled = self._request(batch or 1).get_compiled_model()
+        self._compile_s = 0.0
+        self._wasted_s: dict[int, float] = defaultdict(float)
+        compiled = self._request(batch or options.batch).get_compiled_model()
         self.info |= {
             "openvino": openvino.__version__,
             "precision": str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
@@ -76,12 +81,23 @@ class OpenVinoSession(Session):
             }
             check_ports(model, specs, ports, self.lengths, self.batch)
 
-    def _request(self, items: int) -> Any:
-        """The compiled model for a batch size."""
-        key = items if items in self._requests or len(self._requests) < COMPILED else ANY_SIZE
-        if key not in self._requests:
-            self._requests[key] = self._compile(key)
-        return self._requests[key]
+    def _request(self, size: int) -> Any:
+        """The model compiled for a batch size."""
+        if size not in self._requests:
+            began = time.perf_counter()
+            self._requests[size] = self._compile(size)
+            self._compile_s = time.perf_counter() - began
+            self.info["batches"] = list(self._requests)
+        return self._requests[size]
+
+    def _size(self, items: int) -> int:
+        """The batch size in which to run so many items."""
+        larger = [size for size in self._requests if size > items]
+        if items in self._requests or self.batch:
+            return items
+        if larger and self._wasted_s[items] < self._compile_s:
+            return min(larger)
+        return items if len(self._requests) < COMPILED else ANY_SIZE
 
     def _compile(self, items: int) -> Any:
         try:
@@ -99,9 +115,22 @@ class OpenVinoSession(Session):
             raise BundleError(f"OpenVINO cannot load {self._model}: {str(error).splitlines()[-1]}") from None
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        request = self._request(len(next(iter(inputs.values()))))
+        batched = {s.name for s in self.contract.inputs if s.batched}
+        items = len(next(a for name, a in inputs.items() if name in batched))
+        size = self._size(items)
+        request = self._request(size)
+        began = time.perf_counter()
+        if size > items:
+            inputs = {n: _filled(a, size) if n in batched else a for n, a in inputs.items()}
         request.infer(inputs, share_inputs=True)
-        return {s.name: request.get_tensor(s.name).data.copy() for s in self.contract.outputs}
+        if size > items:
+            self._wasted_s[items] += (time.perf_counter() - began) * (1 - items / size)
+        return {s.name: request.get_tensor(s.name).data[:items].copy() for s in self.contract.outputs}
 
     def close(self) -> None:
         self._requests = {}
+
+
+def _filled(array: np.ndarray, size: int) -> np.ndarray:
+    """An array of that many items, the last one repeated."""
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])

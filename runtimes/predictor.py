@@ -142,7 +142,8 @@ class Predictor:
         return self._sessions[key]
 
     def _open(self, lengths: Lengths | None) -> Session:
-        return open_session(self.bundle, self._variants[repr(lengths)], self.backend, self.options)
+        options = replace(self.options, batch=self._batch_for(lengths))
+        return open_session(self.bundle, self._variants[repr(lengths)], self.backend, options)
 
     @property
     def buckets(self) -> list[Lengths]:

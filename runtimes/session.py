@@ -21,7 +21,8 @@ Lowered = Literal["bf16", "int8"]
 @dataclass(frozen=True)
 class SessionOptions:
     """How a backend runs. `threads` None leaves its default; `lowered` is what an fp32 variant is computed in
-    by a backend that can (`Backend.lowers`), None leaves it as it is.
+    by a backend that can (`Backend.lowers`), None leaves it as it is; `batch` is how many items most calls will bring,
+    for a backend that prepares for that.
 
     `extra` may hold `cuda_graph` (capture runs on a GPU) and, for ONNX Runtime, `tf32`.
     """
@@ -29,6 +30,7 @@ class SessionOptions:
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int | None = None
     lowered: Lowered | None = None
+    batch: int = 1
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

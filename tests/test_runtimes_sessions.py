@@ -232,6 +232,25 @@ def test_openvino_says_which_precision_it_computes_in(exported: Bundle) -> None:
         assert session.info["precision"] in ("bf16", "f32")
 
 
+def test_openvino_fills_a_smaller_batch_up_until_compiling_for_it_would_have_paid(exported: Bundle) -> None:
+    graph = next(v for v in exported.manifest.variants if v.format == "onnx")
+    samples = [s for s in make_samples(24) if len(s.units) <= 4][:4]
+    with open_session(exported, graph, "openvino", SessionOptions(threads=1, batch=4)) as session:
+        four = session.run(collate(samples, session.contract, graph.lengths))["log_prob"]
+        three = collate(samples[:3], session.contract, graph.lengths)
+        found = session.run(three)["log_prob"]
+        assert session.info["batches"] == [4]
+        assert found.shape == (3, *four.shape[1:])
+        np.testing.assert_allclose(found, four[:3], rtol=0, atol=1e-6)
+        calls = 0
+        while session.info["batches"] == [4]:
+            session.run(three)
+            calls += 1
+        assert session.info["batches"] == [4, 3]
+        assert calls > 1
+        np.testing.assert_allclose(session.run(three)["log_prob"], four[:3], rtol=0, atol=1e-6)
+
+
 def test_openvino_int8_is_near_fp32_and_an_answer_does_not_depend_on_its_neighbours(exported: Bundle) -> None:
     graph = next(v for v in exported.manifest.variants if v.format == "onnx")
     samples = [s for s in make_samples(24) if len(s.units) <= 4][:5]
