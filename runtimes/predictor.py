@@ -134,15 +134,18 @@ class Predictor:
         """
         return [scores for _, scores in self._answers(samples)]
 
-    def session(self, lengths: Lengths | None = None) -> Session:
-        """The loaded model for a bucket (None: the only one of a backend that takes any length)."""
+    def session(self, lengths: Lengths | None = None, batch: int | None = None) -> Session:
+        """The loaded model for a bucket (None: the only one of a backend that takes any length).
+
+        One that is not loaded yet gets ready for `batch` items a call, without it for the usual number.
+        """
         key = repr(lengths)
         if key not in self._sessions:
-            self._sessions[key] = self._open(lengths)
+            self._sessions[key] = self._open(lengths, batch or self._batch_for(lengths))
         return self._sessions[key]
 
-    def _open(self, lengths: Lengths | None) -> Session:
-        options = replace(self.options, batch=self._batch_for(lengths))
+    def _open(self, lengths: Lengths | None, batch: int) -> Session:
+        options = replace(self.options, batch=batch)
         return open_session(self.bundle, self._variants[repr(lengths)], self.backend, options)
 
     @property
@@ -195,13 +198,13 @@ class Predictor:
 
     def _run_batches(self, batches: list[list[_Work]]) -> Iterator[list[np.ndarray]]:
         """The answers of batches for one bucket, in order; side by side where there are several workers."""
-        bucket = batches[0][0].bucket
+        bucket, most = batches[0][0].bucket, len(batches[0])
         if self.workers == 1:
-            session = self.session(bucket)
+            session = self.session(bucket, most)
             return (self._run_batch(session, alike) for alike in batches)
         key = repr(bucket)
         if key not in self._crews:
-            self._crews[key] = Crew(lambda: self._open(bucket), self.workers)
+            self._crews[key] = Crew(lambda: self._open(bucket, most), self.workers)
         return self._crews[key].map(self._run_batch, batches)
 
     def _run_batch(self, session: Session, alike: list[_Work]) -> list[np.ndarray]:
