@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks import limit, output
 from benchmarks.suite import NETWORKS, Network, random_bundle, real_samples
 from mer_export.bundle import Bundle
-from mer_export.contract import Lengths
+from mer_export.contract import Lengths, lengths_name
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
@@ -42,7 +42,7 @@ COMPUTED = [
     ("openvino", "int8"),
 ]
 RUNTIMES = list(dict.fromkeys(backend for backend, _ in COMPUTED))
-ALONE, PLANNED, PADDED = "one at a time", "planned batches", "all in the longest bucket"
+ALONE, PLANNED, PADDED = "one at a time", "planned batches", "all in one bucket"
 MOST = 5
 """Buckets that the plan may have."""
 ROUNDS = 5
@@ -96,6 +96,7 @@ def measure(
         "lengths": network.real.kind,
         "note": network.real.note,
         "plan": plan.model_dump(),
+        "longest": lengths_name(network.longest),
         "original": [network.original.batch, network.original.padded_to],
         "not_exported": [f"{precision}: {why}" for precision, why in missing.items()],
         "rows": rows,
@@ -112,11 +113,12 @@ def _ways(
     rounds: int,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """A row for each way to run the items, and what could not be exported."""
-    longest = {d: max(b.lengths[d] for b in plan.buckets) for d in plan.buckets[0].lengths}
+    longest = NETWORKS[name].longest
     buckets = [b.lengths for b in plan.buckets]
     missing = export(bundle, name, buckets if longest in buckets else [*buckets, longest], computed)
     bundle = Bundle.open(bundle.root)
     alike = all(b.batch == 1 for b in plan.buckets)
+    batches = {ALONE: 1, PLANNED: None, PADDED: plan.buckets[-1].batch}
     ways = [
         (backend, precision, how)
         for backend, precision in computed
@@ -136,7 +138,7 @@ def _ways(
             calls: dict[str, Callable[[], object]] = {n: reference[n] for n in reference if n == BASE or not rows}
             with contextlib.ExitStack() as stack:
                 for way in group:
-                    predictor = stack.enter_context(_predictor(bundle, *way, longest, threads))
+                    predictor = stack.enter_context(_predictor(bundle, *way, batches[way[2]], longest, threads))
                     calls[" ".join(way[:2]) + f", {way[2]}"] = partial(predictor.scores, samples)
                 output.say(f"{name}: {len(calls)} ways to run {len(samples)} items, {rounds} rounds")
                 turns = interleave(calls, rounds)
@@ -144,14 +146,16 @@ def _ways(
     return rows, missing
 
 
-def _predictor(bundle: Bundle, backend: str, precision: str, how: str, longest: Lengths, threads: int) -> Predictor:
+def _predictor(
+    bundle: Bundle, backend: str, precision: str, how: str, batch: int | None, longest: Lengths, threads: int
+) -> Predictor:
     record = find_backend(backend)
     usable = [v for v in bundle.manifest.variants if record.takes(v) and v.precision == record.stored(precision)]
     return Predictor(
         bundle,
         backend,
         SessionOptions(threads=threads),
-        batch=1 if how == ALONE else None,
+        batch,
         precision=precision,
         variants=[v for v in usable if v.lengths == longest] if how == PADDED else None,
     )
@@ -212,7 +216,8 @@ def markdown(name: str, found: dict[str, Any]) -> str:
                 f"{found['items']} items, lengths of `{found['lengths']}`{assumed}. "
                 f"The authors' code runs {batch} at a time in file order, padded to "
                 f"{'the whole arrays' if padded_to == 'arrays' else 'the longest of the batch'}; here that is this "
-                f"project's network in eager PyTorch. Random weights. Collation is part of every time.",
+                f"project's network in eager PyTorch. Random weights. Collation is part of every time. `{PADDED}` is "
+                f"{found['longest']}, which any item of the data set fits, in the batch size planned for the longest.",
                 "Buckets and batch sizes as planned from the items (`mer export --plan`):",
                 "",
                 plan_table(Plan.model_validate(found["plan"])),

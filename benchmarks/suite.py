@@ -75,6 +75,11 @@ class Network:
         return registry.get(recipe.system).parse(recipe.model)
 
     @property
+    def longest(self) -> Lengths:
+        """The bucket that holds everything that its data may have."""
+        return (self.real and self.real.longest) or self.buckets[-1]
+
+    @property
     def roberta(self) -> dict[str, Any] | None:
         """Its encoder's settings as the `transformers` package names them, and the input that has its `tokens`."""
         if not self.encoder:
@@ -266,7 +271,7 @@ def real_samples(contract: Contract, network: Network, count: int, seed: int = 0
     """Unlabelled random items with lengths as they occur, in a mixed order."""
     if network.real is None:
         raise UsageError(f"nothing is known of real lengths for {network.preset}")
-    columns, longest = histograms.lengths(network.real.kind), network.real.longest or network.buckets[-1]
+    columns, longest = histograms.lengths(network.real.kind), network.longest
     sizes = {
         dim: [max(1, min(longest[dim], round(per * n))) for n in columns[name][:count]]
         for dim, (name, per) in network.real.columns.items()

@@ -91,18 +91,18 @@ class Contract(BaseModel):
     def _ascending(cls, buckets: tuple[Lengths, ...]) -> tuple[Lengths, ...]:
         return tuple(sorted(buckets, key=lambda b: tuple(b.values())))
 
-    @property
+    @cached_property
     def sequence_dims(self) -> tuple[str, ...]:
         """Named dims other than `batch`, in order of appearance."""
         seen = dict.fromkeys(d for s in self.inputs for d in s.dims if isinstance(d, str) and d != BATCH)
         return tuple(seen)
 
-    @property
+    @cached_property
     def modalities(self) -> tuple[str, ...]:
         """Modalities in the order of the inputs."""
         return tuple(dict.fromkeys(s.modality for s in self.inputs if s.modality))
 
-    @property
+    @cached_property
     def features(self) -> tuple[TensorSpec, ...]:
         """The inputs that a sample brings itself; counts are derived from their shapes."""
         return tuple(s for s in self.inputs if s.counts is None and s.batched)
@@ -118,7 +118,7 @@ class Contract(BaseModel):
         """The shared inputs that have values, as float32 matrices (rows, width)."""
         return {name: np.asarray(list(rows.values()), dtype=np.float32) for name, rows in self.shared.items() if rows}
 
-    @property
+    @cached_property
     def shared_lengths(self) -> Lengths:
         """How many rows each sequence dim has that a shared input gives."""
         return {
