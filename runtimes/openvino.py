@@ -44,8 +44,9 @@ class OpenVinoSession(Session):
             raise NotAvailableError(problem)
         import openvino
 
-        # Left alone OpenVINO takes bf16 by itself on processors that have it.
-        self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", **SETTINGS[options.lowered]}
+        # Left alone OpenVINO takes bf16 by itself on processors that have it, and ties all sessions to the same cores.
+        self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": "NO"}
+        self._settings |= SETTINGS[options.lowered]
         if options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = options.threads
         self._core: Any = openvino.Core()

@@ -44,7 +44,8 @@ class Setting(Strict, frozen=True):
 
 
 class Entry(Strict):
-    """One setting in one bucket: milliseconds per call, median and 90th percentile.
+    """One setting in one bucket: milliseconds per call, the lower quartile (another process only ever adds to it) and
+    the 90th percentile.
 
     `share` is the part of the data that goes to this bucket where these variants answer; `variant` and `sha256` say
     which file ran, `rounds` how often it was timed.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -22,16 +22,26 @@ from runtimes.session import Session
 from runtimes.timing import Call, interleave
 
 BATCHES = (1, 4, 16)
-HURRIED, THOROUGH = 3, 11
-"""Rounds for everything, and for what came near the best."""
-NEAR = 1.25
-"""Times the best up to which a setting is timed again."""
+PASSES, ROUNDS = 3, 3
+"""Everything is timed in the first pass, what may turn out best in the others too, some time later each: what disturbs
+the machine for a while shall not decide."""
+NEAR = 2.2
+"""Times the best up to which a setting may turn out best: two threads that got one core in a whole pass are within."""
 LONGEST_CALL = 2.0
 """Seconds; larger batches of a setting whose call takes longer are left out."""
 
 Family = tuple[str, str, str, str, int]
 Shares = Mapping[tuple[Family, str], float]
 """The part of the data that goes to a bucket, by family and `repr` of the bucket."""
+
+
+@dataclass
+class Timed:
+    """A setting on a candidate, with the milliseconds of its calls in each pass."""
+
+    setting: Setting
+    candidate: Candidate
+    ms: list[np.ndarray] = field(default_factory=list)
 
 
 def run_tune(
@@ -57,32 +67,29 @@ def run_tune(
     """
     candidates, contract = _candidates(bundle, precisions), bundle.manifest.contract
     shares, buckets = _shares(candidates, contract, samples), _buckets(candidates)
-    entries: list[Entry] = []
-    for rounds in (HURRIED, THOROUGH):
-        wanted = None if rounds == HURRIED else _near(_profile(bundle, source, entries))
+    timed: dict[tuple[Setting, str], Timed] = {}
+    profile = _profile(bundle, source, [], shares)
+    for number in range(PASSES):
+        wanted = _near(profile) if number else None
         for lengths in buckets:
             here = [c for c in candidates if c.variant and c.variant.lengths == lengths]
             fitting = fitting_samples(samples, contract, lengths, buckets) if samples else []
             if samples and not fitting:
                 continue
             inputs = partial(_arrays, contract, lengths, fitting)
-            found = [
-                entry
-                for group in in_memory(bundle, here, sessions=sum(workers for _, workers in _parallel()))
-                for entry in _time(bundle, group, inputs, batches, wanted, rounds, say)
-            ]
-            again = [_entry(bundle, s, c, 1000 * seconds, rounds, shares) for s, c, seconds in found]
-            replaced = {(e.setting, e.variant) for e in again}
-            entries = [e for e in entries if (e.setting, e.variant) not in replaced] + again
-    return _profile(bundle, source, entries)
+            for group in in_memory(bundle, here, sessions=sum(workers for _, workers in _parallel())):
+                for setting, candidate, seconds in _time(bundle, group, inputs, batches, wanted, say):
+                    timed.setdefault((setting, candidate.name), Timed(setting, candidate)).ms.append(1000 * seconds)
+        profile = _profile(bundle, source, timed.values(), shares)
+    return profile
 
 
-def _profile(bundle: Bundle, source: str, entries: list[Entry]) -> Profile:
+def _profile(bundle: Bundle, source: str, timed: Iterable[Timed], shares: Shares) -> Profile:
     return Profile(
         machine=machine_class(),
         weights_sha256=bundle.manifest.files[WEIGHTS].sha256,
         source=source,
-        entries=entries,
+        entries=[_entry(bundle, t, shares) for t in timed],
         load_average=machine.load_average(),
     )
 
@@ -102,7 +109,6 @@ def _time(
     inputs: Callable[[int], Arrays],
     batches: Sequence[int],
     wanted: set[Setting] | None,
-    rounds: int,
     say: Callable[[str], None] | None,
 ) -> list[tuple[Setting, Candidate, np.ndarray]]:
     """Seconds of every call of every setting of candidates for one bucket, interleaved; only the `wanted` ones."""
@@ -123,25 +129,23 @@ def _time(
                     if min(map(min, first.wall)) > LONGEST_CALL:
                         break
         if say and candidates and candidates[0].variant:
-            say(f"{lengths_name(candidates[0].variant.lengths)}: {len(calls)} settings, {rounds} rounds")
-        turns = interleave(calls, rounds)
+            say(f"{lengths_name(candidates[0].variant.lengths)}: {len(calls)} settings, {ROUNDS} rounds")
+        turns = interleave(calls, ROUNDS)
     return [(setting, c, np.concatenate(turns[name].wall)) for name, (setting, c) in found.items()]
 
 
-def _entry(
-    bundle: Bundle, setting: Setting, candidate: Candidate, ms: np.ndarray, rounds: int, shares: Shares
-) -> Entry:
-    variant = candidate.variant
+def _entry(bundle: Bundle, timed: Timed, shares: Shares) -> Entry:
+    variant, ms = timed.candidate.variant, np.concatenate(timed.ms)
     assert variant is not None
     return Entry(
-        setting=setting,
+        setting=timed.setting,
         lengths=variant.lengths,
         variant=variant.name,
         sha256=bundle.manifest.files[variant.model].sha256,
-        ms=float(np.median(ms)),
+        ms=float(np.quantile(ms, 0.25)),
         p90=float(np.quantile(ms, 0.9)),
-        share=shares[_family(candidate), repr(variant.lengths)],
-        rounds=rounds,
+        share=shares[_family(timed.candidate), repr(variant.lengths)],
+        rounds=ROUNDS * len(timed.ms),
     )
 
 
