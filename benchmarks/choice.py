@@ -8,13 +8,12 @@ in the second. Writes `choice.json` and `choice.md`.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks import output
-from benchmarks.lengths import MOST, export
+from benchmarks.lengths import REAL, export, suite_parser
 from benchmarks.suite import NETWORKS, random_bundle, real_samples
 from mer_export.bundle import Bundle
 from runtimes import machine
@@ -29,20 +28,14 @@ ROOMY = 2.0
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the suite and writes its results."""
-    known = [name for name, network in NETWORKS.items() if network.real]
-    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.choice", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
-    parser.add_argument("--network", choices=known, action="append", help="repeat for several; default: all")
-    parser.add_argument("--items", type=int, default=64)
-    parser.add_argument("--buckets", type=int, default=MOST, help="at most so many")
-    chosen = parser.parse_args(arguments)
+    chosen = suite_parser("choice", __doc__ or "", items=64).parse_args(arguments)
 
     def run() -> None:
         found = {
             "command": output.command("choice", arguments),
             "machine": machine.describe(),
             "items": chosen.items,
-            "networks": {n: measure(n, chosen.items, chosen.buckets) for n in chosen.network or known},
+            "networks": {n: measure(n, chosen.items, chosen.buckets) for n in chosen.network or REAL},
         }
         output.write(chosen.out, "choice", found, markdown(found))
 
@@ -114,7 +107,6 @@ def markdown(found: dict[str, Any]) -> str:
         for name, network in found["networks"].items()
         for goal in network["goals"]
     ]
-    own = found["machine"]
     counts = ", ".join(f"{n} {network['settings']}" for n, network in found["networks"].items())
     worst = max(goal["slower"] for network in found["networks"].values() for goal in network["goals"])
     return "\n".join(
@@ -123,13 +115,13 @@ def markdown(found: dict[str, Any]) -> str:
             "",
             f"`{found['command']}`",
             "",
-            f"Machine: {own['cpu']}, {own['cores']} cores, {own['memory_gib']} GiB; load average "
-            f"{own['load_average']}. {found['items']} items of each network, random weights; settings that were timed: "
-            f"{counts}.",
+            output.where(found["machine"]),
+            f"{found['items']} items of each network, random weights; settings that were timed: {counts}.",
             f"Each network is tuned twice. `slower`: what the first run chose against the best, both by the times of "
             f"the second run. At most **{worst:.1%}**.",
             "",
             *table(("network", "goal", "chosen", "ms again", "best of the second run", "slower"), rows),
+            "",
         ]
     )
 

@@ -49,14 +49,23 @@ ROUNDS = 5
 BASE = "PyTorch, the authors' batching"
 
 
+REAL = [name for name, network in NETWORKS.items() if network.real]
+"""The networks of which it is known how long their items are."""
+
+
+def suite_parser(suite: str, doc: str, items: int) -> argparse.ArgumentParser:
+    """The options of a suite on items of real lengths, by default so many."""
+    parser = argparse.ArgumentParser(prog=f"python3 -m benchmarks.{suite}", description=doc.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
+    parser.add_argument("--network", choices=REAL, action="append", help="repeat for several; default: all")
+    parser.add_argument("--items", type=int, default=items)
+    parser.add_argument("--buckets", type=int, default=MOST, help="at most so many")
+    return parser
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Runs the suite and writes its results."""
-    known = [name for name, network in NETWORKS.items() if network.real]
-    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.lengths", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
-    parser.add_argument("--network", choices=known, action="append", help="repeat for several; default: all")
-    parser.add_argument("--items", type=int, default=256)
-    parser.add_argument("--buckets", type=int, default=MOST, help="at most so many")
+    parser = suite_parser("lengths", __doc__ or "", items=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--runtime", choices=RUNTIMES, action="append", help="repeat for several; default: all")
@@ -66,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     computed = [(backend, p) for backend, p in COMPUTED if backend in (chosen.runtime or RUNTIMES)]
 
     def run() -> None:
-        for name in chosen.network or known:
+        for name in chosen.network or REAL:
             rounds = 0 if chosen.plan_only else chosen.rounds
             found = measure(name, chosen.items, chosen.buckets, computed, chosen.threads, rounds)
             found["command"] = line

@@ -40,10 +40,11 @@ def end_well(work: Callable[[], object]) -> None:
         sys.exit(error.exit_code)
 
 
-def where(machine: dict[str, Any], threads: int) -> str:
-    """The machine in one line."""
+def where(machine: dict[str, Any], threads: int | None = None) -> str:
+    """The machine in one line; `threads` of each call where there is one number for all."""
+    each = f"threads per call: {threads}; " if threads else ""
     return (
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; threads per call: "
-        f"{threads}; load average {machine['load_average']}. "
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; "
+        f"{each}load average {machine['load_average']}. "
         f"Versions: {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}, Python {machine['python']}."
     )

@@ -52,6 +52,7 @@ class OpenVinoSession(Session):
         self._core: Any = openvino.Core()
         self._model = model
         self._requests: dict[int, Any] = {}
+        self._batched = {s.name for s in contract.inputs if s.batched}
         self._compile_s = 0.0
         self._wasted_s: dict[int, float] = defaultdict(float)
         compiled = self._request(batch or options.batch).get_compiled_model()
@@ -105,8 +106,7 @@ class OpenVinoSession(Session):
             graph = self._core.read_model(str(self._model))
             self._check(self._model, graph)
             if items != ANY_SIZE:
-                batched = {s.name for s in self.contract.inputs if s.batched}
-                ports = [p for p in graph.inputs if p.get_any_name() in batched]
+                ports = [p for p in graph.inputs if p.get_any_name() in self._batched]
                 graph.reshape({p.get_any_name(): [items, *list(p.get_partial_shape())[1:]] for p in ports})
             unroll_by_length(graph)
             if self.options.lowered == "int8":
@@ -116,13 +116,12 @@ class OpenVinoSession(Session):
             raise BundleError(f"OpenVINO cannot load {self._model}: {str(error).splitlines()[-1]}") from None
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        batched = {s.name for s in self.contract.inputs if s.batched}
-        items = len(next(a for name, a in inputs.items() if name in batched))
+        items = len(next(a for name, a in inputs.items() if name in self._batched))
         size = self._size(items)
         request = self._request(size)
         began = time.perf_counter()
         if size > items:
-            inputs = {n: _filled(a, size) if n in batched else a for n, a in inputs.items()}
+            inputs = {n: _filled(a, size) if n in self._batched else a for n, a in inputs.items()}
         request.infer(inputs, share_inputs=True)
         if size > items:
             self._wasted_s[items] += (time.perf_counter() - began) * (1 - items / size)

@@ -121,6 +121,13 @@ def test_a_setting_that_does_not_answer_all_the_data_is_not_chosen() -> None:
     assert choose(found, Goal("throughput")).setting == setting()
 
 
+def test_what_may_turn_out_best_is_timed_again() -> None:
+    best, doubled, slow = setting(), setting(threads=2), setting(threads=4)
+    many, few = setting(batch=16, workers=2), setting(batch=4, workers=2)
+    found = profile_of([(best, 1.0, 1.0), (doubled, 2.0, 2.0), (slow, 2.5, 2.5), (many, 8.0, 8.0), (few, 8.0, 8.0)])
+    assert tune._near(found) == {best, doubled, many}
+
+
 def test_a_choice_is_judged_by_the_times_of_another_run() -> None:
     a, b, gone = setting(), setting(precision="int8"), setting(threads=2)
     first = profile_of([(a, 2.0, 2.0), (b, 3.0, 3.0), (gone, 1.0, 1.0)])
