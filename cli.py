@@ -47,7 +47,7 @@ from train import data_commands
 
 if TYPE_CHECKING:
     from mer_export.data.samples import Corpus
-    from runtimes.predictor import Predictor
+    from runtimes.predict.predictor import Predictor
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -101,9 +101,9 @@ def eval_(
     """Task metrics of a bundle on labelled data; over missing rates they also go into the bundle's report."""
     from mer_export.data.reading import bundle_corpus
     from mer_export.data.word_vectors import emotion_table
-    from runtimes.choice import open_predictor
-    from runtimes.evaluate import evaluate
-    from runtimes.session import SessionOptions
+    from runtimes.backends.session import SessionOptions
+    from runtimes.predict.evaluate import evaluate
+    from runtimes.predict.opening import open_predictor
 
     opened = Bundle.open(bundle)
     shared = emotion_table(emotions)
@@ -135,12 +135,12 @@ def eval_(
 def _eval_missing(
     predictor: Predictor, corpus: Corpus, split: str, rates: str, say: Callable[[str], None], as_json: bool
 ) -> None:
-    from runtimes import robustness
+    from runtimes.predict import robustness
 
     samples, arrays = corpus.split(split), corpus.info.get("arrays", {}).get(split)
     report = robustness.run_robustness(predictor, samples, robustness.parse_rates(rates), arrays, split, say)
-    robustness.save(predictor.bundle, report)
-    emit(report.model_dump(), as_json, lambda: robustness.markdown(report).splitlines())
+    report.save(predictor.bundle)
+    emit(report.model_dump(), as_json, lambda: report.page().splitlines())
 
 
 def demo(

@@ -16,11 +16,11 @@ from benchmarks import output
 from benchmarks.lengths import REAL, export, suite_parser
 from benchmarks.suite import NETWORKS, random_bundle, real_samples
 from mer_export.bundle import Bundle
+from mer_export.markdown import table
 from runtimes import machine
-from runtimes.plan import make_plan
-from runtimes.profile import Goal, Profile, choose, scores
-from runtimes.tables import table
-from runtimes.tune import run_tune
+from runtimes.predict.machine_profile import Goal, Profile, choose, scores
+from runtimes.speed.planning import make_plan
+from runtimes.speed.tune import run_tune
 
 ROOMY = 2.0
 """Times the least latency that the goal with a budget allows."""

@@ -23,11 +23,12 @@ from benchmarks.suite import NETWORKS, random_bundle, random_samples
 from mer_export.bundle import Bundle
 from mer_export.contract import Lengths, lengths_name
 from mer_export.exporters import FORMATS, export_variant
+from mer_export.markdown import table
 from runtimes import machine
-from runtimes.candidate import find_candidates
-from runtimes.cold import peak_mib
-from runtimes.parity import ParityReport, run_parity
-from runtimes.tables import parity_markdown, table
+from runtimes.backends.candidate import find_candidates
+from runtimes.parity.report import ParityReport
+from runtimes.parity.run import run_parity
+from runtimes.speed.start_up import peak_mib
 
 LARGE_MIB = 1024
 """Weights from which on one bucket has to do."""
@@ -150,7 +151,7 @@ def markdown(network: str, found: dict[str, Any]) -> str:
         for e in found["exports"]
         if "refused" in e
     ]
-    return "\n".join([*lines, "", parity_markdown(parity).replace("# Parity", "## Parity", 1)]) + "\n"
+    return "\n".join([*lines, "", parity.page().replace("# Parity", "## Parity", 1)]) + "\n"
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ from benchmarks.suite import NETWORKS, random_bundle
 from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters import export_variant
 from mer_export.exporters.job import random_inputs
+from mer_export.markdown import table
 from runtimes import machine
-from runtimes.tables import table
 
 LIMIT_SIZE = 8192
 """Of the square matrices whose product is taken for the device's limit."""

@@ -14,9 +14,9 @@ from mer_export.bundle import Bundle
 from mer_export.contract import Lengths
 from mer_export.exporters import export_variant
 from mer_export.weights import bundle_model
-from runtimes import open_session
-from runtimes.session import SessionOptions
-from runtimes.timing import interleave, ratio, warm_up
+from runtimes.backends.session import SessionOptions
+from runtimes.backends.table import open_session
+from runtimes.speed.timing import interleave, ratio, warm_up
 
 Calls = dict[str, Callable[[], Any]]
 PAUSE = 0.002

@@ -24,15 +24,15 @@ from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import export_variant
-from runtimes import find_backend, machine, open_session
-from runtimes.candidate import in_memory
-from runtimes.plan import Plan, make_plan
-from runtimes.plan import markdown as plan_table
-from runtimes.plan import save as save_plan
-from runtimes.predictor import Predictor
-from runtimes.session import Session, SessionOptions
-from runtimes.tables import table
-from runtimes.timing import Turns, interleave, ratio
+from mer_export.markdown import table
+from runtimes import machine
+from runtimes.backends.candidate import in_memory
+from runtimes.backends.session import Session, SessionOptions
+from runtimes.backends.table import find_backend, open_session
+from runtimes.predict.plan import Plan
+from runtimes.predict.predictor import Predictor
+from runtimes.speed.planning import make_plan
+from runtimes.speed.timing import Turns, interleave, ratio
 
 COMPUTED = [
     ("onnxruntime", "fp32"),
@@ -94,7 +94,7 @@ def measure(
         bundle = random_bundle(Path(folder) / name, network)
         samples = real_samples(bundle.manifest.contract, network, count)
         plan = make_plan(bundle, samples, buckets, "these items", threads=threads, say=output.say)
-        save_plan(bundle, plan)
+        plan.save(bundle)
         rows, missing = _ways(bundle, name, plan, samples, computed, threads, rounds) if rounds else ([], {})
     assert network.real is not None
     return {
@@ -229,7 +229,7 @@ def markdown(name: str, found: dict[str, Any]) -> str:
                 f"{found['longest']}, which any item of the data set fits, in the batch size planned for the longest.",
                 "Buckets and batch sizes as planned from the items (`mer export --plan`):",
                 "",
-                plan_table(Plan.model_validate(found["plan"])),
+                Plan.model_validate(found["plan"]).page(),
                 "",
                 *(["Planned only; nothing was run."] if not found["rows"] else []),
                 *table(

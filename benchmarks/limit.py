@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runtimes.timing import interleave, warm_up
+from runtimes.speed.timing import interleave, warm_up
 
 SIZE = 1024
 

@@ -33,11 +33,12 @@ from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import export_variant
 from mer_export.exporters.staged import find_stages
-from runtimes import find_backend, machine
-from runtimes.predictor import Predictor
-from runtimes.session import SessionOptions
-from runtimes.tables import table
-from runtimes.timing import Quartiles, Turns, interleave, warm_up
+from mer_export.markdown import table
+from runtimes import machine
+from runtimes.backends.session import SessionOptions
+from runtimes.backends.table import find_backend
+from runtimes.predict.predictor import Predictor
+from runtimes.speed.timing import Quartiles, Turns, interleave, warm_up
 
 WAYS = (
     ("PyTorch eager", "torch", "fp32"),

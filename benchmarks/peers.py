@@ -32,11 +32,12 @@ from mer_export.contract import Lengths
 from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters import export_variant
 from mer_export.exporters.job import random_inputs
+from mer_export.markdown import table
 from mer_export.weights import bundle_model
-from runtimes import machine, open_session
-from runtimes.session import Lowered, SessionOptions
-from runtimes.tables import table
-from runtimes.timing import interleave, ratio, warm_up
+from runtimes import machine
+from runtimes.backends.session import Lowered, SessionOptions
+from runtimes.backends.table import open_session
+from runtimes.speed.timing import interleave, ratio, warm_up
 
 Arrays = dict[str, np.ndarray]
 Call = Callable[[], np.ndarray]

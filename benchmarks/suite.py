@@ -16,7 +16,7 @@ from mer_export.contract import Contract, Lengths
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.exporters.job import random_indices
-from runtimes.probes import units
+from runtimes.parity.probes import units
 from train.config import load_preset
 
 

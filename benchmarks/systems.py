@@ -24,10 +24,12 @@ from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import FORMATS, export_variant
 from mer_export.exporters.job import random_inputs
-from runtimes.bench import BenchReport, Case, run_bench
-from runtimes.candidate import eager, find_candidates, grouped_reasons
-from runtimes.parity import ParityReport, run_parity
-from runtimes.tables import STAGE_HEADER, parity_markdown, stage_rows, table, verdict_line
+from mer_export.markdown import table
+from runtimes.backends.candidate import eager, find_candidates, grouped_reasons
+from runtimes.parity.report import ParityReport, verdict_line
+from runtimes.parity.run import run_parity
+from runtimes.speed.bench import run_bench
+from runtimes.speed.bench_report import STAGE_HEADER, BenchReport, Case, stage_rows
 
 TIMED = ("torchscript", "onnx")
 """Formats that are exported."""
@@ -257,7 +259,7 @@ def markdown(system: str, command: str, bound: dict[str, float], results: dict[s
             lines += ["", "Not exported:", ""]
             lines += [f"- {', '.join(names)}: {reason}" for reason, names in grouped_reasons(found.not_exported)]
         if found.parity.verdict == "fail":
-            lines += ["", parity_markdown(found.parity)]
+            lines += ["", found.parity.page()]
     return "\n".join(lines) + "\n"
 
 

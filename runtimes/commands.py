@@ -81,7 +81,7 @@ def export(
     from mer_export import exporters
     from mer_export.data.open import stream_samples
     from mer_export.data.reading import bundle_samples, bundle_spec
-    from runtimes import plan as planning
+    from runtimes.speed import planning
 
     opened, say = Bundle.open(bundle), say_unless(quiet)
     formats, precisions = formats or ["onnx"], precisions or ["fp32"]
@@ -96,9 +96,9 @@ def export(
         sizes = [(b.lengths, b.batch) for b in found.buckets]
         jobs = exporters.requests(opened, formats, precisions, sizes, batch, opset, stages)
         if dry_run:
-            return emit(found.model_dump(), as_json, lambda: [planning.markdown(found)])
-        say(planning.markdown(found))
-        planning.save(opened, found)
+            return emit(found.model_dump(), as_json, lambda: [found.page()])
+        say(found.page())
+        found.save(opened)
     if dry_run:
         return emit_plan("export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": jobs}, as_json)
     example = None if data is None else bundle_samples(opened, data, data_format, split)
@@ -146,9 +146,9 @@ def infer(
     from mer_export.data.open import stream_samples
     from mer_export.data.reading import bundle_spec
     from mer_export.data.word_vectors import emotion_table
-    from runtimes import output
-    from runtimes.choice import open_predictor
-    from runtimes.session import SessionOptions
+    from runtimes.backends.session import SessionOptions
+    from runtimes.predict import output
+    from runtimes.predict.opening import open_predictor
 
     opened = Bundle.open(bundle)
     spec = bundle_spec(opened, source, data_format, sets or ())
@@ -191,9 +191,9 @@ def parity(
 ) -> None:
     """Do all variants give PyTorch's answers? Exit code 3 if not."""
     from mer_export.data.reading import bundle_samples
-    from runtimes import parity as checks
-    from runtimes.policy import Policy
-    from runtimes.report import write_report
+    from runtimes.pages.report import write_report
+    from runtimes.parity import run as checks
+    from runtimes.parity.policy import Policy
 
     opened = Bundle.open(bundle)
     samples = bundle_samples(opened, data, data_format, split)[:limit]
@@ -201,9 +201,9 @@ def parity(
     report = checks.run_parity(
         opened, samples, policy, threads=threads, source=f"{data.name}, {split}", say=say_unless(quiet)
     )
-    checks.save(opened, report)
+    report.save(opened)
     write_report(opened)
-    emit(report.model_dump(mode="json"), as_json, lambda: [checks.markdown(report)])
+    emit(report.model_dump(mode="json"), as_json, lambda: [report.page()])
     checks.require(report, strict)
 
 
@@ -225,10 +225,10 @@ def bench(
 ) -> None:
     """How fast are all variants, interleaved in one run, against eager PyTorch?"""
     from mer_export.data.reading import bundle_samples
-    from runtimes import bench as benchmark
-    from runtimes import regression
-    from runtimes.candidate import find_candidates, find_graphs
-    from runtimes.report import write_report
+    from runtimes.backends.candidate import find_candidates, find_graphs
+    from runtimes.pages.report import write_report
+    from runtimes.speed import bench as benchmark
+    from runtimes.speed import regression
 
     opened = Bundle.open(bundle)
     allowed = regression.parse_tolerance(tolerance)
@@ -240,12 +240,12 @@ def bench(
     )
     found = regression.compare(report, earlier, allowed, str(baseline)) if earlier else None
     result = report.model_dump(mode="json") | ({"against": found.model_dump(mode="json")} if found else {})
-    pages = [benchmark.markdown(report), *([regression.markdown(found)] if found else [])]
+    pages = [report.page(), *([regression.markdown(found)] if found else [])]
     emit(result, as_json, lambda: pages)
     # A report that failed must not become the baseline that it was held against.
-    own = baseline is not None and baseline.resolve() == (bundle / benchmark.REPORT).resolve()
+    own = baseline is not None and baseline.resolve() == (bundle / report.path()).resolve()
     if not (own and found and found.slower):
-        benchmark.save(opened, report)
+        report.save(opened)
         write_report(opened)
     if found:
         regression.require(found)
@@ -263,8 +263,7 @@ def tune(
 ) -> None:
     """Time variants, runtimes, threads and batch sizes on this machine, for `--goal` of infer and eval."""
     from mer_export.data.reading import bundle_samples
-    from runtimes import profile as profiles
-    from runtimes import tune as tuning
+    from runtimes.speed import tune as tuning
 
     opened = Bundle.open(bundle)
     samples = None if data is None else bundle_samples(opened, data, data_format, split)
@@ -272,5 +271,5 @@ def tune(
     found = tuning.run_tune(
         opened, samples, batches=batches or tuning.BATCHES, precisions=precisions, say=say_unless(quiet), **source
     )
-    profiles.save(opened, found)
-    emit(found.model_dump(mode="json"), as_json, lambda: [profiles.markdown(found)])
+    found.save(opened)
+    emit(found.model_dump(mode="json"), as_json, lambda: [found.page()])

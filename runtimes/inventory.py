@@ -7,7 +7,7 @@ from typing import Any
 
 from mer_export import exporters, registry
 from mer_export.data import open as data
-from runtimes import BACKENDS
+from runtimes.backends.table import BACKENDS
 
 
 def collect(presets: Sequence[str]) -> dict[str, Any]:

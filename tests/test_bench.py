@@ -12,10 +12,10 @@ from small_bundle import make_bundle, make_samples
 from mer_export.bundle import Bundle
 from mer_export.errors import PerformanceError, UsageError
 from mer_export.exporters import export_variant
-from runtimes import bench, regression
-from runtimes.candidate import Candidate, find_candidates
-from runtimes.cold import ColdStart, cold_start
-from runtimes.timing import Turns, interleave, ratio, warm_up
+from runtimes.backends.candidate import Candidate, find_candidates
+from runtimes.speed import bench, regression
+from runtimes.speed.start_up import ColdStart, cold_start
+from runtimes.speed.timing import Turns, interleave, ratio, warm_up
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_a_cold_start_is_measured_in_a_process_of_its_own(bundle: Bundle) -> Non
 
 
 def test_the_report_survives_json_and_lands_in_the_bundle(bundle: Bundle, report: bench.BenchReport) -> None:
-    bench.save(bundle, report)
+    report.save(bundle)
     opened = Bundle.open(bundle.root)
     again = bench.BenchReport.model_validate(json.loads(opened.path("reports/bench.json").read_text()))
     assert again == report

@@ -18,7 +18,7 @@ import pytest
 import cli
 from mer_export.bundle import Bundle
 from mer_export.data.open import open_corpus
-from runtimes import bench
+from runtimes.speed import bench
 
 SMALL = ["--set", "epochs=2", "--set", "model.buckets=[8, 33]"]
 Mer = Callable[..., tuple[int, str, str]]

@@ -15,9 +15,9 @@ from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.exporters import export_variant
 from mer_export.exporters.share import share_initializers
-from runtimes import BACKENDS, backend_problem, open_session
-from runtimes.predictor import Predictor
-from runtimes.session import Session, SessionOptions
+from runtimes.backends.session import Session, SessionOptions
+from runtimes.backends.table import BACKENDS, backend_problem, open_session
+from runtimes.predict.predictor import Predictor
 
 Sessions = list[tuple[Session, dict[str, int]]]
 RUNTIMES = ("torch", "torchscript", "exported_program", "onnxruntime", "openvino")

@@ -15,8 +15,8 @@ from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.data.open import open_corpus
 from mer_export.data.synth import synthesise
 from mer_export.errors import UsageError
-from runtimes.predictor import Predictor
-from runtimes.robustness import REPORT, parse_rates, run_robustness, save
+from runtimes.predict.predictor import Predictor
+from runtimes.predict.robustness import RobustnessReport, parse_rates, run_robustness
 from train.config import PRESETS, TrainConfig, load_preset
 from train.fit import fit
 from train.updates import Updates
@@ -133,7 +133,7 @@ def test_the_curve_over_missing_rates_is_kept_with_its_area(data: Path, tmp_path
         report = run_robustness(
             predictor, corpus.split("test"), parse_rates("0:1:0.5"), corpus.info["arrays"]["test"], "test"
         )
-    save(bundle, report)
-    assert REPORT in Bundle.open(bundle.root).manifest.files
+    report.save(bundle)
+    assert RobustnessReport.path() in Bundle.open(bundle.root).manifest.files
     mae = report.metrics["mae"]
     assert report.areas["mae"] == pytest.approx(0.25 * (mae[0] + 2 * mae[1] + mae[2]))

@@ -20,8 +20,8 @@ from mer_export.exporters import FORMATS, export_variant
 from mer_export.exporters.job import ExportJob, example_inputs, prove, random_inputs, run_model
 from mer_export.exporters.merge import merge_linears
 from mer_export.exporters.onnx import to_onnx
-from runtimes import open_session
-from runtimes.session import SessionOptions
+from runtimes.backends.session import SessionOptions
+from runtimes.backends.table import open_session
 
 FOUR: Lengths = {"utterances": 4}
 
@@ -93,8 +93,8 @@ def test_other_base_models_keep_their_answers_in_onnx(tmp_path: Path, base_model
     path = tmp_path / "model.onnx"
     job = ExportJob(model, contract, lengths, 0, 20, arrays, run_model(model, contract, arrays))
     onnx.save_model(to_onnx(job), path)
-    from runtimes.onnx_runtime import OnnxRuntimeSession
-    from runtimes.openvino import OpenVinoSession
+    from runtimes.backends.onnx_runtime import OnnxRuntimeSession
+    from runtimes.backends.openvino.session import OpenVinoSession
 
     for kind in (OnnxRuntimeSession, OpenVinoSession):
         if kind.problem(SessionOptions()):
@@ -263,7 +263,7 @@ def test_a_graph_that_tensorrt_cannot_read_is_refused_in_one_sentence(bundle: Bu
 
 def test_an_engine_of_another_environment_says_which_field_differs() -> None:
     from mer_export.exporters.tensorrt import ANY, EngineKey
-    from runtimes.tensorrt import stale
+    from runtimes.backends.tensorrt import stale
 
     built = EngineKey(onnx="a", batch=1, lengths=FOUR, flavour="tensorrt", version="10.9", gpu="H200", capability="9.0")
     here = built.model_copy(update={"version": "11.4", "gpu": "L4", "capability": "8.9"})

@@ -19,8 +19,8 @@ from mer_export.errors import BundleError
 from mer_export.exporters import export_variant, external
 from mer_export.exporters import onnx as onnx_exporter
 from mer_export.external_data import data_files
-from runtimes import backend_problem, open_session
-from runtimes.predictor import Predictor
+from runtimes.backends.table import backend_problem, open_session
+from runtimes.predict.predictor import Predictor
 
 
 @pytest.fixture(scope="module")

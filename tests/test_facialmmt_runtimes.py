@@ -10,11 +10,11 @@ from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
 from mer_export.errors import UnsupportedError
 from mer_export.exporters import export_variant
-from runtimes import open_session
-from runtimes.bench import markdown, run_bench
-from runtimes.candidate import find_candidates
-from runtimes.predictor import Predictor
-from runtimes.session import SessionOptions
+from runtimes.backends.candidate import find_candidates
+from runtimes.backends.session import SessionOptions
+from runtimes.backends.table import open_session
+from runtimes.predict.predictor import Predictor
+from runtimes.speed.bench import run_bench
 
 ONE = SessionOptions(threads=1)
 
@@ -70,7 +70,7 @@ def test_a_benchmark_sees_both_kinds_of_work_and_where_it_goes(bundle: Bundle) -
     names = {r.runtime: r.info.get("stages") for r in report.cases[0].rows}
     assert names["onnxruntime stages"]["text"]["calls"] == 1
     assert names["onnxruntime stages afresh"]["text"]["calls"] > 3
-    assert "| fusion | onnxruntime stages |" in markdown(report)
+    assert "| fusion | onnxruntime stages |" in report.page()
 
 
 def test_a_network_without_stages_says_so(tmp_path) -> None:

@@ -18,9 +18,9 @@ from mer_export.bundle import CONFIG, Bundle
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError
 from mer_export.exporters import export_variant
-from runtimes.output import write
-from runtimes.parity import run_parity
-from runtimes.predictor import Predictor
+from runtimes.parity.run import run_parity
+from runtimes.predict.output import write
+from runtimes.predict.predictor import Predictor
 
 QUICK = ("eea_unaligned", "rnn_lf", "mult")
 ATOL = 1e-5

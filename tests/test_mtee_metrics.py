@@ -14,8 +14,8 @@ from mer_export.errors import UsageError
 from mer_export.metrics import measure
 from mer_export.models.mtee.config import SENTIMENT
 from mer_export.task import Task
-from runtimes.compare import Compared, compare
-from runtimes.policy import Policy
+from runtimes.parity.compare import Compared, compare
+from runtimes.parity.policy import Policy
 
 LABELS = ("anger", "happy", "sad")
 

@@ -23,8 +23,8 @@ from mer_export.errors import InputError, UsageError
 from mer_export.importer import import_checkpoint
 from mer_export.models.mtee.emotions import look_up
 from mer_export.weights import export_weights
-from runtimes.evaluate import evaluate
-from runtimes.predictor import Predictor
+from runtimes.predict.evaluate import evaluate
+from runtimes.predict.predictor import Predictor
 from train import fit as fitting
 from train.config import PRESETS, load_preset
 from train.fit import EVALUATION, fit

@@ -13,12 +13,12 @@ from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UsageError
 from mer_export.exporters import export_variant
 from mer_export.task import Task
-from runtimes import parity
-from runtimes.candidate import Candidate, find_candidates
-from runtimes.compare import Compared, compare, metric_differences
-from runtimes.policy import Policy, gravest
-from runtimes.probes import probes
-from runtimes.session import Session
+from runtimes.backends.candidate import Candidate, find_candidates
+from runtimes.backends.session import Session
+from runtimes.parity import run as parity
+from runtimes.parity.compare import Compared, compare, metric_differences
+from runtimes.parity.policy import Policy, gravest
+from runtimes.parity.probes import probes
 
 TASK = Task(labels=("neutral", "joy", "anger"))
 
@@ -230,7 +230,7 @@ def test_a_runtime_that_breaks_is_a_failure_of_that_candidate_only(bundle: Bundl
 
 def test_the_report_survives_json_and_lands_in_the_bundle(bundle: Bundle) -> None:
     report = parity.run_parity(bundle, make_samples(), source="ten dialogues")
-    parity.save(bundle, report)
+    report.save(bundle)
     opened = Bundle.open(bundle.root)
     again = parity.ParityReport.model_validate(json.loads(opened.path("reports/parity.json").read_text()))
     assert again == report

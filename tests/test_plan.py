@@ -15,9 +15,9 @@ from mer_export.bundle import Bundle
 from mer_export.contract import Contract, TensorSpec
 from mer_export.errors import UsageError
 from mer_export.exporters import export_variant
-from runtimes import plan
-from runtimes.cost import CostModel, fit, representative
-from runtimes.predictor import Predictor
+from runtimes.predict.predictor import Predictor
+from runtimes.speed import planning
+from runtimes.speed.cost import CostModel, fit, representative
 
 ONE, FOUR = 1, 4
 
@@ -30,14 +30,14 @@ def model(dims: int, seed: int = 0) -> CostModel:
 
 
 def total(lengths: np.ndarray, corners: np.ndarray, cost: CostModel) -> float:
-    return float(cost.per_item(corners).min(axis=1)[plan.route(lengths, corners)].sum())
+    return float(cost.per_item(corners).min(axis=1)[planning.route(lengths, corners)].sum())
 
 
 @settings(max_examples=40, deadline=None)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=30), most=st.integers(1, 4), seed=st.integers(0, 99))
 def test_one_dim_is_planned_as_well_as_by_trying_everything(lengths: list[int], most: int, seed: int) -> None:
     items, cost = np.array(lengths)[:, None], model(1, seed)
-    found = plan.choose(items, cost, most)
+    found = planning.choose(items, cost, most)
     ends = np.unique(items)
     least = min(
         total(items, np.array([*chosen, ends[-1]])[:, None], cost)
@@ -45,7 +45,7 @@ def test_one_dim_is_planned_as_well_as_by_trying_everything(lengths: list[int], 
         for chosen in combinations(ends[:-1], k)
     )
     assert len(found) <= most
-    assert total(items, found, cost) <= least * (1 + plan.WORTH) + 1e-9
+    assert total(items, found, cost) <= least * (1 + planning.WORTH) + 1e-9
 
 
 @settings(max_examples=15, deadline=None)
@@ -53,7 +53,7 @@ def test_one_dim_is_planned_as_well_as_by_trying_everything(lengths: list[int], 
 def test_several_dims_hold_every_item_and_never_cost_more_than_one_bucket(seed: int, most: int) -> None:
     draw = np.random.default_rng(seed)
     items, cost = draw.integers(1, 40, (60, 2)), model(2, seed)
-    found = plan.choose(items, cost, most)
+    found = planning.choose(items, cost, most)
     assert 1 <= len(found) <= most
     assert (items[:, None] <= found[None]).all(axis=2).any(axis=1).all()
     assert total(items, found, cost) <= total(items, items.max(axis=0)[None], cost) + 1e-9
@@ -62,13 +62,13 @@ def test_several_dims_hold_every_item_and_never_cost_more_than_one_bucket(seed: 
 def test_two_kinds_of_items_get_a_bucket_each() -> None:
     """Short texts with long audio and the reverse: no chain of nested buckets would do."""
     items = np.array([[5, 100]] * 20 + [[50, 8]] * 20)
-    found = plan.choose(items, CostModel({1: np.array([0, 1, 1, 0, 0, 0.0])}), 3)
+    found = planning.choose(items, CostModel({1: np.array([0, 1, 1, 0, 0, 0.0])}), 3)
     assert {(5, 100), (50, 8)} <= {tuple(c) for c in found.tolist()}
 
 
 def test_a_bucket_that_saves_nothing_is_not_planned() -> None:
     flat = CostModel({1: np.array([1.0, 0, 0])})
-    assert plan.choose(np.arange(1, 30)[:, None], flat, 4).tolist() == [[29]]
+    assert planning.choose(np.arange(1, 30)[:, None], flat, 4).tolist() == [[29]]
 
 
 @settings(max_examples=20, deadline=None)
@@ -101,22 +101,22 @@ def test_lengths_of_shared_inputs_are_not_planned() -> None:
         buckets=({"steps": 20, "emotions": 16},),
         longest={"steps": 50, "emotions": 99},
     )
-    assert plan.varying(contract) == ["steps"]
-    found = plan.describe(np.array([[4], [9]]), np.array([[4], [9]]), model(1), contract)
+    assert planning.varying(contract) == ["steps"]
+    found = planning.describe(np.array([[4], [9]]), np.array([[4], [9]]), model(1), contract)
     assert [b.lengths for b in found.buckets] == [{"steps": n, "emotions": 16} for n in (4, 9)]
     assert [b.share for b in found.buckets] == [0.5, 0.5]
 
 
 def test_a_plan_is_measured_kept_and_followed_by_infer(tmp_path: Path) -> None:
     bundle, samples = make_bundle(tmp_path / "bundle"), make_samples(24)
-    found = plan.make_plan(bundle, samples, most=3, source="samples")
+    found = planning.make_plan(bundle, samples, most=3, source="samples")
     assert found.measured == "torch eager"
     assert found.items == 24
     assert found.buckets[-1].lengths == {"utterances": 8}
     assert sum(b.share for b in found.buckets) == pytest.approx(1)
     assert found.gain >= 1
-    assert all(f"utterances{b.lengths['utterances']}" in plan.markdown(found) for b in found.buckets)
-    plan.save(bundle, found.model_copy(update={"buckets": [b.model_copy(update={"batch": 5}) for b in found.buckets]}))
+    assert all(f"utterances{b.lengths['utterances']}" in found.page() for b in found.buckets)
+    found.model_copy(update={"buckets": [b.model_copy(update={"batch": 5}) for b in found.buckets]}).save(bundle)
     for bucket in found.buckets:
         export_variant(bundle, "torchscript", bucket.lengths)
     sizes = []
@@ -132,6 +132,6 @@ def test_a_plan_is_measured_kept_and_followed_by_infer(tmp_path: Path) -> None:
 def test_what_cannot_be_planned_is_a_usage_error(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     with pytest.raises(UsageError, match="no samples to plan for"):
-        plan.make_plan(bundle, [], most=3, source="nothing")
+        planning.make_plan(bundle, [], most=3, source="nothing")
     with pytest.raises(UsageError, match="--max-variants must be 1 or more"):
-        plan.make_plan(bundle, make_samples(), most=0, source="samples")
+        planning.make_plan(bundle, make_samples(), most=0, source="samples")

@@ -28,11 +28,11 @@ from mer_export.exporters.job import ExportJob
 from mer_export.exporters.precision import PRECISIONS, unshare_initializers, write
 from mer_export.task import Task
 from mer_export.weights import bundle_model
-from runtimes import BACKENDS, candidates, open_session
-from runtimes.parity import run_parity
-from runtimes.policy import DEFAULT_RULES
-from runtimes.predictor import Predictor
-from runtimes.session import SessionOptions
+from runtimes.backends.session import SessionOptions
+from runtimes.backends.table import BACKENDS, candidates, open_session
+from runtimes.parity.policy import DEFAULT_RULES
+from runtimes.parity.run import run_parity
+from runtimes.predict.predictor import Predictor
 
 EIGHT: Lengths = {"utterances": 8}
 CONTRACT = Contract(

@@ -10,8 +10,9 @@ from small_bundle import make_bundle, make_samples, reweigh
 
 from mer_export.bundle import Bundle
 from mer_export.exporters import export_variant
-from runtimes import bench, parity
-from runtimes.report import write_report
+from runtimes.pages.report import write_report
+from runtimes.parity import run as parity
+from runtimes.speed import bench
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -45,8 +46,8 @@ def page(bundle: Bundle) -> str:
 def full(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     made = make_bundle(tmp_path_factory.mktemp("report") / "bundle")
     export_variant(made, "torchscript", {"utterances": 8})
-    parity.save(made, parity.run_parity(made, make_samples()))
-    bench.save(made, bench.run_bench(made, make_samples(), batches=(1,), rounds=3, cold=False))
+    parity.run_parity(made, make_samples()).save(made)
+    bench.run_bench(made, make_samples(), batches=(1,), rounds=3, cold=False).save(made)
     records = [
         {"epoch": e, "train": {"total": 2 / e}, "seconds": 1.0, "splits": {"test": {"weighted_f1": 30.0 + e}}}
         for e in (1, 2, 3)
@@ -88,7 +89,7 @@ def test_failed_parity_is_the_headline(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     export_variant(bundle, "torchscript", {"utterances": 8})
     reweigh(bundle, seed=3)
-    parity.save(bundle, parity.run_parity(bundle, make_samples()))
+    parity.run_parity(bundle, make_samples()).save(bundle)
     text = page(bundle)
     assert "Not the answers of PyTorch" in text
     assert "other weights" in text
@@ -96,14 +97,14 @@ def test_failed_parity_is_the_headline(tmp_path: Path) -> None:
 
 def test_parity_of_older_weights_is_not_shown_as_a_verdict(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
-    parity.save(bundle, parity.run_parity(bundle, make_samples()))
+    parity.run_parity(bundle, make_samples()).save(bundle)
     reweigh(bundle, seed=3)
     assert "Parity was checked for other weights" in page(bundle)
 
 
 def test_variants_exported_after_the_parity_run_are_marked(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
-    parity.save(bundle, parity.run_parity(bundle, make_samples()))
+    parity.run_parity(bundle, make_samples()).save(bundle)
     export_variant(bundle, "torchscript", {"utterances": 4})
     assert "exported after the parity run" in page(bundle)
 

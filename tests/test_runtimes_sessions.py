@@ -14,20 +14,21 @@ import numpy as np
 import pytest
 from small_bundle import make_bundle, make_samples
 
-import runtimes
 from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import BundleError, InputError, NotAvailableError, UnsupportedError, UsageError
 from mer_export.exporters import export_variant
-from runtimes import candidates, load, open_session, output, predictor, unavailable
-from runtimes.candidate import find_graphs
-from runtimes.exported_program import ExportedProgramSession
-from runtimes.onnx_runtime import OnnxRuntimeSession
-from runtimes.openvino import OpenVinoSession
-from runtimes.predictor import Prediction, Predictor
-from runtimes.session import SessionOptions
-from runtimes.torchscript import TorchScriptSession
+from runtimes import load
+from runtimes.backends.candidate import find_graphs
+from runtimes.backends.exported_program import ExportedProgramSession
+from runtimes.backends.onnx_runtime import OnnxRuntimeSession
+from runtimes.backends.openvino.session import OpenVinoSession
+from runtimes.backends.session import SessionOptions
+from runtimes.backends.table import backend_problem, candidates, open_session, unavailable
+from runtimes.backends.torchscript import TorchScriptSession
+from runtimes.predict import output, predictor
+from runtimes.predict.predictor import Prediction, Predictor
 
 ONE_THREAD = SessionOptions(threads=1)
 LABELS = ("neutral", "joy", "anger")
@@ -65,7 +66,9 @@ assert spent < 0.4, spent
 
 
 def test_the_tensorrt_backend_imports_no_torch() -> None:
-    code = "import sys, runtimes.tensorrt, runtimes.openvino; assert 'torch' not in sys.modules"
+    code = (
+        "import sys, runtimes.backends.tensorrt, runtimes.backends.openvino.session; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -74,8 +77,8 @@ def test_the_tensorrt_backend_imports_no_torch() -> None:
 def test_predictions_keep_the_order_of_the_samples_on_every_runtime(
     exported: Bundle, backend: str, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if runtimes.backend_problem(backend):
-        pytest.skip(str(runtimes.backend_problem(backend)))
+    if backend_problem(backend):
+        pytest.skip(str(backend_problem(backend)))
     monkeypatch.setattr(predictor, "CHUNK_SAMPLES", 5)
     samples = make_samples(13)
     with Predictor(exported, "torch", ONE_THREAD) as reference:
@@ -287,7 +290,7 @@ def test_int8_matrices_keep_their_products_and_vectors_stay(tmp_path: Path) -> N
     import openvino
     from openvino import opset13 as ops
 
-    from runtimes.openvino_int8 import quantise_matrices
+    from runtimes.backends.openvino.int8 import quantise_matrices
 
     draw = np.random.default_rng(0)
     wide, vector = draw.standard_normal((96, 40), np.float32), draw.standard_normal((40, 1), np.float32)
@@ -365,13 +368,13 @@ def test_cuda_graphs_are_refused_where_nothing_can_be_captured(exported: Bundle)
     for backend, variant in (("torch", None), ("onnxruntime", graph)):
         with pytest.raises(UsageError, match="not on cpu: pass --device cuda"):
             open_session(exported, variant, backend, SessionOptions(extra=captured))
-        if runtimes.backend_problem(backend, SessionOptions(device="cuda")):
+        if backend_problem(backend, SessionOptions(device="cuda")):
             with pytest.raises(NotAvailableError, match="CUDA"):
                 open_session(exported, variant, backend, SessionOptions(device="cuda", extra=captured))
 
 
 def test_a_benchmark_of_cuda_graphs_needs_a_gpu(exported: Bundle) -> None:
-    usable = [b for b in ("torch", "onnxruntime") if not runtimes.backend_problem(b, SessionOptions(device="cuda"))]
+    usable = [b for b in ("torch", "onnxruntime") if not backend_problem(b, SessionOptions(device="cuda"))]
     if usable:
         found = find_graphs(exported)
         assert {c.runtime for c in found if c.reason is None} == {f"{b} cuda graph" for b in usable}

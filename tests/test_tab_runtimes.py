@@ -13,9 +13,9 @@ from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.exporters import export_variant
-from runtimes import BACKENDS, backend_problem, open_session
-from runtimes.predictor import Predictor
-from runtimes.session import Session, SessionOptions
+from runtimes.backends.session import Session, SessionOptions
+from runtimes.backends.table import BACKENDS, backend_problem, open_session
+from runtimes.predict.predictor import Predictor
 
 RUNTIMES = ("torch", "torchscript", "exported_program", "onnxruntime", "openvino")
 FORMATS: dict[str, tuple[str, ...]] = {"fusion": ("torchscript", "exported_program", "onnx"), "audio_tab": ()}

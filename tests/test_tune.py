@@ -15,13 +15,14 @@ from benchmarks.choice import judge
 from mer_export.bundle import Bundle
 from mer_export.errors import BundleError, UsageError
 from mer_export.exporters import export_variant
-from runtimes import machine, tune
-from runtimes import profile as profiles
-from runtimes.candidate import Candidate
-from runtimes.choice import open_predictor
-from runtimes.predictor import Predictor
-from runtimes.profile import Entry, Goal, Limits, Profile, Setting, choose
-from runtimes.session import SessionOptions
+from runtimes import machine
+from runtimes.backends.candidate import Candidate
+from runtimes.backends.session import SessionOptions
+from runtimes.predict import machine_profile as profiles
+from runtimes.predict.machine_profile import Entry, Goal, Limits, Profile, Setting, choose
+from runtimes.predict.opening import open_predictor
+from runtimes.predict.predictor import Predictor
+from runtimes.speed import tune
 
 HERE = SessionOptions()
 
@@ -37,7 +38,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "_parallel", lambda: [(1, 1), (1, 2)])
         patch.setattr(tune, "PASSES", 2)
-        profiles.save(bundle, tune.run_tune(bundle, make_samples(16), batches=(1, 3)))
+        tune.run_tune(bundle, make_samples(16), batches=(1, 3)).save(bundle)
     return bundle.root
 
 
@@ -162,14 +163,14 @@ def test_a_goal_that_is_none_is_refused(text: str) -> None:
 
 
 def test_everything_exported_is_timed_and_the_best_again(bundle: Bundle) -> None:
-    found = profiles.load(bundle)
+    found = profiles.own_profile(bundle)
     assert {e.setting.backend for e in found.entries} >= {"onnxruntime", "torchscript"}
     assert {(e.setting.batch, e.setting.workers) for e in found.entries} == {(1, 1), (1, 2), (3, 1), (3, 2)}
     assert 2 * tune.ROUNDS in {e.rounds for e in found.entries} <= {tune.ROUNDS, 2 * tune.ROUNDS}
     assert all(s.setting.format == "onnx" or s.item_ms > 0 for s in profiles.scores(found))
     shares = [sum(e.share for e in found.entries if e.setting == s.setting) for s in profiles.scores(found)]
     assert shares == pytest.approx([1.0] * len(shares))
-    assert "throughput: " in profiles.markdown(found)
+    assert "throughput: " in found.page()
 
 
 def test_memory_for_one_candidate_at_a_time_times_the_same_settings(
@@ -199,7 +200,7 @@ def test_a_goal_gives_the_answers_of_pytorch_in_order(bundle: Bundle, goal: str)
     samples, said = make_samples(20), []
     with Predictor(bundle, "torch") as eager, open_predictor(bundle, None, HERE, goal=goal, say=said.append) as running:
         found, expected = running.scores(samples), eager.scores(samples)
-        best = choose(profiles.load(bundle), Goal.parse(goal)).setting
+        best = choose(profiles.own_profile(bundle), Goal.parse(goal)).setting
         assert (running.backend, running.batch, running.workers) == (best.backend, best.batch, best.workers)
         assert said == [f"{goal}: {best.name}"]
     for mine, theirs in zip(found, expected, strict=True):
@@ -227,8 +228,8 @@ def test_without_a_profile_of_this_machine_the_command_to_run_is_named(
 
 
 def test_a_profile_of_other_weights_or_files_is_not_used(bundle: Bundle) -> None:
-    setting = choose(profiles.load(bundle), Goal("latency")).setting
-    entry = next(e for e in profiles.load(bundle).entries if e.setting == setting)
+    setting = choose(profiles.own_profile(bundle), Goal("latency")).setting
+    entry = next(e for e in profiles.own_profile(bundle).entries if e.setting == setting)
     variant = bundle.find(entry.variant)
     with bundle.commit() as change:
         change.write(variant.model, b"another")
@@ -236,7 +237,7 @@ def test_a_profile_of_other_weights_or_files_is_not_used(bundle: Bundle) -> None
         open_predictor(Bundle.open(bundle.root), None, HERE, goal="latency")
     randomise(bundle, seed=4)
     with pytest.raises(UsageError, match="is of other weights"):
-        profiles.load(Bundle.open(bundle.root))
+        profiles.own_profile(Bundle.open(bundle.root))
 
 
 def test_a_profile_of_another_version_is_a_bundle_error(bundle: Bundle) -> None:
@@ -244,7 +245,7 @@ def test_a_profile_of_another_version_is_a_bundle_error(bundle: Bundle) -> None:
     with bundle.commit() as change:
         change.write(name, b"{}")
     with pytest.raises(BundleError, match="is of another version"):
-        profiles.load(bundle)
+        profiles.own_profile(bundle)
 
 
 def test_there_must_be_something_to_tune(tmp_path: Path, bundle: Bundle) -> None:

@@ -1,0 +1,145 @@
+"""ONNX Runtime on CPU or CUDA, with the provider that was asked for or not at all. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from mer_export.bundle import Bundle, Variant
+from mer_export.contract import Contract, Lengths
+from mer_export.errors import BundleError, NotAvailableError
+from runtimes.backends.session import Port, Session, SessionOptions, check_ports
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(float16)": "float16"}
+
+
+class OnnxRuntimeSession(Session):
+    """An .onnx file in ONNX Runtime.
+
+    On CUDA inputs and outputs are bound to device buffers, one set per batch size. `extra={"cuda_graph": True}`
+    captures the run of each batch size as a CUDA graph of its own.
+    """
+
+    backend = "onnxruntime"
+    concurrent = True
+
+    def __init__(self, model: Path, contract: Contract, lengths: Lengths | None, batch: int, options: SessionOptions):
+        super().__init__(model, contract, lengths, batch, options)
+        problem = self.problem(options)
+        if problem:
+            raise NotAvailableError(problem)
+        import onnxruntime
+
+        self._ort = onnxruntime
+        provider = PROVIDERS[options.device]
+        self._session: Any = self._create(model, provider)
+        active = self._session.get_providers()
+        if active[0] != provider:
+            raise NotAvailableError(
+                f"ONNX Runtime started {active[0]} where {provider} was asked for: "
+                "its libraries are incomplete, see mer doctor"
+            )
+        self._check(model)
+        self._bound: dict[int, dict[str, Any]] = {}
+        self.info |= {
+            "onnxruntime": onnxruntime.__version__,
+            "provider": provider,
+            "providers": active,
+            "cuda_graph": options.cuda_graph,
+        }
+
+    @classmethod
+    def open(cls, bundle: Bundle, variant: Variant | None, options: SessionOptions) -> Self:
+        session = super().open(bundle, variant, options)
+        if variant is not None:
+            session.info["precision"] = variant.precision
+        return session
+
+    @classmethod
+    def problem(cls, options: SessionOptions) -> str | None:
+        try:
+            import onnxruntime
+        except ImportError:
+            extra = "gpu" if options.device == "cuda" else "cpu"
+            return f"onnxruntime is not installed: pip install 'mer[{extra}]'"
+        offered = onnxruntime.get_available_providers()
+        if PROVIDERS[options.device] not in offered:
+            return (
+                f"ONNX Runtime {onnxruntime.__version__} here offers {offered}, not {PROVIDERS[options.device]}: "
+                "pip install 'mer[gpu]' in an environment without mer[cpu], or use --device cpu"
+            )
+        return None
+
+    def _create(self, model: Path, provider: str) -> Any:
+        ort, options = self._ort, self.options
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 3
+        settings.inter_op_num_threads = 1
+        # Idle workers would keep a core busy after each call, to the cost of whatever else this process runs.
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        if options.threads:
+            settings.intra_op_num_threads = options.threads
+        arguments: dict[str, str] = {}
+        if options.device == "cuda":
+            if hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()
+            arguments = {
+                "use_tf32": "1" if options.extra.get("tf32") else "0",
+                "enable_cuda_graph": "1" if options.cuda_graph else "0",
+            }
+        try:
+            return ort.InferenceSession(str(model), settings, providers=[(provider, arguments)])
+        except Exception as error:
+            # ONNX Runtime raises a dozen classes of its own, all straight from Exception.
+            raise BundleError(f"ONNX Runtime cannot load {model}: {str(error).splitlines()[0]}") from None
+
+    def _check(self, model: Path) -> None:
+        for specs, found in (
+            (self.contract.inputs, self._session.get_inputs()),
+            (self.contract.outputs, self._session.get_outputs()),
+        ):
+            ports = {
+                p.name: Port(DTYPES.get(p.type, p.type), tuple(d if isinstance(d, int) else None for d in p.shape))
+                for p in found
+            }
+            check_ports(model, specs, ports, self.lengths, self.batch)
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.options.device == "cuda":
+            return self._run_bound(inputs)
+        names = [s.name for s in self.contract.outputs]
+        return dict(zip(names, self._session.run(names, inputs), strict=True))
+
+    def _run_bound(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Copies into device buffers kept per batch size, runs on them, copies the outputs back."""
+        items = len(next(iter(inputs.values())))
+        held = self._bound.get(items) or self._bind(items, inputs)
+        for name, buffer in held["inputs"].items():
+            buffer.update_inplace(np.ascontiguousarray(inputs[name]))
+        self._session.run_with_iobinding(held["binding"], held["run"])
+        return {name: buffer.numpy() for name, buffer in held["outputs"].items()}
+
+    def _bind(self, items: int, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        values, binding = self._ort.OrtValue, self._session.io_binding()
+        lengths = self.lengths or self.contract.buckets[-1]
+        run = self._ort.RunOptions()
+        if self.options.cuda_graph:
+            # Another batch size has other buffers, which a captured graph would not know of.
+            run.add_run_config_entry("gpu_graph_id", str(items))
+        held: dict[str, Any] = {"binding": binding, "run": run, "inputs": {}, "outputs": {}}
+        for name, array in inputs.items():
+            held["inputs"][name] = values.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
+            binding.bind_ortvalue_input(name, held["inputs"][name])
+        for spec in self.contract.outputs:
+            buffer = values.ortvalue_from_shape_and_type(spec.shape(items, lengths), np.dtype(spec.dtype), "cuda", 0)
+            held["outputs"][spec.name] = buffer
+            binding.bind_ortvalue_output(spec.name, buffer)
+        self._bound[items] = held
+        return held
+
+    def close(self) -> None:
+        self._bound = {}
+        self._session = None

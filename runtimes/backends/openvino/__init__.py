@@ -1,0 +1,1 @@
+"""OpenVINO on the CPU: the session, its int8 weights and its rewrite of recurrent layers."""

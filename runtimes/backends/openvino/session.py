@@ -1,0 +1,136 @@
+"""OpenVINO on the CPU, reading the .onnx file; fp32 by default, bf16 or int8 on request. Needs no torch."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mer_export.contract import Contract, Lengths
+from mer_export.errors import BundleError, NotAvailableError
+from runtimes.backends.openvino.int8 import GROUP, quantise_matrices
+from runtimes.backends.openvino.rnn import unroll_by_length
+from runtimes.backends.session import Lowered, Port, Session, SessionOptions, check_ports
+
+SETTINGS: dict[Lowered | None, dict[str, str]] = {
+    None: {"INFERENCE_PRECISION_HINT": "f32"},
+    "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    "int8": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP)},
+}
+DTYPES = {"f32": "float32", "i64": "int64", "f16": "float16", "bf16": "bfloat16"}
+
+COMPILED = 4
+"""How many batch sizes get a compiled model of their own."""
+ANY_SIZE = 0
+
+
+class OpenVinoSession(Session):
+    """An .onnx file compiled for the CPU at its bucket's lengths.
+
+    A file with a dynamic batch is compiled for single batch sizes, which run faster than one compiled for any. A size
+    that comes for the first time is filled up to a larger one that is there, with copies of the last item, until that
+    has cost as much time as compiling takes. Sizes past the `COMPILED`th share one compiled for any.
+    """
+
+    backend = "openvino"
+
+    def __init__(self, model: Path, contract: Contract, lengths: Lengths | None, batch: int, options: SessionOptions):
+        super().__init__(model, contract, lengths, batch, options)
+        problem = self.problem(options)
+        if problem:
+            raise NotAvailableError(problem)
+        import openvino
+
+        # Left alone OpenVINO takes bf16 by itself on processors that have it, and ties all sessions to the same cores.
+        self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": "NO"}
+        self._settings |= SETTINGS[options.lowered]
+        if options.threads:
+            self._settings["INFERENCE_NUM_THREADS"] = options.threads
+        self._core: Any = openvino.Core()
+        self._model = model
+        self._requests: dict[int, Any] = {}
+        self._batched = {s.name for s in contract.inputs if s.batched}
+        self._compile_s = 0.0
+        self._wasted_s: dict[int, float] = defaultdict(float)
+        compiled = self._request(batch or options.batch).get_compiled_model()
+        self.info |= {
+            "openvino": openvino.__version__,
+            "precision": str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
+            "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
+        }
+
+    @classmethod
+    def problem(cls, options: SessionOptions) -> str | None:
+        from importlib.util import find_spec
+
+        if find_spec("openvino") is None:
+            return "openvino is not installed: pip install 'mer[openvino]'"
+        if options.device != "cpu":
+            return f"runtime openvino runs on cpu, not on {options.device}"
+        return None
+
+    def _check(self, model: Path, graph: Any) -> None:
+        for specs, found in ((self.contract.inputs, graph.inputs), (self.contract.outputs, graph.outputs)):
+            ports = {
+                p.get_any_name(): Port(
+                    DTYPES.get(p.get_element_type().get_type_name(), p.get_element_type().get_type_name()),
+                    tuple(None if d.is_dynamic else d.get_length() for d in p.get_partial_shape()),
+                )
+                for p in found
+            }
+            check_ports(model, specs, ports, self.lengths, self.batch)
+
+    def _request(self, size: int) -> Any:
+        """The model compiled for a batch size."""
+        if size not in self._requests:
+            began = time.perf_counter()
+            self._requests[size] = self._compile(size)
+            self._compile_s = time.perf_counter() - began
+            self.info["batches"] = list(self._requests)
+        return self._requests[size]
+
+    def _size(self, items: int) -> int:
+        """The batch size in which to run so many items."""
+        larger = [size for size in self._requests if size > items]
+        if items in self._requests or self.batch:
+            return items
+        if larger and self._wasted_s[items] < self._compile_s:
+            return min(larger)
+        return items if len(self._requests) < COMPILED else ANY_SIZE
+
+    def _compile(self, items: int) -> Any:
+        try:
+            graph = self._core.read_model(str(self._model))
+            self._check(self._model, graph)
+            if items != ANY_SIZE:
+                ports = [p for p in graph.inputs if p.get_any_name() in self._batched]
+                graph.reshape({p.get_any_name(): [items, *list(p.get_partial_shape())[1:]] for p in ports})
+            unroll_by_length(graph)
+            if self.options.lowered == "int8":
+                self.info["int8_products"] = quantise_matrices(graph)
+            return self._core.compile_model(graph, "CPU", self._settings).create_infer_request()
+        except RuntimeError as error:
+            raise BundleError(f"OpenVINO cannot load {self._model}: {str(error).splitlines()[-1]}") from None
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        items = len(next(a for name, a in inputs.items() if name in self._batched))
+        size = self._size(items)
+        request = self._request(size)
+        began = time.perf_counter()
+        if size > items:
+            inputs = {n: _filled(a, size) if n in self._batched else a for n, a in inputs.items()}
+        request.infer(inputs, share_inputs=True)
+        if size > items:
+            self._wasted_s[items] += (time.perf_counter() - began) * (1 - items / size)
+        return {s.name: request.get_tensor(s.name).data[:items].copy() for s in self.contract.outputs}
+
+    def close(self) -> None:
+        self._requests = {}
+
+
+def _filled(array: np.ndarray, size: int) -> np.ndarray:
+    """An array of that many items, the last one repeated."""
+    return np.concatenate([array, np.repeat(array[-1:], size - len(array), axis=0)])

@@ -1,0 +1,177 @@
+"""Plots of the report as inline SVG text, drawn by matplotlib without a display."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mer_export.errors import NotAvailableError
+
+if TYPE_CHECKING:
+    from runtimes.parity.report import ParityReport
+    from runtimes.predict.robustness import RobustnessReport
+    from runtimes.speed.bench_report import Case
+
+COLOURS = {
+    "torch": "#8a94a3",
+    "torch unpadded": "#b9c0ca",
+    "torchscript": "#d08c2f",
+    "exported_program": "#8f6bb8",
+    "onnxruntime": "#2f6fb5",
+    "openvino": "#2a9d8f",
+    "openvino bf16": "#1d6b62",
+    "tensorrt": "#6a9a2b",
+}
+OTHER = "#5b6472"
+INK, QUIET, RULE, BAD = "#1c2430", "#68717f", "#dfe3e8", "#b3372f"
+LEAST, MOST = 1e-4, 1e4
+"""What the chart of errors shows at the edges: equal, and very different."""
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mer",
+    "font.size": 10,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": QUIET,
+    "text.color": INK,
+    "xtick.color": QUIET,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def parity_chart(report: ParityReport) -> str:
+    """The part of its tolerance that each candidate takes: a row per runtime and format, a dot per bucket."""
+    rows: dict[str, list[tuple[float, bool, str]]] = {}
+    for candidate in report.ran:
+        found = candidate.comparison
+        error = next((e for e in found.outputs if e.output == report.task_output), None) if found else None
+        if error is not None and candidate.format != "eager":
+            entry = (min(max(error.used, LEAST), MOST), candidate.verdict != "fail", candidate.runtime)
+            rows.setdefault(candidate.runtime, []).append(entry)
+    if not rows:
+        return ""
+    with _figure(7.2, 0.9 + 0.42 * len(rows)) as (figure, axes):
+        axes.axvline(1, color=BAD, linewidth=2, zorder=2)
+        for y, entries in enumerate(rows.values()):
+            axes.plot([LEAST, 1], [y, y], color=RULE, linewidth=5, solid_capstyle="butt", zorder=1)
+            for size, good, runtime in entries:
+                colour = _colour(runtime) if good else BAD
+                axes.plot([size], [y], marker="o" if good else "X", color=colour, markersize=7, zorder=3)
+        axes.set_xscale("log")
+        axes.set_xlim(LEAST / 2, max(3.0, 3 * max(entry[0] for entries in rows.values() for entry in entries)))
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(f"largest |{report.task_output} − reference| over the tolerance; past the red line it differs")
+        return _svg(figure, "Largest error of each runtime as a part of its tolerance, logarithmic")
+
+
+def latency_chart(case: Case) -> str:
+    """Median latency of each candidate in one case, a whisker to p90, and the ratio to eager."""
+    names = [_row_name(r.runtime, r.format) for r in case.rows]
+    longest = max(r.latency.p90 for r in case.rows)
+    with _figure(4.6, 0.7 + 0.34 * len(names)) as (figure, axes):
+        for y, row in enumerate(case.rows):
+            axes.barh(y, row.latency.p50, color=_colour(row.runtime), height=0.62)
+            axes.plot([row.latency.p50, row.latency.p90], [y, y], color=INK, linewidth=1)
+            text = f"{_milliseconds(row.latency.p50)} ms"
+            text += "" if row.runtime == "torch" else f" · {row.ratio.median:.2f}×"
+            axes.text(row.latency.p90 + 0.02 * longest, y, text, va="center", fontsize=9)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlim(0, 1.55 * longest)
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        return _svg(figure, f"Median latency at {case.name}")
+
+
+def training_chart(records: Sequence[Mapping[str, Any]], metric: str, kept: int | None) -> str:
+    """Training loss and a metric of each measured split over epochs; a line at the epoch that was kept."""
+    epochs = [r["epoch"] for r in records]
+    losses = [r.get("train", {}).get("total") for r in records]
+    splits = {s: [r["splits"].get(s, {}).get(metric) for r in records] for s in records[-1].get("splits", {})}
+    with _figure(7.2, 2.6, columns=2) as (figure, (left, right)):
+        if all(v is not None for v in losses):
+            left.plot(epochs, losses, color=OTHER)
+        left.set_title("training loss", loc="left", fontsize=10, color=QUIET)
+        for (split, values), colour in zip(splits.items(), ("#2f6fb5", "#d08c2f", "#2a9d8f", OTHER), strict=False):
+            right.plot(epochs, values, label=split, color=colour)
+        right.set_title(f"{metric.replace('_', ' ')}, %", loc="left", fontsize=10, color=QUIET)
+        for axes in (left, right):
+            axes.set_xlabel("epoch")
+            axes.grid(axis="y", color=RULE, linewidth=0.8)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            if kept is not None:
+                axes.axvline(kept, color=QUIET, linewidth=1, linestyle=(0, (3, 3)))
+        if splits:
+            right.legend(loc="lower center")
+        return _svg(figure, f"Training loss and {metric} over {len(epochs)} epochs")
+
+
+def robustness_chart(report: RobustnessReport, metric: str) -> str:
+    """A metric over the missing rate, and beside it the mean absolute error where the task has one."""
+    shown = [n for n in (metric, "mae") if n in report.metrics]
+    rates = [r.text for r in report.rates]
+    with _figure(7.2, 2.6, columns=2) as (figure, panels):
+        for axes, name in zip(panels, shown, strict=False):
+            axes.plot(rates, report.metrics[name], color="#2f6fb5", marker="o", markersize=4)
+            axes.set_title(name.replace("_", " "), loc="left", fontsize=10, color=QUIET)
+            axes.set_xlabel("missing rate")
+            axes.grid(axis="y", color=RULE, linewidth=0.8)
+        for axes in panels[len(shown) :]:
+            axes.set_visible(False)
+        return _svg(figure, f"{' and '.join(shown)} over the missing rate")
+
+
+def _row_name(runtime: str, format: str) -> str:
+    """The runtime, saying that PyTorch without a variant is eager."""
+    if format == "eager":
+        return runtime.replace("torch", "torch eager", 1)
+    return runtime
+
+
+def _colour(runtime: str) -> str:
+    known = [name for name in COLOURS if runtime.startswith(name)]
+    return COLOURS[max(known, key=len)] if known else OTHER
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+@contextmanager
+def _figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Any, Any]]:
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise NotAvailableError("matplotlib is not installed: pip install 'mer[report]'") from None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.patch.set_alpha(0)
+        axes = figure.subplots(1, columns)
+        for one in figure.axes:
+            one.patch.set_alpha(0)
+        yield figure, axes
+
+
+def _svg(figure: Any, title: str) -> str:
+    """The figure as an <svg> element that scales, with `title` for screen readers."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    head = re.search(r'viewBox="([^"]+)"', text)
+    box = head.group(1) if head else "0 0 720 300"
+    return re.sub(r"<svg[^>]*>", f'<svg viewBox="{box}" role="img" aria-label="{title}">', text, count=1)

@@ -1,0 +1,1 @@
+"""The same answers? Every variant held against eager PyTorch."""

@@ -1,0 +1,154 @@
+"""Does a candidate's answer depend on what it must not depend on: neighbours, order, padding, bucket?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from mer_export.bundle import Strict
+from mer_export.contract import Contract, Lengths
+from mer_export.data.collate import collate
+from mer_export.data.samples import Sample
+from mer_export.task import Task
+from runtimes.backends.session import Session
+from runtimes.parity.compare import Outputs, output_error
+
+BATCH = 8
+"""Samples per call of the batched passes where the session takes any number."""
+
+
+class Invariance(Strict):
+    """How far answers move when a sample is run in another way; `used` is the part of the tolerance that this takes."""
+
+    name: str
+    samples: int
+    max_abs: float
+    used: float
+    flips: int
+
+
+class Runner:
+    """Samples in, unpadded output rows out, on one session."""
+
+    def __init__(self, session: Session, contract: Contract):
+        self.session = session
+        self.contract = contract
+
+    def run(self, samples: Sequence[Sample], lengths: Lengths | None = None, spoil: bool = False) -> list[Outputs]:
+        """One call. `lengths` pads further where the session takes any; `spoil` puts garbage into padded places."""
+        shape = self.session.lengths or lengths
+        arrays = collate(samples, self.contract, shape, batch=self.session.batch or None)
+        if spoil:
+            spoil_padding(arrays, self.contract, samples)
+        found = self.session.run(arrays)
+        return [self._rows(found, i, s.lengths(self.contract)) for i, s in enumerate(samples)]
+
+    def alone(self, samples: Sequence[Sample]) -> list[Outputs]:
+        """Each sample in a call of its own."""
+        return [self.run([s])[0] for s in samples]
+
+    def batched(self, samples: Sequence[Sample]) -> list[Outputs]:
+        """As many samples per call as the session takes, in the given order."""
+        size = self.session.batch or BATCH
+        return [rows for i in range(0, len(samples), size) for rows in self.run(samples[i : i + size])]
+
+    def buckets(self, sample: Sample) -> list[Lengths]:
+        """Buckets that hold `sample`, as far as this session can take them."""
+        if self.session.lengths is not None:
+            return [self.session.lengths]
+        own = sample.lengths(self.contract)
+        return [b for b in self.contract.buckets if all(own[d] <= b[d] for d in own)]
+
+    def _rows(self, found: Mapping[str, np.ndarray], item: int, lengths: Mapping[str, int]) -> Outputs:
+        return {
+            spec.name: found[spec.name][item][
+                tuple(slice(lengths[d]) if isinstance(d, str) else slice(None) for d in spec.dims[1:])
+            ].copy()
+            for spec in self.contract.outputs
+        }
+
+
+def spoil_padding(arrays: dict[str, np.ndarray], contract: Contract, samples: Sequence[Sample], seed: int = 0) -> None:
+    """Fills everything past the real lengths of `samples` with large random values, in place."""
+    random = np.random.default_rng(seed)
+    # Where the padding value itself says what is padding, there are no places for anything else.
+    for spec in (s for s in contract.features if s.padding is None):
+        for row, sample in zip(arrays[spec.name], samples, strict=False):
+            own = sample.lengths(contract)
+            real = tuple(slice(own[d]) if isinstance(d, str) else slice(None) for d in spec.dims[1:])
+            kept = row[real].copy()
+            if spec.dtype == "int64":
+                row[...] = random.integers(0, spec.below or 2, row.shape)
+            else:
+                row[...] = 10 * random.standard_normal(row.shape)
+            row[real] = kept
+
+
+def spread(lengths: Sequence[Mapping[str, int]], count: int) -> list[int]:
+    """Positions of at most `count` items, evenly over the order of their lengths, in ascending position."""
+    order = sorted(range(len(lengths)), key=lambda i: tuple(lengths[i].values()))
+    if len(order) <= count:
+        return sorted(order)
+    return sorted({order[round(k * (len(order) - 1) / (count - 1))] for k in range(count)})
+
+
+def difference(
+    name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], task: Task, tolerance: tuple[float, float]
+) -> Invariance:
+    """How far the second of each pair of score arrays is from the first."""
+    error = output_error(task.output, [a for a, _ in pairs], [b for _, b in pairs], *tolerance)
+    flips = sum(int((task.decide(a) != task.decide(b)).sum()) for a, b in pairs)
+    return Invariance(name=name, samples=len(pairs), max_abs=error.max_abs, used=error.used, flips=flips)
+
+
+def measure(
+    runner: Runner,
+    samples: Sequence[Sample],
+    alone: Sequence[Outputs],
+    task: Task,
+    tolerance: tuple[float, float],
+) -> list[Invariance]:
+    """Every pass of `PASSES` against the same samples run alone; a pass that does not apply is left out."""
+    scores = [a[task.output] for a in alone]
+    found = []
+    for name, run in PASSES.items():
+        pairs = [(scores[i], rows[task.output]) for i, rows in run(runner, samples)]
+        if pairs:
+            found.append(difference(name, pairs, task, tolerance))
+    return found
+
+
+def _batched(runner: Runner, samples: Sequence[Sample]) -> list[tuple[int, Outputs]]:
+    return list(enumerate(runner.batched(samples))) if runner.session.batch != 1 else []
+
+
+def _reordered(runner: Runner, samples: Sequence[Sample]) -> list[tuple[int, Outputs]]:
+    if runner.session.batch == 1:
+        return []
+    order = np.random.default_rng(0).permutation(len(samples)).tolist()
+    return list(zip(order, runner.batched([samples[i] for i in order]), strict=True))
+
+
+def _padded(runner: Runner, samples: Sequence[Sample]) -> list[tuple[int, Outputs]]:
+    """Every bucket that the session takes; a session of one fixed bucket has nothing to vary."""
+    if runner.session.lengths is not None:
+        return []
+    return [(i, runner.run([s], bucket)[0]) for i, s in enumerate(samples) for bucket in runner.buckets(s)]
+
+
+def _garbage(runner: Runner, samples: Sequence[Sample]) -> list[tuple[int, Outputs]]:
+    return [
+        (i, runner.run([s], bucket, spoil=True)[0])
+        for i, s in enumerate(samples)
+        for bucket in runner.buckets(s)[:1]
+        if any(bucket[d] > n for d, n in s.lengths(runner.contract).items())
+    ]
+
+
+PASSES: dict[str, Callable[[Runner, Sequence[Sample]], list[tuple[int, Outputs]]]] = {
+    "in a batch": _batched,
+    "in a batch, other order": _reordered,
+    "padded to every bucket": _padded,
+    "garbage in padded places": _garbage,
+}

@@ -1,0 +1,208 @@
+"""What parity found: the record of every candidate, and how it reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from mer_export.bundle import Strict
+from mer_export.contract import Lengths, lengths_name
+from mer_export.markdown import some, table
+from mer_export.report import Report
+from runtimes.backends.candidate import grouped_reasons
+from runtimes.parity.compare import Comparison
+from runtimes.parity.invariance import Invariance
+from runtimes.parity.policy import Policy, Verdict
+
+SHOWN_FLIPS = 20
+
+
+class CandidateReport(Strict):
+    """One candidate: what ran, how it compares, and the verdict with its reasons."""
+
+    name: str
+    runtime: str
+    variant: str | None
+    format: str
+    precision: str
+    """Precision it computes in: the variant's, or what that is lowered to."""
+    lengths: Lengths | None
+    batch: int
+    verdict: Verdict
+    reasons: list[str] = Field(default_factory=list)
+    info: dict[str, Any] = Field(default_factory=dict)
+    too_long: int = 0
+    """Samples left out because they are longer than the bucket."""
+    comparison: Comparison | None = None
+    invariances: list[Invariance] = Field(default_factory=list)
+    seconds: float = 0.0
+
+
+class ParityReport(Report):
+    """Everything that `run_parity` found."""
+
+    schema_version: int = 1
+    verdict: Verdict
+    system: str
+    task_output: str
+    metric: str = "weighted_f1"
+    """The metric that the task is judged by."""
+    labels: tuple[str, ...]
+    weights_sha256: str
+    reference: dict[str, Any]
+    source: str
+    samples: int
+    units: int
+    labelled: int
+    probes: int
+    policy: Policy
+    candidates: list[CandidateReport]
+
+    @classmethod
+    def path(cls) -> str:
+        return "reports/parity.json"
+
+    @classmethod
+    def command(cls) -> str:
+        return "mer parity"
+
+    def page(self) -> str:
+        return parity_markdown(self)
+
+    @property
+    def ran(self) -> list[CandidateReport]:
+        """Candidates that this machine could run."""
+        return [c for c in self.candidates if c.verdict != "not run"]
+
+
+def verdict_line(report: ParityReport) -> str:
+    """What parity found, in one sentence."""
+    ran, failed = report.ran, [c for c in report.candidates if c.verdict == "fail"]
+    missing = len(report.candidates) - len(ran)
+    tail = f"; {missing} could not run on this machine" if missing else ""
+    if not ran:
+        return f"Nothing could run on this machine{tail}."
+    if failed:
+        return f"{len(failed)} of {len(ran)} candidates do not give PyTorch's answers{tail}."
+    flips = sum(c.comparison.flips for c in ran if c.comparison)
+    change = "no label changes" if not flips else f"{flips} label changes, all within what their precision allows"
+    return f"All {len(ran)} candidates give PyTorch's answers: {change}{tail}."
+
+
+def parity_markdown(report: ParityReport) -> str:
+    """Verdict, one row per candidate, findings, flips, strata and what could not run."""
+    lines = [
+        f"# Parity: {report.verdict}",
+        "",
+        verdict_line(report),
+        "",
+        f"Reference: {report.reference['how']} (torch {report.reference.get('torch', '?')}). "
+        f"Data: {report.source or 'samples'}: {report.samples} samples, {report.units} units "
+        f"({report.labelled} labelled), and {report.probes} probes made from them.",
+        "",
+        *table(
+            (
+                "verdict",
+                "runtime",
+                "format",
+                "precision",
+                "bucket",
+                "samples",
+                "max abs error",
+                "of tolerance",
+                "cosine",
+                "flips",
+                metric_title(report.metric),
+                "other ways to run it",
+            ),
+            [_parity_row(c, report) for c in report.ran],
+        ),
+        "",
+        "`of tolerance` is the largest |a - b| / (atol + rtol x |largest score of the unit|); at most 1 agrees. "
+        "`other ways to run it`: largest change of an answer in a batch, in another order, with other padding, "
+        "in another bucket.",
+    ]
+    findings = [f"- **{c.verdict}** {c.name}: {reason}" for c in report.ran for reason in c.reasons]
+    if findings:
+        lines += ["", "## Findings", "", *findings]
+    lines += _flips(report) + _strata(report)
+    not_run = grouped_reasons([(c.name, c.reasons[0]) for c in report.candidates if c.verdict == "not run"])
+    if not_run:
+        lines += ["", "## Not run", ""]
+        lines += [f"- {reason} ({some(names)})" for reason, names in not_run]
+    return "\n".join(lines) + "\n"
+
+
+def _parity_row(candidate: CandidateReport, report: ParityReport) -> tuple[object, ...]:
+    bucket = lengths_name(candidate.lengths) if candidate.lengths else "any"
+    start = (candidate.verdict, candidate.runtime, candidate.format, candidate.precision, bucket)
+    found = candidate.comparison
+    if found is None:
+        return (*start, *["–"] * 7)
+    error = next(e for e in found.outputs if e.output == report.task_output)
+    moved = max((i.max_abs for i in candidate.invariances), default=None)
+    return (
+        *start,
+        found.samples,
+        f"{error.max_abs:.1e}",
+        share(error.used),
+        "–" if error.cosine is None else f"{error.cosine:.7f}",
+        flips_cell(found),
+        metric_cell(candidate, report.metric),
+        "–" if moved is None else f"{moved:.1e}",
+    )
+
+
+def share(used: float) -> str:
+    """A part of the tolerance: `0.12`, `3.4`, `> 1000`."""
+    return "> 1000" if used > 1000 else f"{used:.2g}"
+
+
+def metric_title(name: str) -> str:
+    """A metric as people write it: `weighted F1`."""
+    return name.replace("_f1", " F1").replace("_", " ")
+
+
+def flips_cell(found: Comparison) -> str:
+    """How many labels change, and how many signs where the task is a regression."""
+    signs = "" if found.sign_flips is None else f", {found.sign_flips} signs"
+    return f"{found.flips} of {found.units}{signs}"
+
+
+def metric_cell(candidate: CandidateReport, name: str = "weighted_f1") -> str:
+    """`71.20 (+0.00)` with the interval where labels differ; a dash without labels."""
+    metrics = candidate.comparison.metrics if candidate.comparison else []
+    found = next((m for m in metrics if m.metric == name), None)
+    if found is None:
+        return "–"
+    interval = f" [{found.low:+.2f}, {found.high:+.2f}]" if found.low or found.high else ""
+    return f"{found.candidate:.2f} ({found.difference:+.2f}{interval})"
+
+
+def _flips(report: ParityReport) -> list[str]:
+    flips = [(c, f) for c in report.ran if c.comparison for f in c.comparison.listed_flips]
+    if not flips:
+        return []
+    flips.sort(key=lambda pair: -pair[1].margin)
+    header = ("candidate", "unit", "reference", "candidate says", "label", "reference margin", "within noise")
+    rows = [
+        (c.name, f.unit, f.reference, f.candidate, f.label or "–", f"{f.margin:.1e}", "yes" if f.noise else "no")
+        for c, f in flips[:SHOWN_FLIPS]
+    ]
+    return ["", f"## Label changes ({len(flips)} listed, widest margin first)", "", *table(header, rows)]
+
+
+def _strata(report: ParityReport) -> list[str]:
+    """Strata of the candidate that takes most of its tolerance: that is where to look first."""
+    compared = [c for c in report.ran if c.comparison and c.comparison.outputs]
+    if not compared:
+        return []
+    worst = max(compared, key=lambda c: max(e.used for e in c.comparison.outputs) if c.comparison else 0.0)
+    assert worst.comparison is not None
+    rows = [
+        (s.kind, s.name, s.samples, s.units, f"{s.max_abs:.1e}", share(s.used), s.flips)
+        for s in worst.comparison.strata
+    ]
+    header = ("part", "", "samples", "units", "max abs error", "of tolerance", "flips")
+    return ["", f"## Parts of the data, for the candidate furthest off: {worst.name}", "", *table(header, rows)]

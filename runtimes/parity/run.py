@@ -1,0 +1,284 @@
+"""Proof that every runtime gives the answers of the PyTorch model: run reference and candidates, compare, judge.
+
+The reference is the bundle's network in eager PyTorch, float32, on the CPU, each sample alone and unpadded. A
+candidate is a variant on a backend with its options. How each one runs is the business of its session.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from mer_export.bundle import WEIGHTS, Bundle, Variant
+from mer_export.contract import Contract, Lengths, lengths_name
+from mer_export.data.samples import Sample
+from mer_export.errors import BundleError, NotAvailableError, ParityError, UsageError
+from mer_export.task import Task
+from runtimes.backends.candidate import Candidate, eager, find_candidates
+from runtimes.backends.session import Session
+from runtimes.parity import invariance
+from runtimes.parity.compare import Compared, Outputs, compare
+from runtimes.parity.invariance import Runner
+from runtimes.parity.policy import Policy, Verdict, gravest
+from runtimes.parity.probes import probes
+from runtimes.parity.report import CandidateReport, ParityReport
+
+log = logging.getLogger("mer")
+
+KEPT = 32
+"""Samples that the invariance passes use, spread over the lengths."""
+
+
+def run_parity(
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    policy: Policy | None = None,
+    candidates: Sequence[Candidate] | None = None,
+    threads: int | None = None,
+    source: str = "",
+    say: Callable[[str], None] | None = None,
+) -> ParityReport:
+    """Compares every candidate with eager PyTorch.
+
+    Args:
+        bundle: opened bundle.
+        samples: real data, labelled where task metrics are wanted; kept in memory.
+        policy: what counts as the same; None for the defaults.
+        candidates: what to compare; None for everything in the bundle on every backend of this machine.
+        threads: threads of every runtime; None leaves their defaults.
+        source: where the samples come from, for the report.
+        say: called with each candidate's name before it runs.
+
+    Raises:
+        UsageError: no samples, or a tolerance for an output that does not exist.
+        NotAvailableError: PyTorch is missing, there is no reference then.
+    """
+    policy, manifest = policy or Policy(), bundle.manifest
+    policy.check_names(s.name for s in manifest.contract.outputs)
+    if not samples:
+        raise UsageError("parity needs at least one sample: pass --data with a non-empty split")
+    chosen = list(find_candidates(bundle, threads) if candidates is None else candidates)
+    for candidate in chosen:
+        policy.rule(candidate.precision)
+    items = _Items(bundle, samples, [c.variant.lengths for c in chosen if c.variant])
+    reports, kept = [], []
+    for candidate in chosen:
+        if say and not candidate.reason:
+            say(candidate.name)
+        report, outputs = _examine(bundle, candidate, items, policy)
+        reports.append(report)
+        kept.append(outputs)
+    _add_bucket_invariance(chosen, reports, kept, manifest.task, policy)
+    for report in reports:
+        report.verdict, report.reasons = judge(report, manifest.task, policy)
+    return ParityReport(
+        verdict=gravest(r.verdict for r in reports),
+        system=manifest.system,
+        task_output=manifest.task.output,
+        metric=manifest.task.headline,
+        labels=manifest.task.labels,
+        weights_sha256=manifest.files[WEIGHTS].sha256,
+        reference=items.info | {"how": "eager PyTorch, float32, CPU, each sample alone and unpadded"},
+        source=source,
+        samples=len(samples),
+        units=sum(len(s.units) for s in samples),
+        labelled=sum(int(manifest.task.known(s.labels).sum()) for s in samples if s.labels is not None),
+        probes=len(items.probes),
+        policy=policy,
+        candidates=reports,
+    )
+
+
+def require(report: ParityReport, strict: bool = False) -> None:
+    """Raises ParityError unless parity holds; with `strict` also where nothing here could run some variant."""
+    failed = [c for c in report.candidates if c.verdict == "fail"]
+    if failed:
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        raise ParityError(f"parity failed: {failed[0].name}{more}: {failed[0].reasons[0]}")
+    if not report.ran:
+        raise ParityError("parity was not shown: no candidate could run on this machine, see mer doctor")
+    ran = {c.variant for c in report.ran}
+    missing = [c for c in report.candidates if c.variant not in ran]
+    if strict and missing:
+        raise ParityError(f"parity was not shown for {missing[0].name}: {missing[0].reasons[0]}")
+
+
+def policy(atol: Sequence[str] = (), rtol: Sequence[str] = ()) -> Policy:
+    """The default rules with overrides such as `log_prob:1e-4`."""
+    return Policy.parse(atol, rtol)
+
+
+def judge(report: CandidateReport, task: Task, policy: Policy) -> tuple[Verdict, list[str]]:
+    """The verdict on one candidate, with a sentence per finding, gravest first."""
+    if report.comparison is None:
+        return report.verdict, report.reasons
+    findings: list[tuple[Verdict, str]] = [("warn", reason) for reason in report.reasons]
+    found, rule = report.comparison, policy.rule(report.precision)
+    for error in found.outputs:
+        limit = f"{error.atol:.0e} + {error.rtol:.0e} x |reference|"
+        if error.nonfinite:
+            findings.append(("fail", f"{error.output} holds {error.nonfinite} values that are NaN or infinite"))
+        elif error.used > 1:
+            findings.append(("fail", f"{error.output} is off by up to {error.max_abs:.1e}, allowed are {limit}"))
+        elif error.used > policy.close:
+            findings.append(("warn", f"{error.output} takes {error.used:.0%} of its tolerance {limit}"))
+    allowed = rule.flips_allowed(found.units)
+    if found.flips:
+        grade: Verdict = "fail" if found.flips > allowed else "warn"
+        findings.append((grade, f"{found.flips} of {found.units} labels change, allowed are {allowed}"))
+    findings += _metric_findings(report, rule.metric or task.headline, rule.metric_drop)
+    if found.sign_flips and found.sign_flips > allowed:
+        findings.append(("fail", f"{found.sign_flips} of {found.units} scores change sign, allowed are {allowed}"))
+    findings += [
+        (
+            "fail" if i.used > 1 else "warn",
+            f"{i.name}: answers move by up to {i.max_abs:.1e}, {i.flips} labels change",
+        )
+        for i in report.invariances
+        if i.used > 1 or i.flips > allowed
+    ]
+    order = sorted(findings, key=lambda f: f[0] != "fail")
+    return gravest(["pass", *(grade for grade, _ in order)]), [text for _, text in order]
+
+
+def _metric_findings(report: CandidateReport, metric: str, drop: float) -> list[tuple[Verdict, str]]:
+    """A drop past the limit fails where the interval excludes chance, and warns where it does not."""
+    findings: list[tuple[Verdict, str]] = []
+    for difference in report.comparison.metrics if report.comparison else []:
+        if difference.metric == metric and difference.difference < -drop:
+            sure = difference.high is not None and difference.high < 0
+            text = (
+                f"{metric} falls by {-difference.difference:.2f} points "
+                f"(95 % interval {difference.low:+.2f} to {difference.high:+.2f}), allowed are {drop:g}"
+            )
+            findings.append(("fail" if sure else "warn", text))
+    return findings
+
+
+class _Items:
+    """Samples and probes with their reference outputs and strata; keeps results by position."""
+
+    def __init__(self, bundle: Bundle, samples: Sequence[Sample], lengths: Sequence[Lengths]):
+        self.contract: Contract = bundle.manifest.contract
+        buckets = _unique([*self.contract.buckets, *lengths])
+        self.probes = probes(samples, self.contract, buckets)
+        self.samples = [*samples, *self.probes]
+        self.real = len(samples)
+        self.lengths = [s.lengths(self.contract) for s in self.samples]
+        self.strata = [self._stratum(i, buckets) for i in range(len(self.samples))]
+        with eager().open(bundle) as session:
+            self.info = session.info
+            self.reference = Runner(session, self.contract).alone(self.samples)
+
+    def fitting(self, session: Session) -> list[int]:
+        """Positions of the samples that a session's bucket holds."""
+        limit = session.lengths
+        return [i for i, own in enumerate(self.lengths) if limit is None or all(own[d] <= n for d, n in limit.items())]
+
+    def _stratum(self, index: int, buckets: Sequence[Lengths]) -> dict[str, str]:
+        own = self.lengths[index]
+        bucket = self.contract.bucket_for(own, buckets)
+        return {
+            "length": f"≤ {lengths_name(bucket)}" if bucket else "longer than every bucket",
+            "modalities": " + ".join(self.samples[index].modalities(self.contract)),
+            "units": "one unit" if len(self.samples[index].units) == 1 else "several units",
+            "source": "real" if index < self.real else "made from real samples",
+        }
+
+
+def _examine(
+    bundle: Bundle, candidate: Candidate, items: _Items, policy: Policy
+) -> tuple[CandidateReport, dict[int, Outputs]]:
+    """Runs one candidate; returns its report (not judged yet) and its outputs by sample position."""
+    report = CandidateReport(
+        name=candidate.name,
+        runtime=candidate.runtime,
+        variant=candidate.variant.name if candidate.variant else None,
+        format=candidate.format,
+        precision=candidate.precision,
+        lengths=candidate.variant.lengths if candidate.variant else None,
+        batch=candidate.variant.batch if candidate.variant else 0,
+        verdict="not run",
+        reasons=[candidate.reason] if candidate.reason else [],
+    )
+    if candidate.reason:
+        return report, {}
+    start = time.perf_counter()
+    outputs: dict[int, Outputs] = {}
+    try:
+        with candidate.open(bundle) as session:
+            report.info = session.info
+            outputs = _measure(session, report, items, bundle.manifest.task, policy)
+        report.reasons += _stale(bundle, candidate.variant)
+    except NotAvailableError as error:
+        report.reasons = [str(error)]
+    except BundleError:
+        raise
+    except Exception as error:
+        # A runtime that breaks on a file is a finding about that file, whatever the runtime calls it.
+        log.debug("%s failed", candidate.name, exc_info=True)
+        first = (str(error).splitlines() or [""])[0]
+        report.verdict, report.reasons = "fail", [f"it does not run: {type(error).__name__}: {first}"]
+    report.seconds = round(time.perf_counter() - start, 3)
+    return report, outputs
+
+
+def _measure(
+    session: Session, report: CandidateReport, items: _Items, task: Task, policy: Policy
+) -> dict[int, Outputs]:
+    runner, places = Runner(session, items.contract), items.fitting(session)
+    report.too_long = sum(i < items.real for i in range(len(items.samples))) - sum(i < items.real for i in places)
+    samples = [items.samples[i] for i in places]
+    alone = runner.alone(samples)
+    compared = [
+        Compared(items.samples[i], items.reference[i], found, items.strata[i], i < items.real)
+        for i, found in zip(places, alone, strict=True)
+    ]
+    tolerance = policy.tolerance(report.precision, task.output)
+    spread = invariance.spread([items.lengths[i] for i in places], KEPT)
+    report.invariances = invariance.measure(
+        runner, [samples[i] for i in spread], [alone[i] for i in spread], task, tolerance
+    )
+    report.comparison = compare(compared, task, policy, report.precision)
+    return dict(zip(places, alone, strict=True))
+
+
+def _add_bucket_invariance(
+    candidates: Sequence[Candidate],
+    reports: Sequence[CandidateReport],
+    kept: Sequence[dict[int, Outputs]],
+    task: Task,
+    policy: Policy,
+) -> None:
+    """Holds the same sample in different buckets of one kind of artefact against each other."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, candidate in enumerate(candidates):
+        if kept[i] and candidate.variant:
+            groups.setdefault(candidate.family, []).append(i)
+    for members in groups.values():
+        # The one that agrees with the reference and holds most samples, so that a wrong bucket is itself blamed.
+        anchor = min(members, key=lambda i: (_worst(reports[i]) > 1, -len(kept[i])))
+        for i in members:
+            common = sorted(set(kept[i]) & set(kept[anchor]))
+            if i == anchor or not common:
+                continue
+            pairs = [(kept[anchor][k][task.output], kept[i][k][task.output]) for k in common]
+            tolerance = policy.tolerance(reports[i].precision, task.output)
+            reports[i].invariances.append(invariance.difference("another bucket", pairs, task, tolerance))
+
+
+def _worst(report: CandidateReport) -> float:
+    """The largest part of its tolerance that any output takes."""
+    return max((e.used for e in report.comparison.outputs), default=0.0) if report.comparison else 0.0
+
+
+def _stale(bundle: Bundle, variant: Variant | None) -> list[str]:
+    made_from = variant.options.get("weights") if variant else None
+    if made_from in (None, bundle.manifest.files[WEIGHTS].sha256):
+        return []
+    return ["it was exported from other weights than the bundle's: run mer export again"]
+
+
+def _unique(buckets: Sequence[Lengths]) -> list[Lengths]:
+    return list({tuple(b.items()): b for b in buckets}.values())

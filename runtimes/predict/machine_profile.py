@@ -1,0 +1,265 @@
+"""What was measured on one machine, and the choice that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mer_export.bundle import WEIGHTS, Bundle, Strict, Variant
+from mer_export.contract import Lengths
+from mer_export.errors import UsageError
+from mer_export.markdown import table
+from mer_export.report import Report
+from runtimes import machine
+
+FOLDER = "profiles"
+
+
+class Setting(Strict, frozen=True):
+    """One way to answer: a kind of variant on a backend, and how that runs, in the `precision` of the answers.
+
+    `fixed` is the batch size that the variants are made for, 0 where any goes; `workers` how many sessions run side by
+    side, each with `threads`.
+    """
+
+    backend: str
+    format: str
+    precision: str
+    device: Literal["cpu", "cuda"]
+    fixed: int
+    threads: int
+    workers: int
+    batch: int
+
+    @property
+    def name(self) -> str:
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        workers = f", {self.workers} workers" if self.workers > 1 else ""
+        return f"{self.backend} {self.format} {self.precision}, {threads}{workers}, batch {self.batch}"
+
+
+class Entry(Strict):
+    """One setting in one bucket: milliseconds per call, the lower quartile (another process only ever adds to it) and
+    the 90th percentile.
+
+    `share` is the part of the data that goes to this bucket where these variants answer; `variant` and `sha256` say
+    which file ran, `rounds` how often it was timed.
+    """
+
+    setting: Setting
+    lengths: Lengths
+    variant: str
+    sha256: str
+    ms: float
+    p90: float
+    share: float
+    rounds: int
+
+    @property
+    def item_ms(self) -> float:
+        """Milliseconds per item when all workers are busy."""
+        return self.ms / (self.setting.batch * self.setting.workers)
+
+
+class Profile(Report):
+    """All measurements of one machine."""
+
+    schema_version: Literal[2] = 2
+    machine: dict[str, Any]
+    weights_sha256: str
+    source: str
+    entries: list[Entry]
+    load_average: float
+
+    @classmethod
+    def path(cls) -> str:
+        return profile_name(machine_class())
+
+    @classmethod
+    def command(cls) -> str:
+        return "mer tune"
+
+    def page(self) -> str:
+        return markdown(self)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is wanted: the least time to an answer, the most answers, or the most within a time limit."""
+
+    kind: Literal["latency", "throughput", "budget"]
+    budget_ms: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Goal:
+        """`latency`, `throughput` or `budget=5ms`; raises UsageError for anything else."""
+        if text == "latency":
+            return cls("latency")
+        if text == "throughput":
+            return cls("throughput")
+        found = re.fullmatch(r"budget=(\d+(?:\.\d+)?)(ms|s)", text)
+        if found is None or float(found[1]) == 0:
+            raise UsageError(f"--goal {text}: it is latency, throughput or budget=5ms")
+        return cls("budget", float(found[1]) * (1000 if found[2] == "s" else 1))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a choice is restricted to; None allows everything."""
+
+    backend: str | None = None
+    precision: str | None = None
+    threads: int | None = None
+    batch: int | None = None
+    device: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Those that are set: `precision int8, threads 1`."""
+        return ", ".join(f"{k} {v}" for k, v in asdict(self).items() if v is not None) or "all buckets"
+
+    def allow(self, setting: Setting) -> bool:
+        """Whether a setting keeps them."""
+        pairs = (
+            (self.backend, setting.backend),
+            (self.precision, setting.precision),
+            (self.threads, setting.threads),
+            (self.batch, setting.batch),
+            (self.device, setting.device),
+        )
+        return all(wanted is None or wanted == own for wanted, own in pairs)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A setting over all buckets, weighted by their shares."""
+
+    setting: Setting
+    call_ms: float
+    item_ms: float
+    slowest_ms: float
+    """90th percentile of a call in the slowest bucket."""
+
+
+def machine_class() -> dict[str, Any]:
+    """What a profile belongs to: processor, cores, GPU, and the versions of what runs models."""
+    found = machine.describe()
+    versions = {k: v for k, v in found["versions"].items() if k not in ("numpy", "onnx")}
+    return {
+        "cpu": found["cpu"],
+        "cores": found["cores"],
+        "gpu": [g.get("name", "?") for g in found["gpu"]],
+        "versions": versions,
+    }
+
+
+def profile_name(kind: dict[str, Any]) -> str:
+    """Where the profile of a class of machine lies in a bundle."""
+    return f"{FOLDER}/{hashlib.sha256(json.dumps(kind, sort_keys=True).encode()).hexdigest()[:16]}.json"
+
+
+def own_profile(bundle: Bundle) -> Profile:
+    """The profile of this machine.
+
+    Raises:
+        UsageError: none was made here, or it is of other weights.
+        BundleError: it cannot be read.
+    """
+    profile = Profile.load(bundle)
+    if profile is None:
+        kind = machine_class()
+        others = sum(n.startswith(f"{FOLDER}/") and n.endswith(".json") for n in bundle.manifest.files)
+        elsewhere = f" (there are {others} of other machines or versions)" if others else ""
+        raise UsageError(
+            f"{bundle.root} has no profile of this machine, {kind['cpu']} with {kind['cores']} cores{elsewhere}: "
+            f"run mer tune {bundle.root}"
+        )
+    if profile.weights_sha256 != bundle.manifest.files[WEIGHTS].sha256:
+        raise UsageError(f"{bundle.root}: the profile of this machine is of other weights: run mer tune again")
+    return profile
+
+
+def scores(profile: Profile, limits: Limits | None = None) -> list[Score]:
+    """Every setting that answers all of the data and was measured in each of its buckets."""
+    found: dict[Setting, list[Entry]] = {}
+    for entry in profile.entries:
+        if limits is None or limits.allow(entry.setting):
+            found.setdefault(entry.setting, []).append(entry)
+    return [
+        Score(
+            setting,
+            call_ms=sum(e.share * e.ms for e in rows),
+            item_ms=sum(e.share * e.item_ms for e in rows),
+            slowest_ms=max(e.p90 for e in rows),
+        )
+        for setting, rows in found.items()
+        if sum(e.share for e in rows) > 1 - 1e-6
+    ]
+
+
+def choose(profile: Profile, goal: Goal, limits: Limits | None = None) -> Score:
+    """The best measured setting for a goal.
+
+    Latency looks at single items, throughput at all; a budget takes the most throughput among settings whose calls end
+    in time in every bucket, nine times out of ten.
+
+    Raises:
+        UsageError: nothing measured keeps the limits, or the budget.
+    """
+    found = scores(profile, limits)
+    if not found:
+        wanted = limits.text if limits else "all buckets"
+        raise UsageError(f"nothing that was measured here has {wanted}: export it, then run mer tune again")
+    if goal.kind == "throughput":
+        return min(found, key=lambda s: s.item_ms)
+    if goal.kind == "latency":
+        single = [s for s in found if s.setting.workers == 1]
+        least = min((s.setting.batch for s in single), default=None)
+        return min((s for s in single if s.setting.batch == least), key=lambda s: s.call_ms)
+    fitting = [s for s in found if s.slowest_ms <= goal.budget_ms]
+    if not fitting:
+        fastest = min(found, key=lambda s: s.slowest_ms)
+        raise UsageError(
+            f"nothing answers within {goal.budget_ms:g} ms here: the fastest, {fastest.setting.name}, takes "
+            f"{fastest.slowest_ms:.2f} ms"
+        )
+    return min(fitting, key=lambda s: s.item_ms)
+
+
+def variants_of(bundle: Bundle, profile: Profile, setting: Setting) -> list[Variant]:
+    """The variants that a setting runs, one per bucket; raises UsageError where they are not those measured."""
+    found = []
+    for entry in (e for e in profile.entries if e.setting == setting):
+        there = next((v for v in bundle.manifest.variants if v.name == entry.variant), None)
+        if there is None or bundle.manifest.files[there.model].sha256 != entry.sha256:
+            raise UsageError(
+                f"{bundle.root}: {entry.variant} is not the file that was measured: run mer tune {bundle.root} again"
+            )
+        found.append(there)
+    return found
+
+
+def markdown(profile: Profile) -> str:
+    """The best settings for each goal, and all others with what they take."""
+    found = sorted(scores(profile), key=lambda s: s.item_ms)
+    lines = [
+        "# Machine profile",
+        "",
+        f"{profile.machine['cpu']}, {profile.machine['cores']} cores; {profile.source}.",
+        "",
+    ]
+    for goal in (Goal("latency"), Goal("throughput")):
+        best = choose(profile, goal)
+        lines.append(
+            f"- {goal.kind}: {best.setting.name}: {best.call_ms:.2f} ms a call, {1000 / best.item_ms:.0f} items/s"
+        )
+    lines += ["", "Over all buckets, by the part of the data that goes to each:", ""]
+    return "\n".join(lines + table(("setting", "ms a call", "p90, slowest bucket", "items/s"), _rows(found))) + "\n"
+
+
+def _rows(found: Sequence[Score]) -> list[tuple[str, ...]]:
+    return [(s.setting.name, f"{s.call_ms:.2f}", f"{s.slowest_ms:.2f}", f"{1000 / s.item_ms:.0f}") for s in found]

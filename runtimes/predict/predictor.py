@@ -1,0 +1,298 @@
+"""From samples to labelled units on any backend: ordered, in bounded memory, each sample in the bucket that fits it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+
+from mer_export.bundle import Bundle, Variant
+from mer_export.contract import Lengths, Table
+from mer_export.data.collate import collate
+from mer_export.data.overflow import Piece, fit
+from mer_export.data.samples import Sample
+from mer_export.errors import UnsupportedError, UsageError
+from mer_export.task import with_shared
+from runtimes.backends.session import Session, SessionOptions
+from runtimes.backends.session_pool import Crew
+from runtimes.backends.table import BACKENDS, find_backend, open_session
+from runtimes.predict.plan import planned_batches
+
+BATCH = 16
+"""Samples per run where neither the caller nor a plan says how many."""
+CHUNK_SAMPLES = 512
+CHUNK_BYTES = 64 << 20
+"""How much is read before it is sorted by length and answered: the bound on memory."""
+
+Overflow = Literal["error", "window", "truncate"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one unit.
+
+    `label` and `index` are of the class (of a regression, the derived one), or of the most probable label where a unit
+    has any number; `labels` are all that hold. They are None and empty where overflow left a unit without an answer. A
+    regression has a `score` and no probabilities.
+    """
+
+    sample: str
+    unit: str
+    label: str | None
+    index: int | None
+    probabilities: dict[str, float]
+    modalities: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    score: float | None = None
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """The score, or the probability of each class, as `Task.columns` names them; empty without a prediction."""
+        return tuple(self.probabilities.values()) if self.score is None else (self.score,)
+
+
+class _Work(NamedTuple):
+    """One piece on its way through the model: of which sample of the chunk, how long, in which bucket."""
+
+    sample: int
+    piece: Piece
+    lengths: Lengths
+    bucket: Lengths | None
+
+
+class Predictor:
+    """Answers samples with a bundle on one backend. Used as a context manager, or closed by hand."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str = "onnxruntime",
+        options: SessionOptions | None = None,
+        batch: int | None = 1,
+        overflow: Overflow = "error",
+        precision: str = "fp32",
+        variants: Sequence[Variant] | None = None,
+        shared: Mapping[str, Table] | None = None,
+        workers: int = 1,
+    ):
+        """Finds the variants to use; each is loaded when a sample first needs it.
+
+        Args:
+            bundle: opened bundle.
+            backend: a name in `runtimes.BACKENDS`.
+            options: device, threads.
+            batch: samples per run; a variant with a fixed batch keeps its own, its empty slots are filled. None takes
+                what was planned for a bucket (`mer export --plan`), `BATCH` where nothing was.
+            overflow: what happens to a sample longer than every bucket.
+            precision: of the variants to use, or what the backend makes of fp32 ones (OpenVINO: bf16, int8).
+            variants: use these alone.
+            shared: other values of inputs that all samples share, e.g. `{"emotions": {"bored": vector, ...}}`; where
+                the outputs have one score per row, the rows are the labels of the answers.
+            workers: sessions side by side, each with the threads of `options`.
+
+        Raises:
+            UsageError: the bundle has no variant for this backend, no such input, or batch is below 1.
+            UnsupportedError: the backend has no such precision.
+            InputError: values that do not fit.
+        """
+        if batch is not None and batch < 1:
+            raise UsageError(f"--batch must be 1 or more, not {batch}")
+        self.bundle = bundle
+        self.contract, self.task = bundle.manifest.contract, bundle.manifest.task
+        for name, table in (shared or {}).items():
+            self.contract, self.task = with_shared(self.contract, self.task, name, table)
+        self.backend = backend
+        self.precision = precision
+        lowered = next((p for p in find_backend(backend).lowers if p == precision), None)
+        self.options = replace(options or SessionOptions(), lowered=lowered)
+        self.batch = batch or BATCH
+        self._planned = {} if batch else planned_batches(bundle)
+        self.overflow = overflow
+        self._variants = _by_bucket(bundle, backend, precision, variants)
+        self._longest = self._find_longest()
+        self.workers = workers
+        self._sessions: dict[str, Session] = {}
+        self._crews: dict[str, Crew] = {}
+
+    def predict(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
+        """One prediction per unit, in the order of `samples`.
+
+        Raises:
+            InputError: a sample that the model cannot take.
+        """
+        for sample, scores in self._answers(samples):
+            yield from self._read(sample, scores)
+
+    def scores(self, samples: Iterable[Sample]) -> list[np.ndarray]:
+        """Raw rows of the task's output for each sample, float32 `(units, outputs)`.
+
+        Rows that overflow left without a prediction are NaN.
+        """
+        return [scores for _, scores in self._answers(samples)]
+
+    def session(self, lengths: Lengths | None = None, batch: int | None = None) -> Session:
+        """The loaded model for a bucket (None: the only one of a backend that takes any length).
+
+        One that is not loaded yet gets ready for `batch` items a call, without it for the usual number.
+        """
+        key = repr(lengths)
+        if key not in self._sessions:
+            self._sessions[key] = self._open(lengths, batch or self._batch_for(lengths))
+        return self._sessions[key]
+
+    def _open(self, lengths: Lengths | None, batch: int) -> Session:
+        options = replace(self.options, batch=batch)
+        return open_session(self.bundle, self._variants[repr(lengths)], self.backend, options)
+
+    @property
+    def buckets(self) -> list[Lengths]:
+        """Buckets there are variants for, shortest first; empty where the backend takes any length."""
+        found = [v.lengths for v in self._variants.values() if v is not None]
+        return sorted(found, key=lambda b: tuple(b.values()))
+
+    def close(self) -> None:
+        """Frees every loaded model."""
+        for session in self._sessions.values():
+            session.close()
+        for crew in self._crews.values():
+            crew.close()
+        self._sessions, self._crews = {}, {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _find_longest(self) -> Lengths:
+        if not self.buckets:
+            return self.contract.longest
+        return {d: max(b[d] for b in self.buckets) for d in self.contract.sequence_dims}
+
+    def _answers(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, np.ndarray]]:
+        for chunk in _chunks(samples):
+            yield from zip(chunk, self._run_chunk(chunk), strict=True)
+
+    def _run_chunk(self, chunk: list[Sample]) -> list[np.ndarray]:
+        """Rows per sample of one chunk: sorted by bucket and length, run in batches, put back in order."""
+        work = []
+        for number, sample in enumerate(chunk):
+            for piece in fit(sample, self.contract, self._longest, self.overflow):
+                lengths = piece.sample.lengths(self.contract)
+                work.append(_Work(number, piece, lengths, self._bucket(lengths)))
+        work.sort(key=lambda w: (tuple((w.bucket or {}).values()), tuple(w.lengths.values())))
+        rows = [np.full((len(s.units), self.task.width), np.nan, dtype=np.float32) for s in chunk]
+        for _, group in groupby(work, key=lambda w: w.bucket):
+            pieces = list(group)
+            size = self._batch_for(pieces[0].bucket)
+            batches = [pieces[i : i + size] for i in range(0, len(pieces), size)]
+            for alike, answers in zip(batches, self._run_batches(batches), strict=True):
+                for item, found in zip(alike, answers, strict=True):
+                    kept = found[item.piece.keep]
+                    rows[item.sample][item.piece.start : item.piece.start + len(kept)] = kept
+        return rows
+
+    def _run_batches(self, batches: list[list[_Work]]) -> Iterator[list[np.ndarray]]:
+        """The answers of batches for one bucket, in order; side by side where there are several workers."""
+        bucket, most = batches[0][0].bucket, len(batches[0])
+        if self.workers == 1:
+            session = self.session(bucket, most)
+            return (self._run_batch(session, alike) for alike in batches)
+        key = repr(bucket)
+        if key not in self._crews:
+            self._crews[key] = Crew(lambda: self._open(bucket, most), self.workers)
+        return self._crews[key].map(self._run_batch, batches)
+
+    def _run_batch(self, session: Session, alike: list[_Work]) -> list[np.ndarray]:
+        arrays = collate([w.piece.sample for w in alike], self.contract, alike[0].bucket, session.batch or None)
+        output = session.run(arrays)[self.task.output]
+        unit_dim, width = self.contract.unit_dim, self.task.width
+        if unit_dim is None:
+            # Past the labels there may be slots for more of them.
+            return [output[i : i + 1, :width] for i in range(len(alike))]
+        return [output[i, : w.lengths[unit_dim]] for i, w in enumerate(alike)]
+
+    def _bucket(self, lengths: Lengths) -> Lengths | None:
+        """The smallest bucket that holds `lengths`; None (pad to the longest of the batch) without variants."""
+        return self.contract.bucket_for(lengths, self.buckets) if self.buckets else None
+
+    def _batch_for(self, bucket: Lengths | None) -> int:
+        variant = self._variants[repr(bucket)]
+        return (variant.batch if variant else 0) or self._planned.get(repr(bucket), self.batch)
+
+    def _read(self, sample: Sample, scores: np.ndarray) -> Iterator[Prediction]:
+        modalities = sample.modalities(self.contract)
+        answered = ~np.isnan(scores).any(axis=-1)
+        decisions = self.task.decisions(np.where(answered[:, None], scores, 0))
+        for unit, has_answer, decision, row in zip(sample.units, answered, decisions, scores, strict=True):
+            if has_answer:
+                yield self._answer(sample.id, unit, modalities, decision, row)
+            else:
+                yield Prediction(sample.id, unit, None, None, {}, modalities)
+
+    def _answer(
+        self, sample: str, unit: str, modalities: tuple[str, ...], decision: np.ndarray, row: np.ndarray
+    ) -> Prediction:
+        task, named, score = self.task, {}, None
+        index = int(decision[0]) if task.exclusive else int(np.argmax(row))
+        if task.kind == "regression":
+            score = float(row[0])
+        else:
+            named = {n: float(p) for n, p in zip(task.labels, task.probabilities(row), strict=True)}
+        return Prediction(
+            sample, unit, task.labels[index], index, named, modalities, labels=task.holding(decision), score=score
+        )
+
+
+def load(path: Path | str, backend: str = "onnxruntime", **options: Any) -> Predictor:
+    """Opens a bundle for prediction: `load("runs/a").predict(samples)`.
+
+    Args:
+        path: the bundle's directory.
+        backend: a name in `BACKENDS`.
+        options: fields of `SessionOptions` (device, threads) and of `Predictor` (batch, overflow, precision).
+    """
+    own = {k: options.pop(k) for k in ("device", "threads", "extra") if k in options}
+    return Predictor(Bundle.open(path), backend, SessionOptions(**own), **options)
+
+
+def _by_bucket(
+    bundle: Bundle, backend: str, precision: str, variants: Sequence[Variant] | None
+) -> dict[str, Variant | None]:
+    """The variant to use for each bucket, by its `repr`; a dynamic batch is preferred, then the largest."""
+    record = find_backend(backend)
+    stored = record.stored(precision)
+    if stored not in (record.precisions if record.formats else ("fp32",)):
+        offered = [name for name, b in BACKENDS.items() if b.formats and precision in (*b.precisions, *b.lowers)]
+        raise UnsupportedError(f"runtime {backend} does not run {precision}, pass --runtime with one of {offered}")
+    if not record.formats:
+        return {repr(None): None}
+    fitting = [v for v in bundle.manifest.variants if record.takes(v) and v.precision == stored]
+    chosen = fitting if variants is None else list(variants)
+    if not chosen:
+        raise UsageError(
+            f"{bundle.root} has no {stored} variant for runtime {backend}: "
+            f"run mer export --format {record.formats[0]} --precision {stored}"
+        )
+    # Of two variants for one bucket stages win: they do not repeat work for items that share it.
+    chosen.sort(key=lambda v: (bool(v.stages), float("inf") if v.batch == 0 else v.batch))
+    return {repr(v.lengths): v for v in chosen}
+
+
+def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Groups of samples of bounded number and size."""
+    chunk: list[Sample] = []
+    size = 0
+    for sample in samples:
+        chunk.append(sample)
+        size += sum(a.nbytes for a in sample.inputs.values())
+        if len(chunk) == CHUNK_SAMPLES or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

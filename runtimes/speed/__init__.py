@@ -1,0 +1,1 @@
+"""How fast, on what, against what: bench, start-up, cost, plans of buckets, tuning, regressions."""

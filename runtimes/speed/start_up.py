@@ -1,0 +1,102 @@
+"""One candidate in a process of its own: what importing, loading and the first answer cost, and how much memory.
+
+`python -m runtimes.speed.start_up REQUEST` takes a JSON request and prints a JSON `ColdStart`. Inside the process of the
+benchmark itself these numbers would be those of everything loaded before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mer_export.bundle import Bundle, Strict
+from mer_export.errors import MerError
+from runtimes.backends.candidate import Candidate
+from runtimes.backends.session import SessionOptions
+
+
+class ColdStart(Strict):
+    """Seconds and MiB of a fresh process. `start_s` is the interpreter with the imports that every runtime needs,
+    `load_s` importing the runtime, checking checksums and loading the model; `peak_mib` is the largest resident size
+    up to the first answer."""
+
+    name: str
+    start_s: float
+    load_s: float
+    first_call_ms: float
+    peak_mib: float
+
+
+def cold_start(bundle: Path, candidate: Candidate, timeout: float = 300) -> ColdStart | str:
+    """Measures a candidate in a fresh process; gives the reason as a sentence where that fails."""
+    request = {
+        "name": candidate.name,
+        "bundle": str(bundle.resolve()),
+        "variant": candidate.variant.name if candidate.variant else None,
+        "backend": candidate.backend,
+        "options": asdict(candidate.options),
+        "spawned": time.time(),
+    }
+    # Run from a plain clone or installed, the packages are found where this process found them.
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "runtimes.speed.start_up", json.dumps(request)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"PYTHONPATH": path}
+        )
+    except subprocess.TimeoutExpired:
+        return f"the first answer took more than {timeout:g} s"
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        return f"a fresh process failed: {last[0]}"
+    return ColdStart.model_validate_json(done.stdout.strip().splitlines()[-1])
+
+
+def measure(request: dict[str, Any]) -> ColdStart:
+    """Loads what `request` names and runs it once on an item of the bucket's length."""
+    waited = time.time() - request["spawned"]
+    start = time.perf_counter()
+    opened = Bundle.open(request["bundle"])
+    variant = opened.find(request["variant"]) if request["variant"] else None
+    candidate = Candidate(variant, request["backend"], SessionOptions(**request["options"]))
+    with candidate.open(opened) as session:
+        loaded = time.perf_counter()
+        session.warm_up()
+        ended = time.perf_counter()
+    return ColdStart(
+        name=request["name"],
+        start_s=round(waited, 4),
+        load_s=round(loaded - start, 4),
+        first_call_ms=round(1000 * (ended - loaded), 3),
+        peak_mib=round(peak_mib(), 1),
+    )
+
+
+def peak_mib() -> float:
+    """Largest resident size of this process."""
+    try:
+        # Not getrusage: on Linux its maximum is inherited from the process that started this one.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    """Answers the request on the command line."""
+    try:
+        print(measure(json.loads(sys.argv[1])).model_dump_json())
+    except MerError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
