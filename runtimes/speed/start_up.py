@@ -1,7 +1,7 @@
 """One candidate in a process of its own: what importing, loading and the first answer cost, and how much memory.
 
-`python -m runtimes.speed.start_up REQUEST` takes a JSON request and prints a JSON `ColdStart`. Inside the process of the
-benchmark itself these numbers would be those of everything loaded before.
+`python -m runtimes.speed.start_up REQUEST` takes a JSON request and prints a JSON `ColdStart`. Inside the process of
+the benchmark itself these numbers would be those of everything loaded before.
 """
 
 from __future__ import annotations
