@@ -22,11 +22,11 @@ from train.batches import make_batch
 from train.config import PRESETS, TrainConfig, load_preset
 from train.fit import fit
 from train.loop import Stage
-from train.protocols.facialmmt.augment import augment_faces, jitter_faces, turn_hue
-from train.protocols.facialmmt.encoded import EncodedOnce
-from train.protocols.facialmmt.protocol import FacialMmtProtocol, by_dialogue
-from train.protocols.facialmmt.settings import FacialMmtSettings
 from train.seeds import seed_everything
+from train.systems.facialmmt.augment import augment_faces, jitter_faces, turn_hue
+from train.systems.facialmmt.encoded import EncodedOnce
+from train.systems.facialmmt.protocol import FacialMmtProtocol, by_dialogue
+from train.systems.facialmmt.settings import FacialMmtSettings
 from train.warm_up import WarmUp, warm_up_schedule
 
 DATA = {"audio_dim": 5, "vision_dim": 4, "audio_len": 6, "vision_len": 5, "image_size": 8}

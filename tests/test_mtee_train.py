@@ -28,8 +28,8 @@ from runtimes.predict.predictor import Predictor
 from train import fit as fitting
 from train.config import PRESETS, load_preset
 from train.fit import EVALUATION, fit
-from train.protocols.mtee.losses import LOSSES, positive_weights
 from train.state import METRICS
+from train.systems.mtee.losses import LOSSES, positive_weights
 
 pytest.importorskip("h5py", reason="CMU-MOSEI's files are HDF5")
 DIMS = {"text_dim": 12, "audio_dim": 10, "vision_dim": 8, "word_dim": 16, "steps": 6}

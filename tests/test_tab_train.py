@@ -24,9 +24,9 @@ from train import fit as fit_module
 from train.config import PRESETS, TrainConfig, load_preset
 from train.crossval import SUMMARY, cross_validate, of_fold
 from train.fit import EVALUATION, fit
-from train.protocols.tab.newbob import Newbob
-from train.protocols.tab.protocol import TabProtocol
-from train.protocols.tab.settings import TabSettings
+from train.systems.tab.newbob import Newbob
+from train.systems.tab.protocol import TabProtocol
+from train.systems.tab.settings import TabSettings
 
 MODEL = [
     f"model.text={json.dumps(TEXT)}",

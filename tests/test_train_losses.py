@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from mer_export import registry
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UsageError
-from train.protocols.cmerc import curriculum, losses
-from train.protocols.cmerc.difficulty import find_difficulty, measure_difficulty
-from train.protocols.cmerc.views import time_mean
+from train.systems.cmerc import curriculum, losses
+from train.systems.cmerc.difficulty import find_difficulty, measure_difficulty
+from train.systems.cmerc.views import time_mean
 
 
 def log_prob(rows: int, classes: int = 4, seed: int = 0) -> torch.Tensor:

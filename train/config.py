@@ -21,7 +21,7 @@ from mer_export.data.spec import DataSpec
 from mer_export.errors import UsageError
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
-from train.protocols import recipe
+from train.recipe import recipe
 
 FOLDER = Path(__file__).parent / "presets"
 PRESETS: tuple[str, ...] = tuple(

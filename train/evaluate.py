@@ -1,46 +1,20 @@
-"""Evaluation of a model on a split: `single` semantics as exported, or `batch` semantics as published."""
+"""Evaluation of a bundle on a split, with the losses that it was trained by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
-import numpy as np
 import torch
-from torch import Tensor
+import yaml
 
 from mer_export.bundle import CONFIG, Bundle
-from mer_export.contract import Contract, Semantics
+from mer_export.contract import Semantics
 from mer_export.data.samples import Sample
-from mer_export.errors import InputError, UnsupportedError
-from mer_export.metrics import measure
-from mer_export.sentiment_metrics import PLAIN
-from mer_export.task import Task
 from mer_export.weights import bundle_model
-from train.batches import in_batches, make_batch
 from train.config import parse_config
-from train.protocols import protocol_class, recipe
-
-if TYPE_CHECKING:
-    from train.protocols.base import Protocol
-
-ClassLoss = Callable[[Tensor, Tensor], Tensor]
-Published = Callable[[Sequence[Tensor], Sequence[Tensor]], dict[str, float]]
-"""Metrics of the authors' own from the rows and labels of each batch."""
-PUBLISHED_BATCH = 16
-
-
-@dataclass(frozen=True)
-class LossMean:
-    """How the loss of a split is made from those of its batches: each counts alike, or by its size."""
-
-    by_size: bool = False
-    decimals: int | None = 4
-
-    def of(self, losses: Sequence[float], sizes: Sequence[int]) -> float:
-        mean = float(np.average(losses, weights=sizes if self.by_size else None))
-        return mean if self.decimals is None else round(mean, self.decimals)
+from train.model_metrics import PUBLISHED_BATCH, evaluate_model
+from train.protocol import Protocol
+from train.recipe import protocol_class, recipe
 
 
 def evaluate(
@@ -74,65 +48,8 @@ def evaluate_published(bundle: Bundle, samples: Sequence[Sample], batch: int = P
     return evaluate(bundle, samples, "batch", batch)
 
 
-def evaluate_model(
-    model: torch.nn.Module,
-    samples: Sequence[Sample],
-    contract: Contract,
-    task: Task,
-    semantics: Semantics = "single",
-    batch: int = PUBLISHED_BATCH,
-    class_loss: ClassLoss | None = None,
-    mean: LossMean = LossMean(),
-    published: Published | None = None,
-) -> dict[str, float]:
-    """As `evaluate`, for a model in memory; leaves it in evaluation mode."""
-    device = next(model.parameters()).device
-    model.eval()
-    scores, labels = [], []
-    for group in in_batches(samples, batch):
-        made = make_batch(group, contract, device)
-        if not len(made.labels):
-            continue
-        scores.append(made.rows(forward(model, made.inputs, semantics)))
-        labels.append(made.labels)
-    if not labels:
-        raise InputError("none of these samples has a label: nothing to evaluate")
-    further = published(scores, labels) if published and semantics == "batch" else {}
-    return batch_metrics(task, scores, labels, class_loss, mean) | {n: round(v, 2) for n, v in further.items()}
-
-
-@torch.no_grad()
-def forward(model: torch.nn.Module, inputs: dict[str, Any], semantics: Semantics) -> Tensor:
-    """Scores (batch, units, labels) or (batch, labels) in either semantics."""
-    if semantics == "single":
-        found = model(**inputs)
-        return found[0] if isinstance(found, tuple) else found
-    in_batch = getattr(model, "in_batch", None)
-    if in_batch is None:
-        raise UnsupportedError(f"{type(model).__name__} has no batch semantics: evaluate with single")
-    return in_batch(**inputs)
-
-
-def batch_metrics(
-    task: Task,
-    scores: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    class_loss: ClassLoss | None,
-    mean: LossMean = LossMean(),
-) -> dict[str, float]:
-    """Metrics over all rows of all batches, rounded; `loss` is the mean over batches where there is a loss."""
-    metrics = measure(task, torch.cat(list(labels)).cpu().numpy(), torch.cat(list(scores)).cpu().numpy())
-    rounded = {name: round(value, 4 if name in PLAIN else 2) for name, value in metrics.items()}
-    if class_loss is None:
-        return rounded
-    losses = [float(class_loss(s, y)) for s, y in zip(scores, labels, strict=True)]
-    return rounded | {"loss": mean.of(losses, [len(y) for y in labels])}
-
-
 def _protocol(bundle: Bundle, device: str) -> Protocol | None:
     """The protocol the bundle was trained with, for its losses; None without a training configuration."""
-    import yaml
-
     if CONFIG not in bundle.manifest.files:
         return None
     values = yaml.safe_load(bundle.path(CONFIG).read_text())

@@ -31,9 +31,9 @@ from train.config import TrainConfig, dump_config, first_difference
 from train.evaluate import evaluate
 from train.loop import Stage, cpu_threads, make_accelerator, set_statistics
 from train.progress import Quiet, default_progress, headline
-from train.protocols import protocol_class, recipe
-from train.protocols.base import Before
+from train.protocol import Before
 from train.provenance import feature_statistics, provenance
+from train.recipe import protocol_class, recipe
 from train.seeds import seed_everything
 from train.state import DIFFICULTY, RunState, load_tensors, read_state, stage_state
 

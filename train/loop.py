@@ -16,9 +16,9 @@ from mer_export.data.samples import Sample
 from mer_export.errors import InputError, MerError, NotAvailableError, UsageError
 from mer_export.task import Task
 from train.config import TrainConfig
-from train.protocols import protocol_class
-from train.protocols.base import AuxiliaryPass, Protocol
+from train.protocol import AuxiliaryPass, Protocol
 from train.provenance import width_statistics
+from train.recipe import protocol_class
 from train.seeds import seed_everything
 from train.updates import plateau_schedule
 from train.warm_up import WarmUp

@@ -20,13 +20,13 @@ from mer_export.models.cmerc.network import Cmerc
 from mer_export.weights import import_weights
 from train.batches import Batch
 from train.config import load_preset
-from train.evaluate import batch_metrics
-from train.protocols.cmerc import curriculum
-from train.protocols.cmerc.difficulty import measure_difficulty
-from train.protocols.cmerc.losses import binary_labels
-from train.protocols.cmerc.protocol import CmercProtocol
-from train.protocols.cmerc.settings import CmercSettings
-from train.protocols.cmerc.views import VIEWS, degraded, time_mean
+from train.model_metrics import batch_metrics
+from train.systems.cmerc import curriculum
+from train.systems.cmerc.difficulty import measure_difficulty
+from train.systems.cmerc.losses import binary_labels
+from train.systems.cmerc.protocol import CmercProtocol
+from train.systems.cmerc.settings import CmercSettings
+from train.systems.cmerc.views import VIEWS, degraded, time_mean
 
 SYSTEM = registry.get("cmerc")
 FIXED = {"graph_type": "hyper", "mm_fusion_mthd": "concat_DHT", "multi_modal": True}

@@ -18,10 +18,10 @@ from mer_export.models.emt.network import Emt, View
 from mer_export.models.utterance import MODALITIES
 from mer_export.weights import import_weights
 from train.config import parse_config
-from train.protocols.emt.incomplete import PairedBatch, prediction_loss
-from train.protocols.emt.protocol import EmtProtocol
-from train.protocols.emt.restoration import TFR_EPSILON, attraction, emt_losses, reconstruction
-from train.protocols.emt.settings import EmtSettings
+from train.systems.emt.incomplete import PairedBatch, prediction_loss
+from train.systems.emt.protocol import EmtProtocol
+from train.systems.emt.restoration import TFR_EPSILON, attraction, emt_losses, reconstruction
+from train.systems.emt.settings import EmtSettings
 
 AUTHORS = {"context": "gmc_tokens", "text": "text", "audio": "audio", "vision": "video"}
 """Names of the losses and vectors; arrays say vision."""

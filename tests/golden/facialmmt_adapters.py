@@ -17,8 +17,8 @@ from mer_export.models.facialmmt.fusion import confidence, distribution, select_
 from mer_export.models.facialmmt.network import EndToEnd, Fusion
 from mer_export.models.layers import real_steps
 from mer_export.weights import import_weights, load_checkpoints
-from train.protocols.facialmmt.protocol import FacialMmtProtocol
-from train.protocols.facialmmt.settings import FacialMmtSettings
+from train.systems.facialmmt.protocol import FacialMmtProtocol
+from train.systems.facialmmt.settings import FacialMmtSettings
 from train.warm_up import warm_up_schedule
 
 BERT = {

@@ -27,9 +27,9 @@ from mer_export.task import Task
 from mer_export.weights import bundle_model, export_weights, import_weights
 from train.batches import in_batches, make_batch
 from train.config import parse_config
-from train.protocols.mtee.losses import LOSSES, positive_weights
-from train.protocols.mtee.protocol import MteeProtocol, indicators
-from train.protocols.mtee.settings import MteeSettings
+from train.systems.mtee.losses import LOSSES, positive_weights
+from train.systems.mtee.protocol import MteeProtocol, indicators
+from train.systems.mtee.settings import MteeSettings
 from train.updates import plateau_schedule
 
 SYSTEM = registry.get("mtee")

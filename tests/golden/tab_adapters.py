@@ -28,10 +28,10 @@ from mer_export.models.vq_wav2vec.config import from_arguments
 from mer_export.models.vq_wav2vec.network import WEIGHT_MAP as VQ_MAP
 from mer_export.models.vq_wav2vec.network import VqWav2vec
 from mer_export.weights import WeightMap, export_weights, import_weights
-from train.protocols.tab.losses import attention_penalty, batch_averages, margin_loss
-from train.protocols.tab.newbob import Newbob
-from train.protocols.tab.protocol import TabProtocol
-from train.protocols.tab.settings import TabSettings
+from train.systems.tab.losses import attention_penalty, batch_averages, margin_loss
+from train.systems.tab.newbob import Newbob
+from train.systems.tab.protocol import TabProtocol
+from train.systems.tab.settings import TabSettings
 
 SYSTEM = registry.get("tab")
 VARIANTS = {

@@ -19,10 +19,10 @@ from mer_export.models.tab.network import Tab
 from mer_export.models.tab.weights import load_encoder, load_lhs_encoders
 from train.batches import Batch
 from train.config import TrainConfig
-from train.protocols.base import Autocast, Protocol
-from train.protocols.tab.losses import attention_penalty, batch_averages, margin_loss
-from train.protocols.tab.newbob import Newbob
-from train.protocols.tab.settings import TabSettings
+from train.protocol import Autocast, Protocol
+from train.systems.tab.losses import attention_penalty, batch_averages, margin_loss
+from train.systems.tab.newbob import Newbob
+from train.systems.tab.settings import TabSettings
 from train.updates import Updates, make_optimizer
 
 

@@ -15,10 +15,10 @@ from mer_export.errors import UsageError
 from mer_export.models.mtee.base import Network
 from mer_export.task import known_units
 from train.batches import Batch
-from train.evaluate import LossMean
-from train.protocols.base import Autocast, Protocol
-from train.protocols.mtee.losses import LOSSES, positive_weights, usable_weights
-from train.protocols.mtee.settings import MteeSettings
+from train.model_metrics import LossMean
+from train.protocol import Autocast, Protocol
+from train.systems.mtee.losses import LOSSES, positive_weights, usable_weights
+from train.systems.mtee.settings import MteeSettings
 
 SUITED = {"multilabel": ("bce", "ce", "l1", "mse"), "classification": ("ce", "bce"), "regression": ("l1", "mse")}
 """Losses by task; the original has no class weights for sentiment, so no bce there."""

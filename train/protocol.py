@@ -17,7 +17,7 @@ from mer_export.data.samples import Corpus, Sample
 from mer_export.task import Task
 from train.batches import in_batches, make_batch
 from train.config import TrainConfig
-from train.evaluate import LossMean, evaluate_model
+from train.model_metrics import LossMean, evaluate_model
 from train.updates import Updates, make_optimizer
 
 Autocast = Callable[[], AbstractContextManager[Any]]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from train.protocols.tab.newbob import RAMP_FROM, THRESHOLD
+from train.systems.tab.newbob import RAMP_FROM, THRESHOLD
 
 
 class Frozen(BaseModel):

@@ -16,8 +16,8 @@ from mer_export.models.cmerc import contract
 from mer_export.models.cmerc.network import Cmerc
 from mer_export.weights import bundle_model
 from train.batches import make_batch
-from train.protocols.cmerc.losses import rank
-from train.protocols.cmerc.views import degraded
+from train.systems.cmerc.losses import rank
+from train.systems.cmerc.views import degraded
 
 CANDIDATES = ("difficulty.json", "caldiff/*_diff.pkl", "*_diff.pkl", "../caldiff/*_diff.pkl")
 """Where a difficulty file may lie, seen from the data directory (the authors keep `caldiff` beside `data`)."""

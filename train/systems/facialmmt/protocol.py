@@ -18,12 +18,12 @@ from mer_export.models.facialmmt.network import EndToEnd, Fusion
 from mer_export.models.facialmmt.tables import load_face_recognition
 from train.batches import Batch, in_batches, make_batch
 from train.config import TrainConfig
-from train.evaluate import LossMean
-from train.protocols.base import Autocast, AuxiliaryPass, Protocol
-from train.protocols.facialmmt.augment import augment_faces, jitter_faces
-from train.protocols.facialmmt.auxiliary import Expressions
-from train.protocols.facialmmt.encoded import EncodedOnce
-from train.protocols.facialmmt.settings import FacialMmtSettings
+from train.model_metrics import LossMean
+from train.protocol import Autocast, AuxiliaryPass, Protocol
+from train.systems.facialmmt.augment import augment_faces, jitter_faces
+from train.systems.facialmmt.auxiliary import Expressions
+from train.systems.facialmmt.encoded import EncodedOnce
+from train.systems.facialmmt.settings import FacialMmtSettings
 from train.updates import Updates, make_optimizer
 
 

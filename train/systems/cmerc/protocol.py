@@ -16,11 +16,11 @@ from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.models.cmerc.network import Cmerc
 from train.batches import Batch
-from train.protocols.base import Before, Protocol
-from train.protocols.cmerc import curriculum, losses
-from train.protocols.cmerc.difficulty import find_difficulty, measure_difficulty, read_difficulty
-from train.protocols.cmerc.settings import CmercSettings
-from train.protocols.cmerc.views import degraded
+from train.protocol import Before, Protocol
+from train.systems.cmerc import curriculum, losses
+from train.systems.cmerc.difficulty import find_difficulty, measure_difficulty, read_difficulty
+from train.systems.cmerc.settings import CmercSettings
+from train.systems.cmerc.views import degraded
 
 
 class Stepped(nn.Module):

@@ -14,10 +14,10 @@ from mer_export.models.mult.network import Mult
 from mer_export.models.tfr_net.network import TfrNet
 from mer_export.models.utterance import MODALITIES
 from train.config import TrainConfig
-from train.protocols.base import Autocast
-from train.protocols.emt.incomplete import IncompleteProtocol, Inputs, PairedBatch, bert_groups, prediction_loss
-from train.protocols.emt.restoration import TFR_EPSILON, reconstruction
-from train.protocols.emt.settings import MultSettings, TfrNetSettings
+from train.protocol import Autocast
+from train.systems.emt.incomplete import IncompleteProtocol, Inputs, PairedBatch, bert_groups, prediction_loss
+from train.systems.emt.restoration import TFR_EPSILON, reconstruction
+from train.systems.emt.settings import MultSettings, TfrNetSettings
 from train.updates import Updates, make_optimizer
 
 

@@ -20,9 +20,9 @@ from mer_export.models.bert.pretrained import load_pretrained
 from mer_export.models.utterance import MODALITIES
 from mer_export.task import Task
 from train.batches import in_batches
-from train.evaluate import batch_metrics
-from train.protocols.base import Protocol
-from train.protocols.emt.settings import Group, Incompleteness
+from train.model_metrics import batch_metrics
+from train.protocol import Protocol
+from train.systems.emt.settings import Group, Incompleteness
 
 Inputs = dict[str, Tensor]
 

@@ -10,9 +10,9 @@ from mer_export.data.readers import affwild
 from mer_export.data.spec import DataSpec, FaceData
 from mer_export.errors import UsageError
 from mer_export.models.facialmmt.config import FacialMmtConfig
-from train.protocols.base import AuxiliaryPass
-from train.protocols.facialmmt.augment import augment_faces
-from train.protocols.facialmmt.settings import Auxiliary
+from train.protocol import AuxiliaryPass
+from train.systems.facialmmt.augment import augment_faces
+from train.systems.facialmmt.settings import Auxiliary
 from train.warm_up import WarmUp
 
 

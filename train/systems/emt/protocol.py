@@ -13,10 +13,10 @@ from mer_export.data.samples import Sample
 from mer_export.models.emt.network import Emt, View
 from mer_export.models.utterance import MODALITIES
 from train.config import TrainConfig
-from train.protocols.base import Autocast
-from train.protocols.emt.incomplete import IncompleteProtocol, Inputs, PairedBatch, bert_groups, prediction_loss
-from train.protocols.emt.restoration import attraction, emt_losses, reconstruction
-from train.protocols.emt.settings import EmtSettings
+from train.protocol import Autocast
+from train.systems.emt.incomplete import IncompleteProtocol, Inputs, PairedBatch, bert_groups, prediction_loss
+from train.systems.emt.restoration import attraction, emt_losses, reconstruction
+from train.systems.emt.settings import EmtSettings
 from train.updates import Updates, make_optimizer
 
 

@@ -1,1 +1,0 @@
-"""CMERC and plain M3NET training: class loss, calibration, contrast, curriculum."""

@@ -1,1 +1,0 @@
-"""EMT-DLFR training for missing features, and its baselines TFR-Net and MulT."""

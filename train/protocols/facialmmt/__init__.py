@@ -1,1 +1,0 @@
-"""How FacialMMT is trained: passes over expressions and over utterances in turn."""

@@ -1,1 +1,0 @@
-"""Training of RoBERTa + Speech-BERT + TAB: margin loss, attention penalty, newbob, batch-averaged metrics."""

@@ -1,0 +1,1 @@
+"""One folder per family of systems: settings, protocol, losses. Each announces its `RECIPES`."""
