@@ -40,7 +40,7 @@ from mer_export.console import (
     say_unless,
 )
 from mer_export.errors import MerError, UsageError
-from mer_export.text import columns, metric_text
+from mer_export.terminal import columns, metric_text
 from runtimes import commands as runtime_commands
 from train import commands as train_commands
 from train import data_commands
@@ -99,7 +99,7 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Task metrics of a bundle on labelled data; over missing rates they also go into the bundle's report."""
-    from mer_export.data.reading import bundle_corpus
+    from mer_export.data.bundle_data import bundle_corpus
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
     from runtimes.predict.evaluate import evaluate

@@ -22,7 +22,7 @@ from benchmarks import output
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
 from mer_export.bundle import Bundle
 from mer_export.contract import Lengths, lengths_name
-from mer_export.exporters import FORMATS, export_variant
+from mer_export.exporters import export_formats, export_variant
 from mer_export.markdown import table
 from runtimes import machine
 from runtimes.backends.candidate import find_candidates
@@ -40,7 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.exports", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="directory of the results")
     parser.add_argument("--network", choices=list(NETWORKS), action="append", help="repeat for several; default: all")
-    parser.add_argument("--format", choices=list(FORMATS), action="append", help="repeat for several; default: all")
+    parser.add_argument(
+        "--format", choices=list(export_formats()), action="append", help="repeat for several; default: all"
+    )
     parser.add_argument("--precision", action="append", help="beside fp32, in formats that have it; repeatable")
     parser.add_argument("--threads", type=int, default=1, help="of the runtimes that are compared")
     parser.add_argument("--only", help=argparse.SUPPRESS)
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
             return
         for name in chosen.network or NETWORKS:
             found = {"command": line} | measure(
-                name, chosen.format or list(FORMATS), chosen.precision or [], chosen.threads
+                name, chosen.format or list(export_formats()), chosen.precision or [], chosen.threads
             )
             output.write(chosen.out, f"{name}-exports", found, markdown(name, found))
 
@@ -73,7 +75,7 @@ def measure(network: str, formats: Sequence[str], precisions: Sequence[str], thr
             for lengths in NETWORKS[network].buckets[: 1 if weights > LARGE_MIB else None]
             for format in formats
             for precision in ("fp32", *precisions)
-            if precision in FORMATS[format].precisions
+            if precision in export_formats()[format].precisions
         ]
         bundle = Bundle.open(root)
         samples = random_samples(bundle.manifest.contract, NETWORKS[network].lengths, NETWORKS[network].samples)

@@ -32,7 +32,6 @@ from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import export_variant
-from mer_export.exporters.staged import find_stages
 from mer_export.markdown import table
 from runtimes import machine
 from runtimes.backends.session import SessionOptions
@@ -238,10 +237,7 @@ def _items(bundle: Bundle, case: Original) -> list[Sample]:
     if case.stages:
         system = registry.get(manifest.system)
         shared = [
-            s.name
-            for stage in find_stages(system, system.parse(manifest.config))
-            if stage.repeats
-            for s in stage.inputs
+            s.name for stage in system.stages_of(system.parse(manifest.config)) if stage.repeats for s in stage.inputs
         ]
         same = {n: a for n, a in samples[0].inputs.items() if n in shared}
         samples = [replace(s, inputs={**s.inputs, **same}) for s in samples]

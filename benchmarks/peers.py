@@ -29,9 +29,9 @@ from benchmarks.environments import Installed, Tool
 from benchmarks.suite import NETWORKS, random_bundle
 from mer_export.bundle import Bundle
 from mer_export.contract import Lengths
+from mer_export.data.example_inputs import random_inputs
 from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters import export_variant
-from mer_export.exporters.job import random_inputs
 from mer_export.markdown import table
 from mer_export.weights import bundle_model
 from runtimes import machine

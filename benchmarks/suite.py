@@ -13,9 +13,9 @@ from benchmarks import histograms
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract, Lengths
+from mer_export.data.example_inputs import random_indices
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
-from mer_export.exporters.job import random_indices
 from runtimes.parity.probes import units
 from train.config import load_preset
 
@@ -84,7 +84,7 @@ class Network:
         """Its encoder's settings as the `transformers` package names them, and the input that has its `tokens`."""
         if not self.encoder:
             return None
-        from mer_export.models.bert.pretrained import SETTINGS
+        from mer_export.layers.bert.pretrained import SETTINGS
 
         own = getattr(self.config, self.encoder)
         config = {theirs: getattr(own, ours) for theirs, ours in SETTINGS.items()}

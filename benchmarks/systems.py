@@ -20,10 +20,10 @@ from benchmarks.flops import gflop
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
 from mer_export.bundle import Bundle
 from mer_export.contract import lengths_name
+from mer_export.data.example_inputs import random_inputs
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
-from mer_export.exporters import FORMATS, export_variant
-from mer_export.exporters.job import random_inputs
+from mer_export.exporters import export_formats, export_variant
 from mer_export.markdown import table
 from runtimes.backends.candidate import eager, find_candidates, grouped_reasons
 from runtimes.parity.report import ParityReport, verdict_line
@@ -33,7 +33,7 @@ from runtimes.speed.bench_report import STAGE_HEADER, BenchReport, Case, stage_r
 
 TIMED = ("torchscript", "onnx")
 """Formats that are exported."""
-PRECISIONS = sorted({p for f in TIMED for p in FORMATS[f].precisions} - {"fp32"})
+PRECISIONS = sorted({p for f in TIMED for p in export_formats()[f].precisions} - {"fp32"})
 LONG_CALL = 1.0
 """Seconds of an eager call from which on there are fewer rounds."""
 FEWER, FEWEST = 5, 3
@@ -199,7 +199,7 @@ def _export(
             for stages in (False, True) if NETWORKS[network].stages else (False,):
                 export_variant(bundle, format, lengths, example=samples, stages=stages)
             for precision in precisions:
-                if precision not in FORMATS[format].precisions:
+                if precision not in export_formats()[format].precisions:
                     continue
                 name = f"{format} {precision} {lengths_name(lengths)}"
                 output.say(f"{network}: exporting {name}")

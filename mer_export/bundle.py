@@ -28,8 +28,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mer_export.contract import Contract, Lengths, lengths_name
 from mer_export.errors import BundleError, UsageError
-from mer_export.external_data import data_files
 from mer_export.task import Task
+from mer_export.untrusted.onnx_files import data_files
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"

@@ -11,7 +11,7 @@ import yaml
 from mer_export import __version__, registry
 from mer_export.bundle import CONFIG, WEIGHTS, Bundle, Manifest, sha256
 from mer_export.data.spec import DataSpec
-from mer_export.data.tokenizers import keep_tokenizers
+from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
 from mer_export.weights import import_weights, load_checkpoints
 

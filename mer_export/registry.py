@@ -7,19 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from mer_export.contract import Contract
-from mer_export.errors import UsageError
+from mer_export.errors import UnsupportedError, UsageError
+from mer_export.stages import Stage
 from mer_export.task import Task
 
 if TYPE_CHECKING:
     from torch import nn
-
-NAMES = ("cmerc", "emt", "facialmmt", "mtee", "mult", "tab", "tfr_net")
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,28 @@ class System:
             contract = contract.with_shared(name, table)
         return contract
 
+    def stages_of(self, config: Any) -> tuple[Stage, ...]:
+        """The stages of a network that can be exported apart; raises UnsupportedError where it has none."""
+        found: tuple[Stage, ...] = resolve(self.stages)(config) if self.stages else ()
+        if not found:
+            raise UnsupportedError(f"{self.name} {self.variant_of(config)} has no stages: export it without --stages")
+        return found
+
     def build(self, config: Any) -> nn.Module:
         """The network with fresh weights, in evaluation mode."""
         return resolve(self.network)(config).eval()
 
 
+@cache
+def names() -> tuple[str, ...]:
+    """The systems that there are: one package each under `mer_export/models`."""
+    return tuple(sorted(m.name for m in iter_modules([str(Path(__file__).parent / "models")]) if m.ispkg))
+
+
 def get(name: str) -> System:
     """The system of that name; raises UsageError with the known names."""
-    if name not in NAMES:
-        raise UsageError(f"no system {name!r}, there are {list(NAMES)}")
+    if name not in names():
+        raise UsageError(f"no system {name!r}, there are {list(names())}")
     return import_module(f"mer_export.models.{name}").SYSTEM
 
 

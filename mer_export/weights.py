@@ -142,8 +142,8 @@ def _plain_pickle(path: Path) -> Any:
 
     import torch
 
-    from mer_export.data.tensor_pickle import load_tensor_pickle
-    from mer_export.data.torch_archive import load_module
+    from mer_export.untrusted.tensor_pickle import load_tensor_pickle
+    from mer_export.untrusted.torch_archive import load_module
 
     found = load_module(path) if zipfile.is_zipfile(path) else load_tensor_pickle(path)
     if not isinstance(found, dict):

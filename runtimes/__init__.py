@@ -3,7 +3,7 @@
 `load` opens a bundle for prediction; the rooms are `backends`, `predict`, `parity`, `speed` and `pages`.
 """
 
-from runtimes.backends.table import BACKENDS, open_session
+from runtimes.backends.table import known_backends, open_session
 from runtimes.predict.predictor import Predictor, load
 
-__all__ = ["BACKENDS", "Predictor", "load", "open_session"]
+__all__ = ["Predictor", "known_backends", "load", "open_session"]

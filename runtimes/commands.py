@@ -30,7 +30,7 @@ from mer_export.console import (
     say_unless,
 )
 from mer_export.errors import UsageError
-from mer_export.text import columns, summary_line
+from mer_export.terminal import columns, summary_line
 
 DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a directory or file.")]
 Overflow = Annotated[
@@ -78,23 +78,23 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a bundle's model: one artefact per format, precision and length bucket."""
-    from mer_export import exporters
+    from mer_export.data.bundle_data import bundle_samples, bundle_spec
     from mer_export.data.open import stream_samples
-    from mer_export.data.reading import bundle_samples, bundle_spec
+    from mer_export.exporters.export import export_variant, requests
     from runtimes.speed import planning
 
     opened, say = Bundle.open(bundle), say_unless(quiet)
     formats, precisions = formats or ["onnx"], precisions or ["fp32"]
     contract, found = opened.manifest.contract, None
     lengths_of = [contract.parse_lengths(s) for s in seq_len] if seq_len else contract.buckets
-    jobs = exporters.requests(opened, formats, precisions, [(n, batch) for n in lengths_of], batch, opset, stages)
+    jobs = requests(opened, formats, precisions, [(n, batch) for n in lengths_of], batch, opset, stages)
     if plan:
         if seq_len:
             raise UsageError("--plan chooses the lengths: leave --seq-len out")
         seen = stream_samples(plan, bundle_spec(opened, plan, data_format), opened.manifest.task.labels)
         found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
         sizes = [(b.lengths, b.batch) for b in found.buckets]
-        jobs = exporters.requests(opened, formats, precisions, sizes, batch, opset, stages)
+        jobs = requests(opened, formats, precisions, sizes, batch, opset, stages)
         if dry_run:
             return emit(found.model_dump(), as_json, lambda: [found.page()])
         say(found.page())
@@ -104,7 +104,7 @@ def export(
     example = None if data is None else bundle_samples(opened, data, data_format, split)
     made = []
     for name, precision, lengths, size in jobs:
-        variant = exporters.export_variant(
+        variant = export_variant(
             opened,
             name,
             lengths,
@@ -143,8 +143,8 @@ def infer(
     as_json: Json = False,
 ) -> None:
     """Label every utterance: JSONL, CSV or Parquet by the ending of --out, in the order of the input."""
+    from mer_export.data.bundle_data import bundle_spec
     from mer_export.data.open import stream_samples
-    from mer_export.data.reading import bundle_spec
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
     from runtimes.predict import output
@@ -190,7 +190,7 @@ def parity(
     as_json: Json = False,
 ) -> None:
     """Do all variants give PyTorch's answers? Exit code 3 if not."""
-    from mer_export.data.reading import bundle_samples
+    from mer_export.data.bundle_data import bundle_samples
     from runtimes.pages.report import write_report
     from runtimes.parity import run as checks
     from runtimes.parity.policy import Policy
@@ -224,7 +224,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """How fast are all variants, interleaved in one run, against eager PyTorch?"""
-    from mer_export.data.reading import bundle_samples
+    from mer_export.data.bundle_data import bundle_samples
     from runtimes.backends.candidate import find_candidates, find_graphs
     from runtimes.pages.report import write_report
     from runtimes.speed import bench as benchmark
@@ -262,7 +262,7 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Time variants, runtimes, threads and batch sizes on this machine, for `--goal` of infer and eval."""
-    from mer_export.data.reading import bundle_samples
+    from mer_export.data.bundle_data import bundle_samples
     from runtimes.speed import tune as tuning
 
     opened = Bundle.open(bundle)

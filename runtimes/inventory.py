@@ -6,19 +6,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mer_export import exporters, registry
-from mer_export.data import open as data
-from runtimes.backends.table import BACKENDS
+from mer_export.data.formats.format import known_formats
+from runtimes.backends.table import known_backends
 
 
 def collect(presets: Sequence[str]) -> dict[str, Any]:
     """Names by kind, systems and data formats with a title."""
-    systems = [registry.get(name) for name in registry.NAMES]
+    systems = [registry.get(name) for name in registry.names()]
     return {
         "systems": {s.name: {"title": s.title, "paper": s.paper, "variants": s.variants} for s in systems},
         "presets": list(presets),
-        "export formats": list(exporters.FORMATS),
-        "runtimes": list(BACKENDS),
-        "data formats": {name: record.title for name, record in data.FORMATS.items()},
+        "export formats": list(exporters.export_formats()),
+        "runtimes": list(known_backends()),
+        "data formats": {name: record.title for name, record in known_formats().items()},
     }
 
 

@@ -13,15 +13,15 @@ from safetensors.torch import save_file, save_model
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract
-from mer_export.data import bytepairs
 from mer_export.data.samples import Sample
-from mer_export.exporters.sentence_encoder import export_encoder
-from mer_export.exporters.speech_tokenizer import write_tokenizer
-from mer_export.models.bert.network import Bert
-from mer_export.models.bert.pretrained import read_config
-from mer_export.models.bert.weights import renames
-from mer_export.models.vq_wav2vec.config import VqConfig
-from mer_export.models.vq_wav2vec.network import VqWav2vec
+from mer_export.data.tokens import bytepairs
+from mer_export.encoders.vq_wav2vec.config import VqConfig
+from mer_export.encoders.vq_wav2vec.network import VqWav2vec
+from mer_export.exporters.encoders.sentence import export_encoder
+from mer_export.exporters.encoders.speech import write_tokenizer
+from mer_export.layers.bert.network import Bert
+from mer_export.layers.bert.pretrained import read_config
+from mer_export.layers.bert.weights import renames
 
 TEXT = {"vocabulary": 60, "hidden": 16, "layers": 2, "heads": 2, "feed_forward": 24, "positions": 34}
 AUDIO = {"vocabulary": 70, "hidden": 12, "layers": 1, "heads": 2, "feed_forward": 24, "positions": 50}

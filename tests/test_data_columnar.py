@@ -6,12 +6,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mer_export.data import columnar
-from mer_export.data.columnar import write_parquet
+from mer_export.data.formats.parquet import reader as columnar
+from mer_export.data.formats.parquet.reader import write_parquet
 from mer_export.data.inspect import inspect_file
 from mer_export.data.open import open_corpus, stream_samples
 from mer_export.data.samples import Corpus, Sample
-from mer_export.data.synth import synthesise
+from mer_export.data.synthetic import synthesise
 from mer_export.errors import InputError, UsageError
 
 arrow = pytest.importorskip("pyarrow")

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mer_export.data.open import FORMATS, open_corpus, stream_samples
-from mer_export.data.readers.difficulty import read_difficulty, write_difficulty
+from mer_export.data.formats.cmerc.difficulty import read_difficulty, write_difficulty
+from mer_export.data.formats.format import known_formats
+from mer_export.data.open import open_corpus, stream_samples
 from mer_export.data.spec import DataSpec
-from mer_export.data.synth import synthesise
+from mer_export.data.synthetic import synthesise
 from mer_export.errors import InputError, UsageError
 
 SHARED = Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -399,7 +400,7 @@ def test_a_model_trained_on_pickles_reads_a_single_file_too(tmp_path):
 
 
 def test_every_format_can_be_loaded_and_an_unknown_split_is_a_usage_error(meld):
-    for known in FORMATS.values():
+    for known in known_formats().values():
         assert {"detect", "read", "files"} <= set(dir(known.load()))
     with pytest.raises(UsageError, match=r"there are \['train', 'test'\]"):
         list(stream_samples(meld, split="dev"))

@@ -8,10 +8,11 @@ import sys
 import numpy as np
 import pytest
 
+from mer_export.data.formats.cmerc.difficulty import read_difficulty
+from mer_export.data.formats.format import synthesisers
 from mer_export.data.inspect import inspect_file
 from mer_export.data.open import open_corpus
-from mer_export.data.readers.difficulty import read_difficulty
-from mer_export.data.synth import SYNTHESISERS, synthesise
+from mer_export.data.synthetic import synthesise
 from mer_export.errors import InputError, UsageError
 
 SMALL = {"text_dim": 16, "audio_dim": 12, "vision_dim": 8}
@@ -19,7 +20,7 @@ SMALL = {"text_dim": 16, "audio_dim": 12, "vision_dim": 8}
 
 def test_the_same_seed_gives_the_same_files_in_any_process(tmp_path):
     script = (
-        "import sys; from mer_export.data.synth import synthesise; "
+        "import sys; from mer_export.data.synthetic import synthesise; "
         "synthesise('cmerc', 'iemocap', sys.argv[1], 4, 5, text_dim=16, audio_dim=12, vision_dim=8)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "b")], check=True)
@@ -81,7 +82,7 @@ def test_wrong_requests_are_usage_errors(tmp_path):
             synthesise(*arguments, **({} if len(arguments) > 2 else {"out": tmp_path}))
     with pytest.raises(UsageError, match="text_width"):
         synthesise("cmerc", "meld", tmp_path, 4, text_width=3)
-    assert {"cmerc", "emt", "mult", "tfr_net"} <= set(SYNTHESISERS)
+    assert {"cmerc", "emt", "mult", "tfr_net"} <= set(synthesisers())
 
 
 # --- inspection
@@ -138,7 +139,7 @@ def test_reading_data_imports_no_torch(tmp_path):
     synthesise("cmerc", "meld", tmp_path, 4, **SMALL)
     script = (
         "import sys; from mer_export.data.inspect import inspect_file; inspect_file(sys.argv[1]); "
-        "import mer_export.data.overflow, mer_export.data.synth; "
+        "import mer_export.data.overflow, mer_export.data.formats.cmerc.synthetic; "
         "assert not {'torch', 'transformers', 'pyarrow', 'onnx'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)

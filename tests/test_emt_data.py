@@ -11,16 +11,16 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
+from mer_export.data.formats.mmsa import reader as mmsa
+from mer_export.data.formats.mmsa.normalise import write_normalised
 from mer_export.data.missing import incomplete
-from mer_export.data.normalise import write_normalised
 from mer_export.data.open import open_corpus
-from mer_export.data.readers import mmsa
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
-from mer_export.data.synth import synthesise
-from mer_export.data.unpickle import load_pickle
-from mer_export.data.wordpiece import WordPiece
+from mer_export.data.synthetic import synthesise
+from mer_export.data.tokens.wordpiece import WordPiece
 from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.unpickle import load_pickle
 
 SMALL = {"text_len": 12, "audio_len": 9, "vision_len": 7, "audio_dim": 3, "vision_dim": 4}
 

@@ -14,9 +14,9 @@ from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.exporters import export_variant
-from mer_export.exporters.share import share_initializers
+from mer_export.exporters.graph.share import share_initializers
 from runtimes.backends.session import Session, SessionOptions
-from runtimes.backends.table import BACKENDS, backend_problem, open_session
+from runtimes.backends.table import backend_problem, known_backends, open_session
 from runtimes.predict.predictor import Predictor
 
 Sessions = list[tuple[Session, dict[str, int]]]
@@ -61,7 +61,7 @@ def sessions(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Session
     problem = backend_problem(request.param)
     if problem:
         pytest.skip(problem)
-    formats = BACKENDS[request.param].formats
+    formats = known_backends()[request.param].formats
     variants = [v for v in bundle.manifest.variants if v.format in formats]
     if formats and not variants:
         pytest.skip("this configuration is not exported to that format here")

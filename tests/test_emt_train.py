@@ -13,7 +13,7 @@ from small_emt import BERT
 
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.data.open import open_corpus
-from mer_export.data.synth import synthesise
+from mer_export.data.synthetic import synthesise
 from mer_export.errors import UsageError
 from runtimes.predict.predictor import Predictor
 from runtimes.predict.robustness import RobustnessReport, parse_rates, run_robustness

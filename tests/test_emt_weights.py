@@ -12,10 +12,10 @@ from small_emt import BERT, CONFIGS
 
 from mer_export import registry
 from mer_export.errors import InputError, UnsupportedError, UsageError
-from mer_export.models.bert.config import BertConfig
-from mer_export.models.bert.network import Bert
-from mer_export.models.bert.pretrained import load_pretrained, read_config
-from mer_export.models.bert.weights import renames
+from mer_export.layers.bert.config import BertConfig
+from mer_export.layers.bert.network import Bert
+from mer_export.layers.bert.pretrained import load_pretrained, read_config
+from mer_export.layers.bert.weights import renames
 from mer_export.weights import export_weights, import_weights
 from train.config import load_preset
 

@@ -15,11 +15,13 @@ from small_bundle import CONFIG, make_bundle, make_samples, reweigh
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import Lengths
+from mer_export.data.example_inputs import example_inputs, random_inputs
 from mer_export.errors import NotAvailableError, UnsupportedError, UsageError
-from mer_export.exporters import FORMATS, export_variant
-from mer_export.exporters.job import ExportJob, example_inputs, prove, random_inputs, run_model
-from mer_export.exporters.merge import merge_linears
+from mer_export.exporters import export_formats, export_variant
+from mer_export.exporters.export_job import ExportJob, prove
+from mer_export.exporters.graph.merge import merge_linears
 from mer_export.exporters.onnx import to_onnx
+from mer_export.reference import run_model
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import open_session
 
@@ -42,7 +44,7 @@ def test_every_format_of_the_table_lands_in_the_bundle_with_its_files_listed(exp
     reopened = Bundle.open(exported.root)
     assert reopened.verify() == len(reopened.manifest.files)
     for variant in reopened.manifest.variants:
-        assert Path(variant.model).suffix == Path(FORMATS[variant.format].file).suffix
+        assert Path(variant.model).suffix == Path(export_formats()[variant.format].file).suffix
 
 
 def test_real_samples_and_reference_outputs_are_kept_beside_an_export(exported: Bundle) -> None:
@@ -238,7 +240,7 @@ rtx = pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="ten
 
 @rtx
 def test_a_real_engine_is_built_with_its_onnx_beside_it_and_refuses_to_run_without_a_gpu(bundle: Bundle) -> None:
-    from mer_export.exporters.cuda import find_gpu
+    from mer_export.cuda import find_gpu
 
     variant = export_variant(bundle, "tensorrt", FOUR)
     engine = bundle.variant_files(variant)

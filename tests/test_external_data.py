@@ -16,9 +16,10 @@ from small_bundle import make_bundle, make_samples, randomise
 
 from mer_export.bundle import MANIFEST, Bundle, FileEntry, Variant, sha256
 from mer_export.errors import BundleError
-from mer_export.exporters import export_variant, external
+from mer_export.exporters import export_variant
 from mer_export.exporters import onnx as onnx_exporter
-from mer_export.external_data import data_files
+from mer_export.exporters.graph import external_data as external
+from mer_export.untrusted.onnx_files import data_files
 from runtimes.backends.table import backend_problem, open_session
 from runtimes.predict.predictor import Predictor
 

@@ -15,14 +15,14 @@ from small_facialmmt import VARIANTS
 from torch import nn
 
 from mer_export import registry
-from mer_export.data.dialogue_text import pack
-from mer_export.data.faces import normalise, resize
+from mer_export.data.media.faces import normalise, resize
 from mer_export.data.open import detect, open_corpus
+from mer_export.data.shapes.dialogue_text import pack
 from mer_export.data.spec import DataSpec, FaceData
-from mer_export.data.synth import synthesise
-from mer_export.data.torch_archive import load_archive
+from mer_export.data.synthetic import synthesise
 from mer_export.errors import InputError
 from mer_export.importer import import_checkpoint
+from mer_export.untrusted.torch_archive import load_archive
 from mer_export.weights import bundle_model, export_weights, load_checkpoint
 
 SYSTEM = registry.get("facialmmt")

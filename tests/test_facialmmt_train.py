@@ -13,7 +13,7 @@ from small_facialmmt import SMALL, SWIN, make, utterances
 
 from mer_export import registry
 from mer_export.bundle import WEIGHTS
-from mer_export.data.synth import synthesise
+from mer_export.data.synthetic import synthesise
 from mer_export.errors import InputError, UsageError
 from mer_export.models.facialmmt.tables import load_face_recognition
 from mer_export.weights import bundle_model, load_checkpoint

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mer_export.models.layers import BidirectionalRNN, Standardise, TransformerLayer
+from mer_export.layers.recurrent import BidirectionalRNN, Standardise, TransformerLayer
 
 
 @pytest.mark.parametrize(("kind", "theirs"), [("gru", nn.GRU), ("lstm", nn.LSTM)])

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from mer_export.data import shots
+from mer_export.data.formats.mtee import shots
+from mer_export.data.formats.mtee.reader import FACET_WARNING, IEMOCAP_LABELS, MOSEI_LABELS
 from mer_export.data.inspect import inspect_file
 from mer_export.data.open import open_corpus
-from mer_export.data.readers.mtee import FACET_WARNING, IEMOCAP_LABELS, MOSEI_LABELS
 from mer_export.data.spec import DataSpec
-from mer_export.data.synth import synthesise
-from mer_export.data.tensor_pickle import load_tensor_pickle
+from mer_export.data.synthetic import synthesise
 from mer_export.data.word_vectors import read_word_vectors
 from mer_export.errors import InputError, UsageError
 from mer_export.models.mtee.emotions import look_up
+from mer_export.untrusted.tensor_pickle import load_tensor_pickle
 
 pytest.importorskip("h5py", reason="CMU-MOSEI's files are HDF5")
 SMALL = {"text_dim": 6, "audio_dim": 5, "vision_dim": 4, "word_dim": 7, "steps": 5}
@@ -168,7 +168,7 @@ def test_a_cache_of_a_sentiment_set_is_read_with_its_ids(tmp_path: Path, capfd: 
 
 
 def test_minus_infinity_in_audio_becomes_zero_and_nothing_else_does(mosei: Path, tmp_path: Path) -> None:
-    from mer_export.data.hdf5 import load_hdf5, save_hdf5
+    from mer_export.untrusted.hdf5 import load_hdf5, save_hdf5
 
     for file in mosei.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -201,7 +201,7 @@ def test_damaged_and_incomplete_files_are_named(mosei: Path, tmp_path: Path) -> 
 def test_a_link_to_another_hdf5_file_is_not_followed(mosei: Path, tmp_path: Path) -> None:
     import h5py
 
-    from mer_export.data.hdf5 import load_hdf5
+    from mer_export.untrusted.hdf5 import load_hdf5
 
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["d1"] = h5py.ExternalLink(str(mosei / "audio_test.h5"), "d1")

@@ -17,7 +17,7 @@ from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.data.open import open_corpus
 from mer_export.data.spec import DataSpec
-from mer_export.data.synth import synthesise
+from mer_export.data.synthetic import synthesise
 from mer_export.data.word_vectors import read_word_vectors
 from mer_export.errors import InputError, UsageError
 from mer_export.importer import import_checkpoint

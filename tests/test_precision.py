@@ -21,15 +21,16 @@ from mer_export.contract import Contract, Lengths, TensorSpec
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError, UsageError
-from mer_export.exporters import FORMATS, export_variant, precision
-from mer_export.exporters.bf16 import round_to_bf16, to_bf16
-from mer_export.exporters.gate import Bound, check, open_file
-from mer_export.exporters.job import ExportJob
-from mer_export.exporters.precision import PRECISIONS, unshare_initializers, write
+from mer_export.exporters import export_formats, export_variant
+from mer_export.exporters.export_job import ExportJob
+from mer_export.exporters.graph import precision
+from mer_export.exporters.graph.bf16 import round_to_bf16, to_bf16
+from mer_export.exporters.graph.gate import Bound, check, open_file
+from mer_export.exporters.graph.precision import PRECISIONS, unshare_initializers, write
 from mer_export.task import Task
 from mer_export.weights import bundle_model
 from runtimes.backends.session import SessionOptions
-from runtimes.backends.table import BACKENDS, candidates, open_session
+from runtimes.backends.table import candidates, known_backends, open_session
 from runtimes.parity.policy import DEFAULT_RULES
 from runtimes.parity.run import run_parity
 from runtimes.predict.predictor import Predictor
@@ -41,7 +42,7 @@ CONTRACT = Contract(
     buckets=({},),
     longest={},
 )
-REDUCED = [p for p in FORMATS["onnx"].precisions if p in PRECISIONS]
+REDUCED = [p for p in export_formats()["onnx"].precisions if p in PRECISIONS]
 """Those that ONNX Runtime runs."""
 
 
@@ -60,7 +61,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     else:
         bundle, lengths = small_emt.make_emt(root, "emt"), small_emt.SHORT
         samples = emt_samples(bundle)
-    for name in FORMATS["onnx"].precisions:
+    for name in export_formats()["onnx"].precisions:
         export_variant(bundle, "onnx", lengths, precision=name, example=samples)
     return bundle, samples
 
@@ -340,7 +341,7 @@ def test_a_runtime_without_the_precision_says_which_has_it(case: tuple[Bundle, l
     own = [c for c in candidates(bundle) if c.backend == "openvino"]
     there = {(c.variant.precision, c.options.lowered) for c in own if c.variant}
     assert there <= {("fp32", None), ("fp32", "bf16"), ("fp32", "int8"), ("fp16", None)}
-    assert all(p in PRECISIONS or p == "fp32" for b in BACKENDS.values() for p in b.precisions)
+    assert all(p in PRECISIONS or p == "fp32" for b in known_backends().values() for p in b.precisions)
 
 
 def test_a_precision_that_was_not_exported_names_the_command(tmp_path: Path) -> None:

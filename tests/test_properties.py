@@ -15,7 +15,7 @@ from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from runtimes.backends.session import Session, SessionOptions
-from runtimes.backends.table import BACKENDS, backend_problem, open_session
+from runtimes.backends.table import backend_problem, known_backends, open_session
 from runtimes.predict.predictor import Predictor
 
 RUNTIMES = ("torch", "torchscript", "exported_program", "onnxruntime", "openvino")
@@ -36,7 +36,7 @@ def sessions(request: pytest.FixtureRequest, exported: Bundle) -> Iterator[Sessi
         pytest.skip(problem)
     opened = {}
     for bucket in exported.manifest.contract.buckets:
-        fitting = (v for v in exported.manifest.variants if v.format in BACKENDS[request.param].formats)
+        fitting = (v for v in exported.manifest.variants if v.format in known_backends()[request.param].formats)
         variant = next((v for v in fitting if v.lengths == bucket), None)
         opened[bucket["utterances"]] = open_session(exported, variant, request.param, ONE_THREAD)
     yield opened

@@ -13,17 +13,18 @@ import pytest
 import torch
 from small_tab import SENTENCES, TEXT, WIDTH, sentence_encoder, speech_network, speech_tokenizer, text_tokenizer
 
-from mer_export.data.bytepairs import BytePairs, byte_symbols, split_words
-from mer_export.data.context import context_windows
-from mer_export.data.folds import RUNS, cross_validation, held_out_sessions
-from mer_export.data.iemocap import LABELS, SESSIONS, read_recording, write_recording
-from mer_export.data.iemocap_files import prepare
+from mer_export.data.formats.tab.folds import RUNS, cross_validation, held_out_sessions
+from mer_export.data.formats.tab.iemocap_release import LABELS, SESSIONS
+from mer_export.data.formats.tab.prepare import prepare
 from mer_export.data.inspect import inspect_file
+from mer_export.data.media.recordings import read_recording, write_recording
 from mer_export.data.open import open_corpus, stream_samples
 from mer_export.data.samples import Sample
+from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import DataSpec
-from mer_export.data.speech import SpeechTokenizer, resample
-from mer_export.data.synth import synthesise
+from mer_export.data.synthetic import synthesise
+from mer_export.data.tokens.bytepairs import BytePairs, byte_symbols, split_words
+from mer_export.encoders.speech import SpeechTokenizer, resample
 from mer_export.errors import InputError, UsageError
 
 RATE = 16000

@@ -14,7 +14,7 @@ from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.exporters import export_variant
 from runtimes.backends.session import Session, SessionOptions
-from runtimes.backends.table import BACKENDS, backend_problem, open_session
+from runtimes.backends.table import backend_problem, known_backends, open_session
 from runtimes.predict.predictor import Predictor
 
 RUNTIMES = ("torch", "torchscript", "exported_program", "onnxruntime", "openvino")
@@ -50,7 +50,7 @@ def sessions(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Session
     problem = backend_problem(request.param)
     if problem:
         pytest.skip(problem)
-    formats = BACKENDS[request.param].formats
+    formats = known_backends()[request.param].formats
     variants = [v for v in bundle.manifest.variants if v.format in formats]
     if formats and not variants:
         pytest.skip("this variant is not exported to that format here")

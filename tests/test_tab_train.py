@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 import cli
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
-from mer_export.data.iemocap import write_recording
-from mer_export.data.sentences import SentenceEncoder
-from mer_export.data.synth import synthesise
+from mer_export.data.media.recordings import write_recording
+from mer_export.data.synthetic import synthesise
+from mer_export.encoders.sentence import SentenceEncoder
 from mer_export.errors import UsageError
 from train import fit as fit_module
 from train.config import PRESETS, TrainConfig, load_preset

@@ -11,11 +11,11 @@ import torch
 from small_tab import VARIANTS, speech_network, values
 
 from mer_export import registry
+from mer_export.encoders.vq_wav2vec.config import VqConfig, from_arguments
+from mer_export.encoders.vq_wav2vec.network import WEIGHT_MAP as VQ_MAP
 from mer_export.errors import UnsupportedError, UsageError
-from mer_export.models.bert.network import Bert
+from mer_export.layers.bert.network import Bert
 from mer_export.models.tab.weights import load_encoder, load_lhs_encoders
-from mer_export.models.vq_wav2vec.config import VqConfig, from_arguments
-from mer_export.models.vq_wav2vec.network import WEIGHT_MAP as VQ_MAP
 from mer_export.weights import export_weights, import_weights, load_arguments
 from train.config import load_preset
 

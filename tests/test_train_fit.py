@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle
 from mer_export.data.open import open_corpus
-from mer_export.data.synth import synthesise
+from mer_export.data.synthetic import synthesise
 from mer_export.errors import BundleError, InputError, UsageError
 from train.config import load_preset
 from train.evaluate import evaluate, evaluate_published

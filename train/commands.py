@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from mer_export.console import DryRun, Force, Json, Out, Quiet, Sets, emit, emit_plan
-from mer_export.text import columns, summary_line
+from mer_export.terminal import columns, summary_line
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A configuration file instead of a preset.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
@@ -66,7 +66,7 @@ def crossval(
     as_json: Json = False,
 ) -> None:
     """Train every fold of the data's cross-validation into one bundle each, and average what they measure."""
-    from mer_export.data.folds import RUNS
+    from mer_export.data.formats.tab.folds import RUNS
     from train.config import resolve_config
     from train.crossval import cross_validate, of_fold
 

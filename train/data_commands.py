@@ -9,7 +9,7 @@ import typer
 
 from mer_export.console import DataFormat, Force, Json, Out, Sets, Split, emit
 from mer_export.errors import UsageError
-from mer_export.text import outline, summary_line
+from mer_export.terminal import outline, summary_line
 
 app = typer.Typer(no_args_is_help=True, help="Make, look into and convert data sets.")
 
@@ -25,7 +25,7 @@ def synth(
     as_json: Json = False,
 ) -> None:
     """Write a learnable synthetic data set in the authors' own file format, with its ground truth."""
-    from mer_export.data.synth import synthesise
+    from mer_export.data.synthetic import synthesise
     from mer_export.overrides import apply_overrides
 
     files = synthesise(system, dataset, out, dialogues=items, seed=seed, **apply_overrides({}, sets or []))
@@ -55,9 +55,9 @@ def convert(
     force: Force = False,
 ) -> None:
     """Convert a data set to Parquet: one row per utterance, float lists per modality, split and labels."""
-    from mer_export.data.columnar import write_parquet
+    from mer_export.data.bundle_data import choose_spec
+    from mer_export.data.formats.parquet.reader import write_parquet
     from mer_export.data.open import open_corpus
-    from mer_export.data.reading import choose_spec
     from mer_export.data.spec import DataSpec
     from train.config import load_preset
 
@@ -79,7 +79,7 @@ def normalise(
     force: Force = False,
 ) -> None:
     """Bring audio and vision to the mean and deviation of the training split, as EMT-DLFR does to SIMS."""
-    from mer_export.data.normalise import normalised_path, write_normalised
+    from mer_export.data.formats.mmsa.normalise import normalised_path, write_normalised
 
     target = out or normalised_path(source)
     if target.exists() and not force:
@@ -105,7 +105,7 @@ def iemocap(
     as_json: Json = False,
 ) -> None:
     """Cut the IEMOCAP release into utterances in the files of tab: transcripts, recordings, tokens, context windows."""
-    from mer_export.data.iemocap_files import SIZES, prepare
+    from mer_export.data.formats.tab.prepare import SIZES, prepare
 
     done = prepare(release, out, tokenizer, speech, encoder, sizes or SIZES, force)
     emit(done, as_json, lambda: [f"{out}: {summary_line(done)}"])
@@ -121,10 +121,10 @@ def byte_pairs(
     force: Force = False,
 ) -> None:
     """Learn a small byte-pair tokenizer from lower-cased sentences: vocab.json and merges.txt."""
-    from mer_export.data import bytepairs
-    from mer_export.data.readers.dialogue_table import sentences
-    from mer_export.data.reading import choose_spec
+    from mer_export.data.bundle_data import choose_spec
+    from mer_export.data.formats.table.reader import sentences
     from mer_export.data.spec import DataSpec
+    from mer_export.data.tokens import bytepairs
     from train.config import load_preset
 
     if out.exists() and not force:
@@ -147,7 +147,7 @@ def sentence_encoder(
     as_json: Json = False,
 ) -> None:
     """Make a sentence encoder that runs without PyTorch, so that transcripts alone give context windows."""
-    from mer_export.exporters.sentence_encoder import export_encoder
+    from mer_export.exporters.encoders.sentence import export_encoder
 
     files = export_encoder(source, out, pooling, force)
     emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
@@ -166,7 +166,7 @@ def speech_tokenizer(
     as_json: Json = False,
 ) -> None:
     """Make a speech tokeniser that runs without PyTorch: vq-wav2vec for any length, and its dictionary."""
-    from mer_export.exporters.speech_tokenizer import import_tokenizer
+    from mer_export.exporters.encoders.speech import import_tokenizer
 
     files = import_tokenizer(checkpoint, dictionary, out, rate, force)
     emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))

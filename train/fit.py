@@ -22,7 +22,7 @@ from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract, Semantics
 from mer_export.data.open import open_corpus
 from mer_export.data.samples import Corpus, Sample
-from mer_export.data.tokenizers import keep_tokenizers
+from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.task import Task

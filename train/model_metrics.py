@@ -13,8 +13,8 @@ from torch import Tensor
 from mer_export.contract import Contract, Semantics
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UnsupportedError
-from mer_export.metrics import measure
-from mer_export.sentiment_metrics import PLAIN
+from mer_export.metrics.measure import measure
+from mer_export.metrics.sentiment import PLAIN
 from mer_export.task import Task
 from train.batches import in_batches, make_batch
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from mer_export.bundle import MANIFEST, Bundle, sha256
-from mer_export.data.open import FORMATS, detect
-from mer_export.data.readers.difficulty import is_difficulty, read_difficulty
+from mer_export.data.formats.cmerc.difficulty import is_difficulty, read_difficulty
+from mer_export.data.formats.format import known_formats
+from mer_export.data.open import detect
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
-from mer_export.data.unpickle import load_pickle
 from mer_export.errors import InputError, MerError
 from mer_export.task import known_units
+from mer_export.untrusted.unpickle import load_pickle
 
 OUTLINE_DEPTH = 4
 OUTLINE_ITEMS = 12
@@ -45,9 +46,9 @@ def inspect_file(path: Path | str, spec: DataSpec | None = None) -> dict[str, An
 
 def _corpus(path: Path, spec: DataSpec) -> dict[str, Any]:
     name = detect(path, spec)
-    module = FORMATS[name].load()
+    module = known_formats()[name].load()
     splits: dict[str, _Tally] = {}
-    if FORMATS[name].streams:
+    if known_formats()[name].streams:
         for split, sample in module.pairs(path, spec):
             splits.setdefault(split, _Tally()).add(sample)
         labels: list[str] = module.class_names(path, spec)

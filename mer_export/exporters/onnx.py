@@ -11,13 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from mer_export.errors import NotAvailableError
-from mer_export.exporters import precision
-from mer_export.exporters.external import save
-from mer_export.exporters.gate import open_file, run_file
-from mer_export.exporters.job import Exported, ExportJob, prove
-from mer_export.exporters.merge import merge_linears
-from mer_export.exporters.share import share_initializers
+from mer_export.exporters.export_job import Exported, ExportJob, prove
+from mer_export.exporters.format import Format
+from mer_export.exporters.graph import precision
+from mer_export.exporters.graph.external_data import save
+from mer_export.exporters.graph.gate import open_file, run_file
+from mer_export.exporters.graph.merge import merge_linears
+from mer_export.exporters.graph.share import share_initializers
 from mer_export.exporters.torchscript import attention_as_written
+
+FORMAT = Format(
+    "onnx",
+    "ONNX: constant-folded",
+    "model.onnx",
+    f"{__name__}:export",
+    rank=20,
+    uses_opset=True,
+    precisions=("fp32", "fp16", "int8"),
+    shares_weights=True,
+    advice={
+        "bf16": ": ONNX Runtime refuses bf16 graphs on the CPU, "
+        "run fp32 variants with --runtime openvino --precision bf16, or export --format tensorrt"
+    },
+)
 
 log = logging.getLogger("mer")
 
@@ -63,7 +79,7 @@ def to_onnx(job: ExportJob) -> Any:
     import onnxscript.optimizer
     import torch
 
-    from mer_export.exporters.lowering import lower
+    from mer_export.exporters.graph.lowering import lower
 
     inputs, outputs = job.contract.inputs, job.contract.outputs
     with torch.no_grad(), attention_as_written(), quiet():

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mer_export import registry
-from mer_export.errors import UnsupportedError
-from mer_export.exporters.job import Exported, ExportJob, prove, run_model
-from mer_export.registry import System
+from mer_export.exporters.export_job import Exported, ExportJob, prove
+from mer_export.reference import run_model
 from mer_export.stages import Stage, count_name
 
 EXAMPLES = 2
 """Steps of a stage that runs on steps, as its example."""
-
-
-def find_stages(system: System, config: Any) -> tuple[Stage, ...]:
-    """The stages of a network; raises UnsupportedError where it has none."""
-    found: tuple[Stage, ...] = registry.resolve(system.stages)(config) if system.stages else ()
-    if not found:
-        raise UnsupportedError(f"{system.name} {system.variant_of(config)} has no stages: export it without --stages")
-    return found
 
 
 def export(

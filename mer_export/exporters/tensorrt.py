@@ -16,10 +16,24 @@ from pydantic import BaseModel, ConfigDict
 
 from mer_export.bundle import sha256
 from mer_export.contract import Contract, Lengths
+from mer_export.cuda import find_gpu
 from mer_export.errors import BundleError, NotAvailableError, UsageError
 from mer_export.exporters import onnx as onnx_exporter
-from mer_export.exporters.cuda import find_gpu
-from mer_export.exporters.job import Exported, ExportJob
+from mer_export.exporters.export_job import Exported, ExportJob
+from mer_export.exporters.format import Format
+
+FORMAT = Format(
+    "tensorrt",
+    "TensorRT or TensorRT-RTX engine, its ONNX beside it",
+    "model.engine",
+    f"{__name__}:export",
+    rank=40,
+    dynamic_batch=False,
+    uses_opset=True,
+    # TensorRT reads no dynamic quantisation.
+    precisions=("fp32", "fp16", "bf16"),
+    advice={"int8": ": TensorRT reads no dynamic quantisation, export --format onnx"},
+)
 
 log = logging.getLogger("mer")
 

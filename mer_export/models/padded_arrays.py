@@ -10,7 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mer_export.contract import Contract, Lengths
-from mer_export.models.bert.config import BertConfig
+from mer_export.layers.bert.config import BertConfig
 from mer_export.models.utterance import check_buckets, prediction, utterance_inputs, utterance_task
 from mer_export.task import Task
 

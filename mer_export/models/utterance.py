@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from mer_export.contract import BATCH, Lengths, TensorSpec
-from mer_export.models.bert.config import BertConfig
+from mer_export.layers.bert.config import BertConfig
 from mer_export.task import Task
 
 MODALITIES = ("text", "audio", "vision")

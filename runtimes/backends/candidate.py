@@ -10,7 +10,7 @@ from mer_export.bundle import WEIGHTS, Bundle, Variant
 from mer_export.errors import NotAvailableError
 from runtimes import machine
 from runtimes.backends.session import Session, SessionOptions
-from runtimes.backends.table import BACKENDS, open_session, survey
+from runtimes.backends.table import known_backends, open_session, survey
 
 EAGER = "torch"
 """The backend that runs the bundle's own weights."""
@@ -87,7 +87,7 @@ def find_graphs(bundle: Bundle, threads: int | None = None) -> list[Candidate]:
     found = [
         replace(c, options=replace(c.options, extra={"cuda_graph": True}))
         for c in find_candidates(bundle, threads)
-        if c.options.device == "cuda" and BACKENDS[c.backend].captures
+        if c.options.device == "cuda" and known_backends()[c.backend].captures
     ]
     if all(c.reason for c in found):
         raise NotAvailableError(f"--cuda-graph needs a runtime on CUDA: {found[0].reason}")

@@ -11,8 +11,11 @@ import numpy as np
 from mer_export.bundle import Bundle, Variant
 from mer_export.contract import Contract, Lengths
 from mer_export.errors import NotAvailableError, UsageError
+from runtimes.backends.backend import Backend
 from runtimes.backends.cuda_graph import CudaGraphs
 from runtimes.backends.session import Session, SessionOptions
+
+BACKEND = Backend("torch", "PyTorch eager, the reference", f"{__name__}:EagerSession", (), rank=10, captures=True)
 
 
 class TorchSession(Session):

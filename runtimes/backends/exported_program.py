@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from mer_export.errors import BundleError
+from runtimes.backends.backend import Backend
 from runtimes.backends.eager import TorchSession
 from runtimes.backends.session import Port, check_ports
+
+BACKEND = Backend(
+    "exported_program",
+    "PyTorch exported program",
+    f"{__name__}:ExportedProgramSession",
+    ("exported_program",),
+    rank=30,
+    precisions=("fp32",),
+)
 
 
 class ExportedProgramSession(TorchSession):

@@ -10,7 +10,12 @@ import numpy as np
 from mer_export.bundle import Bundle, Variant
 from mer_export.contract import Contract, Lengths
 from mer_export.errors import BundleError, NotAvailableError
+from runtimes.backends.backend import Backend
 from runtimes.backends.session import Port, Session, SessionOptions, check_ports
+
+BACKEND = Backend(
+    "onnxruntime", "ONNX Runtime, CPU or CUDA", f"{__name__}:OnnxRuntimeSession", ("onnx",), rank=40, captures=True
+)
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(float16)": "float16"}

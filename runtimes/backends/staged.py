@@ -13,7 +13,6 @@ import numpy as np
 
 from mer_export import registry
 from mer_export.bundle import Bundle, Variant
-from mer_export.exporters.staged import find_stages
 from mer_export.stages import Stage, count_name
 from runtimes.backends.session import Session, SessionOptions
 
@@ -34,7 +33,7 @@ class StagedSession(Session):
         super().__init__(bundle.root, bundle.manifest.contract, variant.lengths, variant.batch, options)
         manifest = bundle.manifest
         system = registry.get(manifest.system)
-        self.stages = find_stages(system, system.parse(manifest.config))
+        self.stages = system.stages_of(system.parse(manifest.config))
         bundle.variant_files(variant)
         folder = Path(variant.model).parent.parent
         file = Path(variant.model).name

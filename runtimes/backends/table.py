@@ -2,86 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import NamedTuple
 
 from mer_export.bundle import Bundle, Variant
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.registry import resolve
-from runtimes.backends.session import Lowered, Session, SessionOptions
+from runtimes import backends
+from runtimes.backends.backend import Backend
+from runtimes.backends.session import Session, SessionOptions
 
 
-@dataclass(frozen=True)
-class Backend:
-    """A runtime: its class as `module:class`, and the formats it runs (none: the bundle's own weights).
-
-    `precisions` are those of the variants that it runs; `lowers` those that it makes of fp32 ones when it loads them.
-    """
-
-    name: str
-    title: str
-    session: str
-    formats: tuple[str, ...]
-    offers: tuple[SessionOptions, ...] = (SessionOptions(), SessionOptions(device="cuda"))
-    """The options worth trying on a machine."""
-    precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
-    lowers: tuple[Lowered, ...] = ()
-    captures: bool = False
-    """Whether it can run as a CUDA graph."""
-
-    def takes(self, variant: Variant) -> bool:
-        """Whether it runs this variant."""
-        return variant.format in self.formats and variant.precision in self.precisions
-
-    def stored(self, precision: str) -> str:
-        """The precision of the variants with which it answers in `precision`."""
-        return "fp32" if precision in self.lowers else precision
-
-
-BACKENDS = {
-    b.name: b
-    for b in (
-        Backend("torch", "PyTorch eager, the reference", "runtimes.backends.eager:EagerSession", (), captures=True),
-        Backend(
-            "torchscript",
-            "TorchScript",
-            "runtimes.backends.torchscript:TorchScriptSession",
-            ("torchscript",),
-            precisions=("fp32",),
-        ),
-        Backend(
-            "exported_program",
-            "PyTorch exported program",
-            "runtimes.backends.exported_program:ExportedProgramSession",
-            ("exported_program",),
-            precisions=("fp32",),
-        ),
-        Backend(
-            "onnxruntime",
-            "ONNX Runtime, CPU or CUDA",
-            "runtimes.backends.onnx_runtime:OnnxRuntimeSession",
-            ("onnx",),
-            captures=True,
-        ),
-        Backend(
-            "openvino",
-            "OpenVINO, fp32, bf16 or int8 on CPU",
-            "runtimes.backends.openvino.session:OpenVinoSession",
-            ("onnx",),
-            (SessionOptions(), SessionOptions(lowered="bf16"), SessionOptions(lowered="int8")),
-            ("fp32", "fp16"),
-            ("bf16", "int8"),
-        ),
-        Backend(
-            "tensorrt",
-            "TensorRT or TensorRT-RTX",
-            "runtimes.backends.tensorrt:TensorRtSession",
-            ("tensorrt",),
-            (SessionOptions(device="cuda"),),
-            ("fp32", "fp16", "bf16"),
-        ),
-    )
-}
+@cache
+def known_backends() -> dict[str, Backend]:
+    """The backends of the modules and packages here that announce a `BACKEND`, by name, the reference first."""
+    modules = (import_module(f"{backends.__name__}.{m.name}") for m in iter_modules(backends.__path__))
+    found = [m.BACKEND for m in modules if hasattr(m, "BACKEND")]
+    return {b.name: b for b in sorted(found, key=lambda b: b.rank)}
 
 
 AFRESH = {"reuse": False}
@@ -126,7 +66,7 @@ def check_options(backend: str, options: SessionOptions) -> None:
     if not options.cuda_graph:
         return
     if not find_backend(backend).captures:
-        able = [b.name for b in BACKENDS.values() if b.captures]
+        able = [b.name for b in known_backends().values() if b.captures]
         raise UnsupportedError(
             f"runtime {backend} captures no CUDA graphs: leave --cuda-graph out or use one of {able}"
         )
@@ -136,9 +76,9 @@ def check_options(backend: str, options: SessionOptions) -> None:
 
 def find_backend(name: str) -> Backend:
     """The backend of that name; raises UsageError with the known names."""
-    if name not in BACKENDS:
-        raise UsageError(f"no runtime {name!r}, there are {list(BACKENDS)}")
-    return BACKENDS[name]
+    if name not in known_backends():
+        raise UsageError(f"no runtime {name!r}, there are {list(known_backends())}")
+    return known_backends()[name]
 
 
 def candidates(bundle: Bundle) -> list[Candidate]:
@@ -154,7 +94,7 @@ def unavailable(bundle: Bundle) -> list[tuple[Candidate, str]]:
 def survey(bundle: Bundle) -> list[tuple[Candidate, str | None]]:
     """Every variant on every backend and device that takes it, with the reason where this machine cannot run it."""
     found: list[tuple[Candidate, str | None]] = []
-    for backend in BACKENDS.values():
+    for backend in known_backends().values():
         variants: list[Variant | None] = [v for v in bundle.manifest.variants if backend.takes(v)]
         for options in backend.offers:
             problem = backend_problem(backend.name, options)

@@ -10,10 +10,21 @@ import numpy as np
 
 from mer_export.bundle import Bundle, Variant
 from mer_export.contract import Contract, Lengths
+from mer_export.cuda import Device, find_gpu
 from mer_export.errors import BundleError, MerError, NotAvailableError, UsageError
-from mer_export.exporters.cuda import Device, find_gpu
 from mer_export.exporters.tensorrt import ANY, ONNX_FILE, EngineKey, Reports, build_engine, find_library, key_here
+from runtimes.backends.backend import Backend
 from runtimes.backends.session import Port, Session, SessionOptions, check_ports
+
+BACKEND = Backend(
+    "tensorrt",
+    "TensorRT or TensorRT-RTX",
+    f"{__name__}:TensorRtSession",
+    ("tensorrt",),
+    rank=60,
+    offers=(SessionOptions(device="cuda"),),
+    precisions=("fp32", "fp16", "bf16"),
+)
 
 log = logging.getLogger("mer")
 

@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from mer_export.errors import BundleError
+from runtimes.backends.backend import Backend
 from runtimes.backends.eager import TorchSession
+
+BACKEND = Backend(
+    "torchscript", "TorchScript", f"{__name__}:TorchScriptSession", ("torchscript",), rank=20, precisions=("fp32",)
+)
 
 
 class TorchScriptSession(TorchSession):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mer_export.bundle import Strict
 from mer_export.data.samples import Sample
-from mer_export.metrics import measure
+from mer_export.metrics.measure import measure
 from mer_export.task import Task
 from runtimes.parity.policy import Policy
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError
-from mer_export.metrics import measure
+from mer_export.metrics.measure import measure
 from runtimes.predict.predictor import Predictor
 
 

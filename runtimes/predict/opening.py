@@ -28,7 +28,7 @@ def open_predictor(
 
     Args:
         bundle: opened bundle.
-        backend: a name in `runtimes.BACKENDS`.
+        backend: a name in `known_backends()`.
         options: device, threads.
         batch: items per run.
         precision: of the variants, or what the runtime makes of fp32 ones.

@@ -20,7 +20,7 @@ from mer_export.errors import UnsupportedError, UsageError
 from mer_export.task import with_shared
 from runtimes.backends.session import Session, SessionOptions
 from runtimes.backends.session_pool import Crew
-from runtimes.backends.table import BACKENDS, find_backend, open_session
+from runtimes.backends.table import find_backend, known_backends, open_session
 from runtimes.predict.plan import planned_batches
 
 BATCH = 16
@@ -84,7 +84,7 @@ class Predictor:
 
         Args:
             bundle: opened bundle.
-            backend: a name in `runtimes.BACKENDS`.
+            backend: a name in `known_backends()`.
             options: device, threads.
             batch: samples per run; a variant with a fixed batch keeps its own, its empty slots are filled. None takes
                 what was planned for a bucket (`mer export --plan`), `BATCH` where nothing was.
@@ -254,7 +254,7 @@ def load(path: Path | str, backend: str = "onnxruntime", **options: Any) -> Pred
 
     Args:
         path: the bundle's directory.
-        backend: a name in `BACKENDS`.
+        backend: a name in `known_backends()`.
         options: fields of `SessionOptions` (device, threads) and of `Predictor` (batch, overflow, precision).
     """
     own = {k: options.pop(k) for k in ("device", "threads", "extra") if k in options}
@@ -268,7 +268,9 @@ def _by_bucket(
     record = find_backend(backend)
     stored = record.stored(precision)
     if stored not in (record.precisions if record.formats else ("fp32",)):
-        offered = [name for name, b in BACKENDS.items() if b.formats and precision in (*b.precisions, *b.lowers)]
+        offered = [
+            name for name, b in known_backends().items() if b.formats and precision in (*b.precisions, *b.lowers)
+        ]
         raise UnsupportedError(f"runtime {backend} does not run {precision}, pass --runtime with one of {offered}")
     if not record.formats:
         return {repr(None): None}

@@ -18,9 +18,9 @@ from mer_export.data.missing import MODALITIES, incomplete
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.markdown import table
-from mer_export.metrics import area_over_rates
+from mer_export.metrics.measure import area_over_rates
+from mer_export.metrics.sentiment import PLAIN
 from mer_export.report import Report
-from mer_export.sentiment_metrics import PLAIN
 from runtimes.predict.evaluate import evaluate
 from runtimes.predict.predictor import Predictor
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mer_export.bundle import Bundle
 from mer_export.contract import Lengths
-from mer_export.exporters.job import random_inputs
+from mer_export.data.example_inputs import random_inputs
 from runtimes.backends.candidate import Candidate, eager, find_candidates
 from runtimes.predict.plan import Timing
 from runtimes.speed.timing import interleave

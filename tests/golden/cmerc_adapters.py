@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from mer_export import registry
 from mer_export.data.collate import collate
+from mer_export.data.formats.cmerc.difficulty import read_difficulty
 from mer_export.data.open import open_corpus
-from mer_export.data.readers.difficulty import read_difficulty
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.models.cmerc.network import Cmerc

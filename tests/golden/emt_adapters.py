@@ -13,7 +13,7 @@ from emt_data_adapters import published
 from safetensors.torch import load_file
 
 from mer_export import registry
-from mer_export.metrics import measure
+from mer_export.metrics.measure import measure
 from mer_export.models.emt.network import Emt, View
 from mer_export.models.utterance import MODALITIES
 from mer_export.weights import import_weights

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from case import Case
 
+from mer_export.data.formats.mmsa.normalise import normalise
+from mer_export.data.formats.mmsa.reader import array_lengths, split_samples
 from mer_export.data.missing import Incomplete, incomplete
-from mer_export.data.normalise import normalise
-from mer_export.data.readers.mmsa import array_lengths, split_samples
-from mer_export.metrics import area_over_rates
+from mer_export.metrics.measure import area_over_rates
+from mer_export.metrics.sentiment import SCALES
 from mer_export.models.utterance import MODALITIES
-from mer_export.sentiment_metrics import SCALES
 
 
 def masks(case: Case) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from case import CannotMap, Case
 from torch import nn
 
 from mer_export import registry
-from mer_export.data.dialogue_text import pack, spans
-from mer_export.metrics import measure
-from mer_export.models.bert.config import ROBERTA
+from mer_export.data.shapes.dialogue_text import pack, spans
+from mer_export.layers.bert.config import ROBERTA
+from mer_export.layers.recurrent import real_steps
+from mer_export.metrics.measure import measure
 from mer_export.models.facialmmt.fusion import confidence, distribution, select_frames
 from mer_export.models.facialmmt.network import EndToEnd, Fusion
-from mer_export.models.layers import real_steps
 from mer_export.weights import import_weights, load_checkpoints
 from train.systems.facialmmt.protocol import FacialMmtProtocol
 from train.systems.facialmmt.settings import FacialMmtSettings

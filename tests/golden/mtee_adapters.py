@@ -11,19 +11,20 @@ import torch
 from case import CannotMap, Case
 from safetensors.torch import load_file
 
-from mer_export import multilabel_metrics, registry
+from mer_export import registry
 from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
-from mer_export.data.hdf5 import save_hdf5
 from mer_export.data.open import open_corpus
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.data.word_vectors import read_word_vectors
 from mer_export.importer import import_checkpoint
+from mer_export.metrics import multilabel as multilabel_metrics
+from mer_export.metrics.sentiment import PLAIN, mtee_metrics
 from mer_export.models.mtee.config import EMOTIONS, MODALITIES
 from mer_export.models.mtee.emotions import TABLE, look_up, tables
-from mer_export.sentiment_metrics import PLAIN, mtee_metrics
 from mer_export.task import Task
+from mer_export.untrusted.hdf5 import save_hdf5
 from mer_export.weights import bundle_model, export_weights, import_weights
 from train.batches import in_batches, make_batch
 from train.config import parse_config

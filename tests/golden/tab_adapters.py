@@ -13,20 +13,21 @@ from safetensors.torch import load_file
 
 from mer_export import registry
 from mer_export.data.collate import collate
-from mer_export.data.context import context_windows
-from mer_export.data.folds import cross_validation, held_out_sessions, session_five
-from mer_export.data.iemocap import parse_dialogue, read_recording
+from mer_export.data.formats.tab.folds import cross_validation, held_out_sessions, session_five
+from mer_export.data.formats.tab.iemocap_release import parse_dialogue
+from mer_export.data.formats.tab.reader import read_table
+from mer_export.data.media.recordings import read_recording
 from mer_export.data.open import open_corpus
-from mer_export.data.readers.tab import read_table
+from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import DataSpec
-from mer_export.data.speech_tokens import SpeechDictionary
-from mer_export.models.bert.config import roberta
-from mer_export.models.bert.network import Bert, by_padding
+from mer_export.data.tokens.speech_dictionary import SpeechDictionary
+from mer_export.encoders.vq_wav2vec.config import from_arguments
+from mer_export.encoders.vq_wav2vec.network import WEIGHT_MAP as VQ_MAP
+from mer_export.encoders.vq_wav2vec.network import VqWav2vec
+from mer_export.layers.bert.config import roberta
+from mer_export.layers.bert.network import Bert, by_padding
 from mer_export.models.tab.network import Tab
 from mer_export.models.tab.weights import ENCODER_MAP
-from mer_export.models.vq_wav2vec.config import from_arguments
-from mer_export.models.vq_wav2vec.network import WEIGHT_MAP as VQ_MAP
-from mer_export.models.vq_wav2vec.network import VqWav2vec
 from mer_export.weights import WeightMap, export_weights, import_weights
 from train.systems.tab.losses import attention_penalty, batch_averages, margin_loss
 from train.systems.tab.newbob import Newbob

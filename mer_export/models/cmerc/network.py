@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from mer_export.contract import Semantics
 from mer_export.errors import InputError
+from mer_export.layers.recurrent import BidirectionalRNN, Standardise, TransformerLayer
 from mer_export.models.cmerc.config import HYPEREDGE_WEIGHTS, NODE_WEIGHTS, CmercConfig
-from mer_export.models.layers import BidirectionalRNN, Standardise, TransformerLayer
 
 MODALITIES = ("text", "audio", "vision")
 """Order of the node blocks."""

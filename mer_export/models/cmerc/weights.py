@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mer_export.layers.names import TRANSFORMER_LAYER, recurrent
 from mer_export.models.cmerc.config import CmercConfig
-from mer_export.models.names import TRANSFORMER_LAYER, recurrent
 from mer_export.weights import WeightMap
 
 NORMS = {

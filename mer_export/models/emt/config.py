@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mer_export.contract import Contract, Lengths
-from mer_export.models.bert.config import BertConfig
+from mer_export.layers.bert.config import BertConfig
 from mer_export.models.utterance import (
     MODALITIES,
     FeatureStandardise,

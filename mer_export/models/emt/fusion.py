@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mer_export.layers.recurrent import MASKED
 from mer_export.models.emt.config import POSITIONS, EmtConfig
-from mer_export.models.layers import MASKED
 from mer_export.models.utterance import MODALITIES
 
 Local = Float[Tensor, "batch time width"]

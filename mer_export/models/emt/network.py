@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_export.models.bert.network import Bert, TokenInputs, tokens
+from mer_export.layers.bert.network import Bert, TokenInputs, tokens
+from mer_export.layers.recurrent import Standardise, last_step, real_steps
 from mer_export.models.emt.config import EmtConfig
 from mer_export.models.emt.fusion import Fusion
-from mer_export.models.layers import Standardise, last_step, real_steps
 from mer_export.models.utterance import MODALITIES
 
 Vector = Float[Tensor, "batch width"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mer_export.errors import UnsupportedError
-from mer_export.models.bert import weights as bert
+from mer_export.layers.bert import weights as bert
 from mer_export.models.emt.config import POSITIONS, EmtConfig
 from mer_export.models.utterance import MODALITIES
 from mer_export.weights import WeightMap

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mer_export.contract import BATCH, Contract, Lengths, TensorSpec
-from mer_export.models.bert.config import BertConfig, roberta
+from mer_export.layers.bert.config import BertConfig, roberta
 from mer_export.models.facialmmt.swin_config import SwinConfig
 from mer_export.models.utterance import check_buckets
 from mer_export.task import Task

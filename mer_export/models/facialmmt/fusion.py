@@ -7,10 +7,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_export.models.bert.config import BertConfig
-from mer_export.models.bert.network import Layer
-from mer_export.models.crossmodal import CrossModal, Dropouts
-from mer_export.models.layers import masked_softmax, take_steps
+from mer_export.layers.bert.config import BertConfig
+from mer_export.layers.bert.network import Layer
+from mer_export.layers.crossmodal import CrossModal, Dropouts
+from mer_export.layers.recurrent import masked_softmax, take_steps
 
 Steps = Float[Tensor, "batch time width"]
 Real = Bool[Tensor, "batch time"]

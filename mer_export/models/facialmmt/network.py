@@ -13,8 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_export.models.bert.config import BertConfig
-from mer_export.models.bert.network import Bert
+from mer_export.layers.bert.config import BertConfig
+from mer_export.layers.bert.network import Bert
+from mer_export.layers.recurrent import Standardise, real_steps
 from mer_export.models.facialmmt.config import FacialMmtConfig
 from mer_export.models.facialmmt.fusion import (
     Encoder,
@@ -27,7 +28,6 @@ from mer_export.models.facialmmt.fusion import (
     utterance_rows,
 )
 from mer_export.models.facialmmt.swin import FaceExpression
-from mer_export.models.layers import Standardise, real_steps
 
 Lengths = Int[Tensor, " batch"]
 Hidden = Float[Tensor, "batch tokens hidden"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mer_export.errors import UnsupportedError
-from mer_export.models import crossmodal
-from mer_export.models.bert import weights as bert
+from mer_export.layers import crossmodal
+from mer_export.layers.bert import weights as bert
 from mer_export.models.facialmmt.config import FacialMmtConfig
 from mer_export.models.facialmmt.swin_config import SwinConfig
 from mer_export.weights import WeightMap

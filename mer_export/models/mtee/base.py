@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mer_export.models.layers import Standardise
+from mer_export.layers.recurrent import Standardise
 from mer_export.models.mtee.config import MteeConfig
 
 Features = Float[Tensor, "batch time feature"]

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_export.models.layers import last_step
+from mer_export.layers.recurrent import last_step
 from mer_export.models.mtee.base import Features, Lengths, Logits, Network
 from mer_export.models.mtee.config import KERNELS, LONGEST, MODALITIES, MteeConfig, MultConfig
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mer_export.models.layers import LastStepRNN
+from mer_export.layers.recurrent import LastStepRNN
 from mer_export.models.mtee.base import Features, Lengths, Logits, Network
 from mer_export.models.mtee.config import MODALITIES, MteeConfig
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mer_export.contract import Semantics
-from mer_export.models.layers import TransformerLayer
+from mer_export.layers.recurrent import TransformerLayer
 from mer_export.models.mtee.base import Features, Lengths, Logits, Network
 from mer_export.models.mtee.config import LONGEST, MODALITIES, MteeConfig
 

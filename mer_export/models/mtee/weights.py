@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mer_export.layers.names import TRANSFORMER_LAYER, recurrent, recurrent_shapes
 from mer_export.models.mtee.config import KERNELS, MODALITIES, MteeConfig
 from mer_export.models.mtee.emotions import TABLE
-from mer_export.models.names import TRANSFORMER_LAYER, recurrent, recurrent_shapes
 from mer_export.weights import WeightMap
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mer_export.models.bert.network import Bert
-from mer_export.models.crossmodal import CrossModal, convolve, dropouts, full_arrays, project
+from mer_export.layers.bert.network import Bert
+from mer_export.layers.crossmodal import CrossModal, convolve, dropouts, full_arrays, project
 from mer_export.models.mult.config import MultConfig
 from mer_export.models.utterance import MODALITIES, others
 

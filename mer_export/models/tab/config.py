@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mer_export.contract import BATCH, Contract, Lengths, TensorSpec
-from mer_export.models.bert.config import ROBERTA, BertConfig
+from mer_export.layers.bert.config import ROBERTA, BertConfig
 from mer_export.models.utterance import check_buckets
 from mer_export.task import Task
 

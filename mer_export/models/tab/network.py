@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mer_export.models.bert.network import Bert, by_padding
+from mer_export.layers.bert.network import Bert, by_padding
 from mer_export.models.tab.config import TabConfig
 
 Tokens = Int[Tensor, "batch tokens"]

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mer_export.errors import UsageError
-from mer_export.models.bert import fairseq
-from mer_export.models.bert.config import BertConfig
+from mer_export.layers.bert import fairseq
+from mer_export.layers.bert.config import BertConfig
 from mer_export.models.tab.config import TabConfig
 from mer_export.weights import WeightMap, import_weights, load_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mer_export.models.bert.network import Bert
+    from mer_export.layers.bert.network import Bert
     from mer_export.models.tab.network import Tab
 
 PREFIXES = {"text": "b1.model.", "audio": "b2.model."}

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_export.models.layers import BidirectionalRNN, real_steps
+from mer_export.layers.recurrent import BidirectionalRNN, real_steps
 from mer_export.models.tfr_net.config import TfrNetConfig
 from mer_export.models.utterance import MODALITIES
 

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mer_export.contract import Semantics
-from mer_export.models.bert.network import Bert
-from mer_export.models.crossmodal import CrossModal, convolve, dropouts, full_arrays, project
+from mer_export.layers.bert.network import Bert
+from mer_export.layers.crossmodal import CrossModal, convolve, dropouts, full_arrays, project
 from mer_export.models.tfr_net.config import TfrNetConfig
 from mer_export.models.tfr_net.fusion import Fusion
 from mer_export.models.utterance import MODALITIES, others

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mer_export.models import crossmodal
-from mer_export.models.bert import weights as bert
+from mer_export.layers import crossmodal
+from mer_export.layers.bert import weights as bert
 from mer_export.models.tfr_net.config import TfrNetConfig
 from mer_export.models.utterance import LETTERS, MODALITIES, others
 from mer_export.weights import WeightMap

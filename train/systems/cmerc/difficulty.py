@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mer_export.bundle import Bundle
-from mer_export.data.readers.difficulty import read_difficulty, write_difficulty
+from mer_export.data.formats.cmerc.difficulty import read_difficulty, write_difficulty
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UsageError
 from mer_export.models.cmerc import contract

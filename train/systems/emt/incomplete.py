@@ -15,8 +15,8 @@ from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.missing import Incomplete, incomplete
 from mer_export.data.samples import Corpus, Sample
-from mer_export.models.bert.network import Bert
-from mer_export.models.bert.pretrained import load_pretrained
+from mer_export.layers.bert.network import Bert
+from mer_export.layers.bert.pretrained import load_pretrained
 from mer_export.models.utterance import MODALITIES
 from mer_export.task import Task
 from train.batches import in_batches

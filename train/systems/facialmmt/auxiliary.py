@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mer_export.data.readers import affwild
+from mer_export.data.formats.affwild import reader as affwild
 from mer_export.data.spec import DataSpec, FaceData
 from mer_export.errors import UsageError
 from mer_export.models.facialmmt.config import FacialMmtConfig

@@ -13,7 +13,7 @@ from torch.nn import functional
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
-from mer_export.models.bert.pretrained import load_pretrained
+from mer_export.layers.bert.pretrained import load_pretrained
 from mer_export.models.facialmmt.network import EndToEnd, Fusion
 from mer_export.models.facialmmt.tables import load_face_recognition
 from train.batches import Batch, in_batches, make_batch

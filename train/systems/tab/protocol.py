@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from mer_export.bundle import MANIFEST, WEIGHTS, Bundle
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
-from mer_export.models.bert.network import Bert
-from mer_export.models.bert.pretrained import load_pretrained
+from mer_export.layers.bert.network import Bert
+from mer_export.layers.bert.pretrained import load_pretrained
 from mer_export.models.tab.network import Tab
 from mer_export.models.tab.weights import load_encoder, load_lhs_encoders
 from train.batches import Batch

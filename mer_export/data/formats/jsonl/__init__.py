@@ -1,0 +1,11 @@
+"""One dialogue per line."""
+
+from mer_export.data.formats.format import Format
+
+FORMAT = Format(
+    name="jsonl",
+    title="one dialogue per line",
+    reader="mer_export.data.formats.jsonl.reader",
+    rank=90,
+    streams=True,
+)

@@ -1,0 +1,11 @@
+"""One Parquet file, one row per utterance."""
+
+from mer_export.data.formats.format import Format
+
+FORMAT = Format(
+    name="parquet",
+    title="columnar file of mer data convert",
+    reader="mer_export.data.formats.parquet.reader",
+    rank=80,
+    streams=True,
+)

@@ -1,0 +1,11 @@
+"""Your own features: an utterance table and arrays beside it."""
+
+from mer_export.data.formats.format import Format
+
+FORMAT = Format(
+    name="dialogue_table",
+    title="utterance table (csv, tsv, parquet) and arrays (npz, npy)",
+    reader="mer_export.data.formats.table.reader",
+    rank=10,
+    directory=True,
+)

@@ -1,1 +1,0 @@
-"""One module per file format; each turns files into samples and knows nothing of models."""

@@ -1,0 +1,1 @@
+"""From rows to samples, whatever the source: one module per shape of sample."""

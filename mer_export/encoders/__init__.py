@@ -1,0 +1,1 @@
+"""Raw things to features, frozen: sentence vectors, speech tokens. Running one needs no torch."""

@@ -1,0 +1,91 @@
+"""A BERT folder as a sentence encoder that runs without PyTorch, for sentences of any length."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mer_export.data.tokens.wordpiece import WordPiece
+from mer_export.encoders.sentence import CONFIG, MODEL, VOCABULARY
+from mer_export.errors import ParityError, UsageError
+from mer_export.exporters.graph.gate import open_file
+from mer_export.exporters.onnx import quiet
+from mer_export.layers.bert.network import Bert
+from mer_export.layers.bert.pretrained import load_pretrained, read_config
+
+Pooling = Literal["first", "mean"]
+OPSET = 20
+PROOF = (2, 3, 11)
+"""Token counts that the file is proven on, besides the longest."""
+ATOL = 1e-4
+
+
+class Sentence(nn.Module):
+    """One sentence in, its vector out: the first state, or the mean of all brought to unit length (MiniLM)."""
+
+    def __init__(self, bert: Bert, pooling: Pooling):
+        super().__init__()
+        self.bert, self.pooling = bert, pooling
+
+    def forward(self, input_ids: Int[Tensor, "one tokens"]) -> Float[Tensor, "one hidden"]:
+        lengths = torch.ones_like(input_ids).sum(dim=1)
+        if self.pooling == "first":
+            return self.bert.first(input_ids, None, lengths)
+        return functional.normalize(self.bert(input_ids, None, lengths).mean(dim=1), dim=-1)
+
+
+def export_encoder(source: Path, out: Path, pooling: Pooling = "first", force: bool = False) -> list[Path]:
+    """Writes the folder from one of the `transformers` package (config.json, vocab.txt, weights).
+
+    Raises:
+        UsageError: the folder exists, or weights do not fit.
+        InputError: the source is damaged.
+        ParityError: the file gives other vectors.
+    """
+    if out.exists() and not force:
+        raise UsageError(f"{out} exists: pass --force to replace it")
+    config = read_config(source)
+    bert = Bert(config).eval()
+    load_pretrained(bert, source)
+    WordPiece.load(source)
+    out.mkdir(parents=True, exist_ok=True)
+    model = Sentence(bert, pooling).eval()
+    tokens = torch.export.Dim("tokens", min=2, max=config.longest)
+    example = torch.full((1, min(8, config.longest)), config.first_token)
+    with torch.no_grad(), quiet():
+        program = torch.onnx.export(
+            model,
+            (example,),
+            input_names=["input_ids"],
+            output_names=["vector"],
+            opset_version=OPSET,
+            dynamic_shapes={"input_ids": {1: tokens}},
+            dynamo=True,
+            verbose=False,
+            optimize=True,
+        )
+    assert program is not None
+    program.save(str(out / MODEL))
+    _prove(model, out / MODEL, config.longest, config.vocabulary)
+    shutil.copyfile(source / VOCABULARY, out / VOCABULARY)
+    (out / CONFIG).write_text(json.dumps({"longest": config.longest, "width": config.hidden, "pooling": pooling}))
+    return [out / name for name in (CONFIG, MODEL, VOCABULARY)]
+
+
+def _prove(model: Sentence, path: Path, longest: int, vocabulary: int) -> None:
+    session, draw = open_file(path), np.random.default_rng(0)
+    for count in (*(n for n in PROOF if n < longest), longest):
+        ids = draw.integers(0, vocabulary, (1, count))
+        with torch.no_grad():
+            wanted = model(torch.from_numpy(ids)).numpy()
+        error = float(np.abs(session.run(None, {"input_ids": ids})[0] - wanted).max())
+        if not error <= ATOL:
+            raise ParityError(f"the ONNX file differs from the encoder by {error:.2e} at {count} tokens")

@@ -1,0 +1,212 @@
+"""One way to make a variant, whatever its format."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+from mer_export import registry
+from mer_export.bundle import WEIGHTS, Bundle, Variant
+from mer_export.contract import Lengths, lengths_name
+from mer_export.data.example_inputs import example_inputs
+from mer_export.data.samples import Sample
+from mer_export.errors import UnsupportedError, UsageError
+from mer_export.exporters import staged
+from mer_export.exporters.export_job import ExportJob, Graph, write_samples
+from mer_export.exporters.format import DEFAULT_OPSET, OPSETS, Format, export_formats
+from mer_export.reference import run_model
+from mer_export.stages import Stage
+
+log = logging.getLogger("mer")
+
+
+def export_variant(
+    bundle: Bundle,
+    format: str,
+    lengths: Lengths,
+    batch: int = 0,
+    precision: str = "fp32",
+    opset: int = DEFAULT_OPSET,
+    force: bool = False,
+    example: Sequence[Sample] | None = None,
+    stages: bool = False,
+) -> Variant:
+    """Exports one variant into the bundle and returns it; an up-to-date one is left as it is unless `force`.
+
+    Args:
+        bundle: opened bundle.
+        format: a name in `export_formats()`.
+        lengths: the bucket, one length per sequence dim.
+        batch: fixed batch size; 0 for dynamic (1 in formats that have none).
+        precision: one that the format has; other than fp32 it must answer as fp32 does, within a bound.
+        opset: ONNX opset 18-22, where the format has one.
+        force: export again what is there.
+        example: real samples, a few of which become the example inputs kept under samples/; a reduced precision is
+            held against fp32 on all of them.
+        stages: export the stages of the network apart, for systems that have some; fp32 and a dynamic batch only.
+
+    Raises:
+        UsageError: unknown format, bad lengths, or an export that does not reproduce the model.
+        UnsupportedError: precision or opset that does not exist.
+        ParityError: a reduced precision that changes the answers too much, with the numbers.
+        NotAvailableError: a package that the format needs is missing.
+    """
+    record = check_request(bundle, format, lengths, batch, precision, opset, stages)
+    parts = _stages(bundle) if stages else ()
+    wanted = Variant(
+        format=format,
+        precision=precision,
+        lengths=lengths,
+        batch=batch or (0 if record.dynamic_batch else 1),
+        model="",
+        exporter="",
+        stages=tuple(p.name for p in parts),
+    )
+    made_from = {"weights": bundle.manifest.files[WEIGHTS].sha256} | ({"opset": opset} if record.uses_opset else {})
+    there = _existing(bundle, wanted.name)
+    if there and not force and all(there.options.get(k) == v for k, v in made_from.items()):
+        log.info("%s is up to date, pass --force to export it again", there.name)
+        return there
+    job = _job(bundle, wanted, opset, example, _fp32_graph(bundle, wanted, made_from))
+    folder = f"variants/{wanted.name}"
+    samples = f"samples/{lengths_name(lengths)}.npz"
+    with bundle.commit() as change:
+        exporter = registry.resolve(record.exporter)
+        files = [f"{folder}/{p.name}/{record.file}" for p in parts] or [f"{folder}/{record.file}"]
+        paths = [change.file(f) for f in files]
+        exported = staged.export(job, parts, exporter, paths) if parts else exporter(job, paths[0])
+        model = files[-1]
+        if record.shares_weights and not parts:
+            from mer_export.exporters.graph.external_data import share
+
+            model = share(bundle, change, wanted, paths[0])
+        variant = wanted.model_copy(
+            update={
+                "model": model,
+                "exporter": exported.exporter,
+                "options": made_from | exported.options,
+            }
+        )
+        if samples not in bundle.manifest.files or example:
+            write_samples(job, change.file(samples))
+        change.add_variant(variant)
+    log.info("exported %s", variant.name)
+    return variant
+
+
+def requests(
+    bundle: Bundle,
+    formats: Sequence[str],
+    precisions: Sequence[str],
+    sizes: Sequence[tuple[Lengths, int]],
+    batch: int = 0,
+    opset: int = DEFAULT_OPSET,
+    stages: bool = False,
+) -> list[tuple[str, str, Lengths, int]]:
+    """(format, precision, lengths, batch) of every combination; raises as `export_variant` does, before any work.
+
+    A precision that one of the formats has is left out for those that do not, as long as they get another.
+    `sizes` are lengths with the batch size that a fixed batch gets there; a format with a dynamic one keeps `batch`.
+    """
+    made = []
+    for name, precision, (lengths, size) in product(formats, precisions, sizes):
+        if _elsewhere(name, precision, formats, precisions):
+            continue
+        record = check_request(bundle, name, lengths, size, precision, opset, stages)
+        made.append((name, precision, lengths, batch if record.dynamic_batch else size))
+    return made
+
+
+def _elsewhere(name: str, precision: str, formats: Sequence[str], precisions: Sequence[str]) -> bool:
+    """Whether a format lacks this precision, another one has it, and the format gets one that it has."""
+    has = {f: export_formats()[f].precisions for f in formats if f in export_formats()}
+    return (
+        precision not in has.get(name, (precision,))
+        and any(precision in own for own in has.values())
+        and bool({*has[name]} & {*precisions})
+    )
+
+
+def check_request(
+    bundle: Bundle,
+    format: str,
+    lengths: Lengths,
+    batch: int,
+    precision: str,
+    opset: int = DEFAULT_OPSET,
+    stages: bool = False,
+) -> Format:
+    """The format of a possible request; raises as `export_variant` does, before any work."""
+    if format not in export_formats():
+        raise UsageError(f"no format {format!r}, there are {list(export_formats())}")
+    record, contract = export_formats()[format], bundle.manifest.contract
+    if precision not in record.precisions:
+        advice = record.advice.get(precision, "")
+        raise UnsupportedError(
+            f"format {format} has no precision {precision!r}, it has {list(record.precisions)}{advice}"
+        )
+    if stages:
+        _stages(bundle)
+        if precision != "fp32" or batch or not record.dynamic_batch:
+            offered = [n for n, f in export_formats().items() if f.dynamic_batch]
+            raise UnsupportedError(f"stages are exported in fp32 with a dynamic batch, in formats {offered}")
+    if set(lengths) != set(contract.sequence_dims):
+        raise UsageError(f"lengths are {lengths}, the contract asks for {list(contract.sequence_dims)}")
+    for dim, size in lengths.items():
+        if not 1 <= size <= contract.longest[dim]:
+            raise UsageError(f"{dim} must be 1..{contract.longest[dim]}, not {size}")
+    if batch < 0:
+        raise UsageError(f"batch must be 0 (dynamic) or more, not {batch}")
+    if record.uses_opset and opset not in OPSETS:
+        raise UnsupportedError(
+            f"opset {opset} is not exported, runtimes fail on attention graphs from opset 23 on: "
+            f"choose {OPSETS.start}-{OPSETS.stop - 1} (default {DEFAULT_OPSET})"
+        )
+    return record
+
+
+def _stages(bundle: Bundle) -> tuple[Stage, ...]:
+    system = registry.get(bundle.manifest.system)
+    return system.stages_of(system.parse(bundle.manifest.config))
+
+
+def _existing(bundle: Bundle, name: str) -> Variant | None:
+    return next((v for v in bundle.manifest.variants if v.name == name), None)
+
+
+def _fp32_graph(bundle: Bundle, wanted: Variant, made_from: dict[str, Any]) -> Graph | None:
+    """The up-to-date fp32 ONNX variant of the same bucket and batch, which a reduced precision is rewritten from."""
+    if wanted.precision == "fp32":
+        return None
+    there = _existing(bundle, wanted.model_copy(update={"format": "onnx", "precision": "fp32"}).name)
+    if there is None or any(there.options.get(k) != v for k, v in made_from.items()):
+        return None
+    return Graph(bundle.variant_files(there), there.exporter, there.options)
+
+
+def _job(
+    bundle: Bundle, wanted: Variant, opset: int, example: Sequence[Sample] | None, graph: Graph | None
+) -> ExportJob:
+    from mer_export.weights import bundle_model
+
+    model, contract = bundle_model(bundle), bundle.manifest.contract
+    for name in getattr(model, "training_only", ()):
+        delattr(model, name)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    arrays = example_inputs(contract, wanted.lengths, example)
+    return ExportJob(
+        model=model,
+        contract=contract,
+        lengths=wanted.lengths,
+        batch=wanted.batch,
+        opset=opset,
+        example=arrays,
+        reference=run_model(model, contract, arrays),
+        precision=wanted.precision,
+        task=bundle.manifest.task,
+        samples=example or (),
+        graph=graph,
+    )

@@ -1,0 +1,48 @@
+"""What an export format announces in its module as `FORMAT`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+OPSETS = range(18, 23)
+DEFAULT_OPSET = 20
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of artefact.
+
+    `exporter` is a `module:function` string taking (ExportJob, Path). `dynamic_batch` says whether batch 0 (any size)
+    exists; without it batch 0 means 1. `uses_opset` says whether an ONNX graph is part of it.
+    """
+
+    name: str
+    title: str
+    file: str
+    exporter: str
+    rank: int
+    """Its place in lists."""
+    dynamic_batch: bool = True
+    uses_opset: bool = False
+    precisions: tuple[str, ...] = ("fp32",)
+    shares_weights: bool = False
+    """Whether the buckets of a precision share one data file of weights."""
+    advice: Mapping[str, str] = field(default_factory=dict)
+    """What to do instead, by precision that it does not have."""
+
+
+@cache
+def export_formats() -> dict[str, Format]:
+    """Every format by name: the modules and packages of this one that announce a `FORMAT`. Needs no torch."""
+    here = [str(Path(__file__).parent)]
+    found = [
+        module.FORMAT
+        for m in iter_modules(here)
+        if hasattr(module := import_module(f"{__package__}.{m.name}"), "FORMAT")
+    ]
+    return {f.name: f for f in sorted(found, key=lambda f: f.rank)}

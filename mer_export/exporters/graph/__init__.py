@@ -1,0 +1,1 @@
+"""Rewrites of ONNX graphs: recurrent nodes, merged products, shared weights, reduced precision."""

@@ -1,0 +1,118 @@
+"""The recurrent layers of a model as single ONNX nodes that know the real lengths.
+
+In PyTorch a bidirectional layer is two one-directional passes with a length-based reversal, which every exporter takes.
+ONNX has an operator for the whole: bidirectional, with the real length of each item as an input. Its weights go into
+the file in the operator's own gate order, and a runtime stops at the longest real length of the batch.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mer_export.layers.recurrent import BidirectionalRNN, LastStepRNN, last_step
+
+GATES = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
+"""Position of each ONNX gate among PyTorch's: z r h of r z n, i o f c of i f g o."""
+
+
+class OnnxRNN(nn.Module):
+    """A `BidirectionalRNN` for the ONNX exporter alone: same inputs and weights, outputs 0 at padding."""
+
+    def __init__(self, source: BidirectionalRNN):
+        super().__init__()
+        first = source.ahead[0]
+        self.operator = "GRU" if isinstance(first, nn.GRU) else "LSTM"
+        self.hidden = cast(int, first.hidden_size)
+        self.layers = len(source.ahead)
+        for layer, pair in enumerate(zip(source.ahead, source.back, strict=True)):
+            for name, value in zip("wrb", _weights(pair, GATES[self.operator]), strict=True):
+                self.register_buffer(f"{name}{layer}", value)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        # An empty slot counts as one step: runtimes refuse 0, and what it gives is never read.
+        steps = lengths.clamp(min=1).to(torch.int32)
+        x = x.transpose(0, 1)
+        for layer in range(self.layers):
+            x = _rnn(self.operator, x, [getattr(self, f"{name}{layer}") for name in "wrb"], steps, self.hidden)
+        return x.transpose(0, 1)
+
+
+class OnnxLastStepRNN(nn.Module):
+    """A `LastStepRNN` for the ONNX exporter alone: same inputs, weights and outputs.
+
+    The backward half of the top layer stays the one step of PyTorch's own that it is.
+    """
+
+    def __init__(self, source: LastStepRNN):
+        super().__init__()
+        self.operator = "GRU" if isinstance(source.ahead[0], nn.GRU) else "LSTM"
+        self.hidden = cast(int, source.ahead[0].hidden_size)
+        self.layers = len(source.ahead)
+        self.back = source.back[-1] if source.back else None
+        for layer in range(self.layers):
+            below = layer < self.layers - 1 and self.back is not None
+            directions = (source.ahead[layer], source.back[layer]) if below else (source.ahead[layer],)
+            for name, value in zip("wrb", _weights(directions, GATES[self.operator]), strict=True):
+                self.register_buffer(f"{name}{layer}", value)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        steps = lengths.clamp(min=1).to(torch.int32)
+        x = x.transpose(0, 1)
+        for layer in range(self.layers - 1):
+            x = self._layer(layer, x, steps)
+        halves = [last_step(self._layer(self.layers - 1, x, steps).transpose(0, 1), lengths)]
+        if self.back is not None:
+            halves.append(self.back(last_step(x.transpose(0, 1), lengths)[:, None])[0][:, 0])
+        present = (lengths > 0).to(x.dtype)
+        return torch.stack(halves, dim=1) * present[:, None, None]
+
+    def _layer(self, layer: int, x: Tensor, steps: Tensor) -> Tensor:
+        return _rnn(self.operator, x, [getattr(self, f"{name}{layer}") for name in "wrb"], steps, self.hidden)
+
+
+def _rnn(operator: str, x: Tensor, weights: list[Tensor], steps: Tensor, hidden: int) -> Tensor:
+    """One operator, time first: outputs (time, batch, directions x hidden), 0 at padding."""
+    time, batch, _ = x.shape
+    directions = weights[0].shape[0]
+    attributes: dict[str, int | str] = {
+        "hidden_size": hidden,
+        "direction": "bidirectional" if directions == 2 else "forward",
+    }
+    if operator == "GRU":
+        attributes["linear_before_reset"] = 1
+    y = torch.onnx.ops.symbolic(
+        operator,
+        (x, *weights, steps),
+        attributes,  # type: ignore[arg-type]
+        dtype=x.dtype,
+        shape=(time, directions, batch, hidden),
+    )
+    return y.transpose(1, 2).reshape(time, batch, directions * hidden)
+
+
+def lower(model: nn.Module) -> nn.Module:
+    """A copy of `model` for the ONNX exporter, its recurrent layers replaced."""
+    copied = copy.deepcopy(model)
+    for module in list(copied.modules()):
+        for name, child in list(module.named_children()):
+            for kind, replacement in REPLACEMENTS.items():
+                if isinstance(child, kind):
+                    setattr(module, name, replacement(child))
+    return copied
+
+
+REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {BidirectionalRNN: OnnxRNN, LastStepRNN: OnnxLastStepRNN}
+
+
+def _weights(pair: tuple[nn.Module, ...], gates: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """W (n, gates x hidden, input), R (n, gates x hidden, hidden) and B (n, 2 x gates x hidden) of n directions."""
+
+    def ordered(name: str) -> list[Tensor]:
+        return [torch.cat([getattr(rnn, name).detach().chunk(len(gates))[g] for g in gates]) for rnn in pair]
+
+    biases = [torch.cat(b) for b in zip(ordered("bias_ih_l0"), ordered("bias_hh_l0"), strict=True)]
+    return torch.stack(ordered("weight_ih_l0")), torch.stack(ordered("weight_hh_l0")), torch.stack(biases)

@@ -1,0 +1,295 @@
+"""int8, fp16 and bf16 as rewrites of the fp32 ONNX graph, for ONNX Runtime and TensorRT alike.
+
+Quantisation is dynamic: weights are int8 in the file, activations get their scale on every call. A rewrite is tried in
+the order of its row in `PRECISIONS`; the first file that loads, runs and passes the gate is kept, or none.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mer_export.errors import MerError, NotAvailableError, ParityError, UnsupportedError
+from mer_export.exporters.export_job import ExportJob
+from mer_export.exporters.graph.bf16 import to_bf16
+from mer_export.exporters.graph.external_data import save
+from mer_export.exporters.graph.gate import Bound, check, open_file
+from mer_export.exporters.graph.share import share_initializers
+
+log = logging.getLogger("mer")
+
+MATRICES = ("MatMul", "Gemm")
+PRODUCTS = (*MATRICES, "Conv", "LSTM", "GRU", "RNN")
+"""Operators that weigh features; what comes after them is of the network's own scale."""
+RECURRENT = ("LSTM",)
+"""Recurrent operators with an int8 twin in ONNX Runtime; GRU has none."""
+INT8_OPERATORS = ("MatMulInteger", "DynamicQuantizeLSTM")
+
+FP32_OPERATORS = (
+    # Sums and squares over many elements, and what divides by them.
+    *("LayerNormalization", "BatchNormalization", "InstanceNormalization", "GroupNormalization"),
+    *("Softmax", "LogSoftmax", "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceLogSumExp", "CumSum"),
+    # Their small constants (1e-12) and large results do not exist in fp16.
+    *("Pow", "Exp", "Log", "Sqrt", "Reciprocal", "Div", "Clip"),
+    # Each step builds on the last one.
+    *("LSTM", "GRU", "RNN"),
+    # Not defined, or not implemented by runtimes, in fp16.
+    *("Range", "Min", "Max", "ReduceMax", "TopK"),
+)
+"""Operators that stay in fp32 in an fp16 graph."""
+
+Rewrite = Callable[[Any, Path], Any]
+"""Takes an `onnx.ModelProto` that it may change and a scratch file; returns the rewritten model."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Ways to make it in the order they are tried, by the name that the variant remembers; and its bound.
+
+    `marks` are the operators that a rewritten graph has, and are counted in the variant's options. `twin` makes a graph
+    of the same results that stands before the gate, where ONNX Runtime does not run the rewritten one on the CPU.
+    """
+
+    ways: dict[str, Rewrite]
+    marks: tuple[str, ...]
+    bound: Bound
+    twin: Rewrite | None = None
+
+
+def write(job: ExportJob, reference: Path, path: Path) -> dict[str, Any]:
+    """Writes the fp32 file `reference` in the job's precision to `path`.
+
+    Returns:
+        For the variant's options: the way it was made, operators, and what the gate measured.
+
+    Raises:
+        ParityError: no way gives a file that loads, runs and passes the gate; `path` does not exist then.
+        UnsupportedError: nothing in the graph can be rewritten.
+        NotAvailableError: ONNX Runtime is missing.
+    """
+    record, fp32 = PRECISIONS[job.precision], open_file(reference)
+    problem: MerError = UnsupportedError(f"no way to make {job.precision}")
+    for name, rewrite in record.ways.items():
+        try:
+            model = rewrite(_prepared(reference), path)
+            if not _count(model, record.marks):
+                raise UnsupportedError(f"nothing in this graph can be {job.precision}: export it in fp32")
+            save(model, path)
+            operators = _count(model, record.marks)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                runnable = path
+                if record.twin:
+                    runnable = Path(folder) / path.name
+                    save(record.twin(_prepared(reference), runnable), runnable)
+                report = check(job, record.bound, fp32, open_file(runnable))
+            return {"way": name, "operators": operators, "gate": report}
+        except NotAvailableError:
+            raise
+        except MerError as error:
+            problem = error
+        except Exception as error:
+            # Rewriter and runtime raise a dozen classes of their own, most straight from Exception.
+            reason = (str(error).splitlines() or [""])[0]
+            problem = ParityError(f"the {job.precision} graph breaks, the variant was not written: {reason}")
+        log.debug("%s %s: %s", job.precision, name, problem)
+        path.unlink(missing_ok=True)
+    raise problem
+
+
+def unshare_initializers(model: Any) -> int:
+    """Gives each use of an initializer of an `onnx.ModelProto` a copy of its own, in place.
+
+    ONNX Runtime's quantiser transposes the weight of a Gemm where it lies: a second reader would get it wrong.
+
+    Returns:
+        How many copies were made.
+    """
+    constants = {i.name: i for i in model.graph.initializer}
+    taken = set(constants) | {name for n in model.graph.node for name in (*n.input, *n.output)}
+    read = Counter[str]()
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name not in constants:
+                continue
+            read[name] += 1
+            if read[name] > 1:
+                node.input[index] = fresh = _unused(f"{name}.{read[name]}", taken)
+                model.graph.initializer.add().CopyFrom(constants[name])
+                model.graph.initializer[-1].name = fresh
+    return sum(n - 1 for n in read.values())
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+def _prepared(reference: Path) -> Any:
+    """The fp32 model as both rewrites need it: no shared weights, no stale shapes, a name of its own for each node."""
+    import onnx
+
+    model = onnx.load_model(reference)
+    unshare_initializers(model)
+    del model.graph.value_info[:]
+    for number, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{number}"
+    return model
+
+
+def _int8(model: Any, scratch: Path, per_channel: bool, operators: tuple[str, ...]) -> Any:
+    """Dynamic quantisation of products with a constant matrix, and of LSTMs."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # Without this mark the quantiser asks on the log for what was done above.
+    onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
+    quantize_dynamic(
+        model,
+        scratch,
+        op_types_to_quantize=list(operators),
+        per_channel=per_channel,
+        weight_type=QuantType.QInt8,
+        nodes_to_exclude=_not_matrices(model.graph),
+    )
+    made = onnx.load_model(scratch)
+    del made.metadata_props[:]
+    return _finished(made)
+
+
+def _not_matrices(graph: Any) -> list[str]:
+    """Products that stay in fp32: with a vector, whose scales do not load per channel, or with no constant."""
+    dims = {i.name: tuple(i.dims) for i in graph.initializer}
+    found = [n for n in graph.node if n.op_type in MATRICES]
+    kept = [n.name for n in found if len(dims.get(n.input[1], ())) != 2 or 1 in dims[n.input[1]]]
+    # The quantiser turns a Gemm into a MatMul of this name before it looks at the list.
+    return [*kept, *(f"{name}_MatMul" for name in kept)]
+
+
+def _fp16(model: Any, scratch: Path) -> Any:
+    """fp16 wherever `FP32_OPERATORS` does not say otherwise; inputs and outputs stay as the contract has them."""
+    from onnxruntime.transformers import float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    quiet = logging.getLogger("onnxruntime.transformers.float16")
+    before, own = quiet.level, {n.name for n in model.graph.node}
+    quiet.setLevel(logging.ERROR)
+    try:
+        made = float16.convert_float_to_float16(
+            model,
+            keep_io_types=True,
+            op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPERATORS],
+            node_block_list=[*_beside_recurrent(model.graph), *_on_raw_features(model.graph)],
+        )
+    finally:
+        quiet.setLevel(before)
+    _drop_repeated_casts(made.graph)
+    _drop_round_trips(made.graph, own)
+    OnnxModel(made).topological_sort()
+    return _finished(made)
+
+
+def _beside_recurrent(graph: Any) -> list[str]:
+    """Names of the transpositions that feed or follow a recurrent layer.
+
+    They only move what the layer wants in fp32 anyway, and TensorRT-RTX refuses a cast between the two.
+    """
+    recurrent = [n for n in graph.node if n.op_type in ("LSTM", "GRU", "RNN")]
+    touched = {name for n in recurrent for name in (*n.input, *n.output)}
+    return [n.name for n in graph.node if n.op_type == "Transpose" and touched & {*n.input, *n.output}]
+
+
+def _on_raw_features(graph: Any) -> list[str]:
+    """Names of the nodes between the float inputs and the first product.
+
+    Features come in any scale, far from what fp16 tells apart, until the network has standardised them. Lengths and
+    token ids say nothing of scale: a mask made of them does not make what it masks raw.
+    """
+    import onnx
+
+    floats = (i.name for i in graph.input if i.type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
+    raw, names = set(floats), []
+    for node in graph.node:
+        if node.op_type not in PRODUCTS and raw & {*node.input}:
+            names.append(node.name)
+            raw |= {*node.output}
+    return names
+
+
+def _bf16(model: Any, scratch: Path, emulate: bool = False) -> Any:
+    """Products in bf16, all else in fp32; `emulate` gives the twin."""
+    return _finished(to_bf16(model, emulate))
+
+
+def _drop_repeated_casts(graph: Any) -> None:
+    """A value with several fp32 readers is cast once: the converter adds the same cast for each of them."""
+    seen: set[str] = set()
+    for node in list(graph.node):
+        if node.op_type == "Cast" and node.output[0] in seen:
+            graph.node.remove(node)
+        seen.update(node.output)
+
+
+def _drop_round_trips(graph: Any, own: set[str]) -> None:
+    """What one fp32 node gives to another stays fp32: the converter rounds to fp16 and back between them.
+
+    Nodes named in `own` are not the converter's. TensorRT-RTX also fails on such casts beside an LSTM.
+    """
+    import onnx
+
+    casts = [n for n in graph.node if n.op_type == "Cast"]
+    half = {
+        n.output[0]: n.input[0] for n in casts if n.attribute[0].i == onnx.TensorProto.FLOAT16 and n.name not in own
+    }
+    full = {n.output[0]: n.input[0] for n in casts if n.attribute[0].i == onnx.TensorProto.FLOAT}
+    exact = {name: half[source] for name, source in full.items() if source in half}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = exact.get(name, name)
+    for outputs in (exact, half):
+        used = {name for n in graph.node for name in n.input} | {o.name for o in graph.output}
+        for node in [n for n in casts if n.output[0] in outputs and n.output[0] not in used]:
+            graph.node.remove(node)
+
+
+def _finished(model: Any) -> Any:
+    del model.graph.value_info[:]
+    share_initializers(model)
+    return model
+
+
+def _count(model: Any, operators: tuple[str, ...]) -> dict[str, int]:
+    return dict(Counter(n.op_type for n in model.graph.node if n.op_type in operators))
+
+
+EVERYTHING = (*MATRICES, *RECURRENT)
+PRECISIONS = {
+    "int8": Precision(
+        {
+            "per channel": partial(_int8, per_channel=True, operators=EVERYTHING),
+            "per tensor": partial(_int8, per_channel=False, operators=EVERYTHING),
+            "per channel, LSTM in fp32": partial(_int8, per_channel=True, operators=MATRICES),
+            "per tensor, LSTM in fp32": partial(_int8, per_channel=False, operators=MATRICES),
+        },
+        INT8_OPERATORS,
+        Bound(atol=0.3, rtol=0.1, relative=0.15, flip_share=0.02, metric_drop=0.5),
+    ),
+    "fp16": Precision(
+        {"fp16": _fp16},
+        ("Cast",),
+        Bound(atol=2e-2, rtol=1e-2, relative=0.02, flip_share=0.005, metric_drop=0.3),
+    ),
+    "bf16": Precision(
+        {"bf16 products": _bf16},
+        MATRICES,
+        Bound(atol=0.1, rtol=0.05, relative=0.05, flip_share=0.01, metric_drop=0.5),
+        twin=partial(_bf16, emulate=True),
+    ),
+}

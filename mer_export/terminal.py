@@ -1,0 +1,37 @@
+"""Values as lines of plain text, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mer_export.metrics.sentiment import PLAIN
+
+
+def columns(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Aligned columns, two spaces apart; the last one is not padded."""
+    cells = [[str(c) for c in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    return ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def outline(value: Mapping[Any, Any], indent: str = "") -> Iterable[str]:
+    """Nested mappings, one line per value; a `histogram` on one line."""
+    for key, entry in value.items():
+        if key == "histogram":
+            yield f"{indent}{key}: " + " ".join(f"{k}×{n}" for k, n in entry.items())
+        elif isinstance(entry, dict):
+            yield f"{indent}{key}:"
+            yield from outline(entry, indent + "  ")
+        else:
+            yield f"{indent}{key}: {entry}"
+
+
+def summary_line(values: Mapping[str, Any]) -> str:
+    """`name value, name value`, floats with two digits."""
+    return ", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+
+
+def metric_text(name: str, value: float) -> str:
+    """A metric in percent with two digits, any other with four."""
+    return f"{value:.4f}" if name in PLAIN else f"{value:.2f}"

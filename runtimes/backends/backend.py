@@ -1,0 +1,38 @@
+"""What a runtime announces about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mer_export.bundle import Variant
+from runtimes.backends.session import Lowered, SessionOptions
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What a runtime announces in its module as `BACKEND`: its class as `module:class`, and the formats it runs (none:
+    the bundle's own weights).
+
+    `precisions` are those of the variants that it runs; `lowers` those that it makes of fp32 ones when it loads them.
+    """
+
+    name: str
+    title: str
+    session: str
+    formats: tuple[str, ...]
+    rank: int
+    """Its place in lists; the reference is first."""
+    offers: tuple[SessionOptions, ...] = (SessionOptions(), SessionOptions(device="cuda"))
+    """The options worth trying on a machine."""
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
+    lowers: tuple[Lowered, ...] = ()
+    captures: bool = False
+    """Whether it can run as a CUDA graph."""
+
+    def takes(self, variant: Variant) -> bool:
+        """Whether it runs this variant."""
+        return variant.format in self.formats and variant.precision in self.precisions
+
+    def stored(self, precision: str) -> str:
+        """The precision of the variants with which it answers in `precision`."""
+        return "fp32" if precision in self.lowers else precision
