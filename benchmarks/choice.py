@@ -15,9 +15,9 @@ from typing import Any
 from benchmarks import output
 from benchmarks.lengths import REAL, export, suite_parser
 from benchmarks.suite import NETWORKS, random_bundle, real_samples
+from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.markdown import table
-from runtimes import machine
 from runtimes.predict.machine_profile import Goal, Profile, choose, scores
 from runtimes.speed.planning import make_plan
 from runtimes.speed.tune import run_tune

@@ -20,11 +20,11 @@ from typing import Any
 
 from benchmarks import output
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
+from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.contract import Lengths, lengths_name
 from mer_export.exporters import export_formats, export_variant
 from mer_export.markdown import table
-from runtimes import machine
 from runtimes.backends.candidate import find_candidates
 from runtimes.parity.report import ParityReport
 from runtimes.parity.run import run_parity

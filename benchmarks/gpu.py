@@ -21,11 +21,11 @@ from benchmarks import output
 from benchmarks.flops import gflop
 from benchmarks.gpu_parts import PARTS, Setting, SkippedError, tf32
 from benchmarks.suite import NETWORKS, random_bundle
+from mer_export import machine
 from mer_export.data.example_inputs import random_inputs
 from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters import export_variant
 from mer_export.markdown import table
-from runtimes import machine
 
 LIMIT_SIZE = 8192
 """Of the square matrices whose product is taken for the device's limit."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import limit, output
 from benchmarks.suite import NETWORKS, Network, random_bundle, real_samples
+from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.contract import Lengths, lengths_name
 from mer_export.data.collate import collate
@@ -25,7 +26,6 @@ from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import export_variant
 from mer_export.markdown import table
-from runtimes import machine
 from runtimes.backends.candidate import in_memory
 from runtimes.backends.session import Session, SessionOptions
 from runtimes.backends.table import find_backend, open_session

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks import limit, output
 from benchmarks.spent import by_operator
 from benchmarks.suite import NETWORKS, random_bundle, samples_of
-from mer_export import registry
+from mer_export import machine, registry
 from mer_export.bundle import Bundle
 from mer_export.contract import Lengths, lengths_name
 from mer_export.data.collate import collate
@@ -33,7 +33,6 @@ from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import export_variant
 from mer_export.markdown import table
-from runtimes import machine
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import find_backend
 from runtimes.predict.predictor import Predictor

@@ -27,6 +27,7 @@ import numpy as np
 from benchmarks import environments, output
 from benchmarks.environments import Installed, Tool
 from benchmarks.suite import NETWORKS, random_bundle
+from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.contract import Lengths
 from mer_export.data.example_inputs import random_inputs
@@ -34,7 +35,6 @@ from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters import export_variant
 from mer_export.markdown import table
 from mer_export.weights import bundle_model
-from runtimes import machine
 from runtimes.backends.session import Lowered, SessionOptions
 from runtimes.backends.table import open_session
 from runtimes.speed.timing import interleave, ratio, warm_up

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from mer_export.errors import NotAvailableError
+from mer_export.machine import cpu_model
 
 
 class Check(BaseModel):
@@ -63,20 +64,6 @@ def _machine() -> Check:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     detail = f"{cpu_model()}, {cores} cores, {memory:.0f} GiB memory"
     return Check(name="machine", role="all", status="ok", version=platform.machine(), detail=detail)
-
-
-def cpu_model() -> str:
-    """Processor vendor, family and vector extensions: the machine class that a timing belongs to."""
-    try:
-        with open("/proc/cpuinfo") as stream:
-            fields = dict(line.split(":", 1) for line in stream.read().split("\n\n")[0].splitlines() if ":" in line)
-    except OSError:
-        return platform.processor() or platform.machine()
-    values = {k.strip(): v.strip() for k, v in fields.items()}
-    flags = set(values.get("flags", "").split())
-    extensions = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if f in flags]
-    name = values.get("model name", platform.machine())
-    return f"{name} (family {values.get('cpu family', '?')}; {', '.join(extensions) or 'no AVX'})"
 
 
 def _gpu() -> Check:

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from small_bundle import make_bundle, make_samples, randomise
 
 from benchmarks.choice import judge
+from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.errors import BundleError, UsageError
 from mer_export.exporters import export_variant
-from runtimes import machine
 from runtimes.backends.candidate import Candidate
 from runtimes.backends.session import SessionOptions
 from runtimes.predict import machine_profile as profiles

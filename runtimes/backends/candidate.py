@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from mer_export import machine
 from mer_export.bundle import WEIGHTS, Bundle, Variant
 from mer_export.errors import NotAvailableError
-from runtimes import machine
 from runtimes.backends.session import Session, SessionOptions
 from runtimes.backends.table import known_backends, open_session, survey
 

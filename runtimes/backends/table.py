@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import NamedTuple
 
 from mer_export.bundle import Bundle, Variant
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.registry import resolve
-from runtimes import backends
 from runtimes.backends.backend import Backend
 from runtimes.backends.session import Session, SessionOptions
 
@@ -19,7 +19,7 @@ from runtimes.backends.session import Session, SessionOptions
 @cache
 def known_backends() -> dict[str, Backend]:
     """The backends of the modules and packages here that announce a `BACKEND`, by name, the reference first."""
-    modules = (import_module(f"{backends.__name__}.{m.name}") for m in iter_modules(backends.__path__))
+    modules = (import_module(f"{__package__}.{m.name}") for m in iter_modules([str(Path(__file__).parent)]))
     found = [m.BACKEND for m in modules if hasattr(m, "BACKEND")]
     return {b.name: b for b in sorted(found, key=lambda b: b.rank)}
 

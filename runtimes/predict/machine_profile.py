@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from mer_export import machine
 from mer_export.bundle import WEIGHTS, Bundle, Strict, Variant
 from mer_export.contract import Lengths
 from mer_export.errors import UsageError
 from mer_export.markdown import table
 from mer_export.report import Report
-from runtimes import machine
 
 FOLDER = "profiles"
 

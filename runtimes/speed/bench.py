@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from mer_export import machine
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import Contract, Lengths, lengths_name
 from mer_export.data.collate import collate
 from mer_export.data.example_inputs import random_inputs
 from mer_export.data.samples import Sample
 from mer_export.errors import NotAvailableError, UsageError
-from runtimes import machine
 from runtimes.backends.candidate import Candidate, eager, find_candidates, in_memory
 from runtimes.backends.session import Session
 from runtimes.speed.bench_report import BASE, UNPADDED, BenchReport, Case, Row

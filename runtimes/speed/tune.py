@@ -9,11 +9,11 @@ from functools import partial
 
 import numpy as np
 
+from mer_export import machine
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import Contract, Lengths, lengths_name
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
-from runtimes import machine
 from runtimes.backends.candidate import Candidate, find_candidates, in_memory
 from runtimes.backends.session import Session
 from runtimes.backends.session_pool import Crew

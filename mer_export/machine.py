@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from runtimes.doctor import cpu_model
-
 PACKAGES = (
     "torch",
     "onnxruntime",
@@ -80,3 +78,17 @@ def available_bytes() -> int | None:
 def load_average() -> float:
     """Runnable processes, averaged over the last minute."""
     return round(os.getloadavg()[0], 2)
+
+
+def cpu_model() -> str:
+    """Processor vendor, family and vector extensions: the machine class that a timing belongs to."""
+    try:
+        with open("/proc/cpuinfo") as stream:
+            fields = dict(line.split(":", 1) for line in stream.read().split("\n\n")[0].splitlines() if ":" in line)
+    except OSError:
+        return platform.processor() or platform.machine()
+    values = {k.strip(): v.strip() for k, v in fields.items()}
+    flags = set(values.get("flags", "").split())
+    extensions = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if f in flags]
+    name = values.get("model name", platform.machine())
+    return f"{name} (family {values.get('cpu family', '?')}; {', '.join(extensions) or 'no AVX'})"
