@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -208,7 +207,7 @@ def test_variants_of_other_weights_are_found_and_named(
 
 def test_what_cannot_run_is_listed_with_its_reason_and_fails_only_when_asked(bundle: Bundle) -> None:
     able = runnable(bundle, "torchscript")
-    unable = [replace(able[0], reason="this engine needs a GPU")]
+    unable = [able[0].model_copy(update={"why_not": "this engine needs a GPU"})]
     report = parity.run_parity(bundle, make_samples(), candidates=[able[1], *unable])
     assert [c.verdict for c in report.candidates] == ["pass", "not run"]
     assert report.candidates[1].reasons == ["this engine needs a GPU"]
