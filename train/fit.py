@@ -25,6 +25,7 @@ from mer_export.data.samples import Corpus, Sample
 from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
 from mer_export.errors import NotAvailableError, UsageError
+from mer_export.install import not_installed
 from mer_export.task import Task
 from mer_export.weights import load_from_bundle
 from train.config import TrainConfig, dump_config, first_difference
@@ -352,7 +353,7 @@ def _tensorboard(out: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise NotAvailableError("tensorboard is not installed: pip install 'mer[tensorboard]'") from None
+        raise NotAvailableError(not_installed("tensorboard", "tensorboard")) from None
     return SummaryWriter(str(out.with_name(out.name + "-tensorboard")))
 
 

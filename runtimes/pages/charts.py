@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mer_export.errors import NotAvailableError
+from mer_export.install import not_installed
 
 if TYPE_CHECKING:
     from runtimes.parity.report import ParityReport
@@ -154,7 +155,7 @@ def _figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Any
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError:
-        raise NotAvailableError("matplotlib is not installed: pip install 'mer[report]'") from None
+        raise NotAvailableError(not_installed("matplotlib", "report")) from None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)

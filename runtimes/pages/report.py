@@ -10,6 +10,7 @@ from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import TensorSpec, lengths_name
 from mer_export.errors import BundleError, NotAvailableError
+from mer_export.install import not_installed
 from mer_export.markdown import some
 from mer_export.report import Report
 from runtimes.backends.candidate import grouped_reasons
@@ -52,7 +53,7 @@ def render(bundle: Bundle) -> str:
         import jinja2
         import markupsafe
     except ImportError:
-        raise NotAvailableError("jinja2 is not installed: pip install 'mer[report]'") from None
+        raise NotAvailableError(not_installed("jinja2", "report")) from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

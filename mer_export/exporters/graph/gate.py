@@ -15,6 +15,7 @@ from mer_export.data.example_inputs import repeat
 from mer_export.data.samples import Sample
 from mer_export.errors import NotAvailableError, ParityError
 from mer_export.exporters.export_job import ExportJob
+from mer_export.install import not_installed
 from mer_export.metrics.measure import measure
 from mer_export.task import Task
 
@@ -57,7 +58,7 @@ def open_file(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise NotAvailableError("a reduced precision needs onnxruntime: pip install 'mer[export,cpu]'") from None
+        raise NotAvailableError(not_installed("onnxruntime, which checks a reduced precision,", "cpu", "gpu")) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

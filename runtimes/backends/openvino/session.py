@@ -11,6 +11,7 @@ import numpy as np
 
 from mer_export.contract import Contract, Lengths
 from mer_export.errors import BundleError, NotAvailableError
+from mer_export.install import not_installed
 from runtimes.backends.openvino.int8 import GROUP, quantise_matrices
 from runtimes.backends.openvino.rnn import unroll_by_length
 from runtimes.backends.session import Lowered, Port, Session, SessionOptions, check_ports
@@ -67,7 +68,7 @@ class OpenVinoSession(Session):
         from importlib.util import find_spec
 
         if find_spec("openvino") is None:
-            return "openvino is not installed: pip install 'mer[openvino]'"
+            return not_installed("openvino", "openvino")
         if options.device != "cpu":
             return f"runtime openvino runs on cpu, not on {options.device}"
         return None
