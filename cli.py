@@ -36,6 +36,7 @@ from mer_export.console import (
     Sets,
     Split,
     Threads,
+    Verbose,
     emit,
     say_unless,
 )
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Multimodal emotion recognition from research code to production: "
     "train or import, export, infer, prove parity, benchmark.",
@@ -95,6 +97,7 @@ def eval_(
     ] = None,
     emotions: Emotions = None,
     sets: Sets = None,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -146,6 +149,7 @@ def _eval_missing(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="New directory for data, bundle and report.")] = Path("demo"),
     force: Force = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
     """The whole path on a synthetic conversation corpus: train, export, infer, parity, bench, report."""
@@ -174,6 +178,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": runtime_commands.doctor,
     "list": list_,
     "verify": verify,
+    "inspect": data_commands.inspect,
+    "synth": data_commands.synth,
     "train": train_commands.train,
     "crossval": train_commands.crossval,
     "import": train_commands.import_,
@@ -194,14 +200,19 @@ app.add_typer(data_commands.app, name="data")
 
 @app.callback(invoke_without_command=True)
 def _global(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     if version:
-        typer.echo(__version__)
+        typer.echo(f"mer {__version__}")
         raise typer.Exit
     if debug:
         os.environ["MER_DEBUG"] = "1"
+    if quiet:
+        context.default_map = {name: {"quiet": True} for name in COMMANDS} | {"data": {"synth": {"quiet": True}}}
 
 
 def main() -> None:

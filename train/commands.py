@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mer_export.console import DryRun, Force, Json, Out, Quiet, Sets, emit, emit_plan
+from mer_export.console import DryRun, Force, Json, Out, Quiet, Sets, Verbose, emit, emit_plan
 from mer_export.terminal import columns, summary_line
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A configuration file instead of a preset.")]
@@ -32,6 +32,7 @@ def train(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events.")] = False,
     force: Force = False,
     dry_run: DryRun = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -62,6 +63,7 @@ def crossval(
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 presets/<system or family>/<data set>.yaml    exactly the published hyper-parameters
 presets/sample/<data set>.yaml                small recipes for small data, ours
+presets/synthetic/<system>_<data set>.yaml    small recipes for what `mer synth` writes
 
 A file may name another preset as its `base` and say only what differs.
 """
