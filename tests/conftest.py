@@ -51,3 +51,13 @@ def mer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> Path:
+    """A working directory where somebody else's modules have the names of ours."""
+    folder = tmp_path / "strange"
+    (folder / "train").mkdir(parents=True)
+    for file in ("cli.py", "runtimes.py", "train/__init__.py"):
+        (folder / file).write_text(f"raise SystemExit('{file} of somebody else was started')\n")
+    return folder
