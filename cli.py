@@ -41,7 +41,8 @@ from mer_export.console import (
     say_unless,
 )
 from mer_export.errors import MerError, UsageError
-from mer_export.terminal import columns, metric_text
+from mer_export.metrics import find
+from mer_export.terminal import columns
 from runtimes import commands as runtime_commands
 from train import commands as train_commands
 from train import data_commands
@@ -131,7 +132,7 @@ def eval_(
             metrics, ran, used = evaluate(predictor, samples), predictor.backend, predictor.precision
     result = {"bundle": str(bundle), "split": split, "runtime": ran, "semantics": semantics, "metrics": metrics}
     result |= {"precision": used}
-    emit(result, as_json, lambda: columns(("metric", "value"), [(k, metric_text(k, v)) for k, v in metrics.items()]))
+    emit(result, as_json, lambda: columns(("metric", "value"), [(k, find(k).text(v)) for k, v in metrics.items()]))
     return None
 
 
