@@ -44,3 +44,12 @@ def test_a_system_trains_on_what_it_synthesises(
 def test_other_widths_than_those_of_the_preset_name_none(mer: Mer, tmp_path: Path) -> None:
     code, _, err = mer("synth", "emt", "--dialogues", "20", "--out", tmp_path / "d", "--set", "audio_dim=3")
     assert (code, "--preset" in err) == (0, False)
+
+
+def test_a_best_epoch_by_a_metric_that_is_never_a_number_is_refused(mer: Mer, tmp_path: Path) -> None:
+    """Few samples lack a label altogether, whose recall then does not exist."""
+    mer("synth", "mtee", "--dialogues", "24", "--out", tmp_path / "data")
+    words = ["--preset", "synthetic/mtee_mosei_emo", "--data", tmp_path / "data", "--out", tmp_path / "run", "--quiet"]
+    code, _, err = mer("train", "mtee", *words, "--set", "epochs=1", "--set", "keep.rule=best")
+    assert code == 2
+    assert "keep.metric weighted_accuracy on valid was never a number" in err

@@ -176,6 +176,11 @@ class Run:
         """Evaluates the kept weights and drops what only resuming needs."""
         if self.bundle is None or not self.setting.accelerator.is_main_process:
             return
+        if WEIGHTS not in self.bundle.manifest.files:
+            keep = self.setting.config.keep
+            raise UsageError(
+                f"keep.metric {keep.metric} on {keep.split} was never a number: choose another, or keep.rule=last"
+            )
         self.state.finished = True
         kinds: tuple[Semantics, ...] = (
             ("single", "batch") if getattr(self.setting.settings, "semantics", "single") == "batch" else ("single",)
