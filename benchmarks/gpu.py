@@ -25,6 +25,7 @@ from mer_export import machine
 from mer_export.data.example_inputs import random_inputs
 from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters import export_variant
+from mer_export.install import not_installed
 from mer_export.markdown import table
 
 LIMIT_SIZE = 8192
@@ -71,7 +72,7 @@ def _problem(device: str) -> str | None:
     try:
         import torch
     except ImportError:
-        return "torch is not installed: pip install 'mer[export]'"
+        return not_installed("torch", "export")
     if device == "cuda" and not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no CUDA device"
     return None

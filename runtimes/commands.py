@@ -25,6 +25,7 @@ from mer_export.console import (
     Sets,
     Split,
     Threads,
+    Verbose,
     emit,
     emit_plan,
     say_unless,
@@ -74,6 +75,7 @@ def export(
     threads: Annotated[int, typer.Option("--threads", min=1, help="With --plan: threads of one call.")] = 1,
     force: Force = False,
     dry_run: DryRun = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -142,6 +144,7 @@ def infer(
     sets: Sets = None,
     force: Force = False,
     dry_run: DryRun = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -189,6 +192,7 @@ def parity(
     rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="VALUE", help="Its relative part.")] = None,
     threads: Threads = 1,
     strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -223,6 +227,7 @@ def bench(
         Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
     ] = None,
     tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -259,6 +264,7 @@ def tune(
     data_format: DataFormat = "auto",
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

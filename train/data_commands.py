@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from mer_export.console import DataFormat, Force, Json, Out, Sets, Split, emit
+from mer_export.console import DataFormat, Force, Json, Out, Quiet, Sets, Split, Verbose, emit, say_unless
 from mer_export.errors import UsageError
 from mer_export.terminal import outline, summary_line
 
@@ -17,28 +18,45 @@ app = typer.Typer(no_args_is_help=True, help="Make, look into and convert data s
 @app.command("synth")
 def synth(
     system: Annotated[str, typer.Argument(help="System whose file format to write.")],
-    out: Out,
-    dataset: Annotated[str, typer.Option("--dataset", help="Which of the authors' data sets to imitate.")] = "meld",
-    items: Annotated[int, typer.Option("--dialogues", min=4, help="How many dialogues.")] = 120,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write; default SYSTEM-synthetic.", show_default=False)
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Which of the authors' data sets to imitate; default the first.")
+    ] = None,
+    items: Annotated[int, typer.Option("--dialogues", min=4, help="How many dialogues, or utterances.")] = 120,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     sets: Sets = None,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write a learnable synthetic data set in the authors' own file format, with its ground truth."""
-    from mer_export.data.synthetic import synthesise
+    """Write a learnable synthetic data set in the authors' own file format, and say what trains on it."""
+    from mer_export.data.synthetic import first_dataset, synthesise
     from mer_export.overrides import apply_overrides
 
-    files = synthesise(system, dataset, out, dialogues=items, seed=seed, **apply_overrides({}, sets or []))
+    folder, chosen = out or Path(f"{system}-synthetic"), dataset or first_dataset(system)
+    files = synthesise(system, chosen, folder, dialogues=items, seed=seed, **apply_overrides({}, sets or []))
     emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
+    # Other widths than the real data set's need another network than the preset's.
+    say_unless(quiet or bool(sets))(_training_line(system, chosen, folder))
+
+
+def _training_line(system: str, dataset: str, data: Path) -> str:
+    """The command that trains on a synthetic data set."""
+    words = ["mer", "train", system, "--preset", f"synthetic/{system}_{dataset}", "--data", str(data)]
+    tokenizer = data / "tokenizer"
+    words += ["--set", f"data.tokenizer={tokenizer}"] if tokenizer.is_dir() else []
+    return shlex.join([*words, "--out", "runs/a"])
 
 
 @app.command("inspect")
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Any supported file or directory.")],
+    path: Annotated[Path, typer.Argument(help="A bundle, a data set, or any supported file.")],
     data_format: DataFormat = "auto",
     as_json: Json = False,
 ) -> None:
-    """What a data file holds: splits, lengths, dims, labels, missing modalities, problems. Executes nothing in it."""
+    """What a bundle or data set holds: contract and variants; splits, lengths, labels, problems. Executes nothing."""
     from mer_export.data.inspect import inspect_file
     from mer_export.data.spec import DataSpec
 

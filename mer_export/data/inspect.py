@@ -17,7 +17,7 @@ from mer_export.data.formats.format import known_formats
 from mer_export.data.open import detect
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
-from mer_export.errors import InputError, MerError
+from mer_export.errors import InputError, MerError, UsageError
 from mer_export.task import known_units
 from mer_export.untrusted.unpickle import load_pickle
 
@@ -33,11 +33,14 @@ def inspect_file(path: Path | str, spec: DataSpec | None = None) -> dict[str, An
 
     Raises:
         InputError: missing, damaged, or nothing that is known.
+        UsageError: a data format is named and `path` is a bundle.
     """
     path, spec = Path(path), spec or DataSpec()
     if not path.exists():
         raise InputError(f"{path} does not exist")
     if (path / MANIFEST).is_file():
+        if spec.format != "auto":
+            raise UsageError(f"{path} is a bundle, not a data set: leave --data-format {spec.format} out")
         return {"path": str(path), **_bundle(path)}
     if path.is_file() and path.suffix in SINGLE:
         return {"path": str(path), **SINGLE[path.suffix](path), "files": _checksums([path], path.parent)}

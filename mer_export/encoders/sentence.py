@@ -13,6 +13,7 @@ import numpy as np
 
 from mer_export.data.tokens.wordpiece import WordPiece
 from mer_export.errors import InputError, NotAvailableError
+from mer_export.install import not_installed
 
 CONFIG, MODEL, VOCABULARY = "config.json", "model.onnx", "vocab.txt"
 
@@ -41,7 +42,7 @@ class SentenceEncoder:
         try:
             import onnxruntime
         except ImportError:
-            raise NotAvailableError("sentence vectors need onnxruntime: pip install 'mer[cpu]'") from None
+            raise NotAvailableError(not_installed("onnxruntime, which makes sentence vectors,", "cpu", "gpu")) from None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])

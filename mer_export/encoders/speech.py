@@ -14,6 +14,7 @@ from mer_export.data.media.recordings import read_recording
 from mer_export.data.tokens.speech_dictionary import SpeechDictionary
 from mer_export.encoders.vq_wav2vec.config import VqConfig
 from mer_export.errors import InputError, NotAvailableError, UsageError
+from mer_export.install import not_installed
 
 CONFIG, MODEL, DICTIONARY, WEIGHTS, TRACED = "config.json", "model.onnx", "dict.txt", "model.safetensors", "model.ts"
 RATES = {"faithful": 22050, "correct": 16000}
@@ -50,7 +51,9 @@ class SpeechTokenizer:
         try:
             import onnxruntime
         except ImportError:
-            raise NotAvailableError("wav files need onnxruntime: pip install 'mer[cpu]'") from None
+            raise NotAvailableError(
+                not_installed("onnxruntime, which reads wav files into tokens,", "cpu", "gpu")
+            ) from None
         dictionary = SpeechDictionary.load(folder / DICTIONARY)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

@@ -9,6 +9,7 @@ from pydantic import Field
 from mer_export.bucket import Bucket
 from mer_export.bundle import Strict
 from mer_export.markdown import some, table
+from mer_export.metrics import find
 from mer_export.report import Report
 from runtimes.backends.way import grouped_reasons
 from runtimes.parity.compare import Comparison
@@ -113,7 +114,7 @@ def parity_markdown(report: ParityReport) -> str:
                 "of tolerance",
                 "cosine",
                 "flips",
-                metric_title(report.metric),
+                find(report.metric).title,
                 "other ways to run it",
             ),
             [_parity_row(c, report) for c in report.ran],
@@ -159,11 +160,6 @@ def share(used: float) -> str:
     return "> 1000" if used > 1000 else f"{used:.2g}"
 
 
-def metric_title(name: str) -> str:
-    """A metric as people write it: `weighted F1`."""
-    return name.replace("_f1", " F1").replace("_", " ")
-
-
 def flips_cell(found: Comparison) -> str:
     """How many labels change, and how many signs where the task is a regression."""
     signs = "" if found.sign_flips is None else f", {found.sign_flips} signs"
@@ -176,8 +172,9 @@ def metric_cell(candidate: CandidateReport, name: str = "weighted_f1") -> str:
     found = next((m for m in metrics if m.metric == name), None)
     if found is None:
         return "–"
-    interval = f" [{found.low:+.2f}, {found.high:+.2f}]" if found.low or found.high else ""
-    return f"{found.candidate:.2f} ({found.difference:+.2f}{interval})"
+    metric = find(name)
+    interval = f" [{metric.change(found.low)}, {metric.change(found.high)}]" if found.low or found.high else ""
+    return f"{metric.text(found.candidate)} ({metric.change(found.difference)}{interval})"
 
 
 def _flips(report: ParityReport) -> list[str]:

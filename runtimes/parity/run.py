@@ -15,6 +15,7 @@ from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import BundleError, NotAvailableError, ParityError, UsageError
+from mer_export.metrics import find
 from mer_export.task import Task
 from runtimes.backends.session import Session
 from runtimes.backends.way import Way, eager, find_ways
@@ -143,15 +144,18 @@ def judge(report: CandidateReport, task: Task, policy: Policy) -> tuple[Verdict,
     return gravest(["pass", *(grade for grade, _ in order)]), [text for _, text in order]
 
 
-def _metric_findings(report: CandidateReport, metric: str, drop: float) -> list[tuple[Verdict, str]]:
-    """A drop past the limit fails where the interval excludes chance, and warns where it does not."""
+def _metric_findings(report: CandidateReport, name: str, drop: float) -> list[tuple[Verdict, str]]:
+    """A loss past the limit fails where the interval excludes chance, and warns where it does not."""
     findings: list[tuple[Verdict, str]] = []
-    for difference in report.comparison.metrics if report.comparison else []:
-        if difference.metric == metric and difference.difference < -drop:
-            sure = difference.high is not None and difference.high < 0
+    metric = find(name)
+    for found in report.comparison.metrics if report.comparison else []:
+        lost = metric.lost(found.reference, found.candidate)
+        if found.metric == name and lost > drop:
+            bounds = [metric.lost(0, bound) for bound in (found.low, found.high) if bound is not None]
+            sure = bool(bounds) and min(bounds) > 0
             text = (
-                f"{metric} falls by {-difference.difference:.2f} points "
-                f"(95 % interval {difference.low:+.2f} to {difference.high:+.2f}), allowed are {drop:g}"
+                f"{name} is worse by {metric.text(lost)} points "
+                f"(95 % interval {metric.change(found.low)} to {metric.change(found.high)}), allowed are {drop:g}"
             )
             findings.append(("fail" if sure else "warn", text))
     return findings
