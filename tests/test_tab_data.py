@@ -74,7 +74,7 @@ def test_resampling_keeps_a_tone(tmp_path: Path) -> None:
     samples, rate = read_recording(tmp_path / "a.wav")
     assert (samples.shape, rate) == ((8000, 1), 8000)
     (tmp_path / "b.wav").write_bytes(b"RIFF")
-    with pytest.raises(InputError, match=r"b\.wav is no wav file"):
+    with pytest.raises(InputError, match=r"b\.wav is not a readable wav file"):
         read_recording(tmp_path / "b.wav")
 
 

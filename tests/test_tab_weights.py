@@ -89,5 +89,5 @@ def test_a_tokenizer_says_its_shape_in_its_arguments() -> None:
     assert [VqConfig().frames(n) for n in (464, 10_000, 163_825, 327_665)] == [0, 60, 1022, 2046]
     with pytest.raises(UnsupportedError, match="gumbel"):
         from_arguments({"vq_type": "gumbel"})
-    with pytest.raises(UsageError, match="no tokenizer"):
+    with pytest.raises(UsageError, match="do not describe a tokenizer"):
         from_arguments({"conv_feature_layers": "[(512, 10"})

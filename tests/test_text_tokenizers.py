@@ -15,14 +15,16 @@ import yaml
 from small_bundle import make_bundle
 from small_tab import SENTENCES
 from tokenizers.decoders import ByteLevel
+from typer.testing import CliRunner
 
+import cli
 from mer_export.bundle import CONFIG, Bundle
 from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.byte_pair_training import train_byte_pairs
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.data.tokens.tokenizer import keep_tokenizers, load_tokenizer, text_tokens
-from mer_export.errors import InputError, NotAvailableError, UnsupportedError
+from mer_export.errors import InputError, NotAvailableError, UnsupportedError, UsageError
 
 CASES = Path(os.environ.get("MER_CASES", Path(__file__).parents[2] / "shared" / "cases"))
 PIECES = [
@@ -161,6 +163,16 @@ def test_training_gives_the_same_files_every_time(tmp_path: Path) -> None:
     assert sorted(vocabulary.values()) == list(range(size))
     assert [*vocabulary][:4] == ["<s>", "<pad>", "</s>", "<unk>"]
     assert ([*vocabulary][-1], size <= 290) == ("<mask>", True)
+
+
+def test_the_command_trains_on_lower_cased_lines(tmp_path: Path) -> None:
+    (tmp_path / "said.txt").write_text("\n".join(s.upper() for s in SENTENCES), encoding="utf-8")
+    arguments = ["data", "byte-pairs", str(tmp_path / "said.txt"), "--size", "300", "--out", str(tmp_path / "a")]
+    run = CliRunner().invoke(cli.app, arguments)
+    assert (run.exit_code, f"from {len(SENTENCES)} sentences" in run.output) == (0, True), run.output
+    train_byte_pairs(SENTENCES, 300, tmp_path / "b")
+    assert (tmp_path / "a" / "merges.txt").read_bytes() == (tmp_path / "b" / "merges.txt").read_bytes()
+    assert isinstance(CliRunner().invoke(cli.app, arguments).exception, UsageError)
 
 
 def test_a_trained_tokenizer_loses_nothing_of_any_text(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class SpeechTokenizer:
             content = json.loads((folder / CONFIG).read_text())
             config, rate = VqConfig.model_validate(content["model"]), int(content["sample_rate"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder} is no speech tokenizer: {str(error).splitlines()[0]}") from None
+            raise InputError(f"{folder} is not a speech tokenizer: {str(error).splitlines()[0]}") from None
         try:
             import onnxruntime
         except ImportError:

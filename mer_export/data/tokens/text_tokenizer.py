@@ -29,8 +29,8 @@ class TextTokenizer:
 
     library: Tokenizer
     path: Path
-    table: np.ndarray | None = None
-    """Ids (int64) by the ids of the library, where they differ."""
+    dictionary: np.ndarray | None = None
+    """Ids (int64) by the ids of the library, where a fairseq dictionary gives other ones."""
 
     @classmethod
     def load(cls, path: Path | str) -> TextTokenizer:
@@ -42,8 +42,8 @@ class TextTokenizer:
             NotAvailableError: `tokenizers` is missing.
         """
         path = Path(path)
-        document, table = read_tokenizer(path)
-        return cls(_without_special_words(document, path), path, table)
+        document, dictionary = read_tokenizer(path)
+        return cls(_without_special_words(document, path), path, dictionary)
 
     def encode(self, text: str) -> np.ndarray:
         """Ids (int64) with both special tokens; "[CLS]" or "</s>" in the text are words like any other."""
@@ -51,7 +51,7 @@ class TextTokenizer:
         text = text.encode("utf-8", "ignore").decode()
         with _library(self.path):
             ids = np.asarray(self.library.encode(text).ids, dtype=np.int64)
-        return ids if self.table is None else self.table[ids]
+        return ids if self.dictionary is None else self.dictionary[ids]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ BERT's vocab.txt (Devlin et al., NAACL 2019), the byte pairs of GPT-2 (Radford e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from mer_export.data.tokens.fairseq_dictionary import FIRST, LAST, UNKNOWN, read_dictionary
 from mer_export.errors import InputError, UnsupportedError
+from mer_export.untrusted.json_files import read_json_object
 
 DOCUMENT, CONFIG, ADDED, WORD_PIECES = "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "vocab.txt"
 BYTE_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
@@ -60,26 +60,15 @@ def read_tokenizer(path: Path) -> tuple[Json, np.ndarray | None]:
         UnsupportedError: tokenizer_config.json asks for what the files alone do not give.
     """
     files = text_files(path)
-    config = read_json(files[CONFIG]) if CONFIG in files else {}
+    config = read_json_object(files[CONFIG]) if CONFIG in files else {}
     if DOCUMENT in files:
-        return _as_configured(read_json(files[DOCUMENT]), config), None
+        return _as_configured(read_json_object(files[DOCUMENT]), config), None
     for pair in BYTE_PAIRS:
         if files.keys() >= set(pair):
             return _byte_pairs(files, pair, config)
     if WORD_PIECES in files:
         return _as_configured(_word_pieces(files, config), config), None
     raise InputError(f"{path} is not a tokenizer: it needs {NEEDED}; it has {', '.join(files) or 'none of these'}")
-
-
-def read_json(file: Path) -> Json:
-    """A JSON object; raises InputError for anything else."""
-    try:
-        content = json.loads(_text(file))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds a {type(content).__name__}, expected an object")
-    return content
 
 
 def _text(file: Path) -> str:
@@ -128,11 +117,11 @@ def _word_pieces(files: Mapping[str, Path], config: Json) -> Json:
 def _byte_pairs(files: Mapping[str, Path], pair: Sequence[str], config: Json) -> tuple[Json, np.ndarray | None]:
     """RoBERTa's byte pairs, or those of GPT-2 with fairseq's dictionary: its vocabulary has no `<s>`."""
     file, merges = (files[name] for name in pair)
-    vocabulary, table = read_json(file), None
+    vocabulary, dictionary = read_json_object(file), None
     if ROBERTA[0] not in vocabulary and DICTIONARY in files:
-        vocabulary, table = _through_dictionary(vocabulary, files[DICTIONARY], file)
-    first, last, unknown = _special(vocabulary, ROBERTA, {} if table is not None else config, file)
-    if table is None:
+        vocabulary, dictionary = _through_dictionary(vocabulary, files[DICTIONARY], file)
+    first, last, unknown = _special(vocabulary, ROBERTA, {} if dictionary is not None else config, file)
+    if dictionary is None:
         _refuse_added(vocabulary, files, config)
     space = bool(config.get("add_prefix_space", False))
     document = {
@@ -146,7 +135,7 @@ def _byte_pairs(files: Mapping[str, Path], pair: Sequence[str], config: Json) ->
         },
         "model": {"type": "BPE", "vocab": vocabulary, "merges": _merges(merges), "unk_token": unknown},
     }
-    return document, table
+    return document, dictionary
 
 
 def _merges(file: Path) -> list[list[str]]:
@@ -163,8 +152,8 @@ def _through_dictionary(vocabulary: Json, dictionary: Path, file: Path) -> tuple
     if sorted(i for i in vocabulary.values() if type(i) is int) != list(range(size)):
         raise InputError(f"{file} is not a vocabulary of GPT-2: its ids are not 0 to {size - 1}")
     ids = read_dictionary(dictionary)
-    table = np.asarray([*(ids.get(str(i), UNKNOWN) for i in range(size)), FIRST, LAST, UNKNOWN], dtype=np.int64)
-    return vocabulary | {name: size + n for n, name in enumerate(ROBERTA)}, table
+    own = np.asarray([*(ids.get(str(i), UNKNOWN) for i in range(size)), FIRST, LAST, UNKNOWN], dtype=np.int64)
+    return vocabulary | {name: size + n for n, name in enumerate(ROBERTA)}, own
 
 
 def _special(vocabulary: Json, usual: Sequence[str], config: Json, file: Path) -> tuple[str, ...]:
@@ -179,7 +168,7 @@ def _special(vocabulary: Json, usual: Sequence[str], config: Json, file: Path) -
 
 
 def _refuse_added(vocabulary: Json, files: Mapping[str, Path], config: Json) -> None:
-    added = list(read_json(files[ADDED])) if ADDED in files else []
+    added = list(read_json_object(files[ADDED])) if ADDED in files else []
     decoder = config.get("added_tokens_decoder")
     described = decoder.values() if isinstance(decoder, dict) else ()
     added += [str(d.get("content")) for d in described if isinstance(d, dict)]

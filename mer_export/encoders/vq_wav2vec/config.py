@@ -81,7 +81,7 @@ def from_arguments(arguments: Mapping[str, Any]) -> VqConfig:
 
     Raises:
         UnsupportedError: another kind of quantiser or encoder.
-        UsageError: layers that are no list of triples.
+        UsageError: the layers are not a list of triples.
     """
     for name, allowed in FIXED.items():
         if arguments.get(name, allowed[0]) not in allowed:
@@ -92,4 +92,4 @@ def from_arguments(arguments: Mapping[str, Any]) -> VqConfig:
         given = {ours: arguments[theirs] for theirs, ours in OURS.items() if theirs in arguments}
         return VqConfig.model_validate(DEFAULTS | given | {"layers": layers})
     except (ValueError, SyntaxError) as error:
-        raise UsageError(f"the arguments describe no tokenizer: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"the arguments do not describe a tokenizer: {str(error).splitlines()[0]}") from None
