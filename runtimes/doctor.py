@@ -42,6 +42,7 @@ def examine() -> list[Check]:
         _onnxruntime(),
         _package("openvino", "runtime", "openvino", _openvino),
         _tensorrt(),
+        _package("tokenizers", "text", "text"),
         _package("pyarrow", "Parquet", "columnar"),
         _package("matplotlib", "report", "report"),
         _package("jinja2", "report", "report"),

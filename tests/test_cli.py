@@ -57,7 +57,9 @@ def test_list_and_doctor_say_what_there_is(mer: Mer) -> None:
     assert {"torch", "torchscript", "onnxruntime", "openvino", "tensorrt"} <= set(known["runtimes"])
     code, out, _ = mer("doctor", "--json")
     assert code == 0
-    assert {c["name"]: c["status"] for c in json.loads(out)}["torch"] == "ok"
+    checks = {c["name"]: c for c in json.loads(out)}
+    assert checks["torch"]["status"] == "ok"
+    assert (checks["tokenizers"]["status"], checks["tokenizers"]["role"]) == ("ok", "text")
     code, _, err = mer("doctor", "--require", "warp drive")
     assert code == 5
     assert "warp drive" in err

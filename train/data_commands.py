@@ -113,7 +113,7 @@ def iemocap(
         str | None, typer.Option("--tokenizer", help="Folder of RoBERTa's tokenizer, for text tokens.")
     ] = None,
     speech: Annotated[
-        str | None, typer.Option("--speech-tokenizer", help="Folder of a speech tokeniser, for audio tokens.")
+        str | None, typer.Option("--speech-tokenizer", help="Folder of a speech tokenizer, for audio tokens.")
     ] = None,
     encoder: Annotated[
         str | None, typer.Option("--sentence-encoder", help="Folder of a sentence encoder, for context windows.")
@@ -138,25 +138,24 @@ def byte_pairs(
     split: Split = "train",
     force: Force = False,
 ) -> None:
-    """Learn a small byte-pair tokenizer from lower-cased sentences: vocab.json and merges.txt."""
+    """Train a small byte-pair tokenizer from lower-cased sentences: vocab.json and merges.txt."""
     from mer_export.data.bundle_data import choose_spec
     from mer_export.data.formats.table.reader import sentences
     from mer_export.data.spec import DataSpec
-    from mer_export.data.tokens import bytepairs
+    from mer_export.data.tokens.byte_pair_training import train_byte_pairs
     from train.config import load_preset
 
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
     spec = choose_spec(source, "auto", load_preset(preset).data if preset else DataSpec())
     texts = sentences(source, spec, split) if source.is_dir() else source.read_text(encoding="utf-8").splitlines()
-    learnt = bytepairs.learn((t.lower() for t in texts), size)
-    bytepairs.write(learnt, out)
-    typer.echo(f"{out}: {len(learnt.vocabulary)} symbols from {len(texts)} sentences")
+    symbols = train_byte_pairs((t.lower() for t in texts), size, out)
+    typer.echo(f"{out}: {symbols} symbols from {len(texts)} sentences")
 
 
 @app.command("sentence-encoder")
 def sentence_encoder(
-    source: Annotated[Path, typer.Argument(help="Folder of a BERT: config.json, vocab.txt and weights.")],
+    source: Annotated[Path, typer.Argument(help="Folder of a BERT: config.json, weights and tokenizer.")],
     out: Out,
     pooling: Annotated[
         Literal["first", "mean"], typer.Option("--pooling", help="First state, or the mean at unit length (MiniLM).")
@@ -183,7 +182,7 @@ def speech_tokenizer(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Make a speech tokeniser that runs without PyTorch: vq-wav2vec for any length, and its dictionary."""
+    """Make a speech tokenizer that runs without PyTorch: vq-wav2vec for any length, and its dictionary."""
     from mer_export.exporters.encoders.speech import import_tokenizer
 
     files = import_tokenizer(checkpoint, dictionary, out, rate, force)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, MerError, UsageError
 from mer_export.task import known_units
+from mer_export.untrusted.json_files import read_json
 from mer_export.untrusted.unpickle import load_pickle
 
 OUTLINE_DEPTH = 4
@@ -239,10 +239,7 @@ def _json(path: Path) -> dict[str, Any]:
         return _difficulty(path)
     except InputError:
         pass
-    try:
-        return {"kind": "json", "outline": outline(json.loads(path.read_bytes()))}
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}") from None
+    return {"kind": "json", "outline": outline(read_json(path))}
 
 
 def _difficulty(path: Path) -> dict[str, Any]:
@@ -265,14 +262,14 @@ def _npz(path: Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as content:
             return {"kind": "arrays", "arrays": {name: _array(content[name]) for name in content.files}}
     except Exception as error:  # zip, header and length errors have many types
-        raise InputError(f"{path} is no readable npz file: {_short(error)}") from None
+        raise InputError(f"{path} is not a readable npz file: {_short(error)}") from None
 
 
 def _npy(path: Path) -> dict[str, Any]:
     try:
         return {"kind": "arrays", "arrays": {"": _array(np.load(path, allow_pickle=False))}}
     except Exception as error:
-        raise InputError(f"{path} is no readable npy file: {_short(error)}") from None
+        raise InputError(f"{path} is not a readable npy file: {_short(error)}") from None
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
@@ -284,7 +281,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
             tensors = {n: {"shape": list(s.get_shape()), "dtype": s.get_dtype()} for n, s in slices.items()}
             return {"kind": "weights", "metadata": content.metadata() or {}, "arrays": tensors}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is no readable safetensors file: {_short(error)}") from None
+        raise InputError(f"{path} is not a readable safetensors file: {_short(error)}") from None
 
 
 SINGLE: dict[str, Callable[[Path], dict[str, Any]]] = {

@@ -31,7 +31,7 @@ def load_hdf5(path: Path | str, name: str) -> np.ndarray:
                 raise InputError(f"{path}: data set {name!r} is {found.dtype} or lies in other files, expected numbers")
             return found[()]
     except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is no readable HDF5 file: {' '.join(str(error).split())[:120]}") from None
+        raise InputError(f"{path} is not a readable HDF5 file: {' '.join(str(error).split())[:120]}") from None
 
 
 def save_hdf5(path: Path, name: str, array: np.ndarray) -> None:
