@@ -16,6 +16,7 @@ Extra = Literal[
     "tensorrt-rtx",
     "columnar",
     "hdf5",
+    "text",
     "faces",
     "report",
     "tensorboard",

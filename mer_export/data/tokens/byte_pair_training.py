@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mer_export.data.tokens.tokenizer_json import BYTE_PAIRS
 from mer_export.errors import NotAvailableError
+from mer_export.install import not_installed
 
 SPECIAL, MASK = ("<s>", "<pad>", "</s>", "<unk>"), "<mask>"
 
@@ -24,7 +25,7 @@ def train_byte_pairs(texts: Iterable[str], size: int, folder: Path) -> int:
     try:
         from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     except ImportError:
-        raise NotAvailableError("tokenizers is not installed: pip install 'mer[text]'") from None
+        raise NotAvailableError(not_installed("tokenizers", "text")) from None
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(

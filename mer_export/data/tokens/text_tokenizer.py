@@ -13,6 +13,7 @@ import numpy as np
 
 from mer_export.data.tokens.tokenizer_json import DOCUMENT, Json, read_tokenizer
 from mer_export.errors import InputError, NotAvailableError
+from mer_export.install import not_installed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -89,7 +90,7 @@ def _open(document: Json, path: Path) -> Tokenizer:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise NotAvailableError("tokenizers is not installed: pip install 'mer[text]'") from None
+        raise NotAvailableError(not_installed("tokenizers", "text")) from None
     with _library(path):
         found = Tokenizer.from_str(json.dumps(document))
         found.no_truncation()
