@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from mer_export.layers.recurrent import BidirectionalRNN, Standardise, TransformerLayer
+from mer_export.layers.recurrent import BidirectionalRNN
+from mer_export.layers.standardise import Standardise
+from mer_export.layers.transformer import TransformerLayer
 
 
 @pytest.mark.parametrize(("kind", "theirs"), [("gru", nn.GRU), ("lstm", nn.LSTM)])
@@ -37,10 +39,10 @@ def test_a_transformer_layer_equals_pytorchs_and_survives_an_empty_row() -> None
         "out.bias": "self_attn.out_proj.bias",
     }
     theirs.load_state_dict({names.get(n, n): v for n, v in ours.state_dict().items()})
-    x, mask = torch.randn(3, 6, 8), torch.tensor([[1.0] * 6, [1.0] * 2 + [0.0] * 4, [0.0] * 6])
-    found = ours(x, mask)
+    x, inside = torch.randn(3, 6, 8), torch.arange(6) < torch.tensor([[6], [2], [0]])
+    found = ours(x, inside)
     assert found.isfinite().all()
-    wanted = theirs(x[:2], src_key_padding_mask=mask[:2] == 0)
+    wanted = theirs(x[:2], src_key_padding_mask=~inside[:2])
     torch.testing.assert_close(found[0], wanted[0], atol=1e-6, rtol=0)
     torch.testing.assert_close(found[1, :2], wanted[1, :2], atol=1e-6, rtol=0)
 

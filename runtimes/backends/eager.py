@@ -85,6 +85,8 @@ class EagerSession(TorchSession):
         return cls(bundle.root, bundle.manifest.contract, None, 0, options)
 
     def load(self, model: Path) -> Any:
+        from mer_export.layers.signature import by_position
         from mer_export.weights import bundle_model
 
-        return bundle_model(Bundle.open(model)).requires_grad_(False).to(self.options.device)
+        own = bundle_model(Bundle.open(model)).requires_grad_(False).to(self.options.device)
+        return by_position(own, self.contract.inputs)
