@@ -13,6 +13,7 @@ import numpy as np
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.exporters import export_variant
+from mer_export.layers.signature import by_position
 from mer_export.weights import bundle_model
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import open_session
@@ -38,7 +39,7 @@ class Setting:
     arrays: dict[str, np.ndarray]
 
     def model(self) -> Any:
-        return bundle_model(self.bundle).to(self.device)
+        return by_position(bundle_model(self.bundle), self.bundle.manifest.contract.inputs).to(self.device)
 
     def tensors(self) -> list[Any]:
         import torch

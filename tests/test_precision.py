@@ -259,7 +259,7 @@ def test_padding_reaches_no_scale_of_int8(tmp_path: Path) -> None:
     assert min(lengths) < 8
     for given in (arrays, spoilt):
         with torch.no_grad():
-            model(*(torch.from_numpy(given[s.name]) for s in contract.inputs))
+            model(**{s.name: torch.from_numpy(given[s.name]) for s in contract.inputs})
     for clean, same in zip(seen[:3], seen[3:], strict=True):
         np.testing.assert_array_equal(clean, same)
 

@@ -85,7 +85,7 @@ def to_onnx(job: ExportJob) -> Any:
     inputs, outputs = job.contract.inputs, job.contract.outputs
     with torch.no_grad(), attention_as_written(), quiet():
         program = torch.onnx.export(
-            lower(job.model),
+            lower(job.module()),
             job.tensors(),
             input_names=[s.name for s in inputs],
             output_names=[s.name for s in outputs],
