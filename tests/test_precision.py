@@ -15,6 +15,7 @@ import small_bundle
 import small_emt
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from runtimes.parity.policy import DEFAULT_RULES
 
 from mer_export.bundle import Bundle
 from mer_export.contract import Contract, Lengths, TensorSpec
@@ -31,7 +32,6 @@ from mer_export.task import Task
 from mer_export.weights import bundle_model
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import candidates, known_backends, open_session
-from runtimes.parity.policy import DEFAULT_RULES
 from runtimes.parity.run import run_parity
 from runtimes.predict.predictor import Predictor
 
