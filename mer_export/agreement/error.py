@@ -54,7 +54,8 @@ def output_error(
     """
     a = np.concatenate([x.reshape(-1) for x in reference]).astype(np.float64)
     b = np.concatenate([x.reshape(-1) for x in candidate]).astype(np.float64)
-    used = _used(np.abs(a - b), atol + rtol * np.concatenate([_spread(x) for x in reference]))
+    with np.errstate(invalid="ignore"):
+        used = _used(np.abs(a - b), atol + rtol * np.concatenate([_spread(x) for x in reference]))
     finite = np.isfinite(a) & np.isfinite(b)
     nonfinite = int((~np.isfinite(b)).sum())
     a, b = a[finite], b[finite]
