@@ -18,6 +18,7 @@ from mer_export.agreement.error import output_error
 from mer_export.agreement.flips import Noise, find_flips
 from mer_export.agreement.policy import PROOF, RULES, Policy
 from mer_export.agreement.verdict import findings
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.samples import Sample
 from mer_export.exporters import export_variant
@@ -192,7 +193,7 @@ def quantised(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     pytest.importorskip("onnxruntime")
     bundle = make_bundle(tmp_path_factory.mktemp("agreement") / "bundle")
     for length in (4, 8):
-        export_variant(bundle, "onnx", {"utterances": length}, precision="int8", example=make_samples())
+        export_variant(bundle, "onnx", Bucket(utterances=length), precision="int8", example=make_samples())
     return bundle
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mer_export.agreement.compare import Comparison
 from mer_export.agreement.error import OutputError
 from mer_export.agreement.policy import Policy, Rule, Verdict
+from mer_export.metrics import find
 from mer_export.task import Task
 
 Finding = tuple[Verdict, str]
@@ -46,20 +47,24 @@ def _flips(what: str, total: int, beyond: int, units: int, rule: Rule) -> list[F
     return [("fail" if beyond > allowed else "warn", f"{beyond} of {units} {what}, allowed are {allowed}{noise}")]
 
 
-def _metric(found: Comparison, rule: Rule, metric: str) -> list[Finding]:
-    """A drop past the limit fails where the interval excludes chance, and warns where it does not.
+def _metric(found: Comparison, rule: Rule, name: str) -> list[Finding]:
+    """A loss past the limit fails where the interval excludes chance, and warns where it does not.
 
-    Where no drop at all is allowed, one that comes from labels within numeric noise alone warns too.
+    Where no loss at all is allowed, one that comes from labels within numeric noise alone warns too.
     """
-    limit = rule.drop_allowed(found.labelled)
+    metric = find(name)
+    limit = rule.drop_allowed(found.labelled) if metric.unit == "percent" else rule.metric_drop
     noise = not (rule.metric_drop or found.flips_beyond_noise or found.sign_flips_beyond_noise)
     made: list[Finding] = []
-    for difference in found.metrics:
-        if difference.metric == metric and difference.difference < -limit:
-            sure = difference.high is not None and difference.high < 0 and not noise
+    for measured in found.metrics:
+        lost = metric.lost(measured.reference, measured.candidate)
+        if measured.metric == name and lost > limit:
+            bounds = [metric.lost(0, bound) for bound in (measured.low, measured.high) if bound is not None]
+            sure = bool(bounds) and min(bounds) > 0 and not noise
             text = (
-                f"{metric} falls by {-difference.difference:.2f} points "
-                f"(95 % interval {difference.low:+.2f} to {difference.high:+.2f}), allowed are {limit:.3g}"
+                f"{name} is worse by {metric.text(lost)} points "
+                f"(95 % interval {metric.change(measured.low)} to {metric.change(measured.high)}), "
+                f"allowed are {limit:.3g}"
             )
             made.append(("fail" if sure else "warn", text))
     return made

@@ -11,7 +11,8 @@ import numpy as np
 
 from mer_export.agreement.error import output_error
 from mer_export.agreement.policy import PROOF
-from mer_export.contract import BATCH, Contract, Lengths
+from mer_export.bucket import Bucket
+from mer_export.contract import BATCH, Contract
 from mer_export.data.example_inputs import repeat
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
@@ -40,7 +41,7 @@ class ExportJob:
 
     model: nn.Module
     contract: Contract
-    lengths: Lengths
+    lengths: Bucket
     batch: int
     opset: int
     example: dict[str, np.ndarray]

@@ -18,6 +18,7 @@ from mer_export.data.example_inputs import repeat
 from mer_export.data.samples import Sample
 from mer_export.errors import NotAvailableError, ParityError
 from mer_export.exporters.export_job import ExportJob
+from mer_export.install import not_installed
 from mer_export.task import Task
 
 Arrays = dict[str, np.ndarray]
@@ -31,7 +32,7 @@ def open_file(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise NotAvailableError("a reduced precision needs onnxruntime: pip install 'mer[export,cpu]'") from None
+        raise NotAvailableError(not_installed("onnxruntime, which checks a reduced precision,", "cpu", "gpu")) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -101,7 +102,7 @@ def _chunks(job: ExportJob) -> Iterator[tuple[Arrays, Sequence[Sample]]]:
     emptied = {s.name: s.padding or 0 for s in job.contract.inputs if s.counts or s.padding is not None}
     for name, nothing in emptied.items() if len(emptied) > 1 else ():
         yield job.example | {name: np.full_like(job.example[name], nothing)}, ()
-    fitting = [s for s in job.samples if all(n <= job.lengths[d] for d, n in s.lengths(job.contract).items())]
+    fitting = [s for s in job.samples if job.lengths.holds(s.lengths(job.contract))]
     for start in range(0, len(fitting), BATCH):
         part = fitting[start : start + BATCH]
         yield collate(part, job.contract, job.lengths), part
