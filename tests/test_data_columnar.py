@@ -6,8 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from mer_export.data.formats.parquet import reader as columnar
-from mer_export.data.formats.parquet.reader import write_parquet
+from mer_export.data.formats.parquet import layout
+from mer_export.data.formats.parquet.writer import write_parquet
 from mer_export.data.inspect import inspect_file
 from mer_export.data.open import open_corpus, stream_samples
 from mer_export.data.samples import Corpus, Sample
@@ -27,8 +27,8 @@ def _equal(a: Sample, b: Sample) -> None:
 
 @pytest.mark.parametrize("dataset", ["iemocap", "meld"])
 def test_pickles_to_parquet_and_back_gives_equal_samples(tmp_path, dataset, monkeypatch):
-    monkeypatch.setattr(columnar, "GROUP_BYTES", 9000)
-    monkeypatch.setattr(columnar, "BATCH_ROWS", 7)
+    monkeypatch.setattr(layout, "GROUP_BYTES", 9000)
+    monkeypatch.setattr(layout, "BATCH_ROWS", 7)
     synthesise("cmerc", dataset, tmp_path / "in", dialogues=12, text_dim=8, audio_dim=9, vision_dim=10)
     corpus = open_corpus(tmp_path / "in")
     assert write_parquet(corpus, tmp_path / "x.parquet") == sum(len(s.units) for s in corpus)

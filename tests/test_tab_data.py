@@ -287,6 +287,6 @@ def test_a_table_gives_windows_within_a_dialogue(tmp_path: Path) -> None:
 
 
 def test_tokens_are_made_without_torch() -> None:
-    names = "data.tokenizers", "data.speech", "data.readers.tab", "data.readers.context_utterances", "models.tab"
+    names = "data.tokens.tokenizer", "encoders.speech", "data.formats.tab.reader", "data.shapes.context", "models.tab"
     code = f"import sys, {', '.join(f'mer_export.{n}' for n in names)}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -54,9 +54,9 @@ def convert(
     data_format: DataFormat = "auto",
     force: Force = False,
 ) -> None:
-    """Convert a data set to Parquet: one row per utterance, float lists per modality, split and labels."""
+    """Convert a data set to Parquet: one row per utterance, lists of numbers per input, split and labels."""
     from mer_export.data.bundle_data import choose_spec
-    from mer_export.data.formats.parquet.reader import write_parquet
+    from mer_export.data.formats.parquet.writer import write_parquet
     from mer_export.data.open import open_corpus
     from mer_export.data.spec import DataSpec
     from train.config import load_preset
@@ -122,7 +122,7 @@ def byte_pairs(
 ) -> None:
     """Learn a small byte-pair tokenizer from lower-cased sentences: vocab.json and merges.txt."""
     from mer_export.data.bundle_data import choose_spec
-    from mer_export.data.formats.table.reader import sentences
+    from mer_export.data.open import sentences
     from mer_export.data.spec import DataSpec
     from mer_export.data.tokens import bytepairs
     from train.config import load_preset
