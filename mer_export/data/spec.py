@@ -197,7 +197,16 @@ class DataSpec(BaseModel):
             own = DataSpec.model_validate(declared)
         except ValidationError as error:
             raise InputError(f"{where}: {first_problem(error)}") from None
-        default = DataSpec().model_dump()
-        # A resolved configuration also lists the fields that say nothing.
-        said = {k: v for k, v in self.model_dump().items() if v != default[k]}
-        return DataSpec.model_validate({**own.model_dump(exclude_unset=True), **said})
+        default = DataSpec(context=ContextData()).model_dump()
+        return DataSpec.model_validate(_merged(own.model_dump(exclude_unset=True), self.model_dump(), default))
+
+
+def _merged(own: Mapping[str, Any], said: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """`said` over `own`, section by section; a resolved configuration also lists the fields that say nothing."""
+    found = dict(own)
+    for name, value in said.items():
+        if isinstance(value, dict) and default[name]:
+            found[name] = _merged(own.get(name) or {}, value, default[name])
+        elif value is not None and value != default[name]:
+            found[name] = value
+    return found
