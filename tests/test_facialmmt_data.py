@@ -137,7 +137,7 @@ def test_damaged_files_are_named(damage: str, data: Path, tmp_path: Path) -> Non
         profile.write_text(json.dumps({"0": ["dia0_utt0", "dia0", 999, 1, 0]}))
     else:
         profile.write_text("{")
-    with pytest.raises(InputError, match=r"has no split|ones, then zeros|names dialogue 999|is no JSON"):
+    with pytest.raises(InputError, match=r"has no split|ones, then zeros|names dialogue 999|is not JSON"):
         open_corpus(tmp_path, reading(data))
 
 
@@ -155,7 +155,7 @@ def test_nothing_in_a_saved_object_is_executed(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "planted-by-a-pickle").exists()
     whole = (tmp_path / "evil.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="no readable torch archive"):
+    with pytest.raises(InputError, match="not a readable torch archive"):
         load_archive(tmp_path / "cut.pt", stubs=True)
 
 

@@ -33,7 +33,7 @@ def choose_spec(path: Path, data_format: str, configured: DataSpec, sets: Sequen
     kept = {n: getattr(spec, n) for n in KEPT}
     if data_format != AUTO:
         return DataSpec(format=data_format, **kept)
-    # A name that is no format is refused where the data are opened.
+    # A name that is not a format is refused where the data are opened.
     fits = spec.format not in known_formats() or known_formats()[spec.format].load().detect(path, spec)
     return spec if fits else DataSpec(**kept)
 

@@ -107,7 +107,7 @@ def detect(path: Path, spec: DataSpec) -> str:
         raise UsageError(f"no data format {spec.format!r}, there are {list(known)}")
     if not path.exists():
         raise InputError(f"{path} does not exist: point --data at a file or directory")
-    said = next((n for n, f in known.items() if f.open and path.is_file() and f.load().detect(path, spec)), None)
+    said = open_file_format(path, spec)
     if said is not None:
         return said
     if spec.format != "auto" and known[spec.format].directory == path.is_dir():
@@ -116,6 +116,12 @@ def detect(path: Path, spec: DataSpec) -> str:
         if record.load().detect(path, spec):
             return name
     raise InputError(f"{path} is in no format that can be recognised: set data.format to one of {list(known)}")
+
+
+def open_file_format(path: Path, spec: DataSpec) -> str | None:
+    """The open format that a single file is in, by its name; None for a directory and for other files."""
+    readers = {n: f.load() for n, f in known_formats().items() if f.open} if path.is_file() else {}
+    return next((n for n, reader in readers.items() if reader.detect(path, spec)), None)
 
 
 def _usual_place(split: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mer_export.errors import InputError, NotAvailableError
+from mer_export.install import not_installed
 
 
 def load_hdf5(path: Path | str, name: str) -> np.ndarray:
@@ -19,7 +20,7 @@ def load_hdf5(path: Path | str, name: str) -> np.ndarray:
     try:
         import h5py
     except ImportError:
-        raise NotAvailableError("h5py is not installed: pip install 'mer[hdf5]'") from None
+        raise NotAvailableError(not_installed("h5py", "hdf5")) from None
     try:
         with h5py.File(path, "r") as file:
             link = file.get(name, getlink=True)
@@ -30,7 +31,7 @@ def load_hdf5(path: Path | str, name: str) -> np.ndarray:
                 raise InputError(f"{path}: data set {name!r} is {found.dtype} or lies in other files, expected numbers")
             return found[()]
     except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is no readable HDF5 file: {' '.join(str(error).split())[:120]}") from None
+        raise InputError(f"{path} is not a readable HDF5 file: {' '.join(str(error).split())[:120]}") from None
 
 
 def save_hdf5(path: Path, name: str, array: np.ndarray) -> None:
@@ -38,6 +39,6 @@ def save_hdf5(path: Path, name: str, array: np.ndarray) -> None:
     try:
         import h5py
     except ImportError:
-        raise NotAvailableError("h5py is not installed: pip install 'mer[hdf5]'") from None
+        raise NotAvailableError(not_installed("h5py", "hdf5")) from None
     with h5py.File(path, "w") as file:
         file.create_dataset(name, data=array)

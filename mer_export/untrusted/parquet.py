@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mer_export.errors import InputError, NotAvailableError
+from mer_export.install import not_installed
 
 
 def pyarrow_modules() -> tuple[Any, Any]:
@@ -16,7 +17,7 @@ def pyarrow_modules() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise NotAvailableError("pyarrow is not installed: pip install 'mer[columnar]'") from None
+        raise NotAvailableError(not_installed("pyarrow", "columnar")) from None
     return pyarrow, parquet
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mer_export.errors import NotAvailableError
+from mer_export.install import not_installed
 from mer_export.untrusted.unpickle import Refused, load_pickle
 
 MAX_DIMS = 32
@@ -35,7 +36,7 @@ def _storage(content: Any) -> Any:
     try:
         import torch
     except ImportError:
-        raise NotAvailableError("PyTorch tensors need torch to be read: pip install 'mer[export]'") from None
+        raise NotAvailableError(not_installed("torch, which reads PyTorch tensors,", "export")) from None
     import pickle
 
     if not isinstance(content, bytes | bytearray):

@@ -73,14 +73,14 @@ def load_archive(path: Path | str, records: Collection[str] = (), stubs: bool = 
         ValueError,
     ) as error:
         cause = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
-        raise InputError(f"{path} is no readable torch archive ({cause}): it is truncated or damaged") from None
+        raise InputError(f"{path} is not a readable torch archive ({cause}): it is truncated or damaged") from None
 
 
 def load_module(path: Path | str) -> dict[str, np.ndarray]:
     """Parameters and persistent buffers of a module that was saved whole, by the names of the model itself.
 
     Raises:
-        InputError: as `load_archive`, or the object is no module.
+        InputError: as `load_archive`, or the object is not a module.
     """
     found = dict(_entries(load_archive(path, stubs=True), ""))
     if not found:
@@ -127,7 +127,7 @@ class _Storages:
 
     def bytes_of(self, name: str) -> bytes:
         entry = self.archive.getinfo(self.folder + name)
-        # torch.save never compresses; a small file that claims to hold much is no such file.
+        # torch.save never compresses; a small file that claims to hold much was not written by it.
         if entry.compress_type != zipfile.ZIP_STORED:
             raise Refused("a compressed entry")
         return self.archive.read(entry)
@@ -160,7 +160,7 @@ class _ObjectUnpickler(_DataUnpickler):
     def load_binpersid(self) -> None:
         reference = self.stack.pop()
         if not isinstance(reference, tuple) or len(reference) < 3 or reference[0] != "storage":
-            raise Refused("a reference to something that is no storage")
+            raise Refused("a reference to something that is not a storage")
         kind = getattr(reference[1], "name", "").removeprefix("torch.")
         self.stack.append(self.storages.find(kind, reference[2]))
 
@@ -212,7 +212,7 @@ class _ObjectUnpickler(_DataUnpickler):
     def _drop(self, _items: Any) -> None:
         """Items of an object that is none of ours."""
         if not self.stubs:
-            raise Refused("items of an object that is no list")
+            raise Refused("items of an object that is not a list")
 
     for _code, _method in {
         pickle.BINPERSID: load_binpersid,

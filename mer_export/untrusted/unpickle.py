@@ -117,7 +117,7 @@ def _encode(text: Any, codec: Any) -> bytes:
 def _plain(kind: Callable[..., Any]) -> Callable[..., Any]:
     def build(*arguments: Any) -> Any:
         if len(arguments) > 1 or not all(isinstance(a, list | tuple | bytes) for a in arguments):
-            raise Refused(f"{kind.__name__} of something that is no sequence")
+            raise Refused(f"{kind.__name__} of something that is not a sequence")
         for item in arguments[0] if arguments and kind in (set, frozenset) else ():
             _check_key(item)
         return kind(*arguments)
@@ -209,7 +209,7 @@ class _DataUnpickler(_Base):  # type: ignore[misc,valid-type]
                 pending.update(state)
             return
         if not isinstance(pending, _Pending) or not isinstance(state, tuple) or len(state) < 5:
-            raise Refused("a state for something that is no array")
+            raise Refused("a state for something that is not an array")
         pending.value = pending.complete(tuple(_done(s) for s in state))
         self.stack[-1] = pending.value
 
@@ -314,9 +314,9 @@ def load_pickle(
         ValueError,
         AttributeError,
     ) as error:
-        raise InputError(f"{path} is no readable pickle ({_cause(error)}): it is truncated or damaged") from None
+        raise InputError(f"{path} is not a readable pickle ({_cause(error)}): it is truncated or damaged") from None
     except (pickle.UnpicklingError, struct.error, OverflowError, AssertionError) as error:
-        raise InputError(f"{path} is no readable pickle ({_cause(error)}): it is truncated or damaged") from None
+        raise InputError(f"{path} is not a readable pickle ({_cause(error)}): it is truncated or damaged") from None
 
 
 def _cause(error: BaseException) -> str:

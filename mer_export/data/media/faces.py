@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mer_export.errors import InputError, NotAvailableError
+from mer_export.install import not_installed
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 CUBIC = -0.75
@@ -71,7 +72,7 @@ def read_image(path: Path | str) -> np.ndarray:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise NotAvailableError("Pillow is not installed, it reads face images: pip install 'mer[faces]'") from None
+        raise NotAvailableError(not_installed("Pillow, which reads face images,", "faces")) from None
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))[:, :, ::-1]

@@ -17,7 +17,7 @@ def read_recording(path: Path) -> tuple[np.ndarray, int]:
             width, channels, rate = stream.getsampwidth(), stream.getnchannels(), stream.getframerate()
             content = stream.readframes(stream.getnframes())
     except (OSError, EOFError, wave.Error) as error:
-        raise InputError(f"{path} is no wav file that can be read: {error}") from None
+        raise InputError(f"{path} is not a readable wav file: {error}") from None
     if width != 2:
         raise InputError(f"{path} has {8 * width} bits per sample, expected 16: convert it to 16-bit PCM")
     return np.frombuffer(content, dtype="<i2").reshape(-1, channels), rate
