@@ -115,7 +115,7 @@ def detect(path: Path, spec: DataSpec) -> str:
     for name, record in known.items():
         if record.load().detect(path, spec):
             return name
-    raise InputError(f"{path} is in no format that can be recognised: set data.format to one of {list(known)}")
+    raise InputError(f"{path} is in no known format: set data.format to one of {list(known)}")
 
 
 def open_file_format(path: Path, spec: DataSpec) -> str | None:

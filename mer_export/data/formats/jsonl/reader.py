@@ -56,7 +56,7 @@ class LineSource:
         self.info: dict[str, Any] = {}
 
     def dialogues(self, split: str | None = None) -> Iterator[Dialogue]:
-        """Yields (see `dialogues.Source`); raises InputError with the number of a line that is no such dialogue."""
+        """Yields (see `dialogues.Source`); raises InputError with the number of a line that is not one."""
         seen: set[str] = set()
         for number, line in _lines(self.path):
             name = str(line.get("split", ALL))

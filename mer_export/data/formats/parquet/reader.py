@@ -97,7 +97,7 @@ class ParquetSource:
     def _rows_of(self, cell: np.ndarray, name: str, where: str) -> np.ndarray:
         width = self.meta["dims"].get(name)
         if not isinstance(width, int) or width < 1 or len(cell) % width:
-            raise InputError(f"{where}: {name} has {len(cell)} numbers, which are no vectors of width {width}")
+            raise InputError(f"{where}: {name} has {len(cell)} numbers, which do not make vectors of width {width}")
         return cell.reshape(-1, width)
 
 

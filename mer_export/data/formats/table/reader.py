@@ -148,7 +148,7 @@ def _check(path: Path, spec: DataSpec) -> None:
         raise UsageError("data.score and data.label_columns are both what is to be predicted: leave one of them out")
     unknown = [n for n in spec.inputs if n not in READY]
     if unknown:
-        raise UsageError(f"data.inputs {unknown} are no inputs that data may hold: there are {list(READY)}")
+        raise UsageError(f"data.inputs {unknown} cannot come with data: the inputs that can are {list(READY)}")
 
 
 def _refuse_leakage(spec: DataSpec, bound: Bound, path: Path) -> None:
