@@ -12,8 +12,9 @@ from mer_export.data.samples import Sample
 from mer_export.data.shapes.dialogue import utterance_arrays
 from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import ContextData, DataSpec
-from mer_export.data.tokens.tokenizer import speech_tokens, text_tokens
+from mer_export.data.tokens.tokenizer import text_tokens
 from mer_export.encoders.sentence import load_sentence_encoder
+from mer_export.encoders.speech import speech_tokens
 from mer_export.errors import InputError
 
 WINDOW = "tab_embedding"
