@@ -53,7 +53,7 @@ class Setting:
             raise SkippedError("this path exists on CUDA only")
 
     def wait(self) -> None:
-        """Until the device has done everything; a launch alone is no result."""
+        """Until the device has done everything; a launch alone is not a result."""
         if self.device == "cuda":
             import torch
 

@@ -106,7 +106,7 @@ def load_arguments(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         state = _plain_pickle(path)
     except (RuntimeError, ValueError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"{path} is no checkpoint of plain tensors, it was not loaded: {reason}") from None
+        raise UsageError(f"{path} is not a checkpoint of plain tensors, it was not loaded: {reason}") from None
     arguments: Any = {}
     inner = next(
         (k for k in ("model", "state_dict") if isinstance(state, dict) and isinstance(state.get(k), dict)), None

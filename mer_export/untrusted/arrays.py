@@ -27,4 +27,4 @@ def load_array(path: Path, name: str | None = None) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # zip, header and length errors have many types
-        raise InputError(f"{path} is no readable array file: {' '.join(str(error).split())[:120]}") from None
+        raise InputError(f"{path} is not a readable array file: {' '.join(str(error).split())[:120]}") from None

@@ -28,7 +28,7 @@ def open_parquet(path: Path) -> Iterator[Any]:
     try:
         file = parquet.ParquetFile(path)
     except (OSError, arrow.ArrowException) as error:
-        raise InputError(f"{path} is no readable Parquet file: {_short(error)}") from None
+        raise InputError(f"{path} is not a readable Parquet file: {_short(error)}") from None
     try:
         with file:
             yield file

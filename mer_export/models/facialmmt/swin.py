@@ -18,7 +18,7 @@ Tokens = Float[Tensor, "batch tokens width"]
 FEATURES, HIDDEN = 512, 64
 """Widths of the head."""
 OUTSIDE = -100.0
-"""Added to scores between tokens that stand in one shifted window but are no neighbours."""
+"""Added to scores between tokens that stand in one shifted window but are not neighbours."""
 
 
 class FaceExpression(nn.Module):

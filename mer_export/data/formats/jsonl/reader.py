@@ -77,7 +77,7 @@ class LineSource:
             utterances = [self._utterance(u, f"{name}/{i}", where) for i, u in enumerate(given)]
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise InputError(f"{where} is no dialogue: {what}") from None
+            raise InputError(f"{where} is not a dialogue: {what}") from None
         return Dialogue(name, split, utterances, where)
 
     def _utterance(self, given: dict[str, Any], name: str, where: str) -> Utterance:
@@ -151,11 +151,11 @@ def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     line = json.loads(text)
                 except (ValueError, RecursionError) as error:
-                    raise InputError(f"{path}: line {number} is no JSON: {error}") from None
+                    raise InputError(f"{path}: line {number} is not JSON: {error}") from None
                 if not isinstance(line, dict):
                     raise InputError(f"{path}: line {number} is a {type(line).__name__}, not a dialogue")
                 yield number, line
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text: {error}") from None
+        raise InputError(f"{path} is not UTF-8 text: {error}") from None

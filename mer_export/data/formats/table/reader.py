@@ -121,7 +121,7 @@ def mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, Bound]:
         try:
             own = yaml.safe_load(file.read_text()) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+            raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
         bound = {(s.file, s.array): s.only_with_split for _, s in DataSpec().over(own, str(file)).arrays}
         spec = spec.over(own, str(file))
     _check(path, spec)
