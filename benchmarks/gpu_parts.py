@@ -15,6 +15,7 @@ from mer_export.agreement.policy import Policy
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.exporters import export_variant
+from mer_export.layers.signature import by_position
 from mer_export.weights import bundle_model
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import open_session
@@ -40,7 +41,7 @@ class Setting:
     arrays: dict[str, np.ndarray]
 
     def model(self) -> Any:
-        return bundle_model(self.bundle).to(self.device)
+        return by_position(bundle_model(self.bundle), self.bundle.manifest.contract.inputs).to(self.device)
 
     def tensors(self) -> list[Any]:
         import torch
@@ -52,7 +53,7 @@ class Setting:
             raise SkippedError("this path exists on CUDA only")
 
     def wait(self) -> None:
-        """Until the device has done everything; a launch alone is no result."""
+        """Until the device has done everything; a launch alone is not a result."""
         if self.device == "cuda":
             import torch
 

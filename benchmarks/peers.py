@@ -35,6 +35,7 @@ from mer_export.bundle import Bundle
 from mer_export.data.example_inputs import random_inputs
 from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters import export_variant
+from mer_export.layers.signature import by_position
 from mer_export.markdown import table
 from mer_export.weights import bundle_model
 from runtimes.backends.session import Reduced, SessionOptions
@@ -197,8 +198,8 @@ def _peers(bundle: Bundle, arrays: Arrays, folder: Path, threads: int) -> dict[s
     """Ways that need nothing of this project but the network."""
     import torch
 
-    model = bundle_model(bundle)
     contract = bundle.manifest.contract
+    model = by_position(bundle_model(bundle), contract.inputs)
     tensors = tuple(torch.from_numpy(arrays[s.name]) for s in contract.inputs)
     position = [s.name for s in contract.outputs].index(bundle.manifest.task.output)
     plain = folder / "plain.onnx"

@@ -20,7 +20,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise UsageError(f"--set {override}: {text!r} is no value") from None
+            raise UsageError(f"--set {override}: {text!r} is not a value") from None
         values = _with(values, parents, last, value, override)
     return values
 

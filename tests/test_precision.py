@@ -23,12 +23,11 @@ from mer_export.contract import Contract, TensorSpec
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError, UsageError
-from mer_export.exporters import export_formats, export_variant
+from mer_export.exporters import export_formats, export_variant, precision
 from mer_export.exporters.export_job import ExportJob
-from mer_export.exporters.graph import precision
 from mer_export.exporters.graph.bf16 import round_to_bf16, to_bf16
-from mer_export.exporters.graph.gate import check, open_file
-from mer_export.exporters.graph.precision import PRECISIONS, unshare_initializers, write
+from mer_export.exporters.precision import PRECISIONS, unshare_initializers, write
+from mer_export.exporters.precision_gate import check, open_file
 from mer_export.task import Task
 from mer_export.weights import bundle_model
 from runtimes.backends.session import SessionOptions
@@ -280,7 +279,7 @@ def test_padding_reaches_no_scale_of_int8(tmp_path: Path) -> None:
     assert min(lengths) < 8
     for given in (arrays, spoilt):
         with torch.no_grad():
-            model(*(torch.from_numpy(given[s.name]) for s in contract.inputs))
+            model(**{s.name: torch.from_numpy(given[s.name]) for s in contract.inputs})
     for clean, same in zip(seen[:3], seen[3:], strict=True):
         np.testing.assert_array_equal(clean, same)
 

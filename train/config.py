@@ -174,7 +174,7 @@ def _read(path: Path, depth: int = 0) -> dict[str, Any]:
     if base is None:
         return values
     if base not in PRESETS or depth >= len(PRESETS):
-        raise UsageError(f"{path}: base {base!r} is no preset, or has itself as its base; there are {list(PRESETS)}")
+        raise UsageError(f"{path}: base {base!r} is not a preset, or has itself as its base; there are {list(PRESETS)}")
     return _merged(_read(FOLDER / f"{base}.yaml", depth + 1), values)
 
 

@@ -52,6 +52,12 @@ class ExportJob:
     graph: Graph | None = None
     """The same model in fp32, where the bundle has it as ONNX already."""
 
+    def module(self) -> nn.Module:
+        """The model with the contract's inputs by position, which is what exporters take."""
+        from mer_export.layers.signature import by_position
+
+        return by_position(self.model, self.contract.inputs)
+
     def tensors(self) -> tuple[Any, ...]:
         """The example as torch tensors in contract order; two items where the batch dim is to stay dynamic."""
         import torch

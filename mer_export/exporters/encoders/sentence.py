@@ -19,8 +19,8 @@ from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.data.tokens.tokenizer_json import text_files
 from mer_export.encoders.sentence import CONFIG, MODEL
 from mer_export.errors import ParityError, UsageError
-from mer_export.exporters.graph.gate import open_file
 from mer_export.exporters.onnx import quiet
+from mer_export.exporters.precision_gate import open_file
 from mer_export.layers.bert.network import Bert
 from mer_export.layers.bert.pretrained import load_pretrained, read_config
 

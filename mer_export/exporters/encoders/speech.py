@@ -16,8 +16,8 @@ from mer_export.data.tokens.speech_dictionary import SpeechDictionary
 from mer_export.encoders.speech import CONFIG, DICTIONARY, MODEL, RATES, TRACED, WEIGHTS, Rate
 from mer_export.encoders.vq_wav2vec.config import from_arguments
 from mer_export.errors import ParityError, UnsupportedError, UsageError
-from mer_export.exporters.graph.gate import open_file
 from mer_export.exporters.onnx import quiet as quiet_onnx
+from mer_export.exporters.precision_gate import open_file
 from mer_export.exporters.torchscript import quiet
 from mer_export.weights import import_weights, load_arguments
 

@@ -19,8 +19,8 @@ from mer_export.errors import MerError, NotAvailableError, ParityError, Unsuppor
 from mer_export.exporters.export_job import ExportJob
 from mer_export.exporters.graph.bf16 import to_bf16
 from mer_export.exporters.graph.external_data import save
-from mer_export.exporters.graph.gate import check, open_file
 from mer_export.exporters.graph.share import share_initializers
+from mer_export.exporters.precision_gate import check, open_file
 
 log = logging.getLogger("mer")
 
