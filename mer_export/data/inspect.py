@@ -19,7 +19,7 @@ from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, MerError
 from mer_export.task import known_units
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 OUTLINE_DEPTH = 4
 OUTLINE_ITEMS = 12

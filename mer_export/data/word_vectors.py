@@ -12,7 +12,7 @@ import numpy as np
 from mer_export.contract import Table
 from mer_export.data.spec import EmotionData
 from mer_export.errors import InputError
-from mer_export.untrusted.tensor_pickle import load_tensor_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 Vectors = dict[str, np.ndarray]
 
@@ -80,7 +80,7 @@ def _vector(path: Path, word: Any, values: Any) -> np.ndarray:
 
 
 def _pickle(path: Path, _words: Collection[str] | None) -> Any:
-    return load_tensor_pickle(path)
+    return load_pickle(path)
 
 
 def _json(path: Path, _words: Collection[str] | None) -> Any:

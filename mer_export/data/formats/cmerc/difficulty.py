@@ -11,7 +11,7 @@ from typing import Any
 
 from mer_export.bundle import write_atomic
 from mer_export.errors import InputError
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 
 def read_difficulty(path: Path | str) -> dict[str, float]:

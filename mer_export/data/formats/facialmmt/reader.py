@@ -23,8 +23,7 @@ from mer_export.data.media.faces import FaceImages
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
-from mer_export.untrusted.torch_archive import load_archive
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 log = logging.getLogger("mer")
 
@@ -137,7 +136,7 @@ CACHED_VISION = {"vision": "modality_feature", "vision_mask": "utterance_mask", 
 
 
 def _from_cache(file: Path) -> dict[str, Any]:
-    content = load_archive(file, records=CLASSES)
+    content = load_pickle(file, records=CLASSES)
     if not isinstance(content, dict):
         raise InputError(f"{file} holds a {type(content).__name__}, expected a data set object of FacialMMT")
     names = CACHED if "vision_feature" in content else CACHED_VISION
