@@ -137,7 +137,7 @@ def test_damaged_files_are_named(damage: str, data: Path, tmp_path: Path) -> Non
         profile.write_text(json.dumps({"0": ["dia0_utt0", "dia0", 999, 1, 0]}))
     else:
         profile.write_text("{")
-    with pytest.raises(InputError, match=r"has no split|ones, then zeros|names dialogue 999|is no JSON"):
+    with pytest.raises(InputError, match=r"has no split|ones, then zeros|names dialogue 999|is not JSON"):
         open_corpus(tmp_path, reading(data))
 
 

@@ -188,7 +188,7 @@ def test_damaged_and_incomplete_files_are_named(mosei: Path, tmp_path: Path) -> 
             (tmp_path / file.name).write_bytes(file.read_bytes())
     assert list(open_corpus(tmp_path, spec()).splits) == ["test"]
     (tmp_path / "ey_test.h5").write_bytes(b"\x89HDF and nothing more")
-    with pytest.raises(InputError, match=r"ey_test\.h5 is no readable HDF5 file"):
+    with pytest.raises(InputError, match=r"ey_test\.h5 is not a readable HDF5 file"):
         open_corpus(tmp_path, spec())
     (tmp_path / "ey_test.h5").write_bytes((tmp_path / "audio_test.h5").read_bytes())
     with pytest.raises(InputError, match="test has 25 labels per sample, mosei_emo 6"):
@@ -267,7 +267,7 @@ def test_word_vectors_come_from_every_usual_file(tmp_path: Path) -> None:
         ("v.json", '{"a": ["x"]}', "'a' is not made of numbers"),
         ("v.json", '{"a": [NaN]}', "'a' is empty or not finite"),
         ("v.txt", "a 1.0 x\n", "a line is not a word and numbers"),
-        ("v.json", "{", "is no JSON"),
+        ("v.json", "{", "is not JSON"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, name: str, content: str, sentence: str) -> None:

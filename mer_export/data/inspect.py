@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,9 @@ from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, MerError
 from mer_export.task import known_units
+from mer_export.untrusted.arrays import check_arrays
+from mer_export.untrusted.documents import read_json
+from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.pickles import load_pickle
 
 OUTLINE_DEPTH = 4
@@ -236,10 +238,7 @@ def _json(path: Path) -> dict[str, Any]:
         return _difficulty(path)
     except InputError:
         pass
-    try:
-        return {"kind": "json", "outline": outline(json.loads(path.read_bytes()))}
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}") from None
+    return {"kind": "json", "outline": outline(read_json(path))}
 
 
 def _difficulty(path: Path) -> dict[str, Any]:
@@ -258,23 +257,26 @@ def _difficulty(path: Path) -> dict[str, Any]:
 
 
 def _npz(path: Path) -> dict[str, Any]:
+    check_arrays(path)
     try:
         with np.load(path, allow_pickle=False) as content:
             return {"kind": "arrays", "arrays": {name: _array(content[name]) for name in content.files}}
     except Exception as error:  # zip, header and length errors have many types
-        raise InputError(f"{path} is no readable npz file: {_short(error)}") from None
+        raise InputError(f"{path} is not a readable npz file: {_short(error)}") from None
 
 
 def _npy(path: Path) -> dict[str, Any]:
+    check_arrays(path)
     try:
         return {"kind": "arrays", "arrays": {"": _array(np.load(path, allow_pickle=False))}}
     except Exception as error:
-        raise InputError(f"{path} is no readable npy file: {_short(error)}") from None
+        raise InputError(f"{path} is not a readable npy file: {_short(error)}") from None
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
+    refuse_impostor(path)
     try:
         with safe_open(path, framework="numpy") as content:
             slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118

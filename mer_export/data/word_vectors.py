@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ import numpy as np
 from mer_export.contract import Table
 from mer_export.data.spec import EmotionData
 from mer_export.errors import InputError
+from mer_export.untrusted.documents import read_json
+from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.pickles import load_pickle
 
 Vectors = dict[str, np.ndarray]
@@ -84,12 +85,7 @@ def _pickle(path: Path, _words: Collection[str] | None) -> Any:
 
 
 def _json(path: Path, _words: Collection[str] | None) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}") from None
+    return read_json(path)
 
 
 def _npz(path: Path, _words: Collection[str] | None) -> Any:
@@ -102,6 +98,7 @@ def _npz(path: Path, _words: Collection[str] | None) -> Any:
 
 
 def _text(path: Path, words: Collection[str] | None) -> Any:
+    refuse_impostor(path)
     found: dict[str, list[float]] = {}
     try:
         with path.open(encoding="utf-8", errors="replace") as lines:

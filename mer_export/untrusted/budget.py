@@ -17,7 +17,8 @@ from mer_export.errors import InputError
 
 MIB = 1 << 20
 BYTES_PER_BYTE, SPARE_BYTES, MOST_BYTES = 32, 256 * MIB, 1 << 36
-OBJECTS_PER_BYTE, SPARE_OBJECTS, MOST_OBJECTS = 1, 4_000_000, 1 << 27
+CONTAINERS, NUMBERS = list | tuple | set | frozenset, int | float | None
+OBJECTS_PER_BYTE, SPARE_OBJECTS, MOST_OBJECTS = 1, 1_000_000, 1 << 27
 
 
 class Budget:
@@ -64,15 +65,11 @@ class Budget:
         waiting = [value]
         while waiting:
             found = waiting.pop()
-            self.take(_own_bytes(found), 1)
             if isinstance(found, Mapping):
-                waiting += found.keys()
-                waiting += found.values()
-            elif isinstance(found, list | tuple | set | frozenset):
-                waiting += found
-
-
-def _own_bytes(value: Any) -> int:
-    if isinstance(value, np.ndarray):
-        return value.nbytes
-    return len(value) if isinstance(value, str | bytes | bytearray) else 8
+                waiting += [*found.keys(), *found.values()]
+            elif isinstance(found, CONTAINERS):
+                waiting += [v for v in found if not isinstance(v, NUMBERS)]
+            nbytes = (
+                found.nbytes if isinstance(found, np.ndarray) else 8 * len(found) if hasattr(found, "__len__") else 8
+            )
+            self.take(nbytes, len(found) if isinstance(found, CONTAINERS | Mapping) else 1)

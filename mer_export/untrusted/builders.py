@@ -199,5 +199,8 @@ BUILDERS: Mapping[str, Callable[..., Any]] = {
 }
 """Everything that a pickle may call, by name."""
 
-NAMES = {"numpy.ndarray", *(f"{m}.{k}" for m in BUILTINS for k in ("dict", "int", "float", "str", "bool"))}
+NAMES = {
+    "numpy.ndarray",
+    *(f"{m}.{k}" for m in BUILTINS for k in ("dict", "int", "long", "float", "str", "unicode", "bool")),
+}
 """What a pickle may name without calling it: the defaults of a defaultdict, the kind of an array."""

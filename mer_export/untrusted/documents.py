@@ -59,13 +59,12 @@ class _Loader(yaml.SafeLoader):
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event: Any = self.peek_event()
+        event = self.peek_event()
+        mark: Any = event.start_mark
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="an alias (*) is not read, write the value out", problem_mark=event.start_mark
-            )
+            raise yaml.MarkedYAMLError(problem="an alias (*) is not read, write the value out", problem_mark=mark)
         if self.depth >= DEEPEST_YAML:
-            raise yaml.MarkedYAMLError(problem="it is nested too deep", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem="it is nested too deep", problem_mark=mark)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1

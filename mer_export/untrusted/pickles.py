@@ -72,11 +72,15 @@ def _load(path: Path, kind: type[DataUnpickler], records: Collection[str]) -> An
                 what = "torch archive"
                 with zipfile.ZipFile(stream) as archive:
                     return read_zip(archive, budget, kind, records)
-            _check_head(path, content)
+            if content[TAR_AT : TAR_AT + len(TAR)] == TAR:
+                raise InputError(
+                    f"{path} is a tar archive of PyTorch 0.1: load and save it with a PyTorch of 2017 to 2025"
+                )
             if is_legacy(content[:16]):
                 what = "torch file"
                 return read_legacy(content, len(content), budget, kind, records)
-            return kind(content, budget, builders(budget), records).read_value()
+            lines = _ChangedLines(content, path) if _may_be_changed(content) else content
+            return kind(lines, budget, builders(budget), records).read_value()
     except Refused as refusal:
         raise InputError(
             f"{path} was not read: it holds {refusal}, which is not plain data; convert it where you trust it"
@@ -87,15 +91,25 @@ def _load(path: Path, kind: type[DataUnpickler], records: Collection[str]) -> An
         raise InputError(f"{path} is not a readable {what} ({_cause(error)}): it is truncated or damaged") from None
 
 
-def _check_head(path: Path, content: mmap.mmap) -> None:
-    """Raises InputError for the tar archives of PyTorch 0.1, and text whose line ends were changed."""
-    if content[TAR_AT : TAR_AT + len(TAR)] == TAR:
-        raise InputError(f"{path} is a tar archive of PyTorch 0.1: load and save it with a PyTorch of 2017 to 2025")
-    if content[:1] == PROTOCOL or content.find(b"\r\n") < 0:
-        return
-    # Protocol 0 ends every argument with a line feed and writes carriage returns as escapes.
-    if LONE_LINE_END.search(content) is None:
-        raise InputError(LINE_ENDS.format(path))
+def _may_be_changed(content: mmap.mmap) -> bool:
+    """True for a pickle of protocol 0 or 1 in which no line feed stands without a carriage return."""
+    return content[:1] != PROTOCOL and content.find(b"\r\n") >= 0 and LONE_LINE_END.search(content) is None
+
+
+class _ChangedLines:
+    """A pickle whose line ends may have been changed: where an argument ends with its line, they were.
+
+    Protocol 0 ends every argument so, and writes the carriage returns of strings as escapes.
+    """
+
+    def __init__(self, content: mmap.mmap, path: Path):
+        self.read, self._content, self._path = content.read, content, path
+
+    def readline(self) -> bytes:
+        line = self._content.readline()
+        if line.endswith(b"\r\n"):
+            raise InputError(LINE_ENDS.format(self._path))
+        return line
 
 
 def _cause(error: BaseException) -> str:

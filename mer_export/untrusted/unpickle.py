@@ -22,7 +22,7 @@ from mer_export.untrusted.builders import NAMES, Name, Pending, Record, Refused,
 from mer_export.untrusted.tensors import is_storage, storage_kind
 
 LONG = 64
-"""Bytes of a text from which on its use in several places is counted."""
+"""Bytes of a text or array from which on its use in several places is counted."""
 LINE_ENDS = (
     "{} was changed in transfer: every line end became CRLF, which alters what a pickle says; copy the original in "
     "binary mode (git: `*.pkl -text` in .gitattributes), or turn a pickle of protocol 0 back with dos2unix"
@@ -137,8 +137,10 @@ class DataUnpickler(_Base):  # type: ignore[misc,valid-type]
 
     def _recall(self, index: int) -> None:
         value = done(self.memo[index])
-        size = getattr(value, "nbytes", None) or (len(value) if hasattr(value, "__len__") else 0)
-        self.shared |= bool(size) and (size > LONG or isinstance(value, dict | list | tuple | set | frozenset))
+        if isinstance(value, dict | list | tuple | set | frozenset):
+            self.shared = True  # an empty one may yet be filled
+        elif isinstance(value, str | bytes | bytearray | np.ndarray):
+            self.shared |= (value.nbytes if isinstance(value, np.ndarray) else len(value)) > LONG
         self.stack.append(value)
 
     def load_get(self) -> None:

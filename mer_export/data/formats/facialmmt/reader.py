@@ -23,6 +23,7 @@ from mer_export.data.media.faces import FaceImages
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
+from mer_export.untrusted.arrays import check_arrays
 from mer_export.untrusted.pickles import load_pickle
 
 log = logging.getLogger("mer")
@@ -111,7 +112,7 @@ def _content(folder: Path, split: str) -> dict[str, Any] | None:
         ("faces", folder / f"{split}_facseqs_160_paths_final.json"),
     ):
         if file.is_file():
-            found[name] = texts.read_json(file)
+            found[name] = texts.read_object(file)
     count = len(found["vision"])
     wrong = {n: len(v) for n, v in found.items() if isinstance(v, np.ndarray) and len(v) != count and n in ROWS}
     if wrong:
@@ -166,6 +167,8 @@ def _array(content: Mapping[str, Any], name: str, file: Path) -> np.ndarray:
 def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec) -> list[Sample]:
     packed = texts.packed(folder, split, found, spec)
     expressions = folder / EXPRESSIONS.format(split=split)
+    if expressions.is_file():
+        check_arrays(expressions)
     logits = np.load(expressions, allow_pickle=False) if expressions.is_file() else {}
     samples = []
     for row in range(len(found["vision"])):

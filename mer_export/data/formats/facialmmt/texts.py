@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from mer_export.data.shapes import packed as packing
 from mer_export.data.shapes.dialogue_text import Packed
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
+from mer_export.untrusted.documents import read_json
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,9 @@ class Profile:
     place: int
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
     """A JSON object; raises InputError for anything else."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is no JSON: {error}") from None
+    content = read_json(file)
     if not isinstance(content, dict):
         raise InputError(f"{file} holds a {type(content).__name__}, expected an object")
     return content
@@ -80,7 +77,7 @@ def _dialogues(table: Path, sentences: Path) -> list[list[str]]:
     for name in ("Dialogue_ID", "Utterance_ID"):
         if name not in columns:
             raise InputError(f"{table} has no column {name}, there are {list(columns)}")
-    said = read_json(sentences) if sentences.is_file() else {}
+    said = read_object(sentences) if sentences.is_file() else {}
     own = columns.get("Utterance")
     if own is None and not said:
         raise InputError(f"{table} has no column Utterance and there is no {sentences.name}: one of them has the texts")

@@ -11,7 +11,6 @@ utterance becomes a sample, see `context_utterances.read_line`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from mer_export.data.labels import LabelReader, speaker_indices
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.documents import parse_json
+from mer_export.untrusted.impostors import refuse_impostor
 
 ALL = "all"
 SUFFIXES = (".jsonl", ".ndjson")
@@ -186,15 +187,13 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    refuse_impostor(path)
     try:
         with path.open(encoding="utf-8") as stream:
             for number, text in enumerate(stream, start=1):
                 if not text.strip():
                     continue
-                try:
-                    line = json.loads(text)
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{path}: line {number} is no JSON: {error}") from None
+                line = parse_json(text, f"{path}: line {number}")
                 if not isinstance(line, dict):
                     raise InputError(f"{path}: line {number} is a {type(line).__name__}, not a dialogue")
                 yield number, line

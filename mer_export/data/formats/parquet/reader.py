@@ -22,6 +22,7 @@ from mer_export.data.labels import LabelReader
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, NotAvailableError, UnsupportedError, UsageError
+from mer_export.untrusted.impostors import refuse_impostor
 
 KEY = b"mer"
 COLUMNS = ("text", "audio", "vision", "speaker")
@@ -290,6 +291,7 @@ def _split_of(file: Any, group: int) -> str | None:
 
 def _opened(path: Path) -> Any:
     arrow, parquet = _pyarrow()
+    refuse_impostor(path)
     try:
         return parquet.ParquetFile(path)
     except (OSError, arrow.ArrowException) as error:

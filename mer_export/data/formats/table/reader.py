@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import ValidationError
 
 from mer_export.data.labels import LabelReader, speaker_indices
@@ -22,6 +21,9 @@ from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import ArraySource, DataSpec
 from mer_export.errors import InputError, NotAvailableError, UsageError
 from mer_export.registry import first_problem
+from mer_export.untrusted.arrays import check_arrays
+from mer_export.untrusted.documents import read_yaml
+from mer_export.untrusted.impostors import refuse_impostor
 
 MAPPING = "table.yaml"
 ALL = "all"
@@ -115,10 +117,8 @@ def mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, dict[tuple[str, str |
     own: dict[str, Any] = {}
     if (path / MAPPING).is_file():
         try:
-            own = yaml.safe_load((path / MAPPING).read_text()) or {}
+            own = read_yaml(path / MAPPING) or {}
             declared = DataSpec.model_validate(own)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path / MAPPING} is no YAML: {' '.join(str(error).split())}") from None
         except ValidationError as error:
             raise InputError(f"{path / MAPPING}: {first_problem(error)}") from None
         bound = {(s.file, s.array): s.only_with_split for all_ in declared.sources.values() for s in all_}
@@ -287,6 +287,7 @@ class Arrays:
 
 def load_array(path: Path, name: str | None = None) -> np.ndarray:
     """An array of an npy file, or the one of that name (or the only one) of an npz file; raises InputError."""
+    check_arrays(path)
     try:
         with open(path, "rb") as stream:
             content = np.load(stream, allow_pickle=False)
@@ -303,11 +304,12 @@ def load_array(path: Path, name: str | None = None) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # zip, header and length errors have many types
-        raise InputError(f"{path} is no readable array file: {' '.join(str(error).split())[:120]}") from None
+        raise InputError(f"{path} is not a readable array file: {' '.join(str(error).split())[:120]}") from None
 
 
 def read_table(path: Path) -> Columns:
     """Columns of a table as text: csv (comma), tsv or parquet by the ending; raises InputError."""
+    refuse_impostor(path)
     if path.suffix == ".parquet":
         return _read_parquet(path)
     try:
