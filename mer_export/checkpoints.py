@@ -215,7 +215,9 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    return value.kind if isinstance(value, Record) else type(value).__name__
+    if isinstance(value, Record):
+        return value.kind
+    return "tensor" if _is_tensor(value) else type(value).__name__
 
 
 def _outline(value: Any) -> str:

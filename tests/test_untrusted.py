@@ -493,11 +493,12 @@ CALLING = [
 def pythons() -> list[str]:
     """Every supported Python of this machine, the running one first."""
     found = {sys.version_info[:2]: sys.executable}
+    beside = Path(sys.base_prefix).parent
     for minor in (11, 12, 13, 14):
-        name = shutil.which(f"python3.{minor}")
-        works = name and subprocess.run([name, "-c", ""], capture_output=True).returncode == 0
-        if name and works:
-            found.setdefault((3, minor), name)
+        named = [shutil.which(f"python3.{minor}"), *map(str, beside.glob(f"*/bin/python3.{minor}"))]
+        works = [n for n in named if n and subprocess.run([n, "-c", ""], capture_output=True).returncode == 0]
+        if works:
+            found.setdefault((3, minor), works[0])
     return list(found.values())
 
 
