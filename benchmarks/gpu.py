@@ -25,6 +25,7 @@ from mer_export import machine
 from mer_export.data.example_inputs import random_inputs
 from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters import export_variant
+from mer_export.install import not_installed
 from mer_export.markdown import table
 
 LIMIT_SIZE = 8192
@@ -71,7 +72,7 @@ def _problem(device: str) -> str | None:
     try:
         import torch
     except ImportError:
-        return "torch is not installed: pip install 'mer[export]'"
+        return not_installed("torch", "export")
     if device == "cuda" and not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no CUDA device"
     return None
@@ -101,7 +102,7 @@ def device_limit() -> dict[str, float]:
 def _gflop(setting: Setting) -> float | None:
     """Work of the case from its fp32 ONNX file; None where that cannot be written or run here."""
     try:
-        variant = export_variant(setting.bundle, "onnx", setting.lengths, setting.batch)
+        variant = export_variant(setting.bundle, "onnx", setting.bucket, setting.batch)
         return gflop(setting.bundle.root / variant.model, setting.arrays)
     except (MerError, ImportError) as error:
         print(f"work not counted: {error}", file=sys.stderr)
@@ -109,15 +110,15 @@ def _gflop(setting: Setting) -> float | None:
 
 
 def _case(network: str, batch: int, device: str, rounds: int, missing: str | None) -> dict[str, Any]:
-    lengths = NETWORKS[network].buckets[-1]
-    case: dict[str, Any] = {"network": network, "lengths": lengths, "batch": batch}
+    bucket = NETWORKS[network].buckets[-1]
+    case: dict[str, Any] = {"network": network, "lengths": dict(bucket), "batch": batch}
     if missing:
         return case | {"parts": {name: {"status": "skipped", "reason": missing} for name in PARTS}}
     parts = {}
     with tempfile.TemporaryDirectory() as folder:
         bundle = random_bundle(Path(folder) / "bundle", NETWORKS[network])
-        arrays = random_inputs(bundle.manifest.contract, lengths, batch)
-        setting = Setting(bundle, lengths, batch, device, rounds, arrays)
+        arrays = random_inputs(bundle.manifest.contract, bucket, batch)
+        setting = Setting(bundle, bucket, batch, device, rounds, arrays)
         for name, part in PARTS.items():
             print(f"{network}, batch {batch}: {name}", file=sys.stderr, flush=True)
             parts[name] = run_part(part, setting)

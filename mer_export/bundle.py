@@ -25,10 +25,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mer_export.contract import Contract, Lengths, lengths_name
+from mer_export.bucket import Bucket
+from mer_export.contract import Contract
 from mer_export.errors import BundleError, InputError, UsageError
 from mer_export.task import Task
-from mer_export.untrusted.documents import parse_json
+from mer_export.untrusted.json_files import parse_json
 from mer_export.untrusted.onnx_files import data_files
 
 SCHEMA_VERSION = 1
@@ -72,7 +73,7 @@ class Variant(Strict):
 
     format: str
     precision: str
-    lengths: Lengths
+    lengths: Bucket
     batch: int
     model: str
     exporter: str
@@ -83,7 +84,7 @@ class Variant(Strict):
     def name(self) -> str:
         batch = "dynamic" if self.batch == 0 else str(self.batch)
         stages = "-stages" if self.stages else ""
-        return f"{self.format}-{self.precision}-{lengths_name(self.lengths)}-b{batch}{stages}"
+        return f"{self.format}-{self.precision}-{self.lengths.name}-b{batch}{stages}"
 
 
 class Manifest(Strict):

@@ -20,8 +20,8 @@ import numpy as np
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.builders import Record
-from mer_export.untrusted.documents import read_json
 from mer_export.untrusted.impostors import refuse_impostor
+from mer_export.untrusted.json_files import read_json
 from mer_export.untrusted.pickles import load_records
 
 if TYPE_CHECKING:

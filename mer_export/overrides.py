@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from mer_export.errors import InputError, UsageError
-from mer_export.untrusted.documents import parse_yaml
+from mer_export.untrusted.yaml_files import parse_yaml
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -42,11 +42,12 @@ def test_the_command_line_starts_without_what_its_commands_need() -> None:
     code = (
         "import sys, cli; "
         "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'openvino', 'pyarrow', 'matplotlib', 'h5py'}; "
+        "heavy |= {'tokenizers', 'huggingface_hub'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
-    first = ["doctor", "list", "verify", "train", "crossval", "import", "export", "infer", "eval", "parity", "bench"]
-    assert list(typer.main.get_command(cli.app).commands) == [*first, "tune", "demo", "data"]
+    first = ["doctor", "list", "verify", "inspect", "synth", "train", "crossval", "import", "export", "infer", "eval"]
+    assert list(typer.main.get_command(cli.app).commands) == [*first, "parity", "bench", "tune", "demo", "data"]

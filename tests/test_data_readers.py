@@ -103,7 +103,7 @@ def test_two_data_sets_in_one_directory_need_a_choice(meld):
 def test_unknown_paths_and_formats_are_usage_errors(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         open_corpus(tmp_path / "absent")
-    with pytest.raises(InputError, match="no format that can be recognised"):
+    with pytest.raises(InputError, match="is in no known format"):
         open_corpus(tmp_path)
     with pytest.raises(UsageError, match="no data format 'xml'"):
         open_corpus(tmp_path, DataSpec(format="xml"))
@@ -127,7 +127,7 @@ def test_difficulties_are_written_in_the_published_format(tmp_path, keys):
 @pytest.mark.parametrize("content", [[1, 2], {}, {"a": "x"}, {"a": float("nan")}, {"a": True}])
 def test_other_pickles_are_no_difficulty_file(tmp_path, content):
     (tmp_path / "d.pkl").write_bytes(pickle.dumps(content))
-    with pytest.raises(InputError, match="no difficulty file"):
+    with pytest.raises(InputError, match="not a difficulty file"):
         read_difficulty(tmp_path / "d.pkl")
 
 

@@ -261,7 +261,7 @@ def test_word_vectors_come_from_every_usual_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("v.csv", "", "by its ending"),
+        ("v.csv", "", "its ending must be"),
         ("v.json", "[1]", "holds a list"),
         ("v.json", '{"a": [1], "b": [1, 2]}', r"widths \[1, 2\]"),
         ("v.json", '{"a": ["x"]}', "'a' is not made of numbers"),

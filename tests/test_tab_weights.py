@@ -78,7 +78,7 @@ def test_encoders_come_from_files_of_their_pretraining_or_from_a_fine_tuned_pair
         load_encoder(Bert(config.audio), file)
 
 
-def test_a_tokeniser_says_its_shape_in_its_arguments() -> None:
+def test_a_tokenizer_says_its_shape_in_its_arguments() -> None:
     model = speech_network()
     state = export_weights(model, VQ_MAP, model.config)
     assert {n.split(".")[0] for n in state} == {"feature_extractor", "vector_quantizer"}
@@ -90,5 +90,5 @@ def test_a_tokeniser_says_its_shape_in_its_arguments() -> None:
     assert [VqConfig().frames(n) for n in (464, 10_000, 163_825, 327_665)] == [0, 60, 1022, 2046]
     with pytest.raises(UnsupportedError, match="gumbel"):
         from_arguments({"vq_type": "gumbel"})
-    with pytest.raises(UsageError, match="no tokeniser"):
+    with pytest.raises(UsageError, match="do not describe a tokenizer"):
         from_arguments({"conv_feature_layers": "[(512, 10"})

@@ -35,10 +35,11 @@ from mer_export.data.word_vectors import read_word_vectors
 from mer_export.errors import InputError, MerError
 from mer_export.overrides import apply_overrides
 from mer_export.untrusted.budget import BYTES_PER_BYTE, MIB, SPARE_BYTES
-from mer_export.untrusted.documents import read_json, read_yaml
 from mer_export.untrusted.hdf5 import load_hdf5, save_hdf5
+from mer_export.untrusted.json_files import read_json
 from mer_export.untrusted.onnx_files import data_files
 from mer_export.untrusted.pickles import load_pickle, load_records
+from mer_export.untrusted.yaml_files import read_yaml
 
 SECONDS = 10
 """Of processor time that an attack may take; most take milliseconds."""

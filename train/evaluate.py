@@ -9,7 +9,7 @@ import torch
 from mer_export.bundle import CONFIG, Bundle
 from mer_export.contract import Semantics
 from mer_export.data.samples import Sample
-from mer_export.untrusted.documents import read_yaml
+from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import bundle_model
 from train.config import parse_config
 from train.model_metrics import PUBLISHED_BATCH, evaluate_model

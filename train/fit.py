@@ -25,13 +25,15 @@ from mer_export.data.samples import Corpus, Sample
 from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
 from mer_export.errors import NotAvailableError, UsageError
+from mer_export.install import not_installed
+from mer_export.metrics.table import find, main
 from mer_export.task import Task
-from mer_export.untrusted.documents import read_yaml
+from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import load_from_bundle
 from train.config import TrainConfig, dump_config, first_difference
 from train.evaluate import evaluate
 from train.loop import Stage, cpu_threads, make_accelerator, set_statistics
-from train.progress import Quiet, default_progress, headline
+from train.progress import Quiet, default_progress
 from train.protocol import Before
 from train.provenance import feature_statistics, provenance
 from train.recipe import protocol_class, recipe
@@ -175,6 +177,11 @@ class Run:
         """Evaluates the kept weights and drops what only resuming needs."""
         if self.bundle is None or not self.setting.accelerator.is_main_process:
             return
+        if WEIGHTS not in self.bundle.manifest.files:
+            keep = self.setting.config.keep
+            raise UsageError(
+                f"keep.metric {keep.metric} on {keep.split} was never a number: choose another, or keep.rule=last"
+            )
         self.state.finished = True
         kinds: tuple[Semantics, ...] = (
             ("single", "batch") if getattr(self.setting.settings, "semantics", "single") == "batch" else ("single",)
@@ -213,7 +220,8 @@ class Run:
         value = measured[keep.metric]
         if math.isnan(value):
             return False
-        if self.state.best_value is not None and not keep.sign * (value - self.state.best_value) > keep.margin:
+        best = self.state.best_value
+        if best is not None and not find(keep.metric).lost(value, best) > keep.margin:
             return False
         self.state.best_epoch, self.state.best_value = self.state.epoch, value
         return True
@@ -346,14 +354,14 @@ def _headline(found: dict[str, dict[Semantics, dict[str, float]]], epoch: int | 
         return {"epoch": epoch}
     split = list(found)[-1]
     metrics = found[split]["single"]
-    return {"epoch": epoch, "split": split} | headline(metrics)
+    return {"epoch": epoch, "split": split} | main(metrics)
 
 
 def _tensorboard(out: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise NotAvailableError("tensorboard is not installed: pip install 'mer[tensorboard]'") from None
+        raise NotAvailableError(not_installed("tensorboard", "tensorboard")) from None
     return SummaryWriter(str(out.with_name(out.name + "-tensorboard")))
 
 

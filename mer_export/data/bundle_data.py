@@ -16,7 +16,7 @@ from mer_export.data.tokens.tokenizer import with_kept
 from mer_export.errors import UsageError
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
-from mer_export.untrusted.documents import read_yaml
+from mer_export.untrusted.yaml_files import read_yaml
 
 AUTO = "auto"
 KEPT = ("context", "tokenizer", "packing", "faces")
@@ -31,7 +31,7 @@ def choose_spec(path: Path, data_format: str, configured: DataSpec, sets: Sequen
     if data_format != AUTO:
         return DataSpec(format=data_format)
     spec = _override(configured, sets) if sets else configured
-    # A name that is no format is refused where the data are opened.
+    # A name that is not a format is refused where the data are opened.
     fits = spec.format not in known_formats() or known_formats()[spec.format].load().detect(path, spec)
     # Data in another format are still read as utterances with their context, with the same tokenizer and packing.
     return spec if fits else DataSpec(**{n: getattr(spec, n) for n in KEPT})

@@ -16,11 +16,11 @@ from mer_export.data.formats.format import known_formats
 from mer_export.data.open import detect
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
-from mer_export.errors import InputError, MerError
+from mer_export.errors import InputError, MerError, UsageError
 from mer_export.task import known_units
 from mer_export.untrusted.arrays import check_arrays
-from mer_export.untrusted.documents import read_json
 from mer_export.untrusted.impostors import refuse_impostor
+from mer_export.untrusted.json_files import read_json
 from mer_export.untrusted.pickles import load_pickle
 
 OUTLINE_DEPTH = 4
@@ -35,11 +35,14 @@ def inspect_file(path: Path | str, spec: DataSpec | None = None) -> dict[str, An
 
     Raises:
         InputError: missing, damaged, or nothing that is known.
+        UsageError: a data format is named and `path` is a bundle.
     """
     path, spec = Path(path), spec or DataSpec()
     if not path.exists():
         raise InputError(f"{path} does not exist")
     if (path / MANIFEST).is_file():
+        if spec.format != "auto":
+            raise UsageError(f"{path} is a bundle, not a data set: leave --data-format {spec.format} out")
         return {"path": str(path), **_bundle(path)}
     if path.is_file() and path.suffix in SINGLE:
         return {"path": str(path), **SINGLE[path.suffix](path), "files": _checksums([path], path.parent)}
@@ -219,7 +222,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "labels": list(manifest.task.labels),
         "inputs": {s.name: [s.dtype, *s.dims] for s in manifest.contract.inputs},
         "outputs": {s.name: [s.dtype, *s.dims] for s in manifest.contract.outputs},
-        "buckets": list(manifest.contract.buckets),
+        "buckets": [dict(b) for b in manifest.contract.buckets],
         "features": {k: v.model_dump() for k, v in manifest.features.items()},
         "variants": [v.name for v in manifest.variants],
         "files": {name: entry.model_dump() for name, entry in manifest.files.items()},
@@ -283,7 +286,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
             tensors = {n: {"shape": list(s.get_shape()), "dtype": s.get_dtype()} for n, s in slices.items()}
             return {"kind": "weights", "metadata": content.metadata() or {}, "arrays": tensors}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is no readable safetensors file: {_short(error)}") from None
+        raise InputError(f"{path} is not a readable safetensors file: {_short(error)}") from None
 
 
 SINGLE: dict[str, Callable[[Path], dict[str, Any]]] = {

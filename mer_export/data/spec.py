@@ -90,11 +90,11 @@ class ContextData(BaseModel):
     max_audio: int = Field(2048, ge=2)
     """Tokens that are read of each utterance; nothing marks the cut."""
     lower: bool = True
-    """Lower-case a transcript before it is tokenised."""
+    """Lower-case a transcript before it is tokenized."""
     encoder: str | None = None
     """Folder of a sentence encoder, for utterances that come with a sentence and no vector."""
     speech: str | None = None
-    """Folder of a speech tokeniser, for utterances that come as wav files."""
+    """Folder of a speech tokenizer, for utterances that come as wav files."""
 
 
 class DataSpec(BaseModel):
@@ -127,8 +127,8 @@ class DataSpec(BaseModel):
     score: str | None = None
     """Column of numbers that a regression predicts, with `unit: utterance`."""
     tokenizer: str | None = None
-    """Vocabulary file, or folder with a vocab.txt (word pieces) or with vocab.json and merges.txt (byte pairs), that
-    turns `sentence` into tokens, with `unit: utterance`."""
+    """Folder of a text tokenizer (see docs/data.md), its tokenizer.json or its vocab.txt, that turns `sentence` into
+    tokens, with `unit: utterance`."""
     context: ContextData | None = None
     """Given for models that read an utterance's tokens and the sentence vectors of its neighbours."""
     packing: Literal["roberta", "bert"] | None = None

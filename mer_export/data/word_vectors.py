@@ -11,8 +11,8 @@ import numpy as np
 from mer_export.contract import Table
 from mer_export.data.spec import EmotionData
 from mer_export.errors import InputError
-from mer_export.untrusted.documents import read_json
 from mer_export.untrusted.impostors import refuse_impostor
+from mer_export.untrusted.json_files import read_json
 from mer_export.untrusted.pickles import load_pickle
 
 Vectors = dict[str, np.ndarray]
@@ -38,7 +38,7 @@ def read_word_vectors(path: Path | str, words: Collection[str] | None = None) ->
     """
     path = Path(path)
     if path.suffix not in READERS:
-        raise InputError(f"{path} is no file of word vectors by its ending: it must be one of {sorted(READERS)}")
+        raise InputError(f"{path} is not a file of word vectors: its ending must be one of {sorted(READERS)}")
     found = READERS[path.suffix](path, words)
     if not isinstance(found, dict):
         raise InputError(f"{path} holds a {type(found).__name__}, expected words with their vectors")

@@ -19,6 +19,7 @@ from mer_export.exporters.graph.gate import open_file, run_file
 from mer_export.exporters.graph.merge import merge_linears
 from mer_export.exporters.graph.share import share_initializers
 from mer_export.exporters.torchscript import attention_as_written
+from mer_export.install import not_installed
 
 FORMAT = Format(
     "onnx",
@@ -128,7 +129,7 @@ def _need(package: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(package) is None:
-        raise NotAvailableError(f"{package} is not installed: pip install 'mer[export]'")
+        raise NotAvailableError(not_installed(package, "export"))
 
 
 @contextlib.contextmanager

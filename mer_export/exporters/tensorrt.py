@@ -14,13 +14,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import sha256
-from mer_export.contract import Contract, Lengths
+from mer_export.contract import Contract
 from mer_export.cuda import find_gpu
 from mer_export.errors import BundleError, NotAvailableError, UsageError
 from mer_export.exporters import onnx as onnx_exporter
 from mer_export.exporters.export_job import Exported, ExportJob
 from mer_export.exporters.format import Format
+from mer_export.install import install_hint, not_installed
 
 FORMAT = Format(
     "tensorrt",
@@ -51,7 +53,7 @@ class EngineKey(BaseModel):
 
     onnx: str
     batch: int
-    lengths: Lengths
+    lengths: Bucket
     flavour: str
     version: str
     gpu: str
@@ -77,19 +79,17 @@ def find_library() -> tuple[Any, str]:
                 return import_module(name), flavour
             except (ImportError, OSError) as error:
                 raise NotAvailableError(f"{name} is installed but does not load: {error}") from None
-    raise NotAvailableError(
-        "neither tensorrt nor tensorrt-rtx is installed: pip install 'mer[tensorrt]' or 'mer[tensorrt-rtx]'"
-    )
+    raise NotAvailableError(not_installed("TensorRT", "tensorrt", "tensorrt-rtx"))
 
 
-def key_here(onnx_file: Path, batch: int, lengths: Lengths) -> EngineKey:
+def key_here(onnx_file: Path, batch: int, bucket: Bucket) -> EngineKey:
     """The key of an engine built from this file on this machine."""
     library, flavour = find_library()
     gpu = find_gpu() if flavour == "tensorrt" else None
     return EngineKey(
         onnx=sha256(onnx_file),
         batch=batch,
-        lengths=lengths,
+        lengths=bucket,
         flavour=flavour,
         version=str(library.__version__),
         gpu=gpu.name if gpu else ANY,
@@ -120,7 +120,7 @@ def build_engine(onnx_file: Path, contract: Contract) -> bytes:
     """
     library, flavour = find_library()
     if flavour == "tensorrt" and find_gpu() is None:
-        raise NotAvailableError("tensorrt builds engines only on a machine with a GPU: install 'mer[tensorrt-rtx]'")
+        raise NotAvailableError(f"tensorrt builds engines only on a machine with a GPU: {install_hint('tensorrt-rtx')}")
     reports = Reports(library)
     builder = library.Builder(reports.logger)
     flag = library.NetworkDefinitionCreationFlag.STRONGLY_TYPED

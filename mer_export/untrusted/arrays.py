@@ -44,7 +44,7 @@ def _check(stream: IO[bytes], size: int, budget: Budget) -> None:
     """One array of `size` bytes with its header."""
     shape, dtype = _header(stream)
     if dtype.hasobject:
-        raise InputError(f"{budget.name} was not read: it holds Python objects, save arrays of numbers or text")
+        raise ValueError("it holds Python objects, save arrays of numbers or text")
     claimed = budget.take_array(shape, dtype)
     held = size - stream.tell()
     if claimed != held:

@@ -148,7 +148,7 @@ def _encode(text: Any, codec: Any) -> bytes:
 def _plain(kind: Callable[..., Any]) -> Callable[..., Any]:
     def build(*arguments: Any) -> Any:
         if len(arguments) > 1 or not all(isinstance(a, list | tuple | bytes) for a in arguments):
-            raise Refused(f"{kind.__name__} of something that is no sequence")
+            raise Refused(f"{kind.__name__} of something that is not a sequence")
         for item in arguments[0] if arguments and kind in (set, frozenset) else ():
             check_key(item)
         return kind(*arguments)
@@ -164,19 +164,19 @@ def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
 
 def _counter(counts: Any = ()) -> dict[Any, Any]:
     if not isinstance(counts, Mapping):
-        raise Refused("a Counter of something that is no dict")
+        raise Refused("a Counter of something that is not a dict")
     return dict(counts)
 
 
 def _default_dict(factory: Any = None) -> dict[Any, Any]:
     if factory is not None and not isinstance(factory, Name):
-        raise Refused("a defaultdict whose default is no name")
+        raise Refused("a defaultdict whose default is not a name")
     return {}
 
 
 def _deque(items: Any = (), _longest: Any = None) -> list[Any]:
     if not isinstance(items, list | tuple):
-        raise Refused("a deque of something that is no sequence")
+        raise Refused("a deque of something that is not a sequence")
     return list(items)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mer_export.errors import InputError, NotAvailableError
+from mer_export.install import not_installed
 from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.impostors import refuse_impostor
 
@@ -21,7 +22,7 @@ def load_hdf5(path: Path | str, name: str) -> np.ndarray:
     try:
         import h5py
     except ImportError:
-        raise NotAvailableError("h5py is not installed: pip install 'mer[hdf5]'") from None
+        raise NotAvailableError(not_installed("h5py", "hdf5")) from None
     refuse_impostor(path)
     budget = Budget.of(Path(path))
     try:
@@ -44,6 +45,6 @@ def save_hdf5(path: Path, name: str, array: np.ndarray) -> None:
     try:
         import h5py
     except ImportError:
-        raise NotAvailableError("h5py is not installed: pip install 'mer[hdf5]'") from None
+        raise NotAvailableError(not_installed("h5py", "hdf5")) from None
     with h5py.File(path, "w") as file:
         file.create_dataset(name, data=array)

@@ -39,3 +39,12 @@ def _reason(head: bytes) -> str | None:
         named = f" ({' '.join(title[1].decode('utf-8', 'replace').split())!r})" if title else ""
         return f"a web page{named} that was saved in place of the file: download it again"
     return None
+
+
+def read_genuine(path: Path) -> bytes:
+    """The bytes of a file; raises InputError where it is another, or cannot be read."""
+    refuse_impostor(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None

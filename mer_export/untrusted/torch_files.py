@@ -56,7 +56,7 @@ class _ZipStorages:
 
     def bytes_of(self, name: str) -> bytearray:
         entry = self.archive.getinfo(self.folder + name)
-        # torch.save never compresses; a small file that claims to hold much is no such file.
+        # torch.save never compresses; a small file that claims to hold much was not written by it.
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > self.budget.size:
             raise Refused("a compressed entry")
         self.budget.take(entry.file_size)

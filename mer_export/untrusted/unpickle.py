@@ -100,7 +100,7 @@ class DataUnpickler(_Base):  # type: ignore[misc,valid-type]
         target = self.stack[-1]
         if isinstance(target, Pending):
             if not isinstance(state, tuple) or len(state) < 5:
-                raise Refused("a state for something that is no array")
+                raise Refused("a state for something that is not an array")
             target.value = self._counted(target.complete(tuple(done(s) for s in state)))
             self.stack[-1] = target.value
             return
@@ -109,7 +109,7 @@ class DataUnpickler(_Base):  # type: ignore[misc,valid-type]
     def attributes(self, target: Any, state: Any) -> None:
         """Attributes: of a record they are its content, of a plain dict (a state_dict's versions) nothing."""
         if not isinstance(target, dict) or not isinstance(state, dict):
-            raise Refused("a state for something that is no array")
+            raise Refused("a state for something that is not an array")
         if isinstance(target, Record):
             target.update(self._counted(state))
 
@@ -122,7 +122,7 @@ class DataUnpickler(_Base):  # type: ignore[misc,valid-type]
             self.stack.append(reference[1])
             return
         if reference[0] != "storage" or not isinstance(reference[2], str):
-            raise Refused("a reference to something that is no storage")
+            raise Refused("a reference to something that is not a storage")
         kind = storage_kind(reference[1])
         self.stack.append(self.storages.find(kind, reference[2], *(*reference[4:6], None, None)[:2]))
 

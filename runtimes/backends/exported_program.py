@@ -10,7 +10,7 @@ from typing import Any
 from mer_export.errors import BundleError
 from runtimes.backends.backend import Backend
 from runtimes.backends.eager import TorchSession
-from runtimes.backends.session import Port, check_ports
+from runtimes.backends.session import Port, Ports
 
 BACKEND = Backend(
     "exported_program",
@@ -26,33 +26,28 @@ class ExportedProgramSession(TorchSession):
     """An ahead-of-time captured graph at its bucket's lengths."""
 
     backend = "exported_program"
+    unreadable = (RuntimeError, ValueError, AssertionError, zipfile.BadZipFile)
 
-    def load(self, model: Path) -> Any:
-        refuse_pickles(model)
-        try:
-            program = self._torch.export.load(model)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise BundleError(f"{model} is no exported program: {str(error).splitlines()[0]}") from None
-        check_ports(model, self.contract.inputs, _ports(program), self.lengths, self.batch)
-        return program.module().to(self.options.device)
+    def read(self, path: Path) -> tuple[Any, Ports]:
+        refuse_pickles(path)
+        program = self._torch.export.load(path)
+        return program.module().to(self.options.device), Ports(_inputs(program))
 
 
 def refuse_pickles(model: Path) -> None:
     """PyTorch unpickles some parts of an archive without limits; files of this toolkit have none of them.
 
     Raises:
-        BundleError: not an archive, or one with pickled weights, constants, objects or example inputs.
+        BundleError: it has pickled weights, constants, objects or example inputs.
+        BadZipFile, ValueError: it is not an archive, or not one of an exported program.
     """
-    try:
-        with zipfile.ZipFile(model) as archive:
-            for entry in archive.infolist():
-                parts = entry.filename.split("/")
-                if "sample_inputs" in parts and entry.file_size:
-                    raise BundleError(f"{model} holds pickled example inputs: export it again with mer export")
-                if entry.filename.endswith("_config.json") and _has_pickle(json.loads(archive.read(entry))):
-                    raise BundleError(f"{model} holds pickled objects: export it again with mer export")
-    except (zipfile.BadZipFile, ValueError, UnicodeDecodeError) as error:
-        raise BundleError(f"{model} is no exported program: {error}") from None
+    with zipfile.ZipFile(model) as archive:
+        for entry in archive.infolist():
+            parts = entry.filename.split("/")
+            if "sample_inputs" in parts and entry.file_size:
+                raise BundleError(f"{model} holds pickled example inputs: export it again with mer export")
+            if entry.filename.endswith("_config.json") and _has_pickle(json.loads(archive.read(entry))):
+                raise BundleError(f"{model} holds pickled objects: export it again with mer export")
 
 
 def _has_pickle(value: Any) -> bool:
@@ -61,7 +56,7 @@ def _has_pickle(value: Any) -> bool:
     return isinstance(value, list) and any(_has_pickle(v) for v in value)
 
 
-def _ports(program: Any) -> dict[str, Port]:
+def _inputs(program: Any) -> dict[str, Port]:
     """What the program declares, in the order of its inputs."""
     values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
     return {

@@ -6,11 +6,12 @@ from typing import Any
 
 from pydantic import Field
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import Strict
-from mer_export.contract import Lengths, lengths_name
 from mer_export.markdown import some, table
+from mer_export.metrics import find
 from mer_export.report import Report
-from runtimes.backends.candidate import grouped_reasons
+from runtimes.backends.way import grouped_reasons
 from runtimes.parity.compare import Comparison
 from runtimes.parity.invariance import Invariance
 from runtimes.parity.policy import Policy, Verdict
@@ -26,8 +27,8 @@ class CandidateReport(Strict):
     variant: str | None
     format: str
     precision: str
-    """Precision it computes in: the variant's, or what that is lowered to."""
-    lengths: Lengths | None
+    """Precision it computes in: the variant's, or what that is reduced to."""
+    lengths: Bucket | None
     batch: int
     verdict: Verdict
     reasons: list[str] = Field(default_factory=list)
@@ -113,7 +114,7 @@ def parity_markdown(report: ParityReport) -> str:
                 "of tolerance",
                 "cosine",
                 "flips",
-                metric_title(report.metric),
+                find(report.metric).title,
                 "other ways to run it",
             ),
             [_parity_row(c, report) for c in report.ran],
@@ -135,7 +136,7 @@ def parity_markdown(report: ParityReport) -> str:
 
 
 def _parity_row(candidate: CandidateReport, report: ParityReport) -> tuple[object, ...]:
-    bucket = lengths_name(candidate.lengths) if candidate.lengths else "any"
+    bucket = candidate.lengths.name if candidate.lengths is not None else "any"
     start = (candidate.verdict, candidate.runtime, candidate.format, candidate.precision, bucket)
     found = candidate.comparison
     if found is None:
@@ -159,11 +160,6 @@ def share(used: float) -> str:
     return "> 1000" if used > 1000 else f"{used:.2g}"
 
 
-def metric_title(name: str) -> str:
-    """A metric as people write it: `weighted F1`."""
-    return name.replace("_f1", " F1").replace("_", " ")
-
-
 def flips_cell(found: Comparison) -> str:
     """How many labels change, and how many signs where the task is a regression."""
     signs = "" if found.sign_flips is None else f", {found.sign_flips} signs"
@@ -176,8 +172,9 @@ def metric_cell(candidate: CandidateReport, name: str = "weighted_f1") -> str:
     found = next((m for m in metrics if m.metric == name), None)
     if found is None:
         return "–"
-    interval = f" [{found.low:+.2f}, {found.high:+.2f}]" if found.low or found.high else ""
-    return f"{found.candidate:.2f} ({found.difference:+.2f}{interval})"
+    metric = find(name)
+    interval = f" [{metric.change(found.low)}, {metric.change(found.high)}]" if found.low or found.high else ""
+    return f"{metric.text(found.candidate)} ({metric.change(found.difference)}{interval})"
 
 
 def _flips(report: ParityReport) -> list[str]:

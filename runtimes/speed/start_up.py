@@ -1,24 +1,22 @@
-"""One candidate in a process of its own: what importing, loading and the first answer cost, and how much memory.
+"""One way to run in a process of its own: what importing, loading and the first answer cost, and how much memory.
 
-`python -m runtimes.speed.start_up REQUEST` takes a JSON request and prints a JSON `ColdStart`. Inside the process of
-the benchmark itself these numbers would be those of everything loaded before.
+Run by `mer_export.launcher`, `main` takes a JSON request and prints a JSON `ColdStart`. Inside the process of the
+benchmark itself these numbers would be those of everything loaded before.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mer_export.bundle import Bundle, Strict
 from mer_export.errors import MerError
-from runtimes.backends.candidate import Candidate
-from runtimes.backends.session import SessionOptions
+from mer_export.launcher import module_command
+from runtimes.backends.way import Way
 
 
 class ColdStart(Strict):
@@ -33,23 +31,12 @@ class ColdStart(Strict):
     peak_mib: float
 
 
-def cold_start(bundle: Path, candidate: Candidate, timeout: float = 300) -> ColdStart | str:
-    """Measures a candidate in a fresh process; gives the reason as a sentence where that fails."""
-    request = {
-        "name": candidate.name,
-        "bundle": str(bundle.resolve()),
-        "variant": candidate.variant.name if candidate.variant else None,
-        "backend": candidate.backend,
-        "options": asdict(candidate.options),
-        "spawned": time.time(),
-    }
-    # Run from a plain clone or installed, the packages are found where this process found them.
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "runtimes.speed.start_up", json.dumps(request)]
+def cold_start(bundle: Path, way: Way, timeout: float = 300) -> ColdStart | str:
+    """Measures a way to run in a fresh process; gives the reason as a sentence where that fails."""
+    request = {"bundle": str(bundle.resolve()), "way": way.model_dump(mode="json"), "spawned": time.time()}
+    command = module_command("runtimes.speed.start_up", json.dumps(request))
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"PYTHONPATH": path}
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         return f"the first answer took more than {timeout:g} s"
     if done.returncode:
@@ -62,15 +49,13 @@ def measure(request: dict[str, Any]) -> ColdStart:
     """Loads what `request` names and runs it once on an item of the bucket's length."""
     waited = time.time() - request["spawned"]
     start = time.perf_counter()
-    opened = Bundle.open(request["bundle"])
-    variant = opened.find(request["variant"]) if request["variant"] else None
-    candidate = Candidate(variant, request["backend"], SessionOptions(**request["options"]))
-    with candidate.open(opened) as session:
+    way = Way.model_validate(request["way"])
+    with way.open(Bundle.open(request["bundle"])) as session:
         loaded = time.perf_counter()
         session.warm_up()
         ended = time.perf_counter()
     return ColdStart(
-        name=request["name"],
+        name=way.name,
         start_s=round(waited, 4),
         load_s=round(loaded - start, 4),
         first_call_ms=round(1000 * (ended - loaded), 3),
@@ -96,7 +81,3 @@ def main() -> None:
         print(measure(json.loads(sys.argv[1])).model_dump_json())
     except MerError as error:
         sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -20,7 +20,7 @@ from mer_export.data.spec import DataSpec
 from mer_export.data.word_vectors import read_word_vectors
 from mer_export.importer import import_checkpoint
 from mer_export.metrics import multilabel as multilabel_metrics
-from mer_export.metrics.sentiment import PLAIN, mtee_metrics
+from mer_export.metrics.sentiment import mtee_metrics
 from mer_export.models.mtee.config import EMOTIONS, MODALITIES
 from mer_export.models.mtee.emotions import TABLE, look_up, tables
 from mer_export.task import Task
@@ -262,7 +262,9 @@ def metric(case: Case) -> dict[str, Any]:
         found = mtee_metrics(case.inputs["truths"].ravel(), case.inputs["preds"].ravel())
         prefix = "non0_" if case.config["exclude_zero"] else ""
         names = {"acc7": "acc_7", "acc5": "acc_5", "acc2": f"{prefix}acc_2", "f1": f"{prefix}f1"}
-        return {n: np.asarray([found[n]]) for n in PLAIN} | {n: np.asarray([found[o] / 100]) for n, o in names.items()}
+        return {n: np.asarray([found[n]]) for n in ("mae", "corr")} | {
+            n: np.asarray([found[o] / 100]) for n, o in names.items()
+        }
     known(case.config, {"threshold"})
     logits, truths = case.inputs["logits"], case.inputs["truths"].astype(np.int64)
     names = tuple(f"class {i}" for i in range(logits.shape[1]))

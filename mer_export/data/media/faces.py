@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mer_export.errors import InputError, NotAvailableError
+from mer_export.install import not_installed
 from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.impostors import refuse_impostor
 
@@ -67,7 +68,7 @@ def read_image(path: Path | str) -> np.ndarray:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
-        raise NotAvailableError("Pillow is not installed, it reads face images: pip install 'mer[faces]'") from None
+        raise NotAvailableError(not_installed("Pillow, which reads face images,", "faces")) from None
     refuse_impostor(path)
     try:
         with Image.open(path, formats=FORMATS) as image:

@@ -22,7 +22,7 @@ def read_recording(path: Path) -> tuple[np.ndarray, int]:
                 raise InputError(f"{path} claims {claimed} bytes of sound and has {held}: it was cut off, get it again")
             content = stream.readframes(stream.getnframes())
     except (OSError, EOFError, RuntimeError, wave.Error) as error:
-        raise InputError(f"{path} is no wav file that can be read: {error}") from None
+        raise InputError(f"{path} is not a readable wav file: {error}") from None
     if width != 2:
         raise InputError(f"{path} has {8 * width} bits per sample, expected 16: convert it to 16-bit PCM")
     if len(content) % (width * channels):

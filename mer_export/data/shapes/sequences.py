@@ -13,9 +13,8 @@ from mer_export.data.labels import LabelReader
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.shapes.packed import place, table_texts
 from mer_export.data.spec import ArraySource, DataSpec
-from mer_export.data.tokens.bytepairs import BytePairs
+from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.data.tokens.tokenizer import load_tokenizer
-from mer_export.data.tokens.wordpiece import WordPiece
 from mer_export.errors import InputError, UsageError
 
 
@@ -58,7 +57,7 @@ def _sample(
     row: Row,
     spec: DataSpec,
     sources: dict[str, list[_Source]],
-    pieces: BytePairs | WordPiece | None,
+    pieces: TextTokenizer | None,
     reader: LabelReader,
 ) -> Sample:
     named = [row.cell(c) for c in (spec.dialogue, spec.utterance) if c]

@@ -13,8 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_export.data.tokens.wordpiece import WordPiece
-from mer_export.encoders.sentence import CONFIG, MODEL, VOCABULARY
+from mer_export.data.tokens.text_tokenizer import TextTokenizer
+from mer_export.data.tokens.tokenizer_json import text_files
+from mer_export.encoders.sentence import CONFIG, MODEL
 from mer_export.errors import ParityError, UsageError
 from mer_export.exporters.graph.gate import open_file
 from mer_export.exporters.onnx import quiet
@@ -43,11 +44,12 @@ class Sentence(nn.Module):
 
 
 def export_encoder(source: Path, out: Path, pooling: Pooling = "first", force: bool = False) -> list[Path]:
-    """Writes the folder from one of the `transformers` package (config.json, vocab.txt, weights).
+    """Writes the folder from one of the `transformers` package (config.json, weights, files of its tokenizer).
 
     Raises:
         UsageError: the folder exists, or weights do not fit.
         InputError: the source is damaged.
+        NotAvailableError: `tokenizers` is missing.
         ParityError: the file gives other vectors.
     """
     if out.exists() and not force:
@@ -55,7 +57,8 @@ def export_encoder(source: Path, out: Path, pooling: Pooling = "first", force: b
     config = read_config(source)
     bert = Bert(config).eval()
     load_pretrained(bert, source)
-    WordPiece.load(source)
+    TextTokenizer.load(source)
+    tokenizer = text_files(source)
     out.mkdir(parents=True, exist_ok=True)
     model = Sentence(bert, pooling).eval()
     tokens = torch.export.Dim("tokens", min=2, max=config.longest)
@@ -75,9 +78,10 @@ def export_encoder(source: Path, out: Path, pooling: Pooling = "first", force: b
     assert program is not None
     program.save(str(out / MODEL))
     _prove(model, out / MODEL, config.longest, config.vocabulary)
-    shutil.copyfile(source / VOCABULARY, out / VOCABULARY)
+    for name, file in tokenizer.items():
+        shutil.copyfile(file, out / name)
     (out / CONFIG).write_text(json.dumps({"longest": config.longest, "width": config.hidden, "pooling": pooling}))
-    return [out / name for name in (CONFIG, MODEL, VOCABULARY)]
+    return [out / name for name in (CONFIG, MODEL, *tokenizer)]
 
 
 def _prove(model: Sentence, path: Path, longest: int, vocabulary: int) -> None:

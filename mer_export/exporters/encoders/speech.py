@@ -1,4 +1,4 @@
-"""A speech tokeniser as a folder that runs without PyTorch: vq-wav2vec for any length, one utterance at a time."""
+"""A speech tokenizer as a folder that runs without PyTorch: vq-wav2vec for any length, one utterance at a time."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def export_onnx(model: VqWav2vec, path: Path) -> None:
     config = model.config
     if config.skip:
         raise UnsupportedError(
-            "a tokeniser with residual connections cuts its input by the length: it has no ONNX file"
+            "a tokenizer with residual connections cuts its input by the length: it has no ONNX file"
         )
     length = torch.export.Dim("samples", min=config.shortest)
     with torch.no_grad(), quiet_onnx():

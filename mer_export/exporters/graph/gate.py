@@ -15,6 +15,8 @@ from mer_export.data.example_inputs import repeat
 from mer_export.data.samples import Sample
 from mer_export.errors import NotAvailableError, ParityError
 from mer_export.exporters.export_job import ExportJob
+from mer_export.install import not_installed
+from mer_export.metrics import find
 from mer_export.metrics.measure import measure
 from mer_export.task import Task
 
@@ -57,7 +59,7 @@ def open_file(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise NotAvailableError("a reduced precision needs onnxruntime: pip install 'mer[export,cpu]'") from None
+        raise NotAvailableError(not_installed("onnxruntime, which checks a reduced precision,", "cpu", "gpu")) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -121,10 +123,10 @@ def _check_labels(job: ExportJob, task: Task, found: Measured, bound: Bound) -> 
     before, after = (
         measure(task, labels, np.concatenate([rows[side] for rows in labelled])).get(metric, np.nan) for side in (0, 1)
     )
-    drop, limit = before - after, max(bound.metric_drop, UNITS_WORTH / units)
+    drop, limit = find(metric).lost(before, after), max(bound.metric_drop, UNITS_WORTH / units)
     if drop > limit:
         raise _refused(job.precision, f"{metric} falls by {drop:.2f} points, allowed are {limit:.2f}")
-    return report if np.isnan(drop) else report | {f"{metric} change": round(-drop, 3)}
+    return report if np.isnan(drop) else report | {f"{metric} change": round(after - before, 3)}
 
 
 def _refused(precision: str, what: str) -> ParityError:
@@ -155,7 +157,7 @@ def _chunks(job: ExportJob) -> Iterator[tuple[Arrays, Sequence[Sample]]]:
     emptied = {s.name: s.padding or 0 for s in job.contract.inputs if s.counts or s.padding is not None}
     for name, nothing in emptied.items() if len(emptied) > 1 else ():
         yield job.example | {name: np.full_like(job.example[name], nothing)}, ()
-    fitting = [s for s in job.samples if all(n <= job.lengths[d] for d, n in s.lengths(job.contract).items())]
+    fitting = [s for s in job.samples if job.lengths.holds(s.lengths(job.contract))]
     for start in range(0, len(fitting), BATCH):
         part = fitting[start : start + BATCH]
         yield collate(part, job.contract, job.lengths), part

@@ -10,7 +10,7 @@ from mer_export.errors import InputError, UsageError
 from mer_export.layers.bert.config import ROBERTA, BertConfig
 from mer_export.layers.bert.network import Bert
 from mer_export.layers.bert.weights import ignored, renames, unused
-from mer_export.untrusted.documents import read_json
+from mer_export.untrusted.json_files import read_json_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,9 +40,7 @@ def read_config(folder: Path | str) -> BertConfig:
         InputError: no such file, or another kind of model than BERT.
     """
     path = Path(folder) / "config.json"
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected the settings of a model")
+    content = read_json_object(path)
     family = FAMILIES.get(content.get("model_type", "bert"))
     if family is None or content.get("hidden_act", "gelu") != "gelu":
         kind = f"{content.get('model_type')!r} with {content.get('hidden_act', 'gelu')}"

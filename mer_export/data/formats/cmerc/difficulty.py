@@ -11,7 +11,7 @@ from typing import Any
 
 from mer_export.bundle import write_atomic
 from mer_export.errors import InputError
-from mer_export.untrusted.documents import read_json
+from mer_export.untrusted.json_files import read_json
 from mer_export.untrusted.pickles import load_pickle
 
 
@@ -26,7 +26,7 @@ def read_difficulty(path: Path | str) -> dict[str, float]:
     path = Path(path)
     content = read_json(path) if path.suffix == ".json" else load_pickle(path)
     if not is_difficulty(content):
-        raise InputError(f"{path} is no difficulty file: it must map dialogue ids to finite numbers")
+        raise InputError(f"{path} is not a difficulty file: it must map dialogue ids to finite numbers")
     return {str(key): float(value) for key, value in content.items()}
 
 

@@ -24,6 +24,7 @@ from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
 from mer_export.untrusted.arrays import check_arrays
+from mer_export.untrusted.json_files import read_json_object
 from mer_export.untrusted.pickles import load_pickle
 
 log = logging.getLogger("mer")
@@ -112,7 +113,7 @@ def _content(folder: Path, split: str) -> dict[str, Any] | None:
         ("faces", folder / f"{split}_facseqs_160_paths_final.json"),
     ):
         if file.is_file():
-            found[name] = texts.read_object(file)
+            found[name] = read_json_object(file)
     count = len(found["vision"])
     wrong = {n: len(v) for n, v in found.items() if isinstance(v, np.ndarray) and len(v) != count and n in ROWS}
     if wrong:
@@ -143,7 +144,7 @@ def _from_cache(file: Path) -> dict[str, Any]:
     names = CACHED if "vision_feature" in content else CACHED_VISION
     missing = [theirs for theirs in names.values() if theirs not in content]
     if missing:
-        raise InputError(f"{file} is no data set object of FacialMMT: it lacks {missing}")
+        raise InputError(f"{file} is not a data set object of FacialMMT: it lacks {missing}")
     found = {ours: content[theirs] for ours, theirs in names.items()}
     return found | {"packing": "roberta" if "roberta" in file.stem else "bert"}
 
@@ -151,7 +152,7 @@ def _from_cache(file: Path) -> dict[str, Any]:
 def _part(file: Path, split: str) -> Mapping[str, Any]:
     content = load_pickle(file)
     if not isinstance(content, dict) or not isinstance(content.get(split), dict):
-        raise InputError(f"{file} has no split {split!r}: it is no feature file of FacialMMT")
+        raise InputError(f"{file} has no split {split!r}: it is not a feature file of FacialMMT")
     return content[split]
 
 

@@ -14,7 +14,7 @@ from mer_export.data.shapes import packed as packing
 from mer_export.data.shapes.dialogue_text import Packed
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
-from mer_export.untrusted.documents import read_json
+from mer_export.untrusted.json_files import read_json_object
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,6 @@ class Profile:
     utterance: str
     dialogue: int
     place: int
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object; raises InputError for anything else."""
-    content = read_json(file)
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds a {type(content).__name__}, expected an object")
-    return content
 
 
 def profile(found: Mapping[str, Any], row: int, where: str) -> Profile | None:
@@ -77,7 +69,7 @@ def _dialogues(table: Path, sentences: Path) -> list[list[str]]:
     for name in ("Dialogue_ID", "Utterance_ID"):
         if name not in columns:
             raise InputError(f"{table} has no column {name}, there are {list(columns)}")
-    said = read_object(sentences) if sentences.is_file() else {}
+    said = read_json_object(sentences) if sentences.is_file() else {}
     own = columns.get("Utterance")
     if own is None and not said:
         raise InputError(f"{table} has no column Utterance and there is no {sentences.name}: one of them has the texts")

@@ -21,8 +21,8 @@ from mer_export.data.labels import LabelReader, speaker_indices
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
-from mer_export.untrusted.documents import parse_json
 from mer_export.untrusted.impostors import refuse_impostor
+from mer_export.untrusted.json_files import parse_json
 
 ALL = "all"
 SUFFIXES = (".jsonl", ".ndjson")

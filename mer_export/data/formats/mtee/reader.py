@@ -214,7 +214,7 @@ def _cache(path: Path, dataset: Dataset, name: str, phase: str, options: Emotion
 def _read_cache(path: Path, dataset: Dataset) -> Phase:
     content = load_pickle(path, records={f"src.dataset.{dataset.cache}"})
     if not isinstance(content, dict) or not {*MODALITIES, "labels", "id"} <= set(content):
-        raise InputError(f"{path} is no dataset cache: it lacks features, labels or ids")
+        raise InputError(f"{path} is not a dataset cache: it lacks features, labels or ids")
     ids = [_identity(i) for i in content["id"]]
     return _checked(path, {m: content[m] for m in MODALITIES}, content["labels"], ids)
 

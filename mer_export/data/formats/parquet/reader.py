@@ -22,6 +22,7 @@ from mer_export.data.labels import LabelReader
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, NotAvailableError, UnsupportedError, UsageError
+from mer_export.install import not_installed
 from mer_export.untrusted.impostors import refuse_impostor
 
 KEY = b"mer"
@@ -320,5 +321,5 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise NotAvailableError("pyarrow is not installed: pip install 'mer[columnar]'") from None
+        raise NotAvailableError(not_installed("pyarrow", "columnar")) from None
     return pyarrow, parquet

@@ -34,7 +34,7 @@ def prepare(
         release: the folder with Session1 to Session5.
         out: the new directory.
         tokenizer: folder of RoBERTa's tokenizer, for text tokens.
-        speech: folder of a speech tokeniser, for audio tokens.
+        speech: folder of a speech tokenizer, for audio tokens.
         encoder: folder of a sentence encoder (bert-base-uncased), for sentence vectors and context windows.
         sizes: which windows to write.
         force: write into an existing directory.

@@ -125,7 +125,7 @@ def _tokens(folder: Path, row: Row, most: int, otherwise: Callable[[], np.ndarra
     try:
         return np.asarray([int(word) for word in _content(file).split()][:most], dtype=np.int64)
     except ValueError:
-        raise InputError(f"{file} holds something that is no token id") from None
+        raise InputError(f"{file} holds something that is not a token id") from None
 
 
 def _transcript(path: Path, row: Row, spec: DataSpec, context: ContextData) -> np.ndarray | None:
@@ -149,7 +149,7 @@ def _vector(file: Path, width: int | None, slots: int = 1) -> np.ndarray:
     try:
         values = np.asarray(_content(file).split(), dtype=np.float64).astype(np.float32)
     except ValueError:
-        raise InputError(f"{file} holds something that is no number") from None
+        raise InputError(f"{file} holds something that is not a number") from None
     if len(values) % slots or len(values) != slots * (width or len(values) // slots):
         of = f" of {width}" if width else ""
         raise InputError(f"{file} has {len(values)} values, expected {slots} vectors{of}: set data.context.size")

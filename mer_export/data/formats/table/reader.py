@@ -20,10 +20,11 @@ from mer_export.data.labels import LabelReader, speaker_indices
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import ArraySource, DataSpec
 from mer_export.errors import InputError, NotAvailableError, UsageError
+from mer_export.install import not_installed
 from mer_export.registry import first_problem
 from mer_export.untrusted.arrays import check_arrays
-from mer_export.untrusted.documents import read_yaml
 from mer_export.untrusted.impostors import refuse_impostor
+from mer_export.untrusted.yaml_files import read_yaml
 
 MAPPING = "table.yaml"
 ALL = "all"
@@ -334,7 +335,7 @@ def _read_parquet(path: Path) -> Columns:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise NotAvailableError("pyarrow is not installed: pip install 'mer[columnar]'") from None
+        raise NotAvailableError(not_installed("pyarrow", "columnar")) from None
     try:
         table = parquet.read_table(path)
     except (OSError, pyarrow.ArrowException) as error:
