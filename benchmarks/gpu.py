@@ -27,6 +27,7 @@ from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters import export_variant
 from mer_export.install import not_installed
 from mer_export.markdown import table
+from runtimes.parity.report import share
 
 LIMIT_SIZE = 8192
 """Of the square matrices whose product is taken for the device's limit."""
@@ -156,14 +157,14 @@ def markdown(content: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-HEADER = ("path", "p50 ms", "p90 ms", "items/s", "x first row", "of fp32 limit", "max abs difference")
+HEADER = ("path", "p50 ms", "p90 ms", "items/s", "x first row", "of fp32 limit", "max abs difference", "of tolerance")
 
 
 def _row(row: dict[str, Any], case: dict[str, Any], bound: float | None) -> tuple[str, ...]:
-    difference = row.get("max_abs_difference")
-    last = "–" if difference is None else f"{difference:.1e}"
+    difference, part = row.get("max_abs_difference"), row.get("of_tolerance")
+    last = ("–" if difference is None else f"{difference:.1e}", "–" if part is None else share(part))
     if "latency" not in row:
-        return (row["name"], "–", "–", "–", row.get("skipped", "–"), "–", last)
+        return (row["name"], "–", "–", "–", row.get("skipped", "–"), "–", *last)
     spread, work = row["ratio"], case.get("gflop")
     if work and row["name"].startswith("training"):
         # Backward costs about twice the forward pass.
@@ -175,7 +176,7 @@ def _row(row: dict[str, Any], case: dict[str, Any], bound: float | None) -> tupl
         f"{row['items_per_s']:.0f}",
         f"{spread['median']:.2f} [{spread['q25']:.2f}, {spread['q75']:.2f}]",
         f"{1000 * work / row['latency']['p50'] / bound:.1%}" if work and bound else "–",
-        last,
+        *last,
     )
 
 

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from mer_export.agreement.error import output_error
+from mer_export.agreement.policy import Policy
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.exporters import export_variant
+from mer_export.layers.signature import by_position
 from mer_export.weights import bundle_model
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import open_session
@@ -38,7 +41,7 @@ class Setting:
     arrays: dict[str, np.ndarray]
 
     def model(self) -> Any:
-        return bundle_model(self.bundle).to(self.device)
+        return by_position(bundle_model(self.bundle), self.bundle.manifest.contract.inputs).to(self.device)
 
     def tensors(self) -> list[Any]:
         import torch
@@ -196,11 +199,11 @@ def graph_inference(setting: Setting) -> list[dict[str, Any]]:
         captured = _output(setting, model(*tensors))
     graph.replay()
     setting.wait()
-    difference = float((captured - _forward(setting, model, tensors, "fp32")).abs().max())
+    replayed = _error("fp32", _forward(setting, model, tensors, "fp32").cpu().numpy(), captured.cpu().numpy())
     rows = setting.timed(
         {"eager fp32": lambda: _forward(setting, model, tensors, "fp32"), "manual CUDA graph": graph.replay}
     )
-    return [*rows, {"name": "manual CUDA graph", "max_abs_difference": difference}]
+    return [*rows, {"name": "manual CUDA graph"} | replayed]
 
 
 def exported_inference(setting: Setting) -> list[dict[str, Any]]:
@@ -247,7 +250,7 @@ def _sessions(setting: Setting, asked: list[tuple[str, str | None, str, dict[str
     """Times sessions on the GPU against the eager one, and holds their outputs against it; says what could not run."""
     output = setting.bundle.manifest.task.output
     skipped: list[dict[str, Any]] = []
-    errors: dict[str, float] = {}
+    errors: dict[str, dict[str, float]] = {}
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(open_session(setting.bundle, None, "torch", SessionOptions(device="cuda")))
         reference = base.run(setting.arrays)[output]
@@ -260,11 +263,17 @@ def _sessions(setting: Setting, asked: list[tuple[str, str | None, str, dict[str
                 )
                 options = SessionOptions(device="cuda", **more)
                 session = stack.enter_context(open_session(setting.bundle, variant, backend, options))
-                errors[name] = float(np.abs(session.run(setting.arrays)[output] - reference).max())
+                errors[name] = _error(kind, reference, session.run(setting.arrays)[output])
             except Exception as error:
                 # One runtime's failure must not cost the other measurements of this machine.
                 skipped.append({"name": name, "skipped": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
                 continue
             calls[name] = partial(session.run, setting.arrays)
         rows = setting.timed(calls) if len(calls) > 1 else []
-    return [row | {"max_abs_difference": errors.get(row["name"])} for row in rows] + skipped
+    return [row | errors.get(row["name"], {}) for row in rows] + skipped
+
+
+def _error(precision: str, reference: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """How far scores are from the reference, and which part of what their precision allows that is."""
+    error = output_error(precision, [reference], [found], *Policy().tolerance(precision, precision))
+    return {"max_abs_difference": error.max_abs, "of_tolerance": error.used}

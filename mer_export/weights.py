@@ -59,17 +59,15 @@ def load_from_bundle(model: nn.Module, path: Path | str) -> None:
         BundleError: no bundle, or a damaged one.
         UsageError: its network has other entries; names the first.
     """
-    from safetensors.torch import load_file
+    import torch
 
-    bundle = Bundle.open(path)
-    state, own = load_file(bundle.path(WEIGHTS)), model.state_dict()
-    # A file holds a shared tensor under one of its names.
-    wrong = [n for n, t in state.items() if n not in own or own[n].shape != t.shape]
-    known = {own[n].data_ptr() for n in state if n in own}
-    wrong += [n for n, t in own.items() if n not in state and t.data_ptr() not in known]
+    with torch.random.fork_rng(devices=[]):  # a network with fresh weights draws numbers, and this one is not trained
+        state = bundle_model(Bundle.open(path)).state_dict()
+    own = model.state_dict()
+    wrong = [n for n in own | state if n not in own or n not in state or own[n].shape != state[n].shape]
     if wrong:
         raise UsageError(f"{path} holds another network: {wrong[0]} differs, train with the same model settings")
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(state)
 
 
 def load_checkpoint(path: Path, judge: Judge | None = None) -> dict[str, Tensor]:

@@ -197,10 +197,10 @@ def parity(
     as_json: Json = False,
 ) -> None:
     """Do all variants give PyTorch's answers? Exit code 3 if not."""
+    from mer_export.agreement.policy import Policy
     from mer_export.data.bundle_data import bundle_samples
     from runtimes.pages.report import write_report
     from runtimes.parity import run as checks
-    from runtimes.parity.policy import Policy
 
     opened = Bundle.open(bundle)
     samples = bundle_samples(opened, data, data_format, split)[:limit]

@@ -15,7 +15,7 @@ from mer_export import registry
 from mer_export.bundle import WEIGHTS
 from mer_export.data.synthetic import synthesise
 from mer_export.errors import InputError, UsageError
-from mer_export.models.facialmmt.tables import load_face_recognition
+from mer_export.models.facialmmt.swin_names import load_face_recognition
 from mer_export.weights import bundle_model, load_checkpoint
 from train.adamw import AdamW
 from train.batches import make_batch

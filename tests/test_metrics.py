@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from runtimes.parity.compare import Comparison, MetricDifference
 
 from mer_export.errors import UsageError
 from mer_export.metrics import FAMILIES, METRICS, find
@@ -13,7 +14,6 @@ from mer_export.models.mtee.config import SENTIMENT
 from mer_export.models.utterance import SCALES
 from mer_export.task import Task
 from mer_export.terminal import summary_line
-from runtimes.parity.compare import Comparison, MetricDifference
 from runtimes.parity.report import CandidateReport
 from runtimes.parity.run import _metric_findings
 from train.config import load_preset

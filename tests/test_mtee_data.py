@@ -316,7 +316,7 @@ def test_a_table_of_utterances_gives_each_utterance_its_steps(tmp_path: Path) ->
     ("changes", "sentence"),
     [
         ({"utterance": "name"}, "has no column 'name'"),
-        ({"audio": {"file": "f.npz", "array": "sound"}}, "has 6 rows, the table 3"),
+        ({"audio": {"file": "f.npz", "array": "sound"}}, "has 6 rows, its table has 3"),
         ({"vision": {"file": "f.npz", "array": "face", "column": "said"}}, "holds no row numbers"),
         ({"vision": {"file": "f.npz", "array": "face", "column": "clip", "keys": "sentences"}}, "has no 'a'"),
         ({"audio": {"file": "f.npz", "array": "sound", "offsets": "sentences"}}, "no ascending places"),

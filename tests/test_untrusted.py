@@ -25,8 +25,7 @@ from numpy.lib import format as npy
 from safetensors.numpy import save_file
 
 from mer_export.checkpoints import read_checkpoint, weight_files
-from mer_export.data.formats.jsonl.reader import read as read_jsonl
-from mer_export.data.formats.table.reader import load_array, read_table
+from mer_export.data.formats.jsonl.reader import source
 from mer_export.data.inspect import inspect_file
 from mer_export.data.media.faces import read_image
 from mer_export.data.media.recordings import read_recording, write_recording
@@ -34,11 +33,13 @@ from mer_export.data.spec import DataSpec
 from mer_export.data.word_vectors import read_word_vectors
 from mer_export.errors import InputError, MerError
 from mer_export.overrides import apply_overrides
+from mer_export.untrusted.arrays import load_array
 from mer_export.untrusted.budget import BYTES_PER_BYTE, MIB, SPARE_BYTES
 from mer_export.untrusted.hdf5 import load_hdf5, save_hdf5
 from mer_export.untrusted.json_files import read_json
 from mer_export.untrusted.onnx_files import data_files
 from mer_export.untrusted.pickles import load_pickle, load_records
+from mer_export.untrusted.tables import read_table
 from mer_export.untrusted.yaml_files import read_yaml
 
 SECONDS = 10
@@ -48,7 +49,7 @@ MUTATIONS = 150
 
 
 def jsonl(path: Path) -> Any:
-    return read_jsonl(path, DataSpec())
+    return list(source(path, DataSpec()).dialogues())
 
 
 def onnx(path: Path) -> list[str]:

@@ -72,9 +72,9 @@ def convert(
     data_format: DataFormat = "auto",
     force: Force = False,
 ) -> None:
-    """Convert a data set to Parquet: one row per utterance, float lists per modality, split and labels."""
+    """Convert a data set to Parquet: one row per utterance, lists of numbers per input, split and labels."""
     from mer_export.data.bundle_data import choose_spec
-    from mer_export.data.formats.parquet.reader import write_parquet
+    from mer_export.data.formats.parquet.writer import write_parquet
     from mer_export.data.open import open_corpus
     from mer_export.data.spec import DataSpec
     from train.config import load_preset
@@ -140,7 +140,7 @@ def byte_pairs(
 ) -> None:
     """Train a small byte-pair tokenizer from lower-cased sentences: vocab.json and merges.txt."""
     from mer_export.data.bundle_data import choose_spec
-    from mer_export.data.formats.table.reader import sentences
+    from mer_export.data.open import open_file_format, sentences
     from mer_export.data.spec import DataSpec
     from mer_export.data.tokens.byte_pair_training import train_byte_pairs
     from train.config import load_preset
@@ -148,7 +148,8 @@ def byte_pairs(
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
     spec = choose_spec(source, "auto", load_preset(preset).data if preset else DataSpec())
-    texts = sentences(source, spec, split) if source.is_dir() else source.read_text(encoding="utf-8").splitlines()
+    data = source.is_dir() or open_file_format(source, spec)
+    texts = sentences(source, spec, split) if data else source.read_text(encoding="utf-8").splitlines()
     symbols = train_byte_pairs((t.lower() for t in texts), size, out)
     typer.echo(f"{out}: {symbols} symbols from {len(texts)} sentences")
 

@@ -261,7 +261,8 @@ def _prepare(config: TrainConfig, data: Path) -> Setting:
     model_config = system.parse(config.model)
     task = system.task(model_config)
     settings = recipe(config.system).settings.model_validate(config.protocol)
-    source = open_corpus(data, config.data, labels=task.labels)
+    contract = system.contract(model_config)
+    source = open_corpus(data, config.data.for_model(contract), labels=task.labels)
     corpus = protocol_class(config.system)(settings).views(source)
     samples = _labelled(corpus, config.train_splits, task)
     if not samples:
@@ -276,7 +277,7 @@ def _prepare(config: TrainConfig, data: Path) -> Setting:
         config=config,
         model_config=model_config,
         settings=settings,
-        contract=system.complete(system.contract(model_config), model_config, vectors),
+        contract=system.complete(contract, model_config, vectors),
         task=task,
         source=source,
         corpus=corpus,

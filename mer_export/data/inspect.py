@@ -13,7 +13,7 @@ import numpy as np
 from mer_export.bundle import MANIFEST, Bundle, sha256
 from mer_export.data.formats.cmerc.difficulty import is_difficulty, read_difficulty
 from mer_export.data.formats.format import known_formats
-from mer_export.data.open import detect
+from mer_export.data.open import OpenData, detect
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, MerError, UsageError
@@ -31,7 +31,7 @@ NAMED_BAD = 5
 def inspect_file(path: Path | str, spec: DataSpec | None = None) -> dict[str, Any]:
     """Describes a data set, bundle, difficulty file, pickle, array or weight file, as JSON-able values.
 
-    A data set is streamed where its format allows. Every description has `path`, `kind` and `files` (size, SHA-256).
+    Open data are streamed. Every description has `path`, `kind` and `files` (size, SHA-256).
 
     Raises:
         InputError: missing, damaged, or nothing that is known.
@@ -51,25 +51,25 @@ def inspect_file(path: Path | str, spec: DataSpec | None = None) -> dict[str, An
 
 def _corpus(path: Path, spec: DataSpec) -> dict[str, Any]:
     name = detect(path, spec)
-    module = known_formats()[name].load()
+    known = known_formats()[name]
     splits: dict[str, _Tally] = {}
-    if known_formats()[name].streams:
-        for split, sample in module.pairs(path, spec):
-            splits.setdefault(split, _Tally()).add(sample)
-        labels: list[str] = module.class_names(path, spec)
+    if known.open:
+        data = OpenData(path, known, spec)
+        labels = list(data.labels.labels)
+        pairs = ((dialogue.split, sample) for dialogue, sample in data.samples())
     else:
-        corpus = module.read(path, spec)
+        corpus = known.load().read(path, spec)
         labels = corpus.info.get("labels", [])
-        for split, samples in corpus.splits.items():
-            splits[split] = _Tally()
-            for sample in samples:
-                splits[split].add(sample)
+        splits |= {split: _Tally() for split in corpus.splits}
+        pairs = ((split, sample) for split, samples in corpus.splits.items() for sample in samples)
+    for split, sample in pairs:
+        splits.setdefault(split, _Tally()).add(sample)
     return {
         "kind": "data set",
         "format": name,
         "labels": labels,
         "splits": {split: tally.summary(labels) for split, tally in splits.items()},
-        "files": _checksums(module.files(path, spec), path if path.is_dir() else path.parent),
+        "files": _checksums(known.load().files(path, spec), path if path.is_dir() else path.parent),
     }
 
 

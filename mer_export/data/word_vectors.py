@@ -11,6 +11,7 @@ import numpy as np
 from mer_export.contract import Table
 from mer_export.data.spec import EmotionData
 from mer_export.errors import InputError
+from mer_export.untrusted.arrays import load_array
 from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.json_files import read_json
 from mer_export.untrusted.pickles import load_pickle
@@ -89,8 +90,6 @@ def _json(path: Path, _words: Collection[str] | None) -> Any:
 
 
 def _npz(path: Path, _words: Collection[str] | None) -> Any:
-    from mer_export.data.formats.table.reader import load_array
-
     names, vectors = load_array(path, "words"), load_array(path, "embedding")
     if names.ndim != 1 or vectors.ndim != 2 or len(names) != len(vectors):
         raise InputError(f"{path}: {names.shape} words and an embedding of shape {vectors.shape} do not fit")

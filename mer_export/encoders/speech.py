@@ -83,6 +83,11 @@ def load_speech_tokenizer(folder: str) -> SpeechTokenizer:
     return SpeechTokenizer.load(folder)
 
 
+def speech_tokens(folder: str, recording: Path) -> np.ndarray:
+    """Ids (int64) of a wav file through the speech tokenizer of a folder."""
+    return load_speech_tokenizer(folder).encode_file(recording)
+
+
 def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     """The waveform (samples,) at another rate, by a windowed sinc; float32."""
     if rate <= 0 or wanted <= 0:

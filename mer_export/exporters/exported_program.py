@@ -19,7 +19,7 @@ def export(job: ExportJob, path: Path) -> Exported:
     with torch.no_grad(), attention_as_written(), warnings.catch_warnings():
         # nn.GRU re-assigns its own weight list while it is captured.
         warnings.filterwarnings("ignore", message="The tensor attributes", category=UserWarning)
-        program = torch.export.export(job.model, job.tensors(), dynamic_shapes=job.dynamic_shapes())
+        program = torch.export.export(job.module(), job.tensors(), dynamic_shapes=job.dynamic_shapes())
         if job.batch == 0:
             found = program.module()(*(torch.from_numpy(job.example[s.name]) for s in job.contract.inputs))
             outputs = found if isinstance(found, tuple) else (found,)

@@ -18,7 +18,7 @@ def export(job: ExportJob, path: Path) -> Exported:
     import torch
 
     with quiet(), torch.no_grad(), attention_as_written():
-        traced = torch.jit.trace(job.model, job.tensors(), check_trace=False)
+        traced = torch.jit.trace(job.module(), job.tensors(), check_trace=False)
         frozen = torch.jit.freeze(traced.eval())
         found = frozen(*(torch.from_numpy(job.example[s.name]) for s in job.contract.inputs))
         outputs = found if isinstance(found, tuple) else (found,)

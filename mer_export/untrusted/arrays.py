@@ -1,4 +1,4 @@
-"""Claims of npy and npz files, held against what the files have before numpy takes memory for them."""
+"""Arrays of npy and npz files, whose claims are held against what the files have before numpy takes memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from numpy.lib import format as npy
 
 from mer_export.errors import InputError
@@ -13,6 +14,28 @@ from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.impostors import refuse_impostor
 
 ZIP = b"PK\x03\x04"
+
+
+def load_array(path: Path, name: str | None = None) -> np.ndarray:
+    """An array of an npy file, or the one of that name (or the only one) of an npz file; raises InputError."""
+    check_arrays(path)
+    try:
+        with open(path, "rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return content
+            names = content.files
+            if name is None and len(names) == 1:
+                name = names[0]
+            if name not in names:
+                raise InputError(f"{path} has no array {name!r}, there are {names}")
+            return content[name]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except InputError:
+        raise
+    except Exception as error:  # zip, header and length errors have many types
+        raise InputError(f"{path} is not a readable array file: {' '.join(str(error).split())[:120]}") from None
 
 
 def check_arrays(path: Path) -> None:

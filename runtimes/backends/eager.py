@@ -74,6 +74,8 @@ class EagerSession(TorchSession):
     backend = "torch"
 
     def read(self, path: Path) -> tuple[Any, Ports]:
+        from mer_export.layers.signature import by_position
         from mer_export.weights import bundle_model
 
-        return bundle_model(Bundle.open(path)).requires_grad_(False).to(self.options.device), Ports()
+        own = bundle_model(Bundle.open(path)).requires_grad_(False).to(self.options.device)
+        return by_position(own, self.contract.inputs), Ports()

@@ -151,9 +151,7 @@ def _facts(
         error = max((e for c in full if c.comparison for e in c.comparison.outputs), key=lambda e: e.used)
         facts.append((f"{error.max_abs:.1e}", "largest fp32 error", f"{error.used:.0%} of what is allowed"))
     if parity and parity.ran:
-        flips = sum(c.comparison.flips for c in parity.ran if c.comparison)
-        units = sum(c.comparison.units for c in parity.ran if c.comparison)
-        facts.append((str(flips), "labels change", f"of {units:,} compared".replace(",", " ")))
+        facts.append((str(parity.changed), "labels change", f"of {parity.units:,} compared".replace(",", " ")))
     if bench and bench.cases:
         least = min(c.batch for c in bench.cases)
         case = [c for c in bench.cases if c.batch == least][-1]

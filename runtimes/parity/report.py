@@ -6,15 +6,15 @@ from typing import Any
 
 from pydantic import Field
 
+from mer_export.agreement.compare import Comparison
+from mer_export.agreement.policy import Policy, Verdict
 from mer_export.bucket import Bucket
 from mer_export.bundle import Strict
 from mer_export.markdown import some, table
 from mer_export.metrics import find
 from mer_export.report import Report
 from runtimes.backends.way import grouped_reasons
-from runtimes.parity.compare import Comparison
 from runtimes.parity.invariance import Invariance
-from runtimes.parity.policy import Policy, Verdict
 
 SHOWN_FLIPS = 20
 
@@ -57,6 +57,8 @@ class ParityReport(Report):
     units: int
     labelled: int
     probes: int
+    flips: int | None = None
+    """Decisions on the data that some candidate changes, each of them once; None in reports of earlier releases."""
     policy: Policy
     candidates: list[CandidateReport]
 
@@ -76,6 +78,13 @@ class ParityReport(Report):
         """Candidates that this machine could run."""
         return [c for c in self.candidates if c.verdict != "not run"]
 
+    @property
+    def changed(self) -> int:
+        """How many labels change; a report of an earlier release counts one for each candidate that changes it."""
+        if self.flips is not None:
+            return self.flips
+        return sum(c.comparison.flips for c in self.ran if c.comparison)
+
 
 def verdict_line(report: ParityReport) -> str:
     """What parity found, in one sentence."""
@@ -86,8 +95,9 @@ def verdict_line(report: ParityReport) -> str:
         return f"Nothing could run on this machine{tail}."
     if failed:
         return f"{len(failed)} of {len(ran)} candidates do not give PyTorch's answers{tail}."
-    flips = sum(c.comparison.flips for c in ran if c.comparison)
-    change = "no label changes" if not flips else f"{flips} label changes, all within what their precision allows"
+    change = "no label changes"
+    if report.changed:
+        change = f"{report.changed} of {report.units} labels change somewhere, within what their precision allows"
     return f"All {len(ran)} candidates give PyTorch's answers: {change}{tail}."
 
 

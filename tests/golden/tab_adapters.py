@@ -115,7 +115,7 @@ def tensors(case: Case) -> dict[str, torch.Tensor]:
 def answers(model: Tab, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The outputs by contract name, and the vectors that the head joins."""
     contract = SYSTEM.contract(model.config)
-    outputs = model(*(given[s.name] for s in contract.inputs))
+    outputs = model(**{s.name: given[s.name] for s in contract.inputs})
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     found = {s.name: x for s, x in zip(contract.outputs, outputs, strict=True)}
     for m in model.encoders:

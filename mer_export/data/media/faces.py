@@ -14,6 +14,7 @@ from mer_export.install import not_installed
 from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.impostors import refuse_impostor
 
+SUFFIXES = (".jpg", ".jpeg", ".png")
 CUBIC = -0.75
 """Of the cubic kernel, as OpenCV has it."""
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
@@ -56,6 +57,14 @@ class FaceImages:
         found = [normalise(read_image(p), self.size) for p in self.paths]
         images = np.stack(found) if found else np.zeros(self.shape, dtype=self.dtype)
         return images if dtype is None else images.astype(dtype)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder in order of their names; raises InputError where there is none."""
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+    if not found:
+        raise InputError(f"{folder} has no images: there must be files that end in {' or '.join(SUFFIXES)}")
+    return found
 
 
 def read_image(path: Path | str) -> np.ndarray:

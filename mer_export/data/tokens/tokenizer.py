@@ -1,4 +1,4 @@
-"""From transcripts and wav files to token ids, whatever the kind of tokenizer."""
+"""From transcripts to token ids, and the tokenizers that a bundle keeps."""
 
 from __future__ import annotations
 
@@ -72,10 +72,3 @@ def load_tokenizer(path: str) -> TextTokenizer:
 def text_tokens(tokenizer: str, sentence: str, lower: bool = True) -> np.ndarray:
     """Ids (int64) of a sentence with both special tokens."""
     return load_tokenizer(tokenizer).encode(sentence.lower() if lower else sentence)
-
-
-def speech_tokens(folder: str, recording: Path) -> np.ndarray:
-    """Ids (int64) of a wav file through the speech tokenizer of a folder."""
-    from mer_export.encoders.speech import load_speech_tokenizer
-
-    return load_speech_tokenizer(folder).encode_file(recording)

@@ -13,20 +13,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mer_export.agreement.error import output_error
+from mer_export.agreement.policy import PROOF
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.data.tokens.tokenizer_json import text_files
 from mer_export.encoders.sentence import CONFIG, MODEL
 from mer_export.errors import ParityError, UsageError
-from mer_export.exporters.graph.gate import open_file
 from mer_export.exporters.onnx import quiet
+from mer_export.exporters.precision_gate import open_file
 from mer_export.layers.bert.network import Bert
 from mer_export.layers.bert.pretrained import load_pretrained, read_config
 
 Pooling = Literal["first", "mean"]
 OPSET = 20
-PROOF = (2, 3, 11)
+PROVEN = (2, 3, 11)
 """Token counts that the file is proven on, besides the longest."""
-ATOL = 1e-4
 
 
 class Sentence(nn.Module):
@@ -86,10 +87,11 @@ def export_encoder(source: Path, out: Path, pooling: Pooling = "first", force: b
 
 def _prove(model: Sentence, path: Path, longest: int, vocabulary: int) -> None:
     session, draw = open_file(path), np.random.default_rng(0)
-    for count in (*(n for n in PROOF if n < longest), longest):
+    for count in (*(n for n in PROVEN if n < longest), longest):
         ids = draw.integers(0, vocabulary, (1, count))
         with torch.no_grad():
             wanted = model(torch.from_numpy(ids)).numpy()
-        error = float(np.abs(session.run(None, {"input_ids": ids})[0] - wanted).max())
-        if not error <= ATOL:
-            raise ParityError(f"the ONNX file differs from the encoder by {error:.2e} at {count} tokens")
+        found = session.run(None, {"input_ids": ids})[0]
+        error = output_error("vector", [wanted], [found], PROOF.atol, PROOF.rtol)
+        if not error.agrees:
+            raise ParityError(f"the ONNX file differs from the encoder by {error.size} at {count} tokens")

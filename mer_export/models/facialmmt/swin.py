@@ -119,7 +119,10 @@ class Block(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention of every window with a learnt bias per offset of two tokens."""
+    """Multi-head attention of every window with a learnt bias per offset of two tokens.
+
+    Not `layers.attention`: windows are a dim of their own, nothing is padding, and scores are shifted, not masked.
+    """
 
     def __init__(self, shape: StageShape, shift: int, dropout: float):
         super().__init__()

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.data.formats.table.reader import read_table
 from mer_export.data.shapes import packed as packing
 from mer_export.data.shapes.dialogue_text import Packed
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
 from mer_export.untrusted.json_files import read_json_object
+from mer_export.untrusted.tables import read_table
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from mer_export.data.formats.tab.iemocap_release import Utterance, read_release
 from mer_export.data.formats.tab.reader import AUDIO, TABLE, TEXT, VECTORS
 from mer_export.data.media.recordings import read_recording, write_recording
 from mer_export.data.shapes.windows import context_windows
-from mer_export.data.tokens.tokenizer import speech_tokens, text_tokens
+from mer_export.data.tokens.tokenizer import text_tokens
 from mer_export.encoders.sentence import load_sentence_encoder
+from mer_export.encoders.speech import speech_tokens
 from mer_export.errors import UsageError
 
 SIZES = (1, 2, 3)

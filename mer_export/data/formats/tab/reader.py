@@ -20,8 +20,9 @@ from mer_export.data.formats.tab.iemocap_release import CLASSES
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import ContextData, DataSpec
-from mer_export.data.tokens.tokenizer import speech_tokens, text_tokens
+from mer_export.data.tokens.tokenizer import text_tokens
 from mer_export.encoders.sentence import load_sentence_encoder
+from mer_export.encoders.speech import speech_tokens
 from mer_export.errors import InputError
 
 TABLE = "labels_train_t.txt"
