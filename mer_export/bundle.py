@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,8 +27,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mer_export.bucket import Bucket
 from mer_export.contract import Contract
-from mer_export.errors import BundleError, UsageError
+from mer_export.errors import BundleError, InputError, UsageError
 from mer_export.task import Task
+from mer_export.untrusted.json_files import parse_json
 from mer_export.untrusted.onnx_files import data_files
 
 SCHEMA_VERSION = 1
@@ -368,7 +368,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def _read(path: Path, kind: type[Model]) -> Model:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes(), str(path))
         version = (content.get("manifest") or content).get("schema_version")
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise BundleError(f"{path} has schema version {version}, this mer reads up to {SCHEMA_VERSION}: update mer")
@@ -377,7 +377,7 @@ def _read(path: Path, kind: type[Model]) -> Model:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
         raise BundleError(f"{path} is not valid: {where}: {first['msg']}") from None
-    except (ValueError, AttributeError) as error:
+    except (InputError, AttributeError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}") from None
 
 

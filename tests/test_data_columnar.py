@@ -104,7 +104,7 @@ def test_damaged_and_foreign_files_are_input_errors(tmp_path):
     write_parquet(Corpus({"all": [sample]}, "test"), path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="no readable Parquet"):
+    with pytest.raises(InputError, match="not a readable Parquet"):
         list(stream_samples(path))
     path.write_bytes(content[:200] + bytes(2000) + content[2200:])
     with pytest.raises(InputError, match="damaged"):

@@ -241,11 +241,11 @@ def test_arrays_of_another_height_are_refused(table):
 
 def test_damaged_and_pickled_arrays_are_refused(table):
     np.save(table / "a.npy", np.array([{}] * 5, dtype=object))
-    with pytest.raises(InputError, match="no readable array file"):
+    with pytest.raises(InputError, match="not a readable array file"):
         open_corpus(table, DataSpec.model_validate(MAPPING))
     content = (table / "f.npz").read_bytes()
     (table / "f.npz").write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="no readable array file"):
+    with pytest.raises(InputError, match="not a readable array file"):
         open_corpus(table, DataSpec.model_validate({**MAPPING, "audio": ()}))
 
 
@@ -370,7 +370,7 @@ def test_json_lines_give_dialogues_one_at_a_time(tmp_path):
         stream.write("\n{broken")
     lazy = stream_samples(path)
     assert [next(lazy).id, next(lazy).id] == ["a", "b"]
-    with pytest.raises(InputError, match="line 4 is no JSON"):
+    with pytest.raises(InputError, match="line 4 is not JSON"):
         next(lazy)
 
 

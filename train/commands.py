@@ -97,6 +97,9 @@ def import_(
     preset: Annotated[str | None, typer.Option("--preset", help="Recipe that the checkpoint was trained with.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Where in the file the weights are, if several sets of them fit: ema.")
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -108,6 +111,6 @@ def import_(
     resolved = resolve_config(system, preset, config, sets or ())
     if dry_run:
         return emit_plan("import", {"out": str(out), **resolved.model_dump(mode="json")}, as_json)
-    _, report = import_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), out, force)
+    _, report = import_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), out, force, key)
     emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {summary_line(report)}"])
     return None

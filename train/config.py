@@ -23,6 +23,7 @@ from mer_export.errors import UsageError
 from mer_export.metrics.table import LOSSES
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
+from mer_export.untrusted.yaml_files import read_yaml
 from train.recipe import recipe
 
 FOLDER = Path(__file__).parent / "presets"
@@ -162,12 +163,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> TrainConfig:
 
 def _read(path: Path, depth: int = 0) -> dict[str, Any]:
     """The settings of a file over those of its base."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds {type(values).__name__}, expected a mapping of settings")
     base = values.pop("base", None)

@@ -28,6 +28,7 @@ from mer_export.errors import NotAvailableError, UsageError
 from mer_export.install import not_installed
 from mer_export.metrics.table import find, main
 from mer_export.task import Task
+from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import load_from_bundle
 from train.config import TrainConfig, dump_config, first_difference
 from train.evaluate import evaluate
@@ -301,7 +302,7 @@ def _existing(
     state = read_state(bundle)
     if state is None or not resume:
         raise UsageError(f"{out} already holds a bundle: pass --force to replace it, or another --out")
-    before = yaml.safe_load(bundle.path(CONFIG).read_text())
+    before = read_yaml(bundle.path(CONFIG))
     changed = first_difference(before, yaml.safe_load(dump_config(config)))
     if changed:
         raise UsageError(f"{out} was trained with another {changed}: pass --force to start over, or another --out")

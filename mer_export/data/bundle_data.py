@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from mer_export.bundle import CONFIG, Bundle
@@ -17,6 +16,7 @@ from mer_export.data.tokens.tokenizer import with_kept
 from mer_export.errors import UsageError
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
+from mer_export.untrusted.yaml_files import read_yaml
 
 AUTO = "auto"
 KEPT = ("unit", "context", "tokenizer", "packing", "faces")
@@ -40,7 +40,7 @@ def choose_spec(path: Path, data_format: str, configured: DataSpec, sets: Sequen
 
 def bundle_spec(bundle: Bundle, path: Path, data_format: str = AUTO, sets: Sequence[str] = ()) -> DataSpec:
     """How a bundle reads `path`."""
-    configured = yaml.safe_load(bundle.path(CONFIG).read_text()) if CONFIG in bundle.manifest.files else {}
+    configured = read_yaml(bundle.path(CONFIG)) if CONFIG in bundle.manifest.files else {}
     spec = with_kept(DataSpec.model_validate(configured.get("data") or {}), bundle)
     return choose_spec(path, data_format, spec.for_model(bundle.manifest.contract), sets)
 

@@ -18,8 +18,10 @@ from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, MerError, UsageError
 from mer_export.task import known_units
+from mer_export.untrusted.arrays import check_arrays
+from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.json_files import read_json
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 OUTLINE_DEPTH = 4
 OUTLINE_ITEMS = 12
@@ -258,6 +260,7 @@ def _difficulty(path: Path) -> dict[str, Any]:
 
 
 def _npz(path: Path) -> dict[str, Any]:
+    check_arrays(path)
     try:
         with np.load(path, allow_pickle=False) as content:
             return {"kind": "arrays", "arrays": {name: _array(content[name]) for name in content.files}}
@@ -266,6 +269,7 @@ def _npz(path: Path) -> dict[str, Any]:
 
 
 def _npy(path: Path) -> dict[str, Any]:
+    check_arrays(path)
     try:
         return {"kind": "arrays", "arrays": {"": _array(np.load(path, allow_pickle=False))}}
     except Exception as error:
@@ -275,6 +279,7 @@ def _npy(path: Path) -> dict[str, Any]:
 def _safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
+    refuse_impostor(path)
     try:
         with safe_open(path, framework="numpy") as content:
             slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118

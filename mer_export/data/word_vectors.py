@@ -12,8 +12,9 @@ from mer_export.contract import Table
 from mer_export.data.spec import EmotionData
 from mer_export.errors import InputError
 from mer_export.untrusted.arrays import load_array
+from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.json_files import read_json
-from mer_export.untrusted.tensor_pickle import load_tensor_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 Vectors = dict[str, np.ndarray]
 
@@ -81,7 +82,7 @@ def _vector(path: Path, word: Any, values: Any) -> np.ndarray:
 
 
 def _pickle(path: Path, _words: Collection[str] | None) -> Any:
-    return load_tensor_pickle(path)
+    return load_pickle(path)
 
 
 def _json(path: Path, _words: Collection[str] | None) -> Any:
@@ -96,6 +97,7 @@ def _npz(path: Path, _words: Collection[str] | None) -> Any:
 
 
 def _text(path: Path, words: Collection[str] | None) -> Any:
+    refuse_impostor(path)
     found: dict[str, list[float]] = {}
     try:
         with path.open(encoding="utf-8", errors="replace") as lines:

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from mer_export.errors import InputError
+from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.parquet import open_parquet
 
 Columns = dict[str, list[str]]
@@ -13,6 +14,7 @@ Columns = dict[str, list[str]]
 
 def read_table(path: Path) -> Columns:
     """Columns of a table as text: csv (comma), tsv or Parquet by the ending; raises InputError."""
+    refuse_impostor(path)
     if path.suffix == ".parquet":
         return _read_parquet(path)
     try:

@@ -16,7 +16,7 @@ from mer_export.layers.steps import real_steps
 from mer_export.metrics.measure import measure
 from mer_export.models.facialmmt.fusion import confidence, distribution, select_frames
 from mer_export.models.facialmmt.network import EndToEnd, MultimodalNetwork
-from mer_export.weights import import_weights, load_checkpoints
+from mer_export.weights import import_weights, load_checkpoints, misfits
 from train.systems.facialmmt.protocol import FacialMmtProtocol
 from train.systems.facialmmt.settings import FacialMmtSettings
 from train.warm_up import warm_up_schedule
@@ -120,7 +120,9 @@ def load_model(case: Case, options: dict[str, Any], *files: str) -> Any:
     record = registry.get("facialmmt")
     config, table = record.parse(options), registry.resolve(record.weights)
     model = record.build(config)
-    import_weights(model, load_checkpoints([case.folder / f"{f}.safetensors" for f in files], table), table, config)
+    paths = [case.folder / f"{f}.safetensors" for f in files]
+    state = load_checkpoints(paths, table, lambda found: misfits(model.state_dict(), found, table, config))
+    import_weights(model, state, table, config)
     return model
 
 

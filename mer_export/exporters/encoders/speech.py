@@ -12,6 +12,7 @@ import numpy as np
 
 from mer_export.agreement.policy import PROOF
 from mer_export.bundle import sha256
+from mer_export.checkpoints import read_checkpoint, usual_state
 from mer_export.data.tokens.speech_dictionary import SpeechDictionary
 from mer_export.encoders.speech import CONFIG, DICTIONARY, MODEL, RATES, TRACED, WEIGHTS, Rate
 from mer_export.encoders.vq_wav2vec.config import from_arguments
@@ -19,7 +20,7 @@ from mer_export.errors import ParityError, UnsupportedError, UsageError
 from mer_export.exporters.onnx import quiet as quiet_onnx
 from mer_export.exporters.precision_gate import open_file
 from mer_export.exporters.torchscript import quiet
-from mer_export.weights import import_weights, load_arguments
+from mer_export.weights import import_weights
 
 if TYPE_CHECKING:
     from mer_export.encoders.vq_wav2vec.network import VqWav2vec
@@ -39,10 +40,10 @@ def import_tokenizer(checkpoint: Path, dictionary: Path, out: Path, rate: Rate, 
     """
     from mer_export.encoders.vq_wav2vec.network import WEIGHT_MAP, VqWav2vec
 
-    arguments, state = load_arguments(checkpoint)
-    config = from_arguments(arguments)
+    found = read_checkpoint(checkpoint)
+    config = from_arguments(found.arguments)
     model = VqWav2vec(config).eval()
-    import_weights(model, state, WEIGHT_MAP, config)
+    import_weights(model, usual_state(found), WEIGHT_MAP, config)
     return write_tokenizer(model, dictionary, out, rate, force, {"file": checkpoint.name, "sha256": sha256(checkpoint)})
 
 

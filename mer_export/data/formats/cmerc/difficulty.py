@@ -12,7 +12,7 @@ from typing import Any
 from mer_export.bundle import write_atomic
 from mer_export.errors import InputError
 from mer_export.untrusted.json_files import read_json
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 
 def read_difficulty(path: Path | str) -> dict[str, float]:

@@ -23,9 +23,9 @@ from mer_export.data.media.faces import FaceImages
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
+from mer_export.untrusted.arrays import check_arrays
 from mer_export.untrusted.json_files import read_json_object
-from mer_export.untrusted.torch_archive import load_archive
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 log = logging.getLogger("mer")
 
@@ -138,7 +138,7 @@ CACHED_VISION = {"vision": "modality_feature", "vision_mask": "utterance_mask", 
 
 
 def _from_cache(file: Path) -> dict[str, Any]:
-    content = load_archive(file, records=CLASSES)
+    content = load_pickle(file, records=CLASSES)
     if not isinstance(content, dict):
         raise InputError(f"{file} holds a {type(content).__name__}, expected a data set object of FacialMMT")
     names = CACHED if "vision_feature" in content else CACHED_VISION
@@ -168,6 +168,8 @@ def _array(content: Mapping[str, Any], name: str, file: Path) -> np.ndarray:
 def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec) -> list[Sample]:
     packed = texts.packed(folder, split, found, spec)
     expressions = folder / EXPRESSIONS.format(split=split)
+    if expressions.is_file():
+        check_arrays(expressions)
     logits = np.load(expressions, allow_pickle=False) if expressions.is_file() else {}
     samples = []
     for row in range(len(found["vision"])):

@@ -9,7 +9,6 @@ docs/data.md says what an utterance may have.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,8 @@ from mer_export.data.dialogues import ALL, IMAGES, MODALITIES, READY, Dialogue, 
 from mer_export.data.media.faces import FaceImages
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.impostors import refuse_impostor
+from mer_export.untrusted.json_files import parse_json
 
 SUFFIXES = (".jsonl", ".ndjson")
 HEADER = {"labels": "label_names", "speakers": "speakers", "unit": "unit"}
@@ -143,15 +144,13 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    refuse_impostor(path)
     try:
         with path.open(encoding="utf-8") as stream:
             for number, text in enumerate(stream, start=1):
                 if not text.strip():
                     continue
-                try:
-                    line = json.loads(text)
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{path}: line {number} is not JSON: {error}") from None
+                line = parse_json(text, f"{path}: line {number}")
                 if not isinstance(line, dict):
                     raise InputError(f"{path}: line {number} is a {type(line).__name__}, not a dialogue")
                 yield number, line

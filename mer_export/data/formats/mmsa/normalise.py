@@ -11,7 +11,7 @@ import numpy as np
 
 from mer_export.bundle import write_atomic
 from mer_export.errors import InputError
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 EPSILON = 1e-6
 

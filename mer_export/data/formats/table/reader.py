@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from mer_export.data.dialogues import READY, USUAL_ORDER, Dialogue, Utterance
 from mer_export.data.formats.table.arrays import ArrayFiles
@@ -20,6 +19,7 @@ from mer_export.data.formats.table.rows import Row, dialogue_rows, table_rows
 from mer_export.data.media.faces import FaceImages, image_files
 from mer_export.data.spec import ArraySource, DataSpec
 from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.yaml_files import read_yaml
 
 MAPPING = "table.yaml"
 
@@ -118,10 +118,7 @@ def mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, Bound]:
     file = path / MAPPING
     bound: Bound = {}
     if file.is_file():
-        try:
-            own = yaml.safe_load(file.read_text()) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+        own = read_yaml(file) or {}
         bound = {(s.file, s.array): s.only_with_split for _, s in DataSpec().over(own, str(file)).arrays}
         spec = spec.over(own, str(file))
     _check(path, spec)
