@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,6 +72,45 @@ class Dialogue:
     split: str
     utterances: Sequence[Utterance]
     where: str
+
+
+def distinct(dialogues: Iterable[Dialogue], apart: bool) -> Iterator[Dialogue]:
+    """Passes dialogues on as long as no name stands for two things.
+
+    Eight bytes are kept of every name, so a file of any size may be streamed.
+
+    Args:
+        dialogues: in any order.
+        apart: whether utterances stand on their own, so that those of one dialogue may lie in several splits.
+
+    Raises:
+        InputError: a dialogue comes twice, or an utterance of it does.
+    """
+    seen: set[int] = set()
+    for dialogue in dialogues:
+        utterances = [(dialogue.id, u.id) for u in dialogue.utterances]
+        twice = _repeated(utterances, seen if apart else set())
+        if twice is not None:
+            raise InputError(
+                f"{dialogue.where}: utterance {twice[1]!r} of dialogue {twice[0]!r} is there twice: give each its own "
+                "id; of a table, name all columns that tell dialogues apart in data.dialogue"
+            )
+        if _repeated([(dialogue.split if apart else "", dialogue.id)], seen) is not None:
+            raise InputError(
+                f"{dialogue.where}: dialogue {dialogue.id!r} is there twice: put its utterances together, or give each "
+                "dialogue its own id"
+            )
+        yield dialogue
+
+
+def _repeated(names: Iterable[tuple[str, str]], seen: set[int]) -> tuple[str, str] | None:
+    """The first of `names` that was there before; notes the others."""
+    for name in names:
+        mark = int.from_bytes(blake2b("\0".join(name).encode("utf-8", "surrogatepass"), digest_size=8).digest())
+        if mark in seen:
+            return name
+        seen.add(mark)
+    return None
 
 
 class Source(Protocol):

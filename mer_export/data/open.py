@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mer_export.data.dialogues import USUAL_ORDER, Dialogue, Source
+from mer_export.data.dialogues import USUAL_ORDER, Dialogue, Source, distinct
 from mer_export.data.formats.format import Format, known_formats
 from mer_export.data.labels import LabelReader, said_labels
 from mer_export.data.samples import Corpus, Sample
@@ -76,7 +76,7 @@ class OpenData:
     def samples(self, split: str | None = None) -> Iterator[tuple[Dialogue, Sample]]:
         """Yields every sample with the dialogue that it is made of."""
         shape = SHAPES[self.spec.shape]
-        for dialogue in self.source.dialogues(split):
+        for dialogue in distinct(self.source.dialogues(split), apart=self.spec.shape == "utterance"):
             for sample in shape(dialogue, self.spec, self.labels):
                 yield dialogue, sample
 

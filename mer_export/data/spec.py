@@ -180,7 +180,8 @@ class DataSpec(Section):
     """Utterance table (csv, tsv, parquet); `{split}` in the name means one file per split."""
     splits: tuple[str, ...] = ()
     """Splits to read, in this order; needed where `table` holds `{split}`."""
-    dialogue: str | None = None
+    dialogue: str | tuple[str, ...] | None = None
+    """Column of the dialogue, or several that make one together: season, episode, scene."""
     order: str | None = None
     """Column to sort a dialogue's utterances by; None keeps the order of the table."""
     utterance: str | None = None
@@ -231,6 +232,11 @@ class DataSpec(Section):
     def switched_off(self) -> frozenset[str]:
         """The modalities that are said to be none, whatever the data hold."""
         return frozenset(m for m in ("text", "audio", "vision") if m in self.model_fields_set and not getattr(self, m))
+
+    @property
+    def dialogue_columns(self) -> tuple[str, ...]:
+        """The columns that a dialogue has in common."""
+        return (self.dialogue,) if isinstance(self.dialogue, str) else self.dialogue or ()
 
     @property
     def arrays(self) -> list[tuple[str, ArraySource]]:

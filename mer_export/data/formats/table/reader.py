@@ -81,7 +81,7 @@ class TableSource:
         first, per_file = rows[0], "{split}" in str(self.spec.table)
         # Where every split has its own file, ids start again in each.
         parts = [first.split] if per_file else []
-        parts += [first.cell(self.spec.dialogue)] if self.spec.dialogue else []
+        parts += first.cells(self.spec.dialogue_columns)
         utterances = []
         for place, row in enumerate(rows):
             number = place if self.spec.dialogue else row.at
@@ -127,11 +127,11 @@ def mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, Bound]:
 
 def _check(path: Path, spec: DataSpec) -> None:
     """Refuses a mapping that is incomplete or says two things."""
-    if spec.table is None or (spec.dialogue is None and spec.shape == "dialogue"):
+    if spec.table is None or (not spec.dialogue and spec.shape == "dialogue"):
         raise UsageError(f"{path}: a dialogue table needs data.table and data.dialogue, or a {MAPPING} that says them")
     if "{split}" in spec.table and not spec.splits:
         raise UsageError(f"data.table {spec.table} has one file per split: name the splits in data.splits")
-    if spec.context is not None and spec.dialogue is None:
+    if spec.context is not None and not spec.dialogue:
         raise UsageError("data.context needs data.dialogue: windows end at the borders of a dialogue")
     if (
         spec.shape == "packed"

@@ -31,6 +31,10 @@ class Row:
         """The text of a column, empty without such a column."""
         return self.table[column][self.at] if column in self.table else ""
 
+    def cells(self, columns: Sequence[str]) -> tuple[str, ...]:
+        """The texts of several columns."""
+        return tuple(map(self.cell, columns))
+
 
 def table_rows(path: Path, spec: DataSpec) -> list[Row]:
     """The rows of the chosen splits, in the order of the table.
@@ -64,17 +68,17 @@ def table_rows(path: Path, spec: DataSpec) -> list[Row]:
 
 def dialogue_rows(rows: Sequence[Row], spec: DataSpec) -> list[list[Row]]:
     """Rows by split and dialogue, in order of appearance, sorted within; without dialogues each row is one."""
-    if spec.dialogue is None:
+    if not spec.dialogue_columns:
         return [[row] for row in rows]
-    groups: dict[tuple[str, str], list[Row]] = {}
-    home: dict[str, str] = {}
+    groups: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
+    home: dict[tuple[str, ...], str] = {}
     # Where every split has its own file, ids start again in each. Utterances on their own may be divided as one likes.
     free = "{split}" in str(spec.table) or spec.shape == "utterance"
     for row in rows:
-        dialogue = row.cell(spec.dialogue)
+        dialogue = row.cells(spec.dialogue_columns)
         if not free and home.setdefault(dialogue, row.split) != row.split:
             raise InputError(
-                f"{spec.table}: dialogue {dialogue!r} has utterances in {home[dialogue]} and {row.split}: "
+                f"{spec.table}: dialogue {'/'.join(dialogue)!r} has utterances in {home[dialogue]} and {row.split}: "
                 "a dialogue belongs to one split"
             )
         groups.setdefault((row.split, dialogue), []).append(row)
@@ -95,8 +99,9 @@ def _array_row(columns: Columns, at: int, spec: DataSpec) -> int | None:
 
 def _require(columns: Columns, spec: DataSpec, path: Path) -> None:
     """Columns for labels, scores and split may be absent: then the data are unlabelled, or one split."""
-    for role in ("dialogue", "order", "utterance", "speaker", "sentence", "row"):
-        name = getattr(spec, role)
+    roles = [("dialogue", name) for name in spec.dialogue_columns]
+    roles += [(role, getattr(spec, role)) for role in ("order", "utterance", "speaker", "sentence", "row")]
+    for role, name in roles:
         if name is not None and name not in columns:
             raise InputError(f"{path} has no column {name!r} (data.{role}), there are {list(columns)}")
     given = [c for c in spec.label_columns if c in columns]
