@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 from mer_export.contract import Contract
 from mer_export.errors import InputError
 from mer_export.registry import first_problem
+from mer_export.untrusted.tables import UTF8
 
 Shape = Literal["dialogue", "utterance", "context", "packed"]
 
@@ -76,6 +77,8 @@ class ArraySource(BaseModel):
     """Feature vectors, or sequences of them, aligned to the rows of an utterance table.
 
     `file` (npz or npy, relative to the data directory) may hold `{split}`, which stands for the name of each split.
+    Instead of a file `columns` may name columns of the table itself: names, a prefix (`AU*`) or a range (`f0:f9`), one
+    or a list of them.
     `only_with_split` names the split columns these features may be used with: features of a network that was trained
     with the labels of one split say so here, and are refused with any other.
 
@@ -86,12 +89,21 @@ class ArraySource(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    file: str
+    file: str | None = None
+    columns: str | tuple[str, ...] = ()
     array: str | None = None
     offsets: str | None = None
     keys: str | None = None
     column: str | None = None
     only_with_split: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _file_or_columns(self) -> ArraySource:
+        if (self.file is None) != bool(self.columns):
+            raise ValueError("name either a file or columns of the table")
+        if self.columns and (self.array or self.offsets or self.keys or self.column):
+            raise ValueError("array, offsets, keys and column are of a file: leave them out beside columns")
+        return self
 
 
 class EmotionData(Section):
@@ -178,6 +190,10 @@ class DataSpec(Section):
     faces: FaceData = FaceData()
     table: str | None = None
     """Utterance table (csv, tsv, parquet); `{split}` in the name means one file per split."""
+    encoding: str = UTF8
+    """Of the table where it is text, such as cp1252 or gbk."""
+    separator: str | None = Field(None, pattern=r'^(\t|[^\w\s"])$')
+    """Between the cells of a table; None finds out."""
     splits: tuple[str, ...] = ()
     """Splits to read, in this order; needed where `table` holds `{split}`."""
     dialogue: str | tuple[str, ...] | None = None

@@ -1,8 +1,9 @@
-"""Tables of text cells: csv, tsv and Parquet."""
+"""Tables of text cells: csv with any separator, tsv and Parquet."""
 
 from __future__ import annotations
 
 import csv
+from itertools import chain
 from pathlib import Path
 
 from mer_export.errors import InputError
@@ -10,28 +11,70 @@ from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.parquet import open_parquet
 
 Columns = dict[str, list[str]]
+UTF8 = "utf-8-sig"
+"""UTF-8 with or without a byte order mark."""
+WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
+"""How UTF-16 begins."""
 
 
-def read_table(path: Path) -> Columns:
-    """Columns of a table as text: csv (comma), tsv or Parquet by the ending; raises InputError."""
+def read_table(path: Path, encoding: str = UTF8, separator: str | None = None) -> Columns:
+    """Columns of a table as text.
+
+    Args:
+        path: Parquet by the ending, else lines of cells.
+        encoding: of the text.
+        separator: between cells; None takes a tab in a tsv, else the comma, or what else the header has.
+
+    Raises:
+        InputError: damaged, in another encoding, or not a table.
+    """
     refuse_impostor(path)
     if path.suffix == ".parquet":
         return _read_parquet(path)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            lines = csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ",")
-            header = next(lines, [])
+        with path.open(newline="", encoding=UTF8 if encoding.lower() in ("utf-8", "utf8") else encoding) as stream:
+            first = stream.readline()
+            lines = csv.reader(chain([first], stream), delimiter=separator or _separator(first, path))
+            # OpenFace puts a space before each name.
+            header = [name.strip() for name in next(lines, [])]
             rows = [line for line in lines if line]
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not UTF-8 table: {error}") from None
+    except LookupError:
+        raise InputError(f"{path}: data.encoding {encoding!r} is not an encoding, use utf-8, cp1252 or gbk") from None
+    except UnicodeError:
+        raise InputError(_undecodable(path, encoding)) from None
+    except csv.Error as error:
+        raise InputError(f"{path} is not a table: {error}") from None
     if len(set(header)) != len(header) or not header:
         raise InputError(f"{path} needs a header of distinct column names, it has {header[:20]}")
     for number, line in enumerate(rows, start=2):
         if len(line) != len(header):
             raise InputError(f"{path}: row {number} has {len(line)} cells, the header has {len(header)}")
     return {name: [line[i] for line in rows] for i, name in enumerate(header)}
+
+
+def _separator(header: str, path: Path) -> str:
+    """What stands between the names of a header: a comma wherever there is one."""
+    if path.suffix == ".tsv":
+        return "\t"
+    return next((mark for mark in (",", ";", "\t") if mark in header), ",")
+
+
+def _undecodable(path: Path, encoding: str) -> str:
+    """Which byte of which row is not text in `encoding`, and what to do about it."""
+    content = path.read_bytes()
+    likely = "utf-16" if content.startswith(WIDE_MARKS) else "cp1252 or gbk"
+    advice = f"say what it is in, such as data.encoding: {likely}, or save it as UTF-8"
+    try:
+        content.decode(encoding)
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        row, byte = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        return f"{path}: row {row}, byte {byte} is 0x{content[error.start]:02x}, which is not {encoding} text: {advice}"
+    except UnicodeError:
+        pass
+    return f"{path} is not {encoding} text: {advice}"
 
 
 def _read_parquet(path: Path) -> Columns:

@@ -41,7 +41,9 @@ def packed(folder: Path, split: str, found: Mapping[str, Any], spec: DataSpec) -
     """The dialogues of a split in the order of its annotation; empty where there is no text."""
     table = next((f for f in (folder / f"{split}_sent_emo.csv", folder / f"{split}.csv") if f.is_file()), None)
     if table is not None and spec.tokenizer is not None:
-        return [packing.pack_sentences(d, spec) for d in _dialogues(table, folder / f"{split}_text.json")]
+        return [
+            packing.pack_sentences(d, spec) for d in _dialogues(table, folder / f"{split}_text.json", spec.encoding)
+        ]
     if "separators" not in found:
         return []
     return [
@@ -63,9 +65,9 @@ def inputs(dialogues: list[Packed], own: UtterancePlace, where: str) -> dict[str
     return packing.inputs(dialogues[own.dialogue], own.place)
 
 
-def _dialogues(table: Path, sentences: Path) -> list[list[str]]:
+def _dialogues(table: Path, sentences: Path, encoding: str) -> list[list[str]]:
     """Sentences by dialogue, in order of appearance; those of the JSON file go before the table's own."""
-    columns = read_table(table)
+    columns = read_table(table, encoding)
     for name in ("Dialogue_ID", "Utterance_ID"):
         if name not in columns:
             raise InputError(f"{table} has no column {name}, there are {list(columns)}")

@@ -147,7 +147,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     refuse_impostor(path)
     try:
-        with path.open(encoding="utf-8") as stream:
+        with path.open(encoding="utf-8-sig") as stream:
             for number, text in enumerate(stream, start=1):
                 if not text.strip():
                     continue

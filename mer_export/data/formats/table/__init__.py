@@ -10,6 +10,7 @@ FORMAT = Format(
     reads=(
         *OPEN,
         *("table", "dialogue", "order", "utterance", "speaker", "label", "score", "split", "sentence", "row", "inputs"),
+        *("encoding", "separator"),
     ),
     open=True,
     directory=True,

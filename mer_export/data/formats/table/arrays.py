@@ -44,11 +44,11 @@ class ArrayFiles:
         self.path = path
         self.heights = {id(r.table): r.height for r in rows}
         self.in_split = Counter(r.split for r in rows)
-        self._opened: dict[tuple[ArraySource, str], _Opened] = {}
+        self._opened: dict[tuple[ArraySource, object], _Opened] = {}
 
     def steps(self, source: ArraySource, row: Row) -> np.ndarray:
         """The vectors (steps, width) of an utterance, float32; a single vector is one step."""
-        opened = self._open(source, row.split)
+        opened = self._open(source, row)
         values, ragged = opened.values, opened.offsets is not None
         if values.dtype.kind not in "fiu" or values.ndim not in ((2,) if ragged else (2, 3)):
             shape = f"{values.dtype} {values.shape}"
@@ -58,16 +58,19 @@ class ArrayFiles:
 
     def ready(self, name: str, source: ArraySource, row: Row) -> np.ndarray:
         """An input of an utterance as it is."""
-        opened = self._open(source, row.split)
+        opened = self._open(source, row)
         return ready_array(name, opened.row(self._place(source, opened, row)), opened.where)
 
-    def _open(self, source: ArraySource, split: str) -> _Opened:
-        file = source.file.replace("{split}", split)
-        if (source, file) not in self._opened:
-            self._opened[source, file] = _open(self.path / file, source)
-        return self._opened[source, file]
+    def _open(self, source: ArraySource, row: Row) -> _Opened:
+        file = source.file and source.file.replace("{split}", row.split)
+        key = source, file or id(row.table)
+        if key not in self._opened:
+            self._opened[key] = _open(self.path / file, source) if file else _from_columns(source, row)
+        return self._opened[key]
 
     def _place(self, source: ArraySource, opened: _Opened, row: Row) -> int:
+        if source.file is None:
+            return row.at
         if source.column is not None:
             return _looked_up(source, opened, row)
         if row.array_row is not None:
@@ -79,6 +82,41 @@ class ArrayFiles:
             raise UsageError(f"{source.file} serves several tables: name the column of its rows in data.row")
         _same_height(opened, self.heights[id(row.table)])
         return row.at
+
+
+def _from_columns(source: ArraySource, row: Row) -> _Opened:
+    """Columns of the table itself side by side, NaN where a cell is empty."""
+    asked = (source.columns,) if isinstance(source.columns, str) else source.columns
+    names = list(dict.fromkeys(name for part in asked for name in _named(part, list(row.table))))
+    values = np.empty((row.height, len(names)), dtype=np.float32)
+    for place, name in enumerate(names):
+        for at, cell in enumerate(row.table[name]):
+            values[at, place] = _number(cell, name, at)
+    return _Opened(f"columns {source.columns}", values, None, {})
+
+
+def _named(part: str, columns: list[str]) -> list[str]:
+    """The columns that a name, a prefix with a star behind it or a range stands for."""
+    first, colon, last = part.partition(":")
+    if part in columns:
+        return [part]
+    if part.endswith("*"):
+        found = [c for c in columns if c.startswith(part[:-1])]
+    elif colon and first in columns and last in columns:
+        found = columns[columns.index(first) : columns.index(last) + 1]
+    else:
+        found = []
+    if not found:
+        raise InputError(f"the table has no columns {part!r} (data: columns), there are {columns[:40]}")
+    return found
+
+
+def _number(cell: str, column: str, at: int) -> float:
+    text = cell.strip()
+    try:
+        return float(text) if text else np.nan
+    except ValueError:
+        raise InputError(f"row {at + 2} of the table: column {column} holds {cell!r}, it must be a number") from None
 
 
 def _open(path: Path, source: ArraySource) -> _Opened:

@@ -23,7 +23,7 @@ from mer_export.untrusted.yaml_files import read_yaml
 
 MAPPING = "table.yaml"
 
-Bound = Mapping[tuple[str, str | None], tuple[str, ...]]
+Bound = Mapping[tuple[object, ...], tuple[str, ...]]
 
 
 def detect(path: Path, spec: DataSpec) -> bool:
@@ -48,7 +48,7 @@ def source(path: Path, spec: DataSpec) -> TableSource:
 def files(path: Path, spec: DataSpec) -> list[Path]:
     """The files of the data set."""
     spec, _ = mapping(path, spec)
-    patterns = [str(spec.table), *(s.file for _, s in spec.arrays)]
+    patterns = [str(spec.table), *(s.file for _, s in spec.arrays if s.file)]
     names = [p.replace("{split}", s) for p in patterns for s in (spec.splits if "{split}" in p else ("",))]
     return [path / name for name in dict.fromkeys(names)]
 
@@ -119,7 +119,7 @@ def mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, Bound]:
     bound: Bound = {}
     if file.is_file():
         own = read_yaml(file) or {}
-        bound = {(s.file, s.array): s.only_with_split for _, s in DataSpec().over(own, str(file)).arrays}
+        bound = {_identity(s): s.only_with_split for _, s in DataSpec().over(own, str(file)).arrays}
         spec = spec.over(own, str(file))
     _check(path, spec)
     return spec, bound
@@ -148,12 +148,18 @@ def _check(path: Path, spec: DataSpec) -> None:
         raise UsageError(f"data.inputs {unknown} cannot come with data: the inputs that can are {list(READY)}")
 
 
+def _identity(source: ArraySource) -> tuple[object, ...]:
+    """What numbers a source names, however it finds a row of them."""
+    return source.file, source.array, source.columns
+
+
 def _refuse_leakage(spec: DataSpec, bound: Bound, path: Path) -> None:
     for modality, array in spec.arrays:
-        allowed = array.only_with_split or bound.get((array.file, array.array), ())
+        named = array.array or array.file or array.columns
+        allowed = array.only_with_split or bound.get(_identity(array), ())
         if allowed and spec.split not in allowed:
             raise InputError(
-                f"{path}: {modality} features {array.array or array.file} come from a network trained with the "
+                f"{path}: {modality} features {named} come from a network trained with the "
                 f"labels of {' or '.join(allowed)}, with data.split={spec.split} test labels leak: "
                 f"set data.split={allowed[0]} or choose other features"
             )

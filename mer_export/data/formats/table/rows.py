@@ -48,11 +48,11 @@ def table_rows(path: Path, spec: DataSpec) -> list[Row]:
         present = [(s, path / table.replace("{split}", s)) for s in spec.splits]
         # Data to label need not hold every split; whoever asks for an absent one is told.
         for split, file in [(s, f) for s, f in present if f.is_file()] or present[:1]:
-            columns = read_table(file)
+            columns = read_table(file, spec.encoding, spec.separator)
             _require(columns, spec, file)
             found += [Row(columns, i, split, i, _array_row(columns, i, spec)) for i in range(_height(columns))]
         return found
-    columns = read_table(path / table)
+    columns = read_table(path / table, spec.encoding, spec.separator)
     _require(columns, spec, path / table)
     divided = spec.split in columns
     counts: dict[str, int] = {}

@@ -1,0 +1,152 @@
+"""Tables as people have them: encodings, separators, and features in columns beside the labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mer_export.data.inspect import inspect_file
+from mer_export.data.open import open_corpus
+from mer_export.data.samples import Sample
+from mer_export.data.spec import DataSpec
+from mer_export.errors import InputError
+from mer_export.untrusted.tables import read_table
+
+WORDS = "call,turn,who,mood,words\nc1,0,a,joy,It’s fine\nc1,1,b,anger,“No”\n"
+SPOKEN = {"table": "u.csv", "dialogue": "call", "order": "turn", "label": "mood", "sentence": "words"}
+FEATURES = {"table": "u.csv", "dialogue": "call", "label": "mood"}
+
+
+def only_sample(folder: Path, **spec: Any) -> Sample:
+    (sample,) = open_corpus(folder, DataSpec.model_validate(spec))
+    return sample
+
+
+# --- encodings
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "gbk", "utf-16"])
+def test_a_table_is_read_in_the_encoding_that_is_said(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "u.csv").write_bytes(WORDS.encode(encoding))
+    corpus = open_corpus(tmp_path, DataSpec.model_validate(SPOKEN | {"encoding": encoding}))
+    assert corpus.info["sentences"] == {"c1": ["It’s fine", "“No”"]}
+
+
+@pytest.mark.parametrize("said", ["utf-8", "UTF8", "utf-8-sig"])
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path, said: str) -> None:
+    (tmp_path / "u.csv").write_bytes(WORDS.encode("utf-8-sig"))
+    assert next(iter(read_table(tmp_path / "u.csv", said))) == "call"
+
+
+@pytest.mark.parametrize(
+    ("content", "encoding", "message"),
+    [
+        (WORDS.encode("cp1252"), "utf-8-sig", r"u\.csv: row 2, byte 14 is 0x92, which .*data\.encoding: cp1252 or gbk"),
+        (WORDS.encode("utf-16"), "utf-8-sig", r"row 1, byte 1 is 0xff, .*data\.encoding: utf-16"),
+        (("x" * 40000 + "\n").encode() + b"ab\x81", "cp1252", "row 2, byte 3 is 0x81"),
+        (b"a,b\n", "base64", "data.encoding 'base64' is not an encoding"),
+        (b"a,b\n", "latin-one", "data.encoding 'latin-one' is not an encoding"),
+    ],
+)
+def test_what_is_not_text_in_an_encoding_is_found(tmp_path: Path, content: bytes, encoding: str, message: str) -> None:
+    (tmp_path / "u.csv").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_table(tmp_path / "u.csv", encoding)
+
+
+def test_json_lines_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    line = json.dumps({"dialogue": "d", "utterances": [{"label": "joy", "text": [1.0]}]})
+    (tmp_path / "d.jsonl").write_bytes((line + "\n").encode("utf-8-sig"))
+    assert [s.id for s in open_corpus(tmp_path / "d.jsonl")] == ["d"]
+
+
+# --- separators
+
+
+@pytest.mark.parametrize(("ending", "mark"), [("csv", ","), ("csv", ";"), ("csv", "\t"), ("tsv", "\t")])
+def test_the_separator_of_a_table_is_recognised(tmp_path: Path, ending: str, mark: str) -> None:
+    (tmp_path / f"u.{ending}").write_text(f"call{mark}words\nc1{mark}yes\n")
+    assert read_table(tmp_path / f"u.{ending}") == {"call": ["c1"], "words": ["yes"]}
+
+
+def test_another_separator_can_be_said(tmp_path: Path) -> None:
+    (tmp_path / "u.csv").write_text("call|mood|f0,st\nc1|joy|1\n")
+    assert only_sample(tmp_path, **FEATURES, separator="|", audio={"columns": "f0,st"}).inputs["audio"].tolist() == [
+        [1]
+    ]
+
+
+# --- features in columns
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Path:
+    """A table like those of OpenFace, with a space before each name and number."""
+    names = "call, mood, frame, AU01_r, AU02_r, pose_Tx, f0, jitter"
+    (tmp_path / "u.csv").write_text(
+        f"{names}\nc1,joy, 9, 0.1, 0.2, 3.5, 100, 0.01\nc1,anger, 9, 0.3, , 4.5, 200, 1e-3\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (["f0", "jitter"], [[100, 0.01], [200, 0.001]]),
+        (["jitter", "f0"], [[0.01, 100], [0.001, 200]]),
+        ("f0", [[100], [200]]),
+        ("AU*", [[0.1, 0.2], [0.3, np.nan]]),
+        ("AU02_r:f0", [[0.2, 3.5, 100], [np.nan, 4.5, 200]]),
+        (["AU*", "AU01_r", "f0"], [[0.1, 0.2, 100], [0.3, np.nan, 200]]),
+    ],
+)
+def test_features_are_columns_by_name_prefix_or_range(measured: Path, columns: Any, expected: Any) -> None:
+    found = only_sample(measured, **FEATURES, audio={"columns": columns}).inputs["audio"]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.asarray(expected, np.float32))
+
+
+def test_a_table_with_features_describes_itself_and_is_inspected(measured: Path) -> None:
+    said = FEATURES | {"vision": [{"columns": "AU01_r"}, {"columns": "pose_*"}], "audio": {"columns": "f0:jitter"}}
+    (measured / "table.yaml").write_text(json.dumps(said))
+    report = inspect_file(measured)
+    assert {m: v["width"] for m, v in report["splits"]["all"]["modalities"].items()} == {"audio": 2, "vision": 2}
+    assert set(report["files"]) == {"u.csv"}
+
+
+def test_columns_are_numbers_of_the_rows_that_a_split_keeps(tmp_path: Path) -> None:
+    (tmp_path / "u.csv").write_text("call;part;f0\nc1;test;1\nc2;;2\nc3;test;3\n")
+    corpus = open_corpus(tmp_path, DataSpec(table="u.csv", dialogue="call", split="part", audio={"columns": "f0"}))
+    assert [s.inputs["audio"].item() for s in corpus] == [1, 3]
+
+
+def test_each_table_brings_its_own_columns(tmp_path: Path) -> None:
+    for split, value in (("train", 1), ("test", 2)):
+        (tmp_path / f"{split}.csv").write_text(f"call,f0\nc1,{value}\n")
+    spec = DataSpec(table="{split}.csv", splits=("train", "test"), dialogue="call", audio={"columns": "f0"})
+    assert [s.inputs["audio"].item() for s in open_corpus(tmp_path, spec)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"columns": "f1"}, "no columns 'f1'"),
+        ({"columns": "LPC*"}, r"no columns 'LPC\*'"),
+        ({"columns": "jitter:f0"}, "no columns 'jitter:f0'"),
+        ({"columns": "mood"}, "row 2 of the table: column mood holds 'joy', it must be a number"),
+    ],
+)
+def test_columns_that_are_not_numbers_are_named(measured: Path, source: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        only_sample(measured, **FEATURES, audio=source)
+
+
+@pytest.mark.parametrize("source", [{}, {"file": "a.npy", "columns": "f0"}, {"columns": "f0", "keys": "k"}])
+def test_a_source_is_a_file_or_columns(measured: Path, source: Any) -> None:
+    (measured / "table.yaml").write_text(json.dumps(FEATURES | {"audio": source}))
+    with pytest.raises(InputError, match="audio"):
+        open_corpus(measured)
