@@ -15,7 +15,13 @@ from runtimes.backends.cuda_graph import CudaGraphs
 from runtimes.backends.session import Ports, Session, SessionOptions
 
 BACKEND = Backend(
-    "torch", "PyTorch eager, the reference", f"{__name__}:EagerSession", (), rank=10, colour="#8a94a3", captures=True
+    "torch",
+    "PyTorch eager, the reference",
+    f"{__name__}:EagerSession",
+    (),
+    rank=10,
+    colour="#8a94a3",
+    captures=True,
 )
 
 
