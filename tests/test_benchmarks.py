@@ -17,9 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from benchmarks import histograms
 from benchmarks.environments import Installed
 from benchmarks.flops import gflop
+from benchmarks.operators import by_operator
 from benchmarks.original import CASES
 from benchmarks.peers import BASE, Other, compare, default_session
-from benchmarks.operators import by_operator
 from benchmarks.suite import NETWORKS, random_samples, real_samples
 from mer_export import registry
 

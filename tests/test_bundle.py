@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mer_export import registry
-from mer_export.bundle import LOCK, MANIFEST, SCHEMA_VERSION, Bundle, Manifest, Variant
+from mer_export.bundle import LOCK, MANIFEST, SCHEMA_VERSION, Bundle, Manifest, Variant, seal
 from mer_export.errors import BundleError, UsageError
 
 CONFIG = {"text_dim": 6, "audio_dim": 5, "vision_dim": 4, "width": 8, "hidden": 8, "buckets": [4]}
@@ -39,7 +39,8 @@ def root(tmp_path: Path) -> Path:
 
 def edit(root: Path, **changes: object) -> None:
     content = json.loads((root / MANIFEST).read_text())
-    (root / MANIFEST).write_text(json.dumps(content | changes))
+    content.pop("checksum", None)
+    (root / MANIFEST).write_bytes(seal(content | changes))
 
 
 def test_a_committed_bundle_verifies_after_being_moved(root: Path, tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_truncated_and_missing_files_are_named(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b"])
 def test_a_name_that_leaves_the_bundle_is_refused(root: Path, name: str) -> None:
-    edit(root, files={name: {"size": 1, "sha256": "0"}})
+    edit(root, files={name: {"size": 1, "sha256": 64 * "0"}})
     with pytest.raises(BundleError, match="points outside the bundle"):
         Bundle.open(root)
 
@@ -122,7 +123,6 @@ def test_a_second_writer_is_refused_and_told_who_writes(root: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-from mer_export import bundle as module
 from mer_export.bundle import Bundle
 stop = int(sys.argv[2])
 calls = 0
@@ -133,7 +133,7 @@ def counted(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     calls += 1
     replace(source, target)
-module.os.replace = counted
+os.replace = counted
 with Bundle.open(sys.argv[1]).commit() as change:
     change.write("config.yaml", "seed: 2")
     change.write("reports/a.json", "{}")
@@ -167,7 +167,7 @@ def test_create_refuses_to_replace_without_force_and_replaces_whole_with_it(root
     assert not (root / "model.safetensors").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("dear")
-    with pytest.raises(UsageError, match="is not empty and is no bundle"):
+    with pytest.raises(UsageError, match="is not empty and is not a bundle"):
         Bundle.create(tmp_path / "other", manifest(), force=True)
 
 

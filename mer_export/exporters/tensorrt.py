@@ -20,7 +20,7 @@ from mer_export.cuda import find_gpu
 from mer_export.errors import BundleError, NotAvailableError, UsageError
 from mer_export.exporters import onnx as onnx_exporter
 from mer_export.exporters.export_job import Exported, ExportJob
-from mer_export.exporters.format import Format
+from mer_export.exporters.format import NATIVE, Format
 
 FORMAT = Format(
     "tensorrt",
@@ -28,6 +28,7 @@ FORMAT = Format(
     "model.engine",
     f"{__name__}:export",
     rank=40,
+    program=NATIVE,
     dynamic_batch=False,
     uses_opset=True,
     # TensorRT reads no dynamic quantisation.

@@ -1,9 +1,7 @@
-"""PyTorch exported programs (.pt2), loaded without unpickling anything."""
+"""PyTorch exported programs (.pt2), loaded after they were held against a table (see `admission`)."""
 
 from __future__ import annotations
 
-import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +26,12 @@ class ExportedProgramSession(TorchSession):
     backend = "exported_program"
 
     def load(self, model: Path) -> Any:
-        refuse_pickles(model)
         try:
             program = self._torch.export.load(model)
         except (RuntimeError, ValueError, AssertionError) as error:
             raise BundleError(f"{model} is no exported program: {str(error).splitlines()[0]}") from None
         check_ports(model, self.contract.inputs, _ports(program), self.lengths, self.batch)
         return program.module().to(self.options.device)
-
-
-def refuse_pickles(model: Path) -> None:
-    """PyTorch unpickles some parts of an archive without limits; files of this toolkit have none of them.
-
-    Raises:
-        BundleError: not an archive, or one with pickled weights, constants, objects or example inputs.
-    """
-    try:
-        with zipfile.ZipFile(model) as archive:
-            for entry in archive.infolist():
-                parts = entry.filename.split("/")
-                if "sample_inputs" in parts and entry.file_size:
-                    raise BundleError(f"{model} holds pickled example inputs: export it again with mer export")
-                if entry.filename.endswith("_config.json") and _has_pickle(json.loads(archive.read(entry))):
-                    raise BundleError(f"{model} holds pickled objects: export it again with mer export")
-    except (zipfile.BadZipFile, ValueError, UnicodeDecodeError) as error:
-        raise BundleError(f"{model} is no exported program: {error}") from None
-
-
-def _has_pickle(value: Any) -> bool:
-    if isinstance(value, dict):
-        return bool(value.get("use_pickle")) or any(_has_pickle(v) for v in value.values())
-    return isinstance(value, list) and any(_has_pickle(v) for v in value)
 
 
 def _ports(program: Any) -> dict[str, Port]:

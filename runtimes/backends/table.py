@@ -12,6 +12,7 @@ from typing import NamedTuple
 from mer_export.bundle import Bundle, Variant
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.registry import resolve
+from runtimes.backends.admission import admit
 from runtimes.backends.backend import Backend
 from runtimes.backends.session import Session, SessionOptions
 
@@ -46,6 +47,7 @@ def open_session(
         UnsupportedError: the backend does not run that format, or not that way.
         NotAvailableError: package, provider or device missing on this machine.
         BundleError: a file that is damaged or does not keep the contract.
+        UntrustedError: a program of somebody else that does what no export of ours does.
     """
     record = find_backend(backend)
     if variant is not None and record.formats and not record.takes(variant):
@@ -54,6 +56,14 @@ def open_session(
         )
     options = options or SessionOptions()
     check_options(backend, options)
+    with bundle.reading():
+        return _open(bundle, variant, record, options)
+
+
+def _open(bundle: Bundle, variant: Variant | None, record: Backend, options: SessionOptions) -> Session:
+    if variant is not None:
+        bundle.variant_files(variant)
+        admit(bundle, variant)
     if variant is not None and variant.stages:
         from runtimes.backends.staged import StagedSession
 
