@@ -56,7 +56,7 @@ def measure(name: str, count: int, buckets: int) -> dict[str, Any]:
         )
     return {
         "buckets": len(plan.buckets),
-        "settings": len(scores(first)),
+        "ways": len(scores(first)),
         "not_exported": missing,
         "goals": judge(first, second),
         "load_average": [first.load_average, second.load_average],
@@ -66,25 +66,26 @@ def measure(name: str, count: int, buckets: int) -> dict[str, Any]:
 def judge(first: Profile, second: Profile) -> list[dict[str, Any]]:
     """For each goal what `first` chooses, and how much slower `second` finds it than its own choice.
 
-    `slower` is a part of the best: 0.1 is 10 %. A budget that the choice breaks in `second` says so. Settings that only
+    `slower` is a part of the best: 0.1 is 10 %. A budget that the choice breaks in `second` says so. Ways that only
     one of the two has, because a call was about too long to be timed, do not count.
     """
-    shared = {s.setting for s in scores(first)} & {s.setting for s in scores(second)}
+    shared = {s.way for s in scores(first)} & {s.way for s in scores(second)}
     first, second = (
-        p.model_copy(update={"entries": [e for e in p.entries if e.setting in shared]}) for p in (first, second)
+        p.model_copy(update={"entries": [e for e in p.entries if e.way.in_any_bucket in shared]})
+        for p in (first, second)
     )
-    again = {s.setting: s for s in scores(second)}
+    again = {s.way: s for s in scores(second)}
     budget = Goal("budget", ROOMY * choose(first, Goal("latency")).slowest_ms)
     found = []
     for goal in (Goal("latency"), Goal("throughput"), budget):
-        own, best = again[choose(first, goal).setting], choose(second, goal)
+        own, best = again[choose(first, goal).way], choose(second, goal)
         took, least = (s.call_ms if goal.kind == "latency" else s.item_ms for s in (own, best))
         found.append(
             {
                 "goal": goal.kind,
                 "budget_ms": goal.budget_ms,
-                "chosen": own.setting.name,
-                "best_again": best.setting.name,
+                "chosen": own.way.description,
+                "best_again": best.way.description,
                 "ms": took,
                 "slower": took / least - 1,
                 "kept_budget": goal.kind != "budget" or own.slowest_ms <= goal.budget_ms,
@@ -107,7 +108,7 @@ def markdown(found: dict[str, Any]) -> str:
         for name, network in found["networks"].items()
         for goal in network["goals"]
     ]
-    counts = ", ".join(f"{n} {network['settings']}" for n, network in found["networks"].items())
+    counts = ", ".join(f"{n} {network['ways']}" for n, network in found["networks"].items())
     worst = max(goal["slower"] for network in found["networks"].values() for goal in network["goals"])
     return "\n".join(
         [
@@ -116,7 +117,7 @@ def markdown(found: dict[str, Any]) -> str:
             f"`{found['command']}`",
             "",
             output.where(found["machine"]),
-            f"{found['items']} items of each network, random weights; settings that were timed: {counts}.",
+            f"{found['items']} items of each network, random weights; ways to run that were timed: {counts}.",
             f"Each network is tuned twice. `slower`: what the first run chose against the best, both by the times of "
             f"the second run. At most **{worst:.1%}**.",
             "",

@@ -21,11 +21,11 @@ from typing import Any
 from benchmarks import output
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
 from mer_export import machine
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
-from mer_export.contract import Lengths, lengths_name
 from mer_export.exporters import export_formats, export_variant
 from mer_export.markdown import table
-from runtimes.backends.candidate import find_candidates
+from runtimes.backends.way import find_ways
 from runtimes.parity.report import ParityReport
 from runtimes.parity.run import run_parity
 from runtimes.speed.start_up import peak_mib
@@ -71,8 +71,8 @@ def measure(network: str, formats: Sequence[str], precisions: Sequence[str], thr
         bundle = random_bundle(root, NETWORKS[network])
         weights = (root / "model.safetensors").stat().st_size / MIB
         rows = [
-            _export(root, network, format, precision, lengths)
-            for lengths in NETWORKS[network].buckets[: 1 if weights > LARGE_MIB else None]
+            _export(root, network, format, precision, bucket)
+            for bucket in NETWORKS[network].buckets[: 1 if weights > LARGE_MIB else None]
             for format in formats
             for precision in ("fp32", *precisions)
             if precision in export_formats()[format].precisions
@@ -82,7 +82,7 @@ def measure(network: str, formats: Sequence[str], precisions: Sequence[str], thr
         parity = run_parity(
             bundle,
             samples,
-            candidates=[c for c in find_candidates(bundle, threads) if not c.is_eager],
+            candidates=[w for w in find_ways(bundle, threads) if not w.is_eager],
             threads=threads,
             source="random items",
             say=lambda text: output.say(f"{network}: parity, {text}"),
@@ -96,7 +96,7 @@ def measure(network: str, formats: Sequence[str], precisions: Sequence[str], thr
     }
 
 
-def export_here(bundle: str, network: str, format: str, precision: str, lengths: Lengths) -> dict[str, Any]:
+def export_here(bundle: str, network: str, format: str, precision: str, lengths: dict[str, int]) -> dict[str, Any]:
     """One export in this process: seconds, peak memory, how much the bundle grows."""
     opened = Bundle.open(bundle)
     samples = random_samples(opened.manifest.contract, NETWORKS[network].lengths, NETWORKS[network].samples)
@@ -114,12 +114,12 @@ def _size(bundle: Bundle) -> float:
     return sum(f.stat().st_size for f in (bundle.root / "variants").rglob("*") if f.is_file()) / MIB
 
 
-def _export(root: Path, network: str, format: str, precision: str, lengths: Lengths) -> dict[str, Any]:
+def _export(root: Path, network: str, format: str, precision: str, bucket: Bucket) -> dict[str, Any]:
     """One export in a fresh process; where it fails, the reason as it was said."""
-    about = {"format": format, "precision": precision, "lengths": lengths_name(lengths)}
+    about = {"format": format, "precision": precision, "lengths": bucket.name}
     output.say(f"{network}: exporting {' '.join(about.values())}")
-    request = {"bundle": str(root), "network": network, "format": format, "precision": precision, "lengths": lengths}
-    command = [sys.executable, "-m", "benchmarks.exports", "--only", json.dumps(request)]
+    asked = {"network": network, "format": format, "precision": precision, "lengths": dict(bucket)}
+    command = [sys.executable, "-m", "benchmarks.exports", "--only", json.dumps({"bundle": str(root), **asked})]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     if done.returncode:
         said = done.stderr.strip().splitlines()

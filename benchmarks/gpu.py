@@ -101,7 +101,7 @@ def device_limit() -> dict[str, float]:
 def _gflop(setting: Setting) -> float | None:
     """Work of the case from its fp32 ONNX file; None where that cannot be written or run here."""
     try:
-        variant = export_variant(setting.bundle, "onnx", setting.lengths, setting.batch)
+        variant = export_variant(setting.bundle, "onnx", setting.bucket, setting.batch)
         return gflop(setting.bundle.root / variant.model, setting.arrays)
     except (MerError, ImportError) as error:
         print(f"work not counted: {error}", file=sys.stderr)
@@ -109,15 +109,15 @@ def _gflop(setting: Setting) -> float | None:
 
 
 def _case(network: str, batch: int, device: str, rounds: int, missing: str | None) -> dict[str, Any]:
-    lengths = NETWORKS[network].buckets[-1]
-    case: dict[str, Any] = {"network": network, "lengths": lengths, "batch": batch}
+    bucket = NETWORKS[network].buckets[-1]
+    case: dict[str, Any] = {"network": network, "lengths": dict(bucket), "batch": batch}
     if missing:
         return case | {"parts": {name: {"status": "skipped", "reason": missing} for name in PARTS}}
     parts = {}
     with tempfile.TemporaryDirectory() as folder:
         bundle = random_bundle(Path(folder) / "bundle", NETWORKS[network])
-        arrays = random_inputs(bundle.manifest.contract, lengths, batch)
-        setting = Setting(bundle, lengths, batch, device, rounds, arrays)
+        arrays = random_inputs(bundle.manifest.contract, bucket, batch)
+        setting = Setting(bundle, bucket, batch, device, rounds, arrays)
         for name, part in PARTS.items():
             print(f"{network}, batch {batch}: {name}", file=sys.stderr, flush=True)
             parts[name] = run_part(part, setting)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
-from mer_export.contract import Lengths
 from mer_export.exporters import export_variant
 from mer_export.weights import bundle_model
 from runtimes.backends.session import SessionOptions
@@ -31,7 +31,7 @@ class Setting:
     """What every part gets: a bundle with random weights, one batch of inputs, where to run and how long."""
 
     bundle: Bundle
-    lengths: Lengths
+    bucket: Bucket
     batch: int
     device: str
     rounds: int
@@ -114,7 +114,7 @@ def training_step(setting: Setting) -> list[dict[str, Any]]:
     if contract.unit_dim:
         counts = next(s.name for s in contract.inputs if s.counts == contract.unit_dim)
         lengths = torch.from_numpy(setting.arrays[counts]).to(setting.device)
-        inside = torch.arange(setting.lengths[contract.unit_dim], device=setting.device) < lengths[:, None]
+        inside = torch.arange(setting.bucket[contract.unit_dim], device=setting.device) < lengths[:, None]
     labels = torch.randint(0, task.width, (int(inside.sum()),), device=setting.device)
 
     def step(kind: str) -> None:
@@ -252,13 +252,13 @@ def _sessions(setting: Setting, asked: list[tuple[str, str | None, str, dict[str
         base = stack.enter_context(open_session(setting.bundle, None, "torch", SessionOptions(device="cuda")))
         reference = base.run(setting.arrays)[output]
         calls: Calls = {"eager fp32, host to host": lambda: base.run(setting.arrays)}
-        for backend, format, kind, extra in asked:
-            name = " ".join([backend, kind, *(k for k, v in extra.items() if v)])
+        for backend, format, kind, more in asked:
+            name = " ".join([backend, kind, *more])
             try:
                 variant = (
-                    export_variant(setting.bundle, format, setting.lengths, setting.batch, kind) if format else None
+                    export_variant(setting.bundle, format, setting.bucket, setting.batch, kind) if format else None
                 )
-                options = SessionOptions(device="cuda", extra=extra)
+                options = SessionOptions(device="cuda", **more)
                 session = stack.enter_context(open_session(setting.bundle, variant, backend, options))
                 errors[name] = float(np.abs(session.run(setting.arrays)[output] - reference).max())
             except Exception as error:

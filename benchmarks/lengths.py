@@ -19,16 +19,16 @@ from typing import Any
 from benchmarks import limit, output
 from benchmarks.suite import NETWORKS, Network, random_bundle, real_samples
 from mer_export import machine
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
-from mer_export.contract import Lengths, lengths_name
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import export_variant
 from mer_export.markdown import table
-from runtimes.backends.candidate import in_memory
 from runtimes.backends.session import Session, SessionOptions
 from runtimes.backends.table import find_backend, open_session
+from runtimes.backends.way import in_memory
 from runtimes.predict.plan import Plan
 from runtimes.predict.predictor import Predictor
 from runtimes.speed.planning import make_plan
@@ -105,7 +105,7 @@ def measure(
         "lengths": network.real.kind,
         "note": network.real.note,
         "plan": plan.model_dump(),
-        "longest": lengths_name(network.longest),
+        "longest": network.longest.name,
         "original": [network.original.batch, network.original.padded_to],
         "not_exported": [f"{precision}: {why}" for precision, why in missing.items()],
         "rows": rows,
@@ -156,7 +156,7 @@ def _ways(
 
 
 def _predictor(
-    bundle: Bundle, backend: str, precision: str, how: str, batch: int | None, longest: Lengths, threads: int
+    bundle: Bundle, backend: str, precision: str, how: str, batch: int | None, longest: Bucket, threads: int
 ) -> Predictor:
     record = find_backend(backend)
     usable = [v for v in bundle.manifest.variants if record.takes(v) and v.precision == record.stored(precision)]
@@ -181,16 +181,16 @@ def _row(name: str, turns: dict[str, Turns], items: int) -> dict[str, Any]:
 
 
 def export(
-    bundle: Bundle, name: str, buckets: Sequence[Lengths], computed: Sequence[tuple[str, str]] = tuple(COMPUTED)
+    bundle: Bundle, name: str, buckets: Sequence[Bucket], computed: Sequence[tuple[str, str]] = tuple(COMPUTED)
 ) -> dict[str, str]:
     """Every bucket as ONNX in the precisions that are `computed`; what does not hold is returned with the reason."""
     missing: dict[str, str] = {}
-    for lengths in buckets:
+    for bucket in buckets:
         for precision in dict.fromkeys(find_backend(b).stored(p) for b, p in computed):
-            output.say(f"{name}: exporting {precision} for {lengths}")
+            output.say(f"{name}: exporting {precision} for {bucket.name}")
             try:
                 # Labels of random weights say nothing: a reduced precision is held against scores alone here.
-                export_variant(bundle, "onnx", lengths, precision=precision)
+                export_variant(bundle, "onnx", bucket, precision=precision)
             except (ParityError, UnsupportedError) as error:
                 missing[precision] = str(error)
     return missing

@@ -14,7 +14,7 @@ import argparse
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,8 +26,8 @@ from benchmarks import limit, output
 from benchmarks.operators import by_operator
 from benchmarks.suite import NETWORKS, random_bundle, samples_of
 from mer_export import machine, registry
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
-from mer_export.contract import Lengths, lengths_name
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
@@ -63,28 +63,27 @@ class Original:
     network: str
     what: str
     calibrators: float
-    items: tuple[Lengths, ...]
-    buckets: tuple[Lengths, ...] = ()
+    items: tuple[Mapping[str, int], ...]
+    buckets: tuple[Bucket, ...] = ()
     changed: tuple[str, ...] = ()
     stages: bool = False
 
     @property
-    def exported(self) -> list[Lengths]:
+    def exported(self) -> list[Bucket]:
         """The buckets, those that items bring no length for as long as the network's own."""
         own = NETWORKS[self.network].buckets[-1]
-        found = [own | lengths for lengths in self.buckets or self.items]
-        return [lengths for i, lengths in enumerate(found) if lengths not in found[:i]]
+        return list(dict.fromkeys(Bucket({**own, **lengths}) for lengths in self.buckets or self.items))
 
 
-def _uniform(shortest: Lengths, longest: Lengths, count: int) -> tuple[Lengths, ...]:
+def _uniform(shortest: Mapping[str, int], longest: Bucket, count: int) -> tuple[Mapping[str, int], ...]:
     """Lengths drawn evenly and apart for each dim, the first item the longest."""
     draw = np.random.default_rng(0)
     rest = [{d: int(draw.integers(shortest[d], n + 1)) for d, n in longest.items()} for _ in range(count - 1)]
     return (longest, *rest)
 
 
-EMT: Lengths = {"text_len": 50, "audio_len": 375, "vision_len": 500}
-FACIALMMT: Lengths = {"text_len": 144, "audio_len": 300, "vision_len": 100}
+EMT = Bucket(text_len=50, audio_len=375, vision_len=500)
+FACIALMMT = Bucket(text_len=144, audio_len=300, vision_len=100)
 FACIALMMT_CHANGED = (
     "model.audio_len=300",
     "model.vision_len=100",
@@ -105,7 +104,7 @@ CASES = {
         "16 dialogues of 15 to 110 utterances, here in 5 buckets",
         272.0,
         tuple({"utterances": n} for n in IEMOCAP_16),
-        tuple({"utterances": n} for n in (21, 43, 70, 98, 110)),
+        tuple(Bucket(utterances=n) for n in (21, 43, 70, 98, 110)),
     ),
     "cmerc_meld_9": Original("cmerc_meld", "a dialogue of 9 utterances", 0.49, ({"utterances": 9},)),
     "cmerc_meld_b16": Original(
@@ -113,7 +112,7 @@ CASES = {
         "16 dialogues of 1 to 24 utterances, here in 3 buckets",
         7.74,
         tuple({"utterances": n} for n in MELD_16),
-        tuple({"utterances": n} for n in (8, 16, 24)),
+        tuple(Bucket(utterances=n) for n in (8, 16, 24)),
     ),
     "emt_full": Original("emt_mosi", "full lengths", 15.8, (EMT,)),
     "emt_half": Original(
@@ -127,14 +126,14 @@ CASES = {
         "32 items of a tenth of the lengths to all, padded in the original, here in 2 buckets of text",
         493.0,
         _uniform({"text_len": 5, "audio_len": 37, "vision_len": 50}, EMT, 32),
-        (EMT | {"text_len": 28}, EMT),
+        (Bucket({**EMT, "text_len": 28}), EMT),
     ),
     "tab": Original(
         "tab_iemocap",
         "30 text tokens (padded to 64 in the original), 512 speech tokens",
         72.6,
         ({"text_len": 30, "audio_len": 512},),
-        ({"text_len": 32, "audio_len": 512},),
+        (Bucket(text_len=32, audio_len=512),),
     ),
     "facialmmt": Original(
         "facialmmt_fusion",
@@ -194,14 +193,14 @@ def measure(case: Original, rounds: int) -> dict[str, Any]:
         for name, runtime, precision in WAYS:
             output.say(f"{case.network}, {case.what}: {name}")
             # Every round starts anew: what is kept between calls stays out.
-            options = SessionOptions("cpu", 1, extra={"reuse": False} if case.stages else {})
+            options = SessionOptions("cpu", 1, reuse=not case.stages)
             try:
                 if runtime != "torch":
-                    for lengths in case.exported:
+                    for bucket in case.exported:
                         export_variant(
                             bundle,
                             "onnx",
-                            lengths,
+                            bucket,
                             precision=find_backend(runtime).stored(precision),
                             stages=case.stages,
                         )
@@ -220,7 +219,7 @@ def measure(case: Original, rounds: int) -> dict[str, Any]:
         "what": case.what,
         "network": case.network,
         "items": len(samples),
-        "buckets": case.exported,
+        "buckets": [dict(b) for b in case.exported],
         "original_calibrators": case.calibrators,
         "calibrator_ms": turns["calibrator"].latency().p50,
         "rows": [_row(n, turns, case.calibrators) for n in calls if n != "calibrator"],
@@ -249,7 +248,7 @@ def _spent(bundle: Bundle, case: Original, samples: Sequence[Sample]) -> dict[st
     return {
         variant.precision: by_operator(bundle.root / variant.model, arrays)
         for variant in Bundle.open(bundle.root).manifest.variants
-        if not variant.stages and lengths_name(variant.lengths) == lengths_name(case.exported[-1])
+        if not variant.stages and variant.lengths == case.exported[-1]
     }
 
 

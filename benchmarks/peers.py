@@ -28,21 +28,21 @@ from benchmarks import environments, output
 from benchmarks.environments import Installed, Tool
 from benchmarks.suite import NETWORKS, random_bundle
 from mer_export import machine
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
-from mer_export.contract import Lengths
 from mer_export.data.example_inputs import random_inputs
 from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters import export_variant
 from mer_export.markdown import table
 from mer_export.weights import bundle_model
-from runtimes.backends.session import Lowered, SessionOptions
+from runtimes.backends.session import Reduced, SessionOptions
 from runtimes.backends.table import open_session
 from runtimes.speed.timing import interleave, ratio, warm_up
 
 Arrays = dict[str, np.ndarray]
 Call = Callable[[], np.ndarray]
 BASE = "PyTorch eager"
-OURS: tuple[tuple[str, str, str, Lowered | None], ...] = (
+OURS: tuple[tuple[str, str, str, Reduced | None], ...] = (
     ("mer: ONNX Runtime fp32", "onnxruntime", "fp32", None),
     ("mer: ONNX Runtime int8", "onnxruntime", "int8", None),
     ("mer: OpenVINO fp32", "openvino", "fp32", None),
@@ -83,8 +83,8 @@ def measure(
     with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as stack:
         folder, network = Path(root), NETWORKS[name]
         bundle = random_bundle(folder / name, network)
-        lengths = network.buckets[-1]
-        arrays = random_inputs(bundle.manifest.contract, lengths, batch)
+        bucket = network.buckets[-1]
+        arrays = random_inputs(bundle.manifest.contract, bucket, batch)
         np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
         if network.roberta:
             (folder / "encoder.json").write_text(json.dumps(network.roberta))
@@ -96,14 +96,14 @@ def measure(
         ways = (
             _peers(bundle, arrays, folder, threads)
             | {way: partial(other.make, folder, answer, threads) for way, other in others.items()}
-            | _own(bundle, arrays, lengths, threads, stack)
+            | _own(bundle, arrays, bucket, threads, stack)
         )
         rows, failed = compare(ways, rounds)
     return {
         "machine": machine.describe(),
         "threads": threads,
         "batch": batch,
-        "lengths": lengths,
+        "lengths": dict(bucket),
         "rows": rows,
         "failed": failed,
         "tools": {way: asdict(other.installed) | {"did": other.did} for way, other in others.items()},
@@ -220,18 +220,18 @@ def _peers(bundle: Bundle, arrays: Arrays, folder: Path, threads: int) -> dict[s
 
 
 def _own(
-    bundle: Bundle, arrays: Arrays, lengths: Lengths, threads: int, stack: contextlib.ExitStack
+    bundle: Bundle, arrays: Arrays, bucket: Bucket, threads: int, stack: contextlib.ExitStack
 ) -> dict[str, Callable[[], Call]]:
     """Variants of this project on its runtimes."""
     answer = bundle.manifest.task.output
 
-    def make(backend: str, precision: str, lowered: Lowered | None) -> Call:
-        variant = export_variant(bundle, "onnx", lengths, precision=precision)
-        opened = open_session(bundle, variant, backend, SessionOptions("cpu", threads, lowered))
+    def make(backend: str, precision: str, reduced: Reduced | None) -> Call:
+        variant = export_variant(bundle, "onnx", bucket, precision=precision)
+        opened = open_session(bundle, variant, backend, SessionOptions("cpu", threads, reduced))
         session = stack.enter_context(opened)
         return lambda: session.run(arrays)[answer]
 
-    return {name: partial(make, backend, precision, lowered) for name, backend, precision, lowered in OURS}
+    return {name: partial(make, backend, precision, reduced) for name, backend, precision, reduced in OURS}
 
 
 def markdown(name: str, found: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +11,9 @@ import numpy as np
 
 from benchmarks import histograms
 from mer_export import registry
+from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
-from mer_export.contract import Contract, Lengths
+from mer_export.contract import Contract
 from mer_export.data.example_inputs import random_indices
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
@@ -31,7 +32,7 @@ class Real:
     columns: dict[str, tuple[str, float]]
     note: str = ""
     """What is assumed where the data set itself is not at hand."""
-    longest: Lengths | None = None
+    longest: Bucket | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Network:
     """
 
     preset: str
-    buckets: tuple[Lengths, ...]
+    buckets: tuple[Bucket, ...]
     lengths: dict[str, tuple[int, int]]
     batches: tuple[int, ...]
     changed: tuple[str, ...] = ()
@@ -75,7 +76,7 @@ class Network:
         return registry.get(recipe.system).parse(recipe.model)
 
     @property
-    def longest(self) -> Lengths:
+    def longest(self) -> Bucket:
         """The bucket that holds everything that its data may have."""
         return (self.real and self.real.longest) or self.buckets[-1]
 
@@ -106,7 +107,7 @@ NETWORKS = {
     "cmerc_iemocap": Network(
         preset="cmerc/iemocap",
         # The bucket of a usual dialogue, and the one that holds the longest.
-        buckets=({"utterances": 64}, {"utterances": 110}),
+        buckets=(Bucket(utterances=64), Bucket(utterances=110)),
         lengths={"utterances": (20, 110)},
         batches=(1, 16),
         real=Real(
@@ -118,7 +119,7 @@ NETWORKS = {
     ),
     "cmerc_meld": Network(
         preset="cmerc/meld",
-        buckets=({"utterances": 16}, {"utterances": 33}),
+        buckets=(Bucket(utterances=16), Bucket(utterances=33)),
         lengths={"utterances": (1, 33)},
         batches=(1, 16),
         real=Real("meld_dialogue", {"utterances": ("utterances", 1.0)}),
@@ -128,7 +129,7 @@ NETWORKS = {
     "emt_mosi": Network(
         preset="emt/mosi",
         samples=6,
-        buckets=({"text_len": 50, "audio_len": 375, "vision_len": 500},),
+        buckets=(Bucket(text_len=50, audio_len=375, vision_len=500),),
         lengths={"text_len": (5, 50), "audio_len": (30, 375), "vision_len": (40, 500)},
         batches=(1, 32),
         real=Real(
@@ -141,28 +142,28 @@ NETWORKS = {
     "emt_sims": Network(
         preset="emt/sims",
         samples=6,
-        buckets=({"text_len": 39, "audio_len": 400, "vision_len": 55},),
+        buckets=(Bucket(text_len=39, audio_len=400, vision_len=55),),
         lengths={"text_len": (5, 39), "audio_len": (40, 400), "vision_len": (6, 55)},
         batches=(1, 32),
     ),
     "mult_mosi": Network(
         preset="mult/mosi",
         samples=3,
-        buckets=({"text_len": 50, "audio_len": 375, "vision_len": 500},),
+        buckets=(Bucket(text_len=50, audio_len=375, vision_len=500),),
         lengths={"text_len": (5, 50), "audio_len": (30, 375), "vision_len": (40, 500)},
         batches=(1, 32),
     ),
     "tfr_net_mosi": Network(
         preset="tfr_net/mosi",
         samples=3,
-        buckets=({"text_len": 50, "audio_len": 375, "vision_len": 500},),
+        buckets=(Bucket(text_len=50, audio_len=375, vision_len=500),),
         lengths={"text_len": (5, 50), "audio_len": (30, 375), "vision_len": (40, 500)},
         batches=(1, 32),
     ),
     # Text and speech tokens as utterances of IEMOCAP have them; 461 M parameters.
     "tab_iemocap": Network(
         preset="tab/iemocap",
-        buckets=({"text_len": 32, "audio_len": 512},),
+        buckets=(Bucket(text_len=32, audio_len=512),),
         lengths={"text_len": (4, 32), "audio_len": (60, 512)},
         batches=(1, 8),
         samples=3,
@@ -170,14 +171,14 @@ NETWORKS = {
             "meld_utterance",
             {"text_len": ("tokens", 1.0), "audio_len": ("milliseconds", 0.1)},
             "utterances of IEMOCAP: those of MELD, 100 speech tokens a second",
-            longest={"text_len": 128, "audio_len": 1024},
+            longest=Bucket(text_len=128, audio_len=1024),
         ),
         original=Original(16, "batch"),
     ),
     # RoBERTa-large and the context: the one network whose encoder alone other tools can take.
     "tab_text": Network(
         preset="tab/iemocap_text_tab",
-        buckets=({"text_len": 32},),
+        buckets=(Bucket(text_len=32),),
         lengths={"text_len": (4, 32)},
         batches=(1, 8),
         samples=3,
@@ -187,7 +188,7 @@ NETWORKS = {
     "facialmmt_fusion": Network(
         preset="facialmmt/meld_fusion",
         samples=3,
-        buckets=({"text_len": 256, "audio_len": 512, "vision_len": 128},),
+        buckets=(Bucket(text_len=256, audio_len=512, vision_len=128),),
         lengths={"text_len": (40, 256), "audio_len": (25, 512), "vision_len": (5, 128)},
         batches=(1,),
         stages=True,
@@ -195,13 +196,13 @@ NETWORKS = {
     # The expression model, Swin-tiny: one face, and the faces of a short utterance.
     "facialmmt_face": Network(
         preset="facialmmt/affwild",
-        buckets=({},),
+        buckets=(Bucket(),),
         lengths={},
         batches=(1, 16),
     ),
     "mtee_mosei": Network(
         preset="mtee/mosei",
-        buckets=({"steps": 20, "emotions": 16},),
+        buckets=(Bucket(steps=20, emotions=16),),
         lengths={"steps": (5, 20)},
         batches=(1, 64),
         real=Real("mosi_utterance", {"steps": ("tokens", 1.0)}, "words of MOSEI: word pieces of MOSI"),
@@ -209,7 +210,7 @@ NETWORKS = {
     ),
     "mtee_iemocap": Network(
         preset="mtee/iemocap",
-        buckets=({"steps": 50, "emotions": 16},),
+        buckets=(Bucket(steps=50, emotions=16),),
         lengths={"steps": (10, 50)},
         batches=(1, 64),
         real=Real("mosi_utterance", {"steps": ("tokens", 1.0)}, "words of IEMOCAP: word pieces of MOSI"),
@@ -219,7 +220,7 @@ NETWORKS = {
         f"mtee_{name}": Network(
             preset="mtee/iemocap_rnn",
             changed=changed,
-            buckets=({"steps": 20},),
+            buckets=(Bucket(steps=20),),
             lengths={"steps": (5, 20)},
             batches=(1, 64),
         )
@@ -279,7 +280,7 @@ def real_samples(contract: Contract, network: Network, count: int, seed: int = 0
     return samples_of(contract, [dict(zip(sizes, own, strict=True)) for own in zip(*sizes.values(), strict=True)], seed)
 
 
-def samples_of(contract: Contract, lengths: Sequence[Lengths], seed: int = 0) -> list[Sample]:
+def samples_of(contract: Contract, lengths: Sequence[Mapping[str, int]], seed: int = 0) -> list[Sample]:
     """Unlabelled random items of these lengths."""
     random, samples = np.random.default_rng(seed), []
     for i, own in enumerate(lengths):

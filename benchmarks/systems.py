@@ -19,13 +19,12 @@ from benchmarks import limit, output
 from benchmarks.flops import gflop
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
 from mer_export.bundle import Bundle
-from mer_export.contract import lengths_name
 from mer_export.data.example_inputs import random_inputs
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import export_formats, export_variant
 from mer_export.markdown import table
-from runtimes.backends.candidate import eager, find_candidates, grouped_reasons
+from runtimes.backends.way import eager, find_ways, grouped_reasons
 from runtimes.parity.report import ParityReport, verdict_line
 from runtimes.parity.run import run_parity
 from runtimes.speed.bench import run_bench
@@ -65,7 +64,7 @@ class Measured:
     def cases(self) -> list[tuple[Case, int]]:
         """Each case with its rounds, by bucket and then batch size."""
         found = [(case, bench.rounds) for bench in self.benches for case in bench.cases]
-        return sorted(found, key=lambda pair: (tuple(pair[0].lengths.values()), pair[0].batch))
+        return sorted(found, key=lambda pair: (pair[0].lengths, pair[0].batch))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -149,7 +148,7 @@ def measure(
         parity = run_parity(
             bundle,
             samples,
-            candidates=[c for c in find_candidates(bundle, threads) if not c.is_eager and not skip_parity],
+            candidates=[w for w in find_ways(bundle, threads) if not w.is_eager and not skip_parity],
             threads=threads,
             source="random items",
             say=lambda text: output.say(f"{network}: parity, {text}"),
@@ -174,13 +173,13 @@ def measure(
 def _work(bundle: Bundle, benches: Sequence[BenchReport]) -> dict[str, float]:
     """GFLOP of every case, from its fp32 ONNX file."""
     files = {
-        lengths_name(v.lengths): v.model
+        v.lengths: v.model
         for v in bundle.manifest.variants
         if (v.format, v.precision, v.stages) == ("onnx", "fp32", ())
     }
     return {
         case.name: gflop(
-            bundle.root / files[lengths_name(case.lengths)],
+            bundle.root / files[case.lengths],
             random_inputs(bundle.manifest.contract, case.lengths, case.batch),
         )
         for bench in benches
@@ -193,18 +192,18 @@ def _export(
 ) -> list[tuple[str, str]]:
     """Every bucket in every format and precision; returns reduced precisions that do not hold, with the reason."""
     missing = []
-    for lengths in NETWORKS[network].buckets:
+    for bucket in NETWORKS[network].buckets:
         for format in TIMED:
-            output.say(f"{network}: exporting {format} for {lengths_name(lengths)}")
+            output.say(f"{network}: exporting {format} for {bucket.name}")
             for stages in (False, True) if NETWORKS[network].stages else (False,):
-                export_variant(bundle, format, lengths, example=samples, stages=stages)
+                export_variant(bundle, format, bucket, example=samples, stages=stages)
             for precision in precisions:
                 if precision not in export_formats()[format].precisions:
                     continue
-                name = f"{format} {precision} {lengths_name(lengths)}"
+                name = f"{format} {precision} {bucket.name}"
                 output.say(f"{network}: exporting {name}")
                 try:
-                    export_variant(bundle, format, lengths, precision=precision, example=samples)
+                    export_variant(bundle, format, bucket, precision=precision, example=samples)
                 except (ParityError, UnsupportedError) as error:
                     output.say(f"{network}: {error}")
                     missing.append((name, str(error)))

@@ -39,6 +39,9 @@ Emotions = Annotated[
     Path | None,
     typer.Option("--emotions", help="Word vectors of the emotions to score, seen in training or not (eea of mtee)."),
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run TorchScript, .pt2 and engines of the bundle unchecked, whoever made them.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 

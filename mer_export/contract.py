@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from math import prod
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from mer_export.bucket import Bucket
 from mer_export.errors import InputError, UsageError
 
 BATCH = "batch"
 Dim = int | str
 Lengths = dict[str, int]
-"""A fixed length for every sequence dim, e.g. `{"utterances": 32}`: one bucket."""
+"""Real lengths by sequence dim, e.g. `{"utterances": 9}`; those that a file is made for are a `Bucket`."""
 Table = dict[str, tuple[float, ...]]
 """Named rows of a matrix, e.g. emotion to word vector."""
 
@@ -72,7 +72,7 @@ class Contract(BaseModel):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    buckets: tuple[Lengths, ...]
+    buckets: tuple[Bucket, ...]
     longest: Lengths
     """The longest real length that the network itself can take, whatever the bucket."""
     shortest: Lengths = {}
@@ -88,8 +88,8 @@ class Contract(BaseModel):
 
     @field_validator("buckets")
     @classmethod
-    def _ascending(cls, buckets: tuple[Lengths, ...]) -> tuple[Lengths, ...]:
-        return tuple(sorted(buckets, key=lambda b: tuple(b.values())))
+    def _ascending(cls, buckets: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
+        return tuple(sorted(buckets))
 
     @cached_property
     def sequence_dims(self) -> tuple[str, ...]:
@@ -160,33 +160,31 @@ class Contract(BaseModel):
                 if size != want:
                     raise InputError(f"{spec.name} has shape {array.shape}, {dim} must be {want}, not {size}")
 
-    def bucket_for(self, lengths: Mapping[str, int], buckets: Iterable[Lengths] | None = None) -> Lengths | None:
-        """The bucket of the least product of lengths that holds `lengths`, or None when every bucket is shorter."""
-        fitting = [
-            b for b in (self.buckets if buckets is None else buckets) if all(lengths[d] <= b[d] for d in lengths)
-        ]
-        return min(fitting, key=lambda b: (prod(b.values()), tuple(b.values())), default=None)
+    def bucket(self, lengths: Mapping[str, int]) -> Bucket:
+        """These lengths as a bucket.
 
-    def parse_lengths(self, text: str) -> Lengths:
-        """Reads `utterances=32` (or `text=50,audio=375` for `text_len`, `audio_len`) into a bucket.
-
-        Raises UsageError for an unknown dim, a missing one, or a length outside 1..`longest`.
+        Raises:
+            UsageError: a dim too many or too few, or a length outside 1..`longest`.
         """
+        if set(lengths) != set(self.sequence_dims):
+            raise UsageError(f"lengths are {dict(lengths)}, the contract asks for {list(self.sequence_dims)}")
+        for dim, size in lengths.items():
+            if not 1 <= size <= self.longest[dim]:
+                raise UsageError(f"{dim} must be 1..{self.longest[dim]}, not {size}")
+        return Bucket({d: lengths[d] for d in self.sequence_dims})
+
+    def parse_bucket(self, text: str) -> Bucket:
+        """Reads `utterances=32` (or `text=50,audio=375` for `text_len`, `audio_len`); raises as `bucket` does."""
         lengths: Lengths = {}
         for part in text.split(","):
             name, _, value = part.partition("=")
             dim = name.strip() if name.strip() in self.sequence_dims else f"{name.strip()}_len"
             if dim not in self.sequence_dims:
                 raise UsageError(f"--seq-len {text}: no sequence dim {name!r}, there are {list(self.sequence_dims)}")
-            if not value.strip().isdigit() or not 1 <= int(value) <= self.longest[dim]:
+            if not value.strip().isdigit():
                 raise UsageError(f"--seq-len {text}: {dim} must be 1..{self.longest[dim]}, not {value!r}")
             lengths[dim] = int(value)
-        missing = [d for d in self.sequence_dims if d not in lengths]
-        if missing:
-            raise UsageError(f"--seq-len {text}: no length for {missing}")
-        return {d: lengths[d] for d in self.sequence_dims}
-
-
-def lengths_name(lengths: Mapping[str, int]) -> str:
-    """A bucket as part of a file name: `utterances32`, `text50-audio375`; `fixed` without sequence dims."""
-    return "-".join(f"{d.removesuffix('_len')}{n}" for d, n in lengths.items()) or "fixed"
+        try:
+            return self.bucket(lengths)
+        except UsageError as error:
+            raise UsageError(f"--seq-len {text}: {error}") from None

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mer_export.contract import BATCH, Contract, Lengths, TensorSpec
+from mer_export.bucket import Bucket
+from mer_export.contract import BATCH, Contract, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,13 @@ class Stage:
         return Contract(
             inputs=self.inputs,
             outputs=self.outputs,
-            buckets=tuple(_of(b, dims) for b in whole.buckets),
-            longest=_of(whole.longest, dims),
+            buckets=tuple(b.only(dims) for b in whole.buckets),
+            longest={d: n for d, n in whole.longest.items() if d in dims},
         )
 
-    def lengths(self, lengths: Lengths) -> Lengths:
-        """Those of a bucket that the stage has."""
-        dims = {d for s in self.inputs for d in s.dims}
-        return {d: n for d, n in lengths.items() if d in dims}
+    def bucket(self, whole: Bucket) -> Bucket:
+        """The stage's part of a bucket."""
+        return whole.only(d for s in self.inputs for d in s.dims if isinstance(d, str))
 
     def take(self, arrays: Mapping[str, np.ndarray], counts: np.ndarray | None) -> dict[str, np.ndarray]:
         """The stage's inputs; with `per` the first `counts` (items) steps of each item, as items."""
@@ -64,7 +64,3 @@ class Stage:
 def count_name(contract: Contract, dim: str) -> str:
     """The input that counts the real steps of a sequence dim."""
     return next(s.name for s in contract.inputs if s.counts == dim)
-
-
-def _of(lengths: Lengths, dims: set[str]) -> Lengths:
-    return {d: n for d, n in lengths.items() if d in dims}

@@ -25,6 +25,7 @@ from mer_export.console import (
     Sets,
     Split,
     Threads,
+    Trust,
     emit,
     emit_plan,
     say_unless,
@@ -86,8 +87,8 @@ def export(
     opened, say = Bundle.open(bundle), say_unless(quiet)
     formats, precisions = formats or ["onnx"], precisions or ["fp32"]
     contract, found = opened.manifest.contract, None
-    lengths_of = [contract.parse_lengths(s) for s in seq_len] if seq_len else contract.buckets
-    jobs = requests(opened, formats, precisions, [(n, batch) for n in lengths_of], batch, opset, stages)
+    buckets = [contract.parse_bucket(s) for s in seq_len] if seq_len else contract.buckets
+    jobs = requests(opened, formats, precisions, [(b, batch) for b in buckets], batch, opset, stages)
     if plan:
         if seq_len:
             raise UsageError("--plan chooses the lengths: leave --seq-len out")
@@ -100,7 +101,10 @@ def export(
         say(found.page())
         found.save(opened)
     if dry_run:
-        return emit_plan("export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": jobs}, as_json)
+        variants = [(name, reduced, dict(bucket), size) for name, reduced, bucket, size in jobs]
+        return emit_plan(
+            "export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": variants}, as_json
+        )
     example = None if data is None else bundle_samples(opened, data, data_format, split)
     made = []
     for name, precision, lengths, size in jobs:
@@ -139,6 +143,7 @@ def infer(
     sets: Sets = None,
     force: Force = False,
     dry_run: DryRun = False,
+    trust: Trust = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -150,7 +155,7 @@ def infer(
     from runtimes.predict import output
     from runtimes.predict.opening import open_predictor
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust)
     spec = bundle_spec(opened, source, data_format, sets or ())
     if dry_run:
         plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "runtime": runtime, "batch": batch}
@@ -159,7 +164,7 @@ def infer(
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
     say = say_unless(quiet)
-    options = SessionOptions(device, threads, extra={"cuda_graph": True} if cuda_graph else {})
+    options = SessionOptions(device, threads, cuda_graph=cuda_graph)
     chosen = open_predictor(
         *(opened, runtime, options, batch, precision, goal),
         say=say,
@@ -186,6 +191,7 @@ def parity(
     rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="VALUE", help="Its relative part.")] = None,
     threads: Threads = 1,
     strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
+    trust: Trust = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -195,7 +201,7 @@ def parity(
     from runtimes.parity import run as checks
     from runtimes.parity.policy import Policy
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust)
     samples = bundle_samples(opened, data, data_format, split)[:limit]
     policy = Policy.parse(atol or [], rtol or [])
     report = checks.run_parity(
@@ -220,24 +226,23 @@ def bench(
         Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
     ] = None,
     tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
+    trust: Trust = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """How fast are all variants, interleaved in one run, against eager PyTorch?"""
     from mer_export.data.bundle_data import bundle_samples
-    from runtimes.backends.candidate import find_candidates, find_graphs
+    from runtimes.backends.way import find_graphs, find_ways
     from runtimes.pages.report import write_report
     from runtimes.speed import bench as benchmark
     from runtimes.speed import regression
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust)
     allowed = regression.parse_tolerance(tolerance)
     earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
-    candidates = find_candidates(opened, threads) + (find_graphs(opened, threads) if cuda_graph else [])
+    ways = find_ways(opened, threads) + (find_graphs(opened, threads) if cuda_graph else [])
     samples = None if data is None else bundle_samples(opened, data, data_format, split)
-    report = benchmark.run_bench(
-        opened, samples, batches or [1, 16], rounds, threads, candidates=candidates, say=say_unless(quiet)
-    )
+    report = benchmark.run_bench(opened, samples, batches or [1, 16], rounds, threads, ways=ways, say=say_unless(quiet))
     found = regression.compare(report, earlier, allowed, str(baseline)) if earlier else None
     result = report.model_dump(mode="json") | ({"against": found.model_dump(mode="json")} if found else {})
     pages = [report.page(), *([regression.markdown(found)] if found else [])]
@@ -258,6 +263,7 @@ def tune(
     data_format: DataFormat = "auto",
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
+    trust: Trust = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -265,7 +271,7 @@ def tune(
     from mer_export.data.bundle_data import bundle_samples
     from runtimes.speed import tune as tuning
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust)
     samples = None if data is None else bundle_samples(opened, data, data_format, split)
     source = {} if data is None else {"source": f"{data.name}, {split}"}
     found = tuning.run_tune(

@@ -1,10 +1,19 @@
 """Options of the whole test suite."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mer_export.bundle import Bundle
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exports of the tests are recognised by a key of their own, not by that of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_model
 
 from mer_export import registry
+from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 
-SHORT = {"text_len": 6, "audio_len": 5, "vision_len": 4}
-LONG = {"text_len": 9, "audio_len": 12, "vision_len": 7}
+SHORT = Bucket(text_len=6, audio_len=5, vision_len=4)
+LONG = Bucket(text_len=9, audio_len=12, vision_len=7)
 BERT = {"vocabulary": 110, "hidden": 16, "layers": 1, "heads": 2, "feed_forward": 24, "positions": 16}
 TRANSFORMER = {"bert": BERT, "arrays": LONG, "width": 8, "heads": 2, "levels": 1, "buckets": [SHORT, LONG]}
 EMT = {

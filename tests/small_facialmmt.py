@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import save_model
 
 from mer_export import registry
+from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 
-LENGTHS = {"text_len": 14, "audio_len": 6, "vision_len": 5}
+LENGTHS = Bucket(text_len=14, audio_len=6, vision_len=5)
 SWIN = {"image_size": 8, "patch": 2, "width": 4, "depths": [2, 1], "heads": [1, 2], "window": 2}
 SMALL: dict[str, Any] = {
     "encoder": "bert",

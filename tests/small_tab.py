@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file, save_model
 
 from mer_export import registry
+from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
@@ -26,7 +27,7 @@ from mer_export.layers.bert.weights import renames
 TEXT = {"vocabulary": 60, "hidden": 16, "layers": 2, "heads": 2, "feed_forward": 24, "positions": 34}
 AUDIO = {"vocabulary": 70, "hidden": 12, "layers": 1, "heads": 2, "feed_forward": 24, "positions": 50}
 WIDTH = 6
-SHORT, LONG = {"text_len": 8, "audio_len": 10}, {"text_len": 20, "audio_len": 30}
+SHORT, LONG = Bucket(text_len=8, audio_len=10), Bucket(text_len=20, audio_len=30)
 VARIANTS = ("fusion", "lhs", "text_tab", "audio_tab", "tab")
 SENTENCES = ("oh no, not again!", "i'm so happy for you", "what do you mean?", "oh, i'm happy too", "no, no, no!")
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from small_bundle import make_bundle, make_samples
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.errors import PerformanceError, UsageError
 from mer_export.exporters import export_variant
-from runtimes.backends.candidate import Candidate, find_candidates
+from runtimes.backends.way import Way, find_ways
 from runtimes.speed import bench, regression
 from runtimes.speed.start_up import ColdStart, cold_start
 from runtimes.speed.timing import Clock, Turns, interleave, ratio, warm_up
@@ -21,7 +22,7 @@ from runtimes.speed.timing import Clock, Turns, interleave, ratio, warm_up
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     made = make_bundle(tmp_path_factory.mktemp("bench") / "bundle")
     for length in (4, 8):
-        export_variant(made, "torchscript", {"utterances": length})
+        export_variant(made, "torchscript", Bucket(utterances=length))
     return made
 
 
@@ -36,7 +37,7 @@ def test_candidates_that_memory_cannot_hold_together_are_timed_in_groups_beside_
     opened: list[list[str]] = []
     original = bench._interleaved
 
-    def watched(bundle: Bundle, group: list[Candidate], *rest: object) -> list[bench.Row]:
+    def watched(bundle: Bundle, group: list[Way], *rest: object) -> list[bench.Row]:
         opened.append([c.name for c in group])
         return original(bundle, group, *rest)  # type: ignore[arg-type]
 
@@ -132,13 +133,13 @@ def test_random_inputs_replace_missing_data(bundle: Bundle) -> None:
 
 def test_data_that_fits_no_bucket_is_a_usage_error(tmp_path: Path) -> None:
     short = make_bundle(tmp_path / "short")
-    export_variant(short, "torchscript", {"utterances": 1})
+    export_variant(short, "torchscript", Bucket(utterances=1))
     with pytest.raises(UsageError, match="no sample fits"):
         bench.run_bench(short, make_samples(8)[4:], rounds=3, cold=False)
 
 
 def test_a_cold_start_is_measured_in_a_process_of_its_own(bundle: Bundle) -> None:
-    candidate = next(c for c in find_candidates(bundle, 1) if c.runtime == "torchscript")
+    candidate = next(c for c in find_ways(bundle, 1) if c.runtime == "torchscript")
     found = cold_start(bundle.root, candidate)
     assert isinstance(found, ColdStart), found
     assert found.load_s > 0

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mer_export import registry
-from mer_export.contract import Contract, lengths_name
+from mer_export.bucket import Bucket, bucket_for
+from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UsageError
@@ -88,17 +89,16 @@ def test_check_refuses_wrong_names_dtypes_and_shapes(contract: Contract) -> None
 
 
 def test_the_smallest_fitting_bucket_is_chosen(contract: Contract) -> None:
-    assert contract.bucket_for({"utterances": 4}) == {"utterances": 4}
-    assert contract.bucket_for({"utterances": 5}) == {"utterances": 8}
-    assert contract.bucket_for({"utterances": 9}) is None
+    assert bucket_for({"utterances": 4}, contract.buckets) == Bucket(utterances=4)
+    assert bucket_for({"utterances": 5}, contract.buckets) == Bucket(utterances=8)
+    assert bucket_for({"utterances": 9}, contract.buckets) is None
 
 
 def test_seq_len_is_read_and_checked(contract: Contract) -> None:
-    assert contract.parse_lengths("utterances=12") == {"utterances": 12}
-    assert lengths_name({"text_len": 50, "audio_len": 9}) == "text50-audio9"
+    assert contract.parse_bucket("utterances=12") == Bucket(utterances=12)
     for wrong in ("words=3", "utterances=0", "utterances=x", "utterances=5000"):
         with pytest.raises(UsageError, match="--seq-len"):
-            contract.parse_lengths(wrong)
+            contract.parse_bucket(wrong)
 
 
 def test_a_wrong_config_names_the_field_and_the_value() -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from small_bundle import CONFIG, make_bundle, make_samples, reweigh
 
 from mer_export import registry
+from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle
-from mer_export.contract import Lengths
 from mer_export.data.example_inputs import example_inputs, random_inputs
 from mer_export.errors import NotAvailableError, UnsupportedError, UsageError
 from mer_export.exporters import export_formats, export_variant
@@ -25,7 +25,7 @@ from mer_export.reference import run_model
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import open_session
 
-FOUR: Lengths = {"utterances": 4}
+FOUR = Bucket(utterances=4)
 
 
 @pytest.fixture
@@ -89,19 +89,20 @@ def test_other_base_models_keep_their_answers_in_onnx(tmp_path: Path, base_model
     torch.manual_seed(1)
     config = system.parse(CONFIG | {"base_model": base_model, "encode_audio_vision": True})
     model, contract = system.build(config), system.contract(config)
-    lengths = {"utterances": 6}
-    arrays = random_inputs(contract, lengths, items=3)
+    bucket = Bucket(utterances=6)
+    arrays = random_inputs(contract, bucket, items=3)
     arrays["lengths"][:] = (6, 2, 0)
     path = tmp_path / "model.onnx"
-    job = ExportJob(model, contract, lengths, 0, 20, arrays, run_model(model, contract, arrays))
+    job = ExportJob(model, contract, bucket, 0, 20, arrays, run_model(model, contract, arrays))
     onnx.save_model(to_onnx(job), path)
     from runtimes.backends.onnx_runtime import OnnxRuntimeSession
     from runtimes.backends.openvino.session import OpenVinoSession
+    from runtimes.backends.session import Artefact
 
     for kind in (OnnxRuntimeSession, OpenVinoSession):
         if kind.problem(SessionOptions()):
             continue
-        with kind(path, contract, lengths, 0, SessionOptions()) as session:
+        with kind(Artefact(path, contract, bucket), SessionOptions()) as session:
             np.testing.assert_allclose(session.run(arrays)["log_prob"], job.reference["log_prob"], rtol=0, atol=1e-5)
 
 

@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from small_bundle import make_bundle, make_samples, randomise
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import MANIFEST, Bundle, FileEntry, Variant, sha256
 from mer_export.errors import BundleError
 from mer_export.exporters import export_variant
@@ -80,7 +81,7 @@ def test_shared_weights_answer_as_pytorch_does_after_a_move(bundle: Bundle, back
 def test_tensorrt_reads_shared_weights(bundle: Bundle) -> None:
     from mer_export.exporters.tensorrt import build_engine
 
-    variant = export_variant(bundle, "onnx", {"utterances": 8}, batch=1)
+    variant = export_variant(bundle, "onnx", Bucket(utterances=8), batch=1)
     assert len(build_engine(bundle.variant_files(variant), bundle.manifest.contract)) > 10_000
 
 
@@ -180,7 +181,7 @@ def test_files_that_would_grow_too_large_keep_their_weights_outside(
         monkeypatch.setattr(external, name, 1)
     monkeypatch.setattr(external, "SMALLEST", 64)
     samples = make_samples(6)
-    variant = export_variant(bundle, "onnx", {"utterances": 6}, precision="int8", example=samples)
+    variant = export_variant(bundle, "onnx", Bucket(utterances=6), precision="int8", example=samples)
     assert data_files(bundle.variant_files(variant))
     short = [s for s in samples if len(s.units) <= 6]
     with (
@@ -198,12 +199,12 @@ def test_a_reduced_precision_is_rewritten_from_the_fp32_file_that_is_there(
         raise AssertionError("exported again")
 
     monkeypatch.setattr(onnx_exporter, "to_onnx", fail)
-    eight = {"utterances": 8}
+    eight = Bucket(utterances=8)
     variant = export_variant(bundle, "onnx", eight, precision="int8", example=make_samples())
     assert variant.options["rewrite"]["operators"]["MatMulInteger"] > 0
     with open_session(bundle, variant, "onnxruntime") as session:
         assert session.info["precision"] == "int8"
-    for change in ({"batch": 2}, {"opset": 19}, {"lengths": {"utterances": 7}}):
+    for change in ({"batch": 2}, {"opset": 19}, {"lengths": Bucket(utterances=7)}):
         with pytest.raises(AssertionError, match="exported again"):
             export_variant(bundle, "onnx", **({"lengths": eight, "precision": "int8"} | change))  # type: ignore[arg-type]
     randomise(bundle, seed=3)

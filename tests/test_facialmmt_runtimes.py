@@ -10,9 +10,9 @@ from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
 from mer_export.errors import UnsupportedError
 from mer_export.exporters import export_variant
-from runtimes.backends.candidate import find_candidates
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import open_session
+from runtimes.backends.way import find_ways
 from runtimes.predict.predictor import Predictor
 from runtimes.speed.bench import run_bench
 
@@ -64,9 +64,9 @@ def test_no_face_at_all_runs(bundle: Bundle) -> None:
 
 
 def test_a_benchmark_sees_both_kinds_of_work_and_where_it_goes(bundle: Bundle) -> None:
-    chosen = [c for c in find_candidates(bundle, 1) if c.backend in ("onnxruntime", "torch") and c.reason is None]
+    chosen = [c for c in find_ways(bundle, 1) if c.backend in ("onnxruntime", "torch") and c.why_not is None]
     samples = utterances(bundle.manifest.contract)
-    report = run_bench(bundle, samples, [1], rounds=3, threads=1, candidates=chosen, cold=False)
+    report = run_bench(bundle, samples, [1], rounds=3, threads=1, ways=chosen, cold=False)
     names = {r.runtime: r.info.get("stages") for r in report.cases[0].rows}
     assert names["onnxruntime stages"]["text"]["calls"] == 1
     assert names["onnxruntime stages afresh"]["text"]["calls"] > 3

@@ -2,19 +2,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from small_bundle import make_bundle, make_samples, reweigh
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UsageError
 from mer_export.exporters import export_variant
 from mer_export.task import Task
-from runtimes.backends.candidate import Candidate, find_candidates
 from runtimes.backends.session import Session
+from runtimes.backends.way import Way, find_ways
 from runtimes.parity import run as parity
 from runtimes.parity.compare import Compared, compare, metric_differences
 from runtimes.parity.policy import Policy, gravest
@@ -27,17 +27,16 @@ TASK = Task(labels=("neutral", "joy", "anger"))
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     made = make_bundle(tmp_path_factory.mktemp("parity") / "bundle")
     for length in (4, 8):
-        export_variant(made, "torchscript", {"utterances": length})
+        export_variant(made, "torchscript", Bucket(utterances=length))
     return made
 
 
-def runnable(bundle: Bundle, runtime: str) -> list[Candidate]:
-    return [c for c in find_candidates(bundle) if c.reason is None and c.runtime == runtime]
+def runnable(bundle: Bundle, runtime: str) -> list[Way]:
+    return [c for c in find_ways(bundle) if c.why_not is None and c.runtime == runtime]
 
 
-@dataclass(frozen=True)
-class Tampered(Candidate):
-    """A real candidate whose outputs are changed afterwards."""
+class Tampered(Way, frozen=True):
+    """A real way to run whose outputs are changed afterwards."""
 
     change: Callable[[np.ndarray, dict[str, np.ndarray]], np.ndarray] = lambda out, _: out
 
@@ -48,9 +47,9 @@ class Tampered(Candidate):
         return session
 
 
-def tampered(bundle: Bundle, change: Callable[[np.ndarray, dict[str, np.ndarray]], np.ndarray]) -> list[Candidate]:
-    candidate = runnable(bundle, "torchscript")[-1]
-    return [Tampered(candidate.variant, candidate.backend, candidate.options, change=change)]
+def tampered(bundle: Bundle, change: Callable[[np.ndarray, dict[str, np.ndarray]], np.ndarray]) -> list[Way]:
+    way = runnable(bundle, "torchscript")[-1]
+    return [Tampered(**dict(way), change=change)]
 
 
 def scored(scores: list[list[float]], labels: list[int], name: str = "d") -> tuple[Sample, dict[str, np.ndarray]]:
@@ -196,9 +195,9 @@ def test_variants_of_other_weights_are_found_and_named(
     bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     stale = make_bundle(tmp_path_factory.mktemp("stale") / "bundle")
-    export_variant(stale, "torchscript", {"utterances": 8})
+    export_variant(stale, "torchscript", Bucket(utterances=8))
     reweigh(stale, seed=7)
-    export_variant(stale, "torchscript", {"utterances": 4})
+    export_variant(stale, "torchscript", Bucket(utterances=4))
     report = parity.run_parity(stale, make_samples())
     verdicts = {c.lengths["utterances"]: c for c in report.ran if c.lengths}
     assert verdicts[4].verdict == "pass"
@@ -208,7 +207,7 @@ def test_variants_of_other_weights_are_found_and_named(
 
 def test_what_cannot_run_is_listed_with_its_reason_and_fails_only_when_asked(bundle: Bundle) -> None:
     able = runnable(bundle, "torchscript")
-    unable = [replace(able[0], reason="this engine needs a GPU")]
+    unable = [able[0].model_copy(update={"why_not": "this engine needs a GPU"})]
     report = parity.run_parity(bundle, make_samples(), candidates=[able[1], *unable])
     assert [c.verdict for c in report.candidates] == ["pass", "not run"]
     assert report.candidates[1].reasons == ["this engine needs a GPU"]

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_bundle import make_bundle, make_samples
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.contract import Contract, TensorSpec
 from mer_export.errors import UsageError
@@ -98,12 +99,12 @@ def test_lengths_of_shared_inputs_are_not_planned() -> None:
             TensorSpec(name="emotions", dtype="float32", dims=("emotions", 3)),
         ),
         outputs=(TensorSpec(name="y", dtype="float32", dims=("batch", "emotions")),),
-        buckets=({"steps": 20, "emotions": 16},),
+        buckets=(Bucket(steps=20, emotions=16),),
         longest={"steps": 50, "emotions": 99},
     )
     assert planning.varying(contract) == ["steps"]
     found = planning.describe(np.array([[4], [9]]), np.array([[4], [9]]), model(1), contract)
-    assert [b.lengths for b in found.buckets] == [{"steps": n, "emotions": 16} for n in (4, 9)]
+    assert [b.lengths for b in found.buckets] == [Bucket(steps=n, emotions=16) for n in (4, 9)]
     assert [b.share for b in found.buckets] == [0.5, 0.5]
 
 
@@ -112,7 +113,7 @@ def test_a_plan_is_measured_kept_and_followed_by_infer(tmp_path: Path) -> None:
     found = planning.make_plan(bundle, samples, most=3, source="samples")
     assert found.measured == "torch eager"
     assert found.items == 24
-    assert found.buckets[-1].lengths == {"utterances": 8}
+    assert found.buckets[-1].lengths == Bucket(utterances=8)
     assert sum(b.share for b in found.buckets) == pytest.approx(1)
     assert found.gain >= 1
     assert all(f"utterances{b.lengths['utterances']}" in found.page() for b in found.buckets)

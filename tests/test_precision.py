@@ -16,8 +16,9 @@ import small_emt
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
-from mer_export.contract import Contract, Lengths, TensorSpec
+from mer_export.contract import Contract, TensorSpec
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError, UsageError
@@ -30,12 +31,13 @@ from mer_export.exporters.graph.precision import PRECISIONS, unshare_initializer
 from mer_export.task import Task
 from mer_export.weights import bundle_model
 from runtimes.backends.session import SessionOptions
-from runtimes.backends.table import candidates, known_backends, open_session
+from runtimes.backends.table import known_backends, open_session
+from runtimes.backends.way import find_ways
 from runtimes.parity.policy import DEFAULT_RULES
 from runtimes.parity.run import run_parity
 from runtimes.predict.predictor import Predictor
 
-EIGHT: Lengths = {"utterances": 8}
+EIGHT = Bucket(utterances=8)
 CONTRACT = Contract(
     inputs=(TensorSpec(name="x", dtype="float32", dims=("batch", 32)),),
     outputs=(TensorSpec(name="y", dtype="float32", dims=("batch", 1)),),
@@ -338,8 +340,8 @@ def test_a_runtime_without_the_precision_says_which_has_it(case: tuple[Bundle, l
         Predictor(bundle, "torch", precision="fp16")
     with pytest.raises(UnsupportedError, match=r"openvino runs .* not onnx-int8"):
         open_session(bundle, bundle.find(_name(bundle, "int8")), "openvino")
-    own = [c for c in candidates(bundle) if c.backend == "openvino"]
-    there = {(c.variant.precision, c.options.lowered) for c in own if c.variant}
+    own = [w for w in find_ways(bundle) if w.why_not is None and w.backend == "openvino"]
+    there = {(bundle.find(w.variant).precision, w.options.reduced) for w in own if w.variant}
     assert there <= {("fp32", None), ("fp32", "bf16"), ("fp32", "int8"), ("fp16", None)}
     assert all(p in PRECISIONS or p == "fp32" for b in known_backends().values() for p in b.precisions)
 
@@ -358,7 +360,7 @@ def test_a_variant_that_fails_the_gate_leaves_the_bundle_as_it_was(
     strict = replace(PRECISIONS["int8"], bound=Bound(0, 0, 0, 0, 0))
     monkeypatch.setitem(PRECISIONS, "int8", strict)
     with pytest.raises(ParityError, match="in int8 log_prob is off by up to"):
-        export_variant(bundle, "onnx", {"utterances": 4}, precision="int8")
+        export_variant(bundle, "onnx", Bucket(utterances=4), precision="int8")
     assert Bundle.open(bundle.root).manifest == before
     assert not list(bundle.root.glob("variants/*"))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from small_bundle import make_bundle, make_samples, reweigh
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.exporters import export_variant
 from runtimes.pages.report import write_report
@@ -45,7 +46,7 @@ def page(bundle: Bundle) -> str:
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     made = make_bundle(tmp_path_factory.mktemp("report") / "bundle")
-    export_variant(made, "torchscript", {"utterances": 8})
+    export_variant(made, "torchscript", Bucket(utterances=8))
     parity.run_parity(made, make_samples()).save(made)
     bench.run_bench(made, make_samples(), batches=(1,), rounds=3, cold=False).save(made)
     records = [
@@ -87,7 +88,7 @@ def test_a_bundle_without_reports_says_what_is_missing_and_how_to_get_it(tmp_pat
 
 def test_failed_parity_is_the_headline(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
-    export_variant(bundle, "torchscript", {"utterances": 8})
+    export_variant(bundle, "torchscript", Bucket(utterances=8))
     reweigh(bundle, seed=3)
     parity.run_parity(bundle, make_samples()).save(bundle)
     text = page(bundle)
@@ -105,7 +106,7 @@ def test_parity_of_older_weights_is_not_shown_as_a_verdict(tmp_path: Path) -> No
 def test_variants_exported_after_the_parity_run_are_marked(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     parity.run_parity(bundle, make_samples()).save(bundle)
-    export_variant(bundle, "torchscript", {"utterances": 4})
+    export_variant(bundle, "torchscript", Bucket(utterances=4))
     assert "exported after the parity run" in page(bundle)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,19 +15,18 @@ import numpy as np
 import pytest
 from small_bundle import make_bundle, make_samples
 
-from mer_export.bundle import Bundle
+from mer_export.bucket import Bucket
+from mer_export.bundle import Bundle, Variant
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import BundleError, InputError, NotAvailableError, UnsupportedError, UsageError
 from mer_export.exporters import export_variant
+from mer_export.registry import resolve
 from runtimes import load
-from runtimes.backends.candidate import find_graphs
 from runtimes.backends.exported_program import ExportedProgramSession
-from runtimes.backends.onnx_runtime import OnnxRuntimeSession
-from runtimes.backends.openvino.session import OpenVinoSession
-from runtimes.backends.session import SessionOptions
-from runtimes.backends.table import backend_problem, candidates, open_session, unavailable
-from runtimes.backends.torchscript import TorchScriptSession
+from runtimes.backends.session import Artefact, SessionOptions
+from runtimes.backends.table import backend_problem, known_backends, open_session
+from runtimes.backends.way import find_graphs, find_ways
 from runtimes.predict import output, predictor
 from runtimes.predict.predictor import Prediction, Predictor
 
@@ -114,14 +114,14 @@ def test_samples_are_read_as_they_are_answered(exported: Bundle, monkeypatch: py
 def test_each_sample_runs_in_the_smallest_bucket_that_holds_it(exported: Bundle) -> None:
     with Predictor(exported, "onnxruntime") as running:
         running.scores([s for s in make_samples(8) if len(s.units) <= 4])
-        assert list(running._sessions) == ["{'utterances': 4}"]
+        assert list(running._sessions) == [Bucket(utterances=4)]
         running.scores(make_samples(8))
         assert len(running._sessions) == 2
 
 
 def test_a_fixed_batch_is_filled_with_empty_slots(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
-    export_variant(bundle, "exported_program", {"utterances": 8}, batch=3)
+    export_variant(bundle, "exported_program", Bucket(utterances=8), batch=3)
     samples = make_samples(4)
     with Predictor(bundle, "torch") as reference, Predictor(bundle, "exported_program", batch=16) as running:
         for mine, theirs in zip(running.scores(samples), reference.scores(samples), strict=True):
@@ -177,39 +177,105 @@ def test_a_provider_that_falls_back_is_refused(exported: Bundle, monkeypatch: py
         open_session(exported, graph, "onnxruntime", SessionOptions(device="cuda"))
 
 
-def test_every_pair_is_either_a_candidate_or_has_a_reason(exported: Bundle) -> None:
-    usable, reasons = candidates(exported), unavailable(exported)
+def test_every_way_either_runs_here_or_says_why_not(exported: Bundle) -> None:
+    found = find_ways(exported)
+    usable = [w for w in found if w.why_not is None]
     assert usable[0].backend == "torch"
     assert usable[0].variant is None
-    assert all(reason.strip() for _, reason in reasons)
-    assert {c.backend for c in usable} >= {"torch", "torchscript", "exported_program", "onnxruntime"}
+    assert all(w.why_not.strip() for w in found if w.why_not is not None)
+    assert {w.backend for w in usable} >= {"torch", "torchscript", "exported_program", "onnxruntime"}
 
 
-@pytest.mark.parametrize(
-    ("kind", "format"),
-    [
-        (OnnxRuntimeSession, "onnx"),
-        (OpenVinoSession, "onnx"),
-        (ExportedProgramSession, "exported_program"),
-    ],
-)
-def test_a_file_that_does_not_keep_the_contract_is_refused(exported: Bundle, kind: type, format: str) -> None:
-    variant = next(v for v in exported.manifest.variants if v.format == format and v.lengths["utterances"] == 4)
-    path, contract = exported.path(variant.model), exported.manifest.contract
-    with pytest.raises(BundleError, match=r"text has dims .*, the contract asks for .*: export again"):
-        kind(path, contract, {"utterances": 8}, 0, SessionOptions())
-    renamed = contract.model_copy(update={"inputs": tuple(reversed(contract.inputs))})
-    with pytest.raises(BundleError, match="the contract asks for"):
-        kind(path, renamed, variant.lengths, 0, SessionOptions())
+PACKAGES = {
+    "torch": ["torch"],
+    "torchscript": ["torch"],
+    "exported_program": ["torch"],
+    "onnxruntime": ["onnxruntime"],
+    "openvino": ["openvino"],
+    "tensorrt": ["tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"],
+}
+FILES = [name for name, backend in known_backends().items() if backend.formats and name != "tensorrt"]
+"""The backends that load a file on any machine."""
 
 
-@pytest.mark.parametrize("kind", [OnnxRuntimeSession, OpenVinoSession, ExportedProgramSession, TorchScriptSession])
-def test_a_damaged_model_file_is_refused_in_one_sentence(exported: Bundle, kind: type, tmp_path: Path) -> None:
+@pytest.fixture
+def damaged(exported: Bundle, tmp_path: Path) -> Bundle:
+    """A copy in which one byte of every model file is another."""
+    root = shutil.copytree(exported.root, tmp_path / "bundle")
+    for variant in exported.manifest.variants:
+        with (root / variant.model).open("r+b") as stream:
+            stream.seek(-1, 2)
+            last = stream.read(1)
+            stream.seek(-1, 2)
+            stream.write(bytes([last[0] ^ 1]))
+    return Bundle.open(root)
+
+
+def variant_for(bundle: Bundle, backend: str, length: int = 4) -> Variant | None:
+    """A variant of that bucket in the backend's format; TensorRT gets another one's by that name."""
+    formats = known_backends()[backend].formats
+    found = (v for v in bundle.manifest.variants if v.lengths["utterances"] == length)
+    if backend == "tensorrt":
+        return next(found).model_copy(update={"format": "tensorrt"})
+    return next((v for v in found if v.format in formats), None)
+
+
+def test_every_backend_is_opened_in_the_tests_of_the_one_way_to_a_session() -> None:
+    assert list(PACKAGES) == list(known_backends())
+
+
+@pytest.mark.parametrize("backend", PACKAGES)
+def test_a_backend_without_its_package_is_refused_before_any_file_is_read(
+    damaged: Bundle, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in PACKAGES[backend]:
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(NotAvailableError, match="installed: pip install"):
+        open_session(damaged, variant_for(damaged, backend), backend)
+
+
+@pytest.mark.parametrize("backend", FILES)
+def test_a_file_that_was_changed_is_refused_by_its_checksum(damaged: Bundle, backend: str) -> None:
+    with pytest.raises(BundleError, match="does not match its checksum"):
+        open_session(damaged, variant_for(damaged, backend), backend)
+
+
+@pytest.mark.parametrize("backend", FILES)
+def test_a_file_that_the_engine_cannot_read_is_refused_in_one_sentence(
+    exported: Bundle, backend: str, tmp_path: Path
+) -> None:
     path = tmp_path / "model"
     path.write_bytes(b"not a model")
-    with pytest.raises(BundleError) as caught:
-        kind(path, exported.manifest.contract, {"utterances": 4}, 0, SessionOptions())
+    with pytest.raises(BundleError, match=f"^runtime {backend} cannot load {path}: .") as caught:
+        resolve(known_backends()[backend].session)(Artefact(path, exported.manifest.contract), SessionOptions())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", FILES)
+def test_a_file_that_declares_other_inputs_than_the_contract_is_refused(exported: Bundle, backend: str) -> None:
+    contract = exported.manifest.contract
+    renamed = contract.model_copy(update={"inputs": tuple(reversed(contract.inputs))})
+    other = Bundle(exported.root, exported.manifest.model_copy(update={"contract": renamed}))
+    with pytest.raises(BundleError, match=r"has \['text', .*\], the contract asks for \[.* 'text'\]: export again"):
+        open_session(other, variant_for(other, backend), backend)
+
+
+@pytest.mark.parametrize("backend", [b for b in FILES if b != "torchscript"])
+def test_a_file_of_another_bucket_is_refused_where_the_format_keeps_sizes(exported: Bundle, backend: str) -> None:
+    variant = variant_for(exported, backend)
+    assert variant is not None
+    other = variant.model_copy(update={"lengths": Bucket(utterances=8)})
+    with pytest.raises(BundleError, match=r"text has dims .*, the contract asks for .*: export again"):
+        open_session(exported, other, backend)
+
+
+@pytest.mark.parametrize("backend", PACKAGES)
+def test_what_a_session_computes_in_is_said_the_same_way(exported: Bundle, backend: str) -> None:
+    if backend_problem(backend):
+        pytest.skip(str(backend_problem(backend)))
+    with open_session(exported, variant_for(exported, backend), backend, ONE_THREAD) as session:
+        said = {k: session.info[k] for k in ("backend", "device", "threads", "precision")}
+    assert said == {"backend": backend, "device": "cpu", "threads": 1, "precision": "fp32"}
 
 
 def test_an_exported_program_with_anything_pickled_is_not_loaded(exported: Bundle, tmp_path: Path) -> None:
@@ -224,18 +290,19 @@ def test_an_exported_program_with_anything_pickled_is_not_loaded(exported: Bundl
                     copy.writestr(entry, source.read(entry))
             copy.writestr(name, content)
         with pytest.raises(BundleError, match="holds pickled"):
-            ExportedProgramSession(path, exported.manifest.contract, variant.lengths, 0, SessionOptions())
+            ExportedProgramSession(Artefact(path, exported.manifest.contract, variant.lengths), SessionOptions())
 
 
 def test_openvino_says_which_precision_it_computes_in(exported: Bundle) -> None:
     graph = next(v for v in exported.manifest.variants if v.format == "onnx")
     with open_session(exported, graph, "openvino", SessionOptions(threads=1)) as session:
-        assert session.info["precision"] == "f32"
+        assert (session.info["precision"], session.info["inference_precision"]) == ("fp32", "f32")
         assert session.info["threads"] == 1
         # Tied to cores, two sessions of one thread would share the first and one of two threads wait for them.
         assert session._request(1).get_compiled_model().get_property("ENABLE_CPU_PINNING") is False
-    with open_session(exported, graph, "openvino", SessionOptions(lowered="bf16")) as session:
-        assert session.info["precision"] in ("bf16", "f32")
+    with open_session(exported, graph, "openvino", SessionOptions(reduced="bf16")) as session:
+        assert session.info["precision"] == "bf16"
+        assert session.info["inference_precision"] in ("bf16", "f32")
 
 
 def test_openvino_fills_a_smaller_batch_up_until_compiling_for_it_would_have_paid(exported: Bundle) -> None:
@@ -262,7 +329,7 @@ def test_openvino_int8_is_near_fp32_and_an_answer_does_not_depend_on_its_neighbo
     samples = [s for s in make_samples(24) if len(s.units) <= 4][:5]
     with (
         open_session(exported, graph, "openvino") as exact,
-        open_session(exported, graph, "openvino", SessionOptions(lowered="int8")) as session,
+        open_session(exported, graph, "openvino", SessionOptions(reduced="int8")) as session,
     ):
         together = collate(samples, session.contract, graph.lengths)
         rounded = session.run(together)["log_prob"]
@@ -362,23 +429,22 @@ def test_an_interrupted_output_leaves_the_old_file(exported: Bundle, answers: li
 
 
 def test_cuda_graphs_are_refused_where_nothing_can_be_captured(exported: Bundle) -> None:
-    captured = {"cuda_graph": True}
     graph = next(v for v in exported.manifest.variants if v.format == "onnx")
     with pytest.raises(UnsupportedError, match=r"openvino captures no CUDA graphs.*'torch', 'onnxruntime'"):
-        open_session(exported, graph, "openvino", SessionOptions(device="cuda", extra=captured))
+        open_session(exported, graph, "openvino", SessionOptions(device="cuda", cuda_graph=True))
     for backend, variant in (("torch", None), ("onnxruntime", graph)):
         with pytest.raises(UsageError, match="not on cpu: pass --device cuda"):
-            open_session(exported, variant, backend, SessionOptions(extra=captured))
+            open_session(exported, variant, backend, SessionOptions(cuda_graph=True))
         if backend_problem(backend, SessionOptions(device="cuda")):
             with pytest.raises(NotAvailableError, match="CUDA"):
-                open_session(exported, variant, backend, SessionOptions(device="cuda", extra=captured))
+                open_session(exported, variant, backend, SessionOptions(device="cuda", cuda_graph=True))
 
 
 def test_a_benchmark_of_cuda_graphs_needs_a_gpu(exported: Bundle) -> None:
     usable = [b for b in ("torch", "onnxruntime") if not backend_problem(b, SessionOptions(device="cuda"))]
     if usable:
         found = find_graphs(exported)
-        assert {c.runtime for c in found if c.reason is None} == {f"{b} cuda graph" for b in usable}
+        assert {c.runtime for c in found if c.why_not is None} == {f"{b} cuda graph" for b in usable}
     else:
         with pytest.raises(NotAvailableError, match="--cuda-graph needs a runtime on CUDA"):
             find_graphs(exported)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from small_bundle import make_bundle, make_samples, randomise
 
 from benchmarks.choice import judge
 from mer_export import machine
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.errors import BundleError, UsageError
 from mer_export.exporters import export_variant
-from runtimes.backends.candidate import Candidate
 from runtimes.backends.session import SessionOptions
+from runtimes.backends.way import Way
 from runtimes.predict import machine_profile as profiles
-from runtimes.predict.machine_profile import Entry, Goal, Limits, Profile, Setting, choose
+from runtimes.predict.machine_profile import Entry, Goal, Limits, Profile, choose
 from runtimes.predict.opening import open_predictor
 from runtimes.predict.predictor import Predictor
 from runtimes.speed import tune
@@ -48,18 +50,21 @@ def bundle(tuned: Path, tmp_path: Path) -> Bundle:
     return Bundle.open(shutil.copytree(tuned, tmp_path / "bundle"))
 
 
-def setting(**changes: object) -> Setting:
-    values: dict[str, object] = dict(
-        backend="onnxruntime", format="onnx", precision="fp32", device="cpu", fixed=0, threads=1
-    )
-    return Setting.model_validate(values | {"workers": 1, "batch": 1} | changes)
+def way(precision: str = "fp32", workers: int = 1, **options: int) -> Way:
+    """In any bucket."""
+    own = SessionOptions(**{"threads": 1} | options)
+    return Way(backend="onnxruntime", format="onnx", precision=precision, options=own, workers=workers)
 
 
-def profile_of(times: list[tuple[Setting, float, float]]) -> Profile:
-    """Settings with their milliseconds per call in a short and a long bucket, which get a third of the data and two."""
+def in_bucket(way: Way, length: int) -> Way:
+    return way.model_copy(update={"variant": f"v{length}", "bucket": Bucket(n=length)})
+
+
+def profile_of(times: list[tuple[Way, float, float]]) -> Profile:
+    """Ways with their milliseconds per call in a short and a long bucket, which get a third of the data and two."""
     entries = [
-        Entry(setting=s, lengths={"n": n}, variant=f"v{n}", sha256="", ms=ms, p90=1.2 * ms, share=share, rounds=3)
-        for s, *both in times
+        Entry(way=in_bucket(w, n), sha256="", ms=ms, p90=1.2 * ms, share=share, rounds=3)
+        for w, *both in times
         for n, ms, share in zip((4, 8), both, (1 / 3, 2 / 3), strict=True)
     ]
     return Profile(machine={}, weights_sha256="", source="", entries=entries, load_average=0)
@@ -69,7 +74,7 @@ milliseconds = st.floats(0.1, 50)
 drawn = st.lists(
     st.tuples(
         st.builds(
-            setting,
+            way,
             batch=st.sampled_from([1, 4, 16]),
             workers=st.sampled_from([1, 4]),
             threads=st.sampled_from([1, 4]),
@@ -87,65 +92,65 @@ drawn = st.lists(
 @settings(max_examples=200, deadline=None)
 @given(times=drawn, budget=st.floats(0.2, 80))
 def test_a_choice_is_never_a_tenth_slower_than_the_best_measured(
-    times: list[tuple[Setting, float, float]], budget: float
+    times: list[tuple[Way, float, float]], budget: float
 ) -> None:
     """Per item over all data, worked out here by hand; within a budget among what keeps it."""
     found = profile_of(times)
-    per_item = {s: (a + 2 * b) / 3 / s.batch / s.workers for s, a, b in times}
-    assert per_item[choose(found, Goal("throughput")).setting] <= 1.1 * min(per_item.values())
+    per_item = {s: (a + 2 * b) / 3 / s.options.batch / s.workers for s, a, b in times}
+    assert per_item[choose(found, Goal("throughput")).way] <= 1.1 * min(per_item.values())
     fitting = [s for s, a, b in times if 1.2 * max(a, b) <= budget]
     if fitting:
-        chosen = choose(found, Goal("budget", budget)).setting
+        chosen = choose(found, Goal("budget", budget)).way
         assert chosen in fitting
         assert per_item[chosen] <= 1.1 * min(per_item[s] for s in fitting)
     else:
         with pytest.raises(UsageError, match="nothing answers within"):
             choose(found, Goal("budget", budget))
-    single = {s: (a + 2 * b) / 3 for s, a, b in times if (s.batch, s.workers) == (1, 1)}
+    single = {s: (a + 2 * b) / 3 for s, a, b in times if (s.options.batch, s.workers) == (1, 1)}
     if single:
-        assert single[choose(found, Goal("latency")).setting] <= 1.1 * min(single.values())
+        assert single[choose(found, Goal("latency")).way] <= 1.1 * min(single.values())
 
 
 def test_limits_restrict_the_choice() -> None:
-    fast, slow = setting(precision="int8"), setting(threads=2)
+    fast, slow = way(precision="int8"), way(threads=2)
     found = profile_of([(fast, 1.0, 1.0), (slow, 5.0, 5.0)])
-    assert choose(found, Goal("latency")).setting == fast
+    assert choose(found, Goal("latency")).way == fast
     for limits in (Limits(precision="fp32"), Limits(threads=2)):
-        assert choose(found, Goal("latency"), limits).setting == slow
+        assert choose(found, Goal("latency"), limits).way == slow
     with pytest.raises(UsageError, match="has precision fp16: export it, then run mer tune"):
         choose(found, Goal("latency"), Limits(precision="fp16"))
 
 
-def test_a_setting_that_does_not_answer_all_the_data_is_not_chosen() -> None:
-    found = profile_of([(setting(), 5.0, 5.0), (setting(precision="int8"), 1.0, 1.0)])
+def test_a_way_that_does_not_answer_all_the_data_is_not_chosen() -> None:
+    found = profile_of([(way(), 5.0, 5.0), (way(precision="int8"), 1.0, 1.0)])
     found.entries.pop()
-    assert choose(found, Goal("throughput")).setting == setting()
+    assert choose(found, Goal("throughput")).way == way()
 
 
 def test_what_may_turn_out_best_is_timed_again() -> None:
-    best, doubled, slow = setting(), setting(threads=2), setting(threads=4)
-    many, few = setting(batch=16, workers=2), setting(batch=4, workers=2)
+    best, doubled, slow = way(), way(threads=2), way(threads=4)
+    many, few = way(batch=16, workers=2), way(batch=4, workers=2)
     found = profile_of([(best, 1.0, 1.0), (doubled, 2.0, 2.0), (slow, 2.5, 2.5), (many, 8.0, 8.0), (few, 8.0, 8.0)])
     assert tune._near(found) == {best, doubled, many}
 
 
 def test_a_choice_is_judged_by_the_times_of_another_run() -> None:
-    a, b, gone = setting(), setting(precision="int8"), setting(threads=2)
+    a, b, gone = way(), way(precision="int8"), way(threads=2)
     first = profile_of([(a, 2.0, 2.0), (b, 3.0, 3.0), (gone, 1.0, 1.0)])
     second = profile_of([(a, 5.0, 5.0), (b, 4.0, 4.0)])
     latency, throughput, budget = judge(first, second)
     assert latency == {
         "goal": "latency",
         "budget_ms": 0,
-        "chosen": a.name,
-        "best_again": b.name,
+        "chosen": a.description,
+        "best_again": b.description,
         "ms": pytest.approx(5.0),
         "slower": pytest.approx(0.25),
         "kept_budget": True,
     }
     assert throughput["slower"] == pytest.approx(0.25)
     assert budget["budget_ms"] == pytest.approx(2 * 1.2 * 2.0)
-    assert (budget["chosen"], budget["kept_budget"]) == (a.name, False)
+    assert (budget["chosen"], budget["kept_budget"]) == (a.description, False)
 
 
 @pytest.mark.parametrize(
@@ -164,22 +169,20 @@ def test_a_goal_that_is_none_is_refused(text: str) -> None:
 
 def test_everything_exported_is_timed_and_the_best_again(bundle: Bundle) -> None:
     found = profiles.own_profile(bundle)
-    assert {e.setting.backend for e in found.entries} >= {"onnxruntime", "torchscript"}
-    assert {(e.setting.batch, e.setting.workers) for e in found.entries} == {(1, 1), (1, 2), (3, 1), (3, 2)}
+    assert {e.way.backend for e in found.entries} >= {"onnxruntime", "torchscript"}
+    assert {(e.way.options.batch, e.way.workers) for e in found.entries} == {(1, 1), (1, 2), (3, 1), (3, 2)}
     assert 2 * tune.ROUNDS in {e.rounds for e in found.entries} <= {tune.ROUNDS, 2 * tune.ROUNDS}
-    assert all(s.setting.format == "onnx" or s.item_ms > 0 for s in profiles.scores(found))
-    shares = [sum(e.share for e in found.entries if e.setting == s.setting) for s in profiles.scores(found)]
+    assert all(s.way.format == "onnx" or s.item_ms > 0 for s in profiles.scores(found))
+    shares = [sum(e.share for e in found.entries if e.way.in_any_bucket == s.way) for s in profiles.scores(found)]
     assert shares == pytest.approx([1.0] * len(shares))
     assert "throughput: " in found.page()
 
 
-def test_memory_for_one_candidate_at_a_time_times_the_same_settings(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_for_one_session_at_a_time_times_the_same_ways(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
     original = tune._time
 
-    def watched(bundle: Bundle, group: list[Candidate], *rest: object) -> list[object]:
+    def watched(bundle: Bundle, group: list[Way], *rest: object) -> list[object]:
         held.append(len(group))
         return original(bundle, group, *rest)  # type: ignore[arg-type, return-value]
 
@@ -192,7 +195,7 @@ def test_memory_for_one_candidate_at_a_time_times_the_same_settings(
     monkeypatch.setattr(machine, "available_bytes", lambda: 1)
     apart = tune.run_tune(bundle, make_samples(16), batches=(1,))
     assert set(held) == {1}
-    assert {e.setting for e in apart.entries} == {e.setting for e in together.entries}
+    assert {e.way for e in apart.entries} == {e.way for e in together.entries}
 
 
 @pytest.mark.parametrize("goal", ["latency", "throughput", "budget=10s"])
@@ -200,9 +203,9 @@ def test_a_goal_gives_the_answers_of_pytorch_in_order(bundle: Bundle, goal: str)
     samples, said = make_samples(20), []
     with Predictor(bundle, "torch") as eager, open_predictor(bundle, None, HERE, goal=goal, say=said.append) as running:
         found, expected = running.scores(samples), eager.scores(samples)
-        best = choose(profiles.own_profile(bundle), Goal.parse(goal)).setting
-        assert (running.backend, running.batch, running.workers) == (best.backend, best.batch, best.workers)
-        assert said == [f"{goal}: {best.name}"]
+        best = choose(profiles.own_profile(bundle), Goal.parse(goal)).way
+        assert (running.backend, running.batch, running.workers) == (best.backend, best.options.batch, best.workers)
+        assert said == [f"{goal}: {best.description}"]
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 if best.precision == "fp32" else 0.1)
 
@@ -228,9 +231,9 @@ def test_without_a_profile_of_this_machine_the_command_to_run_is_named(
 
 
 def test_a_profile_of_other_weights_or_files_is_not_used(bundle: Bundle) -> None:
-    setting = choose(profiles.own_profile(bundle), Goal("latency")).setting
-    entry = next(e for e in profiles.own_profile(bundle).entries if e.setting == setting)
-    variant = bundle.find(entry.variant)
+    chosen = choose(profiles.own_profile(bundle), Goal("latency")).way
+    entry = next(e for e in profiles.own_profile(bundle).entries if e.way.in_any_bucket == chosen)
+    variant = bundle.find(str(entry.way.variant))
     with bundle.commit() as change:
         change.write(variant.model, b"another")
     with pytest.raises(UsageError, match="is not the file that was measured"):
@@ -242,9 +245,10 @@ def test_a_profile_of_other_weights_or_files_is_not_used(bundle: Bundle) -> None
 
 def test_a_profile_of_another_version_is_a_bundle_error(bundle: Bundle) -> None:
     name = profiles.profile_name(profiles.machine_class())
+    old = json.loads(bundle.path(name).read_bytes()) | {"schema_version": 2}
     with bundle.commit() as change:
-        change.write(name, b"{}")
-    with pytest.raises(BundleError, match="cannot be read"):
+        change.write(name, json.dumps(old))
+    with pytest.raises(BundleError, match=r"schema_version.*: run mer tune again"):
         profiles.own_profile(bundle)
 
 

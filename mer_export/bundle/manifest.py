@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mer_export.bucket import Bucket
 from mer_export.bundle.files import read_plain
-from mer_export.contract import Contract, Lengths, lengths_name
+from mer_export.contract import Contract
 from mer_export.errors import BundleError
 from mer_export.task import Task
 
@@ -61,7 +62,7 @@ class Variant(Strict):
 
     format: str
     precision: str
-    lengths: Lengths
+    lengths: Bucket
     batch: int
     model: str
     exporter: str
@@ -74,7 +75,7 @@ class Variant(Strict):
     def name(self) -> str:
         batch = "dynamic" if self.batch == 0 else str(self.batch)
         stages = "-stages" if self.stages else ""
-        return f"{self.format}-{self.precision}-{lengths_name(self.lengths)}-b{batch}{stages}"
+        return f"{self.format}-{self.precision}-{self.lengths.name}-b{batch}{stages}"
 
 
 class Manifest(Strict):

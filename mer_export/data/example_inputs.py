@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mer_export.contract import Contract, Lengths, TensorSpec
+from mer_export.bucket import Bucket
+from mer_export.contract import Contract, TensorSpec
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 
@@ -19,30 +20,30 @@ def repeat(array: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(array[np.arange(size) % len(array)])
 
 
-def example_inputs(contract: Contract, lengths: Lengths, samples: Sequence[Sample] | None) -> dict[str, np.ndarray]:
+def example_inputs(contract: Contract, bucket: Bucket, samples: Sequence[Sample] | None) -> dict[str, np.ndarray]:
     """A few real samples that fit the bucket, longest first, padded to it; random values where there are none."""
     if samples:
         real = [(s.lengths(contract), s) for s in samples]
-        fitting = [(n, s) for n, s in real if all(n[d] <= lengths[d] for d in n)]
+        fitting = [(n, s) for n, s in real if bucket.holds(n)]
         fitting.sort(key=lambda pair: tuple(pair[0].values()), reverse=True)
         if fitting:
             step = max(1, len(fitting) // KEPT_SAMPLES)
-            return collate([s for _, s in fitting[::step]][:KEPT_SAMPLES], contract, lengths)
-    return random_inputs(contract, lengths, items=2)
+            return collate([s for _, s in fitting[::step]][:KEPT_SAMPLES], contract, bucket)
+    return random_inputs(contract, bucket, items=2)
 
 
-def random_inputs(contract: Contract, lengths: Lengths, items: int, seed: int = 0) -> dict[str, np.ndarray]:
+def random_inputs(contract: Contract, bucket: Bucket, items: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Standard normal features, valid indices, and real lengths from the whole bucket down to half of it."""
     draw = np.random.default_rng(seed)
     arrays: dict[str, np.ndarray] = {}
     for spec in contract.inputs:
-        shape = spec.shape(items, lengths)
+        shape = spec.shape(items, bucket)
         if spec.name in contract.shared_arrays:
             own = contract.shared_arrays[spec.name]
             values = np.zeros(shape, dtype=spec.dtype)
             values[: len(own)] = own
         elif spec.counts:
-            longest = lengths[spec.counts]
+            longest = bucket[spec.counts]
             shortest = max(contract.shortest.get(spec.counts, 1), longest // 2)
             values = np.linspace(longest, shortest, items).astype(spec.dtype)
         elif spec.dtype == "int64":

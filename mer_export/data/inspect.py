@@ -217,7 +217,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "labels": list(manifest.task.labels),
         "inputs": {s.name: [s.dtype, *s.dims] for s in manifest.contract.inputs},
         "outputs": {s.name: [s.dtype, *s.dims] for s in manifest.contract.outputs},
-        "buckets": list(manifest.contract.buckets),
+        "buckets": [dict(b) for b in manifest.contract.buckets],
         "features": {k: v.model_dump() for k, v in manifest.features.items()},
         "variants": [v.name for v in manifest.variants],
         "files": {name: entry.model_dump() for name, entry in manifest.files.items()},

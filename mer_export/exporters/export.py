@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
 from mer_export import registry
+from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle, Variant, sha256
-from mer_export.contract import Lengths, lengths_name
 from mer_export.data.example_inputs import example_inputs
 from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError, UsageError
@@ -26,7 +26,7 @@ log = logging.getLogger("mer")
 def export_variant(
     bundle: Bundle,
     format: str,
-    lengths: Lengths,
+    lengths: Mapping[str, int],
     batch: int = 0,
     precision: str = "fp32",
     opset: int = DEFAULT_OPSET,
@@ -55,11 +55,12 @@ def export_variant(
         NotAvailableError: a package that the format needs is missing.
     """
     record = check_request(bundle, format, lengths, batch, precision, opset, stages)
+    bucket = bundle.manifest.contract.bucket(lengths)
     parts = _stages(bundle) if stages else ()
     wanted = Variant(
         format=format,
         precision=precision,
-        lengths=lengths,
+        lengths=bucket,
         batch=batch or (0 if record.dynamic_batch else 1),
         model="",
         exporter="",
@@ -72,7 +73,7 @@ def export_variant(
         return there
     job = _job(bundle, wanted, opset, example, _fp32_graph(bundle, wanted, made_from))
     folder = f"variants/{wanted.name}"
-    samples = f"samples/{lengths_name(lengths)}.npz"
+    samples = f"samples/{bucket.name}.npz"
     with bundle.commit() as change:
         exporter = registry.resolve(record.exporter)
         files = [f"{folder}/{p.name}/{record.file}" for p in parts] or [f"{folder}/{record.file}"]
@@ -103,22 +104,22 @@ def requests(
     bundle: Bundle,
     formats: Sequence[str],
     precisions: Sequence[str],
-    sizes: Sequence[tuple[Lengths, int]],
+    sizes: Sequence[tuple[Bucket, int]],
     batch: int = 0,
     opset: int = DEFAULT_OPSET,
     stages: bool = False,
-) -> list[tuple[str, str, Lengths, int]]:
-    """(format, precision, lengths, batch) of every combination; raises as `export_variant` does, before any work.
+) -> list[tuple[str, str, Bucket, int]]:
+    """(format, precision, bucket, batch) of every combination; raises as `export_variant` does, before any work.
 
     A precision that one of the formats has is left out for those that do not, as long as they get another.
-    `sizes` are lengths with the batch size that a fixed batch gets there; a format with a dynamic one keeps `batch`.
+    `sizes` are buckets with the batch size that a fixed batch gets there; a format with a dynamic one keeps `batch`.
     """
     made = []
-    for name, precision, (lengths, size) in product(formats, precisions, sizes):
+    for name, precision, (bucket, size) in product(formats, precisions, sizes):
         if _elsewhere(name, precision, formats, precisions):
             continue
-        record = check_request(bundle, name, lengths, size, precision, opset, stages)
-        made.append((name, precision, lengths, batch if record.dynamic_batch else size))
+        record = check_request(bundle, name, bucket, size, precision, opset, stages)
+        made.append((name, precision, bucket, batch if record.dynamic_batch else size))
     return made
 
 
@@ -135,7 +136,7 @@ def _elsewhere(name: str, precision: str, formats: Sequence[str], precisions: Se
 def check_request(
     bundle: Bundle,
     format: str,
-    lengths: Lengths,
+    lengths: Mapping[str, int],
     batch: int,
     precision: str,
     opset: int = DEFAULT_OPSET,
@@ -144,7 +145,7 @@ def check_request(
     """The format of a possible request; raises as `export_variant` does, before any work."""
     if format not in export_formats():
         raise UsageError(f"no format {format!r}, there are {list(export_formats())}")
-    record, contract = export_formats()[format], bundle.manifest.contract
+    record = export_formats()[format]
     if precision not in record.precisions:
         advice = record.advice.get(precision, "")
         raise UnsupportedError(
@@ -155,11 +156,7 @@ def check_request(
         if precision != "fp32" or batch or not record.dynamic_batch:
             offered = [n for n, f in export_formats().items() if f.dynamic_batch]
             raise UnsupportedError(f"stages are exported in fp32 with a dynamic batch, in formats {offered}")
-    if set(lengths) != set(contract.sequence_dims):
-        raise UsageError(f"lengths are {lengths}, the contract asks for {list(contract.sequence_dims)}")
-    for dim, size in lengths.items():
-        if not 1 <= size <= contract.longest[dim]:
-            raise UsageError(f"{dim} must be 1..{contract.longest[dim]}, not {size}")
+    bundle.manifest.contract.bucket(lengths)
     if batch < 0:
         raise UsageError(f"batch must be 0 (dynamic) or more, not {batch}")
     if record.uses_opset and opset not in OPSETS:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mer_export.contract import BATCH, Contract, Lengths
+from mer_export.bucket import Bucket
+from mer_export.contract import BATCH, Contract
 from mer_export.data.example_inputs import repeat
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
@@ -41,7 +42,7 @@ class ExportJob:
 
     model: nn.Module
     contract: Contract
-    lengths: Lengths
+    lengths: Bucket
     batch: int
     opset: int
     example: dict[str, np.ndarray]

@@ -41,7 +41,7 @@ def export(
         own = ExportJob(
             model=modules[stage.name],
             contract=contract,
-            lengths=stage.lengths(job.lengths),
+            lengths=stage.bucket(job.lengths),
             batch=job.batch,
             opset=job.opset,
             example=example,

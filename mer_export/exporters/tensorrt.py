@@ -14,8 +14,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import sha256
-from mer_export.contract import Contract, Lengths
+from mer_export.contract import Contract
 from mer_export.cuda import find_gpu
 from mer_export.errors import BundleError, NotAvailableError, UsageError
 from mer_export.exporters import onnx as onnx_exporter
@@ -52,7 +53,7 @@ class EngineKey(BaseModel):
 
     onnx: str
     batch: int
-    lengths: Lengths
+    lengths: Bucket
     flavour: str
     version: str
     gpu: str
@@ -83,14 +84,14 @@ def find_library() -> tuple[Any, str]:
     )
 
 
-def key_here(onnx_file: Path, batch: int, lengths: Lengths) -> EngineKey:
+def key_here(onnx_file: Path, batch: int, bucket: Bucket) -> EngineKey:
     """The key of an engine built from this file on this machine."""
     library, flavour = find_library()
     gpu = find_gpu() if flavour == "tensorrt" else None
     return EngineKey(
         onnx=sha256(onnx_file),
         batch=batch,
-        lengths=lengths,
+        lengths=bucket,
         flavour=flavour,
         version=str(library.__version__),
         gpu=gpu.name if gpu else ANY,

@@ -10,6 +10,9 @@ from mer_export.exporters.format import NATIVE, export_formats
 from mer_export.registry import resolve
 from mer_export.trust import recognises
 
+_passed: set[tuple[str, str]] = set()
+"""Format and SHA-256 of what a table has admitted in this process."""
+
 
 def admit(bundle: Bundle, variant: Variant) -> None:
     """Lets a variant pass whose files may be loaded; their checksums have been verified.
@@ -29,18 +32,20 @@ def admit(bundle: Bundle, variant: Variant) -> None:
             f"run mer export --format {variant.format} --force, or pass --trust if you know who made it"
         )
     for name in names:
-        resolve(known.program)(bundle.path(name))
+        key = (variant.format, bundle.manifest.files[name].sha256)
+        if key not in _passed:
+            resolve(known.program)(bundle.path(name))
+            _passed.add(key)
 
 
-def refusal(bundle: Bundle, variant: Variant | None) -> str | None:
+def refusal(bundle: Bundle, variant: Variant) -> str | None:
     """Why a variant may not be loaded, in one sentence; None where it may.
 
     Raises:
         BundleError: damaged files.
     """
     try:
-        if variant is not None:
-            admit(bundle, variant)
+        admit(bundle, variant)
     except UntrustedError as error:
         return str(error)
     return None

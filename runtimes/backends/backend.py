@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mer_export.bundle import Variant
-from runtimes.backends.session import Lowered, SessionOptions
+from runtimes.backends.session import Reduced, SessionOptions
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Backend:
     """What a runtime announces in its module as `BACKEND`: its class as `module:class`, and the formats it runs (none:
     the bundle's own weights).
 
-    `precisions` are those of the variants that it runs; `lowers` those that it makes of fp32 ones when it loads them.
+    `precisions` are those of the variants that it runs; `reduces` those that it makes of fp32 ones when it loads them.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Backend:
     offers: tuple[SessionOptions, ...] = (SessionOptions(), SessionOptions(device="cuda"))
     """The options worth trying on a machine."""
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
-    lowers: tuple[Lowered, ...] = ()
+    reduces: tuple[Reduced, ...] = ()
     captures: bool = False
     """Whether it can run as a CUDA graph."""
 
@@ -35,4 +35,4 @@ class Backend:
 
     def stored(self, precision: str) -> str:
         """The precision of the variants with which it answers in `precision`."""
-        return "fp32" if precision in self.lowers else precision
+        return "fp32" if precision in self.reduces else precision

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from mer_export.bundle import Bundle, Variant
-from mer_export.contract import Contract, Lengths
-from mer_export.errors import NotAvailableError, UsageError
+from mer_export.bundle import Bundle
 from runtimes.backends.backend import Backend
 from runtimes.backends.cuda_graph import CudaGraphs
-from runtimes.backends.session import Session, SessionOptions
+from runtimes.backends.session import Ports, Session, SessionOptions
 
 BACKEND = Backend("torch", "PyTorch eager, the reference", f"{__name__}:EagerSession", (), rank=10, captures=True)
 
 
 class TorchSession(Session):
-    """A callable of torch tensors in contract order; subclasses load it."""
+    """A callable of torch tensors in contract order; subclasses read it."""
 
-    def __init__(self, model: Path, contract: Contract, lengths: Lengths | None, batch: int, options: SessionOptions):
-        super().__init__(model, contract, lengths, batch, options)
-        problem = self.problem(options)
-        if problem:
-            raise NotAvailableError(problem)
+    def load(self, path: Path) -> Ports:
         import torch
 
         torch.backends.mha.set_fastpath_enabled(False)
@@ -33,14 +27,14 @@ class TorchSession(Session):
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.allow_tf32 = False
         self._torch = torch
-        self.module: Any = self.load(model)
-        self._call = CudaGraphs(self.module) if options.cuda_graph else self.module
+        self.module, ports = self.read(path)
+        self._call = CudaGraphs(self.module) if self.options.cuda_graph else self.module
         self.info |= {
             "torch": torch.__version__,
-            "precision": "fp32",
-            "threads": options.threads or torch.get_num_threads(),
-            "cuda_graph": options.cuda_graph,
+            "threads": self.options.threads or torch.get_num_threads(),
+            "cuda_graph": self.options.cuda_graph,
         }
+        return ports
 
     @classmethod
     def problem(cls, options: SessionOptions) -> str | None:
@@ -53,8 +47,8 @@ class TorchSession(Session):
         return None
 
     @abstractmethod
-    def load(self, model: Path) -> Any:
-        """The module on the device."""
+    def read(self, path: Path) -> tuple[Any, Ports]:
+        """The module on the device, and what its file declares."""
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         torch = self._torch
@@ -74,17 +68,11 @@ class TorchSession(Session):
 
 
 class EagerSession(TorchSession):
-    """The bundle's own module and weights; takes any batch and any length. `model` is the bundle's directory."""
+    """The bundle's own module and weights; takes any batch and any length. Its file is the bundle's directory."""
 
     backend = "torch"
 
-    @classmethod
-    def open(cls, bundle: Bundle, variant: Variant | None, options: SessionOptions) -> Self:
-        if variant is not None:
-            raise UsageError(f"runtime torch runs the weights of the bundle, not variant {variant.name}")
-        return cls(bundle.root, bundle.manifest.contract, None, 0, options)
-
-    def load(self, model: Path) -> Any:
+    def read(self, path: Path) -> tuple[Any, Ports]:
         from mer_export.weights import bundle_model
 
-        return bundle_model(Bundle.open(model)).requires_grad_(False).to(self.options.device)
+        return bundle_model(Bundle.open(path)).requires_grad_(False).to(self.options.device), Ports()

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mer_export.errors import BundleError
 from runtimes.backends.backend import Backend
 from runtimes.backends.eager import TorchSession
-from runtimes.backends.session import Port, check_ports
+from runtimes.backends.session import Port, Ports
 
 BACKEND = Backend(
     "exported_program",
@@ -24,17 +23,15 @@ class ExportedProgramSession(TorchSession):
     """An ahead-of-time captured graph at its bucket's lengths."""
 
     backend = "exported_program"
+    # Its reader is Python that a file makes stumble over anything.
+    unreadable = (Exception,)
 
-    def load(self, model: Path) -> Any:
-        try:
-            program = self._torch.export.load(model)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise BundleError(f"{model} is no exported program: {str(error).splitlines()[0]}") from None
-        check_ports(model, self.contract.inputs, _ports(program), self.lengths, self.batch)
-        return program.module().to(self.options.device)
+    def read(self, path: Path) -> tuple[Any, Ports]:
+        program = self._torch.export.load(path)
+        return program.module().to(self.options.device), Ports(_inputs(program))
 
 
-def _ports(program: Any) -> dict[str, Port]:
+def _inputs(program: Any) -> dict[str, Port]:
     """What the program declares, in the order of its inputs."""
     values = {n.name: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"}
     return {

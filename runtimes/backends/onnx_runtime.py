@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from mer_export.bundle import Bundle, Variant
-from mer_export.contract import Contract, Lengths
-from mer_export.errors import BundleError, NotAvailableError
+from mer_export.errors import NotAvailableError
 from runtimes.backends.backend import Backend
-from runtimes.backends.session import Port, Session, SessionOptions, check_ports
+from runtimes.backends.session import Port, Ports, Session, SessionOptions
 
 BACKEND = Backend(
     "onnxruntime", "ONNX Runtime, CPU or CUDA", f"{__name__}:OnnxRuntimeSession", ("onnx",), rank=40, captures=True
@@ -24,44 +23,35 @@ DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(float16)
 class OnnxRuntimeSession(Session):
     """An .onnx file in ONNX Runtime.
 
-    On CUDA inputs and outputs are bound to device buffers, one set per batch size. `extra={"cuda_graph": True}`
-    captures the run of each batch size as a CUDA graph of its own.
+    On CUDA inputs and outputs are bound to device buffers, one set per batch size; with `cuda_graph` the run of each
+    is captured as a CUDA graph of its own.
     """
 
     backend = "onnxruntime"
     concurrent = True
+    # ONNX Runtime raises a dozen classes of its own, all straight from Exception.
+    unreadable = (Exception,)
 
-    def __init__(self, model: Path, contract: Contract, lengths: Lengths | None, batch: int, options: SessionOptions):
-        super().__init__(model, contract, lengths, batch, options)
-        problem = self.problem(options)
-        if problem:
-            raise NotAvailableError(problem)
+    def load(self, path: Path) -> Ports:
         import onnxruntime
 
         self._ort = onnxruntime
-        provider = PROVIDERS[options.device]
-        self._session: Any = self._create(model, provider)
+        provider = PROVIDERS[self.options.device]
+        self._session: Any = self._create(path, provider)
         active = self._session.get_providers()
         if active[0] != provider:
             raise NotAvailableError(
                 f"ONNX Runtime started {active[0]} where {provider} was asked for: "
                 "its libraries are incomplete, see mer doctor"
             )
-        self._check(model)
         self._bound: dict[int, dict[str, Any]] = {}
         self.info |= {
             "onnxruntime": onnxruntime.__version__,
             "provider": provider,
             "providers": active,
-            "cuda_graph": options.cuda_graph,
+            "cuda_graph": self.options.cuda_graph,
         }
-
-    @classmethod
-    def open(cls, bundle: Bundle, variant: Variant | None, options: SessionOptions) -> Self:
-        session = super().open(bundle, variant, options)
-        if variant is not None:
-            session.info["precision"] = variant.precision
-        return session
+        return Ports(_declared(self._session.get_inputs()), _declared(self._session.get_outputs()))
 
     @classmethod
     def problem(cls, options: SessionOptions) -> str | None:
@@ -78,7 +68,7 @@ class OnnxRuntimeSession(Session):
             )
         return None
 
-    def _create(self, model: Path, provider: str) -> Any:
+    def _create(self, path: Path, provider: str) -> Any:
         ort, options = self._ort, self.options
         settings = ort.SessionOptions()
         settings.log_severity_level = 3
@@ -92,25 +82,10 @@ class OnnxRuntimeSession(Session):
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
             arguments = {
-                "use_tf32": "1" if options.extra.get("tf32") else "0",
+                "use_tf32": "1" if options.tf32 else "0",
                 "enable_cuda_graph": "1" if options.cuda_graph else "0",
             }
-        try:
-            return ort.InferenceSession(str(model), settings, providers=[(provider, arguments)])
-        except Exception as error:
-            # ONNX Runtime raises a dozen classes of its own, all straight from Exception.
-            raise BundleError(f"ONNX Runtime cannot load {model}: {str(error).splitlines()[0]}") from None
-
-    def _check(self, model: Path) -> None:
-        for specs, found in (
-            (self.contract.inputs, self._session.get_inputs()),
-            (self.contract.outputs, self._session.get_outputs()),
-        ):
-            ports = {
-                p.name: Port(DTYPES.get(p.type, p.type), tuple(d if isinstance(d, int) else None for d in p.shape))
-                for p in found
-            }
-            check_ports(model, specs, ports, self.lengths, self.batch)
+        return ort.InferenceSession(str(path), settings, providers=[(provider, arguments)])
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.options.device == "cuda":
@@ -129,7 +104,6 @@ class OnnxRuntimeSession(Session):
 
     def _bind(self, items: int, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
         values, binding = self._ort.OrtValue, self._session.io_binding()
-        lengths = self.lengths or self.contract.buckets[-1]
         run = self._ort.RunOptions()
         if self.options.cuda_graph:
             # Another batch size has other buffers, which a captured graph would not know of.
@@ -139,7 +113,7 @@ class OnnxRuntimeSession(Session):
             held["inputs"][name] = values.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
             binding.bind_ortvalue_input(name, held["inputs"][name])
         for spec in self.contract.outputs:
-            buffer = values.ortvalue_from_shape_and_type(spec.shape(items, lengths), np.dtype(spec.dtype), "cuda", 0)
+            buffer = values.ortvalue_from_shape_and_type(spec.shape(items, self.shape), np.dtype(spec.dtype), "cuda", 0)
             held["outputs"][spec.name] = buffer
             binding.bind_ortvalue_output(spec.name, buffer)
         self._bound[items] = held
@@ -148,3 +122,9 @@ class OnnxRuntimeSession(Session):
     def close(self) -> None:
         self._bound = {}
         self._session = None
+
+
+def _declared(ports: Sequence[Any]) -> dict[str, Port]:
+    return {
+        p.name: Port(DTYPES.get(p.type, p.type), [d if isinstance(d, int) else None for d in p.shape]) for p in ports
+    }

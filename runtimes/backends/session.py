@@ -7,63 +7,107 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
+from pydantic import ConfigDict
 
-from mer_export.bundle import Bundle, Variant
-from mer_export.contract import BATCH, Contract, Lengths, TensorSpec
-from mer_export.errors import BundleError, UsageError
+from mer_export.bucket import Bucket
+from mer_export.contract import BATCH, Contract, TensorSpec
+from mer_export.errors import BundleError, MerError
 
-Lowered = Literal["bf16", "int8"]
+Reduced = Literal["bf16", "int8"]
 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a backend runs. `threads` None leaves its default; `lowered` is what an fp32 variant is computed in
-    by a backend that can (`Backend.lowers`), None leaves it as it is; `batch` is how many items most calls will bring,
-    for a backend that prepares for that.
+    """How a backend runs. `threads` None leaves its default; `reduced` is what an fp32 variant is computed in by a
+    backend that can (`Backend.reduces`), None leaves it as it is; `batch` is how many items most calls will bring, for
+    a backend that prepares for that.
 
-    `extra` may hold `cuda_graph` (capture runs on a GPU) and, for ONNX Runtime, `tf32`.
+    `cuda_graph` captures runs on a GPU, `tf32` lets ONNX Runtime round products there. Without `reuse` a variant in
+    stages keeps nothing from call to call.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int | None = None
-    lowered: Lowered | None = None
+    reduced: Reduced | None = None
     batch: int = 1
-    extra: dict[str, Any] = field(default_factory=dict)
+    cuda_graph: bool = False
+    tf32: bool = False
+    reuse: bool = True
 
-    @property
-    def cuda_graph(self) -> bool:
-        return bool(self.extra.get("cuda_graph"))
+
+@dataclass(frozen=True)
+class Artefact:
+    """What a session loads: a file and the contract that it keeps. `bucket` None and `batch` 0 mean any; `options` is
+    what its exporter noted."""
+
+    path: Path
+    contract: Contract
+    bucket: Bucket | None = None
+    batch: int = 0
+    precision: str = "fp32"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Port(NamedTuple):
+    """An input or output as a file declares it: numpy dtype name and dims, None where it says nothing of them, and None
+    for a dim of any size."""
+
+    dtype: str | None = None
+    dims: Sequence[int | None] | None = None
+
+
+class Ports(NamedTuple):
+    """Inputs and outputs by name, in the file's order; None where it does not declare them."""
+
+    inputs: Mapping[str, Port] | None = None
+    outputs: Mapping[str, Port] | None = None
 
 
 class Session(ABC):
-    """A loaded model: arrays in, arrays out, by contract name. Used as a context manager."""
+    """A loaded model: arrays in, arrays out, by contract name. Used as a context manager.
+
+    A backend says what keeps it from running (`problem`), reads a file (`load`), runs it and frees it; `open_session`
+    and this class do the rest, in the same order for all of them.
+    """
 
     backend: ClassVar[str]
     concurrent: ClassVar[bool] = False
     """Whether several threads may call `run` at once."""
+    unreadable: ClassVar[tuple[type[Exception], ...]] = ()
+    """What the engine raises for a file that it cannot read."""
 
-    def __init__(self, model: Path, contract: Contract, lengths: Lengths | None, batch: int, options: SessionOptions):
-        """Loads `model`. `lengths` None and `batch` 0 mean any.
+    def __init__(self, artefact: Artefact, options: SessionOptions):
+        """Loads a file whose checksum was verified, on a machine where `problem` finds none.
 
         Raises:
-            NotAvailableError: package, provider or device missing; never falls back to another one.
+            BundleError: the engine cannot read the file, or its inputs and outputs are not those of the contract.
+            NotAvailableError: the device does not work after all; never falls back to another one.
         """
-        self.contract = contract
-        self.lengths = lengths
-        self.batch = batch
+        self.artefact = artefact
+        self.contract = artefact.contract
+        self.bucket = artefact.bucket
+        self.batch = artefact.batch
         self.options = options
-        self.info: dict[str, Any] = {"backend": self.backend, "device": options.device, "threads": options.threads}
+        self.info: dict[str, Any] = {
+            "backend": self.backend,
+            "device": options.device,
+            "threads": options.threads,
+            "precision": options.reduced or artefact.precision,
+        }
         """What really runs: provider, versions, threads, precision."""
-
-    @classmethod
-    def open(cls, bundle: Bundle, variant: Variant | None, options: SessionOptions) -> Self:
-        """Loads a variant of a bundle after its checksums were verified."""
-        if variant is None:
-            raise UsageError(f"runtime {cls.backend} needs an exported variant: run mer export first")
-        return cls(bundle.variant_files(variant), bundle.manifest.contract, variant.lengths, variant.batch, options)
+        try:
+            check_ports(artefact, self.load(artefact.path))
+            self.prepare()
+        except MerError:
+            raise
+        except self.unreadable as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise BundleError(f"runtime {self.backend} cannot load {artefact.path}: {self.cause(lines)}") from None
 
     @classmethod
     def problem(cls, options: SessionOptions) -> str | None:
@@ -71,20 +115,37 @@ class Session(ABC):
         return None
 
     @abstractmethod
+    def load(self, path: Path) -> Ports:
+        """Reads the file; returns what it declares."""
+
+    def prepare(self) -> None:  # noqa: B027 (most backends are ready once they have read the file)
+        """Makes ready what the file declares, which is that of the contract."""
+
+    @abstractmethod
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One forward pass on arrays that `Contract.check` accepts."""
 
-    def warm_up(self, batch: int = 1, lengths: Lengths | None = None) -> None:
+    def close(self) -> None:  # noqa: B027 (most backends hold nothing to free)
+        """Frees what the backend holds."""
+
+    @staticmethod
+    def cause(lines: Sequence[str]) -> str:
+        """The line of an engine's message that names the cause."""
+        return lines[0]
+
+    @property
+    def shape(self) -> Bucket:
+        """The bucket, or the least of the contract where the session takes any length."""
+        return self.contract.buckets[0] if self.bucket is None else self.bucket
+
+    def warm_up(self, batch: int = 1, bucket: Bucket | None = None) -> None:
         """Runs once on zeros, so that the first real call pays no set-up."""
-        shape = lengths or self.lengths or self.contract.buckets[0]
+        shape = bucket or self.shape
         arrays = {s.name: np.zeros(s.shape(self.batch or batch, shape), dtype=s.dtype) for s in self.contract.inputs}
         for spec in self.contract.inputs:
             if spec.counts:
                 arrays[spec.name][:] = shape[spec.counts]
         self.run(arrays)
-
-    def close(self) -> None:  # noqa: B027 (most backends hold nothing to free)
-        """Frees what the backend holds."""
 
     def __enter__(self) -> Self:
         return self
@@ -93,40 +154,38 @@ class Session(ABC):
         self.close()
 
 
-@dataclass(frozen=True)
-class Port:
-    """An input or output as a model file declares it: numpy dtype name, and dims with None where any size goes."""
-
-    dtype: str
-    dims: tuple[int | None, ...]
-
-
-def check_ports(
-    model: Path,
-    specs: Sequence[TensorSpec],
-    found: Mapping[str, Port],
-    lengths: Lengths | None,
-    batch: int,
-) -> None:
-    """Holds what a model file declares against the contract.
+def check_ports(artefact: Artefact, found: Ports) -> None:
+    """Holds what a file declares against the contract.
 
     Raises:
         BundleError: names, dtypes or sizes differ; names the first difference.
     """
-    if list(found) != [s.name for s in specs]:
-        raise BundleError(f"{model} has {list(found)}, the contract asks for {[s.name for s in specs]}: export again")
-    for spec in specs:
-        port = found[spec.name]
-        if port.dtype != spec.dtype:
-            raise BundleError(f"{model}: {spec.name} is {port.dtype}, the contract asks for {spec.dtype}: export again")
-        wanted = [_size(d, lengths or {}, batch) for d in spec.dims]
-        agrees = len(wanted) == len(port.dims) and all(
-            w is None or p is None or w == p for w, p in zip(wanted, port.dims, strict=True)
+    contract = artefact.contract
+    for specs, ports in ((contract.inputs, found.inputs), (contract.outputs, found.outputs)):
+        if ports is None:
+            continue
+        names = [s.name for s in specs]
+        if list(ports) != names:
+            raise BundleError(f"{artefact.path} has {list(ports)}, the contract asks for {names}: export again")
+        for spec in specs:
+            _check_port(artefact, spec, ports[spec.name])
+
+
+def _check_port(artefact: Artefact, spec: TensorSpec, port: Port) -> None:
+    if port.dtype not in (None, spec.dtype):
+        raise BundleError(
+            f"{artefact.path}: {spec.name} is {port.dtype}, the contract asks for {spec.dtype}: export again"
         )
-        if not agrees:
-            raise BundleError(
-                f"{model}: {spec.name} has dims {list(port.dims)}, the contract asks for {wanted}: export again"
-            )
+    if port.dims is None:
+        return
+    wanted = [_size(d, artefact.bucket or {}, artefact.batch) for d in spec.dims]
+    agrees = len(wanted) == len(port.dims) and all(
+        w is None or p is None or w == p for w, p in zip(wanted, port.dims, strict=True)
+    )
+    if not agrees:
+        raise BundleError(
+            f"{artefact.path}: {spec.name} has dims {list(port.dims)}, the contract asks for {wanted}: export again"
+        )
 
 
 def _size(dim: int | str, lengths: Mapping[str, int], batch: int) -> int | None:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mer_export import registry
-from mer_export.bundle import Bundle, Variant
 from mer_export.stages import Stage, count_name
-from runtimes.backends.session import Session, SessionOptions
+from runtimes.backends.session import Artefact, Ports, Session, SessionOptions
 
 KEPT = 64
 """Rows whose outputs a repeating stage keeps: a few dialogues, for utterances that come one at a time."""
-REUSE = "reuse"
-"""Entry of `SessionOptions.extra`; False answers every call anew, equal rows of one call once."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -29,33 +25,26 @@ class StagedSession(Session):
 
     backend = "stages"
 
-    def __init__(self, bundle: Bundle, variant: Variant, kind: type[Session], options: SessionOptions):
-        super().__init__(bundle.root, bundle.manifest.contract, variant.lengths, variant.batch, options)
-        manifest = bundle.manifest
-        system = registry.get(manifest.system)
-        self.stages = system.stages_of(system.parse(manifest.config))
-        bundle.variant_files(variant)
-        folder = Path(variant.model).parent.parent
-        file = Path(variant.model).name
-        self.sessions = {
-            s.name: kind(
-                bundle.root / folder / s.name / file,
-                s.contract(manifest.contract),
-                s.lengths(variant.lengths),
-                variant.batch,
-                own_options(options),
-            )
-            for s in self.stages
-        }
+    def __init__(self, artefact: Artefact, options: SessionOptions, kind: type[Session], stages: Sequence[Stage]):
+        self.kind, self.stages = kind, stages
+        super().__init__(artefact, options)
+
+    def load(self, path: Path) -> Ports:
+        """Opens a session for each stage, which holds its own file against its own contract; `path` is the last one."""
+        self.sessions = {s.name: self.kind(self._part(s, path), self.options) for s in self.stages}
         self.kept: OrderedDict[tuple[bytes, ...], Arrays] = OrderedDict()
         self.seconds: dict[str, Any] = {s.name: {"calls": 0, "rows": 0, "ms": 0.0} for s in self.stages}
         first = self.sessions[self.stages[0].name].info
-        self.info |= first | {"backend": kind.backend, "stages": self.seconds, REUSE: self.reuses}
+        self.info |= first | {"stages": self.seconds, "reuse": self.options.reuse}
+        return Ports()
 
-    @property
-    def reuses(self) -> bool:
-        """Whether outputs are kept from call to call."""
-        return bool(self.options.extra.get(REUSE, True))
+    def _part(self, stage: Stage, path: Path) -> Artefact:
+        return replace(
+            self.artefact,
+            path=path.parent.parent / stage.name / path.name,
+            contract=stage.contract(self.contract),
+            bucket=stage.bucket(self.shape),
+        )
 
     def run(self, inputs: Arrays) -> Arrays:
         arrays = dict(inputs)
@@ -81,7 +70,7 @@ class StagedSession(Session):
         """Outputs of all rows, each distinct one computed once, or taken from an earlier call."""
         rows = range(len(next(iter(given.values()))))
         keys = [tuple(a[i].tobytes() for a in given.values()) for i in rows]
-        known = self.kept if self.reuses else OrderedDict()
+        known = self.kept if self.options.reuse else OrderedDict()
         fresh = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
         if fresh:
             places = list(fresh.values())
@@ -103,11 +92,6 @@ class StagedSession(Session):
         spent["rows"] += len(next(iter(given.values())))
         spent["ms"] = round(spent["ms"] + 1000 * (time.perf_counter() - start), 3)
         return found
-
-
-def own_options(options: SessionOptions) -> SessionOptions:
-    """Options of the backend's own sessions."""
-    return replace(options, extra={k: v for k, v in options.extra.items() if k != REUSE})
 
 
 def _nothing(stage: Stage) -> Arrays:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import NamedTuple
 
+from mer_export import registry
 from mer_export.bundle import Bundle, Variant
-from mer_export.errors import UnsupportedError, UsageError
+from mer_export.errors import NotAvailableError, UnsupportedError, UsageError
 from mer_export.registry import resolve
 from runtimes.backends.admission import admit
 from runtimes.backends.backend import Backend
-from runtimes.backends.session import Session, SessionOptions
+from runtimes.backends.session import Artefact, Session, SessionOptions
 
 
 @cache
@@ -25,22 +24,13 @@ def known_backends() -> dict[str, Backend]:
     return {b.name: b for b in sorted(found, key=lambda b: b.rank)}
 
 
-AFRESH = {"reuse": False}
-"""Extra options with which stages keep nothing from call to call, so that a benchmark sees all of their work."""
-
-
-class Candidate(NamedTuple):
-    """Something that could answer for a bundle: a variant (None: its PyTorch weights) on a backend."""
-
-    variant: Variant | None
-    backend: str
-    options: SessionOptions
-
-
 def open_session(
     bundle: Bundle, variant: Variant | None, backend: str, options: SessionOptions | None = None
 ) -> Session:
     """Loads a variant (None: the PyTorch weights) on a backend.
+
+    The one way to a session: the request, then the machine, then checksums and whether a program may run, then the
+    engine and what the file declares.
 
     Raises:
         UsageError: unknown backend, or a variant where none fits.
@@ -49,26 +39,45 @@ def open_session(
         BundleError: a file that is damaged or does not keep the contract.
         UntrustedError: a program of somebody else that does what no export of ours does.
     """
+    options = options or SessionOptions()
+    check_variant(backend, variant)
+    check_options(backend, options)
+    kind: type[Session] = resolve(find_backend(backend).session)
+    if problem := kind.problem(options):
+        raise NotAvailableError(problem)
+    with bundle.reading():
+        return _load(kind, bundle, variant, options)
+
+
+def _load(kind: type[Session], bundle: Bundle, variant: Variant | None, options: SessionOptions) -> Session:
+    contract = bundle.manifest.contract
+    if variant is None:
+        return kind(Artefact(bundle.root, contract), options)
+    artefact = Artefact(
+        bundle.variant_files(variant), contract, variant.lengths, variant.batch, variant.precision, variant.options
+    )
+    admit(bundle, variant)
+    if not variant.stages:
+        return kind(artefact, options)
+    from runtimes.backends.staged import StagedSession
+
+    system = registry.get(bundle.manifest.system)
+    return StagedSession(artefact, options, kind, system.stages_of(system.parse(bundle.manifest.config)))
+
+
+def check_variant(backend: str, variant: Variant | None) -> None:
+    """Raises UsageError or UnsupportedError where a backend never runs that variant, on any machine."""
     record = find_backend(backend)
-    if variant is not None and record.formats and not record.takes(variant):
+    if variant is None and record.formats:
+        raise UsageError(
+            f"runtime {backend} needs an exported variant: run mer export --format {record.formats[0]} first"
+        )
+    if variant is not None and not record.formats:
+        raise UsageError(f"runtime {backend} runs the weights of the bundle, not variant {variant.name}")
+    if variant is not None and not record.takes(variant):
         raise UnsupportedError(
             f"runtime {backend} runs {list(record.formats)} in {list(record.precisions)}, not {variant.name}"
         )
-    options = options or SessionOptions()
-    check_options(backend, options)
-    with bundle.reading():
-        return _open(bundle, variant, record, options)
-
-
-def _open(bundle: Bundle, variant: Variant | None, record: Backend, options: SessionOptions) -> Session:
-    if variant is not None:
-        bundle.variant_files(variant)
-        admit(bundle, variant)
-    if variant is not None and variant.stages:
-        from runtimes.backends.staged import StagedSession
-
-        return StagedSession(bundle, variant, resolve(record.session), options)
-    return resolve(record.session).open(bundle, variant, options)
 
 
 def check_options(backend: str, options: SessionOptions) -> None:
@@ -89,32 +98,6 @@ def find_backend(name: str) -> Backend:
     if name not in known_backends():
         raise UsageError(f"no runtime {name!r}, there are {list(known_backends())}")
     return known_backends()[name]
-
-
-def candidates(bundle: Bundle) -> list[Candidate]:
-    """Everything of this bundle that this machine can run, the eager reference first."""
-    return [c for c, problem in survey(bundle) if problem is None]
-
-
-def unavailable(bundle: Bundle) -> list[tuple[Candidate, str]]:
-    """What this machine cannot run, each with the reason in one sentence."""
-    return [(c, problem) for c, problem in survey(bundle) if problem is not None]
-
-
-def survey(bundle: Bundle) -> list[tuple[Candidate, str | None]]:
-    """Every variant on every backend and device that takes it, with the reason where this machine cannot run it."""
-    found: list[tuple[Candidate, str | None]] = []
-    for backend in known_backends().values():
-        variants: list[Variant | None] = [v for v in bundle.manifest.variants if backend.takes(v)]
-        for options in backend.offers:
-            problem = backend_problem(backend.name, options)
-            found += [
-                (Candidate(v, backend.name, own), problem)
-                for v in (variants if backend.formats else [None])
-                if options.lowered is None or v is None or v.precision == "fp32"
-                for own in ((options, replace(options, extra=AFRESH)) if v and v.stages else (options,))
-            ]
-    return found
 
 
 def backend_problem(name: str, options: SessionOptions | None = None) -> str | None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from mer_export.bundle import Bundle, Variant
-from mer_export.contract import Contract, Lengths
 from mer_export.cuda import Device, find_gpu
-from mer_export.errors import BundleError, MerError, NotAvailableError, UsageError
+from mer_export.errors import BundleError, MerError, NotAvailableError
 from mer_export.exporters.tensorrt import ANY, ONNX_FILE, EngineKey, Reports, build_engine, find_library, key_here
 from runtimes.backends.backend import Backend
-from runtimes.backends.session import Port, Session, SessionOptions, check_ports
+from runtimes.backends.session import Port, Ports, Session, SessionOptions
 
 BACKEND = Backend(
     "tensorrt",
@@ -34,48 +32,30 @@ class TensorRtSession(Session):
 
     backend = "tensorrt"
 
-    def __init__(
-        self,
-        model: Path,
-        contract: Contract,
-        lengths: Lengths | None,
-        batch: int,
-        options: SessionOptions,
-        key: EngineKey | None = None,
-    ):
-        super().__init__(model, contract, lengths, batch, options)
-        problem = self.problem(options)
-        if problem:
-            raise NotAvailableError(problem)
+    def load(self, path: Path) -> Ports:
         library, flavour = find_library()
         self._reports = Reports(library)
         self._runtime = library.Runtime(self._reports.logger)
-        self._engine: Any = self._runtime.deserialize_cuda_engine(self._plan(model, key))
+        self._engine: Any = self._runtime.deserialize_cuda_engine(self._plan(path))
         if self._engine is None:
-            raise BundleError(f"{flavour} does not load {model}: {self._reports.last}: export it again on this machine")
-        self._check(library, model)
-        self._context: Any = self._engine.create_execution_context()
-        self._device = Device()
-        self._allocate()
+            raise BundleError(f"{flavour} does not load {path}: {self._reports.last}: export it again on this machine")
         gpu = find_gpu()
         self.info |= {
-            "device": "cuda",
             flavour: str(library.__version__),
             "gpu": gpu.name if gpu else None,
             "capability": gpu.capability if gpu else None,
-            "precision": "fp32",
         }
+        modes = library.TensorIOMode
+        return Ports(self._declared(library, modes.INPUT), self._declared(library, modes.OUTPUT))
 
-    @classmethod
-    def open(cls, bundle: Bundle, variant: Variant | None, options: SessionOptions) -> Self:
-        if variant is None:
-            raise UsageError("runtime tensorrt needs an exported variant: run mer export --format tensorrt first")
-        problem = cls.problem(options)
-        if problem:
-            raise NotAvailableError(problem)
-        model = bundle.variant_files(variant)
-        key = EngineKey.model_validate(variant.options.get("engine_key"))
-        return cls(model, bundle.manifest.contract, variant.lengths, variant.batch, options, key)
+    def prepare(self) -> None:
+        self._context: Any = self._engine.create_execution_context()
+        self._device = Device()
+        self._addresses: dict[str, int] = {}
+        for spec in (*self.contract.inputs, *self.contract.outputs):
+            size = int(np.prod(spec.shape(self.batch, self.shape))) * np.dtype(spec.dtype).itemsize
+            self._addresses[spec.name] = self._device.allocate(size)
+            self._context.set_tensor_address(spec.name, self._addresses[spec.name])
 
     @classmethod
     def problem(cls, options: SessionOptions) -> str | None:
@@ -97,8 +77,7 @@ class TensorRtSession(Session):
             self._device.upload(self._addresses[name], array)
         if not self._context.execute_async_v3(self._device.stream):
             raise MerError(f"the TensorRT engine failed: {self._reports.last or 'no reason given'}")
-        lengths = self.lengths or self.contract.buckets[0]
-        outputs = {s.name: np.empty(s.shape(self.batch, lengths), dtype=s.dtype) for s in self.contract.outputs}
+        outputs = {s.name: np.empty(s.shape(self.batch, self.shape), dtype=s.dtype) for s in self.contract.outputs}
         for name, array in outputs.items():
             self._device.download(array, self._addresses[name])
         self._device.synchronise()
@@ -108,45 +87,32 @@ class TensorRtSession(Session):
         self._context = self._engine = None
         self._device.close()
 
-    def _plan(self, model: Path, key: EngineKey | None) -> bytes:
+    def _plan(self, path: Path) -> bytes:
         """The engine, or one built now from the ONNX file beside it where the stored one cannot run here."""
-        onnx_file = model.with_name(ONNX_FILE)
-        if key is None:
-            return model.read_bytes()
+        onnx_file = path.with_name(ONNX_FILE)
+        key = EngineKey.model_validate(self.artefact.options.get("engine_key"))
         differences = stale(key, key_here(onnx_file, self.batch, key.lengths))
         if not differences:
-            return model.read_bytes()
+            return path.read_bytes()
         log.warning(
             "%s was built for another environment (%s): building it again from %s, export it again to keep the result",
-            model.parent.name,
+            path.parent.name,
             "; ".join(differences),
             onnx_file.name,
         )
         return build_engine(onnx_file, self.contract)
 
-    def _check(self, library: Any, model: Path) -> None:
-        for specs, mode in (
-            (self.contract.inputs, library.TensorIOMode.INPUT),
-            (self.contract.outputs, library.TensorIOMode.OUTPUT),
-        ):
-            names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-            ports = {
-                n: Port(
-                    np.dtype(library.nptype(self._engine.get_tensor_dtype(n))).name,
-                    tuple(None if d < 0 else d for d in self._engine.get_tensor_shape(n)),
-                )
-                for n in names
-                if self._engine.get_tensor_mode(n) == mode
-            }
-            check_ports(model, specs, ports, self.lengths, self.batch)
-
-    def _allocate(self) -> None:
-        lengths = self.lengths or self.contract.buckets[0]
-        self._addresses = {}
-        for spec in (*self.contract.inputs, *self.contract.outputs):
-            size = int(np.prod(spec.shape(self.batch, lengths))) * np.dtype(spec.dtype).itemsize
-            self._addresses[spec.name] = self._device.allocate(size)
-            self._context.set_tensor_address(spec.name, self._addresses[spec.name])
+    def _declared(self, library: Any, mode: Any) -> dict[str, Port]:
+        engine = self._engine
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        return {
+            n: Port(
+                np.dtype(library.nptype(engine.get_tensor_dtype(n))).name,
+                [None if d < 0 else d for d in engine.get_tensor_shape(n)],
+            )
+            for n in names
+            if engine.get_tensor_mode(n) == mode
+        }
 
 
 def stale(built: EngineKey, here: EngineKey) -> list[str]:

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
-from mer_export.contract import TensorSpec, lengths_name
+from mer_export.contract import TensorSpec
 from mer_export.errors import BundleError, NotAvailableError
 from mer_export.markdown import some
 from mer_export.report import Report
-from runtimes.backends.candidate import grouped_reasons
+from runtimes.backends.way import grouped_reasons
 from runtimes.pages import charts
 from runtimes.parity.report import SHOWN_FLIPS, CandidateReport, ParityReport, metric_title, share, verdict_line
 from runtimes.predict import robustness
@@ -61,7 +61,7 @@ def render(bundle: Bundle) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {
-        "bucket": lambda lengths: lengths_name(lengths) if lengths else "any",
+        "bucket": lambda bucket: "any" if bucket is None else bucket.name,
         "error": lambda value: "0" if value == 0 else f"{value:.1e}",
         "share": share,
         "some": some,

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import Strict
-from mer_export.contract import Contract, Lengths
+from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.task import Task
@@ -35,9 +36,9 @@ class Runner:
         self.session = session
         self.contract = contract
 
-    def run(self, samples: Sequence[Sample], lengths: Lengths | None = None, spoil: bool = False) -> list[Outputs]:
-        """One call. `lengths` pads further where the session takes any; `spoil` puts garbage into padded places."""
-        shape = self.session.lengths or lengths
+    def run(self, samples: Sequence[Sample], bucket: Bucket | None = None, spoil: bool = False) -> list[Outputs]:
+        """One call. `bucket` pads further where the session takes any; `spoil` puts garbage into padded places."""
+        shape = bucket if self.session.bucket is None else self.session.bucket
         arrays = collate(samples, self.contract, shape, batch=self.session.batch or None)
         if spoil:
             spoil_padding(arrays, self.contract, samples)
@@ -53,12 +54,12 @@ class Runner:
         size = self.session.batch or BATCH
         return [rows for i in range(0, len(samples), size) for rows in self.run(samples[i : i + size])]
 
-    def buckets(self, sample: Sample) -> list[Lengths]:
+    def buckets(self, sample: Sample) -> list[Bucket]:
         """Buckets that hold `sample`, as far as this session can take them."""
-        if self.session.lengths is not None:
-            return [self.session.lengths]
+        if self.session.bucket is not None:
+            return [self.session.bucket]
         own = sample.lengths(self.contract)
-        return [b for b in self.contract.buckets if all(own[d] <= b[d] for d in own)]
+        return [b for b in self.contract.buckets if b.holds(own)]
 
     def _rows(self, found: Mapping[str, np.ndarray], item: int, lengths: Mapping[str, int]) -> Outputs:
         return {
@@ -132,7 +133,7 @@ def _reordered(runner: Runner, samples: Sequence[Sample]) -> list[tuple[int, Out
 
 def _padded(runner: Runner, samples: Sequence[Sample]) -> list[tuple[int, Outputs]]:
     """Every bucket that the session takes; a session of one fixed bucket has nothing to vary."""
-    if runner.session.lengths is not None:
+    if runner.session.bucket is not None:
         return []
     return [(i, runner.run([s], bucket)[0]) for i, s in enumerate(samples) for bucket in runner.buckets(s)]
 

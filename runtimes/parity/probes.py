@@ -8,7 +8,8 @@ from itertools import combinations
 
 import numpy as np
 
-from mer_export.contract import Contract, Lengths, lengths_name
+from mer_export.bucket import Bucket
+from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 
 
@@ -23,7 +24,7 @@ def resized(sample: Sample, contract: Contract, lengths: Mapping[str, int]) -> S
                     array = np.take(array, np.arange(lengths[dim]) % array.shape[axis], axis=axis)
             inputs[spec.name] = array
     count = units(contract, lengths)
-    name = f"{sample.id} ({lengths_name(lengths)})"
+    name = f"{sample.id} ({Bucket(lengths).name})"
     return replace(sample, id=name, inputs=inputs, units=tuple(f"{name}/{i}" for i in range(count)), labels=None)
 
 
@@ -41,15 +42,15 @@ def without(sample: Sample, contract: Contract, modalities: Sequence[str]) -> Sa
     return replace(sample, id=name, inputs=inputs, units=names, labels=None)
 
 
-def probes(samples: Sequence[Sample], contract: Contract, buckets: Sequence[Lengths]) -> list[Sample]:
+def probes(samples: Sequence[Sample], contract: Contract, buckets: Sequence[Bucket]) -> list[Sample]:
     """One-unit, every-bucket-full and every-missing-modality versions of the most complete, longest of `samples`."""
     if not samples:
         return []
     base = max(samples, key=lambda s: (len(s.modalities(contract)), len(s.units)))
-    single = {d: contract.shortest.get(d, 1) for d in contract.sequence_dims}
-    shapes = [single, *(dict(b) for b in buckets if dict(b) != single)]
+    single = Bucket({d: contract.shortest.get(d, 1) for d in contract.sequence_dims})
+    shapes = [single, *(b for b in buckets if b != single)]
     made = [resized(base, contract, shape) for shape in shapes]
-    smallest = min(buckets, key=lambda b: tuple(b.values()), default=single)
+    smallest = min(buckets, default=single)
     short = resized(base, contract, {d: min(n, smallest[d]) for d, n in base.lengths(contract).items()})
     present = base.modalities(contract)
     return made + [without(short, contract, gone) for n in range(1, len(present)) for gone in combinations(present, n)]

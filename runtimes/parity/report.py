@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import Field
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import Strict
-from mer_export.contract import Lengths, lengths_name
 from mer_export.markdown import some, table
 from mer_export.report import Report
-from runtimes.backends.candidate import grouped_reasons
+from runtimes.backends.way import grouped_reasons
 from runtimes.parity.compare import Comparison
 from runtimes.parity.invariance import Invariance
 from runtimes.parity.policy import Policy, Verdict
@@ -26,8 +26,8 @@ class CandidateReport(Strict):
     variant: str | None
     format: str
     precision: str
-    """Precision it computes in: the variant's, or what that is lowered to."""
-    lengths: Lengths | None
+    """Precision it computes in: the variant's, or what that is reduced to."""
+    lengths: Bucket | None
     batch: int
     verdict: Verdict
     reasons: list[str] = Field(default_factory=list)
@@ -135,7 +135,7 @@ def parity_markdown(report: ParityReport) -> str:
 
 
 def _parity_row(candidate: CandidateReport, report: ParityReport) -> tuple[object, ...]:
-    bucket = lengths_name(candidate.lengths) if candidate.lengths else "any"
+    bucket = candidate.lengths.name if candidate.lengths is not None else "any"
     start = (candidate.verdict, candidate.runtime, candidate.format, candidate.precision, bucket)
     found = candidate.comparison
     if found is None:

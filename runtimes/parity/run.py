@@ -10,13 +10,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from mer_export.bundle import WEIGHTS, Bundle, Variant
-from mer_export.contract import Contract, Lengths, lengths_name
+from mer_export.bucket import Bucket, bucket_for
+from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import BundleError, NotAvailableError, ParityError, UsageError
 from mer_export.task import Task
-from runtimes.backends.candidate import Candidate, eager, find_candidates
 from runtimes.backends.session import Session
+from runtimes.backends.way import Way, eager, find_ways
 from runtimes.parity import invariance
 from runtimes.parity.compare import Compared, Outputs, compare
 from runtimes.parity.invariance import Runner
@@ -34,7 +35,7 @@ def run_parity(
     bundle: Bundle,
     samples: Sequence[Sample],
     policy: Policy | None = None,
-    candidates: Sequence[Candidate] | None = None,
+    candidates: Sequence[Way] | None = None,
     threads: int | None = None,
     source: str = "",
     say: Callable[[str], None] | None = None,
@@ -58,13 +59,13 @@ def run_parity(
     policy.check_names(s.name for s in manifest.contract.outputs)
     if not samples:
         raise UsageError("parity needs at least one sample: pass --data with a non-empty split")
-    chosen = list(find_candidates(bundle, threads) if candidates is None else candidates)
+    chosen = list(find_ways(bundle, threads) if candidates is None else candidates)
     for candidate in chosen:
         policy.rule(candidate.precision)
-    items = _Items(bundle, samples, [c.variant.lengths for c in chosen if c.variant])
+    items = _Items(bundle, samples, [c.bucket for c in chosen if c.bucket is not None])
     reports, kept = [], []
     for candidate in chosen:
-        if say and not candidate.reason:
+        if say and not candidate.why_not:
             say(candidate.name)
         report, outputs = _examine(bundle, candidate, items, policy)
         reports.append(report)
@@ -159,9 +160,9 @@ def _metric_findings(report: CandidateReport, metric: str, drop: float) -> list[
 class _Items:
     """Samples and probes with their reference outputs and strata; keeps results by position."""
 
-    def __init__(self, bundle: Bundle, samples: Sequence[Sample], lengths: Sequence[Lengths]):
+    def __init__(self, bundle: Bundle, samples: Sequence[Sample], buckets: Sequence[Bucket]):
         self.contract: Contract = bundle.manifest.contract
-        buckets = _unique([*self.contract.buckets, *lengths])
+        buckets = list(dict.fromkeys([*self.contract.buckets, *buckets]))
         self.probes = probes(samples, self.contract, buckets)
         self.samples = [*samples, *self.probes]
         self.real = len(samples)
@@ -173,14 +174,13 @@ class _Items:
 
     def fitting(self, session: Session) -> list[int]:
         """Positions of the samples that a session's bucket holds."""
-        limit = session.lengths
-        return [i for i, own in enumerate(self.lengths) if limit is None or all(own[d] <= n for d, n in limit.items())]
+        bucket = session.bucket
+        return [i for i, own in enumerate(self.lengths) if bucket is None or bucket.holds(own)]
 
-    def _stratum(self, index: int, buckets: Sequence[Lengths]) -> dict[str, str]:
-        own = self.lengths[index]
-        bucket = self.contract.bucket_for(own, buckets)
+    def _stratum(self, index: int, buckets: Sequence[Bucket]) -> dict[str, str]:
+        bucket = bucket_for(self.lengths[index], buckets)
         return {
-            "length": f"≤ {lengths_name(bucket)}" if bucket else "longer than every bucket",
+            "length": f"≤ {bucket.name}" if bucket is not None else "longer than every bucket",
             "modalities": " + ".join(self.samples[index].modalities(self.contract)),
             "units": "one unit" if len(self.samples[index].units) == 1 else "several units",
             "source": "real" if index < self.real else "made from real samples",
@@ -188,21 +188,21 @@ class _Items:
 
 
 def _examine(
-    bundle: Bundle, candidate: Candidate, items: _Items, policy: Policy
+    bundle: Bundle, candidate: Way, items: _Items, policy: Policy
 ) -> tuple[CandidateReport, dict[int, Outputs]]:
     """Runs one candidate; returns its report (not judged yet) and its outputs by sample position."""
     report = CandidateReport(
         name=candidate.name,
         runtime=candidate.runtime,
-        variant=candidate.variant.name if candidate.variant else None,
+        variant=candidate.variant,
         format=candidate.format,
         precision=candidate.precision,
-        lengths=candidate.variant.lengths if candidate.variant else None,
-        batch=candidate.variant.batch if candidate.variant else 0,
+        lengths=candidate.bucket,
+        batch=candidate.fixed,
         verdict="not run",
-        reasons=[candidate.reason] if candidate.reason else [],
+        reasons=[candidate.why_not] if candidate.why_not else [],
     )
-    if candidate.reason:
+    if candidate.why_not:
         return report, {}
     start = time.perf_counter()
     outputs: dict[int, Outputs] = {}
@@ -245,17 +245,17 @@ def _measure(
 
 
 def _add_bucket_invariance(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Way],
     reports: Sequence[CandidateReport],
     kept: Sequence[dict[int, Outputs]],
     task: Task,
     policy: Policy,
 ) -> None:
     """Holds the same sample in different buckets of one kind of artefact against each other."""
-    groups: dict[tuple[str, ...], list[int]] = {}
+    groups: dict[Way, list[int]] = {}
     for i, candidate in enumerate(candidates):
         if kept[i] and candidate.variant:
-            groups.setdefault(candidate.family, []).append(i)
+            groups.setdefault(candidate.in_any_bucket, []).append(i)
     for members in groups.values():
         # The one that agrees with the reference and holds most samples, so that a wrong bucket is itself blamed.
         anchor = min(members, key=lambda i: (_worst(reports[i]) > 1, -len(kept[i])))
@@ -273,12 +273,8 @@ def _worst(report: CandidateReport) -> float:
     return max((e.used for e in report.comparison.outputs), default=0.0) if report.comparison else 0.0
 
 
-def _stale(bundle: Bundle, variant: Variant | None) -> list[str]:
-    made_from = variant.options.get("weights") if variant else None
+def _stale(bundle: Bundle, variant: str | None) -> list[str]:
+    made_from = bundle.find(variant).options.get("weights") if variant else None
     if made_from in (None, bundle.manifest.files[WEIGHTS].sha256):
         return []
     return ["it was exported from other weights than the bundle's: run mer export again"]
-
-
-def _unique(buckets: Sequence[Lengths]) -> list[Lengths]:
-    return list({tuple(b.items()): b for b in buckets}.values())

@@ -11,48 +11,23 @@ from typing import Any, Literal
 
 from mer_export import machine
 from mer_export.bundle import WEIGHTS, Bundle, Strict, Variant
-from mer_export.contract import Lengths
 from mer_export.errors import UsageError
 from mer_export.markdown import table
 from mer_export.report import Report
+from runtimes.backends.way import Way
 
 FOLDER = "profiles"
 
 
-class Setting(Strict, frozen=True):
-    """One way to answer: a kind of variant on a backend, and how that runs, in the `precision` of the answers.
-
-    `fixed` is the batch size that the variants are made for, 0 where any goes; `workers` how many sessions run side by
-    side, each with `threads`.
-    """
-
-    backend: str
-    format: str
-    precision: str
-    device: Literal["cpu", "cuda"]
-    fixed: int
-    threads: int
-    workers: int
-    batch: int
-
-    @property
-    def name(self) -> str:
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
-        workers = f", {self.workers} workers" if self.workers > 1 else ""
-        return f"{self.backend} {self.format} {self.precision}, {threads}{workers}, batch {self.batch}"
-
-
 class Entry(Strict):
-    """One setting in one bucket: milliseconds per call, the lower quartile (another process only ever adds to it) and
+    """One way to run one bucket: milliseconds per call, the lower quartile (another process only ever adds to it) and
     the 90th percentile.
 
-    `share` is the part of the data that goes to this bucket where these variants answer; `variant` and `sha256` say
-    which file ran, `rounds` how often it was timed.
+    `share` is the part of the data that goes to this bucket where these variants answer; `sha256` says which file ran,
+    `rounds` how often it was timed.
     """
 
-    setting: Setting
-    lengths: Lengths
-    variant: str
+    way: Way
     sha256: str
     ms: float
     p90: float
@@ -62,13 +37,13 @@ class Entry(Strict):
     @property
     def item_ms(self) -> float:
         """Milliseconds per item when all workers are busy."""
-        return self.ms / (self.setting.batch * self.setting.workers)
+        return self.ms / (self.way.options.batch * self.way.workers)
 
 
 class Profile(Report):
     """All measurements of one machine."""
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     machine: dict[str, Any]
     weights_sha256: str
     source: str
@@ -122,23 +97,23 @@ class Limits:
         """Those that are set: `precision int8, threads 1`."""
         return ", ".join(f"{k} {v}" for k, v in asdict(self).items() if v is not None) or "all buckets"
 
-    def allow(self, setting: Setting) -> bool:
-        """Whether a setting keeps them."""
+    def allow(self, way: Way) -> bool:
+        """Whether a way to run keeps them."""
         pairs = (
-            (self.backend, setting.backend),
-            (self.precision, setting.precision),
-            (self.threads, setting.threads),
-            (self.batch, setting.batch),
-            (self.device, setting.device),
+            (self.backend, way.backend),
+            (self.precision, way.precision),
+            (self.threads, way.options.threads),
+            (self.batch, way.options.batch),
+            (self.device, way.options.device),
         )
         return all(wanted is None or wanted == own for wanted, own in pairs)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A setting over all buckets, weighted by their shares."""
+    """A way to run over all buckets, weighted by their shares."""
 
-    setting: Setting
+    way: Way
     call_ms: float
     item_ms: float
     slowest_ms: float
@@ -184,27 +159,27 @@ def own_profile(bundle: Bundle) -> Profile:
 
 
 def scores(profile: Profile, limits: Limits | None = None) -> list[Score]:
-    """Every setting that answers all of the data and was measured in each of its buckets."""
-    found: dict[Setting, list[Entry]] = {}
+    """Every way that answers all of the data and was measured in each of its buckets."""
+    found: dict[Way, list[Entry]] = {}
     for entry in profile.entries:
-        if limits is None or limits.allow(entry.setting):
-            found.setdefault(entry.setting, []).append(entry)
+        if limits is None or limits.allow(entry.way):
+            found.setdefault(entry.way.in_any_bucket, []).append(entry)
     return [
         Score(
-            setting,
+            way,
             call_ms=sum(e.share * e.ms for e in rows),
             item_ms=sum(e.share * e.item_ms for e in rows),
             slowest_ms=max(e.p90 for e in rows),
         )
-        for setting, rows in found.items()
+        for way, rows in found.items()
         if sum(e.share for e in rows) > 1 - 1e-6
     ]
 
 
 def choose(profile: Profile, goal: Goal, limits: Limits | None = None) -> Score:
-    """The best measured setting for a goal.
+    """The best measured way for a goal.
 
-    Latency looks at single items, throughput at all; a budget takes the most throughput among settings whose calls end
+    Latency looks at single items, throughput at all; a budget takes the most throughput among ways whose calls end
     in time in every bucket, nine times out of ten.
 
     Raises:
@@ -217,34 +192,35 @@ def choose(profile: Profile, goal: Goal, limits: Limits | None = None) -> Score:
     if goal.kind == "throughput":
         return min(found, key=lambda s: s.item_ms)
     if goal.kind == "latency":
-        single = [s for s in found if s.setting.workers == 1]
-        least = min((s.setting.batch for s in single), default=None)
-        return min((s for s in single if s.setting.batch == least), key=lambda s: s.call_ms)
+        single = [s for s in found if s.way.workers == 1]
+        least = min((s.way.options.batch for s in single), default=None)
+        return min((s for s in single if s.way.options.batch == least), key=lambda s: s.call_ms)
     fitting = [s for s in found if s.slowest_ms <= goal.budget_ms]
     if not fitting:
         fastest = min(found, key=lambda s: s.slowest_ms)
         raise UsageError(
-            f"nothing answers within {goal.budget_ms:g} ms here: the fastest, {fastest.setting.name}, takes "
+            f"nothing answers within {goal.budget_ms:g} ms here: the fastest, {fastest.way.description}, takes "
             f"{fastest.slowest_ms:.2f} ms"
         )
     return min(fitting, key=lambda s: s.item_ms)
 
 
-def variants_of(bundle: Bundle, profile: Profile, setting: Setting) -> list[Variant]:
-    """The variants that a setting runs, one per bucket; raises UsageError where they are not those measured."""
+def variants_of(bundle: Bundle, profile: Profile, way: Way) -> list[Variant]:
+    """The variants that a way runs, one per bucket; raises UsageError where they are not those measured."""
     found = []
-    for entry in (e for e in profile.entries if e.setting == setting):
-        there = next((v for v in bundle.manifest.variants if v.name == entry.variant), None)
+    for entry in (e for e in profile.entries if e.way.in_any_bucket == way):
+        there = next((v for v in bundle.manifest.variants if v.name == entry.way.variant), None)
         if there is None or bundle.manifest.files[there.model].sha256 != entry.sha256:
             raise UsageError(
-                f"{bundle.root}: {entry.variant} is not the file that was measured: run mer tune {bundle.root} again"
+                f"{bundle.root}: {entry.way.variant} is not the file that was measured: "
+                f"run mer tune {bundle.root} again"
             )
         found.append(there)
     return found
 
 
 def markdown(profile: Profile) -> str:
-    """The best settings for each goal, and all others with what they take."""
+    """The best way for each goal, and all others with what they take."""
     found = sorted(scores(profile), key=lambda s: s.item_ms)
     lines = [
         "# Machine profile",
@@ -255,11 +231,11 @@ def markdown(profile: Profile) -> str:
     for goal in (Goal("latency"), Goal("throughput")):
         best = choose(profile, goal)
         lines.append(
-            f"- {goal.kind}: {best.setting.name}: {best.call_ms:.2f} ms a call, {1000 / best.item_ms:.0f} items/s"
+            f"- {goal.kind}: {best.way.description}: {best.call_ms:.2f} ms a call, {1000 / best.item_ms:.0f} items/s"
         )
     lines += ["", "Over all buckets, by the part of the data that goes to each:", ""]
-    return "\n".join(lines + table(("setting", "ms a call", "p90, slowest bucket", "items/s"), _rows(found))) + "\n"
+    return "\n".join(lines + table(("way to run", "ms a call", "p90, slowest bucket", "items/s"), _rows(found))) + "\n"
 
 
 def _rows(found: Sequence[Score]) -> list[tuple[str, ...]]:
-    return [(s.setting.name, f"{s.call_ms:.2f}", f"{s.slowest_ms:.2f}", f"{1000 / s.item_ms:.0f}") for s in found]
+    return [(s.way.description, f"{s.call_ms:.2f}", f"{s.slowest_ms:.2f}", f"{1000 / s.item_ms:.0f}") for s in found]

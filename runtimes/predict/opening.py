@@ -48,17 +48,16 @@ def open_predictor(
     wanted = Goal.parse(goal)
     limits = Limits(backend, precision, options.threads, batch, options.device)
     profile = own_profile(bundle)
-    setting = choose(profile, wanted, limits).setting
+    way = choose(profile, wanted, limits).way
     if say:
-        say(f"{goal}: {setting.name}")
-    chosen = SessionOptions(setting.device, setting.threads)
+        say(f"{goal}: {way.description}")
     return Predictor(
         bundle,
-        setting.backend,
-        chosen,
-        setting.batch,
-        precision=setting.precision,
-        variants=variants_of(bundle, profile, setting),
-        workers=setting.workers,
+        way.backend,
+        way.options,
+        way.options.batch,
+        precision=way.precision,
+        variants=variants_of(bundle, profile, way),
+        workers=way.workers,
         **rest,
     )

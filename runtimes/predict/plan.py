@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle, Strict
-from mer_export.contract import Lengths, lengths_name
 from mer_export.markdown import table
 from mer_export.report import Report
 
@@ -13,7 +13,7 @@ from mer_export.report import Report
 class Timing(Strict):
     """One shape: milliseconds per call."""
 
-    lengths: Lengths
+    lengths: Bucket
     batch: int
     ms: float
 
@@ -21,7 +21,7 @@ class Timing(Strict):
 class PlannedBucket(Strict):
     """A planned bucket. `share` is the part of all items, `padding` the part of its steps that is padding."""
 
-    lengths: Lengths
+    lengths: Bucket
     batch: int
     share: float
     padding: float
@@ -56,18 +56,15 @@ class Plan(Report):
         return self.one_bucket_ms / self.expected_ms
 
 
-def planned_batches(bundle: Bundle) -> dict[str, int]:
-    """The planned batch size of each bucket, by the `repr` of its lengths; empty without a plan."""
+def planned_batches(bundle: Bundle) -> dict[Bucket, int]:
+    """The planned batch size of each bucket; empty without a plan."""
     plan = Plan.load(bundle)
-    return {repr(b.lengths): b.batch for b in plan.buckets} if plan else {}
+    return {b.lengths: b.batch for b in plan.buckets} if plan else {}
 
 
 def markdown(plan: Plan) -> str:
     """The plan as a table."""
-    rows = [
-        (lengths_name(b.lengths), b.batch, f"{b.share:.0%}", f"{b.padding:.0%}", f"{b.item_ms:.2f}")
-        for b in plan.buckets
-    ]
+    rows = [(b.lengths.name, b.batch, f"{b.share:.0%}", f"{b.padding:.0%}", f"{b.item_ms:.2f}") for b in plan.buckets]
     count = f"{len(plan.buckets)} bucket{'s' if len(plan.buckets) > 1 else ''}"
     lines = [
         *table(("bucket", "batch", "of the data", "padding", "ms per item"), rows),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
+from mer_export.bucket import Bucket, bucket_for
 from mer_export.bundle import Bundle, Variant
 from mer_export.contract import Lengths, Table
 from mer_export.data.collate import collate
@@ -57,12 +57,11 @@ class Prediction:
 
 
 class _Work(NamedTuple):
-    """One piece on its way through the model: of which sample of the chunk, how long, in which bucket."""
+    """One piece on its way through the model: of which sample of the chunk, and how long."""
 
     sample: int
     piece: Piece
     lengths: Lengths
-    bucket: Lengths | None
 
 
 class Predictor:
@@ -108,16 +107,18 @@ class Predictor:
             self.contract, self.task = with_shared(self.contract, self.task, name, table)
         self.backend = backend
         self.precision = precision
-        lowered = next((p for p in find_backend(backend).lowers if p == precision), None)
-        self.options = replace(options or SessionOptions(), lowered=lowered)
+        reduced = next((p for p in find_backend(backend).reduces if p == precision), None)
+        self.options = replace(options or SessionOptions(), reduced=reduced)
         self.batch = batch or BATCH
         self._planned = {} if batch else planned_batches(bundle)
         self.overflow = overflow
         self._variants = _by_bucket(bundle, backend, precision, variants)
+        self.buckets = sorted(b for b in self._variants if b is not None)
+        """Buckets there are variants for, least first; empty where the backend takes any length."""
         self._longest = self._find_longest()
         self.workers = workers
-        self._sessions: dict[str, Session] = {}
-        self._crews: dict[str, Crew] = {}
+        self._sessions: dict[Bucket | None, Session] = {}
+        self._crews: dict[Bucket | None, Crew] = {}
 
     def predict(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
         """One prediction per unit, in the order of `samples`.
@@ -135,25 +136,17 @@ class Predictor:
         """
         return [scores for _, scores in self._answers(samples)]
 
-    def session(self, lengths: Lengths | None = None, batch: int | None = None) -> Session:
+    def session(self, bucket: Bucket | None = None, batch: int | None = None) -> Session:
         """The loaded model for a bucket (None: the only one of a backend that takes any length).
 
         One that is not loaded yet gets ready for `batch` items a call, without it for the usual number.
         """
-        key = repr(lengths)
-        if key not in self._sessions:
-            self._sessions[key] = self._open(lengths, batch or self._batch_for(lengths))
-        return self._sessions[key]
+        if bucket not in self._sessions:
+            self._sessions[bucket] = self._open(bucket, batch or self._batch_for(bucket))
+        return self._sessions[bucket]
 
-    def _open(self, lengths: Lengths | None, batch: int) -> Session:
-        options = replace(self.options, batch=batch)
-        return open_session(self.bundle, self._variants[repr(lengths)], self.backend, options)
-
-    @property
-    def buckets(self) -> list[Lengths]:
-        """Buckets there are variants for, shortest first; empty where the backend takes any length."""
-        found = [v.lengths for v in self._variants.values() if v is not None]
-        return sorted(found, key=lambda b: tuple(b.values()))
+    def _open(self, bucket: Bucket | None, batch: int) -> Session:
+        return open_session(self.bundle, self._variants[bucket], self.backend, replace(self.options, batch=batch))
 
     def close(self) -> None:
         """Frees every loaded model."""
@@ -180,36 +173,34 @@ class Predictor:
 
     def _run_chunk(self, chunk: list[Sample]) -> list[np.ndarray]:
         """Rows per sample of one chunk: sorted by bucket and length, run in batches, put back in order."""
-        work = []
+        work: dict[Bucket | None, list[_Work]] = {}
         for number, sample in enumerate(chunk):
             for piece in fit(sample, self.contract, self._longest, self.overflow):
                 lengths = piece.sample.lengths(self.contract)
-                work.append(_Work(number, piece, lengths, self._bucket(lengths)))
-        work.sort(key=lambda w: (tuple((w.bucket or {}).values()), tuple(w.lengths.values())))
+                work.setdefault(self._bucket(lengths), []).append(_Work(number, piece, lengths))
         rows = [np.full((len(s.units), self.task.width), np.nan, dtype=np.float32) for s in chunk]
-        for _, group in groupby(work, key=lambda w: w.bucket):
-            pieces = list(group)
-            size = self._batch_for(pieces[0].bucket)
+        for bucket, pieces in work.items():
+            pieces.sort(key=lambda w: tuple(w.lengths.values()))
+            size = self._batch_for(bucket)
             batches = [pieces[i : i + size] for i in range(0, len(pieces), size)]
-            for alike, answers in zip(batches, self._run_batches(batches), strict=True):
+            for alike, answers in zip(batches, self._run_batches(bucket, batches), strict=True):
                 for item, found in zip(alike, answers, strict=True):
                     kept = found[item.piece.keep]
                     rows[item.sample][item.piece.start : item.piece.start + len(kept)] = kept
         return rows
 
-    def _run_batches(self, batches: list[list[_Work]]) -> Iterator[list[np.ndarray]]:
+    def _run_batches(self, bucket: Bucket | None, batches: list[list[_Work]]) -> Iterator[list[np.ndarray]]:
         """The answers of batches for one bucket, in order; side by side where there are several workers."""
-        bucket, most = batches[0][0].bucket, len(batches[0])
+        most = len(batches[0])
         if self.workers == 1:
             session = self.session(bucket, most)
             return (self._run_batch(session, alike) for alike in batches)
-        key = repr(bucket)
-        if key not in self._crews:
-            self._crews[key] = Crew(lambda: self._open(bucket, most), self.workers)
-        return self._crews[key].map(self._run_batch, batches)
+        if bucket not in self._crews:
+            self._crews[bucket] = Crew(lambda: self._open(bucket, most), self.workers)
+        return self._crews[bucket].map(self._run_batch, batches)
 
     def _run_batch(self, session: Session, alike: list[_Work]) -> list[np.ndarray]:
-        arrays = collate([w.piece.sample for w in alike], self.contract, alike[0].bucket, session.batch or None)
+        arrays = collate([w.piece.sample for w in alike], self.contract, session.bucket, session.batch or None)
         output = session.run(arrays)[self.task.output]
         unit_dim, width = self.contract.unit_dim, self.task.width
         if unit_dim is None:
@@ -217,13 +208,15 @@ class Predictor:
             return [output[i : i + 1, :width] for i in range(len(alike))]
         return [output[i, : w.lengths[unit_dim]] for i, w in enumerate(alike)]
 
-    def _bucket(self, lengths: Lengths) -> Lengths | None:
-        """The smallest bucket that holds `lengths`; None (pad to the longest of the batch) without variants."""
-        return self.contract.bucket_for(lengths, self.buckets) if self.buckets else None
+    def _bucket(self, lengths: Lengths) -> Bucket | None:
+        """The least bucket that holds `lengths`; None (pad to the longest of the batch) without variants."""
+        return bucket_for(lengths, self.buckets)
 
-    def _batch_for(self, bucket: Lengths | None) -> int:
-        variant = self._variants[repr(bucket)]
-        return (variant.batch if variant else 0) or self._planned.get(repr(bucket), self.batch)
+    def _batch_for(self, bucket: Bucket | None) -> int:
+        variant = self._variants[bucket]
+        if variant is not None and variant.batch:
+            return variant.batch
+        return self.batch if bucket is None else self._planned.get(bucket, self.batch)
 
     def _read(self, sample: Sample, scores: np.ndarray) -> Iterator[Prediction]:
         modalities = sample.modalities(self.contract)
@@ -249,31 +242,33 @@ class Predictor:
         )
 
 
-def load(path: Path | str, backend: str = "onnxruntime", **options: Any) -> Predictor:
+def load(path: Path | str, backend: str = "onnxruntime", trust: bool = False, **options: Any) -> Predictor:
     """Opens a bundle for prediction: `load("runs/a").predict(samples)`.
 
     Args:
         path: the bundle's directory.
         backend: a name in `known_backends()`.
-        options: fields of `SessionOptions` (device, threads) and of `Predictor` (batch, overflow, precision).
+        trust: run programs in it whoever wrote them.
+        options: fields of `SessionOptions` (device, threads, cuda_graph, tf32, reuse) and of `Predictor` (batch,
+            overflow, precision).
     """
-    own = {k: options.pop(k) for k in ("device", "threads", "extra") if k in options}
-    return Predictor(Bundle.open(path), backend, SessionOptions(**own), **options)
+    own = {k: options.pop(k) for k in ("device", "threads", "cuda_graph", "tf32", "reuse") if k in options}
+    return Predictor(Bundle.open(path, trust), backend, SessionOptions(**own), **options)
 
 
 def _by_bucket(
     bundle: Bundle, backend: str, precision: str, variants: Sequence[Variant] | None
-) -> dict[str, Variant | None]:
-    """The variant to use for each bucket, by its `repr`; a dynamic batch is preferred, then the largest."""
+) -> dict[Bucket | None, Variant | None]:
+    """The variant to use for each bucket; a dynamic batch is preferred, then the largest."""
     record = find_backend(backend)
     stored = record.stored(precision)
     if stored not in (record.precisions if record.formats else ("fp32",)):
         offered = [
-            name for name, b in known_backends().items() if b.formats and precision in (*b.precisions, *b.lowers)
+            name for name, b in known_backends().items() if b.formats and precision in (*b.precisions, *b.reduces)
         ]
         raise UnsupportedError(f"runtime {backend} does not run {precision}, pass --runtime with one of {offered}")
     if not record.formats:
-        return {repr(None): None}
+        return {None: None}
     fitting = [v for v in bundle.manifest.variants if record.takes(v) and v.precision == stored]
     chosen = fitting if variants is None else list(variants)
     if not chosen:
@@ -283,7 +278,7 @@ def _by_bucket(
         )
     # Of two variants for one bucket stages win: they do not repeat work for items that share it.
     chosen.sort(key=lambda v: (bool(v.stages), float("inf") if v.batch == 0 else v.batch))
-    return {repr(v.lengths): v for v in chosen}
+    return {v.lengths: v for v in chosen}
 
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:

@@ -1,6 +1,6 @@
-"""How fast every variant is: all candidates interleaved in one process, as ratios to eager PyTorch.
+"""How fast every variant is: all ways to run interleaved in one process, as ratios to eager PyTorch.
 
-Absolute times belong to the machine and the hour; ratios within a round hold. Every candidate of a case gets the
+Absolute times belong to the machine and the hour; ratios within a round hold. Every way of a case gets the
 same padded arrays; `eager unpadded` shows what PyTorch takes when it need not pad to the bucket.
 """
 
@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mer_export import machine
+from mer_export.bucket import Bucket, bucket_for
 from mer_export.bundle import WEIGHTS, Bundle
-from mer_export.contract import Contract, Lengths, lengths_name
+from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.example_inputs import random_inputs
 from mer_export.data.samples import Sample
 from mer_export.errors import NotAvailableError, UsageError
-from runtimes.backends.candidate import Candidate, eager, find_candidates, in_memory
 from runtimes.backends.session import Session
+from runtimes.backends.way import Way, eager, find_ways, in_memory
 from runtimes.speed.bench_report import BASE, UNPADDED, BenchReport, Case, Row
 from runtimes.speed.start_up import ColdStart, cold_start
 from runtimes.speed.timing import interleave, ratio, warm_up
@@ -34,11 +35,11 @@ def run_bench(
     batches: Sequence[int] = (1, 16),
     rounds: int = 15,
     threads: int | None = 1,
-    candidates: Sequence[Candidate] | None = None,
+    ways: Sequence[Way] | None = None,
     cold: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> BenchReport:
-    """Times every candidate that this machine can run.
+    """Times every way that this machine can run.
 
     Args:
         bundle: opened bundle.
@@ -46,7 +47,7 @@ def run_bench(
         batches: batch sizes; a variant with another fixed batch is left out of a case.
         rounds: interleaved rounds per case.
         threads: threads of every runtime; None leaves their defaults.
-        candidates: what to time; None for everything in the bundle.
+        ways: what to time; None for everything in the bundle.
         cold: measure start-up and memory of each runtime in a process of its own.
         say: called before each case.
 
@@ -54,25 +55,26 @@ def run_bench(
         NotAvailableError: PyTorch is missing, there is nothing to compare with then.
         UsageError: no sample fits any bucket.
     """
-    chosen = list(find_candidates(bundle, threads) if candidates is None else candidates)
-    able = [c for c in chosen if c.reason is None and not c.is_eager]
-    not_run = [(c.name, c.reason) for c in chosen if c.reason is not None]
+    chosen = list(find_ways(bundle, threads) if ways is None else ways)
+    able = [w for w in chosen if w.why_not is None and not w.is_eager]
+    not_run = [(w.name, w.why_not) for w in chosen if w.why_not is not None]
     started = machine.describe()
     cases = []
     buckets = _buckets(bundle, able)
-    for lengths in buckets:
-        fitting = fitting_samples(samples, bundle.manifest.contract, lengths, buckets) if samples else []
+    for bucket in buckets:
+        fitting = fitting_samples(samples, bundle.manifest.contract, bucket, buckets) if samples else []
         if samples and not fitting:
-            not_run.append((lengths_name(lengths), "no sample is short enough for this bucket"))
+            not_run.append((bucket.name, "no sample is short enough for this bucket"))
             continue
-        here = [c for c in able if c.variant is None or c.variant.lengths == lengths]
+        here = [w for w in able if w.bucket in (None, bucket)]
         for batch in batches:
             if say:
-                say(f"{lengths_name(lengths)}, batch {batch}: eager and {len(here)} candidates")
-            cases.append(_case(bundle, here, lengths, batch, fitting, rounds, threads, not_run))
+                say(f"{bucket.name}, batch {batch}: eager and {len(here)} ways to run")
+            cases.append(_case(bundle, here, bucket, batch, fitting, rounds, threads, not_run))
     if not cases:
         raise UsageError("no sample fits a bucket of this bundle: export a longer one or leave --data out")
-    starts = [cold_start(bundle.root, c) for c in _one_per_runtime([eager(threads), *able])] if cold else []
+    cold_ways = _one_per_runtime([eager(threads), *able]) if cold else []
+    starts = [cold_start(bundle.root, w, trust=bundle.trust) for w in cold_ways]
     return BenchReport(
         system=bundle.manifest.system,
         weights_sha256=bundle.manifest.files[WEIGHTS].sha256,
@@ -91,8 +93,8 @@ def run_bench(
 
 def _case(
     bundle: Bundle,
-    candidates: Sequence[Candidate],
-    lengths: Lengths,
+    ways: Sequence[Way],
+    bucket: Bucket,
     batch: int,
     samples: Sequence[Sample],
     rounds: int,
@@ -100,17 +102,17 @@ def _case(
     not_run: list[tuple[str, str]],
 ) -> Case:
     contract = bundle.manifest.contract
-    padded, tight = case_inputs(contract, lengths, batch, samples)
+    padded, tight = case_inputs(contract, bucket, batch, samples)
     rows: list[Row] = []
-    for group in in_memory(bundle, candidates, beside=1):
+    for group in in_memory(bundle, ways, beside=1):
         found = _interleaved(bundle, group, batch, padded, None if rows else tight, rounds, threads, not_run)
         rows += found[1:] if rows else found
-    return Case(lengths=lengths, batch=batch, real_lengths=_real_lengths(padded, contract), rows=rows)
+    return Case(lengths=bucket, batch=batch, real_lengths=_real_lengths(padded, contract), rows=rows)
 
 
 def _interleaved(
     bundle: Bundle,
-    candidates: Sequence[Candidate],
+    ways: Sequence[Way],
     batch: int,
     padded: Arrays,
     tight: Arrays | None,
@@ -118,37 +120,37 @@ def _interleaved(
     threads: int | None,
     not_run: list[tuple[str, str]],
 ) -> list[Row]:
-    """Rows of eager and some candidates, all loaded together and called in turns."""
+    """Rows of eager and some other ways to run, all loaded together and called in turns."""
     reference = eager(threads)
-    entries: dict[str, tuple[Candidate, Session, float, Arrays]] = {}
+    entries: dict[str, tuple[Way, Session, float, Arrays]] = {}
     with contextlib.ExitStack() as stack:
-        for candidate in [reference, *candidates]:
-            if candidate.variant and candidate.variant.batch not in (0, batch):
+        for way in [reference, *ways]:
+            if way.fixed not in (0, batch):
                 continue
             start = time.perf_counter()
             try:
-                session = stack.enter_context(candidate.open(bundle))
+                session = stack.enter_context(way.open(bundle))
             except NotAvailableError as error:
-                if candidate is reference:
+                if way is reference:
                     raise
-                not_run.append((candidate.name, str(error)))
+                not_run.append((way.name, str(error)))
                 continue
-            entries[candidate.name] = (candidate, session, time.perf_counter() - start, padded)
+            entries[way.name] = (way, session, time.perf_counter() - start, padded)
         if tight is not None:
             entries[UNPADDED] = (reference, entries[BASE][1], entries[BASE][2], tight)
         calls = {name: _call(session, arrays) for name, (_, session, _, arrays) in entries.items()}
         warmed = {name: warm_up(call) for name, call in calls.items()}
         turns = interleave(calls, rounds)
     rows = []
-    for name, (candidate, session, load, _) in entries.items():
+    for name, (way, session, load, _) in entries.items():
         latency = turns[name].latency()
         rows.append(
             Row(
                 name=name,
-                runtime="torch unpadded" if name == UNPADDED else candidate.runtime,
-                variant=candidate.variant.name if candidate.variant else None,
-                format=candidate.format,
-                precision=candidate.precision,
+                runtime="torch unpadded" if name == UNPADDED else way.runtime,
+                variant=way.variant,
+                format=way.format,
+                precision=way.precision,
                 info=session.info,
                 load_s=round(load, 4),
                 warm_up=warmed[name],
@@ -166,17 +168,17 @@ def _call(session: Session, arrays: Arrays) -> Callable[[], object]:
 
 
 def case_inputs(
-    contract: Contract, lengths: Lengths, batch: int, samples: Sequence[Sample]
+    contract: Contract, bucket: Bucket, batch: int, samples: Sequence[Sample]
 ) -> tuple[Arrays, Arrays | None]:
     """The case's arrays padded to the bucket, and padded to the longest item only where that is shorter."""
     if not samples:
-        arrays = random_inputs(contract, lengths, batch)
-        return arrays, _tightened(arrays, contract, lengths)
+        arrays = random_inputs(contract, bucket, batch)
+        return arrays, _tightened(arrays, contract, bucket)
     # Evenly over the lengths that occur, so that one item is the median one.
     places = np.linspace(0, len(samples) - 1, batch + 2)[1:-1].round().astype(int)
     picked = [samples[i] for i in places]
-    arrays = collate(picked, contract, lengths)
-    return arrays, _tightened(arrays, contract, lengths)
+    arrays = collate(picked, contract, bucket)
+    return arrays, _tightened(arrays, contract, bucket)
 
 
 def _real_lengths(arrays: Arrays, contract: Contract) -> dict[str, list[int]]:
@@ -188,9 +190,9 @@ def _real_lengths(arrays: Arrays, contract: Contract) -> dict[str, list[int]]:
     return found | told
 
 
-def _tightened(arrays: Arrays, contract: Contract, lengths: Mapping[str, int]) -> Arrays | None:
+def _tightened(arrays: Arrays, contract: Contract, bucket: Bucket) -> Arrays | None:
     longest = {d: max(1, *real) for d, real in _real_lengths(arrays, contract).items()}
-    if all(longest.get(d, n) == n for d, n in lengths.items()):
+    if all(longest.get(d, n) == n for d, n in bucket.items()):
         return None
     cut = {}
     for spec in contract.inputs:
@@ -200,30 +202,25 @@ def _tightened(arrays: Arrays, contract: Contract, lengths: Mapping[str, int]) -
 
 
 def fitting_samples(
-    samples: Sequence[Sample], contract: Contract, lengths: Lengths, buckets: Sequence[Lengths]
+    samples: Sequence[Sample], contract: Contract, bucket: Bucket, buckets: Sequence[Bucket]
 ) -> list[Sample]:
     """Samples that are routed to this bucket, by length; those of shorter buckets where there is none."""
     real = sorted(((s.lengths(contract), s) for s in samples), key=lambda pair: tuple(pair[0].values()))
-    held = [(own, s) for own, s in real if all(own[d] <= n for d, n in lengths.items())]
-    routed = [s for own, s in held if contract.bucket_for(own, buckets) == lengths]
+    held = [(own, s) for own, s in real if bucket.holds(own)]
+    routed = [s for own, s in held if bucket_for(own, buckets) == bucket]
     return routed or [s for _, s in held]
 
 
-def _buckets(bundle: Bundle, candidates: Sequence[Candidate]) -> list[Lengths]:
+def _buckets(bundle: Bundle, ways: Sequence[Way]) -> list[Bucket]:
     """The buckets of the variants that can run, or the contract's where there is none."""
-    found = [c.variant.lengths for c in candidates if c.variant] or list(bundle.manifest.contract.buckets)
-    return sorted({tuple(b.items()): b for b in found}.values(), key=lambda b: tuple(b.values()))
+    return sorted({w.bucket for w in ways if w.bucket is not None} or bundle.manifest.contract.buckets)
 
 
-def _one_per_runtime(candidates: Sequence[Candidate]) -> list[Candidate]:
+def _one_per_runtime(ways: Sequence[Way]) -> list[Way]:
     """The longest bucket of each runtime and format: start-up hardly depends on the bucket."""
-    kept: dict[tuple[str, ...], Candidate] = {}
-    for candidate in candidates:
-        held = kept.get(candidate.family)
-        if held is None or _size(candidate) > _size(held):
-            kept[candidate.family] = candidate
+    kept: dict[Way, Way] = {}
+    for way in ways:
+        held = kept.setdefault(way.in_any_bucket, way)
+        if way.bucket is not None and held.bucket is not None and way.bucket > held.bucket:
+            kept[way.in_any_bucket] = way
     return list(kept.values())
-
-
-def _size(candidate: Candidate) -> tuple[int, ...]:
-    return tuple(candidate.variant.lengths.values()) if candidate.variant else ()

@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import Field
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import Strict
-from mer_export.contract import Lengths, lengths_name
 from mer_export.markdown import some, table
 from mer_export.report import Report
-from runtimes.backends.candidate import grouped_reasons
+from runtimes.backends.way import grouped_reasons
 from runtimes.speed.start_up import ColdStart
 from runtimes.speed.timing import PAUSE, Latency, Quartiles, WarmUp
 
@@ -22,7 +22,7 @@ STAGE_HEADER = ("stage", "runtime", "precision", "runs per call", "rows per run"
 
 
 class Row(Strict):
-    """One candidate in one case. `ratio` is eager time / own time per round: above 1 is faster than eager."""
+    """One way to run in one case. `ratio` is eager time / own time per round: above 1 is faster than eager."""
 
     name: str
     runtime: str
@@ -41,14 +41,14 @@ class Row(Strict):
 class Case(Strict):
     """One bucket and batch size. `real_lengths` are the lengths of the items inside the padding."""
 
-    lengths: Lengths
+    lengths: Bucket
     batch: int
     real_lengths: dict[str, list[int]]
     rows: list[Row]
 
     @property
     def name(self) -> str:
-        return f"{lengths_name(self.lengths)}, batch {self.batch}"
+        return f"{self.lengths.name}, batch {self.batch}"
 
 
 class BenchReport(Report):
@@ -66,7 +66,7 @@ class BenchReport(Report):
     cases: list[Case]
     cold: list[ColdStart] = Field(default_factory=list)
     not_run: list[tuple[str, str]] = Field(default_factory=list)
-    """(candidate, reason)"""
+    """(way or case, reason)"""
 
     @classmethod
     def path(cls) -> str:

@@ -10,10 +10,10 @@ from itertools import combinations, combinations_with_replacement
 
 import numpy as np
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
-from mer_export.contract import Lengths
 from mer_export.data.example_inputs import random_inputs
-from runtimes.backends.candidate import Candidate, eager, find_candidates
+from runtimes.backends.way import Way, eager, find_ways
 from runtimes.predict.plan import Timing
 from runtimes.speed.timing import interleave
 
@@ -59,46 +59,43 @@ def fit(shapes: Sequence[Shape], batches: Sequence[int], seconds: Sequence[float
     return CostModel(found)
 
 
-def measured_candidate(bundle: Bundle, format: str, precision: str, threads: int | None) -> list[Candidate]:
+def measured_ways(bundle: Bundle, format: str, precision: str, threads: int | None) -> list[Way]:
     """What a plan times: the exported buckets of this format and precision where there are enough, else eager."""
     fitting = [
-        c
-        for c in find_candidates(bundle, threads)
-        if c.reason is None
-        and c.variant
-        and c.options.lowered is None
-        and (c.variant.format, c.variant.precision, c.variant.batch) == (format, precision, 0)
+        w
+        for w in find_ways(bundle, threads)
+        if not w.why_not and not w.options.reduced and (w.format, w.precision, w.fixed) == (format, precision, 0)
     ]
-    first = [c for c in fitting if c.backend == fitting[0].backend]
-    return first if len({str(c.variant and c.variant.lengths) for c in first}) >= ENOUGH else [eager(threads)]
+    first = [w for w in fitting if w.backend == fitting[0].backend]
+    return first if len({w.bucket for w in first}) >= ENOUGH else [eager(threads)]
 
 
 def measure(
     bundle: Bundle,
-    candidates: Sequence[Candidate],
-    shapes: Sequence[Lengths],
+    ways: Sequence[Way],
+    shapes: Sequence[Bucket],
     batches: Sequence[int] = BATCHES,
     say: Callable[[str], None] | None = None,
 ) -> list[Timing]:
-    """Times the candidates on random items: eager on `shapes`, exported ones each on its own bucket.
+    """Times ways to run on random items: eager on `shapes`, exported ones each on its own bucket.
 
     The largest shape says which batch sizes take too long to be tried; the smallest of `batches` always is.
     """
     contract = bundle.manifest.contract
     with contextlib.ExitStack() as stack:
-        sessions = [(c.variant.lengths if c.variant else None, stack.enter_context(c.open(bundle))) for c in candidates]
-        runs = [(own or s, session) for own, session in sessions for s in (shapes if own is None else [own])]
-        slowest = max(runs, key=lambda r: tuple(r[0].values()))
+        sessions = [stack.enter_context(way.open(bundle)) for way in ways]
+        runs = [(bucket, s) for s in sessions for bucket in (shapes if s.bucket is None else [s.bucket])]
+        slowest = max(runs, key=lambda run: run[0])
         calls: dict[tuple[int, int], Callable[[], object]] = {}
         for batch in sorted(batches):
             arrays = random_inputs(contract, slowest[0], batch)
             (turns,) = interleave({"": partial(slowest[1].run, arrays)}, rounds=1).values()
             if batch > min(batches) and min(map(min, turns.wall)) > LONGEST_CALL:
                 break
-            for place, (lengths, session) in enumerate(runs):
-                calls[place, batch] = partial(session.run, random_inputs(contract, lengths, batch))
+            for place, (bucket, session) in enumerate(runs):
+                calls[place, batch] = partial(session.run, random_inputs(contract, bucket, batch))
         if say:
-            say(f"timing {len(calls)} shapes with {candidates[0].runtime} {candidates[0].format}")
+            say(f"timing {len(calls)} shapes with {ways[0].runtime} {ways[0].format}")
         turns_of = interleave({f"{p} {b}": call for (p, b), call in calls.items()}, ROUNDS)
     return [
         # The least disturbed call: a busy machine only ever adds.

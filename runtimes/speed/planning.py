@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.contract import Contract, Lengths
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from runtimes.predict.plan import Plan, PlannedBucket, Timing
-from runtimes.speed.cost import BATCHES, CostModel, fit, measure, measured_candidate, representative
+from runtimes.speed.cost import BATCHES, CostModel, fit, measure, measured_ways, representative
 
 CORNERS = 200
 """Lengths of one dim that may become a bucket, at most."""
@@ -75,7 +76,7 @@ def make_plan(
     lengths = read_lengths(samples, contract)
     fixed = _fixed(contract)
     shapes = [_bucket(contract, s, fixed) for s in representative(lengths)]
-    chosen = measured_candidate(bundle, format, precision, threads)
+    chosen = measured_ways(bundle, format, precision, threads)
     timings = measure(bundle, chosen, shapes, [batch] if batch else BATCHES, say)
     dims = varying(contract)
     cost = fit([tuple(t.lengths[d] for d in dims) for t in timings], *_columns(timings))
@@ -122,7 +123,7 @@ def describe(lengths: np.ndarray, corners: np.ndarray, cost: CostModel, contract
 
 
 def route(lengths: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """The number of the bucket that each item goes to, by the rule of `Contract.bucket_for`."""
+    """The number of the bucket that each item goes to, by the rule of `bucket_for`."""
     order = sorted(range(len(corners)), key=lambda i: (int(np.prod(corners[i])), tuple(corners[i].tolist())))
     fits = (lengths[:, None, :] <= corners[None, order, :]).all(axis=2)
     return np.array(order)[fits.argmax(axis=1)]
@@ -220,6 +221,5 @@ def _fixed(contract: Contract) -> Lengths:
     return {d: max(b[d] for b in contract.buckets) for d in contract.sequence_dims if d not in own}
 
 
-def _bucket(contract: Contract, corner: Sequence[int], fixed: Lengths) -> Lengths:
-    known = fixed | dict(zip(varying(contract), map(int, corner), strict=True))
-    return {d: known[d] for d in contract.sequence_dims}
+def _bucket(contract: Contract, corner: Sequence[int], fixed: Lengths) -> Bucket:
+    return contract.bucket(fixed | dict(zip(varying(contract), map(int, corner), strict=True)))

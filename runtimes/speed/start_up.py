@@ -1,4 +1,4 @@
-"""One candidate in a process of its own: what importing, loading and the first answer cost, and how much memory.
+"""One way to run in a process of its own: what importing, loading and the first answer cost, and how much memory.
 
 `python -m runtimes.speed.start_up REQUEST` takes a JSON request and prints a JSON `ColdStart`. Inside the process of
 the benchmark itself these numbers would be those of everything loaded before.
@@ -11,14 +11,12 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mer_export.bundle import Bundle, Strict
 from mer_export.errors import MerError
-from runtimes.backends.candidate import Candidate
-from runtimes.backends.session import SessionOptions
+from runtimes.backends.way import Way
 
 
 class ColdStart(Strict):
@@ -33,16 +31,10 @@ class ColdStart(Strict):
     peak_mib: float
 
 
-def cold_start(bundle: Path, candidate: Candidate, timeout: float = 300) -> ColdStart | str:
-    """Measures a candidate in a fresh process; gives the reason as a sentence where that fails."""
-    request = {
-        "name": candidate.name,
-        "bundle": str(bundle.resolve()),
-        "variant": candidate.variant.name if candidate.variant else None,
-        "backend": candidate.backend,
-        "options": asdict(candidate.options),
-        "spawned": time.time(),
-    }
+def cold_start(bundle: Path, way: Way, timeout: float = 300, trust: bool = False) -> ColdStart | str:
+    """Measures a way to run in a fresh process; gives the reason as a sentence where that fails."""
+    request = {"bundle": str(bundle.resolve()), "way": way.model_dump(mode="json")}
+    request |= {"trust": trust, "spawned": time.time()}
     # Run from a plain clone or installed, the packages are found where this process found them.
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "runtimes.speed.start_up", json.dumps(request)]
@@ -62,15 +54,13 @@ def measure(request: dict[str, Any]) -> ColdStart:
     """Loads what `request` names and runs it once on an item of the bucket's length."""
     waited = time.time() - request["spawned"]
     start = time.perf_counter()
-    opened = Bundle.open(request["bundle"])
-    variant = opened.find(request["variant"]) if request["variant"] else None
-    candidate = Candidate(variant, request["backend"], SessionOptions(**request["options"]))
-    with candidate.open(opened) as session:
+    way = Way.model_validate(request["way"])
+    with way.open(Bundle.open(request["bundle"], request["trust"])) as session:
         loaded = time.perf_counter()
         session.warm_up()
         ended = time.perf_counter()
     return ColdStart(
-        name=request["name"],
+        name=way.name,
         start_s=round(waited, 4),
         load_s=round(loaded - start, 4),
         first_call_ms=round(1000 * (ended - loaded), 3),

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
 from mer_export import machine
+from mer_export.bucket import Bucket, bucket_for
 from mer_export.bundle import WEIGHTS, Bundle
-from mer_export.contract import Contract, Lengths, lengths_name
+from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
-from runtimes.backends.candidate import Candidate, find_candidates, in_memory
 from runtimes.backends.session import Session
 from runtimes.backends.session_pool import Crew
-from runtimes.predict.machine_profile import Entry, Profile, Setting, machine_class, scores
+from runtimes.backends.way import Way, find_ways, in_memory
+from runtimes.predict.machine_profile import Entry, Profile, machine_class, scores
 from runtimes.speed.bench import Arrays, case_inputs, fitting_samples
 from runtimes.speed.timing import Call, interleave
 
@@ -26,21 +27,20 @@ PASSES, ROUNDS = 3, 3
 """Everything is timed in the first pass, what may turn out best in the others too, some time later each: what disturbs
 the machine for a while shall not decide."""
 NEAR = 2.2
-"""Times the best up to which a setting may turn out best: two threads that got one core in a whole pass are within."""
+"""Times the best up to which a way may turn out best: two threads that got one core in a whole pass are within."""
 LONGEST_CALL = 2.0
-"""Seconds; larger batches of a setting whose call takes longer are left out."""
+"""Seconds; larger batches of a way whose call takes longer are left out."""
 
-Family = tuple[str, str, str, str, int]
-Shares = Mapping[tuple[Family, str], float]
-"""The part of the data that goes to a bucket, by family and `repr` of the bucket."""
+Shares = Mapping[tuple[Way, Bucket], float]
+"""The part of the data that goes to a bucket, of what answers it together and is not spread over threads yet."""
 
 
 @dataclass
 class Timed:
-    """A setting on a candidate, with the milliseconds of its calls in each pass."""
+    """A way to run, the part of the data that goes to its bucket, and the milliseconds of its calls in each pass."""
 
-    setting: Setting
-    candidate: Candidate
+    way: Way
+    share: float
     ms: list[np.ndarray] = field(default_factory=list)
 
 
@@ -65,86 +65,93 @@ def run_tune(
     Raises:
         UsageError: nothing exported that runs here, or no sample fits.
     """
-    candidates, contract = _candidates(bundle, precisions), bundle.manifest.contract
-    shares, buckets = _shares(candidates, contract, samples), _buckets(candidates)
-    timed: dict[tuple[Setting, str], Timed] = {}
-    profile = _profile(bundle, source, [], shares)
+    ways, contract = _ways(bundle, precisions), bundle.manifest.contract
+    shares, buckets = _shares(ways, contract, samples), _buckets(ways)
+    timed: dict[Way, Timed] = {}
+    profile = _profile(bundle, source, [])
     for number in range(PASSES):
         wanted = _near(profile) if number else None
-        for lengths in buckets:
-            here = [c for c in candidates if c.variant and c.variant.lengths == lengths]
-            fitting = fitting_samples(samples, contract, lengths, buckets) if samples else []
+        for bucket in buckets:
+            here = [w for w in ways if w.bucket == bucket]
+            fitting = fitting_samples(samples, contract, bucket, buckets) if samples else []
             if samples and not fitting:
                 continue
-            inputs = partial(_arrays, contract, lengths, fitting)
+            inputs = partial(_arrays, contract, bucket, fitting)
             for group in in_memory(bundle, here, sessions=sum(workers for _, workers in _parallel())):
-                for setting, candidate, seconds in _time(bundle, group, inputs, batches, wanted, say):
-                    timed.setdefault((setting, candidate.name), Timed(setting, candidate)).ms.append(1000 * seconds)
-        profile = _profile(bundle, source, timed.values(), shares)
+                for plain, way, seconds in _time(bundle, group, inputs, batches, wanted, say):
+                    share = shares[plain.in_any_bucket, bucket]
+                    timed.setdefault(way, Timed(way, share)).ms.append(1000 * seconds)
+        profile = _profile(bundle, source, timed.values())
     return profile
 
 
-def _profile(bundle: Bundle, source: str, timed: Iterable[Timed], shares: Shares) -> Profile:
+def _profile(bundle: Bundle, source: str, timed: Iterable[Timed]) -> Profile:
     return Profile(
         machine=machine_class(),
         weights_sha256=bundle.manifest.files[WEIGHTS].sha256,
         source=source,
-        entries=[_entry(bundle, t, shares) for t in timed],
+        entries=[_entry(bundle, t) for t in timed],
         load_average=machine.load_average(),
     )
 
 
-def _near(profile: Profile) -> set[Setting]:
-    """The settings that may turn out best, for one item at a time or for many."""
+def _near(profile: Profile) -> set[Way]:
+    """The ways, in any bucket, that may turn out best, for one item at a time or for many."""
     found = scores(profile)
-    least = min((s.setting.batch for s in found), default=0)
-    single = [s for s in found if s.setting.batch == least and s.setting.workers == 1]
-    near = {s.setting for s in single if s.call_ms <= NEAR * min(o.call_ms for o in single)}
-    return near | {s.setting for s in found if s.item_ms <= NEAR * min(o.item_ms for o in found)}
+    least = min((s.way.options.batch for s in found), default=0)
+    single = [s for s in found if s.way.options.batch == least and s.way.workers == 1]
+    near = {s.way for s in single if s.call_ms <= NEAR * min(o.call_ms for o in single)}
+    return near | {s.way for s in found if s.item_ms <= NEAR * min(o.item_ms for o in found)}
 
 
 def _time(
     bundle: Bundle,
-    candidates: Sequence[Candidate],
+    ways: Sequence[Way],
     inputs: Callable[[int], Arrays],
     batches: Sequence[int],
-    wanted: set[Setting] | None,
+    wanted: set[Way] | None,
     say: Callable[[str], None] | None,
-) -> list[tuple[Setting, Candidate, np.ndarray]]:
-    """Seconds of every call of every setting of candidates for one bucket, interleaved; only the `wanted` ones."""
+) -> list[tuple[Way, Way, np.ndarray]]:
+    """(way, the same spread over threads, seconds of its calls) of ways for one bucket, interleaved.
+
+    Only what is `wanted`, in any bucket, where that is given.
+    """
     calls: dict[str, Call] = {}
-    found: dict[str, tuple[Setting, Candidate]] = {}
+    found: dict[str, tuple[Way, Way]] = {}
     with contextlib.ExitStack() as stack:
-        for candidate in candidates:
+        for way in ways:
             for threads, workers in _parallel():
-                settings = list(_settings(candidate, batches, threads, workers))
-                settings = [s for s in settings if wanted is None or s in wanted]
-                if not settings:
+                spread = [
+                    w for w in _spread(way, batches, threads, workers) if wanted is None or w.in_any_bucket in wanted
+                ]
+                if not spread:
                     continue
-                crew = stack.enter_context(Crew(partial(_with_threads(candidate, threads).open, bundle), workers))
-                for setting in settings:
-                    name, call = f"{candidate.name} {setting.name}", partial(_all, crew, inputs(setting.batch), workers)
+                # The same arrays come again and again: what stages keep would be all of the answer.
+                opened = way.having(threads=threads, reuse=False)
+                crew = stack.enter_context(Crew(partial(opened.open, bundle), workers))
+                for own in spread:
+                    name, call = (
+                        f"{own.name} {own.description}",
+                        partial(_all, crew, inputs(own.options.batch), workers),
+                    )
                     (first,) = interleave({"": call}, rounds=1, pause=0).values()
-                    calls[name], found[name] = call, (setting, candidate)
+                    calls[name], found[name] = call, (way, own)
                     if min(map(min, first.wall)) > LONGEST_CALL:
                         break
-        if say and candidates and candidates[0].variant:
-            say(f"{lengths_name(candidates[0].variant.lengths)}: {len(calls)} settings, {ROUNDS} rounds")
+        if say and ways and ways[0].bucket is not None:
+            say(f"{ways[0].bucket.name}: {len(calls)} ways to run, {ROUNDS} rounds")
         turns = interleave(calls, ROUNDS)
-    return [(setting, c, np.concatenate(turns[name].wall)) for name, (setting, c) in found.items()]
+    return [(*found[name], np.concatenate(turns[name].wall)) for name in found]
 
 
-def _entry(bundle: Bundle, timed: Timed, shares: Shares) -> Entry:
-    variant, ms = timed.candidate.variant, np.concatenate(timed.ms)
-    assert variant is not None
+def _entry(bundle: Bundle, timed: Timed) -> Entry:
+    ms = np.concatenate(timed.ms)
     return Entry(
-        setting=timed.setting,
-        lengths=variant.lengths,
-        variant=variant.name,
-        sha256=bundle.manifest.files[variant.model].sha256,
+        way=timed.way,
+        sha256=bundle.manifest.files[bundle.find(str(timed.way.variant)).model].sha256,
         ms=float(np.quantile(ms, 0.25)),
         p90=float(np.quantile(ms, 0.9)),
-        share=shares[_family(timed.candidate), repr(variant.lengths)],
+        share=timed.share,
         rounds=ROUNDS * len(timed.ms),
     )
 
@@ -159,26 +166,16 @@ def _run(session: Session, arrays: Arrays) -> object:
     return session.run(arrays)
 
 
-def _arrays(contract: Contract, lengths: Lengths, samples: Sequence[Sample], batch: int) -> Arrays:
-    return case_inputs(contract, lengths, batch, samples)[0]
+def _arrays(contract: Contract, bucket: Bucket, samples: Sequence[Sample], batch: int) -> Arrays:
+    return case_inputs(contract, bucket, batch, samples)[0]
 
 
-def _settings(candidate: Candidate, batches: Sequence[int], threads: int, workers: int) -> Iterator[Setting]:
-    variant = candidate.variant
-    assert variant is not None
-    if candidate.options.device == "cuda" and (threads, workers) != (1, 1):
+def _spread(way: Way, batches: Sequence[int], threads: int, workers: int) -> Iterator[Way]:
+    """The way on so many threads and workers, in every batch size."""
+    if way.options.device == "cuda" and (threads, workers) != (1, 1):
         return
-    for batch in [variant.batch] if variant.batch else sorted(batches):
-        yield Setting(
-            backend=candidate.backend,
-            format=variant.format,
-            precision=candidate.precision,
-            device=candidate.options.device,
-            fixed=variant.batch,
-            threads=threads,
-            workers=workers,
-            batch=batch,
-        )
+    for batch in [way.fixed] if way.fixed else sorted(batches):
+        yield way.having(threads=threads, batch=batch).model_copy(update={"workers": workers})
 
 
 def _parallel() -> list[tuple[int, int]]:
@@ -187,47 +184,35 @@ def _parallel() -> list[tuple[int, int]]:
     return [(n, 1) for n in sorted({1, max(1, cores // 2), cores})] + ([(1, cores)] if cores > 1 else [])
 
 
-def _with_threads(candidate: Candidate, threads: int) -> Candidate:
-    return replace(candidate, options=replace(candidate.options, threads=threads))
-
-
-def _candidates(bundle: Bundle, precisions: Sequence[str] | None) -> list[Candidate]:
-    found = [c for c in find_candidates(bundle) if c.reason is None and c.variant is not None]
-    chosen = [c for c in found if precisions is None or c.precision in precisions]
+def _ways(bundle: Bundle, precisions: Sequence[str] | None) -> list[Way]:
+    found = [w for w in find_ways(bundle) if w.why_not is None and w.variant and w.options.reuse]
+    chosen = [w for w in found if precisions is None or w.precision in precisions]
     if not chosen:
-        there = sorted({c.precision for c in found})
+        there = sorted({w.precision for w in found})
         wanted = f" in {', '.join(precisions)}, there is {there}" if precisions and there else ""
         raise UsageError(f"{bundle.root} has no exported variant that runs here{wanted}: run mer export first")
     return chosen
 
 
-def _buckets(candidates: Sequence[Candidate]) -> list[Lengths]:
-    found = {repr(c.variant.lengths): c.variant.lengths for c in candidates if c.variant}
-    return sorted(found.values(), key=lambda b: tuple(b.values()))
+def _buckets(ways: Sequence[Way]) -> list[Bucket]:
+    return sorted({w.bucket for w in ways if w.bucket is not None})
 
 
-def _family(candidate: Candidate) -> Family:
-    """What answers a data set together: one variant per bucket."""
-    variant, options = candidate.variant, candidate.options
-    assert variant is not None
-    return (candidate.backend, variant.format, candidate.precision, options.device, variant.batch)
+def _shares(ways: Sequence[Way], contract: Contract, samples: Sequence[Sample] | None) -> Shares:
+    """The part of the items that goes to each bucket of what answers together; without data each bucket is one item.
 
-
-def _shares(candidates: Sequence[Candidate], contract: Contract, samples: Sequence[Sample] | None) -> Shares:
-    """The part of the items that goes to each bucket of each family; each bucket counts as one item without data.
-
-    Items that fit no bucket of any family count for none; of a family that lacks a long bucket the parts do not add up.
+    Items that fit no bucket at all count for none; of ways that lack a long bucket the parts do not add up.
     """
-    buckets = _buckets(candidates)
-    items = [s.lengths(contract) for s in samples] if samples else buckets
-    items = [n for n in items if contract.bucket_for(n, buckets)]
+    buckets = _buckets(ways)
+    items: list[Mapping[str, int]] = [s.lengths(contract) for s in samples] if samples else [*buckets]
+    items = [n for n in items if bucket_for(n, buckets) is not None]
     if not items:
         raise UsageError("no sample fits a bucket of this bundle: export a longer one or leave --data out")
-    shares: dict[tuple[Family, str], float] = {}
-    for family in dict.fromkeys(map(_family, candidates)):
-        own = [c.variant.lengths for c in candidates if c.variant and _family(c) == family]
-        shares |= {(family, repr(b)): 0.0 for b in own}
-        for bucket in (contract.bucket_for(n, own) for n in items):
-            if bucket:
-                shares[family, repr(bucket)] += 1 / len(items)
+    shares: dict[tuple[Way, Bucket], float] = {}
+    for together in dict.fromkeys(w.in_any_bucket for w in ways):
+        own = _buckets([w for w in ways if w.in_any_bucket == together])
+        shares |= {(together, b): 0.0 for b in own}
+        for bucket in (bucket_for(n, own) for n in items):
+            if bucket is not None:
+                shares[together, bucket] += 1 / len(items)
     return shares

@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from mer_export.bundle import WEIGHTS, Bundle, Commit, Variant
-from mer_export.contract import lengths_name
 
 LARGE = 1_500_000_000
 """Bytes of weights from which a file keeps them outside: the encoding ends at 2 GiB."""
@@ -73,7 +72,7 @@ def share(bundle: Bundle, change: Commit, variant: Variant, made: Path) -> str:
 
     folder = f"variants/{variant.format}-{variant.precision}"
     batch = "dynamic" if variant.batch == 0 else variant.batch
-    name = f"{folder}/{lengths_name(variant.lengths)}-b{batch}.onnx"
+    name = f"{folder}/{variant.lengths.name}-b{batch}.onnx"
     model = onnx.load_model(made)
     write(model, change.file(name), dict(_held(bundle, folder)))
     for own in (made, *made.parent.glob(f"*{ENDING}")):

@@ -155,7 +155,7 @@ def _chunks(job: ExportJob) -> Iterator[tuple[Arrays, Sequence[Sample]]]:
     emptied = {s.name: s.padding or 0 for s in job.contract.inputs if s.counts or s.padding is not None}
     for name, nothing in emptied.items() if len(emptied) > 1 else ():
         yield job.example | {name: np.full_like(job.example[name], nothing)}, ()
-    fitting = [s for s in job.samples if all(n <= job.lengths[d] for d, n in s.lengths(job.contract).items())]
+    fitting = [s for s in job.samples if job.lengths.holds(s.lengths(job.contract))]
     for start in range(0, len(fitting), BATCH):
         part = fitting[start : start + BATCH]
         yield collate(part, job.contract, job.lengths), part

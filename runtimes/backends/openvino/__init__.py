@@ -9,7 +9,7 @@ BACKEND = Backend(
     f"{__name__}.session:OpenVinoSession",
     ("onnx",),
     rank=50,
-    offers=(SessionOptions(), SessionOptions(lowered="bf16"), SessionOptions(lowered="int8")),
+    offers=(SessionOptions(), SessionOptions(reduced="bf16"), SessionOptions(reduced="int8")),
     precisions=("fp32", "fp16"),
-    lowers=("bf16", "int8"),
+    reduces=("bf16", "int8"),
 )

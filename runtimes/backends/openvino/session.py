@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mer_export.contract import Contract, Lengths
-from mer_export.errors import BundleError, NotAvailableError
 from runtimes.backends.openvino.int8 import GROUP, quantise_matrices
 from runtimes.backends.openvino.rnn import unroll_by_length
-from runtimes.backends.session import Lowered, Port, Session, SessionOptions, check_ports
+from runtimes.backends.session import Port, Ports, Reduced, Session, SessionOptions
 
-SETTINGS: dict[Lowered | None, dict[str, str]] = {
+SETTINGS: dict[Reduced | None, dict[str, str]] = {
     None: {"INFERENCE_PRECISION_HINT": "f32"},
     "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
     "int8": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP)},
@@ -36,29 +35,29 @@ class OpenVinoSession(Session):
     """
 
     backend = "openvino"
+    unreadable = (RuntimeError,)
 
-    def __init__(self, model: Path, contract: Contract, lengths: Lengths | None, batch: int, options: SessionOptions):
-        super().__init__(model, contract, lengths, batch, options)
-        problem = self.problem(options)
-        if problem:
-            raise NotAvailableError(problem)
+    def load(self, path: Path) -> Ports:
         import openvino
 
+        self._core: Any = openvino.Core()
+        self._graph: Any = self._core.read_model(str(path))
+        self._batched = {s.name for s in self.contract.inputs if s.batched}
+        self.info["openvino"] = openvino.__version__
+        return Ports(_declared(self._graph.inputs), _declared(self._graph.outputs))
+
+    def prepare(self) -> None:
         # Left alone OpenVINO takes bf16 by itself on processors that have it, and ties all sessions to the same cores.
         self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": "NO"}
-        self._settings |= SETTINGS[options.lowered]
-        if options.threads:
-            self._settings["INFERENCE_NUM_THREADS"] = options.threads
-        self._core: Any = openvino.Core()
-        self._model = model
+        self._settings |= SETTINGS[self.options.reduced]
+        if self.options.threads:
+            self._settings["INFERENCE_NUM_THREADS"] = self.options.threads
         self._requests: dict[int, Any] = {}
-        self._batched = {s.name for s in contract.inputs if s.batched}
         self._compile_s = 0.0
         self._wasted_s: dict[int, float] = defaultdict(float)
-        compiled = self._request(batch or options.batch).get_compiled_model()
+        compiled = self._request(self.batch or self.options.batch).get_compiled_model()
         self.info |= {
-            "openvino": openvino.__version__,
-            "precision": str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
+            "inference_precision": str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
             "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
         }
 
@@ -72,16 +71,9 @@ class OpenVinoSession(Session):
             return f"runtime openvino runs on cpu, not on {options.device}"
         return None
 
-    def _check(self, model: Path, graph: Any) -> None:
-        for specs, found in ((self.contract.inputs, graph.inputs), (self.contract.outputs, graph.outputs)):
-            ports = {
-                p.get_any_name(): Port(
-                    DTYPES.get(p.get_element_type().get_type_name(), p.get_element_type().get_type_name()),
-                    tuple(None if d.is_dynamic else d.get_length() for d in p.get_partial_shape()),
-                )
-                for p in found
-            }
-            check_ports(model, specs, ports, self.lengths, self.batch)
+    @staticmethod
+    def cause(lines: Sequence[str]) -> str:
+        return lines[-1]
 
     def _request(self, size: int) -> Any:
         """The model compiled for a batch size."""
@@ -102,18 +94,15 @@ class OpenVinoSession(Session):
         return items if len(self._requests) < COMPILED else ANY_SIZE
 
     def _compile(self, items: int) -> Any:
-        try:
-            graph = self._core.read_model(str(self._model))
-            self._check(self._model, graph)
-            if items != ANY_SIZE:
-                ports = [p for p in graph.inputs if p.get_any_name() in self._batched]
-                graph.reshape({p.get_any_name(): [items, *list(p.get_partial_shape())[1:]] for p in ports})
-            unroll_by_length(graph)
-            if self.options.lowered == "int8":
-                self.info["int8_products"] = quantise_matrices(graph)
-            return self._core.compile_model(graph, "CPU", self._settings).create_infer_request()
-        except RuntimeError as error:
-            raise BundleError(f"OpenVINO cannot load {self._model}: {str(error).splitlines()[-1]}") from None
+        # Rewriting changes a graph for good: the one that was checked serves the first size, others read the file.
+        graph, self._graph = self._graph or self._core.read_model(str(self.artefact.path)), None
+        if items != ANY_SIZE:
+            ports = [p for p in graph.inputs if p.get_any_name() in self._batched]
+            graph.reshape({p.get_any_name(): [items, *list(p.get_partial_shape())[1:]] for p in ports})
+        unroll_by_length(graph)
+        if self.options.reduced == "int8":
+            self.info["int8_products"] = quantise_matrices(graph)
+        return self._core.compile_model(graph, "CPU", self._settings).create_infer_request()
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         items = len(next(a for name, a in inputs.items() if name in self._batched))
@@ -129,6 +118,15 @@ class OpenVinoSession(Session):
 
     def close(self) -> None:
         self._requests = {}
+
+
+def _declared(ports: Sequence[Any]) -> dict[str, Port]:
+    found = {}
+    for port in ports:
+        dtype = port.get_element_type().get_type_name()
+        dims = [None if d.is_dynamic else d.get_length() for d in port.get_partial_shape()]
+        found[port.get_any_name()] = Port(DTYPES.get(dtype, dtype), dims)
+    return found
 
 
 def _filled(array: np.ndarray, size: int) -> np.ndarray:
