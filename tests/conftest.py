@@ -1,5 +1,6 @@
 """Options of the whole test suite."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from mer_export.bundle import Bundle
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Exports of the tests are recognised by a key of their own, not by that of whoever runs them."""
+def _no_key() -> Iterator[None]:
+    """No export is recognised as the user's own: all that any test exports and runs passes the tables of programs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.setenv("XDG_CONFIG_HOME", os.devnull)
         yield
 
 

@@ -33,8 +33,12 @@ class ColdStart(Strict):
 
 def cold_start(bundle: Path, way: Way, timeout: float = 300, trust: bool = False) -> ColdStart | str:
     """Measures a way to run in a fresh process; gives the reason as a sentence where that fails."""
-    request = {"bundle": str(bundle.resolve()), "way": way.model_dump(mode="json")}
-    request |= {"trust": trust, "spawned": time.time()}
+    request = {
+        "bundle": str(bundle.resolve()),
+        "trust": trust,
+        "way": way.model_dump(mode="json"),
+        "spawned": time.time(),
+    }
     # Run from a plain clone or installed, the packages are found where this process found them.
     path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "runtimes.speed.start_up", json.dumps(request)]
