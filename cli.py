@@ -37,11 +37,13 @@ from mer_export.console import (
     Split,
     Threads,
     Trust,
+    Verbose,
     emit,
     say_unless,
 )
 from mer_export.errors import MerError, UsageError
-from mer_export.terminal import columns, metric_text
+from mer_export.metrics import find
+from mer_export.terminal import columns
 from runtimes import commands as runtime_commands
 from train import commands as train_commands
 from train import data_commands
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Multimodal emotion recognition from research code to production: "
     "train or import, export, infer, prove parity, benchmark.",
@@ -100,6 +103,7 @@ def eval_(
     emotions: Emotions = None,
     sets: Sets = None,
     trust: Trust = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -133,7 +137,7 @@ def eval_(
             metrics, ran, used = evaluate(predictor, samples), predictor.backend, predictor.precision
     result = {"bundle": str(bundle), "split": split, "runtime": ran, "semantics": semantics, "metrics": metrics}
     result |= {"precision": used}
-    emit(result, as_json, lambda: columns(("metric", "value"), [(k, metric_text(k, v)) for k, v in metrics.items()]))
+    emit(result, as_json, lambda: columns(("metric", "value"), [(k, find(k).text(v)) for k, v in metrics.items()]))
     return None
 
 
@@ -151,6 +155,7 @@ def _eval_missing(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="New directory for data, bundle and report.")] = Path("demo"),
     force: Force = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
     """The whole path on a synthetic conversation corpus: train, export, infer, parity, bench, report."""
@@ -179,6 +184,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": runtime_commands.doctor,
     "list": list_,
     "verify": verify,
+    "inspect": data_commands.inspect,
+    "synth": data_commands.synth,
     "train": train_commands.train,
     "crossval": train_commands.crossval,
     "import": train_commands.import_,
@@ -199,14 +206,19 @@ app.add_typer(data_commands.app, name="data")
 
 @app.callback(invoke_without_command=True)
 def _global(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     if version:
-        typer.echo(__version__)
+        typer.echo(f"mer {__version__}")
         raise typer.Exit
     if debug:
         os.environ["MER_DEBUG"] = "1"
+    if quiet:
+        context.default_map = {name: {"quiet": True} for name in COMMANDS} | {"data": {"synth": {"quiet": True}}}
 
 
 def main() -> None:

@@ -28,20 +28,25 @@ from benchmarks import environments, output
 from benchmarks.environments import Installed, Tool
 from benchmarks.suite import NETWORKS, random_bundle
 from mer_export import machine
+from mer_export.agreement.error import OutputError, output_error
+from mer_export.agreement.policy import Policy
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.example_inputs import random_inputs
 from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters import export_variant
+from mer_export.layers.signature import by_position
 from mer_export.markdown import table
 from mer_export.weights import bundle_model
 from runtimes.backends.session import Reduced, SessionOptions
 from runtimes.backends.table import open_session
+from runtimes.parity.report import used_part
 from runtimes.speed.timing import interleave, ratio, warm_up
 
 Arrays = dict[str, np.ndarray]
 Call = Callable[[], np.ndarray]
 BASE = "PyTorch eager"
+QUANTISED = "the same + quantize_dynamic"
 OURS: tuple[tuple[str, str, str, Reduced | None], ...] = (
     ("mer: ONNX Runtime fp32", "onnxruntime", "fp32", None),
     ("mer: ONNX Runtime int8", "onnxruntime", "int8", None),
@@ -49,6 +54,8 @@ OURS: tuple[tuple[str, str, str, Reduced | None], ...] = (
     ("mer: OpenVINO bf16", "openvino", "fp32", "bf16"),
     ("mer: OpenVINO int8", "openvino", "fp32", "int8"),
 )
+PRECISIONS = {QUANTISED: "int8"} | {name: lowered or precision for name, _, precision, lowered in OURS}
+"""What a way computes in, where that is not fp32."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -128,7 +135,7 @@ def compare(ways: Mapping[str, Callable[[], Call]], rounds: int) -> tuple[list[d
             failed[way] = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
         else:
             prepared[way], calls[way] = time.perf_counter() - start, call
-    errors = {way: _difference(call(), calls[BASE]()) for way, call in calls.items()}
+    errors = {way: _error(way, call(), calls[BASE]()) for way, call in calls.items()}
     for call in calls.values():
         warm_up(call)
     turns = interleave(calls, rounds)
@@ -138,16 +145,19 @@ def compare(ways: Mapping[str, Callable[[], Call]], rounds: int) -> tuple[list[d
             "prepare_s": round(prepared[way], 1),
             "p50_ms": turns[way].latency().p50,
             "ratio": ratio(turns[BASE], turns[way]).model_dump(),
-            "max_abs": errors[way],
+            "max_abs": error and error.max_abs,
+            "of_tolerance": error and error.used,
         }
-        for way in calls
+        for way, error in errors.items()
     ]
     return rows, failed
 
 
-def _difference(own: np.ndarray, base: np.ndarray) -> float | None:
-    """The largest one; None where a way gives something else, as an encoder alone does."""
-    return float(np.abs(own - base).max()) if own.shape == base.shape else None
+def _error(way: str, own: np.ndarray, base: np.ndarray) -> OutputError | None:
+    """How far it is from eager; None where a way gives something else, as an encoder alone does."""
+    if own.shape != base.shape:
+        return None
+    return output_error(way, [base], [own], *Policy().tolerance(PRECISIONS.get(way, "fp32"), way))
 
 
 @dataclass
@@ -188,8 +198,8 @@ def _peers(bundle: Bundle, arrays: Arrays, folder: Path, threads: int) -> dict[s
     """Ways that need nothing of this project but the network."""
     import torch
 
-    model = bundle_model(bundle)
     contract = bundle.manifest.contract
+    model = by_position(bundle_model(bundle), contract.inputs)
     tensors = tuple(torch.from_numpy(arrays[s.name]) for s in contract.inputs)
     position = [s.name for s in contract.outputs].index(bundle.manifest.task.output)
     plain = folder / "plain.onnx"
@@ -215,7 +225,7 @@ def _peers(bundle: Bundle, arrays: Arrays, folder: Path, threads: int) -> dict[s
         BASE: lambda: partial(run, model),
         "torch.compile": lambda: partial(run, torch.compile(model)),
         "torch.onnx.export + default session": exported,
-        "the same + quantize_dynamic": quantised,
+        QUANTISED: quantised,
     }
 
 
@@ -244,6 +254,7 @@ def markdown(name: str, found: dict[str, Any]) -> str:
             f"{row['p50_ms']:.2f}",
             f"**{row['ratio']['median']:.2f}** [{row['ratio']['q25']:.2f}, {row['ratio']['q75']:.2f}]",
             "–" if row["max_abs"] is None else f"{row['max_abs']:.1e}",
+            "–" if row["of_tolerance"] is None else used_part(row["of_tolerance"]),
         )
         for row in found["rows"]
     ]
@@ -255,9 +266,9 @@ def markdown(name: str, found: dict[str, Any]) -> str:
         output.where(found["machine"], found["threads"]),
         f"{size}, batch {found['batch']}; random weights; interleaved rounds. `prepare` is compiling or exporting, "
         "loading and the first call; `differs` the largest difference of an output from eager PyTorch, "
-        "– where a way gives another output.",
+        "– where a way gives another output; `of tolerance` the part of what `mer parity` allows its precision.",
         "",
-        *table(("way", "prepare s", "p50 ms", "x eager", "differs"), rows),
+        *table(("way", "prepare s", "p50 ms", "x eager", "differs", "of tolerance"), rows),
         "",
         *(f"- {way} failed: {reason}" for way, reason in found["failed"].items()),
         *(

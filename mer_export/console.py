@@ -6,12 +6,18 @@ Data goes to standard output, progress to standard error.
 from __future__ import annotations
 
 import json
+import logging
+import platform
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from mer_export import __version__
+
+log = logging.getLogger("mer")
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.")]
 DataFormat = Annotated[str, typer.Option("--data-format", help="Format of the data, or auto.")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
@@ -42,6 +48,31 @@ Emotions = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run TorchScript, .pt2 and engines of the bundle unchecked, whoever made them.")
 ]
+
+
+def _log_to_stderr(verbose: int) -> int:
+    """Shows the project's own log records, each with the milliseconds since the start."""
+    if verbose:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(relativeCreated)7.0f ms  %(levelname)s  %(message)s"))
+        log.handlers = [handler]
+        log.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
+        log.info("mer %s, Python %s, %s", __version__, platform.python_version(), sys.executable)
+    return verbose
+
+
+Verbose = Annotated[
+    int,
+    typer.Option(
+        *("--verbose", "-v"),
+        help="Log what is done; twice for every detail.",
+        metavar="",
+        count=True,
+        show_default=False,
+        callback=_log_to_stderr,
+    ),
+]
+"""Its callback does all the work: a command only has to list it."""
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 

@@ -4,32 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mer_export import __version__, registry
 from mer_export.bundle import CONFIG, WEIGHTS, Bundle, Manifest, sha256
+from mer_export.checkpoints import weight_files
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
-from mer_export.weights import import_weights, load_checkpoints
+from mer_export.weights import import_weights, load_checkpoints, misfits
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def import_checkpoint(
-    system: str, checkpoints: Path | Sequence[Path], resolved: dict[str, Any], out: Path, force: bool = False
+    system: str,
+    checkpoints: Path | Sequence[Path],
+    resolved: dict[str, Any],
+    out: Path,
+    force: bool = False,
+    key: str | None = None,
 ) -> tuple[Bundle, dict[str, int]]:
     """Makes a bundle from a state_dict with the authors' parameter names.
 
     Args:
         system: name in the registry.
-        checkpoints: torch or safetensors file, plain pickle of tensors, or model that was saved whole; several where
-            the authors keep one network in several files. Nothing in them is executed.
+        checkpoints: torch file of any age, safetensors file, plain pickle of tensors, or model that was saved whole;
+            several where the authors keep one network in several files. Nothing in them is executed.
         resolved: the whole configuration to keep in the bundle; its `model` section describes the network, up to sizes
             that only the checkpoint knows. Word vectors that its `data` section names are taken from there or from
             beside the checkpoint, else from the checkpoint.
         out: the new bundle.
         force: replace an existing bundle.
+        key: where in the file the weights are, if several sets of them fit: `ema`, `teacher.state_dict`.
 
     Returns:
         The bundle, and how many entries were loaded, unused and kept at their own value.
@@ -40,12 +50,18 @@ def import_checkpoint(
     from safetensors.torch import save_model
 
     paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
+    files = [f for p in paths for f in weight_files(p)]
     record = registry.get(system)
     table = registry.resolve(record.weights)
-    state = load_checkpoints(paths, table)
+    networks = _Networks(record)
+
+    def judge(state: dict[str, Tensor]) -> list[str]:
+        config, model = networks.of(table.fit(resolved["model"], state))
+        return misfits(model.state_dict(), state, table, config)
+
+    state = load_checkpoints(paths, table, judge, key)
     resolved = resolved | {"model": table.fit(resolved["model"], state)}
-    config = record.parse(resolved["model"])
-    model = record.build(config)
+    config, model = networks.of(resolved["model"])
     data = DataSpec.model_validate(resolved.get("data") or {})
     found = {"state": state} | vectors_of(data.emotions, (Path(), paths[0].parent))
     report = import_weights(model, state, table, config)
@@ -57,8 +73,8 @@ def import_checkpoint(
         contract=record.complete(record.contract(config), config, found),
         provenance={
             "origin": "imported checkpoint",
-            "file": ", ".join(p.name for p in paths),
-            "sha256": ", ".join(sha256(p) for p in paths),
+            "file": ", ".join(p.name for p in files),
+            "sha256": ", ".join(sha256(p) for p in files),
             "source": record.source,
             "mer": __version__,
         },
@@ -69,3 +85,20 @@ def import_checkpoint(
         keep_tokenizers(change, data)
         save_model(model, str(change.file(WEIGHTS)))
     return bundle, report
+
+
+class _Networks:
+    """The network of each configuration that a checkpoint may mean, built once."""
+
+    def __init__(self, record: registry.System):
+        self.record = record
+        self._built: list[tuple[Any, nn.Module]] = []
+
+    def of(self, values: dict[str, Any]) -> tuple[Any, nn.Module]:
+        """The configuration of these values and its network."""
+        config = self.record.parse(values)
+        for known, model in self._built:
+            if known == config:
+                return known, model
+        self._built.append((config, self.record.build(config)))
+        return self._built[-1]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
-
-from mer_export.errors import UsageError
+from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.yaml_files import parse_yaml
 
 
 def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -18,9 +17,9 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
         if not equals or not last or not all(parents):
             raise UsageError(f"--set {override}: write it as section.field=value")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UsageError(f"--set {override}: {text!r} is no value") from None
+            value = parse_yaml(text, override)
+        except InputError:
+            raise UsageError(f"--set {override}: {text!r} is not a value") from None
         values = _with(values, parents, last, value, override)
     return values
 

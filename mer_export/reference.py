@@ -17,6 +17,6 @@ def run_model(model: nn.Module, contract: Contract, arrays: dict[str, np.ndarray
     import torch
 
     with torch.no_grad():
-        found = model(*(torch.from_numpy(arrays[s.name]) for s in contract.inputs))
+        found = model(**{s.name: torch.from_numpy(arrays[s.name]) for s in contract.inputs})
     values = found if isinstance(found, tuple) else (found,)
     return {s.name: v.numpy() for s, v in zip(contract.outputs, values, strict=True)}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class System:
     """One published system.
 
-    `network`, `weights` and `tables` are `module:attribute` strings, resolved only when used: the module class, made
+    `network`, `weights` and `shared` are `module:attribute` strings, resolved only when used: the module class, made
     from a config; the `WEIGHT_MAP` between the authors' parameter names and ours; for systems with shared inputs a
     function of (config, what was found in data or checkpoint) that gives their values.
     """
@@ -44,7 +44,7 @@ class System:
     task: Callable[[Any], Task]
     network: str
     weights: str
-    tables: str | None = None
+    shared: str | None = None
     stages: str | None = None
     """A function of a config that gives the stages which can be exported apart."""
 
@@ -57,7 +57,7 @@ class System:
 
     def complete(self, contract: Contract, config: Any, found: Mapping[str, Any]) -> Contract:
         """`contract` with the values of its shared inputs; raises InputError where `found` does not give them."""
-        for name, table in (resolve(self.tables)(config, found) if self.tables else {}).items():
+        for name, table in (resolve(self.shared)(config, found) if self.shared else {}).items():
             contract = contract.with_shared(name, table)
         return contract
 

@@ -8,10 +8,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from mer_export.contract import Contract, Table
+from mer_export.metrics import FAMILIES, Family
 
 THRESHOLD = 0.5
-HEADLINES = {"mosi": "non0_acc_2", "sims": "acc_2", "mtee": "non0_acc_2"}
-"""The metric, in percent, that a regression is judged by, per scale."""
 
 
 class Task(BaseModel):
@@ -42,9 +41,14 @@ class Task(BaseModel):
         return self
 
     @property
+    def family(self) -> Family:
+        """The metrics of this task."""
+        return FAMILIES[self.scale or self.kind]
+
+    @property
     def headline(self) -> str:
         """The name of the metric, in percent, that this task is judged by."""
-        return HEADLINES[self.scale] if self.scale else "weighted_f1"
+        return self.family.headline
 
     @property
     def exclusive(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mer_export.metrics.sentiment import PLAIN
+from mer_export.metrics.table import known
 
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
@@ -28,10 +28,10 @@ def outline(value: Mapping[Any, Any], indent: str = "") -> Iterable[str]:
 
 
 def summary_line(values: Mapping[str, Any]) -> str:
-    """`name value, name value`, floats with two digits."""
-    return ", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+    """`name value, name value`: metrics as they are written, other floats with two digits."""
+    return ", ".join(f"{k} {_number(k, v)}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
 
 
-def metric_text(name: str, value: float) -> str:
-    """A metric in percent with two digits, any other with four."""
-    return f"{value:.4f}" if name in PLAIN else f"{value:.2f}"
+def _number(name: str, value: float) -> str:
+    metric = known(name)
+    return metric.text(value) if metric else f"{value:.2f}"

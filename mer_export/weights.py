@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.checkpoints import Judge, State, fitting_state, read_checkpoint, usual_state
 from mer_export.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,111 +59,65 @@ def load_from_bundle(model: nn.Module, path: Path | str) -> None:
         BundleError: no bundle, or a damaged one.
         UsageError: its network has other entries; names the first.
     """
-    from safetensors.torch import load_file
+    import torch
 
-    bundle = Bundle.open(path)
-    state, own = load_file(bundle.path(WEIGHTS)), model.state_dict()
-    # A file holds a shared tensor under one of its names.
-    wrong = [n for n, t in state.items() if n not in own or own[n].shape != t.shape]
-    known = {own[n].data_ptr() for n in state if n in own}
-    wrong += [n for n, t in own.items() if n not in state and t.data_ptr() not in known]
+    with torch.random.fork_rng(devices=[]):  # a network with fresh weights draws numbers, and this one is not trained
+        state = bundle_model(Bundle.open(path)).state_dict()
+    own = model.state_dict()
+    wrong = [n for n in own | state if n not in own or n not in state or own[n].shape != state[n].shape]
     if wrong:
         raise UsageError(f"{path} holds another network: {wrong[0]} differs, train with the same model settings")
-    model.load_state_dict(state, strict=False)
+    model.load_state_dict(state)
 
 
-def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """A state_dict from a torch or safetensors file, a plain pickle of tensors, or a model that was saved whole.
+def load_checkpoint(path: Path, judge: Judge | None = None) -> dict[str, Tensor]:
+    """The state_dict of a file or folder of weights, wherever in it it stands and however its names are wrapped.
 
-    It stands alone, or under `model` or `state_dict`. Nothing is executed: of a whole model only parameters and
-    buffers are read, without its wrappers' prefixes.
-    """
-    return load_arguments(path)[1]
-
-
-def load_arguments(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The training arguments that stand beside a state_dict (none where there are none), and the state_dict.
+    Args:
+        path: torch file of any age, safetensors file, plain pickle of tensors, index of parts, or a folder of them.
+        judge: what is wrong with a table of tensors; None takes the usual places.
 
     Raises:
-        UsageError: no such file, or one that holds something else.
+        UsageError: no such file, none that fits, or several; says what the file holds.
+        InputError: a file that cannot be read.
     """
-    import argparse
-    import pickle
-    import warnings
-
-    import torch
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise UsageError(f"{path}: no such checkpoint file")
-    try:
-        if path.suffix == ".safetensors":
-            return {}, load_file(path)
-        # A namespace of arguments holds plain attributes; loading it runs nothing.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # remarks on pickle protocols; what cannot be read is an error below
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        state = _plain_pickle(path)
-    except (RuntimeError, ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"{path} is no checkpoint of plain tensors, it was not loaded: {reason}") from None
-    arguments: Any = {}
-    inner = next(
-        (k for k in ("model", "state_dict") if isinstance(state, dict) and isinstance(state.get(k), dict)), None
-    )
-    if inner is not None:
-        arguments, state = state.get("args") or state.get("cfg") or {}, state[inner]
-        arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise UsageError(f"{path} holds {type(state).__name__}, expected a state_dict: name to tensor")
-    return arguments if isinstance(arguments, dict) else {}, state
+    checkpoint = read_checkpoint(path)
+    return usual_state(checkpoint) if judge is None else fitting_state([checkpoint], judge)
 
 
-def load_checkpoints(paths: Sequence[Path], table: WeightMap) -> dict[str, Tensor]:
-    """The entries of one file, or of all that make a network together, each name with its file's part before it."""
-    if len(paths) == 1:
-        return load_checkpoint(paths[0])
-    found: dict[str, Tensor] = {}
-    for path in paths:
-        state = load_checkpoint(path)
-        before = table.part(state)
-        named = {before + n: t for n, t in state.items()}
-        if twice := set(named) & set(found):
-            raise UsageError(f"{path} and a file before it both hold {min(twice)}: give one file of each kind")
-        found |= named
-    return found
+def load_checkpoints(
+    paths: Sequence[Path], table: WeightMap, judge: Judge, key: str | None = None
+) -> dict[str, Tensor]:
+    """The entries of one file, or of all that make a network together, each name with its file's part before it.
 
+    Raises:
+        UsageError: as `load_checkpoint`, or two files of the same part.
+    """
 
-def _plain_pickle(path: Path) -> Any:
-    """What some authors dump without torch.save, or with it as a whole object."""
-    import zipfile
-
-    import torch
-
-    from mer_export.untrusted.tensor_pickle import load_tensor_pickle
-    from mer_export.untrusted.torch_archive import load_module
-
-    found = load_module(path) if zipfile.is_zipfile(path) else load_tensor_pickle(path)
-    if not isinstance(found, dict):
+    def join(states: list[State]) -> State:
+        if len(states) == 1:
+            return states[0]
+        found: State = {}
+        for path, state in zip(paths, states, strict=True):
+            before = table.part(state)
+            named = {before + n: t for n, t in state.items()}
+            if twice := set(named) & set(found):
+                raise UsageError(f"{path} and a file before it both hold {min(twice)}: give one file of each kind")
+            found |= named
         return found
-    return {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in found.items()}
+
+    return fitting_state([read_checkpoint(p) for p in paths], judge, key, join)
 
 
-def import_weights(model: nn.Module, state: dict[str, Tensor], table: WeightMap, config: Any) -> dict[str, int]:
-    """Loads an authors' state_dict into `model`, in place.
+def misfits(own: dict[str, Tensor], state: dict[str, Tensor], table: WeightMap, config: Any) -> list[str]:
+    """Every missing, unexpected and misshapen entry of an authors' state_dict for a network with the entries `own`."""
+    return _misfits(own, table.prepare(config, state), table, config)
 
-    Returns:
-        How many entries were loaded, left out because the forward never reads them, and kept at their own value.
 
-    Raises:
-        UsageError: with every missing, unexpected and misshapen entry.
-    """
+def _misfits(own: dict[str, Tensor], state: dict[str, Tensor], table: WeightMap, config: Any) -> list[str]:
     renames = table.renames(config)
     constants = table.constants(config)
-    unused = table.unused(config) | table.ignored(config) | {n: tuple(t.shape) for n, t in constants.items()}
-    state = table.prepare(config, state)
-    own = model.state_dict()
+    unused = _unused(table, config)
     problems = [f"missing {n}" for n in renames if n not in state]
     problems += [f"unexpected {n}" for n in state if n not in renames and n not in unused]
     expected = {n: tuple(own[ours].shape) for n, ours in renames.items()}
@@ -176,11 +129,30 @@ def import_weights(model: nn.Module, state: dict[str, Tensor], table: WeightMap,
     ]
     problems += _disagreements(renames, state)
     problems += [f"{n} is not the fixed table of the original" for n, t in constants.items() if not _close(state, n, t)]
-    if problems:
+    return problems
+
+
+def _unused(table: WeightMap, config: Any) -> dict[str, tuple[int, ...]]:
+    constants = {n: tuple(t.shape) for n, t in table.constants(config).items()}
+    return table.unused(config) | table.ignored(config) | constants
+
+
+def import_weights(model: nn.Module, state: dict[str, Tensor], table: WeightMap, config: Any) -> dict[str, int]:
+    """Loads an authors' state_dict into `model`, in place.
+
+    Returns:
+        How many entries were loaded, left out because the forward never reads them, and kept at their own value.
+
+    Raises:
+        UsageError: with every missing, unexpected and misshapen entry.
+    """
+    state, own = table.prepare(config, state), model.state_dict()
+    if problems := _misfits(own, state, table, config):
         raise UsageError(f"checkpoint does not fit the config ({len(problems)} problems): " + "; ".join(problems))
-    loaded = {ours: state[n] for n, ours in renames.items()}
+    loaded = {ours: state[n] for n, ours in table.renames(config).items()}
     model.load_state_dict(own | loaded)
-    return {"loaded": len(loaded), "unused": len(set(state) & set(unused)), "own": len(own) - len(loaded)}
+    unused = set(state) & set(_unused(table, config))
+    return {"loaded": len(loaded), "unused": len(unused), "own": len(own) - len(loaded)}
 
 
 def export_weights(model: nn.Module, table: WeightMap, config: Any) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from mer_export.console import (
     Split,
     Threads,
     Trust,
+    Verbose,
     emit,
     emit_plan,
     say_unless,
@@ -75,6 +76,7 @@ def export(
     threads: Annotated[int, typer.Option("--threads", min=1, help="With --plan: threads of one call.")] = 1,
     force: Force = False,
     dry_run: DryRun = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -144,6 +146,7 @@ def infer(
     force: Force = False,
     dry_run: DryRun = False,
     trust: Trust = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -192,14 +195,15 @@ def parity(
     threads: Threads = 1,
     strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
     trust: Trust = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Do all variants give PyTorch's answers? Exit code 3 if not."""
+    from mer_export.agreement.policy import Policy
     from mer_export.data.bundle_data import bundle_samples
     from runtimes.pages.report import write_report
     from runtimes.parity import run as checks
-    from runtimes.parity.policy import Policy
 
     opened = Bundle.open(bundle, trust)
     samples = bundle_samples(opened, data, data_format, split)[:limit]
@@ -227,6 +231,7 @@ def bench(
     ] = None,
     tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
     trust: Trust = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -264,6 +269,7 @@ def tune(
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
     trust: Trust = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from mer_export.errors import NotAvailableError
+from mer_export.install import Extra, install_hint
 from mer_export.machine import cpu_model
 
 
@@ -41,6 +42,7 @@ def examine() -> list[Check]:
         _onnxruntime(),
         _package("openvino", "runtime", "openvino", _openvino),
         _tensorrt(),
+        _package("tokenizers", "text", "text"),
         _package("pyarrow", "Parquet", "columnar"),
         _package("matplotlib", "report", "report"),
         _package("jinja2", "report", "report"),
@@ -80,10 +82,10 @@ def _gpu() -> Check:
     return Check(**base, status="ok", detail=f"{count.value} device(s), first: {name.value.decode()}")
 
 
-def _package(module: str, role: str, extra: str, probe: Callable[[], str] | None = None) -> Check:
+def _package(module: str, role: str, extra: Extra, probe: Callable[[], str] | None = None) -> Check:
     base = {"name": module, "role": role}
     if util.find_spec(module) is None:
-        return Check(**base, status="missing", detail=f"pip install 'mer[{extra}]'")
+        return Check(**base, status="missing", detail=install_hint(extra))
     try:
         import_module(module)
         detail = probe() if probe else ""
@@ -128,7 +130,7 @@ def _tensorrt() -> Check:
     base = {"name": "tensorrt", "role": "export, runtime"}
     flavours = [m for m in ("tensorrt", "tensorrt_rtx_bindings") if util.find_spec(m)]
     if not flavours:
-        return Check(**base, status="missing", detail="pip install 'mer[tensorrt]' or 'mer[tensorrt-rtx]'")
+        return Check(**base, status="missing", detail=install_hint("tensorrt", "tensorrt-rtx"))
     try:
         module = import_module(flavours[0])
         module.Builder(module.Logger(module.Logger.ERROR))

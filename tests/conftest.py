@@ -1,12 +1,16 @@
 """Options of the whole test suite."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+import cli
 from mer_export.bundle import Bundle
+
+Mer = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,3 +43,30 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         for name in ("torchscript", "exported_program", "onnx"):
             export_variant(bundle, name, lengths, example=make_samples())
     return bundle
+
+
+@pytest.fixture
+def mer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mer:
+    """Runs a command line in this process: exit code, standard output, standard error."""
+
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mer", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def strange(tmp_path: Path) -> Path:
+    """A working directory where somebody else's modules have the names of ours."""
+    folder = tmp_path / "strange"
+    (folder / "train").mkdir(parents=True)
+    for file in ("cli.py", "runtimes.py", "train/__init__.py"):
+        (folder / file).write_text(f"raise SystemExit('{file} of somebody else was started')\n")
+    return folder

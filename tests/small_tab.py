@@ -15,7 +15,8 @@ from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
-from mer_export.data.tokens import bytepairs
+from mer_export.data.tokens.byte_pair_training import train_byte_pairs
+from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.encoders.vq_wav2vec.config import VqConfig
 from mer_export.encoders.vq_wav2vec.network import VqWav2vec
 from mer_export.exporters.encoders.sentence import export_encoder
@@ -83,15 +84,14 @@ def spoken(contract: Contract, seed: int) -> Sample:
     return Sample(f"u{seed}", inputs, (f"u{seed}",), random.integers(0, 4, 1))
 
 
-def text_tokenizer(folder: Path) -> bytepairs.BytePairs:
+def text_tokenizer(folder: Path) -> TextTokenizer:
     """A byte-pair tokenizer of the sentences above."""
-    learnt = bytepairs.learn(SENTENCES, 290)
-    bytepairs.write(learnt, folder)
-    return learnt
+    train_byte_pairs(SENTENCES, 290, folder)
+    return TextTokenizer.load(folder)
 
 
 def speech_network() -> VqWav2vec:
-    """A small tokeniser with the published strides."""
+    """A small tokenizer with the published strides."""
     layers = [(8, k, s) for k, s in ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2), (1, 1))]
     torch.manual_seed(1)
     model = VqWav2vec(VqConfig(layers=tuple(layers), entries=6)).eval()
@@ -101,7 +101,7 @@ def speech_network() -> VqWav2vec:
 
 
 def speech_tokenizer(folder: Path) -> Path:
-    """The folder of a small speech tokeniser; two pairs are not in its dictionary."""
+    """The folder of a small speech tokenizer; two pairs are not in its dictionary."""
     pairs = [f"{i}-{j} 9" for i in range(6) for j in range(6)][:-2]
     folder.parent.mkdir(parents=True, exist_ok=True)
     dictionary = folder.parent / "dict.txt"

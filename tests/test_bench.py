@@ -138,7 +138,12 @@ def test_data_that_fits_no_bucket_is_a_usage_error(tmp_path: Path) -> None:
         bench.run_bench(short, make_samples(8)[4:], rounds=3, cold=False)
 
 
-def test_a_cold_start_is_measured_in_a_process_of_its_own(bundle: Bundle) -> None:
+def test_a_cold_start_is_measured_in_a_process_of_its_own(
+    bundle: Bundle, strange: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which runs our modules, whatever lies around."""
+    monkeypatch.chdir(strange)
+    monkeypatch.setenv("PYTHONPATH", ".")
     candidate = next(c for c in find_ways(bundle, 1) if c.runtime == "torchscript")
     found = cold_start(bundle.root, candidate)
     assert isinstance(found, ColdStart), found
@@ -206,7 +211,7 @@ def test_a_baseline_that_cannot_be_compared_is_refused(report: bench.BenchReport
         with pytest.raises(UsageError, match=words):
             regression.read_baseline(path, system, threads)
     path.write_text("{}")
-    with pytest.raises(UsageError, match="is no report of mer bench"):
+    with pytest.raises(UsageError, match="is not a report of mer bench"):
         regression.read_baseline(path, "cmerc", 1)
     with pytest.raises(UsageError, match="cannot be read"):
         regression.read_baseline(tmp_path / "nothing", "cmerc", 1)

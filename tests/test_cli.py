@@ -9,36 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Mer
 
-import cli
 from mer_export.bundle import Bundle
 from mer_export.data.open import open_corpus
 from runtimes.speed import bench
 
 SMALL = ["--set", "epochs=2", "--set", "model.buckets=[8, 33]"]
-Mer = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def mer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Mer:
-    """Runs a command line in this process: exit code, standard output, standard error."""
-
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mer", *map(str, words)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def command(*words: str | Path) -> list[str]:
@@ -76,7 +57,9 @@ def test_list_and_doctor_say_what_there_is(mer: Mer) -> None:
     assert {"torch", "torchscript", "onnxruntime", "openvino", "tensorrt"} <= set(known["runtimes"])
     code, out, _ = mer("doctor", "--json")
     assert code == 0
-    assert {c["name"]: c["status"] for c in json.loads(out)}["torch"] == "ok"
+    checks = {c["name"]: c for c in json.loads(out)}
+    assert checks["torch"]["status"] == "ok"
+    assert (checks["tokenizers"]["status"], checks["tokenizers"]["role"]) == ("ok", "text")
     code, _, err = mer("doctor", "--require", "warp drive")
     assert code == 5
     assert "warp drive" in err

@@ -1,16 +1,18 @@
 """Parquet: what goes in comes out, in bounded memory, and a damaged file is an input error."""
 
 import itertools
+import json
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from mer_export.data.formats.parquet import reader as columnar
-from mer_export.data.formats.parquet.reader import write_parquet
+from mer_export.data.formats.parquet import layout
+from mer_export.data.formats.parquet.writer import write_parquet
 from mer_export.data.inspect import inspect_file
 from mer_export.data.open import open_corpus, stream_samples
 from mer_export.data.samples import Corpus, Sample
+from mer_export.data.spec import DataSpec
 from mer_export.data.synthetic import synthesise
 from mer_export.errors import InputError, UsageError
 
@@ -27,8 +29,8 @@ def _equal(a: Sample, b: Sample) -> None:
 
 @pytest.mark.parametrize("dataset", ["iemocap", "meld"])
 def test_pickles_to_parquet_and_back_gives_equal_samples(tmp_path, dataset, monkeypatch):
-    monkeypatch.setattr(columnar, "GROUP_BYTES", 9000)
-    monkeypatch.setattr(columnar, "BATCH_ROWS", 7)
+    monkeypatch.setattr(layout, "GROUP_BYTES", 9000)
+    monkeypatch.setattr(layout, "BATCH_ROWS", 7)
     synthesise("cmerc", dataset, tmp_path / "in", dialogues=12, text_dim=8, audio_dim=9, vision_dim=10)
     corpus = open_corpus(tmp_path / "in")
     assert write_parquet(corpus, tmp_path / "x.parquet") == sum(len(s.units) for s in corpus)
@@ -102,7 +104,7 @@ def test_damaged_and_foreign_files_are_input_errors(tmp_path):
     write_parquet(Corpus({"all": [sample]}, "test"), path)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="no readable Parquet"):
+    with pytest.raises(InputError, match="not a readable Parquet"):
         list(stream_samples(path))
     path.write_bytes(content[:200] + bytes(2000) + content[2200:])
     with pytest.raises(InputError, match="damaged"):
@@ -126,3 +128,55 @@ def test_scattered_dialogues_and_unknown_splits_are_refused(tmp_path):
     parquet.write_table(table.take([0, 2, 1, 3]), path)
     with pytest.raises(InputError, match="not together and in order"):
         list(stream_samples(path))
+
+
+@pytest.mark.parametrize(
+    ("system", "dataset", "settings"),
+    [
+        ("emt", "mosi", {"text_len": 8, "audio_len": 6, "vision_len": 5}),
+        ("mtee", "mosei_emo", {"text_dim": 6, "audio_dim": 5, "vision_dim": 4, "steps": 6}),
+        ("tab", "iemocap", {"width": 6, "sizes": [1], "text_vocabulary": 60, "audio_vocabulary": 70}),
+        ("facialmmt", "meld", {"audio_dim": 5, "vision_dim": 4, "caches": True, "image_size": 8}),
+    ],
+)
+def test_the_samples_of_every_authors_format_come_back(system, dataset, settings, tmp_path):
+    if system == "mtee":
+        pytest.importorskip("h5py", reason="CMU-MOSEI's files are HDF5")
+    synthesise(system, dataset, tmp_path / "in", dialogues=20, seed=1, **settings)
+    spec = DataSpec(context={"size": 1}) if system == "tab" else DataSpec(faces={"images": True, "size": 8})
+    corpus = open_corpus(tmp_path / "in", spec)
+    write_parquet(corpus, tmp_path / "x.parquet")
+    again = open_corpus(tmp_path / "x.parquet", spec)
+    assert list(again.splits) == list(corpus.splits)
+    assert again.info["labels"] == corpus.info["labels"]
+    for a, b in zip(corpus, again, strict=True):
+        _equal(a, b)
+
+
+def test_files_of_version_1_are_still_read(tmp_path):
+    from pyarrow import parquet
+
+    columns = {
+        "dialogue": ["a", "a"],
+        "index": arrow.array([0, 1], arrow.int32()),
+        "utterance": ["a/0", "a/1"],
+        "split": ["test", "test"],
+        "speaker": [0, 1],
+        "label": [1, -1],
+        "sentence": ["oh", None],
+        **{n: arrow.array(v, arrow.list_(arrow.float32())) for n, v in {"text_0": [[1, 2], [3, 4]]}.items()},
+        **{n: arrow.array(v, arrow.list_(arrow.float32())) for n, v in {"text_1": [[5, 6], [7, 8]]}.items()},
+        "audio": arrow.array([[9], [10]], arrow.list_(arrow.float32())),
+    }
+    meta = {"version": 1, "labels": ["sad", "joy"], "speakers": 2, "splits": ["train", "test"]}
+    meta |= {"dims": {"text": 2, "audio": 1}, "text_vectors": 2, "source_format": "cmerc"}
+    table = arrow.table(columns).replace_schema_metadata({"mer": json.dumps(meta)})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    corpus = open_corpus(tmp_path / "x.parquet")
+    assert list(corpus.splits) == ["train", "test"]
+    (sample,) = corpus.split("test")
+    assert sample.inputs["text"].tolist() == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+    assert sample.inputs["audio"].tolist() == [[9], [10]]
+    assert sample.inputs["speaker"].tolist() == [0, 1]
+    assert sample.labels.tolist() == [1, -1]
+    assert corpus.info["sentences"] == {"a": ["oh", ""]}

@@ -18,9 +18,8 @@ from mer_export.data.open import open_corpus
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.data.synthetic import synthesise
-from mer_export.data.tokens.wordpiece import WordPiece
 from mer_export.errors import InputError, UsageError
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 SMALL = {"text_len": 12, "audio_len": 9, "vision_len": 7, "audio_dim": 3, "vision_dim": 4}
 
@@ -122,16 +121,6 @@ def test_a_rate_outside_0_to_1_is_refused() -> None:
     sample = Sample("a", {"audio": np.ones((2, 3), dtype=np.float32)}, ("a",))
     with pytest.raises(UsageError, match=r"missing rate 1\.5"):
         incomplete([sample], {"audio": 1.5})
-
-
-def test_word_pieces_follow_the_vocabulary(tmp_path: Path) -> None:
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "un", "##aff", "##able", "cafe", "!", "猫", "the"]
-    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
-    tokenizer = WordPiece.load(tmp_path)
-    assert tokenizer.encode("Unaffable CAFÉ! 猫the xyz").tolist() == [2, 4, 5, 6, 7, 8, 9, 10, 1, 3]
-    assert tokenizer.encode("").tolist() == [2, 3]
-    with pytest.raises(InputError, match="is no vocabulary"):
-        WordPiece.load(tmp_path / "absent.txt")
 
 
 def test_a_table_of_utterances_gives_sequences_scores_and_tokens(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from mer_export.data.spec import DataSpec, FaceData
 from mer_export.data.synthetic import synthesise
 from mer_export.errors import InputError
 from mer_export.importer import import_checkpoint
-from mer_export.untrusted.torch_archive import load_archive
+from mer_export.untrusted.pickles import load_pickle, load_records
 from mer_export.weights import bundle_model, export_weights, load_checkpoint
 
 SYSTEM = registry.get("facialmmt")
@@ -137,7 +137,7 @@ def test_damaged_files_are_named(damage: str, data: Path, tmp_path: Path) -> Non
         profile.write_text(json.dumps({"0": ["dia0_utt0", "dia0", 999, 1, 0]}))
     else:
         profile.write_text("{")
-    with pytest.raises(InputError, match=r"has no split|ones, then zeros|names dialogue 999|is no JSON"):
+    with pytest.raises(InputError, match=r"has no split|ones, then zeros|names dialogue 999|is not JSON"):
         open_corpus(tmp_path, reading(data))
 
 
@@ -150,13 +150,13 @@ def test_nothing_in_a_saved_object_is_executed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     torch.save({"a": torch.ones(2), "b": Planted()}, tmp_path / "evil.pt")
     with pytest.raises(InputError, match="not plain data"):
-        load_archive(tmp_path / "evil.pt")
-    assert load_archive(tmp_path / "evil.pt", stubs=True)["a"].tolist() == [1, 1]
+        load_pickle(tmp_path / "evil.pt")
+    assert load_records(tmp_path / "evil.pt")["a"].tolist() == [1, 1]
     assert not (tmp_path / "planted-by-a-pickle").exists()
     whole = (tmp_path / "evil.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="no readable torch archive"):
-        load_archive(tmp_path / "cut.pt", stubs=True)
+    with pytest.raises(InputError, match="not a readable torch archive"):
+        load_records(tmp_path / "cut.pt")
 
 
 def wrapped(model: nn.Module, monkeypatch: pytest.MonkeyPatch, name: str) -> nn.Module:

@@ -14,7 +14,7 @@ from mer_export.errors import InputError, UnsupportedError, UsageError
 from mer_export.models.facialmmt.fusion import select_frames
 from mer_export.models.facialmmt.swin import Swin, shifted_mask, window_index
 from mer_export.models.facialmmt.swin_config import SwinConfig
-from mer_export.models.facialmmt.tables import from_timm, from_transformers, timm_names, to_timm, to_transformers
+from mer_export.models.facialmmt.swin_names import from_timm, from_transformers, timm_names, to_timm, to_transformers
 from mer_export.weights import bundle_model, export_weights, import_weights
 from train.config import load_preset
 
@@ -69,7 +69,7 @@ def test_missing_modalities_are_finite(kept: tuple[str, ...], tmp_path) -> None:
 
 def test_an_utterance_without_faces_is_finite_in_the_vision_model(tmp_path) -> None:
     model = bundle_model(make(tmp_path / "b", "vision"))
-    found = model(torch.randn(1, 5, 4), torch.tensor([0]))
+    found = model(vision=torch.randn(1, 5, 4), vision_lengths=torch.tensor([0]))
     assert torch.isfinite(found).all()
 
 

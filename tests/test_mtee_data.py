@@ -21,7 +21,7 @@ from mer_export.data.synthetic import synthesise
 from mer_export.data.word_vectors import read_word_vectors
 from mer_export.errors import InputError, UsageError
 from mer_export.models.mtee.emotions import look_up
-from mer_export.untrusted.tensor_pickle import load_tensor_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 pytest.importorskip("h5py", reason="CMU-MOSEI's files are HDF5")
 SMALL = {"text_dim": 6, "audio_dim": 5, "vision_dim": 4, "word_dim": 7, "steps": 5}
@@ -188,7 +188,7 @@ def test_damaged_and_incomplete_files_are_named(mosei: Path, tmp_path: Path) -> 
             (tmp_path / file.name).write_bytes(file.read_bytes())
     assert list(open_corpus(tmp_path, spec()).splits) == ["test"]
     (tmp_path / "ey_test.h5").write_bytes(b"\x89HDF and nothing more")
-    with pytest.raises(InputError, match=r"ey_test\.h5 is no readable HDF5 file"):
+    with pytest.raises(InputError, match=r"ey_test\.h5 is not a readable HDF5 file"):
         open_corpus(tmp_path, spec())
     (tmp_path / "ey_test.h5").write_bytes((tmp_path / "audio_test.h5").read_bytes())
     with pytest.raises(InputError, match="test has 25 labels per sample, mosei_emo 6"):
@@ -214,15 +214,15 @@ def test_plain_pickles_of_tensors_are_read_and_their_views_checked(tmp_path: Pat
     content = {"a": value, "t": value.T, "half": value.half(), "p": torch.nn.Parameter(value), "n": torch.tensor(3)}
     path = tmp_path / "state.pt"
     path.write_bytes(pickle.dumps(content, protocol=4))
-    found = load_tensor_pickle(path)
+    found = load_pickle(path)
     assert all(np.array_equal(found[n], t.detach().float().numpy()) for n, t in content.items())
     buffer = io.BytesIO()
     torch.save(value.storage(), buffer, _use_new_zipfile_serialization=False)
     for size, stride in (((1 << 40,), (0,)), ((4, 4), (4, 1)), ((-1,), (1,)), ((2,), (1 << 62,))):
         claim = _Call(torch._utils._rebuild_tensor_v2, (value.untyped_storage(), 0, size, stride, False, {}))
         path.write_bytes(_pickled(claim, buffer.getvalue()))
-        with pytest.raises(InputError, match="tensor"):
-            load_tensor_pickle(path)
+        with pytest.raises(InputError, match=r"tensor|unfold"):
+            load_pickle(path)
 
 
 class _Call:
@@ -261,13 +261,13 @@ def test_word_vectors_come_from_every_usual_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("v.csv", "", "by its ending"),
+        ("v.csv", "", "its ending must be"),
         ("v.json", "[1]", "holds a list"),
         ("v.json", '{"a": [1], "b": [1, 2]}', r"widths \[1, 2\]"),
         ("v.json", '{"a": ["x"]}', "'a' is not made of numbers"),
         ("v.json", '{"a": [NaN]}', "'a' is empty or not finite"),
         ("v.txt", "a 1.0 x\n", "a line is not a word and numbers"),
-        ("v.json", "{", "is no JSON"),
+        ("v.json", "{", "is not JSON"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, name: str, content: str, sentence: str) -> None:
@@ -316,7 +316,7 @@ def test_a_table_of_utterances_gives_each_utterance_its_steps(tmp_path: Path) ->
     ("changes", "sentence"),
     [
         ({"utterance": "name"}, "has no column 'name'"),
-        ({"audio": {"file": "f.npz", "array": "sound"}}, "has 6 rows, the table 3"),
+        ({"audio": {"file": "f.npz", "array": "sound"}}, "has 6 rows, its table has 3"),
         ({"vision": {"file": "f.npz", "array": "face", "column": "said"}}, "holds no row numbers"),
         ({"vision": {"file": "f.npz", "array": "face", "column": "clip", "keys": "sentences"}}, "has no 'a'"),
         ({"audio": {"file": "f.npz", "array": "sound", "offsets": "sentences"}}, "no ascending places"),

@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
+from mer_export.agreement.answers import Compared
+from mer_export.agreement.compare import compare
+from mer_export.agreement.policy import Policy
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.metrics import multilabel as own
 from mer_export.metrics.measure import measure
 from mer_export.models.mtee.config import SENTIMENT
 from mer_export.task import Task
-from runtimes.parity.compare import Compared, compare
-from runtimes.parity.policy import Policy
 
 LABELS = ("anger", "happy", "sad")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import mtee_bundles as tiny
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mer_export import registry
+from mer_export.bundle import WEIGHTS
 from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UsageError
 from mer_export.models.mtee.config import EMOTIONS
-from mer_export.weights import export_weights, import_weights
+from mer_export.weights import bundle_model, export_weights, import_weights, load_from_bundle
 
 SYSTEM = registry.get("mtee")
 TABLE = registry.resolve(SYSTEM.weights)
@@ -117,7 +120,7 @@ def test_a_missing_modality_adds_nothing_to_the_score_of_emotion_embeddings() ->
     without = Sample("s", {m: x for m, x in sample.inputs.items() if m != "audio"}, ("s",))
     given = {n: torch.from_numpy(a) for n, a in collate([without], contract).items()}
     with torch.no_grad():
-        queries = model.queries({m: given[m] for m in config.used}, {m: given[f"{m}_lengths"] for m in config.used})
+        queries = model.queries(given)
     assert not queries["audio"][0].any()
     assert not queries["audio"][1].any()
     assert queries["text"][0].any()
@@ -178,6 +181,22 @@ def test_a_head_without_the_unseen_label_gets_a_row_that_says_nothing() -> None:
     before, after = run(source, SYSTEM.contract(three), items), run(target, SYSTEM.contract(four), items)
     assert np.allclose(after[:, [0, 2, 3]], before)
     assert not after[:, 1].any()
+
+
+def test_a_bundle_of_mult_from_release_0_1_loads_under_its_names_of_then(tmp_path: Path) -> None:
+    bundle = tiny.make_bundle(tmp_path / "b", "mult")
+    now = bundle_model(bundle).state_dict()
+    parts = {"project": "qkv", "expand": "fc1", "contract": "fc2", "attention_norm": "norms.0", "norm": "norms.1"}
+    layer = re.compile(r"(.*\.layers\.\d+\.)(\w+)(\.\w+)")
+    then = {layer.sub(lambda m: m[1] + parts.get(m[2], m[2]) + m[3], n): t.clone() for n, t in now.items()}
+    assert "cross.text_with_audio.layers.0.qkv.weight" in then
+    assert sum(n in now for n in then) == len(now) - 10 * (6 * 1 + 3 * 3)
+    with bundle.commit() as change:
+        save_file(then, change.file(WEIGHTS))
+    loaded, started = bundle_model(bundle), SYSTEM.build(tiny.config_of("mult"))
+    load_from_bundle(started, bundle.root)
+    for model in (loaded, started):
+        assert all(torch.equal(t, now[n]) for n, t in model.state_dict().items())
 
 
 def test_the_transformer_of_the_original_depends_on_its_batch_and_the_exported_one_does_not() -> None:

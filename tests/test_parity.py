@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 from small_bundle import make_bundle, make_samples, reweigh
 
+from mer_export.agreement.answers import Compared
+from mer_export.agreement.compare import compare
+from mer_export.agreement.metrics import metric_differences
+from mer_export.agreement.policy import Policy, gravest
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.samples import Sample
@@ -16,8 +20,6 @@ from mer_export.task import Task
 from runtimes.backends.session import Session
 from runtimes.backends.way import Way, find_ways
 from runtimes.parity import run as parity
-from runtimes.parity.compare import Compared, compare, metric_differences
-from runtimes.parity.policy import Policy, gravest
 from runtimes.parity.probes import probes
 
 TASK = Task(labels=("neutral", "joy", "anger"))
@@ -120,10 +122,10 @@ def test_a_small_error_past_the_tolerance_fails_with_exit_code_3(bundle: Bundle)
 
 def test_an_override_for_one_output_is_obeyed(bundle: Bundle) -> None:
     wrong = tampered(bundle, lambda out, _: out + 1e-3)
-    assert parity.run_parity(bundle, make_samples(), parity.policy(["log_prob:1e-2"]), wrong).verdict == "pass"
-    assert parity.run_parity(bundle, make_samples(), parity.policy(["log_prob:1.5e-3"]), wrong).verdict == "warn"
+    assert parity.run_parity(bundle, make_samples(), Policy.parse(["log_prob:1e-2"]), wrong).verdict == "pass"
+    assert parity.run_parity(bundle, make_samples(), Policy.parse(["log_prob:1.5e-3"]), wrong).verdict == "warn"
     with pytest.raises(UsageError, match="no such output"):
-        parity.run_parity(bundle, make_samples(), parity.policy(["logits:1e-2"]), wrong)
+        parity.run_parity(bundle, make_samples(), Policy.parse(["logits:1e-2"]), wrong)
 
 
 def test_nan_fails_whatever_the_tolerance(bundle: Bundle) -> None:
@@ -132,7 +134,7 @@ def test_nan_fails_whatever_the_tolerance(bundle: Bundle) -> None:
         out[0, 0, 0] = np.nan
         return out
 
-    report = parity.run_parity(bundle, make_samples(), parity.policy(["1000"]), tampered(bundle, poison))
+    report = parity.run_parity(bundle, make_samples(), Policy.parse(["1000"]), tampered(bundle, poison))
     assert report.verdict == "fail"
     assert "NaN" in report.candidates[0].reasons[0]
 

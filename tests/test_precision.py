@@ -16,24 +16,23 @@ import small_emt
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from mer_export.agreement.policy import RULES, Rule
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.contract import Contract, TensorSpec
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError, UsageError
-from mer_export.exporters import export_formats, export_variant
+from mer_export.exporters import export_formats, export_variant, precision
 from mer_export.exporters.export_job import ExportJob
-from mer_export.exporters.graph import precision
 from mer_export.exporters.graph.bf16 import round_to_bf16, to_bf16
-from mer_export.exporters.graph.gate import Bound, check, open_file
-from mer_export.exporters.graph.precision import PRECISIONS, unshare_initializers, write
+from mer_export.exporters.precision import PRECISIONS, unshare_initializers, write
+from mer_export.exporters.precision_gate import check, open_file
 from mer_export.task import Task
 from mer_export.weights import bundle_model
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import known_backends, open_session
 from runtimes.backends.way import find_ways
-from runtimes.parity.policy import DEFAULT_RULES
 from runtimes.parity.run import run_parity
 from runtimes.predict.predictor import Predictor
 
@@ -204,33 +203,54 @@ def test_an_error_that_is_large_only_for_a_small_output_is_refused(tmp_path: Pat
     scale_weight(model, 1.5)
     onnx.save_model(model, tmp_path / "other.onnx")
     with pytest.raises(ParityError, match=r"off by 50\.0% of its size, allowed are 15%"):
-        check(job, PRECISIONS["int8"].bound, open_file(fp32), open_file(tmp_path / "other.onnx"))
+        check(job, open_file(fp32), open_file(tmp_path / "other.onnx"))
 
 
 def labelled(values: np.ndarray, truth: np.ndarray) -> list[Sample]:
     return [Sample(f"s{i}", {"x": v}, (f"s{i}",), truth[i : i + 1]) for i, v in enumerate(values)]
 
 
-@pytest.mark.parametrize(("flips", "words"), [(0.0, "labels change, allowed are 1"), (1.0, "non0_acc_2 falls by")])
-def test_labels_and_metric_are_judged_on_data(tmp_path: Path, flips: float, words: str) -> None:
-    """A model that answers with the opposite sign, under a bound that lets scores and, or not, labels go."""
+def turn_large_scores(model: onnx.ModelProto, above: float) -> None:
+    """Turns the sign of every answer larger than `above` and leaves the others as they are."""
+    model.graph.node[-1].output[0] = "answer"
+    model.graph.initializer.append(numpy_helper.from_array(np.float32([above]), "above"))
+    model.graph.node.extend(
+        [
+            helper.make_node("Abs", ["answer"], ["size"]),
+            helper.make_node("Greater", ["size", "above"], ["large"]),
+            helper.make_node("Neg", ["answer"], ["turned"]),
+            helper.make_node("Where", ["large", "turned", "answer"], ["y"]),
+        ]
+    )
+
+
+@pytest.mark.parametrize(("flips", "words"), [(1e-9, "labels change, allowed are 1"), (1.0, "non0_acc_2 is worse by")])
+def test_labels_and_metric_are_judged_on_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flips: float, words: str
+) -> None:
+    """A model that turns its clearest answers, under a rule that lets scores and, or not, labels go."""
     model = linears()
     job, fp32 = job_of(model, tmp_path, "int8")
-    scale_weight(model, -1)
+    turn_large_scores(model, float(np.sort(np.abs(job.reference["y"][:, 0]))[-3]))
     onnx.save_model(model, tmp_path / "other.onnx")
     samples = labelled(np.repeat(job.example["x"], 100, 0), np.repeat(job.reference["y"], 100, 0)[:, 0])
-    anything = Bound(atol=1e9, rtol=0, relative=1e9, flip_share=flips, metric_drop=0.5)
+    monkeypatch.setitem(RULES, "int8", Rule(atol=1e9, rtol=0, flip_share=flips, metric_drop=0.5))
     files = open_file(fp32), open_file(tmp_path / "other.onnx")
     with pytest.raises(ParityError, match=words):
-        check(replace(job, samples=samples), anything, *files)
-    assert "flips" not in check(job, anything, *files)
+        check(replace(job, samples=samples), *files)
+    assert "flips" not in check(job, *files)
 
 
-def test_the_gate_is_nowhere_laxer_than_parity() -> None:
-    for name, record in PRECISIONS.items():
-        rule = DEFAULT_RULES[name]
-        for limit in ("atol", "rtol", "flip_share", "metric_drop"):
-            assert getattr(record.bound, limit) <= getattr(rule, limit)
+def test_a_limit_that_is_tightened_is_tightened_for_gate_and_parity(
+    tmp_path: Path, case: tuple[Bundle, list[Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, samples = case
+    monkeypatch.setitem(RULES, "int8", Rule(atol=0, rtol=0))
+    report = run_parity(bundle, samples[:1], threads=1)
+    assert {c.verdict for c in report.ran if c.format == "onnx" and c.variant and "int8" in c.variant} == {"fail"}
+    job, fp32 = job_of(linears(), tmp_path, "int8")
+    with pytest.raises(ParityError, match="in int8 y is off by up to"):
+        write(job, fp32, tmp_path / "model.onnx")
 
 
 def test_every_precision_of_a_graph_passes_parity_where_it_runs(case: tuple[Bundle, list[Sample]]) -> None:
@@ -259,7 +279,7 @@ def test_padding_reaches_no_scale_of_int8(tmp_path: Path) -> None:
     assert min(lengths) < 8
     for given in (arrays, spoilt):
         with torch.no_grad():
-            model(*(torch.from_numpy(given[s.name]) for s in contract.inputs))
+            model(**{s.name: torch.from_numpy(given[s.name]) for s in contract.inputs})
     for clean, same in zip(seen[:3], seen[3:], strict=True):
         np.testing.assert_array_equal(clean, same)
 
@@ -357,8 +377,7 @@ def test_a_variant_that_fails_the_gate_leaves_the_bundle_as_it_was(
 ) -> None:
     bundle = small_bundle.make_bundle(tmp_path / "bundle")
     before = bundle.manifest.model_copy(deep=True)
-    strict = replace(PRECISIONS["int8"], bound=Bound(0, 0, 0, 0, 0))
-    monkeypatch.setitem(PRECISIONS, "int8", strict)
+    monkeypatch.setitem(RULES, "int8", Rule(atol=0, rtol=0))
     with pytest.raises(ParityError, match="in int8 log_prob is off by up to"):
         export_variant(bundle, "onnx", Bucket(utterances=4), precision="int8")
     assert Bundle.open(bundle.root).manifest == before

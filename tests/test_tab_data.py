@@ -1,4 +1,4 @@
-"""Data of tab: byte pairs, speech tokens, context windows, folds, the IEMOCAP release, transcripts and recordings."""
+"""Data of tab: speech tokens, context windows, folds, the IEMOCAP release, transcripts and recordings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mer_export.data.samples import Sample
 from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import DataSpec
 from mer_export.data.synthetic import synthesise
-from mer_export.data.tokens.bytepairs import BytePairs, byte_symbols, split_words
+from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.encoders.speech import SpeechTokenizer, resample
 from mer_export.errors import InputError, UsageError
 
@@ -33,54 +33,6 @@ SHARED = Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "sha
 
 def by_id(samples: object) -> dict[str, Sample]:
     return {s.id: s for s in samples}  # type: ignore[attr-defined]
-
-
-# --- text tokens -----------------------------------------------------------------------------------------------------
-
-
-def test_words_are_split_as_gpt_2_splits_them() -> None:
-    assert list(split_words("i've 3 dogs,  they're  naïve…\n ok")) == [
-        *("i", "'ve", " 3", " dogs", ",", " ", " they", "'re", " ", " naïve", "…", "\n", " ok"),
-    ]
-    assert list(split_words("a²b '' 'sun\t ")) == ["a", "²", "b", " ''", " '", "sun", "\t "]
-
-
-def test_bytes_map_to_printable_symbols_one_to_one() -> None:
-    symbols = byte_symbols()
-    assert len(set(symbols.values())) == 256
-    assert (symbols[ord(" ")], symbols[ord("\n")], symbols[ord("a")]) == ("Ġ", "Ċ", "a")
-
-
-def test_merges_apply_in_the_order_of_their_rank(tmp_path: Path) -> None:
-    vocabulary = {
-        s: i for i, s in enumerate(("<s>", "<pad>", "</s>", "<unk>", "l", "o", "w", "lo", "low", "ow", "Ġlow"))
-    }
-    vocabulary["Ġ"] = len(vocabulary)
-    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\no w\nl ow\nĠ low\n")
-    pairs = BytePairs.load(tmp_path)
-    assert pairs.encode("low low").tolist() == [0, 8, 10, 2]
-    assert pairs.encode("lo é").tolist() == [0, 4, 5, 11, 3, 3, 2]
-    assert pairs.encode("").tolist() == [0, 2]
-    (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(InputError, match="lacks <s>"):
-        BytePairs.load(tmp_path)
-    with pytest.raises(InputError, match="no byte-pair tokenizer"):
-        BytePairs.load(tmp_path / "absent")
-
-
-def test_a_learnt_tokenizer_comes_back_from_its_files(tmp_path: Path) -> None:
-    learnt = text_tokenizer(tmp_path)
-    again = BytePairs.load(tmp_path)
-    assert again == learnt
-    assert list(learnt.vocabulary)[-1] == "<mask>"
-    shown = {i: s for s, i in learnt.vocabulary.items()}
-    symbols = {s: b for b, s in byte_symbols().items()}
-    for sentence in SENTENCES:
-        ids = again.encode(sentence)
-        assert len(ids) < len(sentence) + 2
-        joined = "".join(shown[i] for i in ids[1:-1].tolist())
-        assert bytes(symbols[c] for c in joined).decode() == sentence
 
 
 # --- speech tokens ---------------------------------------------------------------------------------------------------
@@ -122,7 +74,7 @@ def test_resampling_keeps_a_tone(tmp_path: Path) -> None:
     samples, rate = read_recording(tmp_path / "a.wav")
     assert (samples.shape, rate) == ((8000, 1), 8000)
     (tmp_path / "b.wav").write_bytes(b"RIFF")
-    with pytest.raises(InputError, match=r"b\.wav is no wav file"):
+    with pytest.raises(InputError, match=r"b\.wav is not a readable wav file"):
         read_recording(tmp_path / "b.wav")
 
 
@@ -202,7 +154,8 @@ def test_the_release_becomes_files_and_samples(release: Path, speech: Path, tmp_
     assert (out / "Text" / "0_F_s_1_ang.txt").read_text() == SENTENCES[0]
     written = by_id(open_corpus(out))
     assert (
-        written["0_F_s_1_ang"].inputs["text_tokens"].tolist() == BytePairs.load(tokenizer).encode(SENTENCES[0]).tolist()
+        written["0_F_s_1_ang"].inputs["text_tokens"].tolist()
+        == TextTokenizer.load(tokenizer).encode(SENTENCES[0]).tolist()
     )
     assert {s.inputs["audio_tokens"][0] for s in written.values()} == {0}
     for folder in ("GPT2Tokens", "vqw2vTokens", "BertEmb", "FullBertEmb3"):
@@ -238,7 +191,7 @@ def test_windows_are_read_or_made_of_sentence_vectors(tmp_path: Path) -> None:
         open_corpus(tmp_path, DataSpec(format="tab", context={"size": 1}))
 
 
-def test_transcripts_and_recordings_in_json_lines_are_tokenised(speech: Path, tmp_path: Path) -> None:
+def test_transcripts_and_recordings_in_json_lines_are_tokenized(speech: Path, tmp_path: Path) -> None:
     text_tokenizer(tmp_path / "text")
     sound = (2000 * np.random.default_rng(0).standard_normal(RATE // 4)).astype(np.int16)
     write_recording(tmp_path / "one.wav", sound, RATE)
@@ -250,7 +203,7 @@ def test_transcripts_and_recordings_in_json_lines_are_tokenised(speech: Path, tm
     file.write_text(json.dumps({"dialogue": "d", "utterances": spoken}) + "\n")
     spec = DataSpec(tokenizer=str(tmp_path / "text"), context={"size": 1, "speech": str(speech)})
     first, second = stream_samples(file, spec, ["angry", "sad"])
-    assert first.inputs["text_tokens"].tolist() == BytePairs.load(tmp_path / "text").encode(SENTENCES[1]).tolist()
+    assert first.inputs["text_tokens"].tolist() == TextTokenizer.load(tmp_path / "text").encode(SENTENCES[1]).tolist()
     assert (
         first.inputs["audio_tokens"].tolist() == SpeechTokenizer.load(speech).encode_file(tmp_path / "one.wav").tolist()
     )
@@ -287,6 +240,7 @@ def test_a_table_gives_windows_within_a_dialogue(tmp_path: Path) -> None:
 
 
 def test_tokens_are_made_without_torch() -> None:
-    names = "data.tokenizers", "data.speech", "data.readers.tab", "data.readers.context_utterances", "models.tab"
-    code = f"import sys, {', '.join(f'mer_export.{n}' for n in names)}; assert 'torch' not in sys.modules"
+    names = "data.tokens.tokenizer", "encoders.speech", "data.formats.tab.reader", "data.shapes.context", "models.tab"
+    code = f"import sys, {', '.join(f'mer_export.{n}' for n in names)}; "
+    code += "assert not {'torch', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -188,7 +188,7 @@ def test_a_sentence_encoder_gives_bert_s_vectors_for_any_length(tmp_path: Path) 
     bert = sentence_encoder(tmp_path / "sentences")
     encoder = SentenceEncoder.load(tmp_path / "sentences")
     for sentence in (*SENTENCES, "", "no " * 50):
-        ids = torch.from_numpy(encoder.pieces.encode(sentence))
+        ids = torch.from_numpy(encoder.tokenizer.encode(sentence))
         ids = ids if len(ids) <= 20 else torch.cat([ids[:19], ids[-1:]])
         with torch.no_grad():
             wanted = bert.first(ids[None], None, torch.tensor([len(ids)]))[0].numpy()

@@ -11,12 +11,13 @@ import torch
 from small_tab import VARIANTS, speech_network, values
 
 from mer_export import registry
+from mer_export.checkpoints import read_checkpoint
 from mer_export.encoders.vq_wav2vec.config import VqConfig, from_arguments
 from mer_export.encoders.vq_wav2vec.network import WEIGHT_MAP as VQ_MAP
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.layers.bert.network import Bert
 from mer_export.models.tab.weights import load_encoder, load_lhs_encoders
-from mer_export.weights import export_weights, import_weights, load_arguments
+from mer_export.weights import export_weights, import_weights
 from train.config import load_preset
 
 SYSTEM = registry.get("tab")
@@ -62,7 +63,7 @@ def test_encoders_come_from_files_of_their_pretraining_or_from_a_fine_tuned_pair
     own = {n.removeprefix("b1.model."): t.half() for n, t in state.items() if n.startswith("b1.")}
     file = tmp_path / "roberta.pt"
     torch.save({"args": argparse.Namespace(arch="roberta_large"), "model": own, "epoch": 3}, file)
-    arguments, _ = load_arguments(file)
+    arguments = read_checkpoint(file).arguments
     assert arguments == {"arch": "roberta_large"}
     encoder = Bert(config.text)
     load_encoder(encoder, file)
@@ -77,7 +78,7 @@ def test_encoders_come_from_files_of_their_pretraining_or_from_a_fine_tuned_pair
         load_encoder(Bert(config.audio), file)
 
 
-def test_a_tokeniser_says_its_shape_in_its_arguments() -> None:
+def test_a_tokenizer_says_its_shape_in_its_arguments() -> None:
     model = speech_network()
     state = export_weights(model, VQ_MAP, model.config)
     assert {n.split(".")[0] for n in state} == {"feature_extractor", "vector_quantizer"}
@@ -89,5 +90,5 @@ def test_a_tokeniser_says_its_shape_in_its_arguments() -> None:
     assert [VqConfig().frames(n) for n in (464, 10_000, 163_825, 327_665)] == [0, 60, 1022, 2046]
     with pytest.raises(UnsupportedError, match="gumbel"):
         from_arguments({"vq_type": "gumbel"})
-    with pytest.raises(UsageError, match="no tokeniser"):
+    with pytest.raises(UsageError, match="do not describe a tokenizer"):
         from_arguments({"conv_feature_layers": "[(512, 10"})

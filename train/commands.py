@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from mer_export.console import DryRun, Force, Json, Out, Quiet, Sets, emit, emit_plan
+from mer_export.console import DryRun, Force, Json, Out, Quiet, Sets, Verbose, emit, emit_plan
+from mer_export.metrics import find
 from mer_export.terminal import columns, summary_line
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A configuration file instead of a preset.")]
@@ -32,6 +33,7 @@ def train(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events.")] = False,
     force: Force = False,
     dry_run: DryRun = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -62,6 +64,7 @@ def crossval(
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,
+    verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -77,7 +80,7 @@ def crossval(
         return emit_plan("crossval", {"out": str(out), "folds": chosen, "config": configs[chosen[0]]}, as_json)
     summary = cross_validate(resolved, data, out, chosen, force=force, quiet=quiet)
     rows = [
-        (split, name, f"{value['mean']:.2f}", f"{value['std']:.2f}")
+        (split, name, find(name).text(value["mean"]), find(name).text(value["std"]))
         for split, metrics in summary["splits"].items()
         for name, value in metrics.items()
     ]
@@ -94,6 +97,9 @@ def import_(
     preset: Annotated[str | None, typer.Option("--preset", help="Recipe that the checkpoint was trained with.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Where in the file the weights are, if several sets of them fit: ema.")
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -105,6 +111,6 @@ def import_(
     resolved = resolve_config(system, preset, config, sets or ())
     if dry_run:
         return emit_plan("import", {"out": str(out), **resolved.model_dump(mode="json")}, as_json)
-    _, report = import_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), out, force)
+    _, report = import_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), out, force, key)
     emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {summary_line(report)}"])
     return None

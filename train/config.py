@@ -2,6 +2,7 @@
 
 presets/<system or family>/<data set>.yaml    exactly the published hyper-parameters
 presets/sample/<data set>.yaml                small recipes for small data, ours
+presets/synthetic/<system>_<data set>.yaml    small recipes for what `mer synth` writes
 
 A file may name another preset as its `base` and say only what differs.
 """
@@ -19,8 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from mer_export import registry
 from mer_export.data.spec import DataSpec
 from mer_export.errors import UsageError
+from mer_export.metrics.table import LOSSES
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
+from mer_export.untrusted.yaml_files import read_yaml
 from train.recipe import recipe
 
 FOLDER = Path(__file__).parent / "presets"
@@ -50,16 +53,11 @@ class Keep(Strict):
     rule: Literal["last", "best"] = "last"
     split: str = "test"
     metric: str = "weighted_f1"
-    """A metric of the task, or `loss`; of losses and errors the lowest is best."""
+    """A metric of the task, or a loss; its row in the table of metrics says which direction is better."""
     margin: float = Field(0.0, ge=0)
     """An epoch is better only by more than this."""
     patience: int | None = Field(None, ge=1)
     """Ends training after so many epochs without a better one, whichever weights are kept."""
-
-    @property
-    def sign(self) -> int:
-        """1 where more is better, -1 where less is."""
-        return -1 if self.metric in ("mae", "loss") or self.metric.startswith("loss_") else 1
 
 
 class TrainConfig(Strict):
@@ -114,6 +112,17 @@ class TrainConfig(Strict):
     def _protocol(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         return _resolve(recipe(_system(info).name).settings, values)
 
+    @field_validator("keep")
+    @classmethod
+    def _measured(cls, keep: Keep, info: ValidationInfo) -> Keep:
+        if (keep.rule == "last" and keep.patience is None) or "model" not in info.data:
+            return keep
+        system = _system(info)
+        names = [m.name for m in (*system.task(system.parse(info.data["model"])).family.metrics, *LOSSES)]
+        if keep.metric.partition("/")[0] not in names:
+            raise ValueError(f"no metric {keep.metric!r} of this task, there are {names}")
+        return keep
+
     def seed_of(self, epoch: int) -> int:
         """The seed that the random streams of one epoch (from 0) start from."""
         return self.seed if self.reseed == "same" else self.seed + 1 + epoch
@@ -154,19 +163,14 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> TrainConfig:
 
 def _read(path: Path, depth: int = 0) -> dict[str, Any]:
     """The settings of a file over those of its base."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds {type(values).__name__}, expected a mapping of settings")
     base = values.pop("base", None)
     if base is None:
         return values
     if base not in PRESETS or depth >= len(PRESETS):
-        raise UsageError(f"{path}: base {base!r} is no preset, or has itself as its base; there are {list(PRESETS)}")
+        raise UsageError(f"{path}: base {base!r} is not a preset, or has itself as its base; there are {list(PRESETS)}")
     return _merged(_read(FOLDER / f"{base}.yaml", depth + 1), values)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from mer_export.console import DataFormat, Force, Json, Out, Sets, Split, emit
+from mer_export.console import DataFormat, Force, Json, Out, Quiet, Sets, Split, Verbose, emit, say_unless
 from mer_export.errors import UsageError
 from mer_export.terminal import outline, summary_line
 
@@ -17,28 +18,45 @@ app = typer.Typer(no_args_is_help=True, help="Make, look into and convert data s
 @app.command("synth")
 def synth(
     system: Annotated[str, typer.Argument(help="System whose file format to write.")],
-    out: Out,
-    dataset: Annotated[str, typer.Option("--dataset", help="Which of the authors' data sets to imitate.")] = "meld",
-    items: Annotated[int, typer.Option("--dialogues", min=4, help="How many dialogues.")] = 120,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write; default SYSTEM-synthetic.", show_default=False)
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Which of the authors' data sets to imitate; default the first.")
+    ] = None,
+    items: Annotated[int, typer.Option("--dialogues", min=4, help="How many dialogues, or utterances.")] = 120,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     sets: Sets = None,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write a learnable synthetic data set in the authors' own file format, with its ground truth."""
-    from mer_export.data.synthetic import synthesise
+    """Write a learnable synthetic data set in the authors' own file format, and say what trains on it."""
+    from mer_export.data.synthetic import first_dataset, synthesise
     from mer_export.overrides import apply_overrides
 
-    files = synthesise(system, dataset, out, dialogues=items, seed=seed, **apply_overrides({}, sets or []))
+    folder, chosen = out or Path(f"{system}-synthetic"), dataset or first_dataset(system)
+    files = synthesise(system, chosen, folder, dialogues=items, seed=seed, **apply_overrides({}, sets or []))
     emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
+    # Other widths than the real data set's need another network than the preset's.
+    say_unless(quiet or bool(sets))(_training_line(system, chosen, folder))
+
+
+def _training_line(system: str, dataset: str, data: Path) -> str:
+    """The command that trains on a synthetic data set."""
+    words = ["mer", "train", system, "--preset", f"synthetic/{system}_{dataset}", "--data", str(data)]
+    tokenizer = data / "tokenizer"
+    words += ["--set", f"data.tokenizer={tokenizer}"] if tokenizer.is_dir() else []
+    return shlex.join([*words, "--out", "runs/a"])
 
 
 @app.command("inspect")
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Any supported file or directory.")],
+    path: Annotated[Path, typer.Argument(help="A bundle, a data set, or any supported file.")],
     data_format: DataFormat = "auto",
     as_json: Json = False,
 ) -> None:
-    """What a data file holds: splits, lengths, dims, labels, missing modalities, problems. Executes nothing in it."""
+    """What a bundle or data set holds: contract and variants; splits, lengths, labels, problems. Executes nothing."""
     from mer_export.data.inspect import inspect_file
     from mer_export.data.spec import DataSpec
 
@@ -54,9 +72,9 @@ def convert(
     data_format: DataFormat = "auto",
     force: Force = False,
 ) -> None:
-    """Convert a data set to Parquet: one row per utterance, float lists per modality, split and labels."""
+    """Convert a data set to Parquet: one row per utterance, lists of numbers per input, split and labels."""
     from mer_export.data.bundle_data import choose_spec
-    from mer_export.data.formats.parquet.reader import write_parquet
+    from mer_export.data.formats.parquet.writer import write_parquet
     from mer_export.data.open import open_corpus
     from mer_export.data.spec import DataSpec
     from train.config import load_preset
@@ -95,7 +113,7 @@ def iemocap(
         str | None, typer.Option("--tokenizer", help="Folder of RoBERTa's tokenizer, for text tokens.")
     ] = None,
     speech: Annotated[
-        str | None, typer.Option("--speech-tokenizer", help="Folder of a speech tokeniser, for audio tokens.")
+        str | None, typer.Option("--speech-tokenizer", help="Folder of a speech tokenizer, for audio tokens.")
     ] = None,
     encoder: Annotated[
         str | None, typer.Option("--sentence-encoder", help="Folder of a sentence encoder, for context windows.")
@@ -120,25 +138,25 @@ def byte_pairs(
     split: Split = "train",
     force: Force = False,
 ) -> None:
-    """Learn a small byte-pair tokenizer from lower-cased sentences: vocab.json and merges.txt."""
+    """Train a small byte-pair tokenizer from lower-cased sentences: vocab.json and merges.txt."""
     from mer_export.data.bundle_data import choose_spec
-    from mer_export.data.formats.table.reader import sentences
+    from mer_export.data.open import open_file_format, sentences
     from mer_export.data.spec import DataSpec
-    from mer_export.data.tokens import bytepairs
+    from mer_export.data.tokens.byte_pair_training import train_byte_pairs
     from train.config import load_preset
 
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
     spec = choose_spec(source, "auto", load_preset(preset).data if preset else DataSpec())
-    texts = sentences(source, spec, split) if source.is_dir() else source.read_text(encoding="utf-8").splitlines()
-    learnt = bytepairs.learn((t.lower() for t in texts), size)
-    bytepairs.write(learnt, out)
-    typer.echo(f"{out}: {len(learnt.vocabulary)} symbols from {len(texts)} sentences")
+    data = source.is_dir() or open_file_format(source, spec)
+    texts = sentences(source, spec, split) if data else source.read_text(encoding="utf-8").splitlines()
+    symbols = train_byte_pairs((t.lower() for t in texts), size, out)
+    typer.echo(f"{out}: {symbols} symbols from {len(texts)} sentences")
 
 
 @app.command("sentence-encoder")
 def sentence_encoder(
-    source: Annotated[Path, typer.Argument(help="Folder of a BERT: config.json, vocab.txt and weights.")],
+    source: Annotated[Path, typer.Argument(help="Folder of a BERT: config.json, weights and tokenizer.")],
     out: Out,
     pooling: Annotated[
         Literal["first", "mean"], typer.Option("--pooling", help="First state, or the mean at unit length (MiniLM).")
@@ -165,7 +183,7 @@ def speech_tokenizer(
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """Make a speech tokeniser that runs without PyTorch: vq-wav2vec for any length, and its dictionary."""
+    """Make a speech tokenizer that runs without PyTorch: vq-wav2vec for any length, and its dictionary."""
     from mer_export.exporters.encoders.speech import import_tokenizer
 
     files = import_tokenizer(checkpoint, dictionary, out, rate, force)

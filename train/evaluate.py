@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import yaml
 
 from mer_export.bundle import CONFIG, Bundle
 from mer_export.contract import Semantics
 from mer_export.data.samples import Sample
+from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import bundle_model
 from train.config import parse_config
 from train.model_metrics import PUBLISHED_BATCH, evaluate_model
@@ -52,7 +52,7 @@ def _protocol(bundle: Bundle, device: str) -> Protocol | None:
     """The protocol the bundle was trained with, for its losses; None without a training configuration."""
     if CONFIG not in bundle.manifest.files:
         return None
-    values = yaml.safe_load(bundle.path(CONFIG).read_text())
+    values = read_yaml(bundle.path(CONFIG))
     if not isinstance(values, dict) or "protocol" not in values:
         return None
     config = parse_config(values, source=f"{bundle.root}/{CONFIG}")

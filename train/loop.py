@@ -1,4 +1,4 @@
-"""One training stage: optimiser, random streams, batches, one epoch at a time, on one or several processes."""
+"""One training phase: optimiser, random streams, batches, one epoch at a time, on one or several processes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, MerError, NotAvailableError, UsageError
+from mer_export.install import not_installed
 from mer_export.task import Task
 from train.config import TrainConfig
 from train.protocol import AuxiliaryPass, Protocol
@@ -33,7 +34,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
     except ImportError:
-        raise NotAvailableError("accelerate is not installed: pip install 'mer[train]'") from None
+        raise NotAvailableError(not_installed("accelerate", "train")) from None
     gpu = torch.cuda.is_available()
     if config.device == "cuda" and not gpu:
         raise NotAvailableError("no CUDA device is available: pass --device cpu")
@@ -74,7 +75,7 @@ def set_statistics(model: nn.Module, samples: Sequence[Sample]) -> None:
         layer.std.copy_(torch.from_numpy(std))
 
 
-class Stage:
+class Phase:
     """A model in training on fixed samples."""
 
     def __init__(

@@ -13,8 +13,8 @@ from torch import Tensor
 from mer_export.contract import Contract, Semantics
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UnsupportedError
+from mer_export.metrics import find
 from mer_export.metrics.measure import measure
-from mer_export.metrics.sentiment import PLAIN
 from mer_export.task import Task
 from train.batches import in_batches, make_batch
 
@@ -60,7 +60,7 @@ def evaluate_model(
     if not labels:
         raise InputError("none of these samples has a label: nothing to evaluate")
     further = published(scores, labels) if published and semantics == "batch" else {}
-    return batch_metrics(task, scores, labels, class_loss, mean) | {n: round(v, 2) for n, v in further.items()}
+    return batch_metrics(task, scores, labels, class_loss, mean) | {n: find(n).rounded(v) for n, v in further.items()}
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def batch_metrics(
 ) -> dict[str, float]:
     """Metrics over all rows of all batches, rounded; `loss` is the mean over batches where there is a loss."""
     metrics = measure(task, torch.cat(list(labels)).cpu().numpy(), torch.cat(list(scores)).cpu().numpy())
-    rounded = {name: round(value, 4 if name in PLAIN else 2) for name, value in metrics.items()}
+    rounded = {name: find(name).rounded(value) for name, value in metrics.items()}
     if class_loss is None:
         return rounded
     losses = [float(class_loss(s, y)) for s, y in zip(scores, labels, strict=True)]

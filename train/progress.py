@@ -8,23 +8,20 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-HEADLINE = (
-    *("weighted_accuracy", "accuracy", "weighted_f1", "macro_f1", "auc"),
-    *("mae", "corr", "acc_7", "acc_5", "has0_acc_2", "non0_acc_2", "acc_2"),
-)
+from mer_export.metrics.table import find, main
 
 
 class Quiet:
     """Shows nothing."""
 
     def start(self, title: str, epochs: int, done: int) -> None:
-        """Called once per stage: what trains, for how many epochs, how many were done before."""
+        """Called once per phase: what trains, for how many epochs, how many were done before."""
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Called after every epoch with its line of metrics.jsonl."""
 
     def close(self) -> None:
-        """Called when the stage has ended, however it ended."""
+        """Called when the phase has ended, however it ended."""
 
 
 class Lines(Quiet):
@@ -68,10 +65,5 @@ def summary(record: dict[str, Any]) -> str:
     """Loss and main metrics of an epoch in a few words."""
     parts = [f"loss {record['train']['total']:.4f}"]
     for split, metrics in record.get("splits", {}).items():
-        parts.append(f"{split}: " + " ".join(f"{n.replace('_', ' ')} {v:.2f}" for n, v in headline(metrics).items()))
+        parts.append(f"{split}: " + " ".join(f"{find(n).title} {find(n).text(v)}" for n, v in main(metrics).items()))
     return "  ".join(parts)
-
-
-def headline(metrics: dict[str, float]) -> dict[str, float]:
-    """The few metrics that say how good a model is, those of them that its task has."""
-    return {name: metrics[name] for name in HEADLINE if name in metrics}

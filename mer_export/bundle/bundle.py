@@ -124,7 +124,9 @@ class Bundle:
             for data in read_data_files(paths[name]):
                 beside = str(PurePosixPath(name).with_name(data)) if PurePosixPath(data).name == data else data
                 if beside not in self.manifest.files:
-                    raise BundleError(f"{self.root}: {name} reads {data!r}, which is no file of this bundle beside it")
+                    raise BundleError(
+                        f"{self.root}: {name} reads {data!r}, which is not a file of this bundle beside it"
+                    )
                 paths[beside] = self.path(beside)
         if len({(self.root / STAGING) in p.parents for p in paths.values()}) > 1:
             raise BundleError(f"{self.root}: a change of {variant.name} was cut short: any command that writes ends it")

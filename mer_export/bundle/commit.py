@@ -181,7 +181,7 @@ def read_data_files(path: Path) -> list[str]:
     try:
         return data_files(path) if path.suffix == ".onnx" else []
     except ValueError as error:
-        raise BundleError(f"{path} is no ONNX file: {error}") from None
+        raise BundleError(f"{path} is not an ONNX file: {error}") from None
 
 
 def _relative(path: Path, folder: Path) -> str:

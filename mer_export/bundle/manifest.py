@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mer_export.bucket import Bucket
 from mer_export.bundle.files import read_plain
 from mer_export.contract import Contract
-from mer_export.errors import BundleError
+from mer_export.errors import BundleError, InputError
 from mer_export.task import Task
+from mer_export.untrusted.json_files import parse_json
 
 SCHEMA_VERSION = 2
 MANIFEST = "bundle.json"
@@ -133,9 +134,9 @@ def read_journal(path: Path) -> Journal:
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(raw)
+        content = parse_json(raw, str(path))
         version = (content.get("manifest") or content).get("schema_version")
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (InputError, AttributeError) as error:
         raise BundleError(f"{path} cannot be read as JSON: {error}") from None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise BundleError(f"{path} has schema version {version}, this mer reads up to {SCHEMA_VERSION}: update mer")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from mer_export.bundle import CONFIG, Bundle
@@ -17,9 +16,10 @@ from mer_export.data.tokens.tokenizer import with_kept
 from mer_export.errors import UsageError
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
+from mer_export.untrusted.yaml_files import read_yaml
 
 AUTO = "auto"
-KEPT = ("context", "tokenizer", "packing", "faces")
+KEPT = ("unit", "context", "tokenizer", "packing", "faces")
 """Parts of a data section that hold in any format."""
 
 
@@ -28,20 +28,21 @@ def choose_spec(path: Path, data_format: str, configured: DataSpec, sets: Sequen
 
     `sets` are overrides of `configured` such as `data.emotions.zsl=null`.
     """
+    spec = _override(configured, sets) if sets and data_format == AUTO else configured
+    # Data in another format still take the same shape, with the same tokenizer and packing.
+    kept = {n: getattr(spec, n) for n in KEPT}
     if data_format != AUTO:
-        return DataSpec(format=data_format)
-    spec = _override(configured, sets) if sets else configured
-    # A name that is no format is refused where the data are opened.
+        return DataSpec(format=data_format, **kept)
+    # A name that is not a format is refused where the data are opened.
     fits = spec.format not in known_formats() or known_formats()[spec.format].load().detect(path, spec)
-    # Data in another format are still read as utterances with their context, with the same tokenizer and packing.
-    return spec if fits else DataSpec(**{n: getattr(spec, n) for n in KEPT})
+    return spec if fits else DataSpec(**kept)
 
 
 def bundle_spec(bundle: Bundle, path: Path, data_format: str = AUTO, sets: Sequence[str] = ()) -> DataSpec:
     """How a bundle reads `path`."""
-    configured = yaml.safe_load(bundle.path(CONFIG).read_text()) if data_format == AUTO else {}
+    configured = read_yaml(bundle.path(CONFIG)) if CONFIG in bundle.manifest.files else {}
     spec = with_kept(DataSpec.model_validate(configured.get("data") or {}), bundle)
-    return choose_spec(path, data_format, spec, sets)
+    return choose_spec(path, data_format, spec.for_model(bundle.manifest.contract), sets)
 
 
 def bundle_corpus(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,12 +13,15 @@ import numpy as np
 from mer_export.bundle import MANIFEST, Bundle, sha256
 from mer_export.data.formats.cmerc.difficulty import is_difficulty, read_difficulty
 from mer_export.data.formats.format import known_formats
-from mer_export.data.open import detect
+from mer_export.data.open import OpenData, detect
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
-from mer_export.errors import InputError, MerError
+from mer_export.errors import InputError, MerError, UsageError
 from mer_export.task import known_units
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.arrays import check_arrays
+from mer_export.untrusted.impostors import refuse_impostor
+from mer_export.untrusted.json_files import read_json
+from mer_export.untrusted.pickles import load_pickle
 
 OUTLINE_DEPTH = 4
 OUTLINE_ITEMS = 12
@@ -29,15 +31,18 @@ NAMED_BAD = 5
 def inspect_file(path: Path | str, spec: DataSpec | None = None) -> dict[str, Any]:
     """Describes a data set, bundle, difficulty file, pickle, array or weight file, as JSON-able values.
 
-    A data set is streamed where its format allows. Every description has `path`, `kind` and `files` (size, SHA-256).
+    Open data are streamed. Every description has `path`, `kind` and `files` (size, SHA-256).
 
     Raises:
         InputError: missing, damaged, or nothing that is known.
+        UsageError: a data format is named and `path` is a bundle.
     """
     path, spec = Path(path), spec or DataSpec()
     if not path.exists():
         raise InputError(f"{path} does not exist")
     if (path / MANIFEST).is_file():
+        if spec.format != "auto":
+            raise UsageError(f"{path} is a bundle, not a data set: leave --data-format {spec.format} out")
         return {"path": str(path), **_bundle(path)}
     if path.is_file() and path.suffix in SINGLE:
         return {"path": str(path), **SINGLE[path.suffix](path), "files": _checksums([path], path.parent)}
@@ -46,25 +51,25 @@ def inspect_file(path: Path | str, spec: DataSpec | None = None) -> dict[str, An
 
 def _corpus(path: Path, spec: DataSpec) -> dict[str, Any]:
     name = detect(path, spec)
-    module = known_formats()[name].load()
+    known = known_formats()[name]
     splits: dict[str, _Tally] = {}
-    if known_formats()[name].streams:
-        for split, sample in module.pairs(path, spec):
-            splits.setdefault(split, _Tally()).add(sample)
-        labels: list[str] = module.class_names(path, spec)
+    if known.open:
+        data = OpenData(path, known, spec)
+        labels = list(data.labels.labels)
+        pairs = ((dialogue.split, sample) for dialogue, sample in data.samples())
     else:
-        corpus = module.read(path, spec)
+        corpus = known.load().read(path, spec)
         labels = corpus.info.get("labels", [])
-        for split, samples in corpus.splits.items():
-            splits[split] = _Tally()
-            for sample in samples:
-                splits[split].add(sample)
+        splits |= {split: _Tally() for split in corpus.splits}
+        pairs = ((split, sample) for split, samples in corpus.splits.items() for sample in samples)
+    for split, sample in pairs:
+        splits.setdefault(split, _Tally()).add(sample)
     return {
         "kind": "data set",
         "format": name,
         "labels": labels,
         "splits": {split: tally.summary(labels) for split, tally in splits.items()},
-        "files": _checksums(module.files(path, spec), path if path.is_dir() else path.parent),
+        "files": _checksums(known.load().files(path, spec), path if path.is_dir() else path.parent),
     }
 
 
@@ -236,10 +241,7 @@ def _json(path: Path) -> dict[str, Any]:
         return _difficulty(path)
     except InputError:
         pass
-    try:
-        return {"kind": "json", "outline": outline(json.loads(path.read_bytes()))}
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}") from None
+    return {"kind": "json", "outline": outline(read_json(path))}
 
 
 def _difficulty(path: Path) -> dict[str, Any]:
@@ -258,30 +260,33 @@ def _difficulty(path: Path) -> dict[str, Any]:
 
 
 def _npz(path: Path) -> dict[str, Any]:
+    check_arrays(path)
     try:
         with np.load(path, allow_pickle=False) as content:
             return {"kind": "arrays", "arrays": {name: _array(content[name]) for name in content.files}}
     except Exception as error:  # zip, header and length errors have many types
-        raise InputError(f"{path} is no readable npz file: {_short(error)}") from None
+        raise InputError(f"{path} is not a readable npz file: {_short(error)}") from None
 
 
 def _npy(path: Path) -> dict[str, Any]:
+    check_arrays(path)
     try:
         return {"kind": "arrays", "arrays": {"": _array(np.load(path, allow_pickle=False))}}
     except Exception as error:
-        raise InputError(f"{path} is no readable npy file: {_short(error)}") from None
+        raise InputError(f"{path} is not a readable npy file: {_short(error)}") from None
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
+    refuse_impostor(path)
     try:
         with safe_open(path, framework="numpy") as content:
             slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
             tensors = {n: {"shape": list(s.get_shape()), "dtype": s.get_dtype()} for n, s in slices.items()}
             return {"kind": "weights", "metadata": content.metadata() or {}, "arrays": tensors}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is no readable safetensors file: {_short(error)}") from None
+        raise InputError(f"{path} is not a readable safetensors file: {_short(error)}") from None
 
 
 SINGLE: dict[str, Callable[[Path], dict[str, Any]]] = {

@@ -1,14 +1,17 @@
-"""From what a file says about the class of an utterance to the model's class index."""
+"""From what a file says of an utterance to the model's class index, score or row of label indicators."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from mer_export.data.dialogues import Utterance
 from mer_export.errors import InputError
 
 UNKNOWN = -1
+KINDS = ("label", "score", "indicators")
 
 
 class LabelReader:
@@ -31,8 +34,38 @@ class LabelReader:
         self.names = tuple(names)
         self.labels = tuple(labels) if labels is not None else self.names or _discover(values)
         self._index = {name: i for i, name in enumerate(self.labels)}
+        others = set(self.names) - set(self.labels)
+        self._others = others | {str(i) for i, name in enumerate(self.names) if name in others}
 
-    def index(self, value: str | int | None) -> int:
+    def leaves_out(self, utterance: Utterance) -> bool:
+        """Whether the class is one that the data name and the model does not have."""
+        return utterance.label is not None and str(utterance.label) in self._others
+
+    def targets(self, utterances: Sequence[Utterance]) -> np.ndarray | None:
+        """The labels of a sample with these utterances, as `Sample.labels` has them; None for unlabelled data.
+
+        Raises:
+            InputError: an unknown class, labels of several kinds, or a label of the model that the data do not have.
+        """
+        kinds = [k for k in KINDS if any(getattr(u, k) is not None for u in utterances)]
+        if len(kinds) > 1:
+            raise InputError(f"{self.where}: {utterances[0].id} has {' and '.join(kinds)}: keep one of them")
+        if not kinds:
+            return None
+        if kinds == ["score"]:
+            return np.asarray([math.nan if u.score is None else u.score for u in utterances], dtype=np.float32)
+        if kinds == ["indicators"]:
+            return np.stack([self._row(u) for u in utterances])
+        return self.indices(u.label for u in utterances)
+
+    def _row(self, utterance: Utterance) -> np.ndarray:
+        missing = [n for n in self.labels if n not in self.names] if self.names else []
+        if missing:
+            raise InputError(f"{self.where} has no labels {missing}, it has {list(self.names)}")
+        given = utterance.indicators or {}
+        return np.asarray([given.get(n, math.nan) for n in self.labels], dtype=np.float32)
+
+    def index(self, value: str | int | float | None) -> int:
         """The class index of one value, -1 for an empty one; raises InputError for an unknown class."""
         if value is None or value == "":
             return UNKNOWN
@@ -48,9 +81,17 @@ class LabelReader:
         shown = f"{value} ({self.names[number]})" if number is not None and 0 <= number < len(self.names) else value
         raise InputError(f"{self.where}: label {shown!r} is none of the classes {list(self.labels)}")
 
-    def indices(self, values: Iterable[str | int | None]) -> np.ndarray:
+    def indices(self, values: Iterable[str | int | float | None]) -> np.ndarray:
         """Class indices (int64)."""
         return np.asarray([self.index(v) for v in values], dtype=np.int64)
+
+
+def said_labels(utterances: Iterable[Utterance]) -> Iterator[str]:
+    """The names of all labels that utterances have."""
+    for utterance in utterances:
+        if utterance.label not in (None, ""):
+            yield str(utterance.label)
+        yield from utterance.indicators or ()
 
 
 def _discover(values: Iterable[str]) -> tuple[str, ...]:
@@ -63,7 +104,7 @@ def _discover(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(str(v) for v in found))
 
 
-def _integer(value: str | int) -> int | None:
+def _integer(value: str | int | float) -> int | None:
     """The integer that a value says, else None; 1.5 and "x" say none."""
     try:
         number = int(value)

@@ -1,12 +1,15 @@
-"""The one way from a path to samples, whatever the format."""
+"""The one way from a path to samples, whatever the format and the shape."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mer_export.data.formats.format import known_formats
+from mer_export.data.dialogues import USUAL_ORDER, Dialogue, Source
+from mer_export.data.formats.format import Format, known_formats
+from mer_export.data.labels import LabelReader, said_labels
 from mer_export.data.samples import Corpus, Sample
+from mer_export.data.shapes.shape import SHAPES
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
 
@@ -23,26 +26,74 @@ def open_corpus(path: Path | str, spec: DataSpec | None = None, labels: Sequence
         InputError: missing, unknown, damaged, or holding labels or features that contradict `spec`.
     """
     path, spec = Path(path), spec or DataSpec()
-    return known_formats()[detect(path, spec)].load().read(path, spec, labels)
+    found = known_formats()[detect(path, spec)]
+    if found.open:
+        return OpenData(path, found, spec, labels).corpus()
+    return found.load().read(path, spec, labels)
 
 
 def stream_samples(
     path: Path | str, spec: DataSpec | None = None, labels: Sequence[str] | None = None, split: str | None = None
 ) -> Iterator[Sample]:
-    """Yields samples in file order, one split or all; Parquet and JSONL are read with bounded memory.
+    """Yields samples in file order, one split or all; Parquet and JSON lines are read with bounded memory.
 
     Raises:
         InputError: as `open_corpus`.
         UsageError: no such split.
     """
     path, spec = Path(path), spec or DataSpec()
-    chosen = known_formats()[detect(path, spec)]
-    if chosen.streams:
-        for _, sample in chosen.load().pairs(path, spec, labels, split):
+    found = known_formats()[detect(path, spec)]
+    if found.open:
+        for _, sample in OpenData(path, found, spec, labels).samples(split):
             yield sample
         return
-    corpus = chosen.load().read(path, spec, labels)
+    corpus = found.load().read(path, spec, labels)
     yield from corpus if split is None else corpus.split(split)
+
+
+def sentences(path: Path | str, spec: DataSpec, split: str) -> list[str]:
+    """What is said in one split of an open source; raises UsageError where nothing is."""
+    path = Path(path)
+    found = known_formats()[detect(path, spec)]
+    source: Source | None = found.load().source(path, spec) if found.open else None
+    said = [u.sentence for d in source.dialogues(split) for u in d.utterances if u.sentence] if source else []
+    if not said:
+        raise UsageError(f"{path} has no sentences of split {split!r}: name their column in data.sentence")
+    return said
+
+
+class OpenData:
+    """An open source, the shape that its utterances take, and the labels of the model (or its own)."""
+
+    def __init__(self, path: Path, found: Format, spec: DataSpec, labels: Sequence[str] | None = None):
+        self.format = found.name
+        self.source: Source = found.load().source(path, spec)
+        self.spec = self.source.spec
+        names = self.spec.label_columns or self.spec.label_names
+        values = () if labels or names else said_labels(u for d in self.source.dialogues() for u in d.utterances)
+        self.labels = LabelReader(str(path), labels, names, values)
+
+    def samples(self, split: str | None = None) -> Iterator[tuple[Dialogue, Sample]]:
+        """Yields every sample with the dialogue that it is made of."""
+        shape = SHAPES[self.spec.shape]
+        for dialogue in self.source.dialogues(split):
+            for sample in shape(dialogue, self.spec, self.labels):
+                yield dialogue, sample
+
+    def corpus(self) -> Corpus:
+        """Everything, in memory."""
+        splits: dict[str, list[Sample]] = {name: [] for name in self.source.splits}
+        said: dict[str, list[str]] = {}
+        scores = False
+        for dialogue, sample in self.samples():
+            splits.setdefault(dialogue.split, []).append(sample)
+            words = {u.id: u.sentence or "" for u in dialogue.utterances}
+            if any(words[unit] for unit in sample.units):
+                said[sample.id] = [words[unit] for unit in sample.units]
+            scores |= sample.labels is not None and sample.labels.dtype.kind == "f" and sample.labels.ndim == 1
+        info = {"labels": [] if scores else list(self.labels.labels), "speakers": self.spec.speakers, "sentences": said}
+        order = self.source.splits or sorted(splits, key=_usual_place)
+        return Corpus({name: splits[name] for name in order}, self.format, info | dict(self.source.info))
 
 
 def detect(path: Path, spec: DataSpec) -> str:
@@ -51,13 +102,27 @@ def detect(path: Path, spec: DataSpec) -> str:
     A configured format holds for what it can read: a model trained on a directory of pickles also takes a single
     Parquet or JSONL file, which says itself what it is.
     """
-    if spec.format != "auto" and spec.format not in known_formats():
-        raise UsageError(f"no data format {spec.format!r}, there are {list(known_formats())}")
+    known = known_formats()
+    if spec.format != "auto" and spec.format not in known:
+        raise UsageError(f"no data format {spec.format!r}, there are {list(known)}")
     if not path.exists():
         raise InputError(f"{path} does not exist: point --data at a file or directory")
-    if spec.format != "auto" and known_formats()[spec.format].directory == path.is_dir():
+    said = open_file_format(path, spec)
+    if said is not None:
+        return said
+    if spec.format != "auto" and known[spec.format].directory == path.is_dir():
         return spec.format
-    for name, known in known_formats().items():
-        if known.load().detect(path, spec):
+    for name, record in known.items():
+        if record.load().detect(path, spec):
             return name
-    raise InputError(f"{path} is in no known format: set data.format to one of {list(known_formats())}")
+    raise InputError(f"{path} is in no known format: set data.format to one of {list(known)}")
+
+
+def open_file_format(path: Path, spec: DataSpec) -> str | None:
+    """The open format that a single file is in, by its name; None for a directory and for other files."""
+    readers = {n: f.load() for n, f in known_formats().items() if f.open} if path.is_file() else {}
+    return next((n for n, reader in readers.items() if reader.detect(path, spec)), None)
+
+
+def _usual_place(split: str) -> int:
+    return USUAL_ORDER.index(split) if split in USUAL_ORDER else len(USUAL_ORDER)

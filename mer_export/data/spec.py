@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from mer_export.contract import Contract
+from mer_export.errors import InputError
+from mer_export.registry import first_problem
+
+Shape = Literal["dialogue", "utterance", "context", "packed"]
 
 
 class ArraySource(BaseModel):
@@ -14,8 +21,8 @@ class ArraySource(BaseModel):
     `only_with_split` names the split columns these features may be used with: features of a network that was trained
     with the labels of one split say so here, and are refused with any other.
 
-    With `unit: utterance` an array may hold sequences: `offsets` names the array of the same file that says where each
-    row's steps begin and the last one ends, a third dim does without. `column` is the column of the table with the row
+    An array may hold sequences: `offsets` names the array of the same file that says where each row's steps begin and
+    the last one ends, a third dim does without. `column` is the column of the table with the row
     of this source alone; `keys` names an array (of the same file) of strings that the column is then looked up in.
     """
 
@@ -59,6 +66,8 @@ class FaceData(BaseModel):
 
     images: bool = False
     """Whether samples have them."""
+    column: str | None = None
+    """Column of an utterance table with the folder of an utterance's images, taken in order of their names."""
     size: int = Field(224, ge=1)
     replace: str = ""
     """The beginning of the paths in the data's lists, which were made on another machine."""
@@ -90,18 +99,18 @@ class ContextData(BaseModel):
     max_audio: int = Field(2048, ge=2)
     """Tokens that are read of each utterance; nothing marks the cut."""
     lower: bool = True
-    """Lower-case a transcript before it is tokenised."""
+    """Lower-case a transcript before it is tokenized."""
     encoder: str | None = None
     """Folder of a sentence encoder, for utterances that come with a sentence and no vector."""
     speech: str | None = None
-    """Folder of a speech tokeniser, for utterances that come as wav files."""
+    """Folder of a speech tokenizer, for utterances that come as wav files."""
 
 
 class DataSpec(BaseModel):
     """How to read a data set. The defaults read every format that describes itself.
 
-    `dataset` chooses where a directory holds two of the authors' data sets. Everything from `table` on describes a
-    dialogue table (see docs/data.md).
+    `dataset` chooses where a directory holds two of the authors' data sets. Everything from `table` on describes an
+    utterance table (see docs/data.md).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -125,14 +134,16 @@ class DataSpec(BaseModel):
     speaker: str | None = None
     label: str | None = None
     score: str | None = None
-    """Column of numbers that a regression predicts, with `unit: utterance`."""
+    """Column of numbers that a regression predicts."""
+    label_columns: tuple[str, ...] = ()
+    """Columns of 1, 0 or nothing where several labels may hold; their names are the labels."""
     tokenizer: str | None = None
-    """Vocabulary file, or folder with a vocab.txt (word pieces) or with vocab.json and merges.txt (byte pairs), that
-    turns `sentence` into tokens, with `unit: utterance`."""
+    """Folder of a text tokenizer (see docs/data.md), its tokenizer.json or its vocab.txt, that turns `sentence` into
+    tokens."""
     context: ContextData | None = None
     """Given for models that read an utterance's tokens and the sentence vectors of its neighbours."""
     packing: Literal["roberta", "bert"] | None = None
-    """Given, the text of an utterance is its whole dialogue, packed so; needs `dialogue` and `tokenizer`."""
+    """Given, the text of an utterance is its whole dialogue, packed so; needs `tokenizer`."""
     split: str | None = None
     sentence: str | None = None
     row: str | None = None
@@ -144,6 +155,8 @@ class DataSpec(BaseModel):
     text: tuple[ArraySource, ...] = ()
     audio: tuple[ArraySource, ...] = ()
     vision: tuple[ArraySource, ...] = ()
+    inputs: dict[str, ArraySource] = Field(default_factory=dict)
+    """Arrays that go into the model as they are, by input: token ids, context windows, logits of faces."""
 
     @field_validator("text", "audio", "vision", mode="before")
     @classmethod
@@ -154,3 +167,46 @@ class DataSpec(BaseModel):
     def sources(self) -> dict[str, tuple[ArraySource, ...]]:
         """The modalities that have arrays."""
         return {m: s for m, s in (("text", self.text), ("audio", self.audio), ("vision", self.vision)) if s}
+
+    @property
+    def arrays(self) -> list[tuple[str, ArraySource]]:
+        """Everything that comes from an array file, with what it is."""
+        found = [(m, s) for m, sources in self.sources.items() for s in sources] + list(self.inputs.items())
+        vectors = self.context.vectors if self.context else None
+        return found + ([("context", vectors)] if vectors else [])
+
+    @property
+    def shape(self) -> Shape:
+        """What samples are made of the utterances of an open source."""
+        if self.context is not None:
+            return "context"
+        return self.unit if self.packing is None else "packed"
+
+    def for_model(self, contract: Contract) -> DataSpec:
+        """This section, with the utterance as its unit unless the model takes dialogues."""
+        dialogues = "utterances" in contract.sequence_dims
+        return self if dialogues else self.model_copy(update={"unit": "utterance"})
+
+    def over(self, declared: Mapping[str, Any], where: str) -> DataSpec:
+        """What data say of themselves, and over it the fields of this section that say something.
+
+        Raises:
+            InputError: the data say something that is not a field.
+        """
+        try:
+            own = DataSpec.model_validate(declared)
+        except ValidationError as error:
+            raise InputError(f"{where}: {first_problem(error)}") from None
+        default = DataSpec(context=ContextData()).model_dump()
+        return DataSpec.model_validate(_merged(own.model_dump(exclude_unset=True), self.model_dump(), default))
+
+
+def _merged(own: Mapping[str, Any], said: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """`said` over `own`, section by section; a resolved configuration also lists the fields that say nothing."""
+    found = dict(own)
+    for name, value in said.items():
+        if isinstance(value, dict) and default[name]:
+            found[name] = _merged(own.get(name) or {}, value, default[name])
+        elif value is not None and value != default[name]:
+            found[name] = value
+    return found

@@ -7,9 +7,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mer_export.data.formats.format import synthesisers
+from mer_export.data.formats.format import Synthesiser, synthesisers
 from mer_export.errors import UsageError
 from mer_export.registry import first_problem
+
+
+def first_dataset(system: str) -> str:
+    """The data set that is imitated where none is named; raises UsageError for an unknown system."""
+    return next(iter(_synthesiser(system).datasets))
 
 
 def synthesise(
@@ -31,9 +36,7 @@ def synthesise(
     Raises:
         UsageError: an unknown system, data set or setting.
     """
-    if system not in synthesisers():
-        raise UsageError(f"no synthetic data for {system!r}, there is for {list(synthesisers())}")
-    row = synthesisers()[system]
+    row = _synthesiser(system)
     if dataset not in row.datasets:
         raise UsageError(f"no synthetic {dataset!r} for {system}, there are {list(row.datasets)}")
     if dialogues is not None and dialogues < row.fewest:
@@ -43,3 +46,9 @@ def synthesise(
     except ValidationError as error:
         raise UsageError(f"synthetic data: {first_problem(error)}") from None
     return row.write(dataset, Path(out), dialogues or row.datasets[dataset].items, seed, config)
+
+
+def _synthesiser(system: str) -> Synthesiser:
+    if system not in synthesisers():
+        raise UsageError(f"no synthetic data for {system!r}, there is for {list(synthesisers())}")
+    return synthesisers()[system]

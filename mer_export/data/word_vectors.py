@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,10 @@ import numpy as np
 from mer_export.contract import Table
 from mer_export.data.spec import EmotionData
 from mer_export.errors import InputError
-from mer_export.untrusted.tensor_pickle import load_tensor_pickle
+from mer_export.untrusted.arrays import load_array
+from mer_export.untrusted.impostors import refuse_impostor
+from mer_export.untrusted.json_files import read_json
+from mer_export.untrusted.pickles import load_pickle
 
 Vectors = dict[str, np.ndarray]
 
@@ -37,7 +39,7 @@ def read_word_vectors(path: Path | str, words: Collection[str] | None = None) ->
     """
     path = Path(path)
     if path.suffix not in READERS:
-        raise InputError(f"{path} is no file of word vectors by its ending: it must be one of {sorted(READERS)}")
+        raise InputError(f"{path} is not a file of word vectors: its ending must be one of {sorted(READERS)}")
     found = READERS[path.suffix](path, words)
     if not isinstance(found, dict):
         raise InputError(f"{path} holds a {type(found).__name__}, expected words with their vectors")
@@ -80,21 +82,14 @@ def _vector(path: Path, word: Any, values: Any) -> np.ndarray:
 
 
 def _pickle(path: Path, _words: Collection[str] | None) -> Any:
-    return load_tensor_pickle(path)
+    return load_pickle(path)
 
 
 def _json(path: Path, _words: Collection[str] | None) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}") from None
+    return read_json(path)
 
 
 def _npz(path: Path, _words: Collection[str] | None) -> Any:
-    from mer_export.data.formats.table.reader import load_array
-
     names, vectors = load_array(path, "words"), load_array(path, "embedding")
     if names.ndim != 1 or vectors.ndim != 2 or len(names) != len(vectors):
         raise InputError(f"{path}: {names.shape} words and an embedding of shape {vectors.shape} do not fit")
@@ -102,6 +97,7 @@ def _npz(path: Path, _words: Collection[str] | None) -> Any:
 
 
 def _text(path: Path, words: Collection[str] | None) -> Any:
+    refuse_impostor(path)
     found: dict[str, list[float]] = {}
     try:
         with path.open(encoding="utf-8", errors="replace") as lines:

@@ -1,4 +1,4 @@
-"""Sentence vectors without PyTorch: a folder with a BERT as ONNX and its word pieces."""
+"""Sentence vectors without PyTorch: a folder with a BERT as ONNX and its tokenizer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.data.tokens.wordpiece import WordPiece
+from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.errors import InputError, NotAvailableError
+from mer_export.install import not_installed
 
-CONFIG, MODEL, VOCABULARY = "config.json", "model.onnx", "vocab.txt"
+CONFIG, MODEL = "config.json", "model.onnx"
 
 
 @dataclass(frozen=True)
 class SentenceEncoder:
     """One sentence at a time, whatever its length; what is longer than the encoder loses its end."""
 
-    pieces: WordPiece
+    tokenizer: TextTokenizer
     longest: int
     session: Any
 
@@ -31,25 +32,25 @@ class SentenceEncoder:
 
         Raises:
             InputError: no such folder, or a damaged one.
-            NotAvailableError: ONNX Runtime is missing.
+            NotAvailableError: ONNX Runtime or `tokenizers` is missing.
         """
         folder = Path(folder)
         try:
             longest = int(json.loads((folder / CONFIG).read_text())["longest"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder} is no sentence encoder: {str(error).splitlines()[0]}") from None
+            raise InputError(f"{folder} is not a sentence encoder: {str(error).splitlines()[0]}") from None
         try:
             import onnxruntime
         except ImportError:
-            raise NotAvailableError("sentence vectors need onnxruntime: pip install 'mer[cpu]'") from None
+            raise NotAvailableError(not_installed("onnxruntime, which makes sentence vectors,", "cpu", "gpu")) from None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
-        return cls(WordPiece.load(folder), longest, session)
+        return cls(TextTokenizer.load(folder), longest, session)
 
     def encode(self, sentence: str) -> np.ndarray:
         """The vector (width,) float32 of a sentence."""
-        ids = self.pieces.encode(sentence)
+        ids = self.tokenizer.encode(sentence)
         if len(ids) > self.longest:
             ids = np.concatenate([ids[: self.longest - 1], ids[-1:]])
         return self.session.run(None, {"input_ids": ids[None]})[0][0]

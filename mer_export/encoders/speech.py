@@ -1,4 +1,4 @@
-"""The speech tokeniser as a folder: vq-wav2vec as ONNX, its shape, and the dictionary of Speech-BERT."""
+"""The speech tokenizer as a folder: vq-wav2vec as ONNX, its shape, and the dictionary of Speech-BERT."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from mer_export.data.media.recordings import read_recording
 from mer_export.data.tokens.speech_dictionary import SpeechDictionary
 from mer_export.encoders.vq_wav2vec.config import VqConfig
 from mer_export.errors import InputError, NotAvailableError, UsageError
+from mer_export.install import not_installed
 
 CONFIG, MODEL, DICTIONARY, WEIGHTS, TRACED = "config.json", "model.onnx", "dict.txt", "model.safetensors", "model.ts"
 RATES = {"faithful": 22050, "correct": 16000}
-"""The original reads wav files at 22 050 Hz, which the tokeniser, trained at 16 000 Hz, takes for slow speech."""
+"""The original reads wav files at 22 050 Hz, which the tokenizer, trained at 16 000 Hz, takes for slow speech."""
 Rate = Literal["faithful", "correct"]
 ZEROS, ROLLOFF, BETA = 64, 0.9475937167399596, 14.769656459379492
 """Zero crossings, cut-off and Kaiser window of the resampling filter, the `kaiser_best` of resampy."""
@@ -46,11 +47,13 @@ class SpeechTokenizer:
             content = json.loads((folder / CONFIG).read_text())
             config, rate = VqConfig.model_validate(content["model"]), int(content["sample_rate"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{folder} is no speech tokeniser: {str(error).splitlines()[0]}") from None
+            raise InputError(f"{folder} is not a speech tokenizer: {str(error).splitlines()[0]}") from None
         try:
             import onnxruntime
         except ImportError:
-            raise NotAvailableError("wav files need onnxruntime: pip install 'mer[cpu]'") from None
+            raise NotAvailableError(
+                not_installed("onnxruntime, which reads wav files into tokens,", "cpu", "gpu")
+            ) from None
         dictionary = SpeechDictionary.load(folder / DICTIONARY)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -58,7 +61,7 @@ class SpeechTokenizer:
         return cls(config, dictionary, rate, session)
 
     def encode(self, audio: np.ndarray) -> np.ndarray:
-        """Ids (int64) of a waveform (samples,) float32 in -1..1 at the tokeniser's rate; raises InputError if short."""
+        """Ids (int64) of a waveform (samples,) float32 in -1..1 at the tokenizer's rate; raises InputError if short."""
         if len(audio) < self.config.shortest:
             raise InputError(f"{len(audio)} samples are too short, one token needs {self.config.shortest}")
         (indices,) = self.session.run(None, {"audio": audio[None].astype(np.float32)})
@@ -76,8 +79,13 @@ class SpeechTokenizer:
 
 @lru_cache(maxsize=2)
 def load_speech_tokenizer(folder: str) -> SpeechTokenizer:
-    """A folder's tokeniser, opened once."""
+    """A folder's tokenizer, opened once."""
     return SpeechTokenizer.load(folder)
+
+
+def speech_tokens(folder: str, recording: Path) -> np.ndarray:
+    """Ids (int64) of a wav file through the speech tokenizer of a folder."""
+    return load_speech_tokenizer(folder).encode_file(recording)
 
 
 def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:

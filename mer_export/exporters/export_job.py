@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from mer_export.agreement.error import output_error
+from mer_export.agreement.policy import PROOF
 from mer_export.bucket import Bucket
 from mer_export.contract import BATCH, Contract
 from mer_export.data.example_inputs import repeat
@@ -18,9 +20,6 @@ from mer_export.task import Task
 
 if TYPE_CHECKING:
     from torch import nn
-
-PROOF_ATOL = 1e-4
-"""Coarse bound (absolute plus relative) that a fresh export must meet before it is committed; parity is finer."""
 
 
 class Graph(NamedTuple):
@@ -52,6 +51,12 @@ class ExportJob:
     samples: Sequence[Sample] = ()
     graph: Graph | None = None
     """The same model in fp32, where the bundle has it as ONNX already."""
+
+    def module(self) -> nn.Module:
+        """The model with the contract's inputs by position, which is what exporters take."""
+        from mer_export.layers.signature import by_position
+
+        return by_position(self.model, self.contract.inputs)
 
     def tensors(self) -> tuple[Any, ...]:
         """The example as torch tensors in contract order; two items where the batch dim is to stay dynamic."""
@@ -90,7 +95,7 @@ class Exported:
 
 
 def prove(job: ExportJob, outputs: Sequence[np.ndarray], who: str) -> None:
-    """Refuses an export whose outputs for the example are not the model's.
+    """Refuses an export whose outputs for the example are not the model's; parity is finer.
 
     Raises:
         UsageError: with the output and its largest error.
@@ -99,9 +104,9 @@ def prove(job: ExportJob, outputs: Sequence[np.ndarray], who: str) -> None:
         wanted = job.reference[spec.name]
         if found.shape != wanted.shape:
             raise UsageError(f"{who} gives {spec.name} of shape {found.shape}, the model {wanted.shape}: not exported")
-        error = np.abs(found - wanted)
-        if not (error <= PROOF_ATOL * (1 + np.abs(wanted))).all():
-            raise UsageError(f"{who} differs from the model in {spec.name} by {error.max():.2e}: it was not exported")
+        error = output_error(spec.name, [wanted], [found], PROOF.atol, PROOF.rtol)
+        if not error.agrees:
+            raise UsageError(f"{who} differs from the model in {spec.name} by {error.size}: it was not exported")
 
 
 def write_samples(job: ExportJob, path: Path) -> None:

@@ -6,10 +6,10 @@ import warnings
 from pathlib import Path
 
 from mer_export.exporters.export_job import Exported, ExportJob, prove
-from mer_export.exporters.format import Format
+from mer_export.exporters.format import ExportFormat
 from mer_export.exporters.torchscript import attention_as_written
 
-FORMAT = Format(
+FORMAT = ExportFormat(
     "exported_program",
     "PyTorch exported program (.pt2)",
     "model.pt2",
@@ -26,7 +26,7 @@ def export(job: ExportJob, path: Path) -> Exported:
     with torch.no_grad(), attention_as_written(), warnings.catch_warnings():
         # nn.GRU re-assigns its own weight list while it is captured.
         warnings.filterwarnings("ignore", message="The tensor attributes", category=UserWarning)
-        program = torch.export.export(job.model, job.tensors(), dynamic_shapes=job.dynamic_shapes())
+        program = torch.export.export(job.module(), job.tensors(), dynamic_shapes=job.dynamic_shapes())
         if job.batch == 0:
             found = program.module()(*(torch.from_numpy(job.example[s.name]) for s in job.contract.inputs))
             outputs = found if isinstance(found, tuple) else (found,)

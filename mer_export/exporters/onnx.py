@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from mer_export.errors import NotAvailableError
+from mer_export.exporters import precision
 from mer_export.exporters.export_job import Exported, ExportJob, prove
-from mer_export.exporters.format import Format
-from mer_export.exporters.graph import precision
+from mer_export.exporters.format import ExportFormat
 from mer_export.exporters.graph.external_data import save
-from mer_export.exporters.graph.gate import open_file, run_file
 from mer_export.exporters.graph.merge import merge_linears
 from mer_export.exporters.graph.share import share_initializers
+from mer_export.exporters.precision_gate import open_file, run_file
 from mer_export.exporters.torchscript import attention_as_written
+from mer_export.install import not_installed
 
-FORMAT = Format(
+FORMAT = ExportFormat(
     "onnx",
     "ONNX: constant-folded",
     "model.onnx",
@@ -84,7 +85,7 @@ def to_onnx(job: ExportJob) -> Any:
     inputs, outputs = job.contract.inputs, job.contract.outputs
     with torch.no_grad(), attention_as_written(), quiet():
         program = torch.onnx.export(
-            lower(job.model),
+            lower(job.module()),
             job.tensors(),
             input_names=[s.name for s in inputs],
             output_names=[s.name for s in outputs],
@@ -128,7 +129,7 @@ def _need(package: str) -> None:
     from importlib.util import find_spec
 
     if find_spec(package) is None:
-        raise NotAvailableError(f"{package} is not installed: pip install 'mer[export]'")
+        raise NotAvailableError(not_installed(package, "export"))
 
 
 @contextlib.contextmanager

@@ -21,9 +21,10 @@ from mer_export.cuda import find_gpu
 from mer_export.errors import BundleError, NotAvailableError, UsageError
 from mer_export.exporters import onnx as onnx_exporter
 from mer_export.exporters.export_job import Exported, ExportJob
-from mer_export.exporters.format import NATIVE, Format
+from mer_export.exporters.format import NATIVE, ExportFormat
+from mer_export.install import install_hint, not_installed
 
-FORMAT = Format(
+FORMAT = ExportFormat(
     "tensorrt",
     "TensorRT or TensorRT-RTX engine, its ONNX beside it",
     "model.engine",
@@ -79,9 +80,7 @@ def find_library() -> tuple[Any, str]:
                 return import_module(name), flavour
             except (ImportError, OSError) as error:
                 raise NotAvailableError(f"{name} is installed but does not load: {error}") from None
-    raise NotAvailableError(
-        "neither tensorrt nor tensorrt-rtx is installed: pip install 'mer[tensorrt]' or 'mer[tensorrt-rtx]'"
-    )
+    raise NotAvailableError(not_installed("TensorRT", "tensorrt", "tensorrt-rtx"))
 
 
 def key_here(onnx_file: Path, batch: int, bucket: Bucket) -> EngineKey:
@@ -122,7 +121,7 @@ def build_engine(onnx_file: Path, contract: Contract) -> bytes:
     """
     library, flavour = find_library()
     if flavour == "tensorrt" and find_gpu() is None:
-        raise NotAvailableError("tensorrt builds engines only on a machine with a GPU: install 'mer[tensorrt-rtx]'")
+        raise NotAvailableError(f"tensorrt builds engines only on a machine with a GPU: {install_hint('tensorrt-rtx')}")
     reports = Reports(library)
     builder = library.Builder(reports.logger)
     flag = library.NetworkDefinitionCreationFlag.STRONGLY_TYPED

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mer_export.exporters.export_job import Exported, ExportJob, prove
-from mer_export.exporters.format import Format
+from mer_export.exporters.format import ExportFormat
 
-FORMAT = Format(
+FORMAT = ExportFormat(
     "torchscript",
     "TorchScript: traced and frozen",
     "model.ts",
@@ -25,7 +25,7 @@ def export(job: ExportJob, path: Path) -> Exported:
     import torch
 
     with quiet(), torch.no_grad(), attention_as_written():
-        traced = torch.jit.trace(job.model, job.tensors(), check_trace=False)
+        traced = torch.jit.trace(job.module(), job.tensors(), check_trace=False)
         frozen = torch.jit.freeze(traced.eval())
         found = frozen(*(torch.from_numpy(job.example[s.name]) for s in job.contract.inputs))
         outputs = found if isinstance(found, tuple) else (found,)

@@ -1,29 +1,27 @@
-"""The crossmodal transformer of MulT, which TFR-Net and FacialMMT use too: one sequence attends to another.
+"""The crossmodal transformer of MulT: one sequence attends to another.
 
-Paper: Tsai et al., "Multimodal Transformer for Unaligned Multimodal Language Sequences", ACL 2019. Parameter names in
-checkpoints are those of `NAMES`.
+Paper: Tsai et al., "Multimodal Transformer for Unaligned Multimodal Language Sequences", ACL 2019.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_export.layers.bert.network import Bert, tokens
-from mer_export.layers.recurrent import MASKED, real_steps
-from mer_export.models.padded_arrays import ArrayConfig
-
-if TYPE_CHECKING:
-    from mer_export.contract import Lengths
+from mer_export.layers.attention import Attention
+from mer_export.layers.positions import halved_sinusoid
+from mer_export.layers.steps import real_steps
 
 Steps = Float[Tensor, "batch time width"]
+Keys = Float[Tensor, "batch keys width"]
+Lengths = Int[Tensor, " batch"]
+Allowed = Bool[Tensor, "*#batch_heads_queries keys"]
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,12 @@ class Dropouts:
     embedding: float = 0.0
 
 
-def dropouts(config: ArrayConfig, attended: str) -> Dropouts:
-    """Those of layers that attend to the modality `attended`."""
-    attention = config.attention_dropout_to(attended)
-    return Dropouts(attention, config.relu_dropout, config.residual_dropout, config.embedding_dropout)
-
-
 class CrossModal(nn.Module):
-    """A stack of pre-norm layers and a final norm. Without `context` the sequence attends to itself."""
+    """A stack of pre-norm layers and a final norm. Without `context` the sequence attends to itself.
+
+    The original has no padding masks: how far a sequence was padded is part of its answer. Given the lengths, padding
+    is not attended to and gets no position.
+    """
 
     def __init__(
         self,
@@ -57,134 +53,119 @@ class CrossModal(nn.Module):
     ):
         """`positions` is the longest sequence that gets positions; None for an encoder without them."""
         super().__init__()
-        self.layers = nn.ModuleList(CrossModalLayer(width, heads, dropouts, causal, activation) for _ in range(layers))
+        self.layers = nn.ModuleList(CrossModalLayer(width, heads, dropouts, activation) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropouts.embedding)
-        self.scale = math.sqrt(width)
+        self.scale, self.causal = math.sqrt(width), causal
         self.positions: Tensor | None
-        table = None if positions is None else sinusoid(positions, width)
+        table = None if positions is None else halved_sinusoid(positions, width)
         self.register_buffer("positions", table, persistent=False)
 
     def forward(
-        self, x: Steps, context: Float[Tensor, "batch keys width"] | None = None, last_only: bool = False
+        self,
+        x: Steps,
+        context: Keys | None = None,
+        lengths: Lengths | None = None,
+        context_lengths: Lengths | None = None,
+        last_only: bool = False,
     ) -> Steps:
-        """States of every step, or (batch, 1, width) of the last one."""
-        x = self._embed(x)
-        keys = None if context is None else self._embed(context)
+        """States of every step, or (batch, 1, width) of the last one; with lengths those past them mean nothing.
+
+        Args:
+            x: the sequence whose steps are the queries.
+            context: the sequence that is attended to; it is embedded once and stays as it is.
+            lengths: real steps of `x`; with `context` the next argument goes with it.
+            context_lengths: real steps of `context`.
+            last_only: computes the last step of the array alone.
+        """
+        if context is None:
+            context_lengths = lengths
+        allowed = self._allowed(x.shape[1], (x if context is None else context).shape[1], lengths, context_lengths)
+        x = self._embed(x, lengths)
+        keys = None if context is None else self._embed(context, context_lengths)
         for index, layer in enumerate(self.layers):
-            x = layer(x, keys, last_only and index == len(self.layers) - 1)
+            last = last_only and index == len(self.layers) - 1
+            x = layer(x, keys, allowed, context_lengths is not None, last)
         return self.norm(x)
 
-    def _embed(self, x: Steps) -> Steps:
+    def _embed(self, x: Steps, lengths: Lengths | None) -> Steps:
         embedded = self.scale * x
         if self.positions is not None:
             # A step whose first channel is exactly 0 gets no position: the original takes it for padding.
-            embedded = embedded + self.positions[: x.shape[1]] * (x[..., :1] != 0).to(x.dtype)
+            placed = x[..., :1] != 0
+            if lengths is not None:
+                placed = placed & real_steps(lengths, x.shape[1])[..., None]
+            embedded = embedded + self.positions[: x.shape[1]] * placed.to(x.dtype)
         return self.dropout(embedded)
+
+    def _allowed(self, queries: int, keys: int, lengths: Lengths | None, key_lengths: Lengths | None) -> Allowed | None:
+        """Which keys a query may attend to; None where it is all of them."""
+        if lengths is None or key_lengths is None:
+            return causal_mask(queries, keys, abs(keys - queries), self.norm.weight.device) if self.causal else None
+        real = real_steps(key_lengths, keys)[:, None, None]
+        if not self.causal:
+            return real
+        # The first key is allowed to every query, so that only a context without steps leaves queries without any.
+        shift = (key_lengths - lengths).abs()[:, None, None, None]
+        return real & causal_mask(queries, keys, shift, lengths.device)
 
 
 class CrossModalLayer(nn.Module):
-    def __init__(
-        self, width: int, heads: int, dropouts: Dropouts, causal: bool, activation: Callable[[Tensor], Tensor]
-    ):
+    def __init__(self, width: int, heads: int, dropouts: Dropouts, activation: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.heads, self.causal, self.activation = heads, causal, activation
+        self.activation = activation
         self.project = nn.Linear(width, 3 * width)
         """Query, key and value rows."""
+        self.attention = Attention(heads, dropouts.attention)
         self.out = nn.Linear(width, width)
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
         self.attention_norm = nn.LayerNorm(width)
         self.norm = nn.LayerNorm(width)
-        self.attention_dropout = nn.Dropout(dropouts.attention)
         self.relu_dropout = nn.Dropout(dropouts.relu)
         self.residual_dropout = nn.Dropout(dropouts.residual)
 
-    def forward(self, x: Steps, keys: Float[Tensor, "batch keys width"] | None, last_only: bool = False) -> Steps:
+    def forward(
+        self,
+        x: Steps,
+        keys: Keys | None,
+        allowed: Allowed | None = None,
+        zero_empty: bool = False,
+        last_only: bool = False,
+    ) -> Steps:
         """`last_only` computes the last step alone."""
         # Query and key inputs share one norm, also where they are different sequences.
         own = self.attention_norm(x)
         other = own if keys is None else self.attention_norm(keys)
-        allowed = causal_mask(own.shape[1], other.shape[1], x.device) if self.causal else None
         if last_only:
-            x, own, allowed = x[:, -1:], own[:, -1:], None if allowed is None else allowed[-1:]
-        x = x + self.residual_dropout(self._attend(own, other, allowed))
+            x, own, allowed = x[:, -1:], own[:, -1:], None if allowed is None else allowed[..., -1:, :]
+        x = x + self.residual_dropout(self.out(self.attention(*self._project(own, other), allowed, zero_empty)))
         hidden = self.relu_dropout(self.activation(self.expand(self.norm(x))))
         return x + self.residual_dropout(self.contract(hidden))
 
-    def _attend(self, own: Steps, other: Tensor, allowed: Tensor | None) -> Steps:
+    def _project(self, own: Steps, other: Keys) -> tuple[Tensor, ...]:
+        """Queries, keys and values. The rows are slices, which exporters fold: a split stays in their graphs."""
         width = own.shape[-1]
+        rows = [slice(start, start + width) for start in (0, width, 2 * width)]
         weight, bias = self.project.weight, self.project.bias
-        q = self._heads(functional.linear(own, weight[:width], bias[:width]))
-        k = self._heads(functional.linear(other, weight[width : 2 * width], bias[width : 2 * width]))
-        v = self._heads(functional.linear(other, weight[2 * width :], bias[2 * width :]))
-        score = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        if allowed is not None:
-            score = torch.where(allowed, score, MASKED)
-        attended = self.attention_dropout(torch.softmax(score, dim=-1)) @ v
-        return self.out(attended.transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads)).transpose(1, 2)
+        return tuple(functional.linear(x, weight[r], bias[r]) for x, r in zip((own, other, other), rows, strict=True))
 
 
-def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:
-    """True at keys that are at most the difference of the lengths ahead of a query."""
+def causal_mask(
+    queries: int, keys: int, shift: int | Tensor, device: torch.device
+) -> Bool[Tensor, "*#batch queries keys"]:
+    """True at keys that are at most `shift` ahead of a query."""
     ahead = torch.arange(keys, device=device) - torch.arange(queries, device=device)[:, None]
-    return ahead <= abs(keys - queries)
+    return ahead <= shift
 
 
-def sinusoid(positions: int, width: int) -> Float[Tensor, "positions width"]:
-    """Rows 1 to `positions` of the original table: sines, then cosines, a zero column where the width is odd."""
-    half = width // 2
-    step = torch.exp(torch.arange(half) * (-math.log(10000.0) / (half - 1)))
-    angle = torch.arange(1, positions + 1)[:, None] * step
-    return functional.pad(torch.cat([torch.sin(angle), torch.cos(angle)], dim=1), (0, width % 2))
-
-
-NAMES = {
-    "self_attn.in_proj_weight": "project.weight",
-    "self_attn.in_proj_bias": "project.bias",
-    **{
-        f"{theirs}.{p}": f"{ours}.{p}"
-        for theirs, ours in {
-            "self_attn.out_proj": "out",
-            "fc1": "expand",
-            "fc2": "contract",
-            "layer_norms.0": "attention_norm",
-            "layer_norms.1": "norm",
-        }.items()
-        for p in ("weight", "bias")
-    },
-}
-"""Names of a layer in the authors' checkpoints, and ours."""
-
-
-def renames(layers: int, theirs: str, ours: str) -> dict[str, str]:
-    """Every entry of one encoder under the prefixes `theirs` and `ours`."""
-    names = {f"{theirs}.layers.{n}.{a}": f"{ours}.layers.{n}.{o}" for n in range(layers) for a, o in NAMES.items()}
-    return names | {f"{theirs}.layer_norm.{p}": f"{ours}.norm.{p}" for p in ("weight", "bias")}
-
-
-def full_arrays(inputs: Mapping[str, Tensor], bert: Bert, lengths: Lengths) -> dict[str, Tensor]:
-    """The inputs at the array lengths that the model was trained with, whatever the bucket.
-
-    These models have no padding masks: how far an array was padded is part of their answer. Token ids get the padding
-    token, frames zeros.
-
-    Returns:
-        `input_ids`, `token_type_ids`, `text_lengths`, `audio`, `audio_lengths`, `vision`, `vision_lengths`.
-    """
-    text = tokens(inputs, bert.config)
-    full = text._asdict()
-    for name in ("input_ids", "token_type_ids"):
-        full[name] = functional.pad(full[name], (0, lengths["text_len"] - full[name].shape[1]))
-    for m in ("audio", "vision"):
-        x, own = inputs[m], inputs[f"{m}_lengths"]
-        x = torch.where(real_steps(own, x.shape[1])[..., None], x, 0.0)
-        full[m] = functional.pad(x, (0, 0, 0, lengths[f"{m}_len"] - x.shape[1]))
-        full[f"{m}_lengths"] = own
-    return full
+def initialise(encoder: CrossModal) -> CrossModal:
+    """Draws the weights of the linear layers as the authors of MulT do: Xavier uniform, biases zero."""
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return encoder
 
 
 def project(inputs: int, width: int, kernel: int, padding: int) -> nn.Module:

@@ -1,12 +1,14 @@
-"""Layers that several systems share, in the form that every exporter takes and padding cannot touch."""
+"""Recurrent layers that padding cannot touch, in the form that every exporter takes: no packed sequences."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from mer_export.layers.steps import last_step, take_steps
 
 
 def reversal(lengths: Int[Tensor, " batch"], steps: int) -> Int[Tensor, "batch time"]:
@@ -14,38 +16,6 @@ def reversal(lengths: Int[Tensor, " batch"], steps: int) -> Int[Tensor, "batch t
     time = torch.arange(steps, device=lengths.device)
     last = lengths[:, None] - 1
     return torch.where(time <= last, last - time, time)
-
-
-def take_steps(x: Float[Tensor, "batch time feature"], index: Int[Tensor, "batch taken"]) -> Tensor:
-    """Rows `x[b, index[b, t]]`, as one flat row gather, which runtimes do as block copies."""
-    batch, time, width = x.shape
-    start = torch.arange(batch, device=x.device)[:, None] * time
-    taken = x.reshape(batch * time, width).index_select(0, (start + index).reshape(-1))
-    return taken.reshape(batch, index.shape[1], width)
-
-
-MASKED = -3e4
-"""Score of a masked key: finite in float16 too, and far enough below any real score that its weight is exactly 0."""
-
-
-def real_steps(lengths: Int[Tensor, " batch"], steps: int) -> Bool[Tensor, "batch time"]:
-    """True at the real steps of each item."""
-    return torch.arange(steps, device=lengths.device) < lengths[:, None]
-
-
-def masked_softmax(
-    score: Float[Tensor, "*rows keys"], mask: Bool[Tensor, "*#rows keys"]
-) -> Float[Tensor, "*rows keys"]:
-    """Attention weights over the keys where `mask` is true; all zero where there is none."""
-    weight = torch.softmax(torch.where(mask, score, MASKED), dim=-1)
-    return torch.where(mask, weight, 0.0)
-
-
-def last_step(x: Float[Tensor, "batch time feature"], lengths: Int[Tensor, " batch"]) -> Float[Tensor, "batch feature"]:
-    """The last real step of each item; an item without any gives its first, which means nothing."""
-    batch, time, width = x.shape
-    row = torch.arange(batch, device=x.device) * time + (lengths - 1).clamp(min=0)
-    return x.reshape(batch * time, width).index_select(0, row)
 
 
 class BidirectionalRNN(nn.Module):
@@ -112,48 +82,3 @@ class LastStepRNN(nn.Module):
             halves.append(self.back[-1](last_step(x, lengths)[:, None])[0][:, 0])
         present = (lengths > 0).to(x.dtype)
         return torch.stack(halves, dim=1) * present[:, None, None]
-
-
-class TransformerLayer(nn.Module):
-    """One post-norm transformer encoder layer with explicit, always finite masking (no fused fast path)."""
-
-    def __init__(self, width: int, heads: int, feed_forward: int = 2048, dropout: float = 0.1):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.linear1 = nn.Linear(width, feed_forward)
-        self.linear2 = nn.Linear(feed_forward, width)
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(
-        self, x: Float[Tensor, "batch time feature"], mask: Float[Tensor, "batch time"]
-    ) -> Float[Tensor, "batch time feature"]:
-        """`mask` is 1 at real steps. A row with no real step attends to nothing and gives finite values."""
-        batch, time, width = x.shape
-        q, k, v = self.qkv(x).reshape(batch, time, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        score = q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5 + (mask - 1.0)[:, None, None, :] * 1e9
-        weight = self.dropout(torch.softmax(score, dim=-1) * mask[:, None, None, :])
-        attended = (weight @ v).permute(0, 2, 1, 3).reshape(batch, time, width)
-        x = self.norm1(x + self.dropout(self.out(attended)))
-        return self.norm2(x + self.dropout(self.linear2(self.dropout(torch.relu(self.linear1(x))))))
-
-
-class Standardise(nn.Module):
-    """Brings features to zero mean and unit variance with fixed statistics, so that an export carries them.
-
-    A row of zeros is a missing modality or padding: it stays zeros, which is the mean of the training data.
-    """
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
-
-    def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
-        given = (x != 0).any(-1, keepdim=True).to(x.dtype)
-        return (x - self.mean) / self.std * given

@@ -1,16 +1,55 @@
 """Metrics of label sets, exactly as MTEE's public code computes them.
 
-Everything here is a fraction; `measure` in `mer_export.metrics.measure` makes percent of it.
+Every function but `measure` gives fractions; `measure` makes percent of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from mer_export.metrics.metric import Family, Metric
+
+FAMILY = Family(
+    (
+        Metric("weighted_accuracy", main=True),
+        Metric("accuracy", main=True),
+        Metric("weighted_f1", main=True),
+        Metric("auc", main=True, written="AUC"),
+        Metric("strict"),
+        Metric("subset"),
+        Metric("intersect"),
+    ),
+    headline="weighted_f1",
+)
+"""The published selection metric is `weighted_accuracy` on CMU-MOSEI, `accuracy` on IEMOCAP."""
 Scores = np.ndarray
 """(units, labels) raw logits."""
 Truths = np.ndarray
 """(units, labels), 1 where a label holds, else 0."""
+
+
+def measure(names: Sequence[str], truths: Truths, predictions: np.ndarray, likely: np.ndarray) -> dict[str, float]:
+    """Weighted and plain accuracy, weighted F1 and AUC as mean and by label, accuracies of whole label sets; percent.
+
+    Args:
+        names: of the labels.
+        truths: (units, labels), 1 where a label holds, else 0.
+        predictions: of the same form.
+        likely: (units, labels), what the AUC ranks.
+    """
+    by_label = {
+        "weighted_accuracy": weighted_accuracy(truths, predictions),
+        "accuracy": accuracy(truths, predictions),
+        "weighted_f1": weighted_f1(truths, predictions),
+        "auc": roc_auc(truths, likely),
+    }
+    metrics = {name: float(values.mean()) for name, values in by_label.items()}
+    metrics |= dict(zip(("strict", "subset", "intersect"), set_accuracy(truths, predictions), strict=True))
+    for name, values in by_label.items():
+        metrics |= {f"{name}/{label}": float(v) for label, v in zip(names, values, strict=True)}
+    return {name: 100 * value for name, value in metrics.items()}
 
 
 def weighted_accuracy(truths: Truths, predictions: np.ndarray) -> np.ndarray:

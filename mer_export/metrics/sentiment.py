@@ -1,17 +1,35 @@
 """Metrics of sentiment scores, exactly as the public code of each paper computes them.
 
-Shares are in percent, except `PLAIN` ones. `acc_7` and `acc_5` compare rounded scores (half to even) clipped to -3..3
-and -2..2; names with `non0` leave out utterances whose truth is exactly 0. The correlation of a constant is NaN.
+Shares are in percent, error and correlation are not. `acc_7` and `acc_5` compare rounded scores (half to even) clipped
+to -3..3 and -2..2; names with `non0` leave out utterances whose truth is exactly 0. The correlation of a constant is
+NaN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-PLAIN = ("mae", "corr")
-"""Metrics that are no shares in percent."""
+from mer_export.metrics.metric import Family, Metric
+
+METRICS = {
+    m.name: m
+    for m in (
+        Metric("mae", "plain", "lower", main=True, written="MAE"),
+        Metric("corr", "plain", main=True, written="correlation"),
+        Metric("acc_7", main=True),
+        Metric("acc_5", main=True),
+        Metric("acc_3"),
+        Metric("acc_2", main=True),
+        Metric("f1"),
+        Metric("has0_acc_2", main=True),
+        Metric("has0_f1"),
+        Metric("non0_acc_2", main=True),
+        Metric("non0_f1"),
+    )
+}
 SIMS_EDGES = {"acc_2": (0.0,), "acc_3": (-0.1, 0.1), "acc_5": (-0.7, -0.1, 0.1, 0.7)}
 """Class borders; each belongs to the class below it, so a score of 0 is negative."""
 
@@ -61,16 +79,28 @@ def mtee_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     return _percent(found)
 
 
-SCALES: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, float]]] = {
-    "mosi": mosi_metrics,
-    "sims": sims_metrics,
-    "mtee": mtee_metrics,
+@dataclass(frozen=True)
+class Scale:
+    """A published way to measure sentiment: of labels and scores (units,) the metrics of `family` by name."""
+
+    measure: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+    family: Family
+
+
+def _scale(measure: Callable[[np.ndarray, np.ndarray], dict[str, float]], headline: str, names: str) -> Scale:
+    return Scale(measure, Family(tuple(METRICS[name] for name in names.split()), headline))
+
+
+SCALES: dict[str, Scale] = {
+    "mosi": _scale(mosi_metrics, "non0_acc_2", "mae corr acc_7 acc_5 has0_acc_2 has0_f1 non0_acc_2 non0_f1"),
+    "sims": _scale(sims_metrics, "acc_2", "mae corr acc_2 acc_3 acc_5 f1"),
+    "mtee": _scale(mtee_metrics, "non0_acc_2", "mae corr acc_7 acc_5 acc_2 f1 non0_acc_2 non0_f1"),
 }
-"""By the scale of a task; labels and scores are (units,)."""
+"""By the scale of a task."""
 
 
 def _percent(found: dict[str, float]) -> dict[str, float]:
-    return {name: value if name in PLAIN else 100 * value for name, value in found.items()}
+    return {n: 100 * value if METRICS[n].unit == "percent" else value for n, value in found.items()}
 
 
 def _share(hits: np.ndarray) -> float:

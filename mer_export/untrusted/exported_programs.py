@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mer_export.errors import InputError
+from mer_export.untrusted.json_files import parse_json
 from mer_export.untrusted.operators import ATEN
 from mer_export.untrusted.program_archive import ProgramArchive
 
@@ -104,9 +106,9 @@ def check(path: Path) -> None:
             raise archive.refusal("holds pickled example inputs")
         for name in (PROGRAM, *TABLES):
             try:
-                content = json.loads(archive.text(name))
+                content = parse_json(archive.read(name), name)
                 problem = next(_problems(content, ENTRY), None)
-            except (ValueError, TypeError, RecursionError):
+            except (InputError, ValueError, TypeError, RecursionError):
                 raise archive.refusal(f"holds a damaged {name}") from None
             if problem:
                 raise archive.refusal(problem)

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from mer_export.errors import InputError, NotAvailableError
+from mer_export.install import not_installed
+from mer_export.untrusted.budget import Budget
+from mer_export.untrusted.impostors import refuse_impostor
 
 
 def load_hdf5(path: Path | str, name: str) -> np.ndarray:
@@ -19,7 +22,9 @@ def load_hdf5(path: Path | str, name: str) -> np.ndarray:
     try:
         import h5py
     except ImportError:
-        raise NotAvailableError("h5py is not installed: pip install 'mer[hdf5]'") from None
+        raise NotAvailableError(not_installed("h5py", "hdf5")) from None
+    refuse_impostor(path)
+    budget = Budget.of(Path(path))
     try:
         with h5py.File(path, "r") as file:
             link = file.get(name, getlink=True)
@@ -28,9 +33,11 @@ def load_hdf5(path: Path | str, name: str) -> np.ndarray:
                 raise InputError(f"{path} has no data set {name!r}, there are {sorted(file)[:20]}")
             if found.is_virtual or found.external or found.dtype.kind not in "fiu":
                 raise InputError(f"{path}: data set {name!r} is {found.dtype} or lies in other files, expected numbers")
+            # A data set may claim values that no byte of the file stands for.
+            budget.take_array(found.shape, found.dtype)
             return found[()]
     except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is no readable HDF5 file: {' '.join(str(error).split())[:120]}") from None
+        raise InputError(f"{path} is not a readable HDF5 file: {' '.join(str(error).split())[:120]}") from None
 
 
 def save_hdf5(path: Path, name: str, array: np.ndarray) -> None:
@@ -38,6 +45,6 @@ def save_hdf5(path: Path, name: str, array: np.ndarray) -> None:
     try:
         import h5py
     except ImportError:
-        raise NotAvailableError("h5py is not installed: pip install 'mer[hdf5]'") from None
+        raise NotAvailableError(not_installed("h5py", "hdf5")) from None
     with h5py.File(path, "w") as file:
         file.create_dataset(name, data=array)

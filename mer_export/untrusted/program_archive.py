@@ -99,11 +99,11 @@ class ProgramArchive:
         return content
 
     def text(self, name: str) -> str:
-        """A member of UTF-8 text."""
+        """A member of ASCII text."""
         try:
-            return self.read(name).decode()
+            return self.read(name).decode("ascii")
         except UnicodeDecodeError:
-            raise self.refusal(f"holds {name}, which is not text") from None
+            raise self.refusal(f"holds {name}, which is not plain text") from None
 
     def _inflate(self, name: str, content: bytes, size: int) -> bytes:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mer_export.bundle import Bundle
+from mer_export.install import not_installed
 from runtimes.backends.backend import Backend
 from runtimes.backends.cuda_graph import CudaGraphs
 from runtimes.backends.session import Ports, Session, SessionOptions
@@ -41,7 +42,7 @@ class TorchSession(Session):
         try:
             import torch
         except ImportError:
-            return "torch is not installed: pip install 'mer[export]'"
+            return not_installed("torch", "export")
         if options.device == "cuda" and not torch.cuda.is_available():
             return f"torch {torch.__version__} finds no CUDA device: use --device cpu"
         return None
@@ -73,6 +74,8 @@ class EagerSession(TorchSession):
     backend = "torch"
 
     def read(self, path: Path) -> tuple[Any, Ports]:
+        from mer_export.layers.signature import by_position
         from mer_export.weights import bundle_model
 
-        return bundle_model(Bundle.open(path)).requires_grad_(False).to(self.options.device), Ports()
+        own = bundle_model(Bundle.open(path)).requires_grad_(False).to(self.options.device)
+        return by_position(own, self.contract.inputs), Ports()

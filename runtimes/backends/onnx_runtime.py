@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mer_export.errors import NotAvailableError
+from mer_export.install import DISTRIBUTION, install_hint, not_installed
 from runtimes.backends.backend import Backend
 from runtimes.backends.session import Port, Ports, Session, SessionOptions
 
@@ -58,13 +59,12 @@ class OnnxRuntimeSession(Session):
         try:
             import onnxruntime
         except ImportError:
-            extra = "gpu" if options.device == "cuda" else "cpu"
-            return f"onnxruntime is not installed: pip install 'mer[{extra}]'"
+            return not_installed("onnxruntime", "gpu" if options.device == "cuda" else "cpu")
         offered = onnxruntime.get_available_providers()
         if PROVIDERS[options.device] not in offered:
             return (
                 f"ONNX Runtime {onnxruntime.__version__} here offers {offered}, not {PROVIDERS[options.device]}: "
-                "pip install 'mer[gpu]' in an environment without mer[cpu], or use --device cpu"
+                f"{install_hint('gpu')} in an environment without {DISTRIBUTION}[cpu], or use --device cpu"
             )
         return None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from mer_export.cuda import Device, find_gpu
 from mer_export.errors import BundleError, MerError, NotAvailableError
@@ -31,6 +32,8 @@ class TensorRtSession(Session):
     """An engine with a fixed batch at its bucket's lengths; device buffers are made once."""
 
     backend = "tensorrt"
+    # A variant that does not say what its engine depends on.
+    unreadable = (ValidationError,)
 
     def load(self, path: Path) -> Ports:
         library, flavour = find_library()
@@ -38,7 +41,9 @@ class TensorRtSession(Session):
         self._runtime = library.Runtime(self._reports.logger)
         self._engine: Any = self._runtime.deserialize_cuda_engine(self._plan(path))
         if self._engine is None:
-            raise BundleError(f"{flavour} does not load {path}: {self._reports.last}: export it again on this machine")
+            raise BundleError(
+                f"runtime tensorrt cannot load {path}: {self._reports.last}: export it again on this machine"
+            )
         gpu = find_gpu()
         self.info |= {
             flavour: str(library.__version__),

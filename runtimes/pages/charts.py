@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mer_export.errors import NotAvailableError
+from mer_export.install import not_installed
+from mer_export.metrics import find
 
 if TYPE_CHECKING:
     from runtimes.parity.report import ParityReport
@@ -104,7 +106,7 @@ def training_chart(records: Sequence[Mapping[str, Any]], metric: str, kept: int 
         left.set_title("training loss", loc="left", fontsize=10, color=QUIET)
         for (split, values), colour in zip(splits.items(), ("#2f6fb5", "#d08c2f", "#2a9d8f", OTHER), strict=False):
             right.plot(epochs, values, label=split, color=colour)
-        right.set_title(f"{metric.replace('_', ' ')}, %", loc="left", fontsize=10, color=QUIET)
+        right.set_title(_metric_title(metric), loc="left", fontsize=10, color=QUIET)
         for axes in (left, right):
             axes.set_xlabel("epoch")
             axes.grid(axis="y", color=RULE, linewidth=0.8)
@@ -123,12 +125,17 @@ def robustness_chart(report: RobustnessReport, metric: str) -> str:
     with _figure(7.2, 2.6, columns=2) as (figure, panels):
         for axes, name in zip(panels, shown, strict=False):
             axes.plot(rates, report.metrics[name], color="#2f6fb5", marker="o", markersize=4)
-            axes.set_title(name.replace("_", " "), loc="left", fontsize=10, color=QUIET)
+            axes.set_title(_metric_title(name), loc="left", fontsize=10, color=QUIET)
             axes.set_xlabel("missing rate")
             axes.grid(axis="y", color=RULE, linewidth=0.8)
         for axes in panels[len(shown) :]:
             axes.set_visible(False)
         return _svg(figure, f"{' and '.join(shown)} over the missing rate")
+
+
+def _metric_title(name: str) -> str:
+    metric = find(name)
+    return f"{metric.title}, %" if metric.unit == "percent" else metric.title
 
 
 def _row_name(runtime: str, format: str) -> str:
@@ -154,7 +161,7 @@ def _figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Any
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError:
-        raise NotAvailableError("matplotlib is not installed: pip install 'mer[report]'") from None
+        raise NotAvailableError(not_installed("matplotlib", "report")) from None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)

@@ -10,12 +10,13 @@ from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import TensorSpec
 from mer_export.errors import BundleError, NotAvailableError
+from mer_export.install import not_installed
 from mer_export.markdown import some
+from mer_export.metrics import find
 from mer_export.report import Report
 from runtimes.backends.way import grouped_reasons
 from runtimes.pages import charts
-from runtimes.parity.report import SHOWN_FLIPS, CandidateReport, ParityReport, metric_title, share, verdict_line
-from runtimes.predict import robustness
+from runtimes.parity.report import SHOWN_FLIPS, CandidateReport, ParityReport, used_part, verdict_line
 from runtimes.predict.robustness import RobustnessReport
 from runtimes.speed.bench_report import BENCH_HEADER, BenchReport, Case, bench_rows
 
@@ -52,7 +53,7 @@ def render(bundle: Bundle) -> str:
         import jinja2
         import markupsafe
     except ImportError:
-        raise NotAvailableError("jinja2 is not installed: pip install 'mer[report]'") from None
+        raise NotAvailableError(not_installed("jinja2", "report")) from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -63,7 +64,8 @@ def render(bundle: Bundle) -> str:
     environment.filters |= {
         "bucket": lambda bucket: "any" if bucket is None else bucket.name,
         "error": lambda value: "0" if value == 0 else f"{value:.1e}",
-        "share": share,
+        "metric": find,
+        "used_part": used_part,
         "some": some,
         "svg": markupsafe.Markup,
     }
@@ -101,7 +103,7 @@ def content(bundle: Bundle) -> dict[str, Any]:
         "headline": TITLES[state],
         "sentence": verdict_line(parity) if parity else "",
         "facts": _facts(parity, bench, _evaluation(bundle), manifest.task.headline),
-        "metric": metric_title(parity.metric if parity else manifest.task.headline),
+        "metric": find(parity.metric if parity else manifest.task.headline),
         "training": _training(bundle),
         "evaluation": _evaluation(bundle),
         "missing": missing,
@@ -149,9 +151,7 @@ def _facts(
         error = max((e for c in full if c.comparison for e in c.comparison.outputs), key=lambda e: e.used)
         facts.append((f"{error.max_abs:.1e}", "largest fp32 error", f"{error.used:.0%} of what is allowed"))
     if parity and parity.ran:
-        flips = sum(c.comparison.flips for c in parity.ran if c.comparison)
-        units = sum(c.comparison.units for c in parity.ran if c.comparison)
-        facts.append((str(flips), "labels change", f"of {units:,} compared".replace(",", " ")))
+        facts.append((str(parity.changed), "labels change", f"of {parity.units:,} compared".replace(",", " ")))
     if bench and bench.cases:
         least = min(c.batch for c in bench.cases)
         case = [c for c in bench.cases if c.batch == least][-1]
@@ -160,7 +160,7 @@ def _facts(
     if evaluation:
         first = evaluation[-1]
         value = first["metrics"].get(metric, float("nan"))
-        facts.append((f"{value:.1f}", metric_title(metric), f"{first['split']} split"))
+        facts.append((find(metric).printed(value), find(metric).title, f"{first['split']} split"))
     return facts
 
 
@@ -195,10 +195,8 @@ def _evaluation(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def _missing_rows(report: RobustnessReport) -> list[list[str]]:
-    rows = [
-        [r.name, *(robustness.shown(n, v[i]) for n, v in report.metrics.items())] for i, r in enumerate(report.rates)
-    ]
-    areas = [["area", *(robustness.shown(n, a) for n, a in report.areas.items())]] if report.areas else []
+    rows = [[r.name, *(find(n).printed(v[i]) for n, v in report.metrics.items())] for i, r in enumerate(report.rates)]
+    areas = [["area", *(find(n).printed(a) for n, a in report.areas.items())]] if report.areas else []
     return rows + areas
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from mer_export.agreement.answers import Compared, Outputs
+from mer_export.agreement.error import output_error
+from mer_export.agreement.flips import find_flips
 from mer_export.bucket import Bucket
 from mer_export.bundle import Strict
 from mer_export.contract import Contract
@@ -13,20 +17,23 @@ from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.task import Task
 from runtimes.backends.session import Session
-from runtimes.parity.compare import Outputs, output_error
 
 BATCH = 8
 """Samples per call of the batched passes where the session takes any number."""
 
 
 class Invariance(Strict):
-    """How far answers move when a sample is run in another way; `used` is the part of the tolerance that this takes."""
+    """How far answers move when a sample is run in another way.
+
+    `used` is the part of the tolerance that this takes. `flips` are decisions on real samples, each of them once.
+    """
 
     name: str
     samples: int
     max_abs: float
     used: float
     flips: int
+    flips_beyond_noise: int = 0
 
 
 class Runner:
@@ -94,27 +101,28 @@ def spread(lengths: Sequence[Mapping[str, int]], count: int) -> list[int]:
     return sorted({order[round(k * (len(order) - 1) / (count - 1))] for k in range(count)})
 
 
-def difference(
-    name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]], task: Task, tolerance: tuple[float, float]
-) -> Invariance:
-    """How far the second of each pair of score arrays is from the first."""
-    error = output_error(task.output, [a for a, _ in pairs], [b for _, b in pairs], *tolerance)
-    flips = sum(int((task.decide(a) != task.decide(b)).sum()) for a, b in pairs)
-    return Invariance(name=name, samples=len(pairs), max_abs=error.max_abs, used=error.used, flips=flips)
+def difference(name: str, pairs: Sequence[Compared], task: Task, tolerance: tuple[float, float]) -> Invariance:
+    """How far the candidate of each pair is from its reference."""
+    before, after = [p.reference[task.output] for p in pairs], [p.candidate[task.output] for p in pairs]
+    error, flips = output_error(task.output, before, after, *tolerance), find_flips(pairs, task)
+    return Invariance(
+        name=name,
+        samples=len(pairs),
+        max_abs=error.max_abs,
+        used=error.used,
+        flips=len(flips),
+        flips_beyond_noise=sum(not f.noise for f in flips),
+    )
 
 
-def measure(
-    runner: Runner,
-    samples: Sequence[Sample],
-    alone: Sequence[Outputs],
-    task: Task,
-    tolerance: tuple[float, float],
-) -> list[Invariance]:
-    """Every pass of `PASSES` against the same samples run alone; a pass that does not apply is left out."""
-    scores = [a[task.output] for a in alone]
-    found = []
+def measure(runner: Runner, alone: Sequence[Compared], task: Task, tolerance: tuple[float, float]) -> list[Invariance]:
+    """Every pass of `PASSES` against the same samples run alone, which are the reference of each item.
+
+    A pass that does not apply is left out.
+    """
+    samples, found = [item.sample for item in alone], []
     for name, run in PASSES.items():
-        pairs = [(scores[i], rows[task.output]) for i, rows in run(runner, samples)]
+        pairs = [replace(alone[i], candidate=rows) for i, rows in run(runner, samples)]
         if pairs:
             found.append(difference(name, pairs, task, tolerance))
     return found

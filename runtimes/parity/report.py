@@ -6,14 +6,15 @@ from typing import Any
 
 from pydantic import Field
 
+from mer_export.agreement.compare import Comparison
+from mer_export.agreement.policy import Policy, Verdict
 from mer_export.bucket import Bucket
 from mer_export.bundle import Strict
 from mer_export.markdown import some, table
+from mer_export.metrics import find
 from mer_export.report import Report
 from runtimes.backends.way import grouped_reasons
-from runtimes.parity.compare import Comparison
 from runtimes.parity.invariance import Invariance
-from runtimes.parity.policy import Policy, Verdict
 
 SHOWN_FLIPS = 20
 
@@ -56,6 +57,8 @@ class ParityReport(Report):
     units: int
     labelled: int
     probes: int
+    flips: int | None = None
+    """Decisions on the data that some candidate changes, each of them once; None in reports of earlier releases."""
     policy: Policy
     candidates: list[CandidateReport]
 
@@ -75,6 +78,13 @@ class ParityReport(Report):
         """Candidates that this machine could run."""
         return [c for c in self.candidates if c.verdict != "not run"]
 
+    @property
+    def changed(self) -> int:
+        """How many labels change; a report of an earlier release counts one for each candidate that changes it."""
+        if self.flips is not None:
+            return self.flips
+        return sum(c.comparison.flips for c in self.ran if c.comparison)
+
 
 def verdict_line(report: ParityReport) -> str:
     """What parity found, in one sentence."""
@@ -85,8 +95,9 @@ def verdict_line(report: ParityReport) -> str:
         return f"Nothing could run on this machine{tail}."
     if failed:
         return f"{len(failed)} of {len(ran)} candidates do not give PyTorch's answers{tail}."
-    flips = sum(c.comparison.flips for c in ran if c.comparison)
-    change = "no label changes" if not flips else f"{flips} label changes, all within what their precision allows"
+    change = "no label changes"
+    if report.changed:
+        change = f"{report.changed} of {report.units} labels change somewhere, within what their precision allows"
     return f"All {len(ran)} candidates give PyTorch's answers: {change}{tail}."
 
 
@@ -113,7 +124,7 @@ def parity_markdown(report: ParityReport) -> str:
                 "of tolerance",
                 "cosine",
                 "flips",
-                metric_title(report.metric),
+                find(report.metric).title,
                 "other ways to run it",
             ),
             [_parity_row(c, report) for c in report.ran],
@@ -146,7 +157,7 @@ def _parity_row(candidate: CandidateReport, report: ParityReport) -> tuple[objec
         *start,
         found.samples,
         f"{error.max_abs:.1e}",
-        share(error.used),
+        used_part(error.used),
         "–" if error.cosine is None else f"{error.cosine:.7f}",
         flips_cell(found),
         metric_cell(candidate, report.metric),
@@ -154,14 +165,9 @@ def _parity_row(candidate: CandidateReport, report: ParityReport) -> tuple[objec
     )
 
 
-def share(used: float) -> str:
+def used_part(used: float) -> str:
     """A part of the tolerance: `0.12`, `3.4`, `> 1000`."""
     return "> 1000" if used > 1000 else f"{used:.2g}"
-
-
-def metric_title(name: str) -> str:
-    """A metric as people write it: `weighted F1`."""
-    return name.replace("_f1", " F1").replace("_", " ")
 
 
 def flips_cell(found: Comparison) -> str:
@@ -176,8 +182,9 @@ def metric_cell(candidate: CandidateReport, name: str = "weighted_f1") -> str:
     found = next((m for m in metrics if m.metric == name), None)
     if found is None:
         return "–"
-    interval = f" [{found.low:+.2f}, {found.high:+.2f}]" if found.low or found.high else ""
-    return f"{found.candidate:.2f} ({found.difference:+.2f}{interval})"
+    metric = find(name)
+    interval = f" [{metric.change(found.low)}, {metric.change(found.high)}]" if found.low or found.high else ""
+    return f"{metric.text(found.candidate)} ({metric.change(found.difference)}{interval})"
 
 
 def _flips(report: ParityReport) -> list[str]:
@@ -201,7 +208,7 @@ def _strata(report: ParityReport) -> list[str]:
     worst = max(compared, key=lambda c: max(e.used for e in c.comparison.outputs) if c.comparison else 0.0)
     assert worst.comparison is not None
     rows = [
-        (s.kind, s.name, s.samples, s.units, f"{s.max_abs:.1e}", share(s.used), s.flips)
+        (s.kind, s.name, s.samples, s.units, f"{s.max_abs:.1e}", used_part(s.used), s.flips)
         for s in worst.comparison.strata
     ]
     header = ("part", "", "samples", "units", "max abs error", "of tolerance", "flips")

@@ -9,7 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from mer_export.agreement.answers import Compared, Outputs, rows
+from mer_export.agreement.compare import compare
+from mer_export.agreement.flips import changed
+from mer_export.agreement.policy import Policy, Verdict, gravest
+from mer_export.agreement.verdict import Finding, findings
 from mer_export.bucket import Bucket, bucket_for
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import Contract
@@ -19,9 +25,7 @@ from mer_export.task import Task
 from runtimes.backends.session import Session
 from runtimes.backends.way import Way, eager, find_ways
 from runtimes.parity import invariance
-from runtimes.parity.compare import Compared, Outputs, compare
 from runtimes.parity.invariance import Runner
-from runtimes.parity.policy import Policy, Verdict, gravest
 from runtimes.parity.probes import probes
 from runtimes.parity.report import CandidateReport, ParityReport
 
@@ -70,7 +74,7 @@ def run_parity(
         report, outputs = _examine(bundle, candidate, items, policy)
         reports.append(report)
         kept.append(outputs)
-    _add_bucket_invariance(chosen, reports, kept, manifest.task, policy)
+    _add_bucket_invariance(chosen, reports, kept, items, manifest.task, policy)
     for report in reports:
         report.verdict, report.reasons = judge(report, manifest.task, policy)
     return ParityReport(
@@ -86,6 +90,7 @@ def run_parity(
         units=sum(len(s.units) for s in samples),
         labelled=sum(int(manifest.task.known(s.labels).sum()) for s in samples if s.labels is not None),
         probes=len(items.probes),
+        flips=_changed(items, kept, manifest.task),
         policy=policy,
         candidates=reports,
     )
@@ -105,56 +110,35 @@ def require(report: ParityReport, strict: bool = False) -> None:
         raise ParityError(f"parity was not shown for {missing[0].name}: {missing[0].reasons[0]}")
 
 
-def policy(atol: Sequence[str] = (), rtol: Sequence[str] = ()) -> Policy:
-    """The default rules with overrides such as `log_prob:1e-4`."""
-    return Policy.parse(atol, rtol)
-
-
 def judge(report: CandidateReport, task: Task, policy: Policy) -> tuple[Verdict, list[str]]:
     """The verdict on one candidate, with a sentence per finding, gravest first."""
     if report.comparison is None:
         return report.verdict, report.reasons
-    findings: list[tuple[Verdict, str]] = [("warn", reason) for reason in report.reasons]
-    found, rule = report.comparison, policy.rule(report.precision)
-    for error in found.outputs:
-        limit = f"{error.atol:.0e} + {error.rtol:.0e} x |reference|"
-        if error.nonfinite:
-            findings.append(("fail", f"{error.output} holds {error.nonfinite} values that are NaN or infinite"))
-        elif error.used > 1:
-            findings.append(("fail", f"{error.output} is off by up to {error.max_abs:.1e}, allowed are {limit}"))
-        elif error.used > policy.close:
-            findings.append(("warn", f"{error.output} takes {error.used:.0%} of its tolerance {limit}"))
-    allowed = rule.flips_allowed(found.units)
-    if found.flips:
-        grade: Verdict = "fail" if found.flips > allowed else "warn"
-        findings.append((grade, f"{found.flips} of {found.units} labels change, allowed are {allowed}"))
-    findings += _metric_findings(report, rule.metric or task.headline, rule.metric_drop)
-    if found.sign_flips and found.sign_flips > allowed:
-        findings.append(("fail", f"{found.sign_flips} of {found.units} scores change sign, allowed are {allowed}"))
-    findings += [
+    found: list[Finding] = [("warn", reason) for reason in report.reasons]
+    found += findings(report.comparison, report.precision, task, policy)
+    allowed = policy.rule(report.precision).flips_allowed(report.comparison.units)
+    found += [
         (
             "fail" if i.used > 1 else "warn",
             f"{i.name}: answers move by up to {i.max_abs:.1e}, {i.flips} labels change",
         )
         for i in report.invariances
-        if i.used > 1 or i.flips > allowed
+        if i.used > 1 or i.flips_beyond_noise > allowed
     ]
-    order = sorted(findings, key=lambda f: f[0] != "fail")
+    order = sorted(found, key=lambda f: f[0] != "fail")
     return gravest(["pass", *(grade for grade, _ in order)]), [text for _, text in order]
 
 
-def _metric_findings(report: CandidateReport, metric: str, drop: float) -> list[tuple[Verdict, str]]:
-    """A drop past the limit fails where the interval excludes chance, and warns where it does not."""
-    findings: list[tuple[Verdict, str]] = []
-    for difference in report.comparison.metrics if report.comparison else []:
-        if difference.metric == metric and difference.difference < -drop:
-            sure = difference.high is not None and difference.high < 0
-            text = (
-                f"{metric} falls by {-difference.difference:.2f} points "
-                f"(95 % interval {difference.low:+.2f} to {difference.high:+.2f}), allowed are {drop:g}"
-            )
-            findings.append(("fail" if sure else "warn", text))
-    return findings
+def _changed(items: _Items, kept: Sequence[dict[int, Outputs]], task: Task) -> int:
+    """Decisions on the data that some candidate changes, each of them once."""
+    places = {
+        (place, *flip)
+        for outputs in kept
+        for place, found in outputs.items()
+        if place < items.real
+        for flip in changed(rows(items.reference[place][task.output]), rows(found[task.output]), task)
+    }
+    return len(places)
 
 
 class _Items:
@@ -238,7 +222,7 @@ def _measure(
     tolerance = policy.tolerance(report.precision, task.output)
     spread = invariance.spread([items.lengths[i] for i in places], KEPT)
     report.invariances = invariance.measure(
-        runner, [samples[i] for i in spread], [alone[i] for i in spread], task, tolerance
+        runner, [replace(compared[i], reference=alone[i]) for i in spread], task, tolerance
     )
     report.comparison = compare(compared, task, policy, report.precision)
     return dict(zip(places, alone, strict=True))
@@ -248,6 +232,7 @@ def _add_bucket_invariance(
     candidates: Sequence[Way],
     reports: Sequence[CandidateReport],
     kept: Sequence[dict[int, Outputs]],
+    items: _Items,
     task: Task,
     policy: Policy,
 ) -> None:
@@ -263,7 +248,7 @@ def _add_bucket_invariance(
             common = sorted(set(kept[i]) & set(kept[anchor]))
             if i == anchor or not common:
                 continue
-            pairs = [(kept[anchor][k][task.output], kept[i][k][task.output]) for k in common]
+            pairs = [Compared(items.samples[k], kept[anchor][k], kept[i][k], real=k < items.real) for k in common]
             tolerance = policy.tolerance(reports[i].precision, task.output)
             reports[i].invariances.append(invariance.difference("another bucket", pairs, task, tolerance))
 

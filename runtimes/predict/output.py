@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mer_export.errors import NotAvailableError, UsageError
+from mer_export.install import not_installed
 from mer_export.task import Task
 from runtimes.predict.predictor import Prediction
 
@@ -46,7 +47,7 @@ def write(
     if path.suffix not in WRITERS:
         raise UsageError(f"--out {path}: the ending must be one of {list(WRITERS)}")
     if not path.parent.is_dir():
-        raise UsageError(f"--out {path}: there is no directory {path.parent}")
+        raise UsageError(f"--out {path}: there is not a directory {path.parent}")
     counts = {"units": 0, "samples": 0, "without_prediction": 0}
     with _replacing(path) as temporary:
         WRITERS[path.suffix](_counted(predictions, counts, say), temporary, task)
@@ -86,7 +87,7 @@ def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task) ->
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise NotAvailableError("pyarrow is not installed: pip install 'mer[columnar]'") from None
+        raise NotAvailableError(not_installed("pyarrow", "columnar")) from None
     text = pyarrow.string()
     fields = [("sample", text), ("unit", text), ("label", text), ("modalities", pyarrow.list_(text))]
     fields += [] if task.exclusive else [("labels", pyarrow.list_(text))]

@@ -18,8 +18,8 @@ from mer_export.data.missing import MODALITIES, incomplete
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.markdown import table
+from mer_export.metrics import find
 from mer_export.metrics.measure import area_over_rates
-from mer_export.metrics.sentiment import PLAIN
 from mer_export.report import Report
 from runtimes.predict.evaluate import evaluate
 from runtimes.predict.predictor import Predictor
@@ -131,17 +131,10 @@ def _area(values: Sequence[float], step: float) -> float:
 def markdown(report: RobustnessReport) -> str:
     """The report as Markdown."""
     header = ["missing rate", *report.metrics]
-    rows = [[r.name, *(shown(n, v[i]) for n, v in report.metrics.items())] for i, r in enumerate(report.rates)]
+    rows = [[r.name, *(find(n).printed(v[i]) for n, v in report.metrics.items())] for i, r in enumerate(report.rates)]
     if report.areas:
-        rows.append(["area (AUILC)", *(shown(n, a) for n, a in report.areas.items())])
+        rows.append(["area (AUILC)", *(find(n).printed(a) for n, a in report.areas.items())])
     return "\n".join([f"# Missing data, {report.split} split, {report.runtime}", "", *table(header, rows)]) + "\n"
-
-
-def shown(name: str, value: float) -> str:
-    """A metric as the paper prints it: one decimal for shares in percent, three for errors and correlations."""
-    if np.isnan(value):
-        return "–"
-    return f"{value:.3f}" if name in PLAIN else f"{value:.1f}"
 
 
 def _step(rates: Sequence[float]) -> float | None:

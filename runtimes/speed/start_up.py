@@ -1,13 +1,12 @@
 """One way to run in a process of its own: what importing, loading and the first answer cost, and how much memory.
 
-`python -m runtimes.speed.start_up REQUEST` takes a JSON request and prints a JSON `ColdStart`. Inside the process of
-the benchmark itself these numbers would be those of everything loaded before.
+Run by `mer_export.launcher`, `main` takes a JSON request and prints a JSON `ColdStart`. Inside the process of the
+benchmark itself these numbers would be those of everything loaded before.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 from mer_export.bundle import Bundle, Strict
 from mer_export.errors import MerError
+from mer_export.launcher import module_command
 from runtimes.backends.way import Way
 
 
@@ -39,13 +39,9 @@ def cold_start(bundle: Path, way: Way, timeout: float = 300, trust: bool = False
         "way": way.model_dump(mode="json"),
         "spawned": time.time(),
     }
-    # Run from a plain clone or installed, the packages are found where this process found them.
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "runtimes.speed.start_up", json.dumps(request)]
+    command = module_command("runtimes.speed.start_up", json.dumps(request))
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"PYTHONPATH": path}
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         return f"the first answer took more than {timeout:g} s"
     if done.returncode:
@@ -90,7 +86,3 @@ def main() -> None:
         print(measure(json.loads(sys.argv[1])).model_dump_json())
     except MerError as error:
         sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

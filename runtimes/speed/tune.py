@@ -121,19 +121,16 @@ def _time(
     with contextlib.ExitStack() as stack:
         for way in ways:
             for threads, workers in _parallel():
-                spread = [
-                    w for w in _spread(way, batches, threads, workers) if wanted is None or w.in_any_bucket in wanted
-                ]
+                spread = list(_spread(way, batches, threads, workers))
+                spread = [w for w in spread if wanted is None or w.in_any_bucket in wanted]
                 if not spread:
                     continue
                 # The same arrays come again and again: what stages keep would be all of the answer.
                 opened = way.having(threads=threads, reuse=False)
                 crew = stack.enter_context(Crew(partial(opened.open, bundle), workers))
                 for own in spread:
-                    name, call = (
-                        f"{own.name} {own.description}",
-                        partial(_all, crew, inputs(own.options.batch), workers),
-                    )
+                    name = f"{own.name} {own.description}"
+                    call = partial(_all, crew, inputs(own.options.batch), workers)
                     (first,) = interleave({"": call}, rounds=1, pause=0).values()
                     calls[name], found[name] = call, (way, own)
                     if min(map(min, first.wall)) > LONGEST_CALL:

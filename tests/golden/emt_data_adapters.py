@@ -94,7 +94,7 @@ def metrics(case: Case) -> dict[str, Any]:
     """Metrics of both scales, and the area under curves over the missing rate."""
     found: dict[str, Any] = {}
     for scale in METRICS:
-        values = SCALES[scale](case.inputs[f"{scale}_true"], case.inputs[f"{scale}_pred"])
+        values = SCALES[scale].measure(case.inputs[f"{scale}_true"], case.inputs[f"{scale}_pred"])
         found |= {f"{scale}.{n}": v for n, v in published(scale, values).items()}
     for name, curve in case.inputs.items():
         if name.startswith("curve_"):

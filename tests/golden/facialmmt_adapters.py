@@ -12,11 +12,11 @@ from torch import nn
 from mer_export import registry
 from mer_export.data.shapes.dialogue_text import pack, spans
 from mer_export.layers.bert.config import ROBERTA
-from mer_export.layers.recurrent import real_steps
+from mer_export.layers.steps import real_steps
 from mer_export.metrics.measure import measure
 from mer_export.models.facialmmt.fusion import confidence, distribution, select_frames
-from mer_export.models.facialmmt.network import EndToEnd, Fusion
-from mer_export.weights import import_weights, load_checkpoints
+from mer_export.models.facialmmt.network import EndToEnd, MultimodalNetwork
+from mer_export.weights import import_weights, load_checkpoints, misfits
 from train.systems.facialmmt.protocol import FacialMmtProtocol
 from train.systems.facialmmt.settings import FacialMmtSettings
 from train.warm_up import warm_up_schedule
@@ -120,7 +120,9 @@ def load_model(case: Case, options: dict[str, Any], *files: str) -> Any:
     record = registry.get("facialmmt")
     config, table = record.parse(options), registry.resolve(record.weights)
     model = record.build(config)
-    import_weights(model, load_checkpoints([case.folder / f"{f}.safetensors" for f in files], table), table, config)
+    paths = [case.folder / f"{f}.safetensors" for f in files]
+    state = load_checkpoints(paths, table, lambda found: misfits(model.state_dict(), found, table, config))
+    import_weights(model, state, table, config)
     return model
 
 
@@ -155,13 +157,11 @@ def multimodal(case: Case) -> dict[str, Any]:
     audio, vision = given["audio_inputs"], given["vision_inputs"]
     parsed = fusion_options(options, audio.shape[1], vision.shape[1])
     parsed["expressions"] = vision.shape[2] - parsed["vision_dim"]
-    model: Fusion = load_model(case, parsed, "weights")
+    model: MultimodalNetwork = load_model(case, parsed, "weights")
     text = text_arguments(case, parsed["encoder"])
     hidden = model.bert(text["input_ids"], None, text["text_lengths"])
     found = model.combine(
-        hidden,
-        text["text_lengths"],
-        text["text_span"],
+        *model.utterance_text(hidden, text["text_lengths"], text["text_span"]),
         audio,
         real_steps(counts(given["audio_mask"]), audio.shape[1]),
         vision,

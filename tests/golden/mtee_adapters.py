@@ -20,9 +20,9 @@ from mer_export.data.spec import DataSpec
 from mer_export.data.word_vectors import read_word_vectors
 from mer_export.importer import import_checkpoint
 from mer_export.metrics import multilabel as multilabel_metrics
-from mer_export.metrics.sentiment import PLAIN, mtee_metrics
+from mer_export.metrics.sentiment import mtee_metrics
 from mer_export.models.mtee.config import EMOTIONS, MODALITIES
-from mer_export.models.mtee.emotions import TABLE, look_up, tables
+from mer_export.models.mtee.emotions import TABLE, look_up, shared_inputs
 from mer_export.task import Task
 from mer_export.untrusted.hdf5 import save_hdf5
 from mer_export.weights import bundle_model, export_weights, import_weights
@@ -194,8 +194,7 @@ def forward(case: Case) -> dict[str, Any]:
 
 
 def eea_inner(model: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    used = model.config.used
-    queries = model.queries({m: given[m] for m in used}, {m: given[f"{m}_lengths"] for m in used})
+    queries = model.queries(given)
     return {f"score_{m[0]}": q @ given[EMOTIONS].T + o for m, (q, o) in queries.items()}
 
 
@@ -209,7 +208,7 @@ def rnn_inner(model: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def mult_inner(model: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    states = model.states({m: given[m] for m in MODALITIES}, {m: given[f"{m}_lengths"] for m in MODALITIES})
+    states = model.states(given)
     return {f"last_h_{'l' if m == 'text' else m[0]}": h for m, h in states.items()}
 
 
@@ -218,7 +217,7 @@ def transformer_inner(model: Any, given: dict[str, torch.Tensor]) -> dict[str, t
     for i in range(len(given["text"])):
         alone = {name: value[i : i + 1] for name, value in given.items()}
         assert torch.allclose(model.in_batch(**alone), model(**given)[i : i + 1], atol=1e-5), "single is not batch 1"
-    return {"encoder_out": model.encode(**given, semantics="batch"), "logits": model.in_batch(**given)}
+    return {"encoder_out": model.encode(given, "batch"), "logits": model.in_batch(**given)}
 
 
 INNER = {"eea": eea_inner, "rnn": rnn_inner, "mult": mult_inner, "transformer": transformer_inner}
@@ -238,7 +237,7 @@ def checkpoint(case: Case) -> dict[str, Any]:
             contract = bundle.manifest.contract.with_shared(EMOTIONS, table)
             given = {n: torch.from_numpy(a) for n, a in collate(items, contract).items()}
             found[name] = model(**given).numpy()
-        own = tables(model.config, {"state": load_file(case.folder / "weights.safetensors")})
+        own = shared_inputs(model.config, {"state": load_file(case.folder / "weights.safetensors")})
         assert own == bundle.manifest.contract.shared, "the checkpoint's own table is the default"
     return found
 
@@ -262,7 +261,9 @@ def metric(case: Case) -> dict[str, Any]:
         found = mtee_metrics(case.inputs["truths"].ravel(), case.inputs["preds"].ravel())
         prefix = "non0_" if case.config["exclude_zero"] else ""
         names = {"acc7": "acc_7", "acc5": "acc_5", "acc2": f"{prefix}acc_2", "f1": f"{prefix}f1"}
-        return {n: np.asarray([found[n]]) for n in PLAIN} | {n: np.asarray([found[o] / 100]) for n, o in names.items()}
+        return {n: np.asarray([found[n]]) for n in ("mae", "corr")} | {
+            n: np.asarray([found[o] / 100]) for n, o in names.items()
+        }
     known(case.config, {"threshold"})
     logits, truths = case.inputs["logits"], case.inputs["truths"].astype(np.int64)
     names = tuple(f"class {i}" for i in range(logits.shape[1]))

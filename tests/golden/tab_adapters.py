@@ -115,7 +115,7 @@ def tensors(case: Case) -> dict[str, torch.Tensor]:
 def answers(model: Tab, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The outputs by contract name, and the vectors that the head joins."""
     contract = SYSTEM.contract(model.config)
-    outputs = model(*(given[s.name] for s in contract.inputs))
+    outputs = model(**{s.name: given[s.name] for s in contract.inputs})
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     found = {s.name: x for s, x in zip(contract.outputs, outputs, strict=True)}
     for m in model.encoders:
@@ -195,7 +195,7 @@ def encoder_alone(case: Case) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def tokeniser(case: Case) -> dict[str, Any]:
+def tokenizer(case: Case) -> dict[str, Any]:
     """Waveform to indices, with what lies between."""
     config = from_arguments(case.config)
     model = VqWav2vec(config).eval()
@@ -310,7 +310,7 @@ ADAPTERS: dict[str, Callable[[Case], dict[str, Any]]] = {
     "RHS_train": network,
     "Time_async": branch,
     "fairseq RoBERTa encoder (extract_features)": encoder_alone,
-    "vq-wav2vec k-means tokeniser": tokeniser,
+    "vq-wav2vec k-means tokeniser": tokenizer,
     "MultiMarginLoss": multi_margin,
     "attention penalty": penalty,
     "test() / validate()": metrics,

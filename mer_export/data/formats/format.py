@@ -39,8 +39,9 @@ class Synthesiser:
 class Format:
     """One kind of files.
 
-    `reader` is a module that offers `detect(path, spec)`, `files(path, spec)`, `read(path, spec, labels)` and, where it
-    `streams`, `pairs(path, spec, labels, split)`, which yields (split, sample). `synthetic` holds a `module:attribute`
+    `reader` is a module that offers `detect(path, spec)`, `files(path, spec)` and, for the files of a system's authors,
+    `read(path, spec, labels)`, which gives a corpus. An `open` format carries every shape of samples: its reader offers
+    `source(path, spec)` instead, which gives a `data.dialogues.Source`. `synthetic` holds a `module:attribute`
     string of a `Synthesiser` for each system whose authors' files these are. Formats are tried in the order of `rank`.
     """
 
@@ -49,7 +50,7 @@ class Format:
     reader: str
     rank: int
     synthetic: dict[str, str] = field(default_factory=dict)
-    streams: bool = False
+    open: bool = False
     directory: bool = False
     """Reads a directory, the others one file."""
 

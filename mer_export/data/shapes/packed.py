@@ -1,18 +1,44 @@
-"""Text of utterances as their whole dialogue, packed (see `dialogue_text`), from sentences and a tokenizer."""
+"""A packed dialogue: one sample per utterance, whose text is its whole dialogue (see `dialogue_text`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from mer_export.data.formats.table.reader import Row, dialogues
+from mer_export.data.dialogues import Dialogue
+from mer_export.data.labels import LabelReader
+from mer_export.data.samples import Sample
 from mer_export.data.shapes.dialogue_text import Packed, pack
+from mer_export.data.shapes.sequences import frames
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.tokenizer import load_tokenizer
-from mer_export.errors import UsageError
+from mer_export.errors import InputError, UsageError
 
-Inputs = dict[str, np.ndarray]
+TEXT = {"input_ids", "text_span"}
+
+
+def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator[Sample]:
+    """One sample per utterance: `input_ids` of the dialogue, `text_span` of the utterance, and its own frames.
+
+    Utterances of a class that the data name and the model does not have are left out; their words stay in the dialogue.
+
+    Raises:
+        UsageError: there are sentences, and `spec` does not say how to pack them.
+        InputError: tokens are ready for some utterances only, sources of one modality differ in steps, or a label is
+            unknown.
+    """
+    utterances = dialogue.utterances
+    ready = [u.inputs.keys() & TEXT for u in utterances]
+    if any(ready) and any(names != TEXT for names in ready):
+        raise InputError(f"{dialogue.where}: dialogue {dialogue.id!r} has {sorted(TEXT)} for some utterances only")
+    said = not any(ready) and any(u.sentence is not None for u in utterances)
+    packed = pack_sentences((u.sentence or "" for u in utterances), spec) if said else None
+    for number, utterance in enumerate(utterances):
+        if not labels.leaves_out(utterance):
+            text = inputs(packed, number) if packed else {}
+            found = text | frames(utterance, dialogue.where)
+            yield Sample(utterance.id, found, (utterance.id,), labels.targets([utterance]))
 
 
 def pack_sentences(sentences: Iterable[str], spec: DataSpec) -> Packed:
@@ -25,26 +51,6 @@ def pack_sentences(sentences: Iterable[str], spec: DataSpec) -> Packed:
     return pack(words, spec.packing, int(ends[0]), int(ends[-1]))
 
 
-def inputs(packed: Packed, utterance: int) -> Inputs:
+def inputs(packed: Packed, utterance: int) -> dict[str, np.ndarray]:
     """What a sample has of its dialogue."""
     return {"input_ids": packed.ids, "text_span": packed.span(utterance)}
-
-
-def table_texts(rows: Sequence[Row], spec: DataSpec) -> dict[tuple[int, int], Inputs]:
-    """The text inputs of every row of utterance tables, by table and place in it.
-
-    Raises:
-        UsageError: without the columns of dialogue and sentence.
-    """
-    if not spec.dialogue or not spec.sentence or spec.text:
-        raise UsageError("data.packing needs the columns data.dialogue and data.sentence, and no data.text")
-    found: dict[tuple[int, int], Inputs] = {}
-    for group in dialogues(list(rows), spec).values():
-        packed = pack_sentences((row.cell(spec.sentence) for row in group), spec)
-        found |= {place(row): inputs(packed, number) for number, row in enumerate(group)}
-    return found
-
-
-def place(row: Row) -> tuple[int, int]:
-    """A row by its table and its place there."""
-    return id(row.table), row.at

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mer_export.data.tokens.fairseq_dictionary import FIRST, LAST, SPECIAL, UNKNOWN, read_dictionary
 from mer_export.errors import InputError
-
-FIRST, LAST, UNKNOWN, SPECIAL = 0, 2, 3, 4
-"""Ids of `<s>`, `</s>` and `<unk>` (`<pad>` is 1), and how many stand before the dictionary."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,13 @@ class SpeechDictionary:
         """Reads a dict.txt: one `i-j count` per line, whose order gives the ids.
 
         Raises:
-            InputError: not such a file.
+            InputError: the file is not such a dictionary.
         """
+        words = read_dictionary(path)
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-            pairs = [tuple(int(i) for i in line.split()[0].split("-")) for line in lines if line.strip()]
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path} is no dictionary of speech tokens (`i-j count` per line): {error}") from None
-        return cls({pair: SPECIAL + n for n, pair in enumerate(pairs)})
+            return cls({tuple(int(i) for i in word.split("-")): n for word, n in words.items()})
+        except ValueError as error:
+            raise InputError(f"{path} is not a dictionary of speech tokens (`i-j count` per line): {error}") from None
 
     @property
     def size(self) -> int:

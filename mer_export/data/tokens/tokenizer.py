@@ -1,4 +1,4 @@
-"""From transcripts and wav files to token ids, whatever the kind of tokenizer."""
+"""From transcripts to token ids, and the tokenizers that a bundle keeps."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mer_export.data.spec import DataSpec
-from mer_export.data.tokens.bytepairs import MERGES, VOCABULARY, BytePairs
-from mer_export.data.tokens.wordpiece import WordPiece
+from mer_export.data.tokens.text_tokenizer import TextTokenizer
+from mer_export.data.tokens.tokenizer_json import TEXT_FILES, text_files
 
 if TYPE_CHECKING:
     from mer_export.bundle import Bundle, Commit
@@ -20,10 +20,9 @@ FOLDER = "tokenizer"
 """Where a bundle keeps them."""
 PARTS = {
     "speech": (f"{FOLDER}/speech", ("config.json", "model.onnx", "dict.txt")),
-    "encoder": (f"{FOLDER}/sentences", ("config.json", "model.onnx", "vocab.txt")),
+    "encoder": (f"{FOLDER}/sentences", ("config.json", "model.onnx", *TEXT_FILES)),
 }
 """Folders that `data.context` names: where a bundle keeps each, and its files."""
-TEXT_FILES = ("vocab.txt", VOCABULARY, MERGES)
 
 
 def tokenizer_files(spec: DataSpec) -> dict[str, Path]:
@@ -35,9 +34,7 @@ def tokenizer_files(spec: DataSpec) -> dict[str, Path]:
     found: dict[str, Path] = {}
     if spec.tokenizer:
         load_tokenizer(spec.tokenizer)
-        given = Path(spec.tokenizer)
-        files = {n: given / n for n in TEXT_FILES} if given.is_dir() else {TEXT_FILES[0]: given}
-        found |= {f"{FOLDER}/{n}": p for n, p in files.items()}
+        found |= {f"{FOLDER}/{n}": p for n, p in text_files(Path(spec.tokenizer)).items()}
     for part, (place, names) in PARTS.items():
         folder = getattr(spec.context, part, None)
         found |= {f"{place}/{n}": Path(folder) / n for n in names} if folder else {}
@@ -67,18 +64,11 @@ def with_kept(spec: DataSpec, bundle: Bundle) -> DataSpec:
 
 
 @lru_cache(maxsize=4)
-def load_tokenizer(path: str) -> BytePairs | WordPiece:
-    """Byte pairs of a folder with vocab.json, else the word pieces of a vocab.txt; raises InputError for neither."""
-    return BytePairs.load(path) if (Path(path) / VOCABULARY).is_file() else WordPiece.load(path)
+def load_tokenizer(path: str) -> TextTokenizer:
+    """A text tokenizer, opened once (see `TextTokenizer.load`)."""
+    return TextTokenizer.load(path)
 
 
 def text_tokens(tokenizer: str, sentence: str, lower: bool = True) -> np.ndarray:
     """Ids (int64) of a sentence with both special tokens."""
     return load_tokenizer(tokenizer).encode(sentence.lower() if lower else sentence)
-
-
-def speech_tokens(folder: str, recording: Path) -> np.ndarray:
-    """Ids (int64) of a wav file through the speech tokeniser of a folder."""
-    from mer_export.encoders.speech import load_speech_tokenizer
-
-    return load_speech_tokenizer(folder).encode_file(recording)

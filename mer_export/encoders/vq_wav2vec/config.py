@@ -1,4 +1,4 @@
-"""Shape of a vq-wav2vec tokeniser; needs no torch."""
+"""Shape of a vq-wav2vec tokenizer; needs no torch."""
 
 from __future__ import annotations
 
@@ -81,15 +81,15 @@ def from_arguments(arguments: Mapping[str, Any]) -> VqConfig:
 
     Raises:
         UnsupportedError: another kind of quantiser or encoder.
-        UsageError: layers that are no list of triples.
+        UsageError: the layers are not a list of triples.
     """
     for name, allowed in FIXED.items():
         if arguments.get(name, allowed[0]) not in allowed:
-            raise UnsupportedError(f"{name} of this tokeniser is {arguments[name]!r}, only {allowed[0]!r} can be read")
+            raise UnsupportedError(f"{name} of this tokenizer is {arguments[name]!r}, only {allowed[0]!r} can be read")
     layers: Any = arguments.get("conv_feature_layers", BEFORE)
     try:
         layers = ast.literal_eval(layers) if isinstance(layers, str) else layers
         given = {ours: arguments[theirs] for theirs, ours in OURS.items() if theirs in arguments}
         return VqConfig.model_validate(DEFAULTS | given | {"layers": layers})
     except (ValueError, SyntaxError) as error:
-        raise UsageError(f"the arguments describe no tokeniser: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"the arguments do not describe a tokenizer: {str(error).splitlines()[0]}") from None

@@ -94,7 +94,7 @@ def renames(config: VqConfig) -> dict[str, str]:
 
 
 def prepare(config: VqConfig, state: dict[str, State]) -> dict[str, State]:
-    """The tokeniser alone, in float32."""
+    """The tokenizer alone, in float32."""
     return {n: t.float() for n, t in state.items() if not n.startswith(TRAINING)}
 
 

@@ -13,19 +13,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_export.data.tokens.wordpiece import WordPiece
-from mer_export.encoders.sentence import CONFIG, MODEL, VOCABULARY
+from mer_export.agreement.error import output_error
+from mer_export.agreement.policy import PROOF
+from mer_export.data.tokens.text_tokenizer import TextTokenizer
+from mer_export.data.tokens.tokenizer_json import text_files
+from mer_export.encoders.sentence import CONFIG, MODEL
 from mer_export.errors import ParityError, UsageError
-from mer_export.exporters.graph.gate import open_file
 from mer_export.exporters.onnx import quiet
+from mer_export.exporters.precision_gate import open_file
 from mer_export.layers.bert.network import Bert
 from mer_export.layers.bert.pretrained import load_pretrained, read_config
 
 Pooling = Literal["first", "mean"]
 OPSET = 20
-PROOF = (2, 3, 11)
+PROVEN = (2, 3, 11)
 """Token counts that the file is proven on, besides the longest."""
-ATOL = 1e-4
 
 
 class Sentence(nn.Module):
@@ -43,11 +45,12 @@ class Sentence(nn.Module):
 
 
 def export_encoder(source: Path, out: Path, pooling: Pooling = "first", force: bool = False) -> list[Path]:
-    """Writes the folder from one of the `transformers` package (config.json, vocab.txt, weights).
+    """Writes the folder from one of the `transformers` package (config.json, weights, files of its tokenizer).
 
     Raises:
         UsageError: the folder exists, or weights do not fit.
         InputError: the source is damaged.
+        NotAvailableError: `tokenizers` is missing.
         ParityError: the file gives other vectors.
     """
     if out.exists() and not force:
@@ -55,7 +58,8 @@ def export_encoder(source: Path, out: Path, pooling: Pooling = "first", force: b
     config = read_config(source)
     bert = Bert(config).eval()
     load_pretrained(bert, source)
-    WordPiece.load(source)
+    TextTokenizer.load(source)
+    tokenizer = text_files(source)
     out.mkdir(parents=True, exist_ok=True)
     model = Sentence(bert, pooling).eval()
     tokens = torch.export.Dim("tokens", min=2, max=config.longest)
@@ -75,17 +79,19 @@ def export_encoder(source: Path, out: Path, pooling: Pooling = "first", force: b
     assert program is not None
     program.save(str(out / MODEL))
     _prove(model, out / MODEL, config.longest, config.vocabulary)
-    shutil.copyfile(source / VOCABULARY, out / VOCABULARY)
+    for name, file in tokenizer.items():
+        shutil.copyfile(file, out / name)
     (out / CONFIG).write_text(json.dumps({"longest": config.longest, "width": config.hidden, "pooling": pooling}))
-    return [out / name for name in (CONFIG, MODEL, VOCABULARY)]
+    return [out / name for name in (CONFIG, MODEL, *tokenizer)]
 
 
 def _prove(model: Sentence, path: Path, longest: int, vocabulary: int) -> None:
     session, draw = open_file(path), np.random.default_rng(0)
-    for count in (*(n for n in PROOF if n < longest), longest):
+    for count in (*(n for n in PROVEN if n < longest), longest):
         ids = draw.integers(0, vocabulary, (1, count))
         with torch.no_grad():
             wanted = model(torch.from_numpy(ids)).numpy()
-        error = float(np.abs(session.run(None, {"input_ids": ids})[0] - wanted).max())
-        if not error <= ATOL:
-            raise ParityError(f"the ONNX file differs from the encoder by {error:.2e} at {count} tokens")
+        found = session.run(None, {"input_ids": ids})[0]
+        error = output_error("vector", [wanted], [found], PROOF.atol, PROOF.rtol)
+        if not error.agrees:
+            raise ParityError(f"the ONNX file differs from the encoder by {error.size} at {count} tokens")

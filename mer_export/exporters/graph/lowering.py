@@ -13,7 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mer_export.layers.recurrent import BidirectionalRNN, LastStepRNN, last_step
+from mer_export.layers.recurrent import BidirectionalRNN, LastStepRNN
+from mer_export.layers.steps import last_step
 
 GATES = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 """Position of each ONNX gate among PyTorch's: z r h of r z n, i o f c of i f g o."""

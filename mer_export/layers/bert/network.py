@@ -1,4 +1,4 @@
-"""The BERT or RoBERTa encoder without pooler, with explicit attention whose masks are finite."""
+"""The BERT or RoBERTa encoder without pooler."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mer_export.layers.attention import Attention
 from mer_export.layers.bert.config import BertConfig
-from mer_export.layers.recurrent import masked_softmax, real_steps
+from mer_export.layers.steps import real_steps
 
 
 class TokenInputs(NamedTuple):
@@ -121,7 +122,6 @@ class Layer(nn.Module):
 
     def __init__(self, config: BertConfig):
         super().__init__()
-        self.heads = config.heads
         self.query, self.value, self.out = (_linear(config.hidden, config.hidden) for _ in range(3))
         self.key = _linear(config.hidden, config.hidden, bias=False)
         # A bias of the keys shifts all scores of a query alike, which softmax ignores: kept for checkpoints only.
@@ -130,21 +130,17 @@ class Layer(nn.Module):
         self.expand = _linear(config.hidden, config.feed_forward)
         self.contract = _linear(config.feed_forward, config.hidden)
         self.norm = nn.LayerNorm(config.hidden, eps=config.epsilon)
-        self.attention_dropout = nn.Dropout(config.attention_dropout)
+        self.attention = Attention(config.heads, config.attention_dropout)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Float[Tensor, "batch tokens hidden"], inside: Tensor, first_only: bool = False) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch tokens hidden"], inside: Bool[Tensor, "batch tokens"], first_only: bool = False
+    ) -> Tensor:
         """States of every position, or (batch, 1, hidden) of the first."""
         keys, x = x, x[:, :1] if first_only else x
-        q, k, v = self._heads(self.query(x)), self._heads(self.key(keys)), self._heads(self.value(keys))
-        score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        weight = self.attention_dropout(masked_softmax(score, inside[:, None, None, :]))
-        attended = (weight @ v).transpose(1, 2).flatten(2)
+        attended = self.attention(self.query(x), self.key(keys), self.value(keys), inside[:, None, None])
         x = self.attention_norm(x + self.dropout(self.out(attended)))
         return self.norm(x + self.dropout(self.contract(functional.gelu(self.expand(x)))))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads)).transpose(1, 2)
 
 
 def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:

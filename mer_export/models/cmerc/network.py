@@ -16,7 +16,10 @@ from torch.nn import functional
 
 from mer_export.contract import Semantics
 from mer_export.errors import InputError
-from mer_export.layers.recurrent import BidirectionalRNN, Standardise, TransformerLayer
+from mer_export.layers.recurrent import BidirectionalRNN
+from mer_export.layers.standardise import Standardise
+from mer_export.layers.steps import real_steps
+from mer_export.layers.transformer import TransformerLayer
 from mer_export.models.cmerc.config import HYPEREDGE_WEIGHTS, NODE_WEIGHTS, CmercConfig
 
 MODALITIES = ("text", "audio", "vision")
@@ -79,7 +82,7 @@ class Cmerc(nn.Module):
         with zeros to the longest dialogue of the batch.
         """
         steps = speaker.shape[1]
-        mask = (torch.arange(steps, device=lengths.device) < lengths[:, None]).to(audio.dtype)
+        mask = real_steps(lengths, steps).to(audio.dtype)
         # M3NET's recurrent layers and LN2 run over the padding of the batch.
         seen = lengths if semantics == "single" else torch.full_like(lengths, steps)
         inside = mask[:, None, :, None]
@@ -123,7 +126,7 @@ class Cmerc(nn.Module):
         self, features: Float[Tensor, "batch utterances features"], lengths: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch utterances classes"]:
         """The head: dropout, ReLU, linear, log-softmax; 0 at padding."""
-        mask = torch.arange(features.shape[1], device=lengths.device) < lengths[:, None]
+        mask = real_steps(lengths, features.shape[1])
         log_prob = functional.log_softmax(self.classifier(torch.relu(self.dropout(features))), dim=-1)
         return log_prob * mask[..., None].to(log_prob.dtype)
 
@@ -166,7 +169,7 @@ class TextNorm(nn.Module):
 
     def _whole_dialogue(self, text: Tensor, seen: Tensor) -> Tensor:
         """Layer norm without affine jointly over (utterances, width) of each dialogue and vector."""
-        inside = (torch.arange(text.shape[2], device=seen.device) < seen[:, None]).to(text.dtype)[:, None, :, None]
+        inside = real_steps(seen, text.shape[2]).to(text.dtype)[:, None, :, None]
         count = (seen.clamp(min=1) * text.shape[3]).to(text.dtype)[:, None, None, None]
         mean = (text * inside).sum((2, 3), keepdim=True) / count
         centred = (text - mean) * inside
@@ -188,8 +191,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch utterances width"], seen: Int[Tensor, " batch"]) -> Tensor:
         if isinstance(self.layers, TransformerLayer):
-            inside = torch.arange(x.shape[1], device=seen.device) < seen[:, None]
-            return self.layers(x, inside.to(x.dtype))
+            return self.layers(x, real_steps(seen, x.shape[1]))
         return self.layers(x, seen)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mer_export.layers.names import TRANSFORMER_LAYER, recurrent
+from mer_export.layers.parameter_names import TRANSFORMER_LAYER, recurrent
 from mer_export.models.cmerc.config import CmercConfig
 from mer_export.weights import WeightMap
 

@@ -18,6 +18,6 @@ SYSTEM = System(
     variant_of=lambda config: "tokens" if config.bert else "vectors",
     contract=contract,
     task=task,
-    network="mer_export.models.emt.network:network",
+    network="mer_export.models.emt.network:Emt",
     weights="mer_export.models.emt.weights:WEIGHT_MAP",
 )

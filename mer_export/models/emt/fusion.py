@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_export.layers.recurrent import MASKED
+from mer_export.layers.attention import Attention
+from mer_export.layers.positions import alternating_sinusoid
 from mer_export.models.emt.config import POSITIONS, EmtConfig
 from mer_export.models.utterance import MODALITIES
 
@@ -20,13 +20,13 @@ Keys = Bool[Tensor, "batch time"]
 ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
 
-class Fusion(nn.Module):
+class EmtFusion(nn.Module):
     """Layers of mutual promotion units and the pooling of the three views of the global context."""
 
     def __init__(self, config: EmtConfig):
         super().__init__()
         self.config = config
-        table = sinusoid(POSITIONS, config.width)[None]
+        table = alternating_sinusoid(POSITIONS, config.width)[None]
         self.positions: Tensor
         if config.learnable_positions:
             self.positions = nn.Parameter(table)
@@ -71,7 +71,7 @@ class Unit(nn.Module):
         super().__init__()
         width, inner = config.width, config.expansion * config.width
         self.cross_norm, self.context_norm, self.self_norm, self.norm = (nn.LayerNorm(width) for _ in range(4))
-        self.cross, self.itself = Attention(config), Attention(config)
+        self.cross, self.itself = ProjectedAttention(config), ProjectedAttention(config)
         self.expand = nn.Linear(width, 2 * inner)
         self.contract = nn.Linear(inner, width)
         self.dropout = nn.Dropout(config.feed_forward_dropout)
@@ -91,30 +91,20 @@ class Unit(nn.Module):
         return x + self.dropout(self.contract(value * functional.gelu(gate)))
 
 
-class Attention(nn.Module):
-    """Multi-head attention; masked scores are replaced by a finite constant."""
+class ProjectedAttention(nn.Module):
+    """Attention whose queries, keys and values have no biases."""
 
     def __init__(self, config: EmtConfig):
         super().__init__()
-        self.heads = config.heads
         self.query = nn.Linear(config.width, config.width, bias=False)
         self.key_value = nn.Linear(config.width, 2 * config.width, bias=False)
+        self.attention = Attention(config.heads, config.attention_dropout)
         self.out = nn.Linear(config.width, config.width)
-        self.dropout = nn.Dropout(config.attention_dropout)
 
     def forward(self, x: Local, context: Float[Tensor, "batch keys width"], keys: Keys | None, uniform: bool) -> Local:
-        k, v = self.key_value(context).chunk(2, dim=-1)
-        q, k, v = (self._heads(t) for t in (self.query(x), k, v))
-        score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        if keys is not None:
-            score = torch.where(keys[:, None, None], score, MASKED)
-        weight = torch.softmax(score, dim=-1)
-        if keys is not None and not uniform:
-            weight = torch.where(keys[:, None, None], weight, 0.0)
-        return self.out((self.dropout(weight) @ v).transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, x.shape[-1] // self.heads)).transpose(1, 2)
+        allowed = None if keys is None else keys[:, None, None]
+        key, value = self.key_value(context).chunk(2, dim=-1)
+        return self.out(self.attention(self.query(x), key, value, allowed, zero_empty=not uniform))
 
 
 class Pool(nn.Module):
@@ -131,13 +121,3 @@ class Pool(nn.Module):
         rows = seen.flatten(2)
         weight = torch.softmax(self.score(self.activation(self.hidden(rows))), dim=1)
         return (weight * rows).sum(dim=1).unflatten(-1, (len(MODALITIES), seen.shape[-1]))
-
-
-def sinusoid(positions: int, width: int) -> Float[Tensor, "positions width"]:
-    """Sines at even and cosines at odd columns; an odd width has one cosine less."""
-    step = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
-    angle = torch.arange(positions)[:, None] * step
-    table = torch.zeros(positions, width)
-    table[:, 0::2] = torch.sin(angle)
-    table[:, 1::2] = torch.cos(angle)[:, : width // 2]
-    return table

@@ -14,10 +14,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_export.layers.bert.network import Bert, TokenInputs, tokens
-from mer_export.layers.recurrent import Standardise, last_step, real_steps
+from mer_export.layers.bert.network import Bert, tokens
+from mer_export.layers.standardise import Standardise
+from mer_export.layers.steps import last_step, real_steps
 from mer_export.models.emt.config import EmtConfig
-from mer_export.models.emt.fusion import Fusion
+from mer_export.models.emt.fusion import EmtFusion
 from mer_export.models.utterance import MODALITIES
 
 Vector = Float[Tensor, "batch width"]
@@ -60,7 +61,7 @@ class View:
 
 
 class Emt(nn.Module):
-    """Everything but the signature of `forward`, which depends on how text comes in."""
+    """One utterance per item in, its sentiment or class out. Text is token ids, or vectors where there is no `bert`."""
 
     training_only = ("restoration",)
     """Parts that `forward` never calls; exports leave them out."""
@@ -79,12 +80,12 @@ class Emt(nn.Module):
         self.projections = nn.ModuleDict(
             {m: nn.Identity() if out[m] == width else nn.Linear(out[m], width, bias=False) for m in MODALITIES}
         )
-        self.fusion = Fusion(config)
+        self.fusion = EmtFusion(config)
         self.head = Head(sum(out.values()) + len(MODALITIES) * width, config)
         self.restoration = RestorationHeads(config)
 
-    def answer(self, inputs: Mapping[str, Tensor]) -> Output:
-        """The output of one view and nothing that it does not need."""
+    def forward(self, **inputs: Tensor) -> Output:
+        """Score (batch, 1), or log-probabilities (batch, classes), of one view; nothing that it does not need."""
         encoded = self.encode(inputs)
         context, _ = self.fusion(encoded.context, encoded.projected, encoded.keys, uniform=False, update_all=False)
         return self.head(encoded.utterance, context)
@@ -107,7 +108,7 @@ class Emt(nn.Module):
             ids, segments, lengths = tokens(inputs, self.bert.config)
             states = self.bert(ids, segments, lengths)
             utterance["text"], local["text"] = states[:, 0], states[:, 1:]
-            # The closing special token is no key.
+            # The closing special token is not a key.
             keys["text"] = real_steps(lengths - 2, ids.shape[1] - 1)
             features["text"] = local["text"]
         for m, encoder in self.encoders.items():
@@ -121,46 +122,6 @@ class Emt(nn.Module):
         context = torch.stack([self.projections[m](utterance[m]) for m in MODALITIES], dim=1)
         projected = {m: self.projections[m](local[m]) for m in MODALITIES}
         return Encoded(features, utterance, local, projected, keys, context)
-
-
-class TokenEmt(Emt):
-    """EMT as published: text comes in as token ids."""
-
-    def forward(
-        self,
-        input_ids: Int[Tensor, "batch text_len"],
-        token_type_ids: Int[Tensor, "batch text_len"],
-        text_lengths: Int[Tensor, " batch"],
-        audio: Float[Tensor, "batch audio_len audio_dim"],
-        audio_lengths: Int[Tensor, " batch"],
-        vision: Float[Tensor, "batch vision_len vision_dim"],
-        vision_lengths: Int[Tensor, " batch"],
-    ) -> Output:
-        """Score (batch, 1), or log-probabilities (batch, classes), of one view."""
-        frames = {"audio": audio, "audio_lengths": audio_lengths, "vision": vision, "vision_lengths": vision_lengths}
-        return self.answer(TokenInputs(input_ids, token_type_ids, text_lengths)._asdict() | frames)
-
-
-class VectorEmt(Emt):
-    """EMT where text comes in as vectors, one per token."""
-
-    def forward(
-        self,
-        text: Float[Tensor, "batch text_len text_dim"],
-        text_lengths: Int[Tensor, " batch"],
-        audio: Float[Tensor, "batch audio_len audio_dim"],
-        audio_lengths: Int[Tensor, " batch"],
-        vision: Float[Tensor, "batch vision_len vision_dim"],
-        vision_lengths: Int[Tensor, " batch"],
-    ) -> Output:
-        """Score (batch, 1), or log-probabilities (batch, classes), of one view."""
-        frames = {"audio": audio, "audio_lengths": audio_lengths, "vision": vision, "vision_lengths": vision_lengths}
-        return self.answer({"text": text, "text_lengths": text_lengths} | frames)
-
-
-def network(config: EmtConfig) -> Emt:
-    """The network whose `forward` fits the contract of `config`."""
-    return TokenEmt(config) if config.bert else VectorEmt(config)
 
 
 class SequenceEncoder(nn.Module):

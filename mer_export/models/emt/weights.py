@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mer_export.errors import UnsupportedError
 from mer_export.layers.bert import weights as bert
+from mer_export.layers.parameter_names import RECURRENT
 from mer_export.models.emt.config import POSITIONS, EmtConfig
 from mer_export.models.utterance import MODALITIES
 from mer_export.weights import WeightMap
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 AUTHORS = {"text": "text", "audio": "audio", "vision": "video", "context": "gmc_tokens"}
 BERT = "Model.text_model.model."
 BOTH = ("weight", "bias")
-RECURRENT = tuple(f"{p}_l0" for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 UNIT = {
     "0.norm": ("cross_norm", BOTH),
@@ -38,7 +38,8 @@ UNIT = {
 }
 PROJECTOR = {"net.0": ("linear", BOTH), "net.1": ("norm", STATISTICS)}
 PREDICTOR = {"net.0": ("linear", ("weight",)), "net.1": ("norm", BOTH + STATISTICS), "net.3": ("out", BOTH)}
-Table = dict[str, tuple[str, tuple[str, ...]]]
+Entries = dict[str, tuple[str, tuple[str, ...]]]
+"""Authors' part of a name to ours, and the parameters that it has."""
 
 
 def renames(config: EmtConfig) -> dict[str, str]:
@@ -51,7 +52,7 @@ def renames(config: EmtConfig) -> dict[str, str]:
     names = bert.renames(config.bert, BERT, "bert.")
     for m, hidden in (("audio", config.audio_hidden), ("vision", config.vision_hidden)):
         theirs, ours = f"Model.{AUTHORS[m]}_model", f"encoders.{m}"
-        names |= {f"{theirs}.rnn.{p}": f"{ours}.rnn.{p}" for p in RECURRENT}
+        names |= {f"{theirs}.rnn.{p}_l0": f"{ours}.rnn.{p}_l0" for p in RECURRENT}
         if hidden != config.utterance_dims[m]:
             names |= _entries({"linear_1": ("linear", BOTH)}, theirs, ours)
     for m in MODALITIES:
@@ -76,12 +77,12 @@ def _fusion(config: EmtConfig) -> dict[str, str]:
                 theirs = f"Model.fusion.mpus.{layer}.{m}.{d}.layers.0"
                 names |= _entries(UNIT, theirs, f"fusion.units.{config.unit(layer, m, d)}")
         pool = f"fusion.pools.{0 if config.share_layers else layer}"
-        attention: Table = {"attention.0": ("hidden", BOTH), "attention.2": ("score", BOTH)}
+        attention: Entries = {"attention.0": ("hidden", BOTH), "attention.2": ("score", BOTH)}
         names |= _entries(attention, f"Model.fusion.attn_pools.{layer}", pool)
     return names
 
 
-def _entries(table: Table, theirs: str, ours: str) -> dict[str, str]:
+def _entries(table: Entries, theirs: str, ours: str) -> dict[str, str]:
     return {f"{theirs}.{a}.{p}": f"{ours}.{o}.{p}" for a, (o, parts) in table.items() for p in parts}
 
 
@@ -97,9 +98,11 @@ def ignored(config: EmtConfig) -> dict[str, tuple[int, ...]]:
 
 def constants(config: EmtConfig) -> dict[str, Tensor]:
     """The table of positions where it is not learnt."""
-    from mer_export.models.emt.fusion import sinusoid
+    from mer_export.layers.positions import alternating_sinusoid
 
-    return {} if config.learnable_positions else {"Model.fusion.pos_embed.pe": sinusoid(POSITIONS, config.width)[None]}
+    if config.learnable_positions:
+        return {}
+    return {"Model.fusion.pos_embed.pe": alternating_sinusoid(POSITIONS, config.width)[None]}
 
 
 WEIGHT_MAP = WeightMap(renames=renames, unused=unused, ignored=ignored, constants=constants)

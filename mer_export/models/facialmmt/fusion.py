@@ -7,10 +7,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mer_export.layers.attention import masked_softmax
 from mer_export.layers.bert.config import BertConfig
 from mer_export.layers.bert.network import Layer
-from mer_export.layers.crossmodal import CrossModal, Dropouts
-from mer_export.layers.recurrent import masked_softmax, take_steps
+from mer_export.layers.crossmodal import CrossModal, Dropouts, initialise
+from mer_export.layers.steps import take_steps
 
 Steps = Float[Tensor, "batch time width"]
 Real = Bool[Tensor, "batch time"]
@@ -106,11 +107,5 @@ class Pooling(nn.Module):
 
 def cross_modal(width: int, heads: int, layers: int, dropout: float, positions: int) -> CrossModal:
     """A cross-modal encoder without any mask, which is applied in both directions."""
-    encoder = CrossModal(
-        width, heads, layers, Dropouts(attention=dropout), causal=False, positions=positions, activation=functional.gelu
-    )
-    for layer in encoder.modules():
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return encoder
+    dropouts = Dropouts(attention=dropout)
+    return initialise(CrossModal(width, heads, layers, dropouts, False, positions, functional.gelu))

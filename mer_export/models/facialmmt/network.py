@@ -6,6 +6,7 @@ Multi-party Conversations", ACL 2023. Public repository: NUSTM/FacialMMT.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,8 @@ from torch.nn import functional
 
 from mer_export.layers.bert.config import BertConfig
 from mer_export.layers.bert.network import Bert
-from mer_export.layers.recurrent import Standardise, real_steps
+from mer_export.layers.standardise import Standardise
+from mer_export.layers.steps import real_steps
 from mer_export.models.facialmmt.config import FacialMmtConfig
 from mer_export.models.facialmmt.fusion import (
     Encoder,
@@ -52,7 +54,7 @@ class Fused:
     logits: Logits
 
 
-class Fusion(nn.Module):
+class MultimodalNetwork(nn.Module):
     """The T+A+V model. Faces come as features with the logits of the expression model."""
 
     def __init__(self, config: FacialMmtConfig):
@@ -81,52 +83,22 @@ class Fusion(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(width, len(config.labels))
 
-    def forward(
-        self,
-        input_ids: Int[Tensor, "batch tokens"],
-        text_lengths: Lengths,
-        text_span: Int[Tensor, "batch 2"],
-        audio: Steps,
-        audio_lengths: Lengths,
-        vision: Steps,
-        vision_lengths: Lengths,
-        expression_logits: Float[Tensor, "batch frames expressions"],
-        gumbel_noise: Float[Tensor, "batch frames expressions"],
-    ) -> Logits:
+    def forward(self, **inputs: Tensor) -> Logits:
         """Logits of the utterances. What stands behind a length is never read."""
-        hidden = self.bert(input_ids, None, text_lengths)
-        return self.fuse(
-            hidden,
-            text_lengths,
-            text_span,
-            audio,
-            audio_lengths,
-            vision,
-            vision_lengths,
-            expression_logits,
-            gumbel_noise,
-        )
+        hidden = self.bert(inputs["input_ids"], None, inputs["text_lengths"])
+        return self.fuse(hidden, inputs)
 
-    def fuse(
-        self,
-        text_hidden: Hidden,
-        text_lengths: Lengths,
-        text_span: Int[Tensor, "batch 2"],
-        audio: Steps,
-        audio_lengths: Lengths,
-        vision: Steps,
-        vision_lengths: Lengths,
-        expression_logits: Float[Tensor, "batch frames expressions"],
-        gumbel_noise: Float[Tensor, "batch frames expressions"],
-    ) -> Logits:
+    def fuse(self, text_hidden: Hidden, inputs: Mapping[str, Tensor]) -> Logits:
         """As `forward`, from the last hidden states of the dialogue's tokens."""
-        audio, audio_real = self.at_length("audio", audio, audio_lengths)
-        vision, vision_real = self.at_length("vision", vision, vision_lengths)
-        faces = real_steps(vision_lengths, expression_logits.shape[1])
-        likely = distribution(expression_logits, gumbel_noise, self.config.temperature)
+        lengths, logits = inputs["vision_lengths"], inputs["expression_logits"]
+        audio, audio_real = self.at_length("audio", inputs["audio"], inputs["audio_lengths"])
+        vision, vision_real = self.at_length("vision", inputs["vision"], lengths)
+        faces = real_steps(lengths, logits.shape[1])
+        likely = distribution(logits, inputs["gumbel_noise"], self.config.temperature)
         likely = self._pad(torch.where(faces[..., None], likely, 0.0), self.config.vision_len)
         vision, vision_real = select_frames(vision, likely, vision_real, self.config.threshold)
-        return self.combine(text_hidden, text_lengths, text_span, audio, audio_real, vision, vision_real).logits
+        text = self.utterance_text(text_hidden, inputs["text_lengths"], inputs["text_span"])
+        return self.combine(*text, audio, audio_real, vision, vision_real).logits
 
     def stages(self) -> dict[str, nn.Module]:
         """The modules of the stages by name; they share this network's parameters."""
@@ -140,20 +112,22 @@ class Fusion(nn.Module):
         fixed = getattr(self.config, f"{modality}_len")
         return self._pad(torch.where(given[..., None], x, 0.0), fixed), real_steps(lengths, fixed)
 
+    def utterance_text(self, hidden: Hidden, lengths: Lengths, span: Int[Tensor, "batch 2"]) -> tuple[Steps, Real]:
+        """States of the utterance's own tokens, and which are real."""
+        rows, real = utterance_rows(hidden, lengths, span, self.config.utterance_len)
+        # Rows without a token are exact zeros, which the cross-modal encoder gives no position.
+        return self.text(rows) * real[..., None].to(rows.dtype), real
+
     def combine(
         self,
-        text_hidden: Hidden,
-        text_lengths: Lengths,
-        text_span: Int[Tensor, "batch 2"],
+        text: Steps,
+        text_real: Real,
         audio: Steps,
         audio_real: Real,
         vision: Float[Tensor, "batch time both"],
         vision_real: Real,
     ) -> Fused:
         """The transformers, from selected frames with their distributions on."""
-        rows, text_real = utterance_rows(text_hidden, text_lengths, text_span, self.config.utterance_len)
-        # Rows without a token are exact zeros, which the cross-modal encoder gives no position.
-        text = self.text(rows) * text_real[..., None].to(rows.dtype)
         heard = self.audio_encoder(self.audio(audio), audio_real)
         seen = self.vision_encoder(self.vision(vision), vision_real)
         text_from_audio, audio_from_text = self.text_audio(text, heard), self.text_audio(heard, text)
@@ -184,7 +158,7 @@ class Fusion(nn.Module):
 class TextStage(nn.Module):
     """Tokens of dialogues in, hidden states out."""
 
-    def __init__(self, model: Fusion):
+    def __init__(self, model: MultimodalNetwork):
         super().__init__()
         self.bert = model.bert
 
@@ -193,72 +167,30 @@ class TextStage(nn.Module):
 
 
 class FusionStage(nn.Module):
-    """`Fusion.fuse` as a module."""
+    """`MultimodalNetwork.fuse` as a module."""
 
-    def __init__(self, model: Fusion):
+    def __init__(self, model: MultimodalNetwork):
         super().__init__()
         self.model = model
 
-    def forward(
-        self,
-        text_hidden: Hidden,
-        text_lengths: Lengths,
-        text_span: Int[Tensor, "batch 2"],
-        audio: Steps,
-        audio_lengths: Lengths,
-        vision: Steps,
-        vision_lengths: Lengths,
-        expression_logits: Float[Tensor, "batch frames expressions"],
-        gumbel_noise: Float[Tensor, "batch frames expressions"],
-    ) -> Logits:
-        return self.model.fuse(
-            text_hidden,
-            text_lengths,
-            text_span,
-            audio,
-            audio_lengths,
-            vision,
-            vision_lengths,
-            expression_logits,
-            gumbel_noise,
-        )
+    def forward(self, text_hidden: Hidden, **inputs: Tensor) -> Logits:
+        return self.model.fuse(text_hidden, inputs)
 
 
-class EndToEnd(Fusion):
+class EndToEnd(MultimodalNetwork):
     """The T+A+V model with the expression model in front."""
 
     def __init__(self, config: FacialMmtConfig):
         super().__init__(config)
         self.face = face(config)
 
-    def forward(
-        self,
-        input_ids: Int[Tensor, "batch tokens"],
-        text_lengths: Lengths,
-        text_span: Int[Tensor, "batch 2"],
-        audio: Steps,
-        audio_lengths: Lengths,
-        vision: Steps,
-        vision_lengths: Lengths,
-        images: Float[Tensor, "batch frames channels size size"],
-        gumbel_noise: Float[Tensor, "batch frames expressions"],
-    ) -> Logits:
-        """As `Fusion`, from face crops."""
-        expressions = self.expressions(images, vision_lengths)
-        return super().forward(
-            input_ids,
-            text_lengths,
-            text_span,
-            audio,
-            audio_lengths,
-            vision,
-            vision_lengths,
-            expressions,
-            gumbel_noise,
-        )
+    def forward(self, **inputs: Tensor) -> Logits:
+        """As `MultimodalNetwork`, from face crops."""
+        expressions = self.expressions(inputs["images"], inputs["vision_lengths"])
+        return super().forward(**inputs, expression_logits=expressions)
 
     def stages(self) -> dict[str, nn.Module]:
-        """As those of `Fusion`, and faces one by one."""
+        """As those of `MultimodalNetwork`, and faces one by one."""
         return {"face": self.face} | super().stages()
 
     def expressions(
@@ -326,7 +258,7 @@ def face(config: FacialMmtConfig) -> FaceExpression:
     return FaceExpression(config.swin, config.expressions)
 
 
-NETWORKS = {"fusion": Fusion, "end_to_end": EndToEnd, "vision": VisionOnly, "face": face}
+NETWORKS = {"fusion": MultimodalNetwork, "end_to_end": EndToEnd, "vision": VisionOnly, "face": face}
 
 
 def network(config: FacialMmtConfig) -> nn.Module:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mer_export.errors import UnsupportedError
-from mer_export.layers import crossmodal
 from mer_export.layers.bert import weights as bert
+from mer_export.layers.parameter_names import crossmodal
 from mer_export.models.facialmmt.config import FacialMmtConfig
 from mer_export.models.facialmmt.swin_config import SwinConfig
 from mer_export.weights import WeightMap
@@ -49,7 +49,7 @@ def _fusion(config: FacialMmtConfig) -> dict[str, str]:
     for m, layers in (("audio", config.audio_layers), ("vision", config.vision_layers)):
         names |= _encoder(f"{m}_utt_transformer", f"{m}_encoder", layers)
     for (theirs, ours), layers in zip(CROSS.items(), (config.cross_layers, config.cross_vision_layers), strict=True):
-        names |= crossmodal.renames(layers, theirs, ours)
+        names |= crossmodal(layers, theirs, ours)
     return names | _pooling()
 
 

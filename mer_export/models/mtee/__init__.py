@@ -19,5 +19,5 @@ SYSTEM = System(
     task=task,
     network="mer_export.models.mtee.network:build",
     weights="mer_export.models.mtee.weights:WEIGHT_MAP",
-    tables="mer_export.models.mtee.emotions:tables",
+    shared="mer_export.models.mtee.emotions:shared_inputs",
 )

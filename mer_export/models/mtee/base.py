@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mer_export.layers.recurrent import Standardise
+from mer_export.layers.standardise import Standardise
 from mer_export.models.mtee.config import MteeConfig
 
 Features = Float[Tensor, "batch time feature"]
 Lengths = Int[Tensor, " batch"]
 Logits = Float[Tensor, "batch labels"]
+Inputs = Mapping[str, Tensor]
+"""Tensors by the names of the contract."""
 
 
 class Network(nn.Module):
@@ -25,6 +27,10 @@ class Network(nn.Module):
             {m: Standardise(config.dims[m]) for m in config.standardise if m in config.used}
         )
 
-    def standardised(self, inputs: Mapping[str, Features]) -> dict[str, Features]:
-        """`inputs` by modality, standardised where the configuration says so."""
-        return {m: self.standardise[m](x) if m in self.standardise else x for m, x in inputs.items()}
+    def features(self, inputs: Inputs) -> dict[str, Features]:
+        """The features by modality, standardised where the configuration says so."""
+        return {m: self.standardise[m](inputs[m]) if m in self.standardise else inputs[m] for m in self.config.used}
+
+    def lengths(self, inputs: Inputs) -> dict[str, Lengths]:
+        """The real lengths by modality, of networks that do not concatenate modalities step by step."""
+        return {m: inputs[f"{m}_lengths"] for m in self.config.used}

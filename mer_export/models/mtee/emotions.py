@@ -17,7 +17,7 @@ WORDS = {"excited": "exciting", "surprised": "surprising", "frustrated": "frustr
 """Labels of IEMOCAP's nine classes that the original looks up under another word."""
 
 
-def tables(config: MteeConfig, found: Mapping[str, Any]) -> dict[str, Table]:
+def shared_inputs(config: MteeConfig, found: Mapping[str, Any]) -> dict[str, Table]:
     """Values of the shared inputs, from what an import or a training run has at hand.
 
     Args:

@@ -7,6 +7,7 @@ from mer_export.models.mtee.base import Network
 from mer_export.models.mtee.config import MteeConfig
 
 NETWORKS: dict[str, type[Network]] = {
+    "eea": recurrent.Eea,
     "rnn_ef": recurrent.EarlyFusion,
     "rnn_lf": recurrent.LateFusion,
     "rnn_eflf": recurrent.BothFusions,
@@ -16,7 +17,5 @@ NETWORKS: dict[str, type[Network]] = {
 
 
 def build(config: MteeConfig) -> Network:
-    """A network with fresh weights; of eea the class whose forward takes the modalities in use."""
-    if config.variant in NETWORKS:
-        return NETWORKS[config.variant](config)
-    return recurrent.EEA_BY_MODALITIES[config.used](config)
+    """A network with fresh weights."""
+    return NETWORKS[config.variant](config)

@@ -9,20 +9,15 @@ what was meant: it attends along time.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from mer_export.contract import Semantics
-from mer_export.layers.recurrent import TransformerLayer
-from mer_export.models.mtee.base import Features, Lengths, Logits, Network
-from mer_export.models.mtee.config import LONGEST, MODALITIES, MteeConfig
-
-
-def sinusoids(count: int, width: int) -> Float[Tensor, "count width"]:
-    """Row p is sin(p f_0), cos(p f_0), sin(p f_1), ... with f_j = 10000^(-2j / width)."""
-    frequency = torch.exp(torch.arange(0, width, 2) * (-torch.log(torch.tensor(10000.0)) / width))
-    angle = torch.arange(count)[:, None] * frequency
-    return torch.stack([torch.sin(angle), torch.cos(angle)], dim=-1).flatten(1)
+from mer_export.layers.positions import alternating_sinusoid
+from mer_export.layers.steps import real_steps
+from mer_export.layers.transformer import TransformerLayer
+from mer_export.models.mtee.base import Inputs, Lengths, Logits, Network
+from mer_export.models.mtee.config import LONGEST, MteeConfig
 
 
 class Transformer(Network):
@@ -44,39 +39,34 @@ class Transformer(Network):
             nn.Linear(own.head_hidden, len(config.labels)),
         )
         self.positions: Tensor
-        self.register_buffer("positions", sinusoids(LONGEST, own.width), persistent=False)
+        self.register_buffer("positions", alternating_sinusoid(LONGEST, own.width), persistent=False)
 
-    def forward(self, text: Features, audio: Features, vision: Features, lengths: Lengths) -> Logits:
-        return self.classify(self.encode(text, audio, vision, lengths), lengths)
+    def forward(self, **inputs: Tensor) -> Logits:
+        return self.classify(self.encode(inputs), inputs["lengths"])
 
-    def encode(
-        self, text: Features, audio: Features, vision: Features, lengths: Lengths, semantics: Semantics = "single"
-    ) -> Float[Tensor, "batch time width"]:
+    def encode(self, inputs: Inputs, semantics: Semantics = "single") -> Float[Tensor, "batch time width"]:
         """Encoder outputs. `batch` semantics wants items of one length, as in the authors' files."""
-        inputs = self.standardised({"text": text, "audio": audio, "vision": vision})
-        x = self.linear(torch.cat([inputs[m] for m in MODALITIES], dim=-1))
+        x = self.linear(torch.cat(list(self.features(inputs).values()), dim=-1))
         batch, time, width = x.shape
         if self.along_time:
-            inside = (torch.arange(time, device=lengths.device) < lengths[:, None]).to(x.dtype)
-            return self._attend(x + self.positions[:time], inside)
+            return self._attend(x + self.positions[:time], real_steps(inputs["lengths"], time))
         if semantics == "single":
             # Alone in its batch every step attends to itself only, at position 0.
             x = (x + self.positions[0]).reshape(batch * time, 1, width)
-            return self._attend(x, torch.ones_like(x[..., 0])).reshape(batch, time, width)
-        x = (x + self.positions[:batch, None]).transpose(0, 1)
-        return self._attend(x, torch.ones_like(x[..., 0])).transpose(0, 1)
+            return self._attend(x).reshape(batch, time, width)
+        return self._attend((x + self.positions[:batch, None]).transpose(0, 1)).transpose(0, 1)
 
     def in_batch(self, **inputs: Tensor) -> Logits:
         """Logits in `batch` semantics."""
-        return self.classify(self.encode(**inputs, semantics="batch"), inputs["lengths"])
+        return self.classify(self.encode(inputs, "batch"), inputs["lengths"])
 
-    def classify(self, x: Float[Tensor, "batch time width"], lengths: Int[Tensor, " batch"]) -> Logits:
+    def classify(self, x: Float[Tensor, "batch time width"], lengths: Lengths) -> Logits:
         """Mean over the real steps, then the head."""
-        inside = (torch.arange(x.shape[1], device=lengths.device) < lengths[:, None]).to(x.dtype)
+        inside = real_steps(lengths, x.shape[1]).to(x.dtype)
         mean = (x * inside[..., None]).sum(1) / lengths.clamp(min=1).to(x.dtype)[:, None]
         return self.head(mean)
 
-    def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, inside: Bool[Tensor, "batch time"] | None = None) -> Tensor:
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, inside)
         return self.norm(x)

@@ -5,26 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mer_export.layers.names import TRANSFORMER_LAYER, recurrent, recurrent_shapes
+from mer_export.layers.parameter_names import TRANSFORMER_LAYER, crossmodal, recurrent, recurrent_shapes
 from mer_export.models.mtee.config import KERNELS, MODALITIES, MteeConfig
 from mer_export.models.mtee.emotions import TABLE
+from mer_export.models.utterance import LETTERS
 from mer_export.weights import WeightMap
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 AFFINE = {"audio": "affineAudio", "vision": "affineVisual"}
-LETTERS = {"text": "l", "audio": "a", "vision": "v"}
 MODALITY_WEIGHTS = "modality_weights.weight"
 POSITIONS = 5000
-CROSS_LAYER = {
-    "self_attn.in_proj_weight": "qkv.weight",
-    "self_attn.in_proj_bias": "qkv.bias",
-    "self_attn.out_proj.weight": "out.weight",
-    "self_attn.out_proj.bias": "out.bias",
-    **{f"{m}.{p}": f"{m}.{p}" for m in ("fc1", "fc2") for p in ("weight", "bias")},
-    **{f"layer_norms.{i}.{p}": f"norms.{i}.{p}" for i in range(2) for p in ("weight", "bias")},
-}
 HEADS = {"rnn_ef": "out", "rnn_lf": "out", "mult": "out_layer", "rnn_eflf": "out.3"}
 """Output layer of the networks that have one row per label."""
 
@@ -73,13 +65,7 @@ def _mult(config: MteeConfig) -> dict[str, str]:
     names = _both("proj1", "hidden") | _both("proj2", "residual") | _both("out_layer", "head")
     names |= {f"proj_{LETTERS[m]}.weight": f"projections.{m}.weight" for m in MODALITIES if config.shrinkage(m)}
     for theirs, (ours, depth, _) in _mult_encoders(config).items():
-        if ours:
-            names |= _both(f"{theirs}.layer_norm", f"{ours}.norm")
-            names |= {
-                f"{theirs}.layers.{i}.{a}": f"{ours}.layers.{i}.{o}"
-                for i in range(depth)
-                for a, o in CROSS_LAYER.items()
-            }
+        names |= crossmodal(depth, theirs, ours) if ours else {}
     return names
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from mer_export.layers.bert.network import Bert
-from mer_export.layers.crossmodal import CrossModal, convolve, dropouts, full_arrays, project
+from mer_export.layers.crossmodal import CrossModal, convolve, project
+from mer_export.models.full_arrays import dropouts, full_arrays
 from mer_export.models.mult.config import MultConfig
 from mer_export.models.utterance import MODALITIES, others
 
@@ -42,20 +43,9 @@ class Mult(nn.Module):
         self.dropout = nn.Dropout(config.output_dropout)
         self.out = nn.Linear(6 * width, 1)
 
-    def forward(
-        self,
-        input_ids: Int[Tensor, "batch text_len"],
-        token_type_ids: Int[Tensor, "batch text_len"],
-        text_lengths: Int[Tensor, " batch"],
-        audio: Float[Tensor, "batch audio_len audio_dim"],
-        audio_lengths: Int[Tensor, " batch"],
-        vision: Float[Tensor, "batch vision_len vision_dim"],
-        vision_lengths: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch 1"]:
+    def forward(self, **inputs: Tensor) -> Float[Tensor, "batch 1"]:
         """Score of the given view."""
-        inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "text_lengths": text_lengths}
-        frames = {"audio": audio, "audio_lengths": audio_lengths, "vision": vision, "vision_lengths": vision_lengths}
-        return self.score(self.features(inputs | frames))
+        return self.score(self.features(inputs))
 
     def features(self, inputs: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "batch features"]]:
         """The last step of each memory; it is the last of the padded array, as in the original."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mer_export.layers import crossmodal
 from mer_export.layers.bert import weights as bert
+from mer_export.layers.parameter_names import crossmodal
 from mer_export.models.mult.config import MultConfig
 from mer_export.models.utterance import LETTERS, MODALITIES, others
 from mer_export.weights import WeightMap
@@ -34,7 +34,7 @@ def renames(config: MultConfig) -> dict[str, str]:
         if dim != config.width:
             names[f"Model.proj_{LETTERS[m]}.weight"] = f"projections.{m}.weight"
     for theirs, (ours, layers) in _encoders(config).items():
-        names |= crossmodal.renames(layers, theirs, ours)
+        names |= crossmodal(layers, theirs, ours)
     return names | {f"Model.{a}.{p}": f"{o}.{p}" for a, o in HEAD.items() for p in ("weight", "bias")}
 
 

@@ -19,6 +19,6 @@ SYSTEM = System(
     variant_of=lambda config: config.variant,
     contract=contract,
     task=task,
-    network="mer_export.models.tab.network:network",
+    network="mer_export.models.tab.network:Tab",
     weights="mer_export.models.tab.weights:WEIGHT_MAP",
 )

@@ -18,7 +18,7 @@ Attention = Float[Tensor, "batch heads slots"]
 
 
 class Tab(nn.Module):
-    """Everything but the signature of `forward`, which depends on the variant."""
+    """The branches of a variant and the head that joins their vectors."""
 
     def __init__(self, config: TabConfig):
         super().__init__()
@@ -27,6 +27,14 @@ class Tab(nn.Module):
         self.context = ContextAttention(config) if "tab" in config.branches else None
         self.hidden = nn.Linear(sum(config.widths.values()), config.head_width)
         self.out = nn.Linear(config.head_width, len(config.labels), bias=False)
+
+    def forward(self, **inputs: Tensor) -> Logits | tuple[Logits, Attention]:
+        """Scores, and where the variant reads the context the attention over it."""
+        vectors = {m: self.encode(m, inputs[f"{m}_tokens"]) for m in self.encoders}
+        if self.context is None:
+            return self.classify(vectors)
+        vectors["tab"], attention = self.context(inputs["tab_embedding"])
+        return self.classify(vectors), attention
 
     def encode(self, modality: str, tokens: Tokens) -> Float[Tensor, "batch hidden"]:
         """The state of the first token. A row of padding alone is read as the two special tokens."""
@@ -40,71 +48,17 @@ class Tab(nn.Module):
         joined = torch.cat([vectors[b] for b in self.config.branches], dim=-1)
         return self.out(torch.relu(self.hidden(joined)))
 
-    def answer(self, tokens: Mapping[str, Tokens], window: Window) -> tuple[Logits, Attention]:
-        """Scores, and the attention over the context."""
-        assert self.context is not None
-        context, attention = self.context(window)
-        return self.classify({m: self.encode(m, ids) for m, ids in tokens.items()} | {"tab": context}), attention
-
     def in_batch(self, **inputs: Tensor) -> Logits:
         """Scores as the original computes them in a batch, which are the same: only its metrics differ."""
         found = self(**inputs)
         return found[0] if isinstance(found, tuple) else found
 
 
-class Fusion(Tab):
-    """Text, audio and context."""
-
-    def forward(self, text_tokens: Tokens, audio_tokens: Tokens, tab_embedding: Window) -> tuple[Logits, Attention]:
-        return self.answer({"text": text_tokens, "audio": audio_tokens}, tab_embedding)
-
-
-class Lhs(Tab):
-    """The two encoders alone, as they are fine-tuned first."""
-
-    def forward(self, text_tokens: Tokens, audio_tokens: Tokens) -> Logits:
-        return self.classify({"text": self.encode("text", text_tokens), "audio": self.encode("audio", audio_tokens)})
-
-
-class TextTab(Tab):
-    """Text and context."""
-
-    def forward(self, text_tokens: Tokens, tab_embedding: Window) -> tuple[Logits, Attention]:
-        return self.answer({"text": text_tokens}, tab_embedding)
-
-
-class AudioTab(Tab):
-    """Audio and context."""
-
-    def forward(self, audio_tokens: Tokens, tab_embedding: Window) -> tuple[Logits, Attention]:
-        return self.answer({"audio": audio_tokens}, tab_embedding)
-
-
-class TabOnly(Tab):
-    """The context alone."""
-
-    def forward(self, tab_embedding: Window) -> tuple[Logits, Attention]:
-        return self.answer({}, tab_embedding)
-
-
-NETWORKS: dict[str, type[Tab]] = {
-    "fusion": Fusion,
-    "lhs": Lhs,
-    "text_tab": TextTab,
-    "audio_tab": AudioTab,
-    "tab": TabOnly,
-}
-
-
-def network(config: TabConfig) -> Tab:
-    """The network whose `forward` fits the contract of `config`."""
-    return NETWORKS[config.variant](config)
-
-
 class ContextAttention(nn.Module):
     """The time-asynchronous branch: self-attention over the sentence vectors of neighbouring utterances.
 
-    Slots of zeros, as at the border of a session, take part: they give what the bias of the projection gives.
+    Each head scores a slot by a small network, not by a product of queries and keys. Slots of zeros, as at the border
+    of a session, take part: they give what the bias of the projection gives.
     """
 
     def __init__(self, config: TabConfig):

@@ -9,7 +9,7 @@ from mer_export.errors import UsageError
 from mer_export.layers.bert import fairseq
 from mer_export.layers.bert.config import BertConfig
 from mer_export.models.tab.config import TabConfig
-from mer_export.weights import WeightMap, import_weights, load_checkpoint
+from mer_export.weights import WeightMap, import_weights, load_checkpoint, misfits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,8 +58,9 @@ def load_encoder(encoder: Bert, path: Path | str) -> None:
     Raises:
         UsageError: no such checkpoint, or one of another shape.
     """
-    state = load_checkpoint(Path(path))
+    own = encoder.state_dict()
     try:
+        state = load_checkpoint(Path(path), lambda found: misfits(own, found, ENCODER_MAP, encoder.config))
         import_weights(encoder, state, ENCODER_MAP, encoder.config)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_export.layers.recurrent import BidirectionalRNN, real_steps
+from mer_export.layers.recurrent import BidirectionalRNN
+from mer_export.layers.steps import real_steps
 from mer_export.models.tfr_net.config import TfrNetConfig
 from mer_export.models.utterance import MODALITIES
 
@@ -17,7 +18,7 @@ Steps = Float[Tensor, "batch time width"]
 Vector = Float[Tensor, "batch width"]
 
 
-class Fusion(nn.Module):
+class TfrNetFusion(nn.Module):
     """One encoder per modality, and the classifier on their vectors."""
 
     def __init__(self, config: TfrNetConfig):

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from mer_export.contract import Semantics
 from mer_export.layers.bert.network import Bert
-from mer_export.layers.crossmodal import CrossModal, convolve, dropouts, full_arrays, project
+from mer_export.layers.crossmodal import CrossModal, convolve, project
+from mer_export.models.full_arrays import dropouts, full_arrays
 from mer_export.models.tfr_net.config import TfrNetConfig
-from mer_export.models.tfr_net.fusion import Fusion
+from mer_export.models.tfr_net.fusion import TfrNetFusion
 from mer_export.models.utterance import MODALITIES, others
 
 Steps = Float[Tensor, "batch time width"]
@@ -42,27 +43,16 @@ class TfrNet(nn.Module):
         self.bert = Bert(config.bert)
         self.alignment = Alignment(config)
         self.reconstruction = Reconstruction(config)
-        self.fusion = Fusion(config)
+        self.fusion = TfrNetFusion(config)
 
     @property
     def training_only(self) -> tuple[str, ...]:
         """Parts that `forward` never calls; exports leave them out."""
         return () if self.config.fuse_generated else ("reconstruction",)
 
-    def forward(
-        self,
-        input_ids: Int[Tensor, "batch text_len"],
-        token_type_ids: Int[Tensor, "batch text_len"],
-        text_lengths: Int[Tensor, " batch"],
-        audio: Float[Tensor, "batch audio_len audio_dim"],
-        audio_lengths: Int[Tensor, " batch"],
-        vision: Float[Tensor, "batch vision_len vision_dim"],
-        vision_lengths: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch 1"]:
+    def forward(self, **inputs: Tensor) -> Float[Tensor, "batch 1"]:
         """Score of the given view; generates features only where the fusion reads them."""
-        inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "text_lengths": text_lengths}
-        frames = {"audio": audio, "audio_lengths": audio_lengths, "vision": vision, "vision_lengths": vision_lengths}
-        aligned = self.align(inputs | frames)
+        aligned = self.align(inputs)
         states = aligned.states
         if self.config.fuse_generated:
             states = self.reconstruction(states, "single")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mer_export.layers import crossmodal
 from mer_export.layers.bert import weights as bert
+from mer_export.layers.parameter_names import RECURRENT, crossmodal, recurrent
 from mer_export.models.tfr_net.config import TfrNetConfig
 from mer_export.models.utterance import LETTERS, MODALITIES, others
 from mer_export.weights import WeightMap
@@ -18,7 +18,6 @@ ALIGN = "Model.align_subnet.Model"
 FUSION = "Model.fusion_subnet.Model"
 SHORT = {"text": "t", "audio": "a", "vision": "v"}
 BOTH = ("weight", "bias")
-RECURRENT = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -44,7 +43,7 @@ def renames(config: TfrNetConfig) -> dict[str, str]:
         names |= GENERATORS[config.generator](f"Model.generator_{SHORT[m]}.Model", f"reconstruction.generators.{m}")
         names |= FUSIONS[config.fusion](m, f"fusion.encoders.{m}", config)
     for theirs, (ours, layers) in _encoders(config).items():
-        names |= crossmodal.renames(layers, theirs, ours)
+        names |= crossmodal(layers, theirs, ours)
     classifier = {"linear_trans_norm": "norm", "linear_trans_hidden": "hidden", "linear_trans_final": "out"}
     names |= {f"{FUSION}.classifier.{a}.{p}": f"fusion.{o}.{p}" for a, o in classifier.items() for p in BOTH}
     return names | {f"{FUSION}.classifier.linear_trans_norm.{p}": f"fusion.norm.{p}" for p in STATISTICS}
@@ -65,24 +64,14 @@ GENERATORS = {
 }
 
 
-def _gru(theirs: str, ours: str, layers: int) -> dict[str, str]:
-    directions = {"": "ahead", "_reverse": "back"}
-    return {
-        f"{theirs}.gru.{p}_l{k}{suffix}": f"{ours}.recurrent.rnn.{direction}.{k}.{p}_l0"
-        for k in range(layers)
-        for suffix, direction in directions.items()
-        for p in RECURRENT
-    }
-
-
 def _c_gate(modality: str, ours: str, config: TfrNetConfig) -> dict[str, str]:
     theirs = f"{FUSION}.{modality}_encoder"
-    names = _gru(f"{theirs}.gru", ours, config.fusion_layers)
+    names = recurrent(f"{theirs}.gru.gru", f"{ours}.recurrent.rnn", config.fusion_layers)
     return names | _linear(f"{theirs}.cnn", f"{ours}.gate") | _linear(f"{theirs}.fc", f"{ours}.linear")
 
 
 def _recurrent(modality: str, ours: str, config: TfrNetConfig) -> dict[str, str]:
-    names = _gru(f"{FUSION}.{modality}_gru", ours, config.fusion_layers)
+    names = recurrent(f"{FUSION}.{modality}_gru.gru", f"{ours}.recurrent.rnn", config.fusion_layers)
     return names | (_maximum(modality, ours, config) if config.fusion_linear else {})
 
 

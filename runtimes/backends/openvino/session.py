@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mer_export.install import not_installed
 from runtimes.backends.openvino.int8 import GROUP, quantise_matrices
 from runtimes.backends.openvino.rnn import unroll_by_length
 from runtimes.backends.session import Port, Ports, Reduced, Session, SessionOptions
@@ -66,7 +67,7 @@ class OpenVinoSession(Session):
         from importlib.util import find_spec
 
         if find_spec("openvino") is None:
-            return "openvino is not installed: pip install 'mer[openvino]'"
+            return not_installed("openvino", "openvino")
         if options.device != "cpu":
             return f"runtime openvino runs on cpu, not on {options.device}"
         return None

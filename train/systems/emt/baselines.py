@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mer_export.data.samples import Sample
-from mer_export.layers.crossmodal import full_arrays
+from mer_export.models.full_arrays import full_arrays
 from mer_export.models.mult.network import Mult
 from mer_export.models.tfr_net.network import TfrNet
 from mer_export.models.utterance import MODALITIES

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mer_export.models.facialmmt.network import EndToEnd, Fusion
+from mer_export.models.facialmmt.network import EndToEnd, MultimodalNetwork
 
 
 class EncodedOnce(nn.Module):
     """A fusion network in which utterances of one dialogue share the encoded text."""
 
-    def __init__(self, model: Fusion):
+    def __init__(self, model: MultimodalNetwork):
         super().__init__()
         self.model = model
 
@@ -21,4 +21,4 @@ class EncodedOnce(nn.Module):
         hidden = self.model.bert(texts[:, 1:], None, texts[:, 0])[place]
         if isinstance(self.model, EndToEnd):
             rest["expression_logits"] = self.model.expressions(rest.pop("images"), rest["vision_lengths"])
-        return self.model.fuse(hidden, text_lengths, **rest)
+        return self.model.fuse(hidden, rest | {"text_lengths": text_lengths})

@@ -14,8 +14,8 @@ from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.layers.bert.pretrained import load_pretrained
-from mer_export.models.facialmmt.network import EndToEnd, Fusion
-from mer_export.models.facialmmt.tables import load_face_recognition
+from mer_export.models.facialmmt.network import EndToEnd, MultimodalNetwork
+from mer_export.models.facialmmt.swin_names import load_face_recognition
 from train.batches import Batch, in_batches, make_batch
 from train.config import TrainConfig
 from train.model_metrics import LossMean
@@ -54,7 +54,7 @@ class FacialMmtProtocol(Protocol):
 
     def prepare_module(self, model: Any) -> nn.Module:
         """The network, which encodes equal texts of a batch once where it has texts."""
-        return EncodedOnce(model) if isinstance(model, Fusion) else model
+        return EncodedOnce(model) if isinstance(model, MultimodalNetwork) else model
 
     def updates(self, model: Any, config: TrainConfig) -> Updates:
         """Groups with a rate of their own, and the accumulation of gradients."""

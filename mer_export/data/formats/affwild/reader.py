@@ -45,7 +45,7 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     """One sample per labelled frame that has an image: `images` (3, size, size), decoded when read.
 
     Raises:
-        InputError: a label that is no number, or no folder of a split.
+        InputError: a label is not a number, or no folder is that of a split.
     """
     images = _folder(path, IMAGES)
     if images is None:
@@ -81,7 +81,9 @@ def _video(file: Path, images: Path, size: int) -> list[Sample]:
         lines = file.read_text().splitlines()[1:]
         labels = [int(line) for line in lines if line.strip()]
     except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is no annotation file, it needs a header and one number per line: {error}") from None
+        raise InputError(
+            f"{file} is not an annotation file, it needs a header and one number per line: {error}"
+        ) from None
     samples = []
     for number, label in enumerate(labels, start=1):
         image = images / file.stem / f"{number:05d}.jpg"

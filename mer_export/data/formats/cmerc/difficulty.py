@@ -11,7 +11,8 @@ from typing import Any
 
 from mer_export.bundle import write_atomic
 from mer_export.errors import InputError
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.json_files import read_json
+from mer_export.untrusted.pickles import load_pickle
 
 
 def read_difficulty(path: Path | str) -> dict[str, float]:
@@ -23,9 +24,9 @@ def read_difficulty(path: Path | str) -> dict[str, float]:
         InputError: no dict of finite numbers, or unreadable.
     """
     path = Path(path)
-    content = _read_json(path) if path.suffix == ".json" else load_pickle(path)
+    content = read_json(path) if path.suffix == ".json" else load_pickle(path)
     if not is_difficulty(content):
-        raise InputError(f"{path} is no difficulty file: it must map dialogue ids to finite numbers")
+        raise InputError(f"{path} is not a difficulty file: it must map dialogue ids to finite numbers")
     return {str(key): float(value) for key, value in content.items()}
 
 
@@ -55,12 +56,3 @@ def is_difficulty(content: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}") from None

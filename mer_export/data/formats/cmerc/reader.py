@@ -17,7 +17,7 @@ import numpy as np
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 SPEAKERS, LABELS, AUDIO, VISION, SENTENCES, TRAIN, TEST = 1, 2, 4, 5, 6, 7, 8
 """Places in the first file; 3 is a text feature that the network does not use."""

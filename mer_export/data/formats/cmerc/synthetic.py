@@ -56,8 +56,8 @@ class Shape:
 
 
 SHAPES: dict[str, Shape] = {
-    "iemocap": Shape(151, 46.0, 0.45, 8, 110, (2, 2), (0.09, 0.15, 0.23, 0.15, 0.14, 0.24), 1582),
     "meld": Shape(1432, 8.0, 0.65, 1, 33, (1, 5), (0.30, 0.14, 0.08, 0.11, 0.16, 0.08, 0.13), 300),
+    "iemocap": Shape(151, 46.0, 0.45, 8, 110, (2, 2), (0.09, 0.15, 0.23, 0.15, 0.14, 0.24), 1582),
 }
 """Lengths and class frequencies like the real sets'; MELD's rare classes are less rare, to be learnable when small."""
 

@@ -23,8 +23,9 @@ from mer_export.data.media.faces import FaceImages
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
-from mer_export.untrusted.torch_archive import load_archive
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.arrays import check_arrays
+from mer_export.untrusted.json_files import read_json_object
+from mer_export.untrusted.pickles import load_pickle
 
 log = logging.getLogger("mer")
 
@@ -112,7 +113,7 @@ def _content(folder: Path, split: str) -> dict[str, Any] | None:
         ("faces", folder / f"{split}_facseqs_160_paths_final.json"),
     ):
         if file.is_file():
-            found[name] = texts.read_json(file)
+            found[name] = read_json_object(file)
     count = len(found["vision"])
     wrong = {n: len(v) for n, v in found.items() if isinstance(v, np.ndarray) and len(v) != count and n in ROWS}
     if wrong:
@@ -137,13 +138,13 @@ CACHED_VISION = {"vision": "modality_feature", "vision_mask": "utterance_mask", 
 
 
 def _from_cache(file: Path) -> dict[str, Any]:
-    content = load_archive(file, records=CLASSES)
+    content = load_pickle(file, records=CLASSES)
     if not isinstance(content, dict):
         raise InputError(f"{file} holds a {type(content).__name__}, expected a data set object of FacialMMT")
     names = CACHED if "vision_feature" in content else CACHED_VISION
     missing = [theirs for theirs in names.values() if theirs not in content]
     if missing:
-        raise InputError(f"{file} is no data set object of FacialMMT: it lacks {missing}")
+        raise InputError(f"{file} is not a data set object of FacialMMT: it lacks {missing}")
     found = {ours: content[theirs] for ours, theirs in names.items()}
     return found | {"packing": "roberta" if "roberta" in file.stem else "bert"}
 
@@ -151,7 +152,7 @@ def _from_cache(file: Path) -> dict[str, Any]:
 def _part(file: Path, split: str) -> Mapping[str, Any]:
     content = load_pickle(file)
     if not isinstance(content, dict) or not isinstance(content.get(split), dict):
-        raise InputError(f"{file} has no split {split!r}: it is no feature file of FacialMMT")
+        raise InputError(f"{file} has no split {split!r}: it is not a feature file of FacialMMT")
     return content[split]
 
 
@@ -167,16 +168,18 @@ def _array(content: Mapping[str, Any], name: str, file: Path) -> np.ndarray:
 def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec) -> list[Sample]:
     packed = texts.packed(folder, split, found, spec)
     expressions = folder / EXPRESSIONS.format(split=split)
+    if expressions.is_file():
+        check_arrays(expressions)
     logits = np.load(expressions, allow_pickle=False) if expressions.is_file() else {}
     samples = []
     for row in range(len(found["vision"])):
         where = f"{folder}: {split} row {row}"
-        profile = texts.profile(found, row, where)
-        name = f"{split}/{profile.utterance if profile else row}"
+        place = texts.utterance_place(found, row, where)
+        name = f"{split}/{place.utterance if place else row}"
         inputs: dict[str, Any] = {}
         wanted = spec.modalities or ("text", "audio", "vision")
-        if profile and packed and "text" in wanted:
-            inputs |= texts.inputs(packed, profile, where)
+        if place and packed and "text" in wanted:
+            inputs |= texts.inputs(packed, place, where)
         for m in ("audio", "vision"):
             if (
                 m in wanted
@@ -184,8 +187,8 @@ def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec)
                 and (frames := _frames(found[m][row], found[f"{m}_mask"][row], m, where)) is not None
             ):
                 inputs[m] = frames
-        if profile and "vision" in inputs:
-            _add_faces(inputs, found, profile.utterance, logits, folder, spec)
+        if place and "vision" in inputs:
+            _add_faces(inputs, found, place.utterance, logits, folder, spec)
         labels = found.get("labels")
         label = None if labels is None else np.asarray([int(labels[row])], dtype=np.int64)
         if inputs:

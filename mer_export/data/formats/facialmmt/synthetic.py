@@ -28,6 +28,7 @@ from mer_export.data.formats.format import Original, Synthesiser
 from mer_export.data.shapes.packed import pack_sentences
 from mer_export.data.spec import DataSpec
 from mer_export.errors import NotAvailableError
+from mer_export.install import not_installed
 
 DATASETS = {"meld": Original(1432), "affwild": Original(100)}
 PRIOR = (0.3, 0.15, 0.08, 0.1, 0.17, 0.08, 0.12)
@@ -198,7 +199,7 @@ def _draw_face(draw: np.random.Generator, path: Path, emotion: int, settings: Se
     try:
         from PIL import Image
     except ImportError:
-        raise NotAvailableError("Pillow is not installed, it writes face images: pip install 'mer[faces]'") from None
+        raise NotAvailableError(not_installed("Pillow, which writes face images,", "faces")) from None
     size = settings.image_size
     third = size // 3
     pixels = 110 + 25 * draw.normal(size=(size, size, 3))
@@ -254,7 +255,7 @@ def _caches(
     try:
         import torch
     except ImportError:
-        raise NotAvailableError("PyTorch is not installed, it writes .dt files: pip install 'mer[export]'") from None
+        raise NotAvailableError(not_installed("PyTorch, which writes .dt files,", "export")) from None
     starts = np.concatenate([[0], np.cumsum(sizes)])
     groups = [sentences[a:b] for a, b in itertools.pairwise(starts)]
     for kind in ("roberta", "bert"):

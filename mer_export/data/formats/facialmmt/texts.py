@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.data.formats.table.reader import read_table
 from mer_export.data.shapes import packed as packing
 from mer_export.data.shapes.dialogue_text import Packed
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
+from mer_export.untrusted.json_files import read_json_object
+from mer_export.untrusted.tables import read_table
 
 
 @dataclass(frozen=True)
-class Profile:
+class UtterancePlace:
     """Whose utterance a row is: its name, the place of its dialogue, and its own place there."""
 
     utterance: str
@@ -26,18 +26,7 @@ class Profile:
     place: int
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; raises InputError for anything else."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file} holds a {type(content).__name__}, expected an object")
-    return content
-
-
-def profile(found: Mapping[str, Any], row: int, where: str) -> Profile | None:
+def utterance_place(found: Mapping[str, Any], row: int, where: str) -> UtterancePlace | None:
     """The profile of a row; None where the data have none at all."""
     profiles = found.get("profile")
     if profiles is None:
@@ -45,7 +34,7 @@ def profile(found: Mapping[str, Any], row: int, where: str) -> Profile | None:
     own = profiles.get(str(row), profiles.get(row))
     if not isinstance(own, list | tuple) or len(own) != 5 or not all(isinstance(own[i], int) for i in (2, 4)):
         raise InputError(f"{where}: its profile is {own!r}, expected name, dialogue, its place, its length, own place")
-    return Profile(str(own[0]), own[2], own[4])
+    return UtterancePlace(str(own[0]), own[2], own[4])
 
 
 def packed(folder: Path, split: str, found: Mapping[str, Any], spec: DataSpec) -> list[Packed]:
@@ -67,7 +56,7 @@ def packed(folder: Path, split: str, found: Mapping[str, Any], spec: DataSpec) -
     ]
 
 
-def inputs(dialogues: list[Packed], own: Profile, where: str) -> dict[str, np.ndarray]:
+def inputs(dialogues: list[Packed], own: UtterancePlace, where: str) -> dict[str, np.ndarray]:
     """Tokens of the dialogue and the place of the utterance in them."""
     if not 0 <= own.dialogue < len(dialogues) or own.place < 0:
         raise InputError(f"{where}: its profile names dialogue {own.dialogue}, there are {len(dialogues)} texts")
@@ -80,7 +69,7 @@ def _dialogues(table: Path, sentences: Path) -> list[list[str]]:
     for name in ("Dialogue_ID", "Utterance_ID"):
         if name not in columns:
             raise InputError(f"{table} has no column {name}, there are {list(columns)}")
-    said = read_json(sentences) if sentences.is_file() else {}
+    said = read_json_object(sentences) if sentences.is_file() else {}
     own = columns.get("Utterance")
     if own is None and not said:
         raise InputError(f"{table} has no column Utterance and there is no {sentences.name}: one of them has the texts")

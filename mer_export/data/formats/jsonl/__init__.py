@@ -1,4 +1,4 @@
-"""One dialogue per line."""
+"""JSON lines: one dialogue per line."""
 
 from mer_export.data.formats.format import Format
 
@@ -7,5 +7,5 @@ FORMAT = Format(
     title="one dialogue per line",
     reader="mer_export.data.formats.jsonl.reader",
     rank=90,
-    streams=True,
+    open=True,
 )

@@ -1,31 +1,31 @@
-"""Dialogues as JSON lines: one dialogue per line, read one at a time.
+"""An open source: JSON lines, one dialogue per line, read one at a time.
 
     {"labels": ["neutral", "joy"], "speakers": 2}                                     (optional first line)
     {"dialogue": "d1", "split": "test", "utterances": [
         {"id": "u1", "speaker": "Ann", "label": "joy", "sentence": "...", "text": [[...]], "audio": [...]}, ...]}
 
-`text` is one vector or a list of vectors; a modality is given for every utterance of a dialogue or for none. A speaker
-is a name or an index; `label` a class name, an index or null. For models that read an utterance with its context each
-utterance becomes a sample, see `context_utterances.read_line`.
+docs/data.md says what an utterance may have.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mer_export.data.labels import LabelReader, speaker_indices
-from mer_export.data.samples import Corpus, Sample
+from mer_export.data.dialogues import ALL, IMAGES, MODALITIES, READY, Dialogue, Utterance, ready_array
+from mer_export.data.media.faces import FaceImages
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.impostors import refuse_impostor
+from mer_export.untrusted.json_files import parse_json
 
-ALL = "all"
 SUFFIXES = (".jsonl", ".ndjson")
-WIDTH_AXES = {"text": 3, "audio": 2, "vision": 2}
+HEADER = {"labels": "label_names", "speakers": "speakers", "unit": "unit"}
+"""What the first line may say, and the fields of the data section that say the same."""
 
 
 def detect(path: Path, spec: DataSpec) -> bool:
@@ -33,50 +33,13 @@ def detect(path: Path, spec: DataSpec) -> bool:
     return path.is_file() and path.suffix in SUFFIXES
 
 
-def pairs(
-    path: Path, spec: DataSpec, labels: Sequence[str] | None = None, split: str | None = None
-) -> Iterator[tuple[str, Sample]]:
-    """Yields (split, sample) line by line.
-
-    Without `labels`, `label_names` or a first line that names the classes, the file is first read through for them.
+def source(path: Path, spec: DataSpec) -> LineSource:
+    """The dialogues of a file.
 
     Raises:
-        InputError: a line is no such dialogue; the message has its number.
-        UsageError: no such split.
+        InputError: the file is empty, or its first line says something that is unknown.
     """
-    reader = _labels(path, spec, labels)
-    speakers = _speaker_count(path, spec)
-    seen: set[str] = set()
-    for number, line in _lines(path):
-        name = str(line.get("split", ALL))
-        seen.add(name)
-        if split not in (None, name):
-            continue
-        try:
-            found = _samples(path, line, spec, reader, speakers)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise InputError(f"{path}: line {number} is no dialogue: {what}") from None
-        for sample in found:
-            yield name, sample
-    if split is not None and split not in seen:
-        raise UsageError(f"no split {split!r} in {path}, there are {sorted(seen)}")
-
-
-def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Corpus:
-    """The whole file; see `pairs`."""
-    splits: dict[str, list[Sample]] = {}
-    for split, sample in pairs(path, spec, labels):
-        splits.setdefault(split, []).append(sample)
-    found = _labels(path, spec, labels).labels
-    sentences = {str(line["dialogue"]): _sentences(line) for _, line in _lines(path) if _sentences(line)}
-    info = {"labels": list(found), "speakers": _speaker_count(path, spec), "sentences": sentences}
-    return Corpus(splits=splits, format="jsonl", info=info)
-
-
-def class_names(path: Path, spec: DataSpec) -> list[str]:
-    """The classes of the data, in index order."""
-    return list(_labels(path, spec, None).labels)
+    return LineSource(path, spec)
 
 
 def files(path: Path, spec: DataSpec) -> list[Path]:
@@ -84,121 +47,114 @@ def files(path: Path, spec: DataSpec) -> list[Path]:
     return [path]
 
 
-def _labels(path: Path, spec: DataSpec, labels: Sequence[str] | None) -> LabelReader:
-    names = spec.label_names or tuple(_header(path).get("labels", ()))
-    return LabelReader(str(path), labels, names, () if labels or names else _all_labels(path))
+class LineSource:
+    """Lines as dialogues; see `dialogues.Source`. One line is held in memory at a time."""
+
+    def __init__(self, path: Path, spec: DataSpec):
+        self.path = path
+        self.spec = spec.over(_declared(path), f"{path}: line 1")
+        self.splits: tuple[str, ...] = ()
+        self.info: dict[str, Any] = {}
+
+    def dialogues(self, split: str | None = None) -> Iterator[Dialogue]:
+        """Yields (see `dialogues.Source`); raises InputError with the number of a line that is not one."""
+        seen: set[str] = set()
+        for number, line in _lines(self.path):
+            name = str(line.get("split", ALL))
+            if self.spec.splits and name not in (*self.spec.splits, ALL):
+                continue
+            seen.add(name)
+            if split in (None, name):
+                yield self._dialogue(number, line, name)
+        if split is not None and split not in seen:
+            raise UsageError(f"no split {split!r} in {self.path}, there are {sorted(seen)}")
+
+    def _dialogue(self, number: int, line: dict[str, Any], split: str) -> Dialogue:
+        where = f"{self.path}: line {number}"
+        try:
+            name, given = str(line["dialogue"]), line["utterances"]
+            if not isinstance(given, list) or not given:
+                raise ValueError(f"dialogue {name!r} has no utterances")
+            utterances = [self._utterance(u, f"{name}/{i}", where) for i, u in enumerate(given)]
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise InputError(f"{where} is not a dialogue: {what}") from None
+        return Dialogue(name, split, utterances, where)
+
+    def _utterance(self, given: dict[str, Any], name: str, where: str) -> Utterance:
+        folder = self.path.parent
+        ready: dict[str, Any] = {n: ready_array(n, given[n], where) for n in READY if given.get(n) is not None}
+        if self.spec.faces.images and given.get(IMAGES):
+            ready[IMAGES] = FaceImages([folder / str(p) for p in given[IMAGES]], self.spec.faces.size)
+        return Utterance(
+            id=str(given.get("id", name)),
+            speaker=given.get("speaker", 0),
+            label=_label(given),
+            score=_number(given["score"]) if "score" in given else None,
+            indicators=_indicators(given),
+            sentence=None if given.get("sentence") is None else str(given["sentence"]),
+            recording=folder / str(given["recording"]) if given.get("recording") else None,
+            features={m: (_steps(given[m], m),) for m in MODALITIES if given.get(m) is not None},
+            inputs=ready,
+        )
 
 
-def _speaker_count(path: Path, spec: DataSpec) -> int:
-    count = _header(path).get("speakers", spec.speakers)
-    if not isinstance(count, int) or count < 1:
-        raise InputError(f"{path}: speakers is {count!r}, it must be a number from 1")
-    return count
+def _label(given: dict[str, Any]) -> str | int | float | None:
+    value = given.get("label")
+    if isinstance(value, str | int | float):
+        return value
+    if value is not None:
+        raise ValueError(f"label is {value!r}, it must be a name, an index or null; several stand under labels")
+    return "" if "label" in given else None
 
 
-def _samples(path: Path, line: dict[str, Any], spec: DataSpec, labels: LabelReader, speakers: int) -> list[Sample]:
-    """A dialogue, or its utterances where the model reads those."""
-    if spec.packing is not None:
-        return _packed(line, spec, labels)
-    if spec.context is None:
-        return [_sample(line, labels, speakers)]
-    from mer_export.data.shapes.context import read_line
-
-    return list(read_line(line, spec, path.parent, labels))
+def _indicators(given: dict[str, Any]) -> dict[str, float] | None:
+    return {str(n): _number(v) for n, v in given["labels"].items()} if "labels" in given else None
 
 
-def _packed(line: dict[str, Any], spec: DataSpec, labels: LabelReader) -> list[Sample]:
-    """Utterances with the words of the whole dialogue; audio and vision, where given, are one vector or several."""
-    from mer_export.data.shapes.packed import inputs, pack_sentences
-
-    utterances = line["utterances"]
-    if not isinstance(utterances, list) or not utterances:
-        raise ValueError(f"dialogue {line['dialogue']!r} has no utterances")
-    packed = pack_sentences([str(u.get("sentence", "")) for u in utterances], spec)
-    samples = []
-    for number, utterance in enumerate(utterances):
-        name = str(utterance.get("id", f"{line['dialogue']}/{number}"))
-        frames = {m: utterance[m] for m in ("audio", "vision") if utterance.get(m) is not None}
-        own = {m: np.atleast_2d(np.asarray(v, dtype=np.float32)) for m, v in frames.items()}
-        found = labels.indices([utterance.get("label")]) if "label" in utterance else None
-        samples.append(Sample(name, inputs(packed, number) | own, (name,), found))
-    return samples
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
 
 
-def _sample(line: dict[str, Any], labels: LabelReader, speakers: int) -> Sample:
-    name, utterances = str(line["dialogue"]), line["utterances"]
-    if not isinstance(utterances, list) or not utterances:
-        raise ValueError(f"dialogue {name!r} has no utterances")
-    inputs: dict[str, np.ndarray] = {}
-    for modality, axes in WIDTH_AXES.items():
-        given = [u.get(modality) for u in utterances]
-        if all(v is None for v in given):
-            continue
-        if any(v is None for v in given):
-            raise ValueError(f"dialogue {name!r} has {modality} for some utterances only")
-        inputs[modality] = _vectors(given, axes, modality)
-    inputs["speaker"] = _speakers([u.get("speaker", 0) for u in utterances], speakers)
-    known = any("label" in u for u in utterances)
-    found = labels.indices(u.get("label") for u in utterances) if known else None
-    units = tuple(str(u.get("id", f"{name}/{i}")) for i, u in enumerate(utterances))
-    return Sample(id=name, inputs=inputs, units=units, labels=found)
+def _steps(value: Any, modality: str) -> np.ndarray:
+    """One vector or several as (steps, width)."""
+    array = np.asarray(value, dtype=np.float32)
+    if array.ndim not in (1, 2) or not array.size:
+        raise ValueError(f"{modality} has shape {array.shape}, expected a vector or a list of them")
+    return np.atleast_2d(array)
 
 
-def _vectors(values: list[Any], axes: int, modality: str) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float32)
-    if axes == 3:
-        array = array[:, None] if array.ndim == 2 else array
-        array = array.swapaxes(0, 1) if array.ndim == 3 else array
-    if array.ndim != axes:
-        raise ValueError(f"{modality} has shape {array.shape}")
-    return np.ascontiguousarray(array)
-
-
-def _speakers(values: list[Any], speakers: int) -> np.ndarray:
-    if all(isinstance(v, int) for v in values):
-        return np.asarray(values, dtype=np.int64)
-    return speaker_indices([str(v) for v in values], speakers)
-
-
-def _sentences(line: dict[str, Any]) -> list[str]:
-    found = [u.get("sentence", "") for u in line.get("utterances", [])]
-    return found if any(found) else []
-
-
-def _all_labels(path: Path) -> Iterator[str]:
-    for _, line in _lines(path):
-        for utterance in line.get("utterances", []):
-            if utterance.get("label") not in (None, ""):
-                yield str(utterance["label"])
-
-
-def _header(path: Path) -> dict[str, Any]:
+def _declared(path: Path) -> dict[str, Any]:
+    """What the first line says of the data, by fields of the data section."""
     for _, line in _parsed(path):
-        return line if "dialogue" not in line and "labels" in line else {}
+        if "dialogue" in line or "utterances" in line:
+            return {}
+        unknown = [name for name in line if name not in HEADER]
+        if unknown:
+            raise InputError(f"{path}: line 1 has {unknown}, it must be a dialogue or say some of {list(HEADER)}")
+        return {HEADER[name]: value for name, value in line.items()}
     raise InputError(f"{path} is empty: it needs one dialogue per line")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Dialogue lines with their numbers."""
-    for number, line in _parsed(path):
-        if number > 1 or "dialogue" in line or "labels" not in line:
+    for place, (number, line) in enumerate(_parsed(path)):
+        if place or "dialogue" in line or "utterances" in line:
             yield number, line
 
 
 def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    refuse_impostor(path)
     try:
         with path.open(encoding="utf-8") as stream:
             for number, text in enumerate(stream, start=1):
                 if not text.strip():
                     continue
-                try:
-                    line = json.loads(text)
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{path}: line {number} is no JSON: {error}") from None
+                line = parse_json(text, f"{path}: line {number}")
                 if not isinstance(line, dict):
                     raise InputError(f"{path}: line {number} is a {type(line).__name__}, not a dialogue")
                 yield number, line
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text: {error}") from None
+        raise InputError(f"{path} is not UTF-8 text: {error}") from None

@@ -11,7 +11,7 @@ import numpy as np
 
 from mer_export.bundle import write_atomic
 from mer_export.errors import InputError
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 EPSILON = 1e-6
 
@@ -40,7 +40,7 @@ def normalised_path(source: Path) -> Path:
 
 
 def write_normalised(source: Path, target: Path) -> Path:
-    """Normalises the pickle `source` into `target`; raises InputError where it is no MMSA file."""
+    """Normalises the pickle `source` into `target`; raises InputError if it is not an MMSA file."""
     write_atomic(target, pickle.dumps(normalise(load_pickle(source)), protocol=4))
     return target
 

@@ -18,7 +18,7 @@ import numpy as np
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 log = logging.getLogger("mer")
 
@@ -79,7 +79,7 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     digest = check_digest(file, dataset)
     content = load_pickle(file)
     if not isinstance(content, dict) or not any(s in content for s in SPLITS):
-        raise InputError(f"{file} has none of the splits {list(SPLITS)}: it is no MMSA feature file")
+        raise InputError(f"{file} has none of the splits {list(SPLITS)}: it is not an MMSA feature file")
     splits = {name: split_samples(content[name], f"{file}: {name}") for name in SPLITS if name in content}
     info = {
         "dataset": dataset.name,

@@ -18,8 +18,7 @@ from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec, EmotionData
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.hdf5 import load_hdf5
-from mer_export.untrusted.tensor_pickle import load_tensor_pickle
-from mer_export.untrusted.unpickle import load_pickle
+from mer_export.untrusted.pickles import load_pickle
 
 PHASES = ("train", "valid", "test")
 CACHES = ("", "processed_datasets")
@@ -213,9 +212,9 @@ def _cache(path: Path, dataset: Dataset, name: str, phase: str, options: Emotion
 
 
 def _read_cache(path: Path, dataset: Dataset) -> Phase:
-    content = load_tensor_pickle(path, records={f"src.dataset.{dataset.cache}"})
+    content = load_pickle(path, records={f"src.dataset.{dataset.cache}"})
     if not isinstance(content, dict) or not {*MODALITIES, "labels", "id"} <= set(content):
-        raise InputError(f"{path} is no dataset cache: it lacks features, labels or ids")
+        raise InputError(f"{path} is not a dataset cache: it lacks features, labels or ids")
     ids = [_identity(i) for i in content["id"]]
     return _checked(path, {m: content[m] for m in MODALITIES}, content["labels"], ids)
 

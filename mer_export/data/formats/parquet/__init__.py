@@ -7,5 +7,5 @@ FORMAT = Format(
     title="columnar file of mer data convert",
     reader="mer_export.data.formats.parquet.reader",
     rank=80,
-    streams=True,
+    open=True,
 )

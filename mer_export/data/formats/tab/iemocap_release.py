@@ -78,7 +78,7 @@ def parse_dialogue(
         header = block.strip("\n").split("\n")[0]
         times, label, at = TIMES.search(header), LABEL.search(header), header.find(f"{dialogue}_")
         if times is None or label is None or at < 0:
-            raise InputError(f"{dialogue}: {header!r} is no header of an utterance")
+            raise InputError(f"{dialogue}: {header!r} is not the header of an utterance")
         if label[1] not in LABELS:
             continue
         turn = header[at + len(dialogue) + 1 :][:TURN]

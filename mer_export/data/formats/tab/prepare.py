@@ -11,8 +11,9 @@ from mer_export.data.formats.tab.iemocap_release import Utterance, read_release
 from mer_export.data.formats.tab.reader import AUDIO, TABLE, TEXT, VECTORS
 from mer_export.data.media.recordings import read_recording, write_recording
 from mer_export.data.shapes.windows import context_windows
-from mer_export.data.tokens.tokenizer import speech_tokens, text_tokens
+from mer_export.data.tokens.tokenizer import text_tokens
 from mer_export.encoders.sentence import load_sentence_encoder
+from mer_export.encoders.speech import speech_tokens
 from mer_export.errors import UsageError
 
 SIZES = (1, 2, 3)
@@ -34,7 +35,7 @@ def prepare(
         release: the folder with Session1 to Session5.
         out: the new directory.
         tokenizer: folder of RoBERTa's tokenizer, for text tokens.
-        speech: folder of a speech tokeniser, for audio tokens.
+        speech: folder of a speech tokenizer, for audio tokens.
         encoder: folder of a sentence encoder (bert-base-uncased), for sentence vectors and context windows.
         sizes: which windows to write.
         force: write into an existing directory.

@@ -20,8 +20,9 @@ from mer_export.data.formats.tab.iemocap_release import CLASSES
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import ContextData, DataSpec
-from mer_export.data.tokens.tokenizer import speech_tokens, text_tokens
+from mer_export.data.tokens.tokenizer import text_tokens
 from mer_export.encoders.sentence import load_sentence_encoder
+from mer_export.encoders.speech import speech_tokens
 from mer_export.errors import InputError
 
 TABLE = "labels_train_t.txt"
@@ -125,7 +126,7 @@ def _tokens(folder: Path, row: Row, most: int, otherwise: Callable[[], np.ndarra
     try:
         return np.asarray([int(word) for word in _content(file).split()][:most], dtype=np.int64)
     except ValueError:
-        raise InputError(f"{file} holds something that is no token id") from None
+        raise InputError(f"{file} holds something that is not a token id") from None
 
 
 def _transcript(path: Path, row: Row, spec: DataSpec, context: ContextData) -> np.ndarray | None:
@@ -149,7 +150,7 @@ def _vector(file: Path, width: int | None, slots: int = 1) -> np.ndarray:
     try:
         values = np.asarray(_content(file).split(), dtype=np.float64).astype(np.float32)
     except ValueError:
-        raise InputError(f"{file} holds something that is no number") from None
+        raise InputError(f"{file} holds something that is not a number") from None
     if len(values) % slots or len(values) != slots * (width or len(values) // slots):
         of = f" of {width}" if width else ""
         raise InputError(f"{file} has {len(values)} values, expected {slots} vectors{of}: set data.context.size")

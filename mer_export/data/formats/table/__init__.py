@@ -7,5 +7,6 @@ FORMAT = Format(
     title="utterance table (csv, tsv, parquet) and arrays (npz, npy)",
     reader="mer_export.data.formats.table.reader",
     rank=10,
+    open=True,
     directory=True,
 )

@@ -1,4 +1,4 @@
-"""The general reader: a table with one utterance per row, and arrays of feature vectors aligned to its rows.
+"""An open source: a table with one utterance per row, and arrays aligned to its rows.
 
 What the columns and arrays are is said by the `data:` section of the configuration, or by a `table.yaml` of the same
 fields beside the data (docs/data.md has a worked example).
@@ -6,44 +6,24 @@ fields beside the data (docs/data.md has a worked example).
 
 from __future__ import annotations
 
-import csv
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from pydantic import ValidationError
 
-from mer_export.data.labels import LabelReader, speaker_indices
-from mer_export.data.samples import Corpus, Sample
+from mer_export.data.dialogues import READY, USUAL_ORDER, Dialogue, Utterance
+from mer_export.data.formats.table.arrays import ArrayFiles
+from mer_export.data.formats.table.rows import Row, dialogue_rows, table_rows
+from mer_export.data.media.faces import FaceImages, image_files
 from mer_export.data.spec import ArraySource, DataSpec
-from mer_export.errors import InputError, NotAvailableError, UsageError
-from mer_export.registry import first_problem
+from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.yaml_files import read_yaml
 
 MAPPING = "table.yaml"
-ALL = "all"
-"""Name of the one split of a table without a split column."""
-USUAL_ORDER = ("train", "dev", "valid", "test")
 
-Columns = dict[str, list[str]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One utterance: its place in its table, in the rows of its split, and in the arrays (`row` column)."""
-
-    table: Columns
-    at: int
-    split: str
-    in_split: int
-    array_row: int | None
-
-    def cell(self, column: str | None) -> str:
-        """The text of a column, empty without such a column."""
-        return self.table[column][self.at] if column in self.table else ""
+Bound = Mapping[tuple[str, str | None], tuple[str, ...]]
 
 
 def detect(path: Path, spec: DataSpec) -> bool:
@@ -51,299 +31,157 @@ def detect(path: Path, spec: DataSpec) -> bool:
     return path.is_dir() and (spec.table is not None or (path / MAPPING).is_file())
 
 
-def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Corpus:
-    """Reads all splits. Without the label column samples are unlabelled, without the split column they are `all`.
+def source(path: Path, spec: DataSpec) -> TableSource:
+    """The tables of a directory.
 
     Args:
         path: the data directory.
         spec: the mapping; its fields override those of `table.yaml`.
-        labels: class names of the model; None takes `label_names`, or what the column holds.
 
     Raises:
-        UsageError: the mapping is incomplete.
-        InputError: a file or column is missing, arrays do not match the table, a label is unknown, a dialogue lies in
-            two splits, or features are bound to another split column.
+        UsageError: the mapping is incomplete or contradicts itself.
+        InputError: a file or column is missing, there is no utterance, or features are bound to another split column.
     """
-    spec, bound = mapping(path, spec)
-    refuse_leakage(spec, bound, path)
-    rows = table_rows(path, spec)
-    if spec.context is not None:
-        from mer_export.data.shapes.context import read_context
-
-        return read_context(path, spec, rows, labels)
-    if spec.unit == "utterance":
-        from mer_export.data.shapes.sequences import read_utterances
-
-        return read_utterances(path, spec, rows, labels)
-    if not rows:
-        raise InputError(f"{path}: the table {spec.table} has no rows in the chosen splits")
-    values = [r.cell(spec.label) for r in rows]
-    reader = LabelReader(str(path / str(spec.table)), labels, spec.label_names, values)
-    arrays = Arrays(path, rows)
-    splits: dict[str, list[Sample]] = {}
-    sentences: dict[str, list[str]] = {}
-    for (split, _), group in dialogues(rows, spec).items():
-        sample = _sample(group, spec, reader, arrays)
-        splits.setdefault(split, []).append(sample)
-        if spec.sentence:
-            sentences[sample.id] = [r.cell(spec.sentence) for r in group]
-    info = {"labels": list(reader.labels), "speakers": spec.speakers, "split": spec.split, "sentences": sentences}
-    return Corpus(splits={s: splits[s] for s in split_order(splits, spec)}, format="dialogue_table", info=info)
+    return TableSource(path, spec)
 
 
 def files(path: Path, spec: DataSpec) -> list[Path]:
     """The files of the data set."""
     spec, _ = mapping(path, spec)
-    sources = [s for found in spec.sources.values() for s in found]
-    sources += [spec.context.vectors] if spec.context and spec.context.vectors else []
-    patterns = [str(spec.table), *(s.file for s in sources)]
+    patterns = [str(spec.table), *(s.file for _, s in spec.arrays)]
     names = [p.replace("{split}", s) for p in patterns for s in (spec.splits if "{split}" in p else ("",))]
     return [path / name for name in dict.fromkeys(names)]
 
 
-def sentences(path: Path, spec: DataSpec, split: str) -> list[str]:
-    """What is said in one split, by `data.sentence`; raises UsageError where no column or utterance is there."""
-    spec, _ = mapping(path, spec)
-    found = [r.cell(spec.sentence) for r in table_rows(path, spec) if r.split == split]
-    if not spec.sentence or not found:
-        raise UsageError(f"{path} has no sentences of split {split!r}: name their column in data.sentence")
-    return found
+class TableSource:
+    """Rows of tables as utterances; see `dialogues.Source`. The table is held in memory, and so are the arrays."""
+
+    def __init__(self, path: Path, spec: DataSpec):
+        self.path = path
+        self.spec, bound = mapping(path, spec)
+        _refuse_leakage(self.spec, bound, path)
+        self.rows = table_rows(path, self.spec)
+        if not self.rows:
+            raise InputError(f"{path}: the table {self.spec.table} has no utterances in the chosen splits")
+        self.arrays = ArrayFiles(path, self.rows)
+        order = self.spec.splits or USUAL_ORDER
+        found = dict.fromkeys(r.split for r in self.rows)
+        self.splits = sorted(found, key=lambda s: order.index(s) if s in order else len(order))
+        self.info = {"split": self.spec.split}
+
+    def dialogues(self, split: str | None = None) -> Iterator[Dialogue]:
+        """Yields (see `dialogues.Source`); raises InputError where arrays do not fit the table."""
+        if split is not None and split not in self.splits:
+            raise UsageError(f"no split {split!r} in this data, there are {self.splits}")
+        for rows in dialogue_rows(self.rows, self.spec):
+            if split in (None, rows[0].split):
+                yield self._dialogue(rows)
+
+    def _dialogue(self, rows: list[Row]) -> Dialogue:
+        first, per_file = rows[0], "{split}" in str(self.spec.table)
+        # Where every split has its own file, ids start again in each.
+        parts = [first.split] if per_file else []
+        parts += [first.cell(self.spec.dialogue)] if self.spec.dialogue else []
+        utterances = []
+        for place, row in enumerate(rows):
+            number = place if self.spec.dialogue else row.at
+            mark = row.cell(self.spec.utterance) if self.spec.utterance else str(number)
+            utterances.append(self._utterance("/".join([*parts, mark]), row))
+        name = "/".join(parts) if self.spec.dialogue else utterances[0].id
+        return Dialogue(name, first.split, utterances, f"{self.path / str(self.spec.table)}")
+
+    def _utterance(self, name: str, row: Row) -> Utterance:
+        spec = self.spec
+        recording = row.cell(spec.context.recording) if spec.context else ""
+        return Utterance(
+            id=name,
+            speaker=row.cell(spec.speaker),
+            label=_label(row, spec),
+            score=_number(row, spec.score, name) if spec.score in row.table else None,
+            indicators=_indicators(row, spec, name),
+            sentence=row.cell(spec.sentence) if spec.sentence else None,
+            recording=self.path / recording if recording else None,
+            features={m: tuple(self.arrays.steps(s, row) for s in found) for m, found in _features(spec).items()},
+            inputs=self._ready(row),
+        )
+
+    def _ready(self, row: Row) -> dict[str, np.ndarray]:
+        ready: dict[str, Any] = {n: self.arrays.ready(n, s, row) for n, s in self.spec.inputs.items()}
+        faces = self.spec.faces
+        if faces.images and faces.column and (folder := row.cell(faces.column)):
+            ready["images"] = FaceImages(image_files(self.path / folder), faces.size)
+        return ready
 
 
-def mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, dict[tuple[str, str | None], tuple[str, ...]]]:
+def mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, Bound]:
     """The mapping, and which split columns the data's own `table.yaml` binds arrays to."""
-    own: dict[str, Any] = {}
-    if (path / MAPPING).is_file():
-        try:
-            own = yaml.safe_load((path / MAPPING).read_text()) or {}
-            declared = DataSpec.model_validate(own)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path / MAPPING} is no YAML: {' '.join(str(error).split())}") from None
-        except ValidationError as error:
-            raise InputError(f"{path / MAPPING}: {first_problem(error)}") from None
-        bound = {(s.file, s.array): s.only_with_split for all_ in declared.sources.values() for s in all_}
-        spec = DataSpec.model_validate({**declared.model_dump(exclude_unset=True), **_set_fields(spec)})
-    else:
-        bound = {}
-    if spec.table is None or (spec.dialogue is None and spec.unit == "dialogue"):
-        raise UsageError(f"{path}: a dialogue table needs data.table and data.dialogue, or a {MAPPING} that says them")
-    if "{split}" in spec.table and not spec.splits:
-        raise UsageError(f"data.table {spec.table} has one file per split: name the splits in data.splits")
+    file = path / MAPPING
+    bound: Bound = {}
+    if file.is_file():
+        own = read_yaml(file) or {}
+        bound = {(s.file, s.array): s.only_with_split for _, s in DataSpec().over(own, str(file)).arrays}
+        spec = spec.over(own, str(file))
+    _check(path, spec)
     return spec, bound
 
 
-def _set_fields(spec: DataSpec) -> dict[str, Any]:
-    """Fields that say something; a resolved configuration also lists those that do not."""
-    default = DataSpec().model_dump()
-    return {k: v for k, v in spec.model_dump().items() if v != default[k]}
+def _check(path: Path, spec: DataSpec) -> None:
+    """Refuses a mapping that is incomplete or says two things."""
+    if spec.table is None or (spec.dialogue is None and spec.shape == "dialogue"):
+        raise UsageError(f"{path}: a dialogue table needs data.table and data.dialogue, or a {MAPPING} that says them")
+    if "{split}" in spec.table and not spec.splits:
+        raise UsageError(f"data.table {spec.table} has one file per split: name the splits in data.splits")
+    if spec.context is not None and spec.dialogue is None:
+        raise UsageError("data.context needs data.dialogue: windows end at the borders of a dialogue")
+    if (
+        spec.shape == "packed"
+        and "input_ids" not in spec.inputs
+        and (not spec.dialogue or not spec.sentence or spec.text)
+    ):
+        raise UsageError("data.packing needs the columns data.dialogue and data.sentence, and no data.text")
+    if spec.shape == "utterance" and spec.tokenizer and (spec.text or not spec.sentence) and not spec.inputs:
+        raise UsageError("data.tokenizer makes the text from data.sentence: name that column and leave out data.text")
+    if spec.score and spec.label_columns:
+        raise UsageError("data.score and data.label_columns are both what is to be predicted: leave one of them out")
+    unknown = [n for n in spec.inputs if n not in READY]
+    if unknown:
+        raise UsageError(f"data.inputs {unknown} cannot come with data: the inputs that can are {list(READY)}")
 
 
-def refuse_leakage(spec: DataSpec, bound: dict[tuple[str, str | None], tuple[str, ...]], path: Path) -> None:
-    for modality, sources in spec.sources.items():
-        for source in sources:
-            allowed = source.only_with_split or bound.get((source.file, source.array), ())
-            if allowed and spec.split not in allowed:
-                raise InputError(
-                    f"{path}: {modality} features {source.array or source.file} come from a network trained with the "
-                    f"labels of {' or '.join(allowed)}, with data.split={spec.split} test labels leak: "
-                    f"set data.split={allowed[0]} or choose other features"
-                )
+def _refuse_leakage(spec: DataSpec, bound: Bound, path: Path) -> None:
+    for modality, array in spec.arrays:
+        allowed = array.only_with_split or bound.get((array.file, array.array), ())
+        if allowed and spec.split not in allowed:
+            raise InputError(
+                f"{path}: {modality} features {array.array or array.file} come from a network trained with the "
+                f"labels of {' or '.join(allowed)}, with data.split={spec.split} test labels leak: "
+                f"set data.split={allowed[0]} or choose other features"
+            )
 
 
-def table_rows(path: Path, spec: DataSpec) -> list[Row]:
-    table = str(spec.table)
-    if "{split}" in table:
-        found: list[Row] = []
-        present = [(s, path / table.replace("{split}", s)) for s in spec.splits]
-        # Data to label need not hold every split; whoever asks for an absent one is told.
-        for split, file in [(s, f) for s, f in present if f.is_file()] or present[:1]:
-            columns = read_table(file)
-            _require(columns, spec, file)
-            found += [Row(columns, i, split, i, _array_row(columns, i, spec)) for i in range(_height(columns))]
-        return found
-    columns = read_table(path / table)
-    _require(columns, spec, path / table)
-    divided = spec.split in columns
-    counts: dict[str, int] = {}
-    rows = []
-    for i in range(_height(columns)):
-        split = columns[str(spec.split)][i] if divided else ALL
-        place = counts[split] = counts.get(split, -1) + 1
-        # An empty cell takes an utterance out of the data set.
-        if split and (not spec.splits or not divided or split in spec.splits):
-            rows.append(Row(columns, i, split, place, _array_row(columns, i, spec)))
-    return rows
+def _features(spec: DataSpec) -> Mapping[str, tuple[ArraySource, ...]]:
+    """The arrays of each modality that the shape takes: with context they are the sentence vectors alone."""
+    if spec.context is None:
+        return spec.sources
+    return {"text": (spec.context.vectors,)} if spec.context.vectors else {}
 
 
-def _array_row(columns: Columns, at: int, spec: DataSpec) -> int | None:
-    if spec.row is None:
+def _label(row: Row, spec: DataSpec) -> str | None:
+    """The class of an utterance, unless the model predicts a score or several labels."""
+    if spec.score or spec.label_columns or spec.label not in row.table:
         return None
-    value = columns[spec.row][at]
-    if not value.isdecimal():
-        raise InputError(f"{spec.table}: column {spec.row} holds {value!r}, it must be a row number of the arrays")
-    return int(value)
+    return row.cell(spec.label)
 
 
-def _require(columns: Columns, spec: DataSpec, path: Path) -> None:
-    """Columns for label and split may be absent: then the data are unlabelled, or one split."""
-    for role in ("dialogue", "order", "utterance", "speaker", "sentence", "score", "row"):
-        name = getattr(spec, role)
-        if name is not None and name not in columns:
-            raise InputError(f"{path} has no column {name!r} (data.{role}), there are {list(columns)}")
-
-
-def dialogues(rows: list[Row], spec: DataSpec) -> dict[tuple[str, str], list[Row]]:
-    """Rows by split and dialogue, in order of appearance, sorted within."""
-    groups: dict[tuple[str, str], list[Row]] = {}
-    home: dict[str, str] = {}
-    per_file = "{split}" in str(spec.table)
-    for row in rows:
-        dialogue = row.cell(spec.dialogue)
-        if not per_file and home.setdefault(dialogue, row.split) != row.split:
-            raise InputError(
-                f"{spec.table}: dialogue {dialogue!r} has utterances in {home[dialogue]} and {row.split}: "
-                "a dialogue belongs to one split"
-            )
-        groups.setdefault((row.split, dialogue), []).append(row)
-    if spec.order:
-        for group in groups.values():
-            group.sort(key=lambda r: _order_key(r.cell(spec.order)))
-    return groups
-
-
-def _order_key(value: str) -> tuple[int, float, str]:
+def _number(row: Row, column: str | None, name: str) -> float:
+    text = row.cell(column)
     try:
-        return (0, float(value), "")
+        return float(text) if text else math.nan
     except ValueError:
-        return (1, 0.0, value)
+        raise InputError(f"{name}: column {column} holds {text!r}, it must be a number") from None
 
 
-def _sample(rows: list[Row], spec: DataSpec, labels: LabelReader, arrays: Arrays) -> Sample:
-    dialogue = rows[0].cell(spec.dialogue)
-    # Where every split has its own file, ids start again in each.
-    name = f"{rows[0].split}/{dialogue}" if "{split}" in str(spec.table) else dialogue
-    inputs: dict[str, np.ndarray] = {}
-    for modality, sources in spec.sources.items():
-        vectors = [arrays.take(source, rows) for source in sources]
-        if modality == "text":
-            if len({v.shape for v in vectors}) > 1:
-                raise InputError(f"text vectors of one utterance differ in width: {[v.shape[1] for v in vectors]}")
-            inputs["text"] = np.stack(vectors)
-        else:
-            inputs[modality] = np.concatenate(vectors, axis=1)
-    speakers = [r.cell(spec.speaker) for r in rows]
-    inputs["speaker"] = speaker_indices(speakers, spec.speakers)
-    marks = [r.cell(spec.utterance) if spec.utterance else str(i) for i, r in enumerate(rows)]
-    units = tuple(f"{name}/{m}" for m in marks)
-    found = labels.indices(r.cell(spec.label) for r in rows) if spec.label in rows[0].table else None
-    return Sample(id=name, inputs=inputs, units=units, labels=found)
-
-
-class Arrays:
-    """Feature files, each read once and held against the table."""
-
-    def __init__(self, path: Path, rows: list[Row]):
-        self.path = path
-        self.heights = {id(r.table): _height(r.table) for r in rows}
-        self.in_split = Counter(r.split for r in rows)
-        self.tables = len(self.heights)
-        self._loaded: dict[tuple[str, str | None], np.ndarray] = {}
-
-    def take(self, source: ArraySource, rows: list[Row]) -> np.ndarray:
-        """The vectors (n, d) of these rows of one dialogue, float32."""
-        split = rows[0].split
-        per_split = "{split}" in source.file
-        array = self._load(source.file.replace("{split}", split), source.array)
-        if rows[0].array_row is not None:
-            index = [r.array_row for r in rows if r.array_row is not None]
-        elif per_split:
-            index = [r.in_split for r in rows]
-            self._same_height(source.file.replace("{split}", split), len(array), self.in_split[split])
-        elif self.tables > 1:
-            raise UsageError(f"{source.file} serves several tables: name the column of its rows in data.row")
-        else:
-            index = [r.at for r in rows]
-            self._same_height(source.file, len(array), self.heights[id(rows[0].table)])
-        if max(index) >= len(array):
-            raise InputError(f"{self.path / source.file} has {len(array)} rows, the table asks for row {max(index)}")
-        return array[index]
-
-    def _same_height(self, file: str, have: int, want: int) -> None:
-        if have != want:
-            raise InputError(
-                f"{self.path / file} has {have} rows, its table has {want}: name the column of array rows in data.row"
-            )
-
-    def _load(self, file: str, name: str | None) -> np.ndarray:
-        if (file, name) not in self._loaded:
-            array = load_array(self.path / file, name)
-            if array.ndim != 2 or array.dtype.kind not in "fiu":
-                raise InputError(
-                    f"{self.path / file}: array {name} is {array.dtype} {array.shape}, expected numbers (rows, width)"
-                )
-            self._loaded[file, name] = array.astype(np.float32)
-        return self._loaded[file, name]
-
-
-def load_array(path: Path, name: str | None = None) -> np.ndarray:
-    """An array of an npy file, or the one of that name (or the only one) of an npz file; raises InputError."""
-    try:
-        with open(path, "rb") as stream:
-            content = np.load(stream, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                return content
-            names = content.files
-            if name is None and len(names) == 1:
-                name = names[0]
-            if name not in names:
-                raise InputError(f"{path} has no array {name!r}, there are {names}")
-            return content[name]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except InputError:
-        raise
-    except Exception as error:  # zip, header and length errors have many types
-        raise InputError(f"{path} is no readable array file: {' '.join(str(error).split())[:120]}") from None
-
-
-def read_table(path: Path) -> Columns:
-    """Columns of a table as text: csv (comma), tsv or parquet by the ending; raises InputError."""
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            lines = csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ",")
-            header = next(lines, [])
-            rows = [line for line in lines if line]
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is no UTF-8 table: {error}") from None
-    if len(set(header)) != len(header) or not header:
-        raise InputError(f"{path} needs a header of distinct column names, it has {header[:20]}")
-    for number, line in enumerate(rows, start=2):
-        if len(line) != len(header):
-            raise InputError(f"{path}: row {number} has {len(line)} cells, the header has {len(header)}")
-    return {name: [line[i] for line in rows] for i, name in enumerate(header)}
-
-
-def _read_parquet(path: Path) -> Columns:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise NotAvailableError("pyarrow is not installed: pip install 'mer[columnar]'") from None
-    try:
-        table = parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"{path} is no readable Parquet file: {' '.join(str(error).split())[:120]}") from None
-    return {n: ["" if v is None else str(v) for v in table.column(n).to_pylist()] for n in table.column_names}
-
-
-def _height(columns: Columns) -> int:
-    return len(next(iter(columns.values()), []))
-
-
-def split_order(splits: dict[str, list[Sample]], spec: DataSpec) -> list[str]:
-    order = spec.splits or USUAL_ORDER
-    return sorted(splits, key=lambda s: order.index(s) if s in order else len(order))
+def _indicators(row: Row, spec: DataSpec, name: str) -> dict[str, float] | None:
+    if not any(c in row.table for c in spec.label_columns):
+        return None
+    return {column: _number(row, column, name) for column in spec.label_columns}

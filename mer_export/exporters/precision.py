@@ -19,8 +19,8 @@ from mer_export.errors import MerError, NotAvailableError, ParityError, Unsuppor
 from mer_export.exporters.export_job import ExportJob
 from mer_export.exporters.graph.bf16 import to_bf16
 from mer_export.exporters.graph.external_data import save
-from mer_export.exporters.graph.gate import Bound, check, open_file
 from mer_export.exporters.graph.share import share_initializers
+from mer_export.exporters.precision_gate import check, open_file
 
 log = logging.getLogger("mer")
 
@@ -50,7 +50,7 @@ Rewrite = Callable[[Any, Path], Any]
 
 @dataclass(frozen=True)
 class Precision:
-    """Ways to make it in the order they are tried, by the name that the variant remembers; and its bound.
+    """Ways to make it in the order they are tried, by the name that the variant remembers.
 
     `marks` are the operators that a rewritten graph has, and are counted in the variant's options. `twin` makes a graph
     of the same results that stands before the gate, where ONNX Runtime does not run the rewritten one on the CPU.
@@ -58,7 +58,6 @@ class Precision:
 
     ways: dict[str, Rewrite]
     marks: tuple[str, ...]
-    bound: Bound
     twin: Rewrite | None = None
 
 
@@ -87,7 +86,7 @@ def write(job: ExportJob, reference: Path, path: Path) -> dict[str, Any]:
                 if record.twin:
                     runnable = Path(folder) / path.name
                     save(record.twin(_prepared(reference), runnable), runnable)
-                report = check(job, record.bound, fp32, open_file(runnable))
+                report = check(job, fp32, open_file(runnable))
             return {"way": name, "operators": operators, "gate": report}
         except NotAvailableError:
             raise
@@ -279,17 +278,14 @@ PRECISIONS = {
             "per tensor, LSTM in fp32": partial(_int8, per_channel=False, operators=MATRICES),
         },
         INT8_OPERATORS,
-        Bound(atol=0.3, rtol=0.1, relative=0.15, flip_share=0.02, metric_drop=0.5),
     ),
     "fp16": Precision(
         {"fp16": _fp16},
         ("Cast",),
-        Bound(atol=2e-2, rtol=1e-2, relative=0.02, flip_share=0.005, metric_drop=0.3),
     ),
     "bf16": Precision(
         {"bf16 products": _bf16},
         MATRICES,
-        Bound(atol=0.1, rtol=0.05, relative=0.05, flip_share=0.01, metric_drop=0.5),
         twin=partial(_bf16, emulate=True),
     ),
 }

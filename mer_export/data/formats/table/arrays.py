@@ -1,0 +1,124 @@
+"""Arrays beside a table, and which of their rows belong to an utterance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mer_export.data.dialogues import ready_array
+from mer_export.data.formats.table.rows import Row
+from mer_export.data.spec import ArraySource
+from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.arrays import load_array
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """One array: its values, where the steps of a row begin, and the row of each key."""
+
+    where: str
+    values: np.ndarray
+    offsets: np.ndarray | None
+    keys: dict[str, int]
+
+    @property
+    def height(self) -> int:
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    def row(self, place: int) -> np.ndarray:
+        if place >= self.height:
+            raise InputError(f"{self.where} has {self.height} rows, the table asks for row {place}")
+        if self.offsets is None:
+            return self.values[place]
+        return self.values[self.offsets[place] : self.offsets[place + 1]]
+
+
+class ArrayFiles:
+    """Array files, each read once and held against the rows of the table."""
+
+    def __init__(self, path: Path, rows: Sequence[Row]):
+        self.path = path
+        self.heights = {id(r.table): r.height for r in rows}
+        self.in_split = Counter(r.split for r in rows)
+        self._opened: dict[tuple[ArraySource, str], _Opened] = {}
+
+    def steps(self, source: ArraySource, row: Row) -> np.ndarray:
+        """The vectors (steps, width) of an utterance, float32; a single vector is one step."""
+        opened = self._open(source, row.split)
+        values, ragged = opened.values, opened.offsets is not None
+        if values.dtype.kind not in "fiu" or values.ndim not in ((2,) if ragged else (2, 3)):
+            shape = f"{values.dtype} {values.shape}"
+            raise InputError(f"{opened.where} is {shape}, expected numbers (rows, [steps,] width)")
+        found = opened.row(self._place(source, opened, row)).astype(np.float32)
+        return found[None] if found.ndim == 1 else found
+
+    def ready(self, name: str, source: ArraySource, row: Row) -> np.ndarray:
+        """An input of an utterance as it is."""
+        opened = self._open(source, row.split)
+        return ready_array(name, opened.row(self._place(source, opened, row)), opened.where)
+
+    def _open(self, source: ArraySource, split: str) -> _Opened:
+        file = source.file.replace("{split}", split)
+        if (source, file) not in self._opened:
+            self._opened[source, file] = _open(self.path / file, source)
+        return self._opened[source, file]
+
+    def _place(self, source: ArraySource, opened: _Opened, row: Row) -> int:
+        if source.column is not None:
+            return _looked_up(source, opened, row)
+        if row.array_row is not None:
+            return row.array_row
+        if "{split}" in source.file:
+            _same_height(opened, self.in_split[row.split])
+            return row.in_split
+        if len(self.heights) > 1:
+            raise UsageError(f"{source.file} serves several tables: name the column of its rows in data.row")
+        _same_height(opened, self.heights[id(row.table)])
+        return row.at
+
+
+def _open(path: Path, source: ArraySource) -> _Opened:
+    if source.keys is not None and source.column is None:
+        raise UsageError(f"data: keys of {source.file} need the column that is looked up in them")
+    where = f"{path}: {source.array or 'array'}"
+    values = load_array(path, source.array)
+    if not values.ndim:
+        raise InputError(f"{where} is a single value, expected rows")
+    offsets = load_array(path, source.offsets) if source.offsets else None
+    if offsets is not None and not _ascending(offsets, len(values)):
+        raise InputError(f"{where}: {source.offsets} are not ascending places in {len(values)} steps")
+    keys = load_array(path, source.keys) if source.keys else np.empty(0)
+    return _Opened(where, values, offsets, {str(k): i for i, k in enumerate(keys.tolist())})
+
+
+def _looked_up(source: ArraySource, opened: _Opened, row: Row) -> int:
+    """The row that a column names, by its number or by a key."""
+    if source.column not in row.table:
+        raise InputError(f"{opened.where}: the table has no column {source.column!r}, there are {list(row.table)}")
+    value = row.cell(source.column)
+    if source.keys is not None:
+        if value not in opened.keys:
+            raise InputError(f"{opened.where}: {source.keys} has no {value!r} of column {source.column}")
+        return opened.keys[value]
+    if not value.isdecimal():
+        raise InputError(f"{opened.where}: column {source.column} holds no row numbers: name an array of keys")
+    return int(value)
+
+
+def _same_height(opened: _Opened, rows: int) -> None:
+    """Rows that belong to each other by their place alone have to be as many."""
+    if opened.height != rows:
+        raise InputError(
+            f"{opened.where} has {opened.height} rows, its table has {rows}: name a column of rows in data.row, or in "
+            "the `column` of this source"
+        )
+
+
+def _ascending(offsets: np.ndarray, steps: int) -> bool:
+    if offsets.dtype.kind not in "iu" or offsets.ndim != 1 or not len(offsets):
+        return False
+    return bool((np.diff(offsets.astype(np.int64)) >= 0).all() and offsets[0] >= 0 and offsets[-1] <= steps)

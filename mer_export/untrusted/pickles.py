@@ -1,0 +1,117 @@
+"""Pickles and files of `torch.save` as data: arrays, tensors and plain containers, and nothing that runs."""
+
+from __future__ import annotations
+
+import mmap
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from mer_export.errors import InputError
+from mer_export.untrusted.budget import Budget
+from mer_export.untrusted.builders import Refused
+from mer_export.untrusted.impostors import refuse_impostor
+from mer_export.untrusted.torch_files import builders, is_legacy, read_legacy, read_zip
+from mer_export.untrusted.unpickle import LINE_ENDS, DataUnpickler, RecordUnpickler
+
+ZIP, PROTOCOL, TAR = b"PK\x03\x04", b"\x80", b"ustar"
+TAR_AT = 257
+LONE_LINE_END = re.compile(rb"(?<!\r)\n")
+DAMAGE = (
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def load_pickle(path: Path | str, records: Collection[str] = ()) -> Any:
+    """The content of a pickle, or of a file of `torch.save`; tensors are numpy arrays, bfloat16 becomes float32.
+
+    Strings of Python 2 are read as latin1. Object arrays and deques come back as lists; every kind of dict as a dict.
+
+    Args:
+        path: the file.
+        records: full names of classes whose objects are read as `Record`s of their attributes.
+
+    Raises:
+        InputError: not a pickle, damaged, holding anything else (the refused name is in the message), or unfolding to
+            far more than the file's size.
+    """
+    return _load(Path(path), DataUnpickler, records)
+
+
+def load_records(path: Path | str) -> Any:
+    """As `load_pickle`, but every object that is not data is a `Record` of its attributes, most often empty.
+
+    No class or function is looked up, so this reads checkpoints with optimisers, arguments and whole modules in them.
+    """
+    return _load(Path(path), RecordUnpickler, ())
+
+
+def _load(path: Path, kind: type[DataUnpickler], records: Collection[str]) -> Any:
+    refuse_impostor(path)
+    budget = Budget.of(path)
+    what = "pickle"
+    try:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content[: len(ZIP)] == ZIP:
+                what = "torch archive"
+                with zipfile.ZipFile(stream) as archive:
+                    return read_zip(archive, budget, kind, records)
+            if content[TAR_AT : TAR_AT + len(TAR)] == TAR:
+                raise InputError(
+                    f"{path} is a tar archive of PyTorch 0.1: load and save it with a PyTorch of 2017 to 2025"
+                )
+            if is_legacy(content[:16]):
+                what = "torch file"
+                return read_legacy(content, len(content), budget, kind, records)
+            lines = _ChangedLines(content, path) if _may_be_changed(content) else content
+            return kind(lines, budget, builders(budget), records).read_value()
+    except Refused as refusal:
+        raise InputError(
+            f"{path} was not read: it holds {refusal}, which is not plain data; convert it where you trust it"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+    except DAMAGE as error:
+        raise InputError(f"{path} is not a readable {what} ({_cause(error)}): it is truncated or damaged") from None
+
+
+def _may_be_changed(content: mmap.mmap) -> bool:
+    """True for a pickle of protocol 0 or 1 in which no line feed stands without a carriage return."""
+    return content[:1] != PROTOCOL and content.find(b"\r\n") >= 0 and LONE_LINE_END.search(content) is None
+
+
+class _ChangedLines:
+    """A pickle whose line ends may have been changed: where an argument ends with its line, they were.
+
+    Protocol 0 ends every argument so, and writes the carriage returns of strings as escapes.
+    """
+
+    def __init__(self, content: mmap.mmap, path: Path):
+        self.read, self._content, self._path = content.read, content, path
+
+    def readline(self) -> bytes:
+        line = self._content.readline()
+        if line.endswith(b"\r\n"):
+            raise InputError(LINE_ENDS.format(self._path))
+        return line
+
+
+def _cause(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:80]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

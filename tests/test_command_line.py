@@ -1,0 +1,143 @@
+"""The command line as release 0.1 had it still works, word for word; what came since is listed here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from conftest import Mer
+
+import cli
+from mer_export import __version__
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(__file__).parent / "data"
+BEFORE: dict[str, Any] = json.loads((DATA / "command_line.json").read_text())
+NEW_COMMANDS = {"inspect", "synth"}
+OPTIONAL_NOW = {("data synth", "--out/-o"), ("data synth", "--dataset")}
+"""These were required, or had a default that fits one system only."""
+BUNDLE, DIALOGUES = DATA / "bundles" / "cmerc", DATA / "small" / "dialogues.jsonl"
+
+
+def commands() -> dict[str, Any]:
+    """Every command by its words; the empty name is `mer` itself."""
+    found: dict[str, Any] = {}
+
+    def visit(command: Any, name: str) -> None:
+        found[name] = command
+        for word, inner in getattr(command, "commands", {}).items():
+            visit(inner, f"{name} {word}".strip())
+
+    visit(typer.main.get_command(cli.app), "")
+    return found
+
+
+COMMANDS = commands()
+
+
+def options(name: str) -> dict[str, dict[str, Any]]:
+    """What an option is called, its default, whether it may be repeated and whether it must be given."""
+    return {
+        "/".join(p.opts): {"default": plain(p.default), "many": p.multiple, "required": p.required}
+        for p in COMMANDS[name].params
+        if p.param_type_name == "option"
+    }
+
+
+def plain(default: Any) -> Any:
+    return str(default) if isinstance(default, Path) else default
+
+
+def test_no_command_was_lost_and_every_new_one_is_listed() -> None:
+    assert set(COMMANDS) == set(BEFORE) | NEW_COMMANDS
+
+
+@pytest.mark.parametrize("name", [n for n in BEFORE if "arguments" in BEFORE[n]])
+def test_every_argument_and_option_of_before_means_the_same(name: str) -> None:
+    arguments = [p.name for p in COMMANDS[name].params if p.param_type_name == "argument"]
+    assert arguments == BEFORE[name]["arguments"]
+    now = options(name)
+    for option, before in BEFORE[name]["options"].items():
+        if (name, option) in OPTIONAL_NOW:
+            assert now[option] == {"default": None, "many": False, "required": False}
+        else:
+            assert now[option] == before, option
+
+
+@pytest.mark.parametrize("name", ["", "data"])
+def test_every_global_option_of_before_is_there(name: str) -> None:
+    assert set(BEFORE[name]["options"]) <= {word for p in COMMANDS[name].params for word in p.opts}
+
+
+def test_a_second_way_to_a_command_is_the_same_command() -> None:
+    for word in NEW_COMMANDS:
+        assert COMMANDS[word].callback.__wrapped__ is COMMANDS[f"data {word}"].callback.__wrapped__
+
+
+@pytest.mark.parametrize("name", [n for n in COMMANDS if n])
+def test_help_is_a_letter_away(mer: Mer, name: str) -> None:
+    short, long = mer(*name.split(), "-h"), mer(*name.split(), "--help")
+    assert short == long
+    assert short[0] == 0
+    assert "Usage" in short[1]
+
+
+def test_the_version_is_the_installed_one(mer: Mer) -> None:
+    assert mer("--version") == (0, f"mer {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["-h"], 0),
+        (["list"], 0),
+        (["verify", "{bundle}"], 0),
+        (["brew"], 2),
+        (["verify"], 2),
+        (["verify", "{bundle}", "--loud"], 2),
+        (["synth", "bert", "--out", "{new}"], 2),
+        (["inspect", "{bundle}", "--data-format", "jsonl"], 2),
+        (["inspect", "{new}"], 2),
+        (["doctor", "--require", "warp drive"], 5),
+        (["infer", "{bundle}", "{data}", "--out", "{new}.jsonl", "--device", "cuda", "--runtime", "openvino"], 5),
+        (["verify", "{new}"], 6),
+        (["infer", "{new}", "{data}", "--out", "{new}.jsonl"], 6),
+        (["export", "{bundle}", "--precision", "fp12", "--dry-run"], 7),
+    ],
+)
+def test_the_exit_code_says_whose_move_it_is(mer: Mer, tmp_path: Path, words: list[str], code: int) -> None:
+    places = {"bundle": BUNDLE, "data": DIALOGUES, "new": tmp_path / "new"}
+    found, _, err = mer(*(w.format(**places) for w in words))
+    assert found == code, err
+    assert "Traceback" not in err
+
+
+def test_inspect_describes_bundles_and_data_alike(mer: Mer) -> None:
+    for path, kind in ((BUNDLE, "bundle"), (DIALOGUES, "data set")):
+        code, out, err = mer("inspect", path, "--json")
+        assert code == 0, err
+        assert json.loads(out)["kind"] == kind
+        assert mer("data", "inspect", path, "--json") == (0, out, err)
+
+
+def test_quiet_before_the_command_is_quiet_after_it(mer: Mer, tmp_path: Path) -> None:
+    words = ["emt", "--dialogues", "20", "--out", tmp_path / "data"]
+    for name in (["synth"], ["data", "synth"]):
+        code, _, err = mer(*name, *words)
+        assert (code, err.count("\n")) == (0, 1)
+        assert mer("-q", *name, *words)[::2] == mer(*name, *words, "-q")[::2] == (0, "")
+
+
+@pytest.mark.parametrize("words", [["-v", "list"], ["-vv", "list"], ["synth", "emt", "--dialogues", "20", "-v"]])
+def test_verbose_logs_to_standard_error(words: list[str], tmp_path: Path) -> None:
+    """In a process of its own, whose log it changes."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "cli.py", *words], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert f"INFO  mer {__version__}" in done.stderr
+    assert "INFO" not in done.stdout
