@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks import output
 from benchmarks.flops import gflop
-from benchmarks.gpu_parts import PARTS, Setting, SkippedError, tf32
+from benchmarks.gpu_parts import PARTS, Case, SkippedError, tf32
 from benchmarks.suite import NETWORKS, random_bundle
 from mer_export import machine
 from mer_export.data.example_inputs import random_inputs
@@ -27,16 +27,16 @@ from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters import export_variant
 from mer_export.install import not_installed
 from mer_export.markdown import table
-from runtimes.parity.report import share
+from runtimes.parity.report import used_part
 
 LIMIT_SIZE = 8192
 """Of the square matrices whose product is taken for the device's limit."""
 
 
-def run_part(part: Callable[[Setting], list[dict[str, Any]]], setting: Setting) -> dict[str, Any]:
+def run_part(part: Callable[[Case], list[dict[str, Any]]], case: Case) -> dict[str, Any]:
     """A part's rows, or why there are none."""
     try:
-        return {"status": "measured", "rows": part(setting)}
+        return {"status": "measured", "rows": part(case)}
     except (SkippedError, NotAvailableError, ImportError) as error:
         return {"status": "skipped", "reason": str(error)}
     except Exception as error:
@@ -100,11 +100,11 @@ def device_limit() -> dict[str, float]:
     return found
 
 
-def _gflop(setting: Setting) -> float | None:
+def _gflop(case: Case) -> float | None:
     """Work of the case from its fp32 ONNX file; None where that cannot be written or run here."""
     try:
-        variant = export_variant(setting.bundle, "onnx", setting.bucket, setting.batch)
-        return gflop(setting.bundle.root / variant.model, setting.arrays)
+        variant = export_variant(case.bundle, "onnx", case.bucket, case.batch)
+        return gflop(case.bundle.root / variant.model, case.arrays)
     except (MerError, ImportError) as error:
         print(f"work not counted: {error}", file=sys.stderr)
         return None
@@ -119,11 +119,11 @@ def _case(network: str, batch: int, device: str, rounds: int, missing: str | Non
     with tempfile.TemporaryDirectory() as folder:
         bundle = random_bundle(Path(folder) / "bundle", NETWORKS[network])
         arrays = random_inputs(bundle.manifest.contract, bucket, batch)
-        setting = Setting(bundle, bucket, batch, device, rounds, arrays)
+        case = Case(bundle, bucket, batch, device, rounds, arrays)
         for name, part in PARTS.items():
             print(f"{network}, batch {batch}: {name}", file=sys.stderr, flush=True)
-            parts[name] = run_part(part, setting)
-        work = _gflop(setting)
+            parts[name] = run_part(part, case)
+        work = _gflop(case)
     return case | {"parts": parts, "gflop": work}
 
 
@@ -162,7 +162,7 @@ HEADER = ("path", "p50 ms", "p90 ms", "items/s", "x first row", "of fp32 limit",
 
 def _row(row: dict[str, Any], case: dict[str, Any], bound: float | None) -> tuple[str, ...]:
     difference, part = row.get("max_abs_difference"), row.get("of_tolerance")
-    last = ("–" if difference is None else f"{difference:.1e}", "–" if part is None else share(part))
+    last = ("–" if difference is None else f"{difference:.1e}", "–" if part is None else used_part(part))
     if "latency" not in row:
         return (row["name"], "–", "–", "–", row.get("skipped", "–"), "–", *last)
     spread, work = row["ratio"], case.get("gflop")

@@ -30,7 +30,7 @@ class SkippedError(Exception):
 
 
 @dataclass
-class Setting:
+class Case:
     """What every part gets: a bundle with random weights, one batch of inputs, where to run and how long."""
 
     bundle: Bundle
@@ -53,7 +53,7 @@ class Setting:
             raise SkippedError("this path exists on CUDA only")
 
     def wait(self) -> None:
-        """Until the device has done everything; a launch alone is no result."""
+        """Until the device has done everything; a launch alone is not a result."""
         if self.device == "cuda":
             import torch
 
@@ -98,37 +98,37 @@ def tf32(on: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def precision(setting: Setting, name: str) -> Iterator[None]:
+def precision(case: Case, name: str) -> Iterator[None]:
     """fp32, tf32 or bf16 (autocast)."""
     import torch
 
-    with tf32(name == "tf32"), torch.autocast(setting.device, torch.bfloat16, enabled=name == "bf16"):
+    with tf32(name == "tf32"), torch.autocast(case.device, torch.bfloat16, enabled=name == "bf16"):
         yield
 
 
-def training_step(setting: Setting) -> list[dict[str, Any]]:
+def training_step(case: Case) -> list[dict[str, Any]]:
     """Forward, a loss of the task's kind on random targets of the real units, backward, Adam."""
     import torch
 
-    task, contract = setting.bundle.manifest.task, setting.bundle.manifest.contract
-    tensors, model = setting.tensors(), setting.model().train()
+    task, contract = case.bundle.manifest.task, case.bundle.manifest.contract
+    tensors, model = case.tensors(), case.model().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-    inside = torch.ones(setting.batch, dtype=torch.bool, device=setting.device)
+    inside = torch.ones(case.batch, dtype=torch.bool, device=case.device)
     if contract.unit_dim:
         counts = next(s.name for s in contract.inputs if s.counts == contract.unit_dim)
-        lengths = torch.from_numpy(setting.arrays[counts]).to(setting.device)
-        inside = torch.arange(setting.bucket[contract.unit_dim], device=setting.device) < lengths[:, None]
-    labels = torch.randint(0, task.width, (int(inside.sum()),), device=setting.device)
+        lengths = torch.from_numpy(case.arrays[counts]).to(case.device)
+        inside = torch.arange(case.bucket[contract.unit_dim], device=case.device) < lengths[:, None]
+    labels = torch.randint(0, task.width, (int(inside.sum()),), device=case.device)
 
     def step(kind: str) -> None:
         optimizer.zero_grad(set_to_none=True)
-        with precision(setting, kind):
-            rows = _output(setting, model(*tensors))
+        with precision(case, kind):
+            rows = _output(case, model(*tensors))
         LOSSES[task.kind](rows.float()[inside][:, : task.width], labels).backward()
         optimizer.step()
 
-    kinds = ("fp32", "tf32", "bf16") if setting.device == "cuda" else ("fp32", "bf16")
-    return setting.timed({f"training step {k}": partial(step, k) for k in kinds})
+    kinds = ("fp32", "tf32", "bf16") if case.device == "cuda" else ("fp32", "bf16")
+    return case.timed({f"training step {k}": partial(step, k) for k in kinds})
 
 
 def _classes(rows: Any, labels: Any) -> Any:
@@ -155,62 +155,60 @@ LOSSES: dict[str, Callable[[Any, Any], Any]] = {
 """A plain loss per kind of task: what a step costs does not hang on which one."""
 
 
-def _output(setting: Setting, found: Any) -> Any:
+def _output(case: Case, found: Any) -> Any:
     """The task's output of a forward pass."""
-    names = [s.name for s in setting.bundle.manifest.contract.outputs]
-    return found[names.index(setting.bundle.manifest.task.output)] if isinstance(found, tuple) else found
+    names = [s.name for s in case.bundle.manifest.contract.outputs]
+    return found[names.index(case.bundle.manifest.task.output)] if isinstance(found, tuple) else found
 
 
-def eager_inference(setting: Setting) -> list[dict[str, Any]]:
+def eager_inference(case: Case) -> list[dict[str, Any]]:
     """The network as it stands, inputs on the device already."""
-    model, tensors = setting.model(), setting.tensors()
-    kinds = ("fp32", "tf32", "bf16") if setting.device == "cuda" else ("fp32", "bf16")
-    return setting.timed({f"eager {k}": partial(_forward, setting, model, tensors, k) for k in kinds})
+    model, tensors = case.model(), case.tensors()
+    kinds = ("fp32", "tf32", "bf16") if case.device == "cuda" else ("fp32", "bf16")
+    return case.timed({f"eager {k}": partial(_forward, case, model, tensors, k) for k in kinds})
 
 
-def compiled_inference(setting: Setting) -> list[dict[str, Any]]:
+def compiled_inference(case: Case) -> list[dict[str, Any]]:
     """torch.compile, which captures CUDA graphs itself in this mode."""
     import torch
 
-    setting.need_cuda()
-    model, tensors = setting.model(), setting.tensors()
+    case.need_cuda()
+    model, tensors = case.model(), case.tensors()
     compiled = torch.compile(model, mode="reduce-overhead")
-    return setting.timed(
+    return case.timed(
         {
-            "eager fp32": lambda: _forward(setting, model, tensors, "fp32"),
-            "torch.compile reduce-overhead": lambda: _forward(setting, compiled, tensors, "fp32"),
+            "eager fp32": lambda: _forward(case, model, tensors, "fp32"),
+            "torch.compile reduce-overhead": lambda: _forward(case, compiled, tensors, "fp32"),
         }
     )
 
 
-def graph_inference(setting: Setting) -> list[dict[str, Any]]:
+def graph_inference(case: Case) -> list[dict[str, Any]]:
     """One manual CUDA graph: fixed lengths and batch are all that it takes."""
     import torch
 
-    setting.need_cuda()
-    model, tensors = setting.model(), setting.tensors()
+    case.need_cuda()
+    model, tensors = case.model(), case.tensors()
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         for _ in range(3):
-            _forward(setting, model, tensors, "fp32")
+            _forward(case, model, tensors, "fp32")
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.no_grad(), torch.cuda.graph(graph):
-        captured = _output(setting, model(*tensors))
+        captured = _output(case, model(*tensors))
     graph.replay()
-    setting.wait()
-    replayed = _error("fp32", _forward(setting, model, tensors, "fp32").cpu().numpy(), captured.cpu().numpy())
-    rows = setting.timed(
-        {"eager fp32": lambda: _forward(setting, model, tensors, "fp32"), "manual CUDA graph": graph.replay}
-    )
+    case.wait()
+    replayed = _error("fp32", _forward(case, model, tensors, "fp32").cpu().numpy(), captured.cpu().numpy())
+    rows = case.timed({"eager fp32": lambda: _forward(case, model, tensors, "fp32"), "manual CUDA graph": graph.replay})
     return [*rows, {"name": "manual CUDA graph"} | replayed]
 
 
-def exported_inference(setting: Setting) -> list[dict[str, Any]]:
+def exported_inference(case: Case) -> list[dict[str, Any]]:
     """TorchScript and ONNX Runtime from host arrays to host arrays, as a service would call them."""
-    setting.need_cuda()
+    case.need_cuda()
     return _sessions(
-        setting,
+        case,
         [
             ("torch", None, "fp32", {"cuda_graph": True}),
             ("torchscript", "torchscript", "fp32", {}),
@@ -223,13 +221,13 @@ def exported_inference(setting: Setting) -> list[dict[str, Any]]:
     )
 
 
-def tensorrt_probe(setting: Setting) -> list[dict[str, Any]]:
+def tensorrt_probe(case: Case) -> list[dict[str, Any]]:
     """Does an engine build, load and run on this GPU, and is it right? The answer takes about a minute."""
-    setting.need_cuda()
-    return _sessions(setting, [("tensorrt", "tensorrt", "fp32", {}), ("tensorrt", "tensorrt", "fp16", {})])
+    case.need_cuda()
+    return _sessions(case, [("tensorrt", "tensorrt", "fp32", {}), ("tensorrt", "tensorrt", "fp16", {})])
 
 
-PARTS: dict[str, Callable[[Setting], list[dict[str, Any]]]] = {
+PARTS: dict[str, Callable[[Case], list[dict[str, Any]]]] = {
     "training step": training_step,
     "eager": eager_inference,
     "torch.compile": compiled_inference,
@@ -239,37 +237,35 @@ PARTS: dict[str, Callable[[Setting], list[dict[str, Any]]]] = {
 }
 
 
-def _forward(setting: Setting, model: Any, tensors: list[Any], kind: str) -> Any:
+def _forward(case: Case, model: Any, tensors: list[Any], kind: str) -> Any:
     import torch
 
-    with torch.no_grad(), precision(setting, kind):
-        return _output(setting, model(*tensors))
+    with torch.no_grad(), precision(case, kind):
+        return _output(case, model(*tensors))
 
 
-def _sessions(setting: Setting, asked: list[tuple[str, str | None, str, dict[str, Any]]]) -> list[dict[str, Any]]:
+def _sessions(case: Case, asked: list[tuple[str, str | None, str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """Times sessions on the GPU against the eager one, and holds their outputs against it; says what could not run."""
-    output = setting.bundle.manifest.task.output
+    output = case.bundle.manifest.task.output
     skipped: list[dict[str, Any]] = []
     errors: dict[str, dict[str, float]] = {}
     with contextlib.ExitStack() as stack:
-        base = stack.enter_context(open_session(setting.bundle, None, "torch", SessionOptions(device="cuda")))
-        reference = base.run(setting.arrays)[output]
-        calls: Calls = {"eager fp32, host to host": lambda: base.run(setting.arrays)}
+        base = stack.enter_context(open_session(case.bundle, None, "torch", SessionOptions(device="cuda")))
+        reference = base.run(case.arrays)[output]
+        calls: Calls = {"eager fp32, host to host": lambda: base.run(case.arrays)}
         for backend, format, kind, more in asked:
             name = " ".join([backend, kind, *more])
             try:
-                variant = (
-                    export_variant(setting.bundle, format, setting.bucket, setting.batch, kind) if format else None
-                )
+                variant = export_variant(case.bundle, format, case.bucket, case.batch, kind) if format else None
                 options = SessionOptions(device="cuda", **more)
-                session = stack.enter_context(open_session(setting.bundle, variant, backend, options))
-                errors[name] = _error(kind, reference, session.run(setting.arrays)[output])
+                session = stack.enter_context(open_session(case.bundle, variant, backend, options))
+                errors[name] = _error(kind, reference, session.run(case.arrays)[output])
             except Exception as error:
                 # One runtime's failure must not cost the other measurements of this machine.
                 skipped.append({"name": name, "skipped": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
                 continue
-            calls[name] = partial(session.run, setting.arrays)
-        rows = setting.timed(calls) if len(calls) > 1 else []
+            calls[name] = partial(session.run, case.arrays)
+        rows = case.timed(calls) if len(calls) > 1 else []
     return [row | errors.get(row["name"], {}) for row in rows] + skipped
 
 

@@ -40,7 +40,7 @@ from mer_export.markdown import table
 from mer_export.weights import bundle_model
 from runtimes.backends.session import Reduced, SessionOptions
 from runtimes.backends.table import open_session
-from runtimes.parity.report import share
+from runtimes.parity.report import used_part
 from runtimes.speed.timing import interleave, ratio, warm_up
 
 Arrays = dict[str, np.ndarray]
@@ -254,7 +254,7 @@ def markdown(name: str, found: dict[str, Any]) -> str:
             f"{row['p50_ms']:.2f}",
             f"**{row['ratio']['median']:.2f}** [{row['ratio']['q25']:.2f}, {row['ratio']['q75']:.2f}]",
             "–" if row["max_abs"] is None else f"{row['max_abs']:.1e}",
-            "–" if row["of_tolerance"] is None else share(row["of_tolerance"]),
+            "–" if row["of_tolerance"] is None else used_part(row["of_tolerance"]),
         )
         for row in found["rows"]
     ]

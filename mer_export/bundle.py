@@ -134,7 +134,7 @@ class Bundle:
         if root.exists() and not root.is_dir():
             raise UsageError(f"{root} is a file: choose another --out")
         if root.is_dir() and not existing and not _only_leftovers(root):
-            raise UsageError(f"{root} is not empty and is no bundle: choose another --out")
+            raise UsageError(f"{root} is not empty and is not a bundle: choose another --out")
         root.mkdir(parents=True, exist_ok=True)
         bundle = cls(root, manifest)
         with bundle.lock():
@@ -193,7 +193,9 @@ class Bundle:
             for data in _data_files(path):
                 beside = str(PurePosixPath(name).with_name(data)) if PurePosixPath(data).name == data else data
                 if beside not in self.manifest.files:
-                    raise BundleError(f"{self.root}: {name} reads {data!r}, which is no file of this bundle beside it")
+                    raise BundleError(
+                        f"{self.root}: {name} reads {data!r}, which is not a file of this bundle beside it"
+                    )
                 self.path(beside)
         return self.path(variant.model)
 
@@ -383,7 +385,7 @@ def _data_files(path: Path) -> list[str]:
     try:
         return data_files(path) if path.suffix == ".onnx" else []
     except ValueError as error:
-        raise BundleError(f"{path} is no ONNX file: {error}") from None
+        raise BundleError(f"{path} is not an ONNX file: {error}") from None
 
 
 def _files(folder: Path) -> Iterator[Path]:

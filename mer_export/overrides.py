@@ -19,7 +19,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
         try:
             value = parse_yaml(text, override)
         except InputError:
-            raise UsageError(f"--set {override}: {text!r} is no value") from None
+            raise UsageError(f"--set {override}: {text!r} is not a value") from None
         values = _with(values, parents, last, value, override)
     return values
 

@@ -211,7 +211,7 @@ def test_a_baseline_that_cannot_be_compared_is_refused(report: bench.BenchReport
         with pytest.raises(UsageError, match=words):
             regression.read_baseline(path, system, threads)
     path.write_text("{}")
-    with pytest.raises(UsageError, match="is no report of mer bench"):
+    with pytest.raises(UsageError, match="is not a report of mer bench"):
         regression.read_baseline(path, "cmerc", 1)
     with pytest.raises(UsageError, match="cannot be read"):
         regression.read_baseline(tmp_path / "nothing", "cmerc", 1)

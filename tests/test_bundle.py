@@ -167,7 +167,7 @@ def test_create_refuses_to_replace_without_force_and_replaces_whole_with_it(root
     assert not (root / "model.safetensors").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("dear")
-    with pytest.raises(UsageError, match="is not empty and is no bundle"):
+    with pytest.raises(UsageError, match="is not empty and is not a bundle"):
         Bundle.create(tmp_path / "other", manifest(), force=True)
 
 

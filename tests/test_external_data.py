@@ -114,7 +114,7 @@ def test_weights_that_are_no_listed_file_beside_the_model_are_refused(bundle: Bu
 
     forge(bundle, point_elsewhere)
     for opened in (lambda b: b.verify(), lambda b: open_session(b, variants(b)[0], "onnxruntime")):
-        with pytest.raises(BundleError, match=f"reads '{place}', which is no file of this bundle") as caught:
+        with pytest.raises(BundleError, match=f"reads '{place}', which is not a file of this bundle") as caught:
             opened(Bundle.open(bundle.root))
         assert caught.value.exit_code == 6
 
@@ -153,7 +153,7 @@ def test_what_is_no_onnx_file_is_refused(bundle: Bundle, content: bytes) -> None
     name = variants(bundle)[0].model
     with bundle.commit() as change:
         change.write(name, content)
-    with pytest.raises(BundleError, match="is no ONNX file"):
+    with pytest.raises(BundleError, match="is not an ONNX file"):
         Bundle.open(bundle.root).variant_files(variants(bundle)[0])
 
 

@@ -21,7 +21,7 @@ from train.adamw import AdamW
 from train.batches import make_batch
 from train.config import PRESETS, TrainConfig, load_preset
 from train.fit import fit
-from train.loop import Stage
+from train.loop import Phase
 from train.seeds import seed_everything
 from train.systems.facialmmt.augment import augment_faces, jitter_faces, turn_hue
 from train.systems.facialmmt.encoded import EncodedOnce
@@ -57,15 +57,15 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
 ) -> None:
     config = small(data)
     whole = fit(config, data / "meld", tmp_path / "whole", quiet=True)
-    epoch = Stage.epoch
+    epoch = Phase.epoch
 
-    def only_the_first(self: Stage, number: int) -> dict:
+    def only_the_first(self: Phase, number: int) -> dict:
         if number:
             raise Stop
         return epoch(self, number)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Stage, "epoch", only_the_first)
+        patched.setattr(Phase, "epoch", only_the_first)
         with pytest.raises(Stop):
             fit(config, data / "meld", tmp_path / "cut", quiet=True)
     resumed = fit(config, data / "meld", tmp_path / "cut", quiet=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from runtimes.parity.compare import Comparison, MetricDifference
 
+from mer_export.agreement.compare import Comparison
+from mer_export.agreement.metrics import MetricDifference
+from mer_export.agreement.policy import Policy, Rule
+from mer_export.agreement.verdict import findings
 from mer_export.errors import UsageError
 from mer_export.metrics import FAMILIES, METRICS, find
 from mer_export.metrics.measure import measure
@@ -14,8 +17,6 @@ from mer_export.models.mtee.config import SENTIMENT
 from mer_export.models.utterance import SCALES
 from mer_export.task import Task
 from mer_export.terminal import summary_line
-from runtimes.parity.report import CandidateReport
-from runtimes.parity.run import _metric_findings
 from train.config import load_preset
 
 LABELS = ("anger", "joy", "calm")
@@ -69,7 +70,7 @@ def test_an_unknown_metric_is_named_with_those_that_exist() -> None:
 
 @pytest.mark.parametrize(("preset", "metric"), [("cmerc/meld", "mae"), ("cmerc/meld", "f2"), ("emt/mosi", "macro_f1")])
 def test_the_best_epoch_is_chosen_by_a_metric_of_the_task(preset: str, metric: str) -> None:
-    with pytest.raises(UsageError, match=f"no metric '{metric}' of this task, there are") as caught:
+    with pytest.raises(UsageError, match=f"keep.metric '{metric}' is not measured by this task, there are") as caught:
         load_preset(preset, [f"keep.metric={metric}"])
     assert "\n" not in str(caught.value)
     assert load_preset(preset, [f"keep.metric={metric}", "keep.rule=last", "keep.patience=null"])
@@ -83,7 +84,6 @@ def test_parity_knows_which_direction_is_worse(metric: str, change: float, verdi
     moved = MetricDifference(
         metric=metric, reference=1, candidate=1 + change, difference=change, low=change, high=change
     )
-    report = CandidateReport.model_construct(
-        comparison=Comparison.model_construct(metrics=[moved])  # the rest of both plays no part
-    )
-    assert [grade for grade, _ in _metric_findings(report, metric, 0.1)] == ([verdict] if verdict else [])
+    found = Comparison(samples=9, units=9, outputs=[], flips=0, flips_beyond_noise=0, flip_matrix=[], metrics=[moved])
+    policy = Policy(rules={"int8": Rule(atol=0, rtol=0, metric_drop=0.1, metric=metric)})
+    assert [grade for grade, _ in findings(found, "int8", SENTIMENT, policy)] == ([verdict] if verdict else [])

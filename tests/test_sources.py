@@ -311,7 +311,7 @@ def test_a_model_of_some_labels_reads_those_of_a_set(tmp_path: Path) -> None:
         ({"tokenizer": "x"}, {"audio": [1.0]}, r"line 1 has \['tokenizer'\]"),
         ({"unit": "utterance"}, {"audio": [1.0], "label": "joy", "score": 1.0}, "label and score: keep one"),
         ({"unit": "utterance"}, {"audio": [1.0], "label": ["joy"]}, "several stand under labels"),
-        ({"unit": "utterance"}, {"audio": []}, "line 2 is no dialogue: audio has shape"),
+        ({"unit": "utterance"}, {"audio": []}, "line 2 is not a dialogue: audio has shape"),
         ({"unit": "utterance"}, {"input_ids": [1.5]}, "line 2: input_ids must be ids in 1 dims"),
         ({"unit": "utterance"}, {"expression_logits": [[1, 2], [3]]}, "expression_logits must be numbers in 2 dims"),
         ({"unit": "dialogue"}, {"audio": [[1.0], [2.0]]}, r"one vector per utterance: sequences need data\.unit"),

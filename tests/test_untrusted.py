@@ -326,7 +326,7 @@ def test_yaml_has_no_aliases_and_nothing_but_plain_values(tmp_path: Path) -> Non
     attacked(b"a: " + b"b" * MIB, tmp_path / "x.yaml")
     (tmp_path / "x.yaml").write_text("a: {b: [1, 2.5, null, true, text]}\nc: &unused 3\n")
     assert read_yaml(tmp_path / "x.yaml") == {"a": {"b": [1, 2.5, None, True, "text"]}, "c": 3}
-    with pytest.raises(MerError, match="is no value"):
+    with pytest.raises(MerError, match="is not a value"):
         apply_overrides({}, ["a.b=2024-99-99"])
 
 

@@ -120,7 +120,7 @@ class TrainConfig(Strict):
         system = _system(info)
         names = [m.name for m in (*system.task(system.parse(info.data["model"])).family.metrics, *LOSSES)]
         if keep.metric.partition("/")[0] not in names:
-            raise ValueError(f"no metric {keep.metric!r} of this task, there are {names}")
+            raise ValueError(f"keep.metric {keep.metric!r} is not measured by this task, there are {names}")
         return keep
 
     def seed_of(self, epoch: int) -> int:
@@ -170,7 +170,7 @@ def _read(path: Path, depth: int = 0) -> dict[str, Any]:
     if base is None:
         return values
     if base not in PRESETS or depth >= len(PRESETS):
-        raise UsageError(f"{path}: base {base!r} is no preset, or has itself as its base; there are {list(PRESETS)}")
+        raise UsageError(f"{path}: base {base!r} is not a preset, or has itself as its base; there are {list(PRESETS)}")
     return _merged(_read(FOLDER / f"{base}.yaml", depth + 1), values)
 
 

@@ -32,13 +32,13 @@ from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import load_from_bundle
 from train.config import TrainConfig, dump_config, first_difference
 from train.evaluate import evaluate
-from train.loop import Stage, cpu_threads, make_accelerator, set_statistics
+from train.loop import Phase, cpu_threads, make_accelerator, set_statistics
 from train.progress import Quiet, default_progress
 from train.protocol import Before
 from train.provenance import feature_statistics, provenance
 from train.recipe import protocol_class, recipe
 from train.seeds import seed_everything
-from train.state import DIFFICULTY, RunState, load_tensors, read_state, stage_state
+from train.state import DIFFICULTY, RunState, load_tensors, phase_state, read_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,7 +48,7 @@ EVALUATION = "train/evaluation.json"
 
 
 @dataclass
-class Setting:
+class Prepared:
     """What stays the same through a run."""
 
     config: TrainConfig
@@ -102,11 +102,11 @@ def fit(
         UsageError: the bundle belongs to another configuration or other data, or a split is missing.
         InputError: data that the model cannot take.
     """
-    setting = _prepare(config, Path(data_path))
-    made_by = provenance(setting.source, config.licence)
+    prepared = _prepare(config, Path(data_path))
+    made_by = provenance(prepared.source, config.licence)
     if config.init:
         made_by["init"] = Bundle.open(config.init).manifest.files[WEIGHTS].sha256
-    accelerator = setting.accelerator
+    accelerator = prepared.accelerator
     bundle, state = _existing(Path(out), config, made_by, resume) if not force else (None, RunState())
     if bundle is not None and state.finished:
         return bundle
@@ -114,15 +114,15 @@ def fit(
     shown = default_progress() if accelerator.is_main_process and not quiet else Quiet()
     resumed = bundle is not None
     if bundle is None and accelerator.is_main_process:
-        bundle = Bundle.create(out, _manifest(setting, made_by), force=force)
+        bundle = Bundle.create(out, _manifest(prepared, made_by), force=force)
     with contextlib.ExitStack() as stack:
         stack.enter_context(cpu_threads(config.threads))
         if bundle is not None and accelerator.is_main_process:
             stack.enter_context(bundle.lock())
         stack.callback(shown.close)
         writer = stack.enter_context(_tensorboard(Path(out))) if tensorboard and accelerator.is_main_process else None
-        difficulty = _difficulty(setting, bundle if resumed else None, shown)
-        run = Run(setting, bundle, state, difficulty, shown, writer, resumed)
+        difficulty = _difficulty(prepared, bundle if resumed else None, shown)
+        run = Run(prepared, bundle, state, difficulty, shown, writer, resumed)
         run.train()
         run.finish()
     accelerator.wait_for_everyone()
@@ -130,11 +130,11 @@ def fit(
 
 
 class Run:
-    """The main stage: epochs, the choice of weights, and one commit per epoch."""
+    """The main phase: epochs, the choice of weights, and one commit per epoch."""
 
     def __init__(
         self,
-        setting: Setting,
+        prepared: Prepared,
         bundle: Bundle | None,
         state: RunState,
         difficulty: dict[str, float] | None,
@@ -143,63 +143,63 @@ class Run:
         resumed: bool,
     ):
         """`bundle` is None in every process but the first of a new run."""
-        self.setting, self.bundle, self.state, self.difficulty = setting, bundle, state, difficulty
+        self.prepared, self.bundle, self.state, self.difficulty = prepared, bundle, state, difficulty
         self.progress, self.writer = progress, writer
-        config = setting.config
+        config = prepared.config
         seed_everything(config.seed)
-        model = registry.get(config.system).build(setting.model_config)
-        set_statistics(model, setting.unchanged)
+        model = registry.get(config.system).build(prepared.model_config)
+        set_statistics(model, prepared.unchanged)
         if config.init and not resumed:
             load_from_bundle(model, config.init)
-        self.stage = Stage(
-            config, setting.settings, model, setting.contract, setting.samples, setting.accelerator, difficulty
+        self.phase = Phase(
+            config, prepared.settings, model, prepared.contract, prepared.samples, prepared.accelerator, difficulty
         )
         if resumed and bundle is not None:
-            load_tensors(bundle, self.stage)
+            load_tensors(bundle, self.phase)
             for record in state.records:
-                self.stage.end_epoch(record, passed=record is not state.records[-1])
+                self.phase.end_epoch(record, passed=record is not state.records[-1])
 
     def train(self) -> None:
         """Runs the epochs that are left."""
         from accelerate.utils import broadcast_object_list
 
-        config, accelerator = self.setting.config, self.setting.accelerator
+        config, accelerator = self.prepared.config, self.prepared.accelerator
         self.progress.start(config.title or config.system, config.epochs, self.state.epoch)
         while self.state.epoch < config.epochs and not self._out_of_patience():
-            record = self.stage.epoch(self.state.epoch)
+            record = self.phase.epoch(self.state.epoch)
             self.state.epoch += 1
             if accelerator.is_main_process:
                 self._record(record)
             # Every process lowers its learning rate alike.
-            self.stage.end_epoch(broadcast_object_list([record])[0])
+            self.phase.end_epoch(broadcast_object_list([record])[0])
 
     def finish(self) -> None:
         """Evaluates the kept weights and drops what only resuming needs."""
-        if self.bundle is None or not self.setting.accelerator.is_main_process:
+        if self.bundle is None or not self.prepared.accelerator.is_main_process:
             return
         if WEIGHTS not in self.bundle.manifest.files:
-            keep = self.setting.config.keep
+            keep = self.prepared.config.keep
             raise UsageError(
                 f"keep.metric {keep.metric} on {keep.split} was never a number: choose another, or keep.rule=last"
             )
         self.state.finished = True
         kinds: tuple[Semantics, ...] = (
-            ("single", "batch") if getattr(self.setting.settings, "semantics", "single") == "batch" else ("single",)
+            ("single", "batch") if getattr(self.prepared.settings, "semantics", "single") == "batch" else ("single",)
         )
-        device = str(self.setting.accelerator.device)
+        device = str(self.prepared.accelerator.device)
         found = {
             split: {kind: evaluate(self.bundle, samples, kind, device=device) for kind in kinds}
-            for split, samples in self.setting.measured.items()
+            for split, samples in self.prepared.measured.items()
         }
         with self.bundle.commit() as change:
             change.write(EVALUATION, json.dumps(found, indent=1))
             change.manifest.provenance["result"] = _headline(found, change.manifest.provenance.get("epoch"))
-            stage_state(change, self.state, self.stage)
+            phase_state(change, self.state, self.phase)
 
     def _record(self, record: dict[str, Any]) -> None:
-        config = self.setting.config
-        record["lr"] = self.stage.lr
-        record["splits"] = {n: self.stage.evaluate(s, self.setting.task) for n, s in self.setting.measured.items()}
+        config = self.prepared.config
+        record["lr"] = self.phase.lr
+        record["splits"] = {n: self.phase.evaluate(s, self.prepared.task) for n, s in self.prepared.measured.items()}
         self.state.records.append(record)
         better = self._better(record)
         last = self.state.epoch == config.epochs
@@ -211,7 +211,7 @@ class Run:
 
     def _better(self, record: dict[str, Any]) -> bool:
         """Whether this epoch is the best so far by the configured metric; notes it."""
-        keep = self.setting.config.keep
+        keep = self.prepared.config.keep
         if keep.rule == "last" and keep.patience is None:
             return False
         measured = record["splits"][keep.split]
@@ -232,19 +232,19 @@ class Run:
         assert self.bundle is not None
         with self.bundle.commit() as change:
             if keep:
-                save_model(self.stage.kept, str(change.file(WEIGHTS)))
+                save_model(self.phase.kept, str(change.file(WEIGHTS)))
                 change.manifest.provenance["epoch"] = self.state.epoch
-                weights = self.stage.protocol.weight
+                weights = self.phase.protocol.weight
                 change.manifest.provenance["class_weights"] = None if weights is None else weights.tolist()
             if CONFIG not in change.manifest.files:
-                change.write(CONFIG, dump_config(self.setting.config))
-                keep_tokenizers(change, self.setting.config.data)
+                change.write(CONFIG, dump_config(self.prepared.config))
+                keep_tokenizers(change, self.prepared.config.data)
                 if self.difficulty is not None:
                     change.write(DIFFICULTY, json.dumps(self.difficulty))
-            stage_state(change, self.state, self.stage)
+            phase_state(change, self.state, self.phase)
 
     def _patience_ran_out(self) -> bool:
-        keep = self.setting.config.keep
+        keep = self.prepared.config.keep
         if keep.patience is None or self.state.best_epoch is None:
             return False
         return self.state.epoch - self.state.best_epoch >= keep.patience
@@ -256,7 +256,7 @@ class Run:
         return bool(broadcast_object_list([self._patience_ran_out()])[0])
 
 
-def _prepare(config: TrainConfig, data: Path) -> Setting:
+def _prepare(config: TrainConfig, data: Path) -> Prepared:
     system = registry.get(config.system)
     model_config = system.parse(config.model)
     task = system.task(model_config)
@@ -273,7 +273,7 @@ def _prepare(config: TrainConfig, data: Path) -> Setting:
     if config.plateau is not None and config.plateau.split not in {*corpus.splits} & {*config.evaluate_splits}:
         raise UsageError(f"plateau.split {config.plateau.split!r} is not evaluated: there are {list(corpus.splits)}")
     vectors = vectors_of(config.data.emotions, (data if data.is_dir() else data.parent, Path()))
-    return Setting(
+    return Prepared(
         config=config,
         model_config=model_config,
         settings=settings,
@@ -311,42 +311,42 @@ def _existing(
     return bundle, state
 
 
-def _manifest(setting: Setting, made_by: dict[str, Any]) -> Manifest:
-    system = registry.get(setting.config.system)
+def _manifest(prepared: Prepared, made_by: dict[str, Any]) -> Manifest:
+    system = registry.get(prepared.config.system)
     return Manifest(
         system=system.name,
-        variant=system.variant_of(setting.model_config),
-        config=setting.model_config.model_dump(mode="json"),
-        task=setting.task,
-        contract=setting.contract,
-        features=feature_statistics(setting.unchanged, setting.contract),
+        variant=system.variant_of(prepared.model_config),
+        config=prepared.model_config.model_dump(mode="json"),
+        task=prepared.task,
+        contract=prepared.contract,
+        features=feature_statistics(prepared.unchanged, prepared.contract),
         provenance=made_by,
     )
 
 
-def _difficulty(setting: Setting, bundle: Bundle | None, progress: Quiet) -> dict[str, float] | None:
+def _difficulty(prepared: Prepared, bundle: Bundle | None, progress: Quiet) -> dict[str, float] | None:
     """What the protocol has to know of each item: from the resumed bundle, else found now and the same for all."""
     from accelerate.utils import broadcast_object_list
 
     if bundle is not None and DIFFICULTY in bundle.manifest.files:
         return json.loads(bundle.path(DIFFICULTY).read_text())
-    protocol = protocol_class(setting.config.system)(setting.settings)
-    dataset, first = setting.corpus.info.get("dataset"), partial(_first_model, setting, progress)
-    return broadcast_object_list([protocol.find_difficulty(Before(setting.data, dataset, setting.samples, first))])[0]
+    protocol = protocol_class(prepared.config.system)(prepared.settings)
+    dataset, first = prepared.corpus.info.get("dataset"), partial(_first_model, prepared, progress)
+    return broadcast_object_list([protocol.find_difficulty(Before(prepared.data, dataset, prepared.samples, first))])[0]
 
 
-def _first_model(setting: Setting, progress: Quiet, title: str, settings: Any, epochs: int) -> nn.Module:
+def _first_model(prepared: Prepared, progress: Quiet, title: str, settings: Any, epochs: int) -> nn.Module:
     """A model like the run's own, trained with other protocol settings."""
-    config = setting.config
+    config = prepared.config
     seed_everything(config.seed)
-    model = registry.get(config.system).build(setting.model_config)
-    set_statistics(model, setting.unchanged)
-    stage = Stage(config, settings, model, setting.contract, setting.samples, setting.accelerator)
+    model = registry.get(config.system).build(prepared.model_config)
+    set_statistics(model, prepared.unchanged)
+    phase = Phase(config, settings, model, prepared.contract, prepared.samples, prepared.accelerator)
     progress.start(title, epochs, 0)
     for number in range(epochs):
-        progress.epoch(stage.epoch(number))
+        progress.epoch(phase.epoch(number))
     progress.close()
-    return stage.kept
+    return phase.kept
 
 
 def _headline(found: dict[str, dict[Semantics, dict[str, float]]], epoch: int | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One training stage: optimiser, random streams, batches, one epoch at a time, on one or several processes."""
+"""One training phase: optimiser, random streams, batches, one epoch at a time, on one or several processes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def set_statistics(model: nn.Module, samples: Sequence[Sample]) -> None:
         layer.std.copy_(torch.from_numpy(std))
 
 
-class Stage:
+class Phase:
     """A model in training on fixed samples."""
 
     def __init__(

@@ -15,13 +15,13 @@ class Quiet:
     """Shows nothing."""
 
     def start(self, title: str, epochs: int, done: int) -> None:
-        """Called once per stage: what trains, for how many epochs, how many were done before."""
+        """Called once per phase: what trains, for how many epochs, how many were done before."""
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Called after every epoch with its line of metrics.jsonl."""
 
     def close(self) -> None:
-        """Called when the stage has ended, however it ended."""
+        """Called when the phase has ended, however it ended."""
 
 
 class Lines(Quiet):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mer_export.bundle import Bundle, Commit
 from mer_export.errors import BundleError
-from train.loop import Stage
+from train.loop import Phase
 
 TENSORS = "train/state.safetensors"
 STATE = "train/state.json"
@@ -52,54 +52,54 @@ def read_state(bundle: Bundle) -> RunState | None:
     return state
 
 
-def stage_state(change: Commit, state: RunState, stage: Stage) -> None:
+def phase_state(change: Commit, state: RunState, phase: Phase) -> None:
     """Puts the state of a run into a commit; a finished run drops the tensors that only resuming needs."""
     from safetensors.torch import save_file
 
     change.write(STATE, state.model_dump_json(indent=1))
     change.write(METRICS, "".join(json.dumps(r) + "\n" for r in state.records))
     if not state.finished:
-        save_file(_tensors(stage), change.file(TENSORS))
+        save_file(_tensors(phase), change.file(TENSORS))
     elif TENSORS in change.manifest.files:
         change.remove(TENSORS)
 
 
-def load_tensors(bundle: Bundle, stage: Stage) -> None:
+def load_tensors(bundle: Bundle, phase: Phase) -> None:
     """Puts model, optimiser and moving average back to where the last committed epoch left them."""
     from safetensors.torch import load_file
 
     stored = load_file(bundle.path(TENSORS))
-    stage.model.load_state_dict(_under(MODEL, stored))
-    if stage.average is not None:
-        stage.average.load_state_dict(_under(AVERAGE, stored))
-    stage.protocol.load_tensors(_under(PROTOCOL, stored))
-    names = _optimised(stage)
+    phase.model.load_state_dict(_under(MODEL, stored))
+    if phase.average is not None:
+        phase.average.load_state_dict(_under(AVERAGE, stored))
+    phase.protocol.load_tensors(_under(PROTOCOL, stored))
+    names = _optimised(phase)
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _under(ADAM, stored).items():
         key, _, parameter = name.partition(".")
         moments.setdefault(names.index(parameter), {})[key] = tensor
-    content = stage.optimizer.state_dict()
+    content = phase.optimizer.state_dict()
     content["state"] = moments
-    stage.optimizer.load_state_dict(content)
+    phase.optimizer.load_state_dict(content)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _tensors(stage: Stage) -> dict[str, Tensor]:
-    tensors = {MODEL + n: t for n, t in stage.model.state_dict().items()}
-    if stage.average is not None:
-        tensors |= {AVERAGE + n: t for n, t in stage.average.state_dict().items()}
-    tensors |= {PROTOCOL + n: t for n, t in stage.protocol.tensors().items()}
-    names = _optimised(stage)
-    for index, moments in stage.optimizer.state_dict()["state"].items():
+def _tensors(phase: Phase) -> dict[str, Tensor]:
+    tensors = {MODEL + n: t for n, t in phase.model.state_dict().items()}
+    if phase.average is not None:
+        tensors |= {AVERAGE + n: t for n, t in phase.average.state_dict().items()}
+    tensors |= {PROTOCOL + n: t for n, t in phase.protocol.tensors().items()}
+    names = _optimised(phase)
+    for index, moments in phase.optimizer.state_dict()["state"].items():
         kept = {key: value for key, value in moments.items() if isinstance(value, Tensor)}
         tensors |= {f"{ADAM}{key}.{names[index]}": value for key, value in kept.items()}
     return {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
 
 
-def _optimised(stage: Stage) -> list[str]:
+def _optimised(phase: Phase) -> list[str]:
     """Names of the optimiser's parameters in the order of its groups."""
-    names = {id(p): n for n, p in stage.model.named_parameters()}
-    return [names[id(p)] for group in stage.optimizer.param_groups for p in group["params"]]
+    names = {id(p): n for n, p in phase.model.named_parameters()}
+    return [names[id(p)] for group in phase.optimizer.param_groups for p in group["params"]]

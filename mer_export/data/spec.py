@@ -191,7 +191,7 @@ class DataSpec(BaseModel):
         """What data say of themselves, and over it the fields of this section that say something.
 
         Raises:
-            InputError: the data say something that is no field.
+            InputError: the data say something that is not a field.
         """
         try:
             own = DataSpec.model_validate(declared)

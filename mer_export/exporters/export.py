@@ -15,7 +15,7 @@ from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.exporters import staged
 from mer_export.exporters.export_job import ExportJob, Graph, write_samples
-from mer_export.exporters.format import DEFAULT_OPSET, OPSETS, Format, export_formats
+from mer_export.exporters.format import DEFAULT_OPSET, OPSETS, ExportFormat, export_formats
 from mer_export.reference import run_model
 from mer_export.stages import Stage
 
@@ -80,9 +80,9 @@ def export_variant(
         exported = staged.export(job, parts, exporter, paths) if parts else exporter(job, paths[0])
         model = files[-1]
         if record.shares_weights and not parts:
-            from mer_export.exporters.graph.external_data import share
+            from mer_export.exporters.graph.external_data import share_weights
 
-            model = share(bundle, change, wanted, paths[0])
+            model = share_weights(bundle, change, wanted, paths[0])
         variant = wanted.model_copy(
             update={
                 "model": model,
@@ -138,7 +138,7 @@ def check_request(
     precision: str,
     opset: int = DEFAULT_OPSET,
     stages: bool = False,
-) -> Format:
+) -> ExportFormat:
     """The format of a possible request; raises as `export_variant` does, before any work."""
     if format not in export_formats():
         raise UsageError(f"no format {format!r}, there are {list(export_formats())}")

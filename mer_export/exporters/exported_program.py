@@ -6,10 +6,10 @@ import warnings
 from pathlib import Path
 
 from mer_export.exporters.export_job import Exported, ExportJob, prove
-from mer_export.exporters.format import Format
+from mer_export.exporters.format import ExportFormat
 from mer_export.exporters.torchscript import attention_as_written
 
-FORMAT = Format("exported_program", "PyTorch exported program (.pt2)", "model.pt2", f"{__name__}:export", rank=30)
+FORMAT = ExportFormat("exported_program", "PyTorch exported program (.pt2)", "model.pt2", f"{__name__}:export", rank=30)
 
 
 def export(job: ExportJob, path: Path) -> Exported:

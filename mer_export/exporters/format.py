@@ -14,7 +14,7 @@ DEFAULT_OPSET = 20
 
 
 @dataclass(frozen=True)
-class Format:
+class ExportFormat:
     """One kind of artefact.
 
     `exporter` is a `module:function` string taking (ExportJob, Path). `dynamic_batch` says whether batch 0 (any size)
@@ -37,7 +37,7 @@ class Format:
 
 
 @cache
-def export_formats() -> dict[str, Format]:
+def export_formats() -> dict[str, ExportFormat]:
     """Every format by name: the modules and packages of this one that announce a `FORMAT`. Needs no torch."""
     here = [str(Path(__file__).parent)]
     found = [

@@ -13,7 +13,7 @@ from typing import Any
 from mer_export.errors import NotAvailableError
 from mer_export.exporters import precision
 from mer_export.exporters.export_job import Exported, ExportJob, prove
-from mer_export.exporters.format import Format
+from mer_export.exporters.format import ExportFormat
 from mer_export.exporters.graph.external_data import save
 from mer_export.exporters.graph.merge import merge_linears
 from mer_export.exporters.graph.share import share_initializers
@@ -21,7 +21,7 @@ from mer_export.exporters.precision_gate import open_file, run_file
 from mer_export.exporters.torchscript import attention_as_written
 from mer_export.install import not_installed
 
-FORMAT = Format(
+FORMAT = ExportFormat(
     "onnx",
     "ONNX: constant-folded",
     "model.onnx",

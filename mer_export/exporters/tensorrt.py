@@ -21,10 +21,10 @@ from mer_export.cuda import find_gpu
 from mer_export.errors import BundleError, NotAvailableError, UsageError
 from mer_export.exporters import onnx as onnx_exporter
 from mer_export.exporters.export_job import Exported, ExportJob
-from mer_export.exporters.format import Format
+from mer_export.exporters.format import ExportFormat
 from mer_export.install import install_hint, not_installed
 
-FORMAT = Format(
+FORMAT = ExportFormat(
     "tensorrt",
     "TensorRT or TensorRT-RTX engine, its ONNX beside it",
     "model.engine",

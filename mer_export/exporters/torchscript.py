@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mer_export.exporters.export_job import Exported, ExportJob, prove
-from mer_export.exporters.format import Format
+from mer_export.exporters.format import ExportFormat
 
-FORMAT = Format("torchscript", "TorchScript: traced and frozen", "model.ts", f"{__name__}:export", rank=10)
+FORMAT = ExportFormat("torchscript", "TorchScript: traced and frozen", "model.ts", f"{__name__}:export", rank=10)
 
 
 def export(job: ExportJob, path: Path) -> Exported:

@@ -74,7 +74,7 @@ class ArrayConfig(BaseModel):
     @model_validator(mode="after")
     def _arrays_hold(self) -> Self:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         self.kernels.check(self.arrays)
         self.arrays.check(self.bert)
         check_buckets(self.buckets, self.arrays.model_dump())

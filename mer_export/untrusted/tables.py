@@ -25,7 +25,7 @@ def read_table(path: Path) -> Columns:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is no UTF-8 table: {error}") from None
+        raise InputError(f"{path} is not UTF-8 table: {error}") from None
     if len(set(header)) != len(header) or not header:
         raise InputError(f"{path} needs a header of distinct column names, it has {header[:20]}")
     for number, line in enumerate(rows, start=2):

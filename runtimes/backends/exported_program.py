@@ -18,6 +18,7 @@ BACKEND = Backend(
     f"{__name__}:ExportedProgramSession",
     ("exported_program",),
     rank=30,
+    colour="#8f6bb8",
     precisions=("fp32",),
 )
 

@@ -16,7 +16,7 @@ from mer_export.metrics import find
 from mer_export.report import Report
 from runtimes.backends.way import grouped_reasons
 from runtimes.pages import charts
-from runtimes.parity.report import SHOWN_FLIPS, CandidateReport, ParityReport, share, verdict_line
+from runtimes.parity.report import SHOWN_FLIPS, CandidateReport, ParityReport, used_part, verdict_line
 from runtimes.predict.robustness import RobustnessReport
 from runtimes.speed.bench_report import BENCH_HEADER, BenchReport, Case, bench_rows
 
@@ -65,7 +65,7 @@ def render(bundle: Bundle) -> str:
         "bucket": lambda bucket: "any" if bucket is None else bucket.name,
         "error": lambda value: "0" if value == 0 else f"{value:.1e}",
         "metric": find,
-        "share": share,
+        "used_part": used_part,
         "some": some,
         "svg": markupsafe.Markup,
     }

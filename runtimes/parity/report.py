@@ -157,7 +157,7 @@ def _parity_row(candidate: CandidateReport, report: ParityReport) -> tuple[objec
         *start,
         found.samples,
         f"{error.max_abs:.1e}",
-        share(error.used),
+        used_part(error.used),
         "–" if error.cosine is None else f"{error.cosine:.7f}",
         flips_cell(found),
         metric_cell(candidate, report.metric),
@@ -165,7 +165,7 @@ def _parity_row(candidate: CandidateReport, report: ParityReport) -> tuple[objec
     )
 
 
-def share(used: float) -> str:
+def used_part(used: float) -> str:
     """A part of the tolerance: `0.12`, `3.4`, `> 1000`."""
     return "> 1000" if used > 1000 else f"{used:.2g}"
 
@@ -208,7 +208,7 @@ def _strata(report: ParityReport) -> list[str]:
     worst = max(compared, key=lambda c: max(e.used for e in c.comparison.outputs) if c.comparison else 0.0)
     assert worst.comparison is not None
     rows = [
-        (s.kind, s.name, s.samples, s.units, f"{s.max_abs:.1e}", share(s.used), s.flips)
+        (s.kind, s.name, s.samples, s.units, f"{s.max_abs:.1e}", used_part(s.used), s.flips)
         for s in worst.comparison.strata
     ]
     header = ("part", "", "samples", "units", "max abs error", "of tolerance", "flips")

@@ -47,7 +47,7 @@ def write(
     if path.suffix not in WRITERS:
         raise UsageError(f"--out {path}: the ending must be one of {list(WRITERS)}")
     if not path.parent.is_dir():
-        raise UsageError(f"--out {path}: there is no directory {path.parent}")
+        raise UsageError(f"--out {path}: there is not a directory {path.parent}")
     counts = {"units": 0, "samples": 0, "without_prediction": 0}
     with _replacing(path) as temporary:
         WRITERS[path.suffix](_counted(predictions, counts, say), temporary, task)

@@ -65,7 +65,7 @@ def read_baseline(path: Path, system: str, threads: int | None) -> BenchReport:
     except OSError as error:
         raise UsageError(f"--baseline {path} cannot be read: {error.strerror}") from None
     except ValidationError:
-        raise UsageError(f"--baseline {path} is no report of mer bench: pass a bench.json") from None
+        raise UsageError(f"--baseline {path} is not a report of mer bench: pass a bench.json") from None
     if report.system != system:
         raise UsageError(f"--baseline {path} is of system {report.system}, this bundle is of {system}")
     if report.threads != threads:

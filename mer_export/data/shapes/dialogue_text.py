@@ -16,14 +16,8 @@ UTTERANCES = 34
 """For so many utterances, the most in MELD, the original keeps room for special tokens."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """`between` special tokens stand between the words of two utterances: closing ones, and opening ones if any."""
-
-    between: int
-
-
-RULES: dict[str, Rule] = {"roberta": Rule(between=2), "bert": Rule(between=1)}
+SEPARATORS = {"roberta": 2, "bert": 1}
+"""Special tokens between the words of two utterances: closing ones, and opening ones if any."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,7 @@ class Packed:
         """First token of utterance number `utterance` and how many it has, (2) int64; zeros where there is no such."""
         if utterance >= len(self.closing):
             return np.zeros(2, dtype=np.int64)
-        start = 1 if utterance == 0 else self.closing[utterance - 1] + RULES[self.packing].between
+        start = 1 if utterance == 0 else self.closing[utterance - 1] + SEPARATORS[self.packing]
         return np.asarray([start, self.closing[utterance] - start], dtype=np.int64)
 
 
@@ -57,7 +51,7 @@ def pack(
     Raises:
         InputError: there is no utterance, or so many that even the special tokens do not fit.
     """
-    between = RULES[packing].between
+    between = SEPARATORS[packing]
     words = shorten(utterances, longest - between * UTTERANCES)
     ids: list[int] = []
     closing = []

@@ -62,7 +62,7 @@ def write(model: Any, path: Path, held: Held) -> None:
     onnx.save_model(model, path)
 
 
-def share(bundle: Bundle, change: Commit, variant: Variant, made: Path) -> str:
+def share_weights(bundle: Bundle, change: Commit, variant: Variant, made: Path) -> str:
     """Moves the staged file `made` to the folder of its format and precision, sharing weights with what lies there.
 
     Returns:

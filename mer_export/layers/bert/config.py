@@ -33,7 +33,7 @@ class BertConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> BertConfig:
         if self.hidden % self.heads:
-            raise ValueError(f"hidden {self.hidden} is no multiple of heads {self.heads}")
+            raise ValueError(f"hidden {self.hidden} is not a multiple of heads {self.heads}")
         special = max(self.first_token, self.last_token, self.unknown_token, self.padding_token)
         if special >= self.vocabulary:
             raise ValueError(f"token {special} is outside the vocabulary of {self.vocabulary}")

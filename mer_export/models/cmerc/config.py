@@ -52,7 +52,7 @@ class CmercConfig(BaseModel):
         if not self.text_linear and self.width != self.text_dim:
             raise ValueError(f"without text_linear width must equal text_dim {self.text_dim}, it is {self.width}")
         if self.base_model == "transformer" and self.width % 4:
-            raise ValueError(f"base_model transformer has 4 heads, width {self.width} is no multiple of 4")
+            raise ValueError(f"base_model transformer has 4 heads, width {self.width} is not a multiple of 4")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels repeat: {self.labels}")
         longest = HYPEREDGE_WEIGHTS - 3

@@ -84,7 +84,7 @@ class EmtConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> EmtConfig:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
             raise ValueError(f"labels must be none or two and more different ones, they are {self.labels}")
         if self.bert is not None and "text" in self.standardise:

@@ -108,7 +108,7 @@ class Emt(nn.Module):
             ids, segments, lengths = tokens(inputs, self.bert.config)
             states = self.bert(ids, segments, lengths)
             utterance["text"], local["text"] = states[:, 0], states[:, 1:]
-            # The closing special token is no key.
+            # The closing special token is not a key.
             keys["text"] = real_steps(lengths - 2, ids.shape[1] - 1)
             features["text"] = local["text"]
         for m, encoder in self.encoders.items():

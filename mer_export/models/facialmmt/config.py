@@ -73,7 +73,7 @@ class FacialMmtConfig(BaseModel):
     def _consistent(self) -> FacialMmtConfig:
         for name in ("heads", "cross_heads", "cross_vision_heads"):
             if self.width % getattr(self, name):
-                raise ValueError(f"width {self.width} is no multiple of {name} {getattr(self, name)}")
+                raise ValueError(f"width {self.width} is not a multiple of {name} {getattr(self, name)}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels must differ from one another, they are {self.labels}")
         if (self.swin is not None) != (self.variant in ("end_to_end", "face")):

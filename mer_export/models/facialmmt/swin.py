@@ -18,7 +18,7 @@ Tokens = Float[Tensor, "batch tokens width"]
 FEATURES, HIDDEN = 512, 64
 """Widths of the head."""
 OUTSIDE = -100.0
-"""Added to scores between tokens that stand in one shifted window but are no neighbours."""
+"""Added to scores between tokens that stand in one shifted window but are not neighbours."""
 
 
 class FaceExpression(nn.Module):
@@ -54,7 +54,7 @@ class Swin(nn.Module):
         rates = [config.drop_path * i / max(1, blocks - 1) for i in range(blocks)]
         stages = []
         for shape in config.stages:
-            stages.append(Stage(shape, config, rates[: shape.depth]))
+            stages.append(SwinStage(shape, config, rates[: shape.depth]))
             rates = rates[shape.depth :]
         self.layers = nn.ModuleList(stages)
         self.dropout = nn.Dropout(config.dropout)
@@ -77,7 +77,7 @@ class PatchEmbed(nn.Module):
         return self.norm(self.proj(images).flatten(2).transpose(1, 2))
 
 
-class Stage(nn.Module):
+class SwinStage(nn.Module):
     """Blocks, then the merging of patches where another stage follows."""
 
     def __init__(self, shape: StageShape, config: SwinConfig, rates: list[float]):

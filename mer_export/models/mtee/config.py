@@ -53,7 +53,7 @@ class MultConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> MultConfig:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
+            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
         if len(set(self.streams)) != len(self.streams) or len(self.streams) not in (1, 3):
             raise ValueError(f"streams must be all three modalities or one, they are {self.streams}")
         if set(self.attention_dropout) != set(MODALITIES):
@@ -78,7 +78,7 @@ class TransformerConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> TransformerConfig:
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of {self.heads} heads")
+            raise ValueError(f"width {self.width} is not a multiple of {self.heads} heads")
         return self
 
 

@@ -67,7 +67,7 @@ class EmtProtocol(IncompleteProtocol):
         """All parts of the loss in float32."""
         s = self.settings
         targets = {m: x.detach() for m, x in whole.encoded.features.items()}
-        # The first token is no local position.
+        # The first token is not a local position.
         missing = {m: x[:, x.shape[1] - rebuilt[m].shape[1] :] for m, x in batch.missing.items()}
         return emt_losses(
             (prediction_loss(part.output.float(), batch.labels), prediction_loss(whole.output.float(), batch.labels)),

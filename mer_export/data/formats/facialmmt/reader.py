@@ -174,12 +174,12 @@ def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec)
     samples = []
     for row in range(len(found["vision"])):
         where = f"{folder}: {split} row {row}"
-        profile = texts.profile(found, row, where)
-        name = f"{split}/{profile.utterance if profile else row}"
+        place = texts.utterance_place(found, row, where)
+        name = f"{split}/{place.utterance if place else row}"
         inputs: dict[str, Any] = {}
         wanted = spec.modalities or ("text", "audio", "vision")
-        if profile and packed and "text" in wanted:
-            inputs |= texts.inputs(packed, profile, where)
+        if place and packed and "text" in wanted:
+            inputs |= texts.inputs(packed, place, where)
         for m in ("audio", "vision"):
             if (
                 m in wanted
@@ -187,8 +187,8 @@ def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec)
                 and (frames := _frames(found[m][row], found[f"{m}_mask"][row], m, where)) is not None
             ):
                 inputs[m] = frames
-        if profile and "vision" in inputs:
-            _add_faces(inputs, found, profile.utterance, logits, folder, spec)
+        if place and "vision" in inputs:
+            _add_faces(inputs, found, place.utterance, logits, folder, spec)
         labels = found.get("labels")
         label = None if labels is None else np.asarray([int(labels[row])], dtype=np.int64)
         if inputs:

@@ -18,7 +18,7 @@ from mer_export.untrusted.tables import read_table
 
 
 @dataclass(frozen=True)
-class Profile:
+class UtterancePlace:
     """Whose utterance a row is: its name, the place of its dialogue, and its own place there."""
 
     utterance: str
@@ -26,7 +26,7 @@ class Profile:
     place: int
 
 
-def profile(found: Mapping[str, Any], row: int, where: str) -> Profile | None:
+def utterance_place(found: Mapping[str, Any], row: int, where: str) -> UtterancePlace | None:
     """The profile of a row; None where the data have none at all."""
     profiles = found.get("profile")
     if profiles is None:
@@ -34,7 +34,7 @@ def profile(found: Mapping[str, Any], row: int, where: str) -> Profile | None:
     own = profiles.get(str(row), profiles.get(row))
     if not isinstance(own, list | tuple) or len(own) != 5 or not all(isinstance(own[i], int) for i in (2, 4)):
         raise InputError(f"{where}: its profile is {own!r}, expected name, dialogue, its place, its length, own place")
-    return Profile(str(own[0]), own[2], own[4])
+    return UtterancePlace(str(own[0]), own[2], own[4])
 
 
 def packed(folder: Path, split: str, found: Mapping[str, Any], spec: DataSpec) -> list[Packed]:
@@ -56,7 +56,7 @@ def packed(folder: Path, split: str, found: Mapping[str, Any], spec: DataSpec) -
     ]
 
 
-def inputs(dialogues: list[Packed], own: Profile, where: str) -> dict[str, np.ndarray]:
+def inputs(dialogues: list[Packed], own: UtterancePlace, where: str) -> dict[str, np.ndarray]:
     """Tokens of the dialogue and the place of the utterance in them."""
     if not 0 <= own.dialogue < len(dialogues) or own.place < 0:
         raise InputError(f"{where}: its profile names dialogue {own.dialogue}, there are {len(dialogues)} texts")

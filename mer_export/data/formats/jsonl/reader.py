@@ -78,7 +78,7 @@ class LineSource:
             utterances = [self._utterance(u, f"{name}/{i}", where) for i, u in enumerate(given)]
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise InputError(f"{where} is no dialogue: {what}") from None
+            raise InputError(f"{where} is not a dialogue: {what}") from None
         return Dialogue(name, split, utterances, where)
 
     def _utterance(self, given: dict[str, Any], name: str, where: str) -> Utterance:
@@ -157,4 +157,4 @@ def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no UTF-8 text: {error}") from None
+        raise InputError(f"{path} is not UTF-8 text: {error}") from None

@@ -90,7 +90,7 @@ def _open(path: Path, source: ArraySource) -> _Opened:
         raise InputError(f"{where} is a single value, expected rows")
     offsets = load_array(path, source.offsets) if source.offsets else None
     if offsets is not None and not _ascending(offsets, len(values)):
-        raise InputError(f"{where}: {source.offsets} are no ascending places in {len(values)} steps")
+        raise InputError(f"{where}: {source.offsets} are not ascending places in {len(values)} steps")
     keys = load_array(path, source.keys) if source.keys else np.empty(0)
     return _Opened(where, values, offsets, {str(k): i for i, k in enumerate(keys.tolist())})
 
