@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from click import Choice
 
 from mer_export import __version__
+from mer_export.agreement.policy import RULES
 
 log = logging.getLogger("mer")
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.")]
@@ -27,9 +29,10 @@ Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where 
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one inference call.")]
 Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Items per call; default as planned, else 16.")]
 Precision = Annotated[
-    Literal["fp32", "fp16", "bf16", "int8"] | None,
+    str | None,
     typer.Option(
         "--precision",
+        click_type=Choice(list(RULES)),
         help="One that was exported, or bf16 or int8, which OpenVINO makes of fp32; default fp32, with --goal any.",
     ),
 ]
