@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from click import Choice
 
 from mer_export import __version__
 from mer_export.agreement.policy import RULES
@@ -32,7 +31,8 @@ Precision = Annotated[
     str | None,
     typer.Option(
         "--precision",
-        click_type=Choice(list(RULES)),
+        metavar=f"[{'|'.join(RULES)}]",
+        callback=lambda value: _known_precision(value),
         help="One that was exported, or bf16 or int8, which OpenVINO makes of fp32; default fp32, with --goal any.",
     ),
 ]
@@ -77,6 +77,12 @@ Verbose = Annotated[
 ]
 """Its callback does all the work: a command only has to list it."""
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def _known_precision(value: str | None) -> str | None:
+    if value is not None and value not in RULES:
+        raise typer.BadParameter(f"{value!r} is not one of {list(RULES)}")
+    return value
 
 
 def say_unless(quiet: bool) -> Callable[[str], None]:
