@@ -45,6 +45,9 @@ Emotions = Annotated[
     Path | None,
     typer.Option("--emotions", help="Word vectors of the emotions to score, seen in training or not (eea of mtee)."),
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run TorchScript, .pt2 and engines of the bundle unchecked, whoever made them.")
+]
 
 
 def _log_to_stderr(verbose: int) -> int:

@@ -21,7 +21,7 @@ from mer_export.cuda import find_gpu
 from mer_export.errors import BundleError, NotAvailableError, UsageError
 from mer_export.exporters import onnx as onnx_exporter
 from mer_export.exporters.export_job import Exported, ExportJob
-from mer_export.exporters.format import ExportFormat
+from mer_export.exporters.format import NATIVE, ExportFormat
 from mer_export.install import install_hint, not_installed
 
 FORMAT = ExportFormat(
@@ -30,6 +30,7 @@ FORMAT = ExportFormat(
     "model.engine",
     f"{__name__}:export",
     rank=40,
+    program=NATIVE,
     dynamic_batch=False,
     uses_opset=True,
     # TensorRT reads no dynamic quantisation.
