@@ -14,10 +14,12 @@ from mer_export.errors import UnsupportedError
 from mer_export.exporters import export_variant
 from runtimes.backends import table
 from runtimes.backends.onnx_runtime import OnnxRuntimeSession
+from runtimes.backends.torchscript import TorchScriptSession
 from runtimes.parity.run import run_parity
 from runtimes.speed import tune
 from runtimes.speed.bench import run_bench
 
+SHORT, LONG = "onnx-fp32-utterances4-bdynamic", "torchscript-fp32-utterances8-bdynamic"
 RAISED = "it does not run: RuntimeError: out of arena"
 
 
@@ -26,40 +28,38 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = make_bundle(tmp_path_factory.mktemp("broken") / "bundle")
     for lengths in bundle.manifest.contract.buckets:
         export_variant(bundle, "onnx", lengths)
-    export_variant(bundle, "torchscript", bundle.manifest.contract.buckets[0])
+    export_variant(bundle, "torchscript", bundle.manifest.contract.buckets[-1])
     return bundle.root
 
 
 @pytest.fixture
 def bundle(made: Path, tmp_path: Path) -> Bundle:
-    """Its TorchScript file has the right checksum, and nothing can load it."""
+    """Its short ONNX file has the right checksum, and nothing can load it."""
     opened = Bundle.open(shutil.copytree(made, tmp_path / "bundle"))
-    model = next(v.model for v in opened.manifest.variants if v.format == "torchscript")
     with opened.commit() as change:
-        change.write(model, b"not a model")
+        change.write(opened.find(SHORT).model, b"not a model")
     return opened
 
 
 @pytest.fixture
 def raising(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime raises in its third call."""
-    original, calls = OnnxRuntimeSession.compute, iter(range(10**9))
+    """TorchScript raises in its third call."""
+    original, calls = TorchScriptSession.compute, iter(range(10**9))
 
-    def breaking(self: OnnxRuntimeSession, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def breaking(self: TorchScriptSession, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if next(calls) >= 3:
             raise RuntimeError("out of arena\nat 0x7f")
         return original(self, inputs)
 
-    monkeypatch.setattr(OnnxRuntimeSession, "compute", breaking)
+    monkeypatch.setattr(TorchScriptSession, "compute", breaking)
 
 
 @pytest.mark.usefixtures("raising")
 def test_bench_times_the_rest(bundle: Bundle) -> None:
     report = run_bench(bundle, make_samples(8), batches=(1,), rounds=3, cold=False)
     reasons = dict(report.not_run)
-    broken = next(v.name for v in bundle.manifest.variants if v.format == "torchscript")
-    assert "cannot load" in reasons[f"torchscript: {broken}"]
-    assert RAISED in {reasons[f"onnxruntime: {v.name}"] for v in bundle.manifest.variants if v.format == "onnx"}
+    assert "is not an ONNX file" in reasons[f"onnxruntime: {SHORT}"]
+    assert reasons[f"torchscript: {LONG}"] == RAISED
     for case in report.cases:
         assert {r.name for r in case.rows}.isdisjoint(reasons)
         assert case.rows[0].ratio.median == 1
@@ -69,33 +69,34 @@ def test_bench_times_the_rest(bundle: Bundle) -> None:
 @pytest.mark.usefixtures("raising")
 def test_parity_judges_the_rest(bundle: Bundle) -> None:
     report = run_parity(bundle, make_samples(8), threads=1)
-    found = {c.runtime: c for c in report.candidates if c.verdict != "not run"}
-    assert found["torch"].verdict == "pass"
-    assert found["torchscript"].verdict == found["onnxruntime"].verdict == "fail"
-    assert found["torchscript"].reasons[0].startswith("it does not run: runtime torchscript cannot load")
-    assert found["onnxruntime"].reasons == [RAISED]
+    found = {c.name: c for c in report.candidates}
+    assert found["torch: eager"].verdict == "pass"
+    assert found[f"onnxruntime: {SHORT}"].verdict == found[f"torchscript: {LONG}"].verdict == "fail"
+    assert found[f"onnxruntime: {SHORT}"].reasons[0].startswith("it does not run: ")
+    assert found[f"torchscript: {LONG}"].reasons == [RAISED]
 
 
 def test_tune_measures_the_rest(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "_parallel", lambda: [(1, 1)])
     monkeypatch.setattr(tune, "PASSES", 2)
     profile = tune.run_tune(bundle, make_samples(8), batches=(1, 2))
-    assert {e.way.format for e in profile.entries} == {"onnx"}
-    assert all("cannot load" in reason for _, reason in profile.not_run)
-    assert len(profile.not_run) == 2
+    assert {e.way.format for e in profile.entries} == {"onnx", "torchscript"}
+    assert SHORT not in {e.way.variant for e in profile.entries}
+    assert {e.share for e in profile.entries} == {1.0}
+    assert all(name.startswith(SHORT) and "is not an ONNX file" in reason for name, reason in profile.not_run)
     assert "Not measured" in profile.page()
 
 
 @pytest.mark.usefixtures("raising")
 def test_tune_says_why_where_nothing_runs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "_parallel", lambda: [(1, 1)])
-    monkeypatch.setattr(tune, "_ways", lambda *_: [w for w in ways(bundle) if w.backend != "openvino"])
+    monkeypatch.setattr(tune, "_ways", lambda *_: [w for w in ways(bundle) if w.variant in (SHORT, LONG)])
     with pytest.raises(UnsupportedError, match=r"nothing that was exported runs here: .*it does not run"):
         tune.run_tune(bundle, make_samples(8), batches=(1, 2))
 
 
 def ways(bundle: Bundle) -> list[tune.Way]:
-    return [w for w in tune.find_ways(bundle) if w.why_not is None and w.variant]
+    return [w for w in tune.find_ways(bundle) if w.why_not is None and w.variant and w.options.reuse]
 
 
 def test_a_package_whose_libraries_are_missing_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
