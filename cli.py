@@ -11,6 +11,7 @@ input, 3 parity failed, 4 performance gate failed, 5 not available on this machi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mer_export import __version__
+from mer_export import __version__, faults
 from mer_export.bundle import Bundle
 from mer_export.console import (
     Batch,
@@ -41,7 +42,7 @@ from mer_export.console import (
     emit,
     say_unless,
 )
-from mer_export.errors import MerError, UsageError
+from mer_export.errors import UsageError
 from mer_export.metrics import find
 from mer_export.terminal import columns
 from runtimes import commands as runtime_commands
@@ -224,20 +225,51 @@ def _global(
 def main() -> None:
     """Runs the command line; errors become one sentence and an exit code."""
     try:
-        app()
-    except MerError as error:
-        _fail(error, str(error), error.exit_code)
+        code = _run()
+        if sys.stdout:
+            sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has seen enough.
+        code = 0
     except Exception as error:
-        _fail(error, f"internal error: {type(error).__name__}: {error} (mer --debug shows where)", 1)
+        code = _fail(error)
+    _end_output()
+    sys.exit(code)
 
 
-def _fail(error: Exception, sentence: str, code: int) -> None:
+def _run() -> int:
+    try:
+        app()
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):
+            raise stop.__context__ from None
+        if not isinstance(stop.code, int | None):
+            raise
+        if stop.code == faults.INTERRUPTED:
+            typer.echo("mer: interrupted", err=True)
+        return stop.code or 0
+    return 0
+
+
+def _fail(error: Exception) -> int:
     if os.environ.get("MER_DEBUG"):
         raise error
-    typer.echo(f"mer: {sentence}", err=True)
-    sys.exit(code)
+    known = faults.explain(error)
+    sentence = known or f"internal error: {type(error).__name__}: {error} (mer --debug shows where)"
+    with contextlib.suppress(OSError):
+        typer.echo(f"mer: {sentence}", err=True)
+    return known.exit_code if known else 1
+
+
+def _end_output() -> None:
+    """What could not be written to standard output would fail once more when Python ends."""
+    stream = sys.__stdout__
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

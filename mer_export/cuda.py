@@ -52,13 +52,17 @@ class Device:
         self._call("cuDeviceGet", ctypes.byref(self._number), 0)
         # The primary context is the one that libraries on top of the CUDA runtime share.
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._number)
-        self._call("cuCtxSetCurrent", self._context)
+        self.bind()
         self._call("cuStreamCreate", ctypes.byref(self._stream), 0)
 
     @property
     def stream(self) -> int:
         """Handle of the stream that copies run on."""
         return int(self._stream.value or 0)
+
+    def bind(self) -> None:
+        """Makes the device current in the calling thread; the driver keeps one per thread."""
+        self._call("cuCtxSetCurrent", self._context)
 
     def allocate(self, size: int) -> int:
         """Address of `size` fresh bytes on the device."""
@@ -93,13 +97,15 @@ class Device:
 
     def close(self) -> None:
         """Frees memory and stream."""
+        if not self._stream.value:
+            return
+        self.bind()
         for address in self._memory:
             self._call("cuMemFree_v2", ctypes.c_uint64(address))
         self._memory = []
-        if self._stream.value:
-            self._call("cuStreamDestroy_v2", self._stream)
-            self._stream = ctypes.c_void_p()
-            self._call("cuDevicePrimaryCtxRelease_v2", self._number)
+        self._call("cuStreamDestroy_v2", self._stream)
+        self._stream = ctypes.c_void_p()
+        self._call("cuDevicePrimaryCtxRelease_v2", self._number)
 
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._driver, name)(*arguments)

@@ -9,6 +9,7 @@ nowhere else. Third-party packages are found as always, for the search path itse
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -38,7 +39,27 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 def main() -> None:
     """The `mer` command."""
-    _run("cli")
+    _keep_standard_files()
+    try:
+        _run("cli")
+    except KeyboardInterrupt:
+        # While modules are still being imported; later the command line says it.
+        sys.exit(_interrupted())
+
+
+def _interrupted() -> int:
+    print("mer: interrupted", file=sys.stderr)
+    return 130
+
+
+def _keep_standard_files() -> None:
+    """Opens what was closed as the null device: else the next file that is opened would take the place of the output,
+    and whatever a library prints would be written into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _run(module: str) -> None:

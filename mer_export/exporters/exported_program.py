@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -33,5 +34,8 @@ def export(job: ExportJob, path: Path) -> Exported:
             prove(job, [o.numpy() for o in outputs], "the exported program")
     # Example inputs would be pickled into the archive; the bundle keeps them as .npz.
     program.example_inputs = None
-    torch.export.save(program, path)
+    # PyTorch's own writer ends the process where the disk is full.
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
     return Exported(exporter=f"torch {torch.__version__} export")

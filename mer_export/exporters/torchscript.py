@@ -30,7 +30,9 @@ def export(job: ExportJob, path: Path) -> Exported:
         found = frozen(*(torch.from_numpy(job.example[s.name]) for s in job.contract.inputs))
         outputs = found if isinstance(found, tuple) else (found,)
         prove(job, [o.numpy() for o in outputs], "the TorchScript module")
-        torch.jit.save(frozen, str(path))
+        # PyTorch's own writer ends the process where the disk is full.
+        with path.open("wb") as stream:
+            torch.jit.save(frozen, stream)
     return Exported(exporter=f"torch {torch.__version__} jit.trace + freeze")
 
 

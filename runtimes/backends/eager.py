@@ -59,7 +59,7 @@ class TorchSession(Session):
     def read(self, path: Path) -> tuple[Any, Ports]:
         """The module on the device, and what its file declares."""
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         torch = self._torch
         # The thread count is torch's global: sessions with other counts may live in one process.
         if self.options.threads and torch.get_num_threads() != self.options.threads:

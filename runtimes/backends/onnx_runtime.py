@@ -35,7 +35,6 @@ class OnnxRuntimeSession(Session):
     """
 
     backend = "onnxruntime"
-    concurrent = True
     # ONNX Runtime raises a dozen classes of its own, all straight from Exception.
     unreadable = (Exception,)
 
@@ -74,6 +73,11 @@ class OnnxRuntimeSession(Session):
             )
         return None
 
+    @property
+    def concurrent(self) -> bool:
+        # What a GPU session binds is one set of buffers.
+        return self.options.device == "cpu"
+
     def _create(self, path: Path, provider: str) -> Any:
         ort, options = self._ort, self.options
         settings = ort.SessionOptions()
@@ -93,7 +97,7 @@ class OnnxRuntimeSession(Session):
             }
         return ort.InferenceSession(str(path), settings, providers=[(provider, arguments)])
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.options.device == "cuda":
             return self._run_bound(inputs)
         names = [s.name for s in self.contract.outputs]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -14,7 +17,7 @@ from pydantic import ConfigDict
 
 from mer_export.bucket import Bucket
 from mer_export.contract import BATCH, Contract, TensorSpec
-from mer_export.errors import BundleError, MerError
+from mer_export.errors import BundleError, MerError, UsageError
 
 Reduced = Literal["bf16", "int8"]
 
@@ -71,13 +74,14 @@ class Ports(NamedTuple):
 class Session(ABC):
     """A loaded model: arrays in, arrays out, by contract name. Used as a context manager.
 
-    A backend says what keeps it from running (`problem`), reads a file (`load`), runs it and frees it; `open_session`
+    Any number of threads may call it. What an engine cannot compute side by side waits its turn: several sessions
+    (`Crew`) are faster then. A forked child cannot use it, as the engine's threads stayed with the parent.
+
+    A backend says what keeps it from running (`problem`), reads a file (`load`), computes and frees it; `open_session`
     and this class do the rest, in the same order for all of them.
     """
 
     backend: ClassVar[str]
-    concurrent: ClassVar[bool] = False
-    """Whether several threads may call `run` at once."""
     unreadable: ClassVar[tuple[type[Exception], ...]] = ()
     """What the engine raises for a file that it cannot read."""
 
@@ -93,6 +97,8 @@ class Session(ABC):
         self.bucket = artefact.bucket
         self.batch = artefact.batch
         self.options = options
+        self._process = os.getpid()
+        self._turn: AbstractContextManager[Any] = nullcontext() if self.concurrent else Lock()
         self.info: dict[str, Any] = {
             "backend": self.backend,
             "device": options.device,
@@ -121,9 +127,24 @@ class Session(ABC):
     def prepare(self) -> None:  # noqa: B027 (most backends are ready once they have read the file)
         """Makes ready what the file declares, which is that of the contract."""
 
-    @abstractmethod
+    @property
+    def concurrent(self) -> bool:
+        """Whether the engine computes several calls of one session side by side."""
+        return False
+
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One forward pass on arrays that `Contract.check` accepts."""
+        """One forward pass on arrays that `Contract.check` accepts, from any thread.
+
+        Raises:
+            UsageError: called in a forked child of the process that opened the session.
+        """
+        check_process(self._process)
+        with self._turn:
+            return self.compute(inputs)
+
+    @abstractmethod
+    def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The forward pass itself; one call at a time unless `concurrent`."""
 
     def close(self) -> None:  # noqa: B027 (most backends hold nothing to free)
         """Frees what the backend holds."""
@@ -152,6 +173,15 @@ class Session(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def check_process(opened_in: int) -> None:
+    """Raises UsageError in any other process than the one that opened a model: its threads and locks stayed there."""
+    if os.getpid() != opened_in:
+        raise UsageError(
+            f"this model was opened in process {opened_in} and cannot run in process {os.getpid()}, forked from it: "
+            "start workers with multiprocessing.get_context('spawn') and open it there"
+        )
 
 
 def check_ports(artefact: Artefact, found: Ports) -> None:

@@ -14,13 +14,11 @@ Made = TypeVar("Made")
 
 
 class Crew:
-    """`workers` sessions that `open_one` gives; one for all where several threads may call it at once."""
+    """`workers` sessions that `open_one` gives; one for all where its engine computes calls side by side."""
 
     def __init__(self, open_one: Callable[[], Session], workers: int):
         first = open_one()
-        # What a GPU session binds is one set of buffers.
-        share = first.concurrent and first.options.device == "cpu"
-        self._own = [first] if share else [first, *(open_one() for _ in range(workers - 1))]
+        self._own = [first] if first.concurrent else [first, *(open_one() for _ in range(workers - 1))]
         self._free: SimpleQueue[Session] = SimpleQueue()
         for number in range(workers):
             self._free.put(self._own[number % len(self._own)])

@@ -21,7 +21,10 @@ Arrays = dict[str, np.ndarray]
 
 
 class StagedSession(Session):
-    """Runs the stages in a row. `info["stages"]` says how often each ran, on how many rows, and for how long."""
+    """Runs the stages in a row, one call at a time, as calls share what is kept.
+
+    `info["stages"]` says how often each ran, on how many rows, and for how long.
+    """
 
     backend = "stages"
 
@@ -46,7 +49,7 @@ class StagedSession(Session):
             bucket=stage.bucket(self.shape),
         )
 
-    def run(self, inputs: Arrays) -> Arrays:
+    def compute(self, inputs: Arrays) -> Arrays:
         arrays = dict(inputs)
         for stage in self.stages:
             arrays |= self._run(stage, arrays)

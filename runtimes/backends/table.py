@@ -43,7 +43,7 @@ def open_session(
     check_variant(backend, variant)
     check_options(backend, options)
     kind: type[Session] = resolve(find_backend(backend).session)
-    if problem := kind.problem(options):
+    if problem := backend_problem(backend, options):
         raise NotAvailableError(problem)
     with bundle.reading():
         return _load(kind, bundle, variant, options)
@@ -102,4 +102,11 @@ def find_backend(name: str) -> Backend:
 
 def backend_problem(name: str, options: SessionOptions | None = None) -> str | None:
     """Why a backend cannot run on this machine, in one sentence; None where it can."""
-    return resolve(find_backend(name).session).problem(options or SessionOptions())
+    kind: type[Session] = resolve(find_backend(name).session)
+    try:
+        return kind.problem(options or SessionOptions())
+    except Exception as error:
+        # A package whose own libraries are missing fails in whatever way they choose.
+        return (
+            f"runtime {name} is installed and does not load: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        )

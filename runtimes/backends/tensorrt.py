@@ -76,7 +76,8 @@ class TensorRtSession(Session):
             )
         return None
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self._device.bind()
         # Held until the stream is done: a copy made contiguous here would be freed while it is still read.
         sources = {s.name: np.ascontiguousarray(inputs[s.name]) for s in self.contract.inputs}
         for name, array in sources.items():

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 from mer_export import machine
 from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle, Strict, Variant
-from mer_export.errors import NotAvailableError
+from mer_export.errors import MerError, NotAvailableError
 from runtimes.backends.admission import refusal
 from runtimes.backends.session import Session, SessionOptions
 from runtimes.backends.table import backend_problem, known_backends, open_session
@@ -142,6 +142,13 @@ def find_graphs(bundle: Bundle, threads: int | None = None) -> list[Way]:
     if all(w.why_not for w in found):
         raise NotAvailableError(f"--cuda-graph needs a runtime on CUDA: {found[0].why_not}")
     return found
+
+
+def why_broken(error: Exception) -> str:
+    """The reason to give for a way that failed: a runtime that breaks on a file is a finding about that file."""
+    if isinstance(error, MerError):
+        return f"it does not run: {error}"
+    return f"it does not run: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def grouped_reasons(not_run: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:

@@ -20,10 +20,10 @@ from mer_export.bucket import Bucket, bucket_for
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
-from mer_export.errors import BundleError, NotAvailableError, ParityError, UsageError
+from mer_export.errors import NotAvailableError, ParityError, UsageError
 from mer_export.task import Task
 from runtimes.backends.session import Session
-from runtimes.backends.way import Way, eager, find_ways
+from runtimes.backends.way import Way, eager, find_ways, why_broken
 from runtimes.parity import invariance
 from runtimes.parity.invariance import Runner
 from runtimes.parity.probes import probes
@@ -197,13 +197,9 @@ def _examine(
         report.reasons += _stale(bundle, candidate.variant)
     except NotAvailableError as error:
         report.reasons = [str(error)]
-    except BundleError:
-        raise
     except Exception as error:
-        # A runtime that breaks on a file is a finding about that file, whatever the runtime calls it.
         log.debug("%s failed", candidate.name, exc_info=True)
-        first = (str(error).splitlines() or [""])[0]
-        report.verdict, report.reasons = "fail", [f"it does not run: {type(error).__name__}: {first}"]
+        report.verdict, report.reasons = "fail", [why_broken(error)]
     report.seconds = round(time.perf_counter() - start, 3)
     return report, outputs
 

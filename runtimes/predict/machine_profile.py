@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pydantic import Field
+
 from mer_export import machine
 from mer_export.bundle import WEIGHTS, Bundle, Strict, Variant
 from mer_export.errors import UsageError
-from mer_export.markdown import table
+from mer_export.markdown import some, table
 from mer_export.report import Report
-from runtimes.backends.way import Way
+from runtimes.backends.way import Way, grouped_reasons
 
 FOLDER = "profiles"
 
@@ -49,6 +51,8 @@ class Profile(Report):
     source: str
     entries: list[Entry]
     load_average: float
+    not_run: list[tuple[str, str]] = Field(default_factory=list)
+    """(way, reason) of what broke."""
 
     @classmethod
     def path(cls) -> str:
@@ -234,7 +238,11 @@ def markdown(profile: Profile) -> str:
             f"- {goal.kind}: {best.way.description}: {best.call_ms:.2f} ms a call, {1000 / best.item_ms:.0f} items/s"
         )
     lines += ["", "Over all buckets, by the part of the data that goes to each:", ""]
-    return "\n".join(lines + table(("way to run", "ms a call", "p90, slowest bucket", "items/s"), _rows(found))) + "\n"
+    lines += table(("way to run", "ms a call", "p90, slowest bucket", "items/s"), _rows(found))
+    if profile.not_run:
+        lines += ["", "Not measured:", ""]
+        lines += [f"- {reason} ({some(names)})" for reason, names in grouped_reasons(profile.not_run)]
+    return "\n".join(lines) + "\n"
 
 
 def _rows(found: Sequence[Score]) -> list[tuple[str, ...]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
@@ -19,7 +21,7 @@ from mer_export.data.overflow import Piece, fit
 from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.task import with_shared
-from runtimes.backends.session import Session, SessionOptions
+from runtimes.backends.session import Session, SessionOptions, check_process
 from runtimes.backends.session_pool import Crew
 from runtimes.backends.table import find_backend, known_backends, open_session
 from runtimes.predict.plan import planned_batches
@@ -66,7 +68,11 @@ class _Work(NamedTuple):
 
 
 class Predictor:
-    """Answers samples with a bundle on one backend. Used as a context manager, or closed by hand."""
+    """Answers samples with a bundle on one backend. Used as a context manager, or closed by hand.
+
+    Any number of threads may call it until it is closed; each gets the answers that it would get alone. A forked child
+    is refused, as it has none of the engine's threads: open a predictor in each process of its own.
+    """
 
     def __init__(
         self,
@@ -118,6 +124,8 @@ class Predictor:
         """Buckets there are variants for, least first; empty where the backend takes any length."""
         self._longest = self._find_longest()
         self.workers = workers
+        self._process = os.getpid()
+        self._loading = Lock()
         self._sessions: dict[Bucket | None, Session] = {}
         self._crews: dict[Bucket | None, Crew] = {}
 
@@ -132,6 +140,7 @@ class Predictor:
 
         Raises:
             InputError: a sample that the model cannot take.
+            UsageError: called in a forked child of the process that opened the predictor.
         """
         for sample, scores in self._answers(samples):
             yield from self._read(sample, scores)
@@ -148,9 +157,18 @@ class Predictor:
 
         One that is not loaded yet gets ready for `batch` items a call, without it for the usual number.
         """
-        if bucket not in self._sessions:
-            self._sessions[bucket] = self._open(bucket, batch or self._batch_for(bucket))
-        return self._sessions[bucket]
+        check_process(self._process)
+        with self._loading:
+            if bucket not in self._sessions:
+                self._sessions[bucket] = self._open(bucket, batch or self._batch_for(bucket))
+            return self._sessions[bucket]
+
+    def _crew(self, bucket: Bucket | None, batch: int) -> Crew:
+        check_process(self._process)
+        with self._loading:
+            if bucket not in self._crews:
+                self._crews[bucket] = Crew(lambda: self._open(bucket, batch), self.workers)
+            return self._crews[bucket]
 
     def _open(self, bucket: Bucket | None, batch: int) -> Session:
         return open_session(self.bundle, self._variants[bucket], self.backend, replace(self.options, batch=batch))
@@ -202,9 +220,7 @@ class Predictor:
         if self.workers == 1:
             session = self.session(bucket, most)
             return (self._run_batch(session, alike) for alike in batches)
-        if bucket not in self._crews:
-            self._crews[bucket] = Crew(lambda: self._open(bucket, most), self.workers)
-        return self._crews[bucket].map(self._run_batch, batches)
+        return self._crew(bucket, most).map(self._run_batch, batches)
 
     def _run_batch(self, session: Session, alike: list[_Work]) -> list[np.ndarray]:
         arrays = collate([w.piece.sample for w in alike], self.contract, session.bucket, session.batch or None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -19,12 +19,12 @@ from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.example_inputs import random_inputs
 from mer_export.data.samples import Sample
-from mer_export.errors import NotAvailableError, UsageError
+from mer_export.errors import UsageError
 from runtimes.backends.session import Session
-from runtimes.backends.way import Way, eager, find_ways, in_memory
+from runtimes.backends.way import Way, eager, find_ways, in_memory, why_broken
 from runtimes.speed.bench_report import BASE, UNPADDED, BenchReport, Case, Row
 from runtimes.speed.start_up import ColdStart, cold_start
-from runtimes.speed.timing import interleave, ratio, warm_up
+from runtimes.speed.timing import Call, WarmUp, interleave, ratio, warm_up
 
 Arrays = dict[str, np.ndarray]
 
@@ -39,7 +39,7 @@ def run_bench(
     cold: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> BenchReport:
-    """Times every way that this machine can run.
+    """Times every way that this machine can run. One that breaks is named in `not_run`, with the reason.
 
     Args:
         bundle: opened bundle.
@@ -121,28 +121,21 @@ def _interleaved(
     not_run: list[tuple[str, str]],
 ) -> list[Row]:
     """Rows of eager and some other ways to run, all loaded together and called in turns."""
-    reference = eager(threads)
-    entries: dict[str, tuple[Way, Session, float, Arrays]] = {}
+    fitting = [way for way in [eager(threads), *ways] if way.fixed in (0, batch)]
+    broken: dict[str, Exception] = {}
     with contextlib.ExitStack() as stack:
-        for way in [reference, *ways]:
-            if way.fixed not in (0, batch):
-                continue
-            start = time.perf_counter()
-            try:
-                session = stack.enter_context(way.open(bundle))
-            except NotAvailableError as error:
-                if way is reference:
-                    raise
-                not_run.append((way.name, str(error)))
-                continue
-            entries[way.name] = (way, session, time.perf_counter() - start, padded)
-        if tight is not None:
-            entries[UNPADDED] = (reference, entries[BASE][1], entries[BASE][2], tight)
+        entries = _load(bundle, fitting, stack, padded, broken)
+        if tight is not None and BASE in entries:
+            entries[UNPADDED] = (*entries[BASE][:3], tight)
         calls = {name: _call(session, arrays) for name, (_, session, _, arrays) in entries.items()}
-        warmed = {name: warm_up(call) for name, call in calls.items()}
-        turns = interleave(calls, rounds)
+        warmed = _warm_up(calls, broken)
+        turns = interleave({name: calls[name] for name in warmed}, rounds, broken=broken)
+    if BASE in broken:
+        raise broken[BASE]
+    not_run += [(name, why_broken(error)) for name, error in broken.items()]
     rows = []
-    for name, (way, session, load, _) in entries.items():
+    for name in turns:
+        way, session, load, _ = entries[name]
         latency = turns[name].latency()
         rows.append(
             Row(
@@ -161,6 +154,36 @@ def _interleaved(
             )
         )
     return rows
+
+
+def _load(
+    bundle: Bundle,
+    ways: Sequence[Way],
+    stack: contextlib.ExitStack,
+    arrays: Arrays,
+    broken: dict[str, Exception],
+) -> dict[str, tuple[Way, Session, float, Arrays]]:
+    """Sessions by the name of their way, with the seconds that loading took."""
+    entries: dict[str, tuple[Way, Session, float, Arrays]] = {}
+    for way in ways:
+        start = time.perf_counter()
+        try:
+            session = stack.enter_context(way.open(bundle))
+        except Exception as error:
+            broken[way.name] = error
+        else:
+            entries[way.name] = (way, session, time.perf_counter() - start, arrays)
+    return entries
+
+
+def _warm_up(calls: Mapping[str, Call], broken: dict[str, Exception]) -> dict[str, WarmUp]:
+    warmed: dict[str, WarmUp] = {}
+    for name, call in calls.items():
+        try:
+            warmed[name] = warm_up(call)
+        except Exception as error:
+            broken[name] = error
+    return warmed
 
 
 def _call(session: Session, arrays: Arrays) -> Callable[[], object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -109,23 +110,52 @@ def warm_up(call: Call, seconds: float = 2.0, most: int = 30, clock: Clock = MAC
 
 
 def interleave(
-    calls: Mapping[str, Call], rounds: int, pause: float = PAUSE, seed: int = 0, clock: Clock = MACHINE
+    calls: Mapping[str, Call],
+    rounds: int,
+    pause: float = PAUSE,
+    seed: int = 0,
+    clock: Clock = MACHINE,
+    broken: dict[str, Exception] | None = None,
 ) -> dict[str, Turns]:
-    """Times every call once per round (short ones several times in a row), in an order drawn for each round."""
+    """Times every call once per round (short ones several times in a row), in an order drawn for each round.
+
+    A call that raises is timed no more and has no turns; what it raised is put into `broken`, or raised without that.
+    """
     random = np.random.default_rng(seed)
     turns = {name: Turns() for name in calls}
-    expected = {name: clock.time(call)[0] for name, call in calls.items()}
+    expected: dict[str, float] = {}
+
+    def attempt(name: str, work: Callable[[], float]) -> None:
+        try:
+            expected[name] = work()
+        except Exception as error:
+            if broken is None:
+                raise
+            broken[name] = error
+            del turns[name]
+
+    for name, call in calls.items():
+        attempt(name, partial(_seconds, call, clock))
     for _ in range(rounds):
-        for name in random.permutation(list(calls)).tolist():
+        for name in random.permutation(list(turns)).tolist():
             clock.sleep(pause)
-            if expected[name] < LONG_CALL:
-                calls[name]()
-            count = int(np.clip(TURN / max(expected[name], 1e-6), 1, CALLS))
-            timed = [clock.time(calls[name]) for _ in range(count)]
-            turns[name].wall.append([wall for wall, _ in timed])
-            turns[name].cpu.append([cpu for _, cpu in timed])
-            expected[name] = min(expected[name], min(wall for wall, _ in timed))
+            attempt(name, partial(_turn, calls[name], turns[name], expected[name], clock))
     return turns
+
+
+def _seconds(call: Call, clock: Clock) -> float:
+    return clock.time(call)[0]
+
+
+def _turn(call: Call, turns: Turns, expected: float, clock: Clock) -> float:
+    """Adds the calls of one turn; returns the seconds of the shortest call so far."""
+    if expected < LONG_CALL:
+        call()
+    count = int(np.clip(TURN / max(expected, 1e-6), 1, CALLS))
+    timed = [clock.time(call) for _ in range(count)]
+    turns.wall.append([wall for wall, _ in timed])
+    turns.cpu.append([cpu for _, cpu in timed])
+    return min(expected, *(wall for wall, _ in timed))
 
 
 def ratio(base: Turns, other: Turns, cpu: bool = False) -> Quartiles:

@@ -14,10 +14,10 @@ from mer_export.bucket import Bucket, bucket_for
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
-from mer_export.errors import UsageError
+from mer_export.errors import UnsupportedError, UsageError
 from runtimes.backends.session import Session
 from runtimes.backends.session_pool import Crew
-from runtimes.backends.way import Way, find_ways, in_memory
+from runtimes.backends.way import Way, find_ways, in_memory, why_broken
 from runtimes.predict.machine_profile import Entry, Profile, machine_class, scores
 from runtimes.speed.bench import Arrays, case_inputs, fitting_samples
 from runtimes.speed.timing import Call, interleave
@@ -37,10 +37,10 @@ Shares = Mapping[tuple[Way, Bucket], float]
 
 @dataclass
 class Timed:
-    """A way to run, the part of the data that goes to its bucket, and the milliseconds of its calls in each pass."""
+    """A way to run, where its share of the data stands, and the milliseconds of its calls in each pass."""
 
     way: Way
-    share: float
+    place: tuple[Way, Bucket]
     ms: list[np.ndarray] = field(default_factory=list)
 
 
@@ -52,7 +52,7 @@ def run_tune(
     precisions: Sequence[str] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Profile:
-    """Times all exported variants and gives the profile of this machine.
+    """Times all exported variants and gives the profile of this machine. What breaks is named in its `not_run`.
 
     Args:
         bundle: opened bundle.
@@ -64,11 +64,13 @@ def run_tune(
 
     Raises:
         UsageError: nothing exported that runs here, or no sample fits.
+        UnsupportedError: everything that was exported breaks.
     """
     ways, contract = _ways(bundle, precisions), bundle.manifest.contract
     shares, buckets = _shares(ways, contract, samples), _buckets(ways)
     timed: dict[Way, Timed] = {}
-    profile = _profile(bundle, source, [])
+    broken: dict[Way, Exception] = {}
+    profile = _profile(bundle, source, [], shares, broken)
     for number in range(PASSES):
         wanted = _near(profile) if number else None
         for bucket in buckets:
@@ -78,20 +80,29 @@ def run_tune(
                 continue
             inputs = partial(_arrays, contract, bucket, fitting)
             for group in in_memory(bundle, here, sessions=sum(workers for _, workers in _parallel())):
-                for plain, way, seconds in _time(bundle, group, inputs, batches, wanted, say):
-                    share = shares[plain.in_any_bucket, bucket]
-                    timed.setdefault(way, Timed(way, share)).ms.append(1000 * seconds)
-        profile = _profile(bundle, source, timed.values())
+                for plain, way, seconds in _time(bundle, group, inputs, batches, wanted, broken, say):
+                    timed.setdefault(way, Timed(way, (plain.in_any_bucket, bucket))).ms.append(1000 * seconds)
+        sound = [t for way, t in timed.items() if way not in broken]
+        if broken and not sound:
+            way, error = next(iter(broken.items()))
+            raise UnsupportedError(f"nothing that was exported runs here: {way.name}: {why_broken(error)}")
+        # What a broken variant would have answered goes to the next bucket.
+        places = {t.place for t in sound}
+        shares = _shares([w for w in ways if (w.in_any_bucket, w.bucket) in places], contract, samples)
+        profile = _profile(bundle, source, sound, shares, broken)
     return profile
 
 
-def _profile(bundle: Bundle, source: str, timed: Iterable[Timed]) -> Profile:
+def _profile(
+    bundle: Bundle, source: str, timed: Iterable[Timed], shares: Shares, broken: Mapping[Way, Exception]
+) -> Profile:
     return Profile(
         machine=machine_class(),
         weights_sha256=bundle.manifest.files[WEIGHTS].sha256,
         source=source,
-        entries=[_entry(bundle, t) for t in timed],
+        entries=[_entry(bundle, t, shares) for t in timed],
         load_average=machine.load_average(),
+        not_run=[(f"{way.variant}: {way.description}", why_broken(error)) for way, error in broken.items()],
     )
 
 
@@ -110,45 +121,55 @@ def _time(
     inputs: Callable[[int], Arrays],
     batches: Sequence[int],
     wanted: set[Way] | None,
+    broken: dict[Way, Exception],
     say: Callable[[str], None] | None,
 ) -> list[tuple[Way, Way, np.ndarray]]:
     """(way, the same spread over threads, seconds of its calls) of ways for one bucket, interleaved.
 
-    Only what is `wanted`, in any bucket, where that is given.
+    Only what is `wanted`, in any bucket, where that is given. What breaks goes into `broken`.
     """
     calls: dict[str, Call] = {}
     found: dict[str, tuple[Way, Way]] = {}
+    failed: dict[str, Exception] = {}
     with contextlib.ExitStack() as stack:
         for way in ways:
             for threads, workers in _parallel():
                 spread = list(_spread(way, batches, threads, workers))
-                spread = [w for w in spread if wanted is None or w.in_any_bucket in wanted]
+                spread = [w for w in spread if w not in broken and (wanted is None or w.in_any_bucket in wanted)]
                 if not spread:
                     continue
                 # The same arrays come again and again: what stages keep would be all of the answer.
                 opened = way.having(threads=threads, reuse=False)
-                crew = stack.enter_context(Crew(partial(opened.open, bundle), workers))
+                try:
+                    crew = stack.enter_context(Crew(partial(opened.open, bundle), workers))
+                except Exception as error:
+                    broken |= dict.fromkeys(spread, error)
+                    continue
                 for own in spread:
                     name = f"{own.name} {own.description}"
                     call = partial(_all, crew, inputs(own.options.batch), workers)
-                    (first,) = interleave({"": call}, rounds=1, pause=0).values()
-                    calls[name], found[name] = call, (way, own)
-                    if min(map(min, first.wall)) > LONGEST_CALL:
+                    first = interleave({name: call}, rounds=1, pause=0, broken=failed)
+                    found[name] = (way, own)
+                    if name in failed:
+                        continue
+                    calls[name] = call
+                    if min(map(min, first[name].wall)) > LONGEST_CALL:
                         break
         if say and ways and ways[0].bucket is not None:
             say(f"{ways[0].bucket.name}: {len(calls)} ways to run, {ROUNDS} rounds")
-        turns = interleave(calls, ROUNDS)
-    return [(*found[name], np.concatenate(turns[name].wall)) for name in found]
+        turns = interleave(calls, ROUNDS, broken=failed)
+    broken |= {found[name][1]: error for name, error in failed.items()}
+    return [(*found[name], np.concatenate(own.wall)) for name, own in turns.items()]
 
 
-def _entry(bundle: Bundle, timed: Timed) -> Entry:
+def _entry(bundle: Bundle, timed: Timed, shares: Shares) -> Entry:
     ms = np.concatenate(timed.ms)
     return Entry(
         way=timed.way,
         sha256=bundle.manifest.files[bundle.find(str(timed.way.variant)).model].sha256,
         ms=float(np.quantile(ms, 0.25)),
         p90=float(np.quantile(ms, 0.9)),
-        share=timed.share,
+        share=shares[timed.place],
         rounds=ROUNDS * len(timed.ms),
     )
 

@@ -103,7 +103,8 @@ def export_torchscript(model: VqWav2vec, path: Path) -> None:
 
     with quiet(), torch.no_grad():
         traced = torch.jit.freeze(torch.jit.trace(model, torch.zeros(1, 4 * model.config.shortest), check_trace=False))
-        torch.jit.save(traced, str(path))
+        with path.open("wb") as stream:
+            torch.jit.save(traced, stream)
         prove(model, lambda audio: traced(torch.from_numpy(audio)).numpy(), "the TorchScript module")
 
 

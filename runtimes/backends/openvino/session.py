@@ -105,7 +105,7 @@ class OpenVinoSession(Session):
             self.info["int8_products"] = quantise_matrices(graph)
         return self._core.compile_model(graph, "CPU", self._settings).create_infer_request()
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         items = len(next(a for name, a in inputs.items() if name in self._batched))
         size = self._size(items)
         request = self._request(size)
