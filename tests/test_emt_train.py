@@ -24,6 +24,7 @@ from train.updates import Updates
 DATA = {"text_len": 12, "audio_len": 9, "vision_len": 7, "words": 7, "text_noise": 0.3}
 ARRAYS = "{text_len: 12, audio_len: 9, vision_len: 7}"
 MODEL = [f"model.bert={json.dumps(BERT)}", "device=cpu", "precision=fp32", f"model.buckets=[{ARRAYS}]"]
+MODEL += ["protocol.text_encoder=random"]
 SETS = {
     "emt": [*MODEL, "model.width=8", "model.head_width=8", "protocol.accumulate=2"],
     "tfr_net": [

@@ -37,6 +37,8 @@ MODEL = [
     "model.tab_width=8",
     "model.head_width=10",
     "model.buckets=[]",
+    "protocol.text_encoder=random",
+    "protocol.audio_encoder=random",
     "device=cpu",
     "epochs=2",
 ]

@@ -21,8 +21,9 @@ from mer_export.encoders.sentence import CONFIG, MODEL
 from mer_export.errors import ParityError, UsageError
 from mer_export.exporters.onnx import quiet
 from mer_export.exporters.precision_gate import open_file
+from mer_export.layers.bert.folder import read_config
 from mer_export.layers.bert.network import Bert
-from mer_export.layers.bert.pretrained import load_pretrained, read_config
+from mer_export.layers.bert.pretrained import load_pretrained
 
 Pooling = Literal["first", "mean"]
 OPSET = 20

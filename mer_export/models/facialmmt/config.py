@@ -88,6 +88,12 @@ class FacialMmtConfig(BaseModel):
         check_buckets(self.lengths, self.longest)
         return self
 
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        """The encoders that training starts from pre-trained weights, by their section."""
+        text = ("bert",) if self.variant in ("fusion", "end_to_end") else ()
+        return text if self.swin is None else (*text, "swin")
+
     def positions(self, modality: str) -> int:
         """Rows of the table of positions of audio or vision."""
         return getattr(self, f"{modality}_positions") or getattr(self, f"{modality}_len")

@@ -124,8 +124,9 @@ class IncompleteProtocol(Protocol):
         """Loads the pre-trained weights, and freezes them where they are not trained."""
         if bert is None:
             return
-        if self.settings.text_encoder:
-            load_pretrained(bert, self.settings.text_encoder)
+        (source,) = self.settings.sources
+        if source.path is not None:
+            load_pretrained(bert, source.path)
         bert.requires_grad_(self.settings.train_text_encoder)
 
 
