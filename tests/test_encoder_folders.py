@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import Mer
 from safetensors.torch import save_file
-from small_facialmmt import SMALL
+from small_facialmmt import SMALL, VARIANTS
 
 from mer_export import registry
+from mer_export.bundle import CONFIG
 from mer_export.errors import InputError, UnsupportedError, UsageError
 from mer_export.exporters.encoders.sentence import export_encoder
-from mer_export.layers.bert.config import BertConfig
+from mer_export.layers.bert import fairseq
+from mer_export.layers.bert.config import BertConfig, roberta
 from mer_export.layers.bert.folder import read_config
 from mer_export.layers.bert.network import Bert
 from mer_export.layers.bert.pretrained import load_pretrained
 from mer_export.layers.bert.weights import renames
+from mer_export.models.tab.weights import load_encoder
+from mer_export.untrusted.yaml_files import read_yaml
 from train.config import PRESETS, TrainConfig, load_preset, parse_config
 from train.encoders import check_sources
+from train.fit import fit
 from train.recipe import recipe
 
 SIZES = {
@@ -258,3 +265,57 @@ def test_an_encoder_that_nobody_reads_is_refused(preset: str, sets: list[str], n
 def test_a_fine_tuned_stage_and_an_encoder_of_its_own_contradict_each_other() -> None:
     with pytest.raises(UsageError, match="lhs brings both encoders"):
         load_preset("tab/iemocap", ["protocol.lhs=a", "protocol.text_encoder=b"])
+
+
+def test_the_arguments_of_a_fairseq_file_decide_too(tmp_path: Path) -> None:
+    source = Bert(roberta(**OURS, segments=0))
+    state = {theirs: source.state_dict()[ours] for theirs, ours in fairseq.renames(source.config, "", "").items()}
+    arguments = {"encoder_attention_heads": 3, "encoder_layers": 2, "activation_fn": "gelu"}
+
+    def load(heads: int, **changes: Any) -> None:
+        torch.save({"args": Namespace(**arguments | changes), "model": state}, tmp_path / "model.pt")
+        load_encoder(Bert(roberta(**OURS | {"heads": heads}, segments=0)), tmp_path / "model.pt", "model.audio")
+
+    load(3)
+    with pytest.raises(UsageError, match=r"model\.audio\.heads is 6, .*model\.pt says 3"):
+        load(6)
+    with pytest.raises(UnsupportedError, match="activation_fn 'relu'"):
+        load(3, activation_fn="relu")
+
+
+def test_an_earlier_run_on_random_encoders_goes_on(mer: Mer, tmp_path: Path) -> None:
+    """Until 0.1 its configuration asked for them by naming none."""
+    mer("synth", "emt", "--dialogues", "20", "--out", tmp_path / "data")
+    config = load_preset("synthetic/emt_mosi", ["epochs=2", "keep.rule=last"])
+    bundle = fit(config, tmp_path / "data", tmp_path / "run", quiet=True)
+    kept = read_yaml(bundle.path(CONFIG))
+    kept["protocol"]["text_encoder"] = None
+    with bundle.commit() as change:
+        change.write(CONFIG, yaml.safe_dump(kept))
+    for said in ("random", "null"):
+        again = load_preset("synthetic/emt_mosi", ["epochs=2", "keep.rule=last", f"protocol.text_encoder={said}"])
+        assert fit(again, tmp_path / "data", tmp_path / "run", quiet=True).manifest.system == "emt"
+    other = load_preset("synthetic/emt_mosi", ["epochs=2", "keep.rule=last", "protocol.text_encoder=other"])
+    with pytest.raises(UsageError, match=r"another protocol\.text_encoder"):
+        fit(other, tmp_path / "data", tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("variant", "wrong"),
+    [
+        ("vision", {"width": 12, "heads": 3, "cross_heads": 5, "cross_vision_heads": 7}),
+        ("vision", {"audio_len": 9, "audio_positions": 2}),
+        ("face", {"width": 10, "heads": 4, "vision_len": 9, "vision_positions": 2}),
+    ],
+)
+def test_a_variant_of_facialmmt_is_checked_for_what_it_uses(variant: str, wrong: dict[str, int]) -> None:
+    system = registry.get("facialmmt")
+    assert system.build(system.parse(VARIANTS[variant] | wrong))
+    with pytest.raises(UsageError, match=r"is not a multiple of|are fewer than"):
+        system.parse(VARIANTS["fusion"] | wrong)
+
+
+@pytest.mark.parametrize(("variant", "modality"), [("vision", "audio"), ("face", "vision"), ("face", "audio")])
+def test_a_variant_of_facialmmt_standardises_what_it_reads(variant: str, modality: str) -> None:
+    with pytest.raises(UsageError, match=f"standardise {modality} is for a model with {modality}"):
+        registry.get("facialmmt").parse(VARIANTS[variant] | {"standardise": [modality]})

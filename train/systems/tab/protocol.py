@@ -121,7 +121,7 @@ def freeze(encoder: Bert, what: int | str) -> None:
 
 def _load_encoder(encoder: Bert, path: Path, section: str) -> None:
     """The weights of a folder as `transformers` stores them, or of a file of fairseq."""
-    load_pretrained(encoder, path, section) if path.is_dir() else load_encoder(encoder, path)
+    load_pretrained(encoder, path, section) if path.is_dir() else load_encoder(encoder, path, section)
 
 
 def _load_lhs(model: Tab, path: Path) -> None:
