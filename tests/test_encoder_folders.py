@@ -159,6 +159,16 @@ SECTIONS = {
     "facialmmt": ("facialmmt/meld_roberta", "bert", "text_encoder", ROBERTA),
     "facialmmt with bert": ("facialmmt/meld_bert", "bert", "text_encoder", BERT),
 }
+
+
+def test_special_tokens_are_those_of_the_folder_s_vocabulary(tmp_path: Path) -> None:
+    pieces = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", *"abcdefg"]
+    (tmp_path / "config.json").write_text(json.dumps(BERT | {"vocab_size": len(pieces)}))
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    bert = load_preset("emt/mosi", [f"protocol.text_encoder={tmp_path}"]).model["bert"]
+    assert (bert["vocabulary"], bert["first_token"], bert["last_token"], bert["unknown_token"]) == (12, 3, 4, 2)
+
+
 CHANGES = {"heads": 4, "positions": 63, "epsilon": 1e-7, "feed_forward": 24, "layers": 1, "first_position": 3}
 
 

@@ -11,11 +11,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from mer_export.errors import UsageError
+from mer_export.data.tokens.text_tokenizer import TextTokenizer
+from mer_export.errors import MerError, UsageError
 from mer_export.layers.bert.folder import Description, check_settings, find_config, read_description
 
 RANDOM = "random"
 """In place of a file or folder: the encoder starts from random weights, and that is meant."""
+
+UNKNOWN = ("[UNK]", "<unk>")
+"""The usual names of the token for what is unknown."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def _completed(
     model: Mapping[str, Any], section: Mapping[str, Any], source: Source, found: Description
 ) -> dict[str, Any]:
     check_settings(section, found, f"model.{source.section}")
-    settings = {name: value for name, value in found.settings.items() if name not in source.own}
+    known = {**found.settings, **_special_tokens(found)}
+    settings = {name: value for name, value in known.items() if name not in source.own}
     changed: dict[str, Any] = {source.section: settings | dict(section)}
     if source.form is None:
         return changed
@@ -98,3 +103,16 @@ def _completed(
             f"model.{source.form} is {form}, {found.path} says {found.kind}: give the folder of a {form} encoder"
         )
     return changed | {source.form: form}
+
+
+def _special_tokens(found: Description) -> dict[str, int]:
+    """What stands around a text and for what is unknown; nothing where the folder has no tokenizer that can be read."""
+    try:
+        tokenizer = TextTokenizer.load(found.path.parent)
+    except MerError:
+        return {}
+    first, last = tokenizer.encode("").tolist()
+    named = (tokenizer.library.token_to_id(name) for name in UNKNOWN)
+    unknown = next((i for i in named if i is not None and tokenizer.dictionary is None), None)
+    ids = {"first_token": first, "last_token": last, "unknown_token": unknown}
+    return {name: i for name, i in ids.items() if i is not None}
