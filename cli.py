@@ -36,6 +36,7 @@ from mer_export.console import (
     Sets,
     Split,
     Threads,
+    Trust,
     Verbose,
     emit,
     say_unless,
@@ -75,6 +76,9 @@ def verify(bundle: BundleArg, as_json: Json = False) -> None:
     files = opened.verify()
     m = opened.manifest
     result = {"bundle": str(bundle), "system": m.system, "files": files, "variants": [v.name for v in m.variants]}
+    result |= {"pending": opened.pending}
+    if opened.pending:
+        typer.echo(f"{bundle}: a change was cut short, the next command that writes finishes it", err=True)
     emit(result, as_json, lambda: [f"{bundle}: {m.system}, {files} files, {len(m.variants)} variants, all intact"])
 
 
@@ -98,6 +102,7 @@ def eval_(
     ] = None,
     emotions: Emotions = None,
     sets: Sets = None,
+    trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -109,7 +114,7 @@ def eval_(
     from runtimes.predict.evaluate import evaluate
     from runtimes.predict.opening import open_predictor
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust)
     shared = emotion_table(emotions)
     options = SessionOptions(device=device, threads=threads)
     corpus = bundle_corpus(opened, data, data_format, sets or (), [n for table in shared.values() for n in table])

@@ -19,7 +19,7 @@ import numpy as np
 
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.budget import Budget
-from mer_export.untrusted.builders import Record
+from mer_export.untrusted.builders import Name, Record
 from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.json_files import read_json
 from mer_export.untrusted.pickles import load_records
@@ -215,8 +215,8 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, Record):
-        return value.kind
+    if isinstance(value, Record | Name):
+        return value.kind if isinstance(value, Record) else value.name
     return "tensor" if _is_tensor(value) else type(value).__name__
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from mer_export import __version__
+from mer_export.agreement.policy import RULES
 
 log = logging.getLogger("mer")
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.")]
@@ -27,9 +28,11 @@ Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where 
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one inference call.")]
 Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Items per call; default as planned, else 16.")]
 Precision = Annotated[
-    Literal["fp32", "fp16", "bf16", "int8"] | None,
+    str | None,
     typer.Option(
         "--precision",
+        metavar=f"[{'|'.join(RULES)}]",
+        callback=lambda value: _known_precision(value),
         help="One that was exported, or bf16 or int8, which OpenVINO makes of fp32; default fp32, with --goal any.",
     ),
 ]
@@ -44,6 +47,9 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Emotions = Annotated[
     Path | None,
     typer.Option("--emotions", help="Word vectors of the emotions to score, seen in training or not (eea of mtee)."),
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Run TorchScript, .pt2 and engines of the bundle unchecked, whoever made them.")
 ]
 
 
@@ -71,6 +77,12 @@ Verbose = Annotated[
 ]
 """Its callback does all the work: a command only has to list it."""
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+
+
+def _known_precision(value: str | None) -> str | None:
+    if value is not None and value not in RULES:
+        raise typer.BadParameter(f"{value!r} is not one of {list(RULES)}")
+    return value
 
 
 def say_unless(quiet: bool) -> Callable[[str], None]:

@@ -48,3 +48,7 @@ class UnsupportedError(MerError):
     """A combination of system, format, precision or option that does not exist."""
 
     exit_code = 7
+
+
+class UntrustedError(BundleError):
+    """A program of a bundle that does what none of our exports does, or that cannot be checked."""

@@ -14,7 +14,7 @@ from mer_export.checkpoints import weight_files
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
-from mer_export.weights import import_weights, load_checkpoints, misfits
+from mer_export.weights import WeightMap, import_weights, load_checkpoints, misfits
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,15 +53,10 @@ def import_checkpoint(
     files = [f for p in paths for f in weight_files(p)]
     record = registry.get(system)
     table = registry.resolve(record.weights)
-    networks = _Networks(record)
-
-    def judge(state: dict[str, Tensor]) -> list[str]:
-        config, model = networks.of(table.fit(resolved["model"], state))
-        return misfits(model.state_dict(), state, table, config)
-
-    state = load_checkpoints(paths, table, judge, key)
+    networks = _Networks(record, table, resolved["model"])
+    state = load_checkpoints(paths, table, networks.problems, key)
     resolved = resolved | {"model": table.fit(resolved["model"], state)}
-    config, model = networks.of(resolved["model"])
+    config, model = networks.of(state)
     data = DataSpec.model_validate(resolved.get("data") or {})
     found = {"state": state} | vectors_of(data.emotions, (Path(), paths[0].parent))
     report = import_weights(model, state, table, config)
@@ -71,13 +66,7 @@ def import_checkpoint(
         config=config.model_dump(mode="json"),
         task=record.task(config),
         contract=record.complete(record.contract(config), config, found),
-        provenance={
-            "origin": "imported checkpoint",
-            "file": ", ".join(p.name for p in files),
-            "sha256": ", ".join(sha256(p) for p in files),
-            "source": record.source,
-            "mer": __version__,
-        },
+        provenance=_provenance(files, record),
     )
     bundle = Bundle.create(out, manifest, force)
     with bundle.commit() as change:
@@ -87,18 +76,33 @@ def import_checkpoint(
     return bundle, report
 
 
-class _Networks:
-    """The network of each configuration that a checkpoint may mean, built once."""
+def _provenance(files: list[Path], record: registry.System) -> dict[str, Any]:
+    return {
+        "origin": "imported checkpoint",
+        "file": ", ".join(p.name for p in files),
+        "sha256": ", ".join(sha256(p) for p in files),
+        "source": record.source,
+        "mer": __version__,
+    }
 
-    def __init__(self, record: registry.System):
-        self.record = record
+
+class _Networks:
+    """The networks that a configuration and the tables of a checkpoint may mean, each built once."""
+
+    def __init__(self, record: registry.System, table: WeightMap, values: dict[str, Any]):
+        self.record, self.table, self.values = record, table, values
         self._built: list[tuple[Any, nn.Module]] = []
 
-    def of(self, values: dict[str, Any]) -> tuple[Any, nn.Module]:
-        """The configuration of these values and its network."""
-        config = self.record.parse(values)
+    def of(self, state: dict[str, Tensor]) -> tuple[Any, nn.Module]:
+        """The configuration that is completed with a table's sizes, and its network."""
+        config = self.record.parse(self.table.fit(self.values, state))
         for known, model in self._built:
             if known == config:
                 return known, model
         self._built.append((config, self.record.build(config)))
         return self._built[-1]
+
+    def problems(self, state: dict[str, Tensor]) -> list[str]:
+        """What keeps a table from being the network's weights."""
+        config, model = self.of(state)
+        return misfits(model.state_dict(), state, self.table, config)

@@ -25,6 +25,7 @@ from mer_export.console import (
     Sets,
     Split,
     Threads,
+    Trust,
     Verbose,
     emit,
     emit_plan,
@@ -144,6 +145,7 @@ def infer(
     sets: Sets = None,
     force: Force = False,
     dry_run: DryRun = False,
+    trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -156,7 +158,7 @@ def infer(
     from runtimes.predict import output
     from runtimes.predict.opening import open_predictor
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust)
     spec = bundle_spec(opened, source, data_format, sets or ())
     if dry_run:
         plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "runtime": runtime, "batch": batch}
@@ -192,6 +194,7 @@ def parity(
     rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="VALUE", help="Its relative part.")] = None,
     threads: Threads = 1,
     strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
+    trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -202,7 +205,7 @@ def parity(
     from runtimes.pages.report import write_report
     from runtimes.parity import run as checks
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust)
     samples = bundle_samples(opened, data, data_format, split)[:limit]
     policy = Policy.parse(atol or [], rtol or [])
     report = checks.run_parity(
@@ -227,6 +230,7 @@ def bench(
         Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
     ] = None,
     tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
+    trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -238,7 +242,7 @@ def bench(
     from runtimes.speed import bench as benchmark
     from runtimes.speed import regression
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust)
     allowed = regression.parse_tolerance(tolerance)
     earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
     ways = find_ways(opened, threads) + (find_graphs(opened, threads) if cuda_graph else [])
@@ -264,6 +268,7 @@ def tune(
     data_format: DataFormat = "auto",
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
+    trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -272,7 +277,7 @@ def tune(
     from mer_export.data.bundle_data import bundle_samples
     from runtimes.speed import tune as tuning
 
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, trust)
     samples = None if data is None else bundle_samples(opened, data, data_format, split)
     source = {} if data is None else {"source": f"{data.name}, {split}"}
     found = tuning.run_tune(

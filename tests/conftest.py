@@ -1,7 +1,8 @@
 """Options of the whole test suite."""
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ import cli
 from mer_export.bundle import Bundle
 
 Mer = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_key() -> Iterator[None]:
+    """No export is recognised as the user's own: all that any test exports and runs passes the tables of programs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", os.devnull)
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

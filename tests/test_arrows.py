@@ -36,6 +36,7 @@ FLOORS = (
     "mer_export.data.media",
     "mer_export.data.samples",
     "mer_export.agreement",
+    "mer_export.console",
     "mer_export.data.tokens",
     "mer_export.encoders",
     "mer_export.data.shapes",

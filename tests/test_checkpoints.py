@@ -32,7 +32,8 @@ from mer_export.layers.bert.pretrained import load_pretrained
 from mer_export.layers.bert.weights import renames
 from mer_export.weights import bundle_model, export_weights
 
-SYSTEM, VALUES = CONFIGS["mult"]
+SYSTEM = "mult"
+VALUES: dict[str, Any] = registry.get(SYSTEM).parse(CONFIGS["mult"][1]).model_dump(mode="json")
 State = dict[str, torch.Tensor]
 
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from small_bundle import make_bundle, make_samples, randomise
 
 from mer_export.bucket import Bucket
-from mer_export.bundle import MANIFEST, Bundle, FileEntry, Variant, sha256
+from mer_export.bundle import MANIFEST, Bundle, FileEntry, Variant, seal, sha256
 from mer_export.errors import BundleError
 from mer_export.exporters import export_variant
 from mer_export.exporters import onnx as onnx_exporter
@@ -102,7 +102,7 @@ def forge(bundle: Bundle, change: Callable[[onnx.TensorProto], None]) -> None:
     onnx.save_model(model, bundle.root / name)
     path = bundle.root / name
     bundle.manifest.files[name] = FileEntry(size=path.stat().st_size, sha256=sha256(path))
-    (bundle.root / MANIFEST).write_text(bundle.manifest.model_dump_json())
+    (bundle.root / MANIFEST).write_bytes(seal(bundle.manifest))
 
 
 @pytest.mark.parametrize("place", ["../../bundle.json", "/etc/passwd", "link", "./x", "deeper/x", ".."])

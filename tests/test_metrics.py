@@ -70,7 +70,7 @@ def test_an_unknown_metric_is_named_with_those_that_exist() -> None:
 
 @pytest.mark.parametrize(("preset", "metric"), [("cmerc/meld", "mae"), ("cmerc/meld", "f2"), ("emt/mosi", "macro_f1")])
 def test_the_best_epoch_is_chosen_by_a_metric_of_the_task(preset: str, metric: str) -> None:
-    with pytest.raises(UsageError, match=f"no metric '{metric}' of this task, there are") as caught:
+    with pytest.raises(UsageError, match=f"keep.metric '{metric}' is not measured by this task, there are") as caught:
         load_preset(preset, [f"keep.metric={metric}"])
     assert "\n" not in str(caught.value)
     assert load_preset(preset, [f"keep.metric={metric}", "keep.rule=last", "keep.patience=null"])

@@ -101,7 +101,7 @@ def job_of(model: onnx.ModelProto, path: Path, name: str, **changes: Any) -> tup
     x = np.random.default_rng(1).standard_normal((6, 32), dtype=np.float32)
     y = open_file(path / "fp32.onnx").run(None, {"x": x})[0]
     task = Task(kind="regression", output="y", labels=("low", "high"), limits=(-9.0, 9.0), edges=(0.0,), scale="mosi")
-    job = ExportJob(None, CONTRACT, {}, 0, 20, {"x": x}, {"y": y}, precision=name, task=task)  # type: ignore[arg-type]
+    job = ExportJob(None, CONTRACT, Bucket(), 0, 20, {"x": x}, {"y": y}, precision=name, task=task)  # type: ignore[arg-type]
     return replace(job, **changes), path / "fp32.onnx"
 
 

@@ -11,6 +11,8 @@ from small_bundle import make_bundle, make_samples, reweigh
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.exporters import export_variant
+from runtimes.backends.table import known_backends
+from runtimes.pages import charts
 from runtimes.pages.report import write_report
 from runtimes.parity import run as parity
 from runtimes.speed import bench
@@ -123,3 +125,10 @@ def test_the_page_is_listed_in_the_bundle_and_the_bundle_stays_valid(full: Bundl
     write_report(full.root)
     assert "reports/report.html" in Bundle.open(full.root).manifest.files
     Bundle.open(full.root).verify()
+
+
+def test_a_runtime_has_its_colour_and_each_precision_its_shade() -> None:
+    names = [*known_backends(), "openvino bf16", "openvino int8", "torch unpadded"]
+    colours = {name: charts._colour(name) for name in names}
+    assert len(set(colours.values())) == len(names), colours
+    assert charts._colour("onnxruntime cuda graph") == colours["onnxruntime"]

@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from mer_export.errors import BundleError, InputError, NotAvailableError, Unsupp
 from mer_export.exporters import export_variant
 from mer_export.registry import resolve
 from runtimes import load
-from runtimes.backends.exported_program import ExportedProgramSession
 from runtimes.backends.session import Artefact, SessionOptions
 from runtimes.backends.table import backend_problem, known_backends, open_session
 from runtimes.backends.way import find_graphs, find_ways
@@ -276,21 +274,6 @@ def test_what_a_session_computes_in_is_said_the_same_way(exported: Bundle, backe
     with open_session(exported, variant_for(exported, backend), backend, ONE_THREAD) as session:
         said = {k: session.info[k] for k in ("backend", "device", "threads", "precision")}
     assert said == {"backend": backend, "device": "cpu", "threads": 1, "precision": "fp32"}
-
-
-def test_an_exported_program_with_anything_pickled_is_not_loaded(exported: Bundle, tmp_path: Path) -> None:
-    variant = next(v for v in exported.manifest.variants if v.format == "exported_program")
-    hostile = {"model/data/sample_inputs/model.pt": b"cos\nsystem\n(S'exit 1'\ntR."}
-    config = {"config": {"w": {"path_name": "weight_0", "use_pickle": True}}}
-    for name, content in (*hostile.items(), ("model/data/constants/x_config.json", json.dumps(config).encode())):
-        path = tmp_path / "model.pt2"
-        with zipfile.ZipFile(exported.path(variant.model)) as source, zipfile.ZipFile(path, "w") as copy:
-            for entry in source.namelist():
-                if not entry.endswith(name.split("/", 1)[1]):
-                    copy.writestr(entry, source.read(entry))
-            copy.writestr(name, content)
-        with pytest.raises(BundleError, match="holds pickled"):
-            ExportedProgramSession(Artefact(path, exported.manifest.contract, variant.lengths), SessionOptions())
 
 
 def test_openvino_says_which_precision_it_computes_in(exported: Bundle) -> None:

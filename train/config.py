@@ -121,7 +121,7 @@ class TrainConfig(Strict):
         system = _system(info)
         names = [m.name for m in (*system.task(system.parse(info.data["model"])).family.metrics, *LOSSES)]
         if keep.metric.partition("/")[0] not in names:
-            raise ValueError(f"no metric {keep.metric!r} of this task, there are {names}")
+            raise ValueError(f"keep.metric {keep.metric!r} is not measured by this task, there are {names}")
         return keep
 
     def seed_of(self, epoch: int) -> int:

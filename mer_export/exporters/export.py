@@ -9,7 +9,7 @@ from typing import Any
 
 from mer_export import registry
 from mer_export.bucket import Bucket
-from mer_export.bundle import WEIGHTS, Bundle, Variant
+from mer_export.bundle import WEIGHTS, Bundle, Variant, sha256
 from mer_export.data.example_inputs import example_inputs
 from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError, UsageError
@@ -18,6 +18,7 @@ from mer_export.exporters.export_job import ExportJob, Graph, write_samples
 from mer_export.exporters.format import DEFAULT_OPSET, OPSETS, ExportFormat, export_formats
 from mer_export.reference import run_model
 from mer_export.stages import Stage
+from mer_export.trust import mark
 
 log = logging.getLogger("mer")
 
@@ -90,6 +91,8 @@ def export_variant(
                 "options": made_from | exported.options,
             }
         )
+        if record.program:
+            variant = mark(variant, {f: sha256(p) for f, p in zip(files, paths, strict=True)})
         if samples not in bundle.manifest.files or example:
             write_samples(job, change.file(samples))
         change.add_variant(variant)

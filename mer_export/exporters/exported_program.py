@@ -9,7 +9,14 @@ from mer_export.exporters.export_job import Exported, ExportJob, prove
 from mer_export.exporters.format import ExportFormat
 from mer_export.exporters.torchscript import attention_as_written
 
-FORMAT = ExportFormat("exported_program", "PyTorch exported program (.pt2)", "model.pt2", f"{__name__}:export", rank=30)
+FORMAT = ExportFormat(
+    "exported_program",
+    "PyTorch exported program (.pt2)",
+    "model.pt2",
+    f"{__name__}:export",
+    rank=30,
+    program="mer_export.untrusted.exported_programs:check",
+)
 
 
 def export(job: ExportJob, path: Path) -> Exported:

@@ -11,6 +11,8 @@ from pkgutil import iter_modules
 
 OPSETS = range(18, 23)
 DEFAULT_OPSET = 20
+NATIVE = "native"
+"""Machine code: no table can say what it does."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class ExportFormat:
     """Whether the buckets of a precision share one data file of weights."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """What to do instead, by precision that it does not have."""
+    program: str | None = None
+    """Where the file is a program: the `module:function` that refuses one which does what no export of ours does, or
+    `NATIVE`; None where it is data."""
 
 
 @cache

@@ -28,7 +28,7 @@ FORMAT = ExportFormat(
     f"{__name__}:export",
     rank=20,
     uses_opset=True,
-    precisions=("fp32", "fp16", "int8"),
+    precisions=precision.precisions_of("onnx"),
     shares_weights=True,
     advice={
         "bf16": ": ONNX Runtime refuses bf16 graphs on the CPU, "

@@ -58,6 +58,8 @@ class Precision:
 
     ways: dict[str, Rewrite]
     marks: tuple[str, ...]
+    formats: tuple[str, ...]
+    """Export formats that exist in it."""
     twin: Rewrite | None = None
 
 
@@ -270,6 +272,9 @@ def _count(model: Any, operators: tuple[str, ...]) -> dict[str, int]:
 
 EVERYTHING = (*MATRICES, *RECURRENT)
 PRECISIONS = {
+    "fp16": Precision({"fp16": _fp16}, ("Cast",), formats=("onnx", "tensorrt")),
+    # ONNX Runtime refuses bf16 graphs on the CPU.
+    "bf16": Precision({"bf16 products": _bf16}, MATRICES, formats=("tensorrt",), twin=partial(_bf16, emulate=True)),
     "int8": Precision(
         {
             "per channel": partial(_int8, per_channel=True, operators=EVERYTHING),
@@ -278,14 +283,12 @@ PRECISIONS = {
             "per tensor, LSTM in fp32": partial(_int8, per_channel=False, operators=MATRICES),
         },
         INT8_OPERATORS,
-    ),
-    "fp16": Precision(
-        {"fp16": _fp16},
-        ("Cast",),
-    ),
-    "bf16": Precision(
-        {"bf16 products": _bf16},
-        MATRICES,
-        twin=partial(_bf16, emulate=True),
+        # TensorRT reads no dynamic quantisation.
+        formats=("onnx",),
     ),
 }
+
+
+def precisions_of(format: str) -> tuple[str, ...]:
+    """The precisions in which an export format exists."""
+    return ("fp32", *(name for name, p in PRECISIONS.items() if format in p.formats))

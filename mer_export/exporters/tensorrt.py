@@ -21,7 +21,8 @@ from mer_export.cuda import find_gpu
 from mer_export.errors import BundleError, NotAvailableError, UsageError
 from mer_export.exporters import onnx as onnx_exporter
 from mer_export.exporters.export_job import Exported, ExportJob
-from mer_export.exporters.format import ExportFormat
+from mer_export.exporters.format import NATIVE, ExportFormat
+from mer_export.exporters.precision import precisions_of
 from mer_export.install import install_hint, not_installed
 
 FORMAT = ExportFormat(
@@ -30,10 +31,10 @@ FORMAT = ExportFormat(
     "model.engine",
     f"{__name__}:export",
     rank=40,
+    program=NATIVE,
     dynamic_batch=False,
     uses_opset=True,
-    # TensorRT reads no dynamic quantisation.
-    precisions=("fp32", "fp16", "bf16"),
+    precisions=precisions_of("tensorrt"),
     advice={"int8": ": TensorRT reads no dynamic quantisation, export --format onnx"},
 )
 

@@ -10,7 +10,14 @@ from pathlib import Path
 from mer_export.exporters.export_job import Exported, ExportJob, prove
 from mer_export.exporters.format import ExportFormat
 
-FORMAT = ExportFormat("torchscript", "TorchScript: traced and frozen", "model.ts", f"{__name__}:export", rank=10)
+FORMAT = ExportFormat(
+    "torchscript",
+    "TorchScript: traced and frozen",
+    "model.ts",
+    f"{__name__}:export",
+    rank=10,
+    program="mer_export.untrusted.torchscript_archives:check",
+)
 
 
 def export(job: ExportJob, path: Path) -> Exported:

@@ -22,6 +22,8 @@ class Backend:
     formats: tuple[str, ...]
     rank: int
     """Its place in lists; the reference is first."""
+    colour: str = "#5b6472"
+    """Its colour in charts."""
     offers: tuple[SessionOptions, ...] = (SessionOptions(), SessionOptions(device="cuda"))
     """The options worth trying on a machine."""
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")

@@ -14,7 +14,15 @@ from runtimes.backends.backend import Backend
 from runtimes.backends.cuda_graph import CudaGraphs
 from runtimes.backends.session import Ports, Session, SessionOptions
 
-BACKEND = Backend("torch", "PyTorch eager, the reference", f"{__name__}:EagerSession", (), rank=10, captures=True)
+BACKEND = Backend(
+    "torch",
+    "PyTorch eager, the reference",
+    f"{__name__}:EagerSession",
+    (),
+    rank=10,
+    colour="#8a94a3",
+    captures=True,
+)
 
 
 class TorchSession(Session):

@@ -14,7 +14,13 @@ from runtimes.backends.backend import Backend
 from runtimes.backends.session import Port, Ports, Session, SessionOptions
 
 BACKEND = Backend(
-    "onnxruntime", "ONNX Runtime, CPU or CUDA", f"{__name__}:OnnxRuntimeSession", ("onnx",), rank=40, captures=True
+    "onnxruntime",
+    "ONNX Runtime, CPU or CUDA",
+    f"{__name__}:OnnxRuntimeSession",
+    ("onnx",),
+    rank=40,
+    colour="#2f6fb5",
+    captures=True,
 )
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

@@ -11,6 +11,7 @@ from mer_export import registry
 from mer_export.bundle import Bundle, Variant
 from mer_export.errors import NotAvailableError, UnsupportedError, UsageError
 from mer_export.registry import resolve
+from runtimes.backends.admission import admit
 from runtimes.backends.backend import Backend
 from runtimes.backends.session import Artefact, Session, SessionOptions
 
@@ -28,13 +29,15 @@ def open_session(
 ) -> Session:
     """Loads a variant (None: the PyTorch weights) on a backend.
 
-    The one way to a session: the request, then the machine, then checksums, then the engine and what the file declares.
+    The one way to a session: the request, then the machine, then checksums and whether a program may run, then the
+    engine and what the file declares.
 
     Raises:
         UsageError: unknown backend, or a variant where none fits.
         UnsupportedError: the backend does not run that format, or not that way.
         NotAvailableError: package, provider or device missing on this machine.
         BundleError: a file that is damaged or does not keep the contract.
+        UntrustedError: a program of somebody else that does what no export of ours does.
     """
     options = options or SessionOptions()
     check_variant(backend, variant)
@@ -42,12 +45,18 @@ def open_session(
     kind: type[Session] = resolve(find_backend(backend).session)
     if problem := kind.problem(options):
         raise NotAvailableError(problem)
+    with bundle.reading():
+        return _load(kind, bundle, variant, options)
+
+
+def _load(kind: type[Session], bundle: Bundle, variant: Variant | None, options: SessionOptions) -> Session:
     contract = bundle.manifest.contract
     if variant is None:
         return kind(Artefact(bundle.root, contract), options)
     artefact = Artefact(
         bundle.variant_files(variant), contract, variant.lengths, variant.batch, variant.precision, variant.options
     )
+    admit(bundle, variant)
     if not variant.stages:
         return kind(artefact, options)
     from runtimes.backends.staged import StagedSession

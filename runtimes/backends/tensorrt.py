@@ -21,6 +21,7 @@ BACKEND = Backend(
     f"{__name__}:TensorRtSession",
     ("tensorrt",),
     rank=60,
+    colour="#6a9a2b",
     offers=(SessionOptions(device="cuda"),),
     precisions=("fp32", "fp16", "bf16"),
 )

@@ -10,7 +10,13 @@ from runtimes.backends.eager import TorchSession
 from runtimes.backends.session import Port, Ports
 
 BACKEND = Backend(
-    "torchscript", "TorchScript", f"{__name__}:TorchScriptSession", ("torchscript",), rank=20, precisions=("fp32",)
+    "torchscript",
+    "TorchScript",
+    f"{__name__}:TorchScriptSession",
+    ("torchscript",),
+    rank=20,
+    colour="#d08c2f",
+    precisions=("fp32",),
 )
 
 

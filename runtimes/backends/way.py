@@ -10,6 +10,7 @@ from mer_export import machine
 from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle, Strict, Variant
 from mer_export.errors import NotAvailableError
+from runtimes.backends.admission import refusal
 from runtimes.backends.session import Session, SessionOptions
 from runtimes.backends.table import backend_problem, known_backends, open_session
 
@@ -113,6 +114,7 @@ def find_ways(bundle: Bundle, threads: int | None = None) -> list[Way]:
     all of its work.
     """
     found: list[Way] = []
+    refused = {v.name: refusal(bundle, v) for v in bundle.manifest.variants}
     for backend in known_backends().values():
         for offered in backend.offers:
             options, problem = replace(offered, threads=threads), backend_problem(backend.name, offered)
@@ -121,7 +123,7 @@ def find_ways(bundle: Bundle, threads: int | None = None) -> list[Way]:
             for variant in filter(backend.takes, bundle.manifest.variants):
                 if options.reduced and variant.precision != "fp32":
                     continue
-                way = Way.of(variant, backend.name, options, why_not=problem)
+                way = Way.of(variant, backend.name, options, why_not=problem or refused[variant.name])
                 found += [way, way.having(reuse=False)] if variant.stages else [way]
     return found
 

@@ -11,23 +11,15 @@ from typing import TYPE_CHECKING, Any
 from mer_export.errors import NotAvailableError
 from mer_export.install import not_installed
 from mer_export.metrics import find
+from runtimes.backends.table import known_backends
 
 if TYPE_CHECKING:
     from runtimes.parity.report import ParityReport
     from runtimes.predict.robustness import RobustnessReport
     from runtimes.speed.bench_report import Case
 
-COLOURS = {
-    "torch": "#8a94a3",
-    "torch unpadded": "#b9c0ca",
-    "torchscript": "#d08c2f",
-    "exported_program": "#8f6bb8",
-    "onnxruntime": "#2f6fb5",
-    "openvino": "#2a9d8f",
-    "openvino bf16": "#1d6b62",
-    "tensorrt": "#6a9a2b",
-}
-OTHER = "#5b6472"
+SHADES = {"bf16": (0.0, 0.4), "int8": (1.0, 0.4), "unpadded": (1.0, 0.45)}
+"""Words of a runtime's name that shade its colour: towards black (0) or white (1), by how much."""
 INK, QUIET, RULE, BAD = "#1c2430", "#68717f", "#dfe3e8", "#b3372f"
 LEAST, MOST = 1e-4, 1e4
 """What the chart of errors shows at the edges: equal, and very different."""
@@ -102,9 +94,9 @@ def training_chart(records: Sequence[Mapping[str, Any]], metric: str, kept: int 
     splits = {s: [r["splits"].get(s, {}).get(metric) for r in records] for s in records[-1].get("splits", {})}
     with _figure(7.2, 2.6, columns=2) as (figure, (left, right)):
         if all(v is not None for v in losses):
-            left.plot(epochs, losses, color=OTHER)
+            left.plot(epochs, losses, color=QUIET)
         left.set_title("training loss", loc="left", fontsize=10, color=QUIET)
-        for (split, values), colour in zip(splits.items(), ("#2f6fb5", "#d08c2f", "#2a9d8f", OTHER), strict=False):
+        for (split, values), colour in zip(splits.items(), ("#2f6fb5", "#d08c2f", "#2a9d8f", QUIET), strict=False):
             right.plot(epochs, values, label=split, color=colour)
         right.set_title(_metric_title(metric), loc="left", fontsize=10, color=QUIET)
         for axes in (left, right):
@@ -146,8 +138,17 @@ def _row_name(runtime: str, format: str) -> str:
 
 
 def _colour(runtime: str) -> str:
-    known = [name for name in COLOURS if runtime.startswith(name)]
-    return COLOURS[max(known, key=len)] if known else OTHER
+    """The colour that a backend announces, shaded by the precision it computes in."""
+    name, *words = runtime.split()
+    colour = _rgb(known_backends()[name].colour)
+    for target, part in (SHADES[w] for w in words if w in SHADES):
+        colour = tuple(c + part * (target - c) for c in colour)
+    return "#" + "".join(f"{round(255 * c):02x}" for c in colour)
+
+
+def _rgb(colour: str) -> tuple[float, ...]:
+    """Red, green and blue in 0..1 of `#rrggbb`."""
+    return tuple(int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
 
 
 def _milliseconds(value: float) -> str:

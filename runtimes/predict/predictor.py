@@ -242,17 +242,18 @@ class Predictor:
         )
 
 
-def load(path: Path | str, backend: str = "onnxruntime", **options: Any) -> Predictor:
+def load(path: Path | str, backend: str = "onnxruntime", trust: bool = False, **options: Any) -> Predictor:
     """Opens a bundle for prediction: `load("runs/a").predict(samples)`.
 
     Args:
         path: the bundle's directory.
         backend: a name in `known_backends()`.
+        trust: run programs in it whoever wrote them.
         options: fields of `SessionOptions` (device, threads, cuda_graph, tf32, reuse) and of `Predictor` (batch,
             overflow, precision).
     """
     own = {k: options.pop(k) for k in ("device", "threads", "cuda_graph", "tf32", "reuse") if k in options}
-    return Predictor(Bundle.open(path), backend, SessionOptions(**own), **options)
+    return Predictor(Bundle.open(path, trust), backend, SessionOptions(**own), **options)
 
 
 def _by_bucket(

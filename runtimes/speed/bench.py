@@ -73,7 +73,8 @@ def run_bench(
             cases.append(_case(bundle, here, bucket, batch, fitting, rounds, threads, not_run))
     if not cases:
         raise UsageError("no sample fits a bucket of this bundle: export a longer one or leave --data out")
-    starts = [cold_start(bundle.root, w) for w in _one_per_runtime([eager(threads), *able])] if cold else []
+    cold_ways = _one_per_runtime([eager(threads), *able]) if cold else []
+    starts = [cold_start(bundle.root, w, trust=bundle.trust) for w in cold_ways]
     return BenchReport(
         system=bundle.manifest.system,
         weights_sha256=bundle.manifest.files[WEIGHTS].sha256,

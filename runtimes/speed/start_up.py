@@ -31,9 +31,14 @@ class ColdStart(Strict):
     peak_mib: float
 
 
-def cold_start(bundle: Path, way: Way, timeout: float = 300) -> ColdStart | str:
+def cold_start(bundle: Path, way: Way, timeout: float = 300, trust: bool = False) -> ColdStart | str:
     """Measures a way to run in a fresh process; gives the reason as a sentence where that fails."""
-    request = {"bundle": str(bundle.resolve()), "way": way.model_dump(mode="json"), "spawned": time.time()}
+    request = {
+        "bundle": str(bundle.resolve()),
+        "trust": trust,
+        "way": way.model_dump(mode="json"),
+        "spawned": time.time(),
+    }
     command = module_command("runtimes.speed.start_up", json.dumps(request))
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
@@ -50,7 +55,7 @@ def measure(request: dict[str, Any]) -> ColdStart:
     waited = time.time() - request["spawned"]
     start = time.perf_counter()
     way = Way.model_validate(request["way"])
-    with way.open(Bundle.open(request["bundle"])) as session:
+    with way.open(Bundle.open(request["bundle"], request["trust"])) as session:
         loaded = time.perf_counter()
         session.warm_up()
         ended = time.perf_counter()

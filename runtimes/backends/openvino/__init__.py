@@ -9,6 +9,7 @@ BACKEND = Backend(
     f"{__name__}.session:OpenVinoSession",
     ("onnx",),
     rank=50,
+    colour="#2a9d8f",
     offers=(SessionOptions(), SessionOptions(reduced="bf16"), SessionOptions(reduced="int8")),
     precisions=("fp32", "fp16"),
     reduces=("bf16", "int8"),

@@ -1,0 +1,259 @@
+"""A bundle that was opened: its manifest, its files after they were checked, and the way to change it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from mer_export.bundle import holds
+from mer_export.bundle.commit import Commit, abandon, begin, finish, land, read_data_files
+from mer_export.bundle.consistency import require_consistent
+from mer_export.bundle.files import inside, plain, plain_files, plain_folder, refuse_links, sha256
+from mer_export.bundle.manifest import (
+    JOURNAL,
+    LOCK,
+    MANIFEST,
+    STAGING,
+    Manifest,
+    Variant,
+    read_journal,
+    read_manifest,
+)
+from mer_export.errors import BundleError, UsageError
+
+Signature = tuple[int, int, int]
+"""Which file, its size and when it was written: equal as long as nobody wrote it."""
+
+
+class Bundle:
+    """An opened bundle. Make one with `Bundle.open` or `Bundle.create`.
+
+    What it says is as of its opening: a file that another process has replaced since is refused by name. `trust` lets
+    programs run that neither this user exported nor a table admits.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, trust: bool = False):
+        self.root = root
+        self.manifest = manifest
+        self.trust = trust
+        self._checked: dict[str, Signature] = {}
+        self._staged: frozenset[str] | None = None
+        self._fresh = False
+        self._replaced: list[str] = []
+        self._lock_depth = 0
+
+    @classmethod
+    def create(cls, root: Path | str, manifest: Manifest, force: bool = False) -> Bundle:
+        """A new bundle at `root`, which the first commit writes; with `force` that commit replaces an existing one."""
+        root = Path(root)
+        existing = any((root / n).exists() for n in (MANIFEST, JOURNAL))
+        if existing and not force:
+            raise UsageError(f"{root} already holds a bundle: pass --force to replace it, or another --out")
+        if root.exists() and not root.is_dir():
+            raise UsageError(f"{root} is a file: choose another --out")
+        if root.is_dir() and not existing and not _only_leftovers(root):
+            raise UsageError(f"{root} is not empty and is not a bundle: choose another --out")
+        root.mkdir(parents=True, exist_ok=True)
+        bundle = cls(root, manifest)
+        bundle._fresh = True
+        with bundle.lock():
+            if existing:
+                finish(root)
+                names = (p.relative_to(root).as_posix() for p in plain_files(root))
+                bundle._replaced = [n for n in names if n != LOCK]
+        return bundle
+
+    @classmethod
+    def open(cls, root: Path | str, trust: bool = False) -> Bundle:
+        """Opens a bundle for reading, and for writing by `commit`. Writes nothing itself.
+
+        Verifies the manifest's checksum and what has to agree in it, and that every listed file is a plain file inside
+        the bundle and has its size. Contents are hashed when they are handed out (`path`) and by `verify`. Beside a
+        process that writes, the bundle is as before a change or as after it. After one that was killed while it moved
+        files it is as after the change (`pending`), and the next commit finishes it.
+
+        Args:
+            root: the bundle's directory.
+            trust: run programs in it whoever wrote them.
+
+        Raises:
+            BundleError: missing, corrupt, of a newer schema, or pointing outside itself.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}")
+        with holds.reading(root):
+            manifest, staged = _state(root)
+            bundle = cls(root, manifest, trust)
+            bundle._staged = staged
+            bundle._check_files()
+        return bundle
+
+    @property
+    def pending(self) -> bool:
+        """Whether a change waits for the next commit to finish it."""
+        return self._staged is not None
+
+    def path(self, name: str) -> Path:
+        """The path of a listed file, after its checksum was verified (again if it was written since)."""
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise BundleError(f"{self.root}: no file {name} in this bundle")
+        with holds.reading(self.root):
+            path = self._located(name)
+            found = plain(path)
+            if found is not None and self._checked.get(name) == _signature(found):
+                return path
+            if found is None or sha256(path) != entry.sha256:
+                raise self._changed(name)
+            self._checked[name] = _signature(found)
+        return path
+
+    def variant_files(self, variant: Variant) -> Path:
+        """The model file of a variant, after it, its own directory and every data file it reads were verified.
+
+        Raises:
+            BundleError: a damaged file, or an ONNX file that reads something other than a listed file beside it.
+        """
+        own = [n for n in self.manifest.files if n.startswith(f"variants/{variant.name}/")]
+        paths = {}
+        for name in dict.fromkeys([*own, variant.model]):
+            paths[name] = self.path(name)
+            for data in read_data_files(paths[name]):
+                beside = str(PurePosixPath(name).with_name(data)) if PurePosixPath(data).name == data else data
+                if beside not in self.manifest.files:
+                    raise BundleError(
+                        f"{self.root}: {name} reads {data!r}, which is not a file of this bundle beside it"
+                    )
+                paths[beside] = self.path(beside)
+        if len({(self.root / STAGING) in p.parents for p in paths.values()}) > 1:
+            raise BundleError(f"{self.root}: a change of {variant.name} was cut short: any command that writes ends it")
+        return paths[variant.model]
+
+    def verify(self) -> int:
+        """Checks the bundle as it stands now: every checksum, what each variant reads, that there is no link.
+
+        Returns:
+            The number of files.
+        """
+        with holds.reading(self.root):
+            self._refresh()
+            self._check_files()
+            for name in self.manifest.files:
+                self.path(name)
+            for variant in self.manifest.variants:
+                self.variant_files(variant)
+                self._check_record(variant)
+            refuse_links(self.root)
+        return len(self.manifest.files)
+
+    def find(self, name: str) -> Variant:
+        """The variant of that name; raises UsageError with the existing ones."""
+        for variant in self.manifest.variants:
+            if variant.name == name:
+                return variant
+        raise UsageError(f"no variant {name!r} in {self.root}, there are {[v.name for v in self.manifest.variants]}")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keeps other processes from replacing files between a check and their loading."""
+        with holds.reading(self.root):
+            yield
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the bundle for writing; a second writer gets a BundleError. Freed when the process ends."""
+        if self._lock_depth:
+            yield
+            return
+        with holds.writing(self.root):
+            self._lock_depth += 1
+            try:
+                yield
+            finally:
+                self._lock_depth -= 1
+
+    @contextlib.contextmanager
+    def commit(self) -> Iterator[Commit]:
+        """A transaction: stage files and change the manifest inside the block; all of it lands, or nothing.
+
+        It starts from the bundle as it stands now, with what other processes have added since this one opened it.
+        """
+        with self.lock():
+            if not self._fresh:
+                finish(self.root)
+                self._refresh()
+            change = begin(self.root, self.manifest)
+            try:
+                yield change
+                self.manifest = land(change, self._replaced)
+            finally:
+                abandon(self.root)
+            self._fresh, self._replaced, self._staged = False, [], None
+            self._checked.clear()
+
+    def _refresh(self) -> None:
+        """Takes over what the directory says now."""
+        manifest, staged = _state(self.root)
+        if manifest != self.manifest or staged != self._staged:
+            self._checked.clear()
+        self.manifest, self._staged = manifest, staged
+
+    def _check_files(self) -> None:
+        require_consistent(self.root / MANIFEST, self.manifest)
+        for name in (LOCK, MANIFEST, JOURNAL):
+            plain(self.root / name)
+        plain_folder(self.root / STAGING)
+        for name, entry in self.manifest.files.items():
+            found = plain(self._located(name))
+            if found is None:
+                raise BundleError(f"{self.root}: {name} is missing: restore it or export again")
+            if found.st_size != entry.size:
+                raise BundleError(f"{self.root}: {name} has {found.st_size} bytes, not {entry.size}: it is damaged")
+
+    def _check_record(self, variant: Variant) -> None:
+        name = f"variants/{variant.name}/variant.json"
+        try:
+            recorded = Variant.model_validate_json(self.path(name).read_bytes())
+        except ValueError as error:
+            raise BundleError(f"{self.root}: {name} cannot be read: {str(error).splitlines()[0]}") from None
+        if recorded != variant:
+            raise BundleError(f"{self.root}: {name} says something else than {MANIFEST}: one of them was changed")
+
+    def _located(self, name: str) -> Path:
+        """Where a listed file lies: in its place, or still staged for it."""
+        if name in (self._staged or ()):
+            staged = inside(self.root, f"{STAGING}/{name}")
+            if staged.exists():
+                return staged
+        return inside(self.root, name)
+
+    def _changed(self, name: str) -> BundleError:
+        """The error for a file that is not what the manifest says: replaced by another process, or damaged."""
+        with contextlib.suppress(BundleError):
+            now = _state(self.root)[0].files.get(name)
+            if now != self.manifest.files[name]:
+                return BundleError(f"{self.root}: {name} was replaced since this bundle was opened: open it again")
+        return BundleError(f"{self.root}: {name} does not match its checksum: it was changed or is damaged")
+
+
+def _state(root: Path) -> tuple[Manifest, frozenset[str] | None]:
+    """What a directory says it is; with a journal, which outranks the manifest, also what may still be staged."""
+    if plain(root / JOURNAL) is not None:
+        journal = read_journal(root / JOURNAL)
+        plain_folder(root / STAGING)
+        return journal.manifest, frozenset(journal.moves)
+    if plain(root / MANIFEST) is None:
+        raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}")
+    return read_manifest(root / MANIFEST), None
+
+
+def _signature(found: os.stat_result) -> Signature:
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _only_leftovers(root: Path) -> bool:
+    """True where a first command was killed before it wrote a manifest."""
+    return all(p.name in (LOCK, STAGING) or p.name.endswith(".tmp") for p in root.iterdir())

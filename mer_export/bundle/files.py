@@ -1,0 +1,132 @@
+"""Files of a bundle, which a stranger may have laid out: nothing is opened, written or moved through a link."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from mer_export.errors import BundleError
+
+
+def plain(path: Path) -> os.stat_result | None:
+    """What the system says of a regular file; None where there is nothing.
+
+    Raises:
+        BundleError: a symbolic link, a file that has another name elsewhere, or no regular file.
+    """
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISLNK(found.st_mode):
+        raise BundleError(f"{path} is a symbolic link, a bundle holds plain files only")
+    if not stat.S_ISREG(found.st_mode):
+        raise BundleError(f"{path} is not a file, a bundle holds plain files only")
+    if found.st_nlink > 1:
+        raise BundleError(f"{path} is a hard link, which has another name elsewhere: copy the bundle and use the copy")
+    return found
+
+
+def plain_folder(path: Path) -> bool:
+    """Whether there is a directory; raises BundleError for a link or a file in its place."""
+    if path.is_symlink():
+        raise BundleError(f"{path} is a symbolic link, a bundle holds plain files only")
+    if path.exists() and not path.is_dir():
+        raise BundleError(f"{path} is not a directory: the bundle is damaged")
+    return path.is_dir()
+
+
+def open_plain(path: Path, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file that is no link; raises as `plain` does, and OSError as `os.open` does."""
+    plain(path)
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    opened = os.fstat(descriptor)
+    if not stat.S_ISREG(opened.st_mode) or opened.st_nlink > 1:
+        os.close(descriptor)
+        raise BundleError(f"{path} is a hard link or not a file, a bundle holds plain files only")
+    return descriptor
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes; raises as `open_plain` does, and BundleError past it."""
+    with os.fdopen(open_plain(path), "rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise BundleError(f"{path} is larger than {most >> 20} MiB: it is not what mer writes")
+    return content
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def inside(root: Path, name: str) -> Path:
+    """A name in a bundle as a path; refuses absolute names, `..`, names spelled unusually, and links on the way."""
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or not relative.parts or str(relative) != name or "\0" in name:
+        raise BundleError(f"{root}: {name!r} points outside the bundle")
+    path = root
+    for part in relative.parts:
+        path = path / part
+        if path.is_symlink():
+            raise BundleError(f"{root}: {name} is a symbolic link, a bundle holds plain files only")
+    return path
+
+
+def plain_files(folder: Path) -> Iterator[Path]:
+    """Every regular file below a directory; links are left out and not entered."""
+    for where, folders, names in os.walk(folder):
+        folders[:] = [f for f in folders if not (Path(where) / f).is_symlink()]
+        yield from (p for n in names if not (p := Path(where) / n).is_symlink() and p.is_file())
+
+
+def refuse_links(root: Path) -> None:
+    """Raises BundleError for the first thing below a directory that is neither a plain file nor a directory."""
+    for where, folders, names in os.walk(root):
+        for name in (*folders, *names):
+            path = Path(where) / name
+            if path.is_symlink() or not path.is_dir():
+                plain(path)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Writes a file so that a reader or a killed writer sees the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        write_new(temporary, content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync(path.parent)
+
+
+def write_new(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Writes a file that is not there yet, to the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def fsync(path: Path) -> None:
+    """Waits until a file or directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def drop_empty_folders(root: Path, name: str) -> None:
+    """Removes the directories of a file that is gone, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for parent in PurePosixPath(name).parents[:-1]:
+            (root / parent).rmdir()

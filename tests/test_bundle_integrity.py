@@ -1,0 +1,403 @@
+"""A bundle that was changed, is being written, or lies on a full disk is whole or refused; nothing outside moves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mer_export.bundle import JOURNAL, LOCK, MANIFEST, SCHEMA_VERSION, STAGING, Bundle, seal
+from mer_export.errors import BundleError, MerError
+
+DATA = Path(__file__).parent / "data" / "bundles"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A bundle that this release has written to."""
+    root = Path(shutil.copytree(DATA / "emt", tmp_path / "bundle"))
+    with Bundle.open(root).commit() as change:
+        change.write("reports/note.json", "{}")
+    return root
+
+
+def tree(folder: Path) -> dict[str, tuple[str, bytes]]:
+    """Everything below a directory: what kind it is, and its content or where it leads."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found[str(path)] = ("link", os.readlink(path).encode())
+        elif path.is_file():
+            found[str(path)] = ("file", path.read_bytes())
+    return found
+
+
+def test_an_earlier_bundle_opens_and_gets_a_checksum_from_the_next_writer(tmp_path: Path) -> None:
+    root = Path(shutil.copytree(DATA / "emt", tmp_path / "bundle"))
+    assert "checksum" not in json.loads((root / MANIFEST).read_text())
+    before = Bundle.open(root)
+    before.verify()
+    with before.commit() as change:
+        change.write("reports/note.json", "{}")
+    content = json.loads((root / MANIFEST).read_text())
+    assert content["schema_version"] == SCHEMA_VERSION
+    assert len(content["checksum"]) == 64
+    assert Bundle.open(root).manifest.variants == before.manifest.variants
+
+
+def test_every_flipped_bit_of_the_manifest_is_named(root: Path) -> None:
+    whole, draw = (root / MANIFEST).read_bytes(), random.Random(15)
+    for _ in range(400):
+        content = bytearray(whole)
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        (root / MANIFEST).write_bytes(content)
+        with pytest.raises(BundleError, match=MANIFEST):
+            Bundle.open(root)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda c: c + b"\n", lambda c: c.replace(b": ", b":"), lambda c: c[:-1], bytes.upper]
+)
+def test_a_manifest_that_reads_the_same_but_is_spelled_otherwise_is_refused(
+    root: Path, change: Callable[[bytes], bytes]
+) -> None:
+    (root / MANIFEST).write_bytes(change((root / MANIFEST).read_bytes()))
+    with pytest.raises(BundleError):
+        Bundle.open(root)
+
+
+def leaves(value: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of every value in a document, containers too."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inner:
+        yield (*where, key)
+        yield from leaves(item, (*where, key))
+
+
+STRANGE = (None, True, -1, 0, 1, 2**70, 1.5, float("nan"), "", "x", "batch", "../x", "\0", [], [1], [[]], {}, {"x": 1})
+
+
+def mutated(content: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    """A copy in which one value is another, gone, or there twice."""
+    content = json.loads(json.dumps(content))
+    places = [p for p in leaves(content) if p[0] not in ("checksum", "config", "provenance")]
+    *path, last = draw.choice(places)
+    holder = content
+    for key in path:
+        holder = holder[key]
+    kind = draw.randrange(4)
+    if kind == 0:
+        del holder[last]
+    elif kind == 1 and isinstance(holder, list):
+        holder.append(holder[last])
+    elif kind == 2 and isinstance(holder, dict):
+        holder[draw.choice(("x", "name", str(last) + "x"))] = holder.pop(last)
+    else:
+        holder[last] = draw.choice(STRANGE)
+    return content
+
+
+def test_every_changed_field_of_the_manifest_is_named(root: Path) -> None:
+    content, draw = json.loads((root / MANIFEST).read_text()), random.Random(16)
+    for _ in range(500):
+        changed = mutated(content, draw)
+        if json.dumps(changed) == json.dumps(content):
+            continue
+        (root / MANIFEST).write_text(json.dumps(changed, indent=1))
+        with pytest.raises(BundleError, match=MANIFEST):
+            Bundle.open(root)
+
+
+def test_a_changed_field_under_a_right_checksum_is_never_an_internal_error(root: Path) -> None:
+    """As whoever makes a bundle by hand can do: opened or refused in a sentence, and what opens can be used."""
+    content, draw, opened = json.loads((root / MANIFEST).read_text()), random.Random(17), 0
+    content.pop("checksum")
+    for _ in range(500):
+        (root / MANIFEST).write_bytes(seal(mutated(content, draw)))
+        code = outcome(lambda: use(Bundle.open(root)))
+        assert code in (0, 2, 6, 7)
+        opened += code == 0
+    assert opened < 250
+
+
+def outcome(attempt: Callable[[], object]) -> int:
+    """The exit code that an attempt would end a command with."""
+    try:
+        attempt()
+    except MerError as error:
+        return error.exit_code
+    return 0
+
+
+def use(bundle: Bundle) -> None:
+    """What every command asks of a manifest, without a runtime."""
+    from mer_export.data.example_inputs import example_inputs
+
+    contract, task = bundle.manifest.contract, bundle.manifest.task
+    for variant in bundle.manifest.variants:
+        bundle.find(variant.name)
+        bundle.path(variant.model)
+        contract.check(example_inputs(contract, variant.lengths, None))
+    assert task.columns()
+    assert contract.modalities is not None
+
+
+@pytest.mark.parametrize("name", [LOCK, STAGING, JOURNAL, MANIFEST, "config.yaml", "variants", "reports"])
+def test_nothing_is_followed_or_written_through_a_link(root: Path, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "diary").write_text("dear diary")
+    target = outside if (root / name).is_dir() or name == STAGING else outside / "diary"
+    if (root / name).is_dir():
+        shutil.rmtree(root / name)
+    (root / name).unlink(missing_ok=True)
+    (root / name).symlink_to(target)
+    before = tree(outside)
+    for attempt in (lambda: Bundle.open(root).verify(), lambda: commit(root)):
+        with pytest.raises(BundleError, match="symbolic link"):
+            attempt()
+    assert tree(outside) == before
+
+
+def commit(root: Path) -> None:
+    with Bundle.open(root).commit() as change:
+        change.write("reports/note.json", "{'new': 1}")
+
+
+@pytest.mark.parametrize("name", [LOCK, MANIFEST, "config.yaml", "model.safetensors"])
+def test_a_hard_link_to_elsewhere_is_refused(root: Path, tmp_path: Path, name: str) -> None:
+    os.link(root / name, tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere").read_bytes()
+    for attempt in (lambda: Bundle.open(root), lambda: commit(root)):
+        with pytest.raises(BundleError, match="hard link"):
+            attempt()
+    assert (tmp_path / "elsewhere").read_bytes() == before
+
+
+def test_a_link_that_no_manifest_names_is_found_by_verify(root: Path) -> None:
+    (root / "reports" / "extra").symlink_to("/etc/passwd")
+    with pytest.raises(BundleError, match="symbolic link"):
+        Bundle.open(root).verify()
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, os.mkdir])
+def test_what_is_not_a_file_does_not_hang_a_reader(root: Path, kind: Callable[[Path], None]) -> None:
+    (root / "config.yaml").unlink()
+    kind(root / "config.yaml")
+    with pytest.raises(BundleError, match="is not a file"):
+        Bundle.open(root)
+
+
+def test_a_journal_that_leads_outside_moves_nothing(root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("dear diary")
+    manifest = Bundle.open(root).manifest.model_dump(mode="json")
+    (root / STAGING).mkdir()
+    for staged, moves, removals in (
+        ("x", ["../outside"], []),
+        ("x", [], ["../outside"]),
+        ("link", ["reports/note.json"], []),
+        ("x", [str(outside)], []),
+    ):
+        shutil.rmtree(root / STAGING)
+        (root / STAGING / "reports").mkdir(parents=True)
+        (root / STAGING / "reports" / "note.json").symlink_to(outside)
+        (root / STAGING / staged).write_text("attack")
+        (root / JOURNAL).write_text(json.dumps({"manifest": manifest, "moves": moves, "removals": removals}))
+        with pytest.raises(BundleError):
+            commit(root)
+        assert outside.read_text() == "dear diary"
+
+
+CUT_SHORT = """
+import os, signal, sys
+from mer_export.bundle import Bundle
+stop, calls, replace = int(sys.argv[2]), 0, os.replace
+def counted(source, target):
+    global calls
+    calls += 1
+    if calls > stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+os.replace = counted
+with Bundle.open(sys.argv[1]).commit() as change:
+    change.write("reports/note.json", "new")
+    change.write("reports/other.json", "new")
+"""
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_reader_of_a_change_that_was_cut_short_sees_it_whole_and_writes_nothing(root: Path, stop: int) -> None:
+    subprocess.run([sys.executable, "-c", CUT_SHORT, str(root), str(stop)], check=False)
+    before = tree(root)
+    bundle = Bundle.open(root)
+    assert bundle.pending
+    bundle.verify()
+    assert [bundle.path(f"reports/{n}.json").read_text() for n in ("note", "other")] == ["new", "new"]
+    assert tree(root) == before, "a reader finishes nothing"
+    with bundle.commit() as change:
+        change.write("reports/third.json", "newer")
+    bundle = Bundle.open(root)
+    assert not bundle.pending
+    assert bundle.path("reports/other.json").read_text() == "new"
+    assert not (root / STAGING).exists()
+
+
+READER = """
+import sys
+from mer_export.bundle import Bundle
+for _ in range(int(sys.argv[2])):
+    bundle = Bundle.open(sys.argv[1])
+    bundle.verify()
+    texts = {bundle.manifest.files[f"reports/{n}.json"].sha256 for n in "abc"}
+    assert len(texts) == 1, "a mixture of two changes"
+"""
+WRITER = """
+import sys
+from mer_export.bundle import Bundle
+for number in range(int(sys.argv[2])):
+    with Bundle.open(sys.argv[1]).commit() as change:
+        for name in "abc":
+            change.write(f"reports/{name}.json", f"{number} " * (number % 50))
+        if number % 3 == 0:
+            change.write("reports/d.json", "there")
+        elif "reports/d.json" in change.manifest.files:
+            change.remove("reports/d.json")
+"""
+
+
+def beside(root: Path, opens: int, commits: int, readers: int = 2) -> None:
+    """Readers and a writer at the same time; raises for the first that fails."""
+    subprocess.run([sys.executable, "-c", WRITER, str(root), "1"], check=True)
+    jobs = [(WRITER, commits), *[(READER, opens // readers)] * readers]
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(root), str(n)], stderr=subprocess.PIPE, text=True)
+        for code, n in jobs
+    ]
+    for process in running:
+        _, said = process.communicate(timeout=3000)
+        assert process.returncode == 0, said
+
+
+def test_readers_beside_a_writer_see_the_old_or_the_new_bundle(tmp_path: Path) -> None:
+    root = small(tmp_path / "bundle")
+    beside(root, opens=500, commits=150)
+    assert Bundle.open(root).verify() >= 4
+
+
+def small(root: Path) -> Path:
+    """A bundle of a few small files."""
+    bundle = Bundle.create(root, Bundle.open(DATA / "cmerc").manifest.model_copy(update={"variants": [], "files": {}}))
+    with bundle.commit() as change:
+        change.write("config.yaml", "seed: 1\n")
+    return root
+
+
+def test_what_was_replaced_since_a_bundle_was_opened_is_said_to_be_and_the_rest_still_opens(root: Path) -> None:
+    early = Bundle.open(root)
+    with Bundle.open(root).commit() as change:
+        change.write("reports/note.json", "[]")
+    with pytest.raises(BundleError, match="was replaced since this bundle was opened"):
+        early.path("reports/note.json")
+    assert early.path("config.yaml").is_file()
+    assert early.verify(), "verify looks at the bundle as it stands"
+    assert early.path("reports/note.json").read_text() == "[]"
+
+
+def test_two_that_write_in_turn_lose_nothing_of_each_other(root: Path) -> None:
+    one, two = Bundle.open(root), Bundle.open(root)
+    for number, bundle in enumerate((one, two, one)):
+        with bundle.commit() as change:
+            change.write(f"reports/{number}.json", "{}")
+    assert {f"reports/{n}.json" for n in range(3)} <= set(Bundle.open(root).manifest.files)
+
+
+FULL = """
+import resource, signal, sys
+from mer_export.bundle import Bundle
+bundle = Bundle.open(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+with bundle.commit() as change:
+    change.write("reports/note.json", "x" * 1000)
+    change.write("reports/large.json", "y" * 3000)
+    change.remove("config.yaml")
+"""
+
+
+@pytest.mark.parametrize("room", [0, 1, 500, 999, 1000, 2999, 3000, 8000])
+def test_a_disk_that_is_full_leaves_the_old_bundle_and_nothing_staged(root: Path, room: int) -> None:
+    before = {k: v for k, v in tree(root).items() if not k.endswith(LOCK)}
+    done = subprocess.run([sys.executable, "-c", FULL, str(root), str(room)], capture_output=True, text=True)
+    assert "OSError" in done.stderr, (room, done.stderr)
+    assert {k: v for k, v in tree(root).items() if not k.endswith(LOCK)} == before
+    assert not (root / STAGING).exists()
+    assert Bundle.open(root).verify()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="mounts a small disk, which needs root")
+@pytest.mark.parametrize("kib", range(8, 72, 8))
+def test_a_small_disk_leaves_the_old_bundle_and_nothing_staged(tmp_path: Path, kib: int) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this machine does not let tests mount anything")
+    try:
+        root = small(disk / "bundle")
+        free = shutil.disk_usage(disk).free
+        (disk / "ballast").write_bytes(bytes(free - kib * 1024))
+        before = tree(root)
+        try:
+            with Bundle.open(root).commit() as change:
+                for number in range(40):
+                    change.write(f"reports/{number}.json", "x" * 1000)
+            left = False
+        except OSError:
+            left = True
+        assert not (root / STAGING).exists()
+        assert not (root / JOURNAL).exists()
+        assert left == (tree(root) == before)
+        Bundle.open(root).verify()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_files_are_readable_as_the_umask_says(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        root = small(tmp_path / "bundle")
+        with Bundle.open(root).commit() as change:
+            path = change.file("model.safetensors")
+            path.write_bytes(b"weights")
+            path.chmod(0o600)
+    finally:
+        os.umask(before)
+    for path in (root / "model.safetensors", root / "config.yaml", root / MANIFEST):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask, path
+
+
+def test_a_bundle_that_may_not_be_written_can_be_read(root: Path) -> None:
+    (root / LOCK).unlink()
+    for path in (*root.rglob("*"), root):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        assert Bundle.open(root).verify()
+    finally:
+        root.chmod(0o755)
+
+
+if __name__ == "__main__":
+    # By hand: python tests/test_bundle_integrity.py DIRECTORY 10000 3000
+    where, opens, commits = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    beside(small(where), opens, commits)
+    print(f"{opens} opens beside {commits} commits: none failed")
