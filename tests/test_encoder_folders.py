@@ -329,3 +329,15 @@ def test_a_variant_of_facialmmt_is_checked_for_what_it_uses(variant: str, wrong:
 def test_a_variant_of_facialmmt_standardises_what_it_reads(variant: str, modality: str) -> None:
     with pytest.raises(UsageError, match=f"standardise {modality} is for a model with {modality}"):
         registry.get("facialmmt").parse(VARIANTS[variant] | {"standardise": [modality]})
+
+
+def test_a_sentence_encoder_pools_as_its_folder_says(tmp_path: Path) -> None:
+    path = folder(tmp_path / "encoder", BERT)
+    (path / "1_Pooling").mkdir()
+    modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": True}
+    (path / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    with pytest.raises(UsageError, match=r"pooling is first, .*config\.json says mean: pass --pooling mean"):
+        export_encoder(path, tmp_path / "sentences", "first")
+    (path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    with pytest.raises(UnsupportedError, match="pooling_mode_max_tokens"):
+        export_encoder(path, tmp_path / "sentences", "mean")
