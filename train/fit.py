@@ -266,7 +266,7 @@ def _prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
     check_sources(settings, model_config, draws_weights)
     contract = system.contract(model_config)
     source = open_corpus(data, config.data.for_model(contract), labels=task.labels)
-    corpus = protocol_class(config.system)(settings).views(source)
+    corpus = protocol_class(config.system)(settings).views(source, model_config)
     samples = _labelled(corpus, config.train_splits, task)
     if not samples:
         raise UsageError(f"{data}: no labelled item in the training split {list(config.train_splits)}")
