@@ -52,7 +52,7 @@ before = len(sys.modules)
 import runtimes
 brought = len(sys.modules) - before
 from mer_export.data.samples import Sample
-inputs = {"text": np.ones((2, 3, 16), np.float32), "audio": np.ones((3, 8), np.float32)}
+inputs = {"text": np.ones((2, 3, 16), np.float32), "audio": np.ones((3, 8), np.float32), "speaker": [0, 1, 0]}
 with runtimes.load(sys.argv[1], threads=1) as predictor:
     found = list(predictor.predict([Sample("d", inputs, ("a", "b", "c"))]))
 assert [p.unit for p in found] == ["a", "b", "c"]

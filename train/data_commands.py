@@ -82,7 +82,7 @@ def convert(
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
     configured, labels = DataSpec(), None
-    if preset and data_format == "auto":
+    if preset:
         config = load_preset(preset)
         configured, labels = config.data, config.model.get("labels")
     spec = choose_spec(source, data_format, configured)

@@ -22,6 +22,7 @@ from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract, Semantics
 from mer_export.data.open import open_corpus
 from mer_export.data.samples import Corpus, Sample
+from mer_export.data.spec import DataSpec, written_in_full
 from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
 from mer_export.errors import NotAvailableError, UsageError
@@ -306,7 +307,10 @@ def _existing(
     if state is None or not resume:
         raise UsageError(f"{out} already holds a bundle: pass --force to replace it, or another --out")
     before = _in_words(read_yaml(bundle.path(CONFIG)), prepared.settings)
-    changed = first_difference(before, yaml.safe_load(dump_config(prepared.config)))
+    now = yaml.safe_load(dump_config(prepared.config))
+    if written_in_full(before["data"]):
+        before, now = ({**c, "data": DataSpec.without_defaults(c["data"])} for c in (before, now))
+    changed = first_difference(before, now)
     if changed:
         raise UsageError(f"{out} was trained with another {changed}: pass --force to start over, or another --out")
     if bundle.manifest.provenance["data"]["fingerprint"] != made_by["data"]["fingerprint"]:

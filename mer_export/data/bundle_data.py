@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from mer_export.bundle import CONFIG, Bundle
 from mer_export.data.formats.format import known_formats
-from mer_export.data.open import open_corpus
+from mer_export.data.open import detect, open_corpus
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.tokenizer import with_kept
@@ -24,18 +24,47 @@ KEPT = ("unit", "context", "tokenizer", "packing", "faces")
 
 
 def choose_spec(path: Path, data_format: str, configured: DataSpec, sets: Sequence[str] = ()) -> DataSpec:
-    """How to read `path`: in `data_format` unless that is auto, else as `configured` where it fits, else by the files.
+    """How to read `path`: as `configured` where that describes its format, else by the files; `sets` lie over either.
 
-    `sets` are overrides of `configured` such as `data.emotions.zsl=null`.
+    Args:
+        path: file or directory.
+        data_format: name of its format, or auto.
+        configured: the data section of a bundle or preset.
+        sets: overrides such as `data.emotions.zsl=null`.
+
+    Raises:
+        UsageError: an override that is not of the data section, that the format does not read, or that contradicts
+            `data_format`.
     """
-    spec = _override(configured, sets) if sets and data_format == AUTO else configured
-    # Data in another format still take the same shape, with the same tokenizer and packing.
-    kept = {n: getattr(spec, n) for n in KEPT}
-    if data_format != AUTO:
-        return DataSpec(format=data_format, **kept)
+    said = [*sets] if data_format == AUTO else [f"data.format={data_format}", *sets]
+    spec = _override(configured, said)
+    if data_format not in (AUTO, spec.format):
+        raise UsageError(f"--data-format {data_format} and data.format={spec.format} contradict: leave one of them out")
+    if not _describes(configured if data_format != AUTO else spec, path, spec.format):
+        # Data in another format still take the same shape, with the same tokenizer and packing.
+        kept = {n: getattr(configured, n) for n in KEPT if n in configured.model_fields_set}
+        spec = _override(DataSpec(**kept), said)
+    if sets:
+        _refuse_unread(path, spec, sets)
+    return spec
+
+
+def _describes(section: DataSpec, path: Path, wanted: str) -> bool:
+    """Whether a section is of the format that data are to be read in; auto fits any."""
+    if section.format != wanted:
+        return section.format == AUTO
     # A name that is not a format is refused where the data are opened.
-    fits = spec.format not in known_formats() or known_formats()[spec.format].load().detect(path, spec)
-    return spec if fits else DataSpec(**kept)
+    known = known_formats().get(section.format)
+    return known is None or bool(known.load().detect(path, section))
+
+
+def _refuse_unread(path: Path, spec: DataSpec, sets: Sequence[str]) -> None:
+    name = detect(path, spec)
+    reads = known_formats()[name].reads
+    for said in sets:
+        field = said.partition("=")[0].strip().split(".")[1]
+        if field not in ("format", *reads) or (field in spec.sources and "table" not in reads):
+            raise UsageError(f"--set {said}: the format {name} does not read it, leave it out; it reads {list(reads)}")
 
 
 def bundle_spec(bundle: Bundle, path: Path, data_format: str = AUTO, sets: Sequence[str] = ()) -> DataSpec:

@@ -5,13 +5,71 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticUndefined
 
 from mer_export.contract import Contract
 from mer_export.errors import InputError
 from mer_export.registry import first_problem
 
 Shape = Literal["dialogue", "utterance", "context", "packed"]
+
+EARLIER = frozenset({"dataset", "emotions", "faces", "table", "packing"})
+"""Fields that no one says together: with all of them a section is one that an earlier version wrote in full."""
+
+
+def written_in_full(values: Mapping[str, Any]) -> bool:
+    """Whether a data section is one of those that list every field, and so do not tell what was said."""
+    return values.keys() >= EARLIER
+
+
+class Section(BaseModel):
+    """Part of a configuration that lies over what the data say of themselves.
+
+    A field that is said holds, `null` or an empty list as well: it switches off what would be inherited. So a copy of a
+    section lists what was said, and nothing else.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_serializer(mode="wrap")
+    def _what_was_said(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {n: v for n, v in written(self).items() if n in self.model_fields_set}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_empty(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {n: cls._empty(n) if v is None and n in cls.model_fields else v for n, v in values.items()}
+
+    @classmethod
+    def _empty(cls, name: str) -> Any:
+        """What stands for nothing in a field: None, or an empty collection or section."""
+        default = cls.model_fields[name].get_default(call_default_factory=True)
+        return type(default)() if isinstance(default, tuple | dict | Section) else None
+
+    @classmethod
+    def without_defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The entries of a section written in full that differ from the defaults."""
+        found = {}
+        for name, value in values.items():
+            field = cls.model_fields.get(name)
+            default = field.get_default(call_default_factory=True) if field else PydanticUndefined
+            part = SECTIONS.get(name)
+            value = part.without_defaults(value) if part and isinstance(value, Mapping) else value
+            if (name == "context" and value is not None) or value not in (None, [], {}, default):
+                found[name] = value
+        return found
 
 
 class ArraySource(BaseModel):
@@ -36,15 +94,13 @@ class ArraySource(BaseModel):
     only_with_split: tuple[str, ...] = ()
 
 
-class EmotionData(BaseModel):
+class EmotionData(Section):
     """Emotion words, and which part of the authors' utterance sets is read (MTEE).
 
     `zsl` and `fsl` are the published indices. On CMU-MOSEI `zsl` takes the label and all samples that have it out of
     every split; on IEMOCAP it adds the samples of one of the nine finer classes, and that label, to every split. `fsl`
     keeps all but few of the training samples that have a label (CMU-MOSEI), counted after `zsl`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     vectors: str | None = None
     """File of word vectors, relative to the data directory."""
@@ -59,10 +115,8 @@ class EmotionData(BaseModel):
     """The original's --data-seq-len: which files of CMU-MOSI and which dataset cache are read; it cuts nothing."""
 
 
-class FaceData(BaseModel):
+class FaceData(Section):
     """Face crops of utterances (FacialMMT), which are read from image files."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     images: bool = False
     """Whether samples have them."""
@@ -75,10 +129,8 @@ class FaceData(BaseModel):
     """What stands in its place; None takes the paths relative to the data directory."""
 
 
-class ContextData(BaseModel):
+class ContextData(Section):
     """Utterances with the sentence vectors of their neighbours, and with tokens (tab)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int = Field(3, ge=0)
     """Neighbours on each side."""
@@ -106,14 +158,15 @@ class ContextData(BaseModel):
     """Folder of a speech tokenizer, for utterances that come as wav files."""
 
 
-class DataSpec(BaseModel):
+SECTIONS: dict[str, type[Section]] = {"emotions": EmotionData, "faces": FaceData, "context": ContextData}
+
+
+class DataSpec(Section):
     """How to read a data set. The defaults read every format that describes itself.
 
     `dataset` chooses where a directory holds two of the authors' data sets. Everything from `table` on describes an
     utterance table (see docs/data.md).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: str = "auto"
     dataset: Literal["iemocap", "meld", "mosei", "mosei_emo", "mosei_senti", "mosi", "sims"] | None = None
@@ -158,6 +211,12 @@ class DataSpec(BaseModel):
     inputs: dict[str, ArraySource] = Field(default_factory=dict)
     """Arrays that go into the model as they are, by input: token ids, context windows, logits of faces."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_version(cls, values: Any) -> Any:
+        """Sections were once written in full, so their empty fields say nothing."""
+        return cls.without_defaults(values) if isinstance(values, Mapping) and written_in_full(values) else values
+
     @field_validator("text", "audio", "vision", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
@@ -167,6 +226,11 @@ class DataSpec(BaseModel):
     def sources(self) -> dict[str, tuple[ArraySource, ...]]:
         """The modalities that have arrays."""
         return {m: s for m, s in (("text", self.text), ("audio", self.audio), ("vision", self.vision)) if s}
+
+    @property
+    def switched_off(self) -> frozenset[str]:
+        """The modalities that are said to be none, whatever the data hold."""
+        return frozenset(m for m in ("text", "audio", "vision") if m in self.model_fields_set and not getattr(self, m))
 
     @property
     def arrays(self) -> list[tuple[str, ArraySource]]:
@@ -188,7 +252,7 @@ class DataSpec(BaseModel):
         return self if dialogues else self.model_copy(update={"unit": "utterance"})
 
     def over(self, declared: Mapping[str, Any], where: str) -> DataSpec:
-        """What data say of themselves, and over it the fields of this section that say something.
+        """What data say of themselves, and over it the fields of this section that are said.
 
         Raises:
             InputError: the data say something that is not a field.
@@ -197,16 +261,14 @@ class DataSpec(BaseModel):
             own = DataSpec.model_validate(declared)
         except ValidationError as error:
             raise InputError(f"{where}: {first_problem(error)}") from None
-        default = DataSpec(context=ContextData()).model_dump()
-        return DataSpec.model_validate(_merged(own.model_dump(exclude_unset=True), self.model_dump(), default))
+        return DataSpec.model_validate(_merged(own.model_dump(), self.model_dump()))
 
 
-def _merged(own: Mapping[str, Any], said: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
-    """`said` over `own`, section by section; a resolved configuration also lists the fields that say nothing."""
+def _merged(own: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """`said` over `own`, section by section; an empty section replaces the whole."""
     found = dict(own)
     for name, value in said.items():
-        if isinstance(value, dict) and default[name]:
-            found[name] = _merged(own.get(name) or {}, value, default[name])
-        elif value is not None and value != default[name]:
-            found[name] = value
+        inherited = own.get(name)
+        both = name in SECTIONS and value and inherited
+        found[name] = _merged(inherited, value) if both and isinstance(inherited, Mapping) else value
     return found

@@ -14,6 +14,7 @@ from mer_export.bucket import Bucket, bucket_for
 from mer_export.bundle import Bundle, Variant
 from mer_export.contract import Lengths, Table
 from mer_export.data.collate import collate
+from mer_export.data.given import Given, checked
 from mer_export.data.overflow import Piece, fit
 from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError, UsageError
@@ -120,8 +121,14 @@ class Predictor:
         self._sessions: dict[Bucket | None, Session] = {}
         self._crews: dict[Bucket | None, Crew] = {}
 
-    def predict(self, samples: Iterable[Sample]) -> Iterator[Prediction]:
+    def predict(self, samples: Iterable[Given]) -> Iterator[Prediction]:
         """One prediction per unit, in the order of `samples`.
+
+        Args:
+            samples: `Sample`s, or dicts of inputs as arrays or nested lists: `{"text": [[...]], "audio": [[...]]}`,
+                with `id` (default: the number of the sample) and `units` (default: `<id>/<number>`, or the id where
+                a sample is one unit) if they matter. Names, dtypes and dims are those of `contract.features`; a
+                single vector stands for one step or one utterance.
 
         Raises:
             InputError: a sample that the model cannot take.
@@ -129,7 +136,7 @@ class Predictor:
         for sample, scores in self._answers(samples):
             yield from self._read(sample, scores)
 
-    def scores(self, samples: Iterable[Sample]) -> list[np.ndarray]:
+    def scores(self, samples: Iterable[Given]) -> list[np.ndarray]:
         """Raw rows of the task's output for each sample, float32 `(units, outputs)`.
 
         Rows that overflow left without a prediction are NaN.
@@ -167,8 +174,8 @@ class Predictor:
             return self.contract.longest
         return {d: max(b[d] for b in self.buckets) for d in self.contract.sequence_dims}
 
-    def _answers(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, np.ndarray]]:
-        for chunk in _chunks(samples):
+    def _answers(self, samples: Iterable[Given]) -> Iterator[tuple[Sample, np.ndarray]]:
+        for chunk in _chunks(checked(samples, self.contract)):
             yield from zip(chunk, self._run_chunk(chunk), strict=True)
 
     def _run_chunk(self, chunk: list[Sample]) -> list[np.ndarray]:

@@ -15,6 +15,12 @@ from pydantic import BaseModel
 from mer_export.data import formats
 from mer_export.registry import resolve
 
+OPEN = (
+    *("unit", "context", "tokenizer", "packing", "faces", "splits", "speakers", "label_names", "label_columns"),
+    *("text", "audio", "vision"),
+)
+"""Fields of the data section that every open format reads; where no table is described, a modality is only left out."""
+
 
 @dataclass(frozen=True)
 class Original:
@@ -42,13 +48,15 @@ class Format:
     `reader` is a module that offers `detect(path, spec)`, `files(path, spec)` and, for the files of a system's authors,
     `read(path, spec, labels)`, which gives a corpus. An `open` format carries every shape of samples: its reader offers
     `source(path, spec)` instead, which gives a `data.dialogues.Source`. `synthetic` holds a `module:attribute`
-    string of a `Synthesiser` for each system whose authors' files these are. Formats are tried in the order of `rank`.
+    string of a `Synthesiser` for each system whose authors' files these are. `reads` are the fields of the data section
+    that it heeds beside `format`; an override of another one is refused. Formats are tried in the order of `rank`.
     """
 
     name: str
     title: str
     reader: str
     rank: int
+    reads: tuple[str, ...] = ()
     synthetic: dict[str, str] = field(default_factory=dict)
     open: bool = False
     directory: bool = False

@@ -7,5 +7,6 @@ FORMAT = Format(
     title="faces with expression labels (Aff-Wild2)",
     reader="mer_export.data.formats.affwild.reader",
     rank=70,
+    reads=("faces",),
     directory=True,
 )

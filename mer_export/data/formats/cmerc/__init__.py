@@ -7,6 +7,7 @@ FORMAT = Format(
     title="feature pickles of CMERC and M3NET (IEMOCAP, MELD)",
     reader="mer_export.data.formats.cmerc.reader",
     rank=20,
+    reads=("dataset",),
     synthetic={
         "cmerc": "mer_export.data.formats.cmerc.synthetic:SYNTHESISER",
     },

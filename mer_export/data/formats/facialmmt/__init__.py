@@ -7,6 +7,7 @@ FORMAT = Format(
     title="features, texts and faces of FacialMMT (MELD), and its caches",
     reader="mer_export.data.formats.facialmmt.reader",
     rank=60,
+    reads=("faces", "modalities", "packing", "tokenizer"),
     synthetic={
         "facialmmt": "mer_export.data.formats.facialmmt.synthetic:SYNTHESISER",
     },

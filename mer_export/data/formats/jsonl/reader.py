@@ -53,6 +53,7 @@ class LineSource:
     def __init__(self, path: Path, spec: DataSpec):
         self.path = path
         self.spec = spec.over(_declared(path), f"{path}: line 1")
+        self.modalities = [m for m in MODALITIES if m not in self.spec.switched_off]
         self.splits: tuple[str, ...] = ()
         self.info: dict[str, Any] = {}
 
@@ -94,7 +95,7 @@ class LineSource:
             indicators=_indicators(given),
             sentence=None if given.get("sentence") is None else str(given["sentence"]),
             recording=folder / str(given["recording"]) if given.get("recording") else None,
-            features={m: (_steps(given[m], m),) for m in MODALITIES if given.get(m) is not None},
+            features={m: (_steps(given[m], m),) for m in self.modalities if given.get(m) is not None},
             inputs=ready,
         )
 

@@ -7,6 +7,7 @@ FORMAT = Format(
     title="feature pickles of MMSA (MOSI, MOSEI, SIMS)",
     reader="mer_export.data.formats.mmsa.reader",
     rank=30,
+    reads=("dataset",),
     synthetic={
         "emt": "mer_export.data.formats.mmsa.synthetic:SYNTHESISER",
         "mult": "mer_export.data.formats.mmsa.synthetic:SYNTHESISER",

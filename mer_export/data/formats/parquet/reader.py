@@ -47,6 +47,7 @@ class ParquetSource:
             self.meta = _metadata(path, file)
         declared = {"label_names": self.meta["labels"], "speakers": self.meta["speakers"]}
         self.spec = spec.over(declared | {"unit": self.meta.get("unit", "dialogue")}, str(path))
+        self.modalities = [m for m in MODALITIES if m not in self.spec.switched_off]
         wanted = self.spec.splits
         self.splits = [s for s in self.meta["splits"] if not wanted or s in wanted]
         self.info = {"source_format": self.meta["source_format"]}
@@ -70,7 +71,7 @@ class ParquetSource:
 
     def _utterance(self, row: dict[str, Any]) -> Utterance:
         where = f"{self.path}: {row['utterance']}"
-        features = {m: tuple(self._steps(row, m, where)) for m in MODALITIES}
+        features = {m: tuple(self._steps(row, m, where)) for m in self.modalities}
         given = {n: row[n] for n in READY if row.get(n) is not None}
         wide = {n: self._rows_of(v, n, where) if READY[n].ndim > 1 else v for n, v in given.items()}
         ready: dict[str, Any] = {n: ready_array(n, v, where) for n, v in wide.items()}

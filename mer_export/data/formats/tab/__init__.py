@@ -7,6 +7,7 @@ FORMAT = Format(
     title="IEMOCAP tokens and context windows as text files (tab)",
     reader="mer_export.data.formats.tab.reader",
     rank=50,
+    reads=("context", "tokenizer"),
     synthetic={
         "tab": "mer_export.data.formats.tab.synthetic:SYNTHESISER",
     },
