@@ -85,7 +85,7 @@ class Network:
         """Its encoder's settings as the `transformers` package names them, and the input that has its `tokens`."""
         if not self.encoder:
             return None
-        from mer_export.layers.bert.pretrained import SETTINGS
+        from mer_export.layers.bert.folder import SETTINGS
 
         own = getattr(self.config, self.encoder)
         config = {theirs: getattr(own, ours) for theirs, ours in SETTINGS.items()}

@@ -21,8 +21,8 @@ from mer_export.encoders.vq_wav2vec.config import VqConfig
 from mer_export.encoders.vq_wav2vec.network import VqWav2vec
 from mer_export.exporters.encoders.sentence import export_encoder
 from mer_export.exporters.encoders.speech import write_tokenizer
+from mer_export.layers.bert.folder import read_config
 from mer_export.layers.bert.network import Bert
-from mer_export.layers.bert.pretrained import read_config
 from mer_export.layers.bert.weights import renames
 
 TEXT = {"vocabulary": 60, "hidden": 16, "layers": 2, "heads": 2, "feed_forward": 24, "positions": 34}

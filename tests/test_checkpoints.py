@@ -26,6 +26,7 @@ from mer_export.checkpoints import read_checkpoint, usual_state
 from mer_export.errors import InputError, UsageError
 from mer_export.importer import import_checkpoint
 from mer_export.layers.bert.config import BertConfig
+from mer_export.layers.bert.folder import SETTINGS
 from mer_export.layers.bert.network import Bert
 from mer_export.layers.bert.pretrained import load_pretrained
 from mer_export.layers.bert.weights import renames
@@ -381,6 +382,8 @@ def test_where_no_network_decides_the_usual_key_is_taken(tmp_path: Path) -> None
 @pytest.mark.parametrize("prefix", ["", "bert.", "module.bert."])
 def test_encoder_folders_load_in_parts_and_from_bin(tmp_path: Path, suffix: str, parts: bool, prefix: str) -> None:
     source, target = Bert(BertConfig(**BERT)), Bert(BertConfig(**BERT))
+    config = {theirs: getattr(source.config, ours) for theirs, ours in SETTINGS.items()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     own = source.state_dict()
     state = {f"{prefix}{theirs}": own[ours].clone() for theirs, ours in renames(source.config, "", "").items()}
     if parts:

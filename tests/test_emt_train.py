@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load_file
 from small_emt import BERT
 
+from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.data.open import open_corpus
 from mer_export.data.synthetic import synthesise
@@ -19,11 +20,14 @@ from runtimes.predict.predictor import Predictor
 from runtimes.predict.robustness import RobustnessReport, parse_rates, run_robustness
 from train.config import PRESETS, TrainConfig, load_preset
 from train.fit import fit
+from train.systems.emt.protocol import EmtProtocol
+from train.systems.emt.settings import EmtSettings
 from train.updates import Updates
 
 DATA = {"text_len": 12, "audio_len": 9, "vision_len": 7, "words": 7, "text_noise": 0.3}
 ARRAYS = "{text_len: 12, audio_len: 9, vision_len: 7}"
 MODEL = [f"model.bert={json.dumps(BERT)}", "device=cpu", "precision=fp32", f"model.buckets=[{ARRAYS}]"]
+MODEL += ["protocol.text_encoder=random"]
 SETS = {
     "emt": [*MODEL, "model.width=8", "model.head_width=8", "protocol.accumulate=2"],
     "tfr_net": [
@@ -107,6 +111,14 @@ def test_the_text_encoder_of_mult_is_not_trained(data: Path, tmp_path: Path) -> 
     frozen = {n for n in a if n.startswith("bert.")}
     assert all(np.array_equal(a[n], b[n]) for n in frozen)
     assert not all(np.array_equal(a[n], b[n]) for n in set(a) - frozen)
+
+
+def test_a_missing_token_becomes_the_unknown_token_of_the_text_encoder(data: Path) -> None:
+    config = small("emt", "protocol.missing=1.0", "model.bert.unknown_token=7")
+    corpus, model = open_corpus(data, config.data), registry.get("emt").parse(config.model)
+    protocol = EmtProtocol(EmtSettings.model_validate(config.protocol))
+    for sample in protocol.views(corpus, model):
+        assert set(sample.inputs["input_ids"][1:-1].tolist()) <= {7}
 
 
 def test_one_rate_stands_for_all_modalities() -> None:

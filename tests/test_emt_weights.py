@@ -13,8 +13,9 @@ from small_emt import BERT, CONFIGS
 from mer_export import registry
 from mer_export.errors import InputError, UnsupportedError, UsageError
 from mer_export.layers.bert.config import BertConfig
+from mer_export.layers.bert.folder import read_config
 from mer_export.layers.bert.network import Bert
-from mer_export.layers.bert.pretrained import load_pretrained, read_config
+from mer_export.layers.bert.pretrained import load_pretrained
 from mer_export.layers.bert.weights import renames
 from mer_export.weights import export_weights, import_weights
 from train.config import load_preset
@@ -108,6 +109,9 @@ def test_a_pretrained_text_encoder_is_loaded_from_its_folder(tmp_path: Any) -> N
     save_file({**old, "cls.predictions.bias": torch.zeros(110)}, tmp_path / "model.safetensors")
     load_pretrained(target, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(own.values(), target.state_dict().values(), strict=True))
+    with pytest.raises(UsageError, match=r"model\.bert\.layers is 3, .*config\.json says 1"):
+        load_pretrained(Bert(BertConfig(**{**BERT, "layers": 3})), tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"num_hidden_layers": 3}))
     with pytest.raises(UsageError, match=r"does not fit model\.bert"):
         load_pretrained(Bert(BertConfig(**{**BERT, "layers": 3})), tmp_path)
     with pytest.raises(InputError, match="holds none of"):

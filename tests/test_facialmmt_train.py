@@ -44,6 +44,7 @@ def small(data: Path, *sets: str) -> TrainConfig:
     model = [f"model.{k}={json.dumps(v)}" for k, v in SMALL.items()] + [f"model.swin={json.dumps(SWIN)}"]
     reading = ["data.packing=bert", f"data.tokenizer={data / 'meld' / 'tokenizer'}", "data.faces.size=8"]
     run = ["device=cpu", "precision=fp32", "batch=4", "epochs=2", "lr=0.001"]
+    run += ["protocol.text_encoder=random", "protocol.face_encoder=random"]
     auxiliary = [f"protocol.auxiliary.data={data / 'faces'}", "protocol.auxiliary.batch=20"]
     return load_preset("facialmmt/meld_roberta", [*model, *reading, *run, *auxiliary, *sets])
 

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from mer_export.layers.bert import fairseq
 from mer_export.layers.bert.config import BertConfig, roberta
+from mer_export.layers.bert.folder import read_config
 from mer_export.layers.bert.network import Bert
-from mer_export.layers.bert.pretrained import load_pretrained, read_config
+from mer_export.layers.bert.pretrained import load_pretrained
 from mer_export.layers.bert.weights import renames
 
 SHAPE = {"vocabulary": 30, "hidden": 16, "layers": 2, "heads": 2, "feed_forward": 24, "positions": 14}

@@ -53,6 +53,7 @@ class Case:
     protocol: dict[str, Any] = field(default_factory=dict)
 
 
+RANDOM = {"text_encoder": "random"}
 FRAMES = {"audio": ((1, 5), 5), "vision": ((1, 4), 4)}
 CASES = {
     "cmerc": Case(
@@ -61,16 +62,24 @@ CASES = {
         labels=small_bundle.CONFIG["labels"],  # type: ignore[arg-type]
         unit="dialogue",
     ),
-    "emt": Case(model=small_emt.EMT | {"audio_dim": 5, "vision_dim": 4}, features=FRAMES, kind="score", sentences=True),
+    "emt": Case(
+        model=small_emt.EMT | {"audio_dim": 5, "vision_dim": 4},
+        features=FRAMES,
+        kind="score",
+        sentences=True,
+        protocol=RANDOM,
+    ),
     "mult": Case(
         model=small_emt.TRANSFORMER | {"audio_dim": 5, "vision_dim": 4},
         features={"input_ids": ((4, 9),), **FRAMES},
         kind="score",
+        protocol=RANDOM,
     ),
     "tfr_net": Case(
         model=small_emt.TRANSFORMER | {"audio_dim": 5, "vision_dim": 4},
         features={"input_ids": ((4, 9),), **FRAMES},
         kind="score",
+        protocol=RANDOM,
     ),
     "mtee": Case(
         model=mtee_bundles.BASE | {"aligned": False, "buckets": [{"text": 6, "audio": 9, "vision": 7}]},
@@ -85,13 +94,14 @@ CASES = {
         labels=("angry", "happy", "sad", "neutral"),
         sentences=True,
         data={"context": {"size": 1}},
-        protocol={"margin": 0.4},
+        protocol=RANDOM | {"audio_encoder": "random", "margin": 0.4},
     ),
     "facialmmt": Case(
         model=small_facialmmt.VARIANTS["fusion"],
         features={"audio": ((1, 5), 5), "vision": (3, 4), "expression_logits": (3, 7)},
         sentences=True,
         data={"packing": "bert"},
+        protocol=RANDOM,
     ),
 }
 TOKENIZED = ("emt", "tab", "facialmmt")

@@ -37,6 +37,8 @@ MODEL = [
     "model.tab_width=8",
     "model.head_width=10",
     "model.buckets=[]",
+    "protocol.text_encoder=random",
+    "protocol.audio_encoder=random",
     "device=cpu",
     "epochs=2",
 ]
@@ -76,6 +78,8 @@ def test_the_second_stage_takes_the_fine_tuned_encoders_and_leaves_them_alone(da
     assert {"batch_mean/unweighted_accuracy", "batch_mean/weighted_accuracy"} <= set(found["batch"])
     record = json.loads(bundle.path("train/metrics.jsonl").read_text().splitlines()[0])
     assert record["train"]["total"] == pytest.approx(record["train"]["class_loss"] + record["train"]["penalty"])
+    with pytest.raises(UsageError, match=r"model\.text\.heads is 4, the bundle's is 2"):
+        fit(small("iemocap", f"protocol.lhs={lhs.root}", "model.text.heads=4"), data, tmp_path / "b", quiet=True)
     with pytest.raises(UsageError, match="does not fit the encoders"):
         fit(small("iemocap", f"protocol.lhs={lhs.root}", "model.text.hidden=8"), data, tmp_path / "b", quiet=True)
 

@@ -24,6 +24,7 @@ from mer_export.metrics.table import LOSSES
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
 from mer_export.untrusted.yaml_files import read_yaml
+from train.encoders import from_folders
 from train.recipe import recipe
 
 FOLDER = Path(__file__).parent / "presets"
@@ -157,8 +158,24 @@ def resolve_config(
 
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> TrainConfig:
-    """A configuration file with `a.b=value` overrides applied; raises UsageError as `load_preset` does."""
-    return parse_config(apply_overrides(_read(Path(path)), overrides), source=str(path))
+    """A configuration file with `a.b=value` overrides applied; raises UsageError as `load_preset` does.
+
+    What it does not say of an encoder is taken from the encoder's folder.
+    """
+    return parse_config(_with_folders(apply_overrides(_read(Path(path)), overrides)), source=str(path))
+
+
+def _with_folders(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they were written, completed from encoder folders; what is wrong with them is left to the checks."""
+    model, protocol = values.get("model") or {}, values.get("protocol") or {}
+    if not isinstance(model, dict):
+        return values
+    try:
+        settings = recipe(values["system"]).settings.model_validate(protocol)
+    except (KeyError, UsageError, ValidationError):
+        return values
+    completed = from_folders(model, settings)
+    return values | {"model": completed} if completed else values
 
 
 def _read(path: Path, depth: int = 0) -> dict[str, Any]:

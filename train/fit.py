@@ -32,6 +32,7 @@ from mer_export.task import Task
 from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import load_from_bundle
 from train.config import TrainConfig, dump_config, first_difference
+from train.encoders import RANDOM, Settings, check_sources
 from train.evaluate import evaluate
 from train.loop import Phase, cpu_threads, make_accelerator, set_statistics
 from train.progress import Quiet, default_progress
@@ -54,7 +55,7 @@ class Prepared:
 
     config: TrainConfig
     model_config: Any
-    settings: Any
+    settings: Settings
     contract: Contract
     task: Task
     source: Corpus
@@ -103,12 +104,13 @@ def fit(
         UsageError: the bundle belongs to another configuration or other data, or a split is missing.
         InputError: data that the model cannot take.
     """
-    prepared = _prepare(config, Path(data_path))
+    begun = not force and (Path(out) / MANIFEST).is_file()
+    prepared = _prepare(config, Path(data_path), draws_weights=not begun and config.init is None)
     made_by = provenance(prepared.source, config.licence)
     if config.init:
         made_by["init"] = Bundle.open(config.init).manifest.files[WEIGHTS].sha256
     accelerator = prepared.accelerator
-    bundle, state = _existing(Path(out), config, made_by, resume) if not force else (None, RunState())
+    bundle, state = _existing(Path(out), prepared, made_by, resume) if not force else (None, RunState())
     if bundle is not None and state.finished:
         return bundle
     accelerator.wait_for_everyone()
@@ -257,14 +259,15 @@ class Run:
         return bool(broadcast_object_list([self._patience_ran_out()])[0])
 
 
-def _prepare(config: TrainConfig, data: Path) -> Prepared:
+def _prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
     system = registry.get(config.system)
     model_config = system.parse(config.model)
     task = system.task(model_config)
     settings = recipe(config.system).settings.model_validate(config.protocol)
+    check_sources(settings, model_config, draws_weights)
     contract = system.contract(model_config)
     source = open_corpus(data, config.data.for_model(contract), labels=task.labels)
-    corpus = protocol_class(config.system)(settings).views(source)
+    corpus = protocol_class(config.system)(settings).views(source, model_config)
     samples = _labelled(corpus, config.train_splits, task)
     if not samples:
         raise UsageError(f"{data}: no labelled item in the training split {list(config.train_splits)}")
@@ -294,7 +297,7 @@ def _labelled(corpus: Corpus, splits: Sequence[str], task: Task) -> list[Sample]
 
 
 def _existing(
-    out: Path, config: TrainConfig, made_by: dict[str, Any], resume: bool
+    out: Path, prepared: Prepared, made_by: dict[str, Any], resume: bool
 ) -> tuple[Bundle, RunState] | tuple[None, RunState]:
     """The bundle of an interrupted or finished run of the same configuration and data, or None."""
     if not (out / MANIFEST).is_file():
@@ -303,8 +306,8 @@ def _existing(
     state = read_state(bundle)
     if state is None or not resume:
         raise UsageError(f"{out} already holds a bundle: pass --force to replace it, or another --out")
-    before = read_yaml(bundle.path(CONFIG))
-    now = yaml.safe_load(dump_config(config))
+    before = _in_words(read_yaml(bundle.path(CONFIG)), prepared.settings)
+    now = yaml.safe_load(dump_config(prepared.config))
     if written_in_full(before["data"]):
         before, now = ({**c, "data": DataSpec.without_defaults(c["data"])} for c in (before, now))
     changed = first_difference(before, now)
@@ -313,6 +316,13 @@ def _existing(
     if bundle.manifest.provenance["data"]["fingerprint"] != made_by["data"]["fingerprint"]:
         raise UsageError(f"{out} was trained on other data: pass --force to start over, or another --out")
     return bundle, state
+
+
+def _in_words(before: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """The configuration of a run, which until 0.1 asked for random encoders by naming none."""
+    random = {s.setting: RANDOM for s in settings.sources if s.value == RANDOM}
+    protocol = {n: random.get(n) if value is None else value for n, value in before["protocol"].items()}
+    return before | {"protocol": protocol}
 
 
 def _manifest(prepared: Prepared, made_by: dict[str, Any]) -> Manifest:

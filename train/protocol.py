@@ -65,8 +65,8 @@ class Protocol(ABC):
         """Item id to value, which the constructor of the run's protocol gets and the bundle keeps; None needs none."""
         return None
 
-    def views(self, corpus: Corpus) -> Corpus:
-        """The data set as training and measuring see it."""
+    def views(self, corpus: Corpus, model: Any) -> Corpus:
+        """The data set as training and measuring see it; `model` is the checked `model:` section."""
         return corpus
 
     @abstractmethod

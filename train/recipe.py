@@ -7,18 +7,17 @@ from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 
-from pydantic import BaseModel
-
 from mer_export.errors import UsageError
 from mer_export.registry import resolve
 from train import systems
+from train.encoders import Settings
 
 
 @dataclass(frozen=True)
 class Recipe:
     """`settings` is the checked `protocol:` section; `protocol` a `module:class` string, imported when training."""
 
-    settings: type[BaseModel]
+    settings: type[Settings]
     protocol: str
 
 
@@ -26,7 +25,7 @@ class Recipe:
 def recipes() -> dict[str, Recipe]:
     """The recipe of every trainable system, as the families announce them in `RECIPES`. Needs no torch."""
     families = sorted(m.name for m in iter_modules(systems.__path__))
-    found: dict[str, tuple[type[BaseModel], str]] = {}
+    found: dict[str, tuple[type[Settings], str]] = {}
     for family in families:
         found |= import_module(f"{systems.__name__}.{family}").RECIPES
     return {name: Recipe(*found[name]) for name in sorted(found)}

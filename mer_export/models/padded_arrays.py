@@ -26,8 +26,8 @@ class ArrayLengths(BaseModel):
 
     def check(self, bert: BertConfig) -> None:
         """Raises ValueError where the text is longer than BERT's table of positions."""
-        if self.text_len > bert.positions:
-            raise ValueError(f"text_len {self.text_len} is more than the {bert.positions} positions of bert")
+        if self.text_len > bert.longest:
+            raise ValueError(f"text_len {self.text_len} is more than the {bert.longest} positions of bert")
 
 
 class Kernels(BaseModel):
@@ -79,6 +79,11 @@ class ArrayConfig(BaseModel):
         self.arrays.check(self.bert)
         check_buckets(self.buckets, self.arrays.model_dump())
         return self
+
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        """The encoders that training starts from pre-trained weights, by their section."""
+        return ("bert",)
 
     @property
     def feature_dims(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from mer_export.bundle import WEIGHTS, Strict
 from mer_export.contract import Lengths
-from mer_export.data.missing import MODALITIES, incomplete
+from mer_export.data.missing import MODALITIES, UNKNOWN_TOKEN, incomplete
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.markdown import table
@@ -107,10 +107,12 @@ def run_robustness(
         say: called with each rate before it runs.
     """
     found: dict[str, list[float]] = {}
+    unknown = (predictor.bundle.manifest.config.get("bert") or {}).get("unknown_token", UNKNOWN_TOKEN)
     for rate in rates:
         if say:
             say(f"missing rate {rate.name}")
-        for name, value in evaluate(predictor, incomplete(samples, rate.model_dump(), arrays)).items():
+        views = incomplete(samples, rate.model_dump(), arrays, unknown_token=unknown)
+        for name, value in evaluate(predictor, views).items():
             found.setdefault(name, []).append(value)
     step = _step([r.text for r in rates]) if all(r.text == r.audio == r.vision for r in rates) else None
     return RobustnessReport(

@@ -18,13 +18,18 @@ from mer_export.agreement.policy import PROOF
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.data.tokens.tokenizer_json import text_files
 from mer_export.encoders.sentence import CONFIG, MODEL
-from mer_export.errors import ParityError, UsageError
+from mer_export.errors import ParityError, UnsupportedError, UsageError
 from mer_export.exporters.onnx import quiet
 from mer_export.exporters.precision_gate import open_file
+from mer_export.layers.bert.folder import read_config
 from mer_export.layers.bert.network import Bert
-from mer_export.layers.bert.pretrained import load_pretrained, read_config
+from mer_export.layers.bert.pretrained import load_pretrained
+from mer_export.untrusted.json_files import read_json_object
 
 Pooling = Literal["first", "mean"]
+POOLING_CONFIG = Path("1_Pooling", "config.json")
+"""Where `sentence-transformers` says how it pools."""
+POOLING_MODES: dict[str, Pooling] = {"pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean"}
 OPSET = 20
 PROVEN = (2, 3, 11)
 """Token counts that the file is proven on, besides the longest."""
@@ -48,13 +53,15 @@ def export_encoder(source: Path, out: Path, pooling: Pooling = "first", force: b
     """Writes the folder from one of the `transformers` package (config.json, weights, files of its tokenizer).
 
     Raises:
-        UsageError: the folder exists, or weights do not fit.
+        UsageError: the folder exists, weights do not fit, or the source says that it pools in another way.
         InputError: the source is damaged.
+        UnsupportedError: the source is an encoder that the network cannot be, or pools as this does not.
         NotAvailableError: `tokenizers` is missing.
         ParityError: the file gives other vectors.
     """
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
+    _check_pooling(source, pooling)
     config = read_config(source)
     bert = Bert(config).eval()
     load_pretrained(bert, source)
@@ -83,6 +90,18 @@ def export_encoder(source: Path, out: Path, pooling: Pooling = "first", force: b
         shutil.copyfile(file, out / name)
     (out / CONFIG).write_text(json.dumps({"longest": config.longest, "width": config.hidden, "pooling": pooling}))
     return [out / name for name in (CONFIG, MODEL, *tokenizer)]
+
+
+def _check_pooling(source: Path, pooling: Pooling) -> None:
+    path = source / POOLING_CONFIG
+    if not path.is_file():
+        return
+    modes = [n for n, on in read_json_object(path).items() if n.startswith("pooling_mode_") and on is True]
+    if len(modes) != 1 or modes[0] not in POOLING_MODES:
+        raise UnsupportedError(f"{path} pools by {modes}, a sentence encoder by one of {list(POOLING_MODES)}")
+    if POOLING_MODES[modes[0]] != pooling:
+        found = POOLING_MODES[modes[0]]
+        raise UsageError(f"pooling is {pooling}, {path} says {found}: pass --pooling {found}")
 
 
 def _prove(model: Sentence, path: Path, longest: int, vocabulary: int) -> None:

@@ -6,9 +6,11 @@ The names of fairseq 0.10 are the table; `modern` brings the others to that form
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from mer_export.errors import UnsupportedError, UsageError
 from mer_export.layers.bert.config import BertConfig
 from mer_export.layers.bert.weights import PARTS
 
@@ -43,6 +45,35 @@ NEVER_READ = re.compile(
     r"|\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$"
 )
 """Heads of the pre-training, buffers that only mark a version, and the second copies that 0.12 keeps of each layer."""
+
+ARGUMENTS = {
+    "encoder_attention_heads": "heads",
+    "encoder_layers": "layers",
+    "encoder_embed_dim": "hidden",
+    "encoder_ffn_embed_dim": "feed_forward",
+}
+ONLY: dict[str, Any] = {"activation_fn": "gelu", "encoder_normalize_before": False}
+"""Arguments of which this network has one value alone."""
+
+
+def check_arguments(config: BertConfig, arguments: Mapping[str, Any], path: Path, section: str) -> None:
+    """Holds an encoder's configuration against the training arguments of a checkpoint, which may be none.
+
+    Raises:
+        UnsupportedError: an encoder that this network cannot be.
+        UsageError: arguments that contradict the configuration; names both values.
+    """
+    model = arguments.get("model")
+    arguments = model if isinstance(model, dict) else arguments
+    for name, value in ONLY.items():
+        if arguments.get(name, value) != value:
+            raise UnsupportedError(f"{path} has {name} {arguments[name]!r}, this network has {value!r} alone")
+    for theirs, ours in ARGUMENTS.items():
+        if arguments.get(theirs, getattr(config, ours)) != getattr(config, ours):
+            raise UsageError(
+                f"{section}.{ours} is {getattr(config, ours)}, {path} says {arguments[theirs]}: "
+                "set it to that, or give the encoder that the setting describes"
+            )
 
 
 def renames(config: BertConfig, theirs: str, ours: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Weights of a BERT or RoBERTa folder as the `transformers` package stores it: config.json and weights in any form."""
+"""Weights of a folder of the `transformers` package, in any form, into the encoder that its config.json describes."""
 
 from __future__ import annotations
 
@@ -7,62 +7,41 @@ from typing import TYPE_CHECKING
 
 from mer_export.checkpoints import FILES, fitting_state, read_checkpoint
 from mer_export.errors import InputError, UsageError
-from mer_export.layers.bert.config import ROBERTA, BertConfig
+from mer_export.layers.bert.config import BertConfig
+from mer_export.layers.bert.folder import PREFIXES, check_config, read_description
 from mer_export.layers.bert.network import Bert
 from mer_export.layers.bert.weights import ignored, renames, unused
-from mer_export.untrusted.json_files import read_json_object
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SETTINGS = {
-    "vocab_size": "vocabulary",
-    "hidden_size": "hidden",
-    "num_hidden_layers": "layers",
-    "num_attention_heads": "heads",
-    "intermediate_size": "feed_forward",
-    "max_position_embeddings": "positions",
-    "type_vocab_size": "segments",
-    "layer_norm_eps": "epsilon",
-}
-FAMILIES: dict[str, dict[str, int | float]] = {"bert": {}, "roberta": ROBERTA}
-"""Settings that follow from the kind of model, by its name in config.json."""
 TYPES, POSITIONS = (f"embeddings.{t}_embeddings.weight" for t in ("token_type", "position"))
-PREFIXES = ("bert.", "roberta.")
-HEADS = ("cls.", "lm_head.", "classifier.")
+HEADS = ("cls.", "lm_head.", "classifier.", "discriminator_predictions.")
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
-def read_config(folder: Path | str) -> BertConfig:
-    """The shape that config.json of a folder describes.
-
-    Raises:
-        InputError: no such file, or another kind of model than BERT.
-    """
-    path = Path(folder) / "config.json"
-    content = read_json_object(path)
-    family = FAMILIES.get(content.get("model_type", "bert"))
-    if family is None or content.get("hidden_act", "gelu") != "gelu":
-        kind = f"{content.get('model_type')!r} with {content.get('hidden_act', 'gelu')}"
-        raise InputError(f"{path} describes {kind}, only {list(FAMILIES)} with gelu are known")
-    return BertConfig.model_validate(family | {o: content[t] for t, o in SETTINGS.items() if t in content})
-
-
-def load_pretrained(bert: Bert, folder: Path | str) -> None:
+def load_pretrained(bert: Bert, folder: Path | str, section: str = "model.bert") -> None:
     """Loads a folder's weights in place, in one file or parts; the heads of its pre-training are left out.
 
+    Args:
+        bert: the encoder.
+        folder: config.json and weights.
+        section: where the configuration describes the encoder, for messages.
+
     Raises:
-        InputError: no weight file, or one that cannot be read.
-        UsageError: weights of another shape, or missing ones.
+        InputError: no config.json or weight file, or one that cannot be read.
+        UnsupportedError: config.json describes what this network cannot be.
+        UsageError: `bert` is configured otherwise than config.json says; weights of another shape, or missing ones.
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder} is not a folder, it holds none of {list(FILES)}: give the folder of a BERT encoder")
+    check_config(bert.config, read_description(folder), section)
     own = bert.state_dict()
     checkpoint = read_checkpoint(Path(folder))
     try:
         found = fitting_state([checkpoint], lambda state: _misfits(own, _encoder(bert.config, state), bert.config))
     except UsageError as error:
-        raise UsageError(f"{folder} does not fit model.bert: {error}") from None
+        raise UsageError(f"{folder} does not fit {section}: {error}") from None
     state = _encoder(bert.config, found)
     bert.load_state_dict(own | {ours: state[n] for n, ours in renames(bert.config, "", "").items()})
 

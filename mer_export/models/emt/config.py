@@ -95,9 +95,14 @@ class EmtConfig(BaseModel):
         return self
 
     @property
+    def pretrained(self) -> tuple[str, ...]:
+        """The encoders that training starts from pre-trained weights, by their section."""
+        return () if self.bert is None else ("bert",)
+
+    @property
     def longest(self) -> Lengths:
         """Longest real lengths: the table of positions, and BERT's, which has one more for the first token."""
-        text = POSITIONS if self.bert is None else min(self.bert.positions, POSITIONS + 1)
+        text = POSITIONS if self.bert is None else min(self.bert.longest, POSITIONS + 1)
         return {"text_len": text, "audio_len": POSITIONS, "vision_len": POSITIONS}
 
     @property

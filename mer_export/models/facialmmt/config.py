@@ -14,6 +14,16 @@ from mer_export.task import Task
 
 MELD = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 Variant = Literal["fusion", "end_to_end", "vision", "face"]
+CROSS = ("heads", "cross_heads", "cross_vision_heads")
+HEADS: dict[str, tuple[str, ...]] = {"fusion": CROSS, "end_to_end": CROSS, "vision": ("heads",), "face": ()}
+"""The settings of `width`'s heads that each variant uses."""
+FRAMES: dict[str, tuple[Literal["audio", "vision"], ...]] = {
+    "fusion": ("audio", "vision"),
+    "end_to_end": ("audio", "vision"),
+    "vision": ("vision",),
+    "face": (),
+}
+"""The modalities whose features each variant reads."""
 
 
 class FacialMmtConfig(BaseModel):
@@ -71,22 +81,29 @@ class FacialMmtConfig(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> FacialMmtConfig:
-        for name in ("heads", "cross_heads", "cross_vision_heads"):
+        for name in HEADS[self.variant]:
             if self.width % getattr(self, name):
                 raise ValueError(f"width {self.width} is not a multiple of {name} {getattr(self, name)}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels must differ from one another, they are {self.labels}")
         if (self.swin is not None) != (self.variant in ("end_to_end", "face")):
             raise ValueError(f"swin goes with variants end_to_end and face, the variant is {self.variant}")
-        for m in ("audio", "vision"):
+        for m in FRAMES[self.variant]:
             if self.positions(m) < getattr(self, f"{m}_len"):
                 raise ValueError(
                     f"{m}_positions {self.positions(m)} are fewer than {m}_len {getattr(self, f'{m}_len')}"
                 )
-        if self.variant == "vision" and "audio" in self.standardise:
-            raise ValueError("standardise audio is for a model with audio, the variant is vision")
+        for m in self.standardise:
+            if m not in FRAMES[self.variant]:
+                raise ValueError(f"standardise {m} is for a model with {m}, the variant is {self.variant}")
         check_buckets(self.lengths, self.longest)
         return self
+
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        """The encoders that training starts from pre-trained weights, by their section."""
+        text = ("bert",) if self.variant in ("fusion", "end_to_end") else ()
+        return text if self.swin is None else (*text, "swin")
 
     def positions(self, modality: str) -> int:
         """Rows of the table of positions of audio or vision."""

@@ -78,6 +78,11 @@ class TabConfig(BaseModel):
         return BRANCHES[self.variant]
 
     @property
+    def pretrained(self) -> tuple[str, ...]:
+        """The encoders that training starts from pre-trained weights, by their section."""
+        return tuple(m for m in self.encoders if m in self.branches)
+
+    @property
     def encoders(self) -> dict[str, BertConfig]:
         """Both encoders by modality, used or not."""
         return {"text": self.text, "audio": self.audio}

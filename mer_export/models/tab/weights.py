@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mer_export.checkpoints import fitting_state, read_checkpoint
 from mer_export.errors import UsageError
 from mer_export.layers.bert import fairseq
 from mer_export.layers.bert.config import BertConfig
@@ -52,15 +53,23 @@ def prepare(config: TabConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
 WEIGHT_MAP = WeightMap(renames=renames, unused=unused, prepare=prepare)
 
 
-def load_encoder(encoder: Bert, path: Path | str) -> None:
+def load_encoder(encoder: Bert, path: Path | str, section: str = "model.text") -> None:
     """Loads an encoder in place from the checkpoint of its pre-training (fairseq, any generation).
 
+    Args:
+        encoder: the network.
+        path: the file.
+        section: where the configuration describes the encoder, for messages.
+
     Raises:
+        UnsupportedError: an encoder that this network cannot be.
         UsageError: no such checkpoint, or one of another shape.
     """
     own = encoder.state_dict()
+    checkpoint = read_checkpoint(Path(path))
+    fairseq.check_arguments(encoder.config, checkpoint.arguments, checkpoint.path, section)
     try:
-        state = load_checkpoint(Path(path), lambda found: misfits(own, found, ENCODER_MAP, encoder.config))
+        state = fitting_state([checkpoint], lambda found: misfits(own, found, ENCODER_MAP, encoder.config))
         import_weights(encoder, state, ENCODER_MAP, encoder.config)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None

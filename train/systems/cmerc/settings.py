@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from train.encoders import Settings
+
 
 class Curriculum(BaseModel):
     """Easiest dialogues first. `epoch_ratio` is the share added every `steps` epochs."""
@@ -20,10 +22,8 @@ class Curriculum(BaseModel):
     measure_epochs: int = Field(10, ge=1)
 
 
-class CmercSettings(BaseModel):
+class CmercSettings(Settings):
     """CMERC (section 6); with `calibrate`, `contrast` and `curriculum` off it is plain M3NET training."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     semantics: Literal["batch", "single"] = "batch"
     """`batch` is the published behaviour; `single` trains what is exported: neighbours and padding have no say."""

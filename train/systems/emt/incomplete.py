@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from mer_export.contract import Contract
 from mer_export.data.collate import collate
-from mer_export.data.missing import Incomplete, incomplete
+from mer_export.data.missing import UNKNOWN_TOKEN, Incomplete, incomplete
 from mer_export.data.samples import Corpus, Sample
 from mer_export.layers.bert.network import Bert
 from mer_export.layers.bert.pretrained import load_pretrained
@@ -70,11 +70,12 @@ class IncompleteProtocol(Protocol):
     loss_digits = 6
     """To which the losses of measured splits are rounded."""
 
-    def views(self, corpus: Corpus) -> Corpus:
+    def views(self, corpus: Corpus, model: Any) -> Corpus:
         """Every split with the steps missing that the seeds say."""
         rule, arrays = self.settings.missing, corpus.info.get("arrays", {})
+        unknown = UNKNOWN_TOKEN if model.bert is None else model.bert.unknown_token
         splits: dict[str, list[Sample]] = {
-            name: list(incomplete(samples, rule.rates, arrays.get(name), rule.seed_by_modality))
+            name: list(incomplete(samples, rule.rates, arrays.get(name), rule.seed_by_modality, unknown))
             for name, samples in corpus.splits.items()
         }
         return replace(corpus, splits=splits)
@@ -124,8 +125,9 @@ class IncompleteProtocol(Protocol):
         """Loads the pre-trained weights, and freezes them where they are not trained."""
         if bert is None:
             return
-        if self.settings.text_encoder:
-            load_pretrained(bert, self.settings.text_encoder)
+        (source,) = self.settings.sources
+        if source.path is not None:
+            load_pretrained(bert, source.path)
         bert.requires_grad_(self.settings.train_text_encoder)
 
 

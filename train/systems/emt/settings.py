@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mer_export.data.missing import SEEDS
+from train.encoders import Settings, Source
 
 
 class Strict(BaseModel):
@@ -37,14 +38,19 @@ class Group(Strict):
     weight_decay: float = Field(0.0, ge=0)
 
 
-class Incompleteness(Strict):
+class Incompleteness(Settings):
     """What the three systems share."""
 
     missing: Missing = Missing()
     """One number stands for the rate of all three modalities."""
     text_encoder: str | None = None
-    """Folder of the pre-trained BERT (config.json and weights) that training starts from; None starts from nothing."""
+    """Folder of the pre-trained BERT (config.json and weights) that training starts from, or `random`."""
     train_text_encoder: bool = True
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The text encoder."""
+        return (Source("text_encoder", self.text_encoder, "bert"),)
 
     @field_validator("missing", mode="before")
     @classmethod

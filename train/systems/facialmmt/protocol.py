@@ -37,15 +37,13 @@ class FacialMmtProtocol(Protocol):
     def prepare(self, model: Any, samples: Sequence[Sample], device: torch.device) -> nn.Module:
         """Loads what training starts from; gives the module that training calls."""
         s = self.settings
-        if s.text_encoder is not None and hasattr(model, "bert"):
-            load_pretrained(model.bert, s.text_encoder)
+        text, faces = (source.path for source in s.sources)
         if hasattr(model, "bert"):
+            if text is not None:
+                load_pretrained(model.bert, text)
             model.bert.requires_grad_(s.train_text_encoder)
-        if s.face_encoder is not None:
-            expression_model = getattr(model, "face", model)
-            if not hasattr(expression_model, "swin"):
-                raise UsageError("protocol.face_encoder is for a model with faces: variant end_to_end or face")
-            load_face_recognition(expression_model, s.face_encoder)
+        if faces is not None:
+            load_face_recognition(getattr(model, "face", model), faces)
         if s.auxiliary.data is not None:
             if not isinstance(model, EndToEnd):
                 raise UsageError("protocol.auxiliary.data is for model.variant end_to_end, which has both networks")

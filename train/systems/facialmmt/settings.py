@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from train.encoders import Settings, Source
 
 
-class Auxiliary(Strict):
+class Auxiliary(BaseModel):
     """The pass over faces with expression labels before every epoch, for variant `end_to_end`. Defaults are published.
 
     `lr` rises over the first `warm_up` of all its steps and then falls to 0, as that of the utterances does.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str | None = None
     """Folder of Aff-Wild2 (annotations and images); None leaves the pass out."""
@@ -26,15 +26,16 @@ class Auxiliary(Strict):
     augment: bool = True
 
 
-class FacialMmtSettings(Strict):
+class FacialMmtSettings(Settings):
     """FacialMMT, section 6."""
 
     accumulate: int = Field(4, ge=1)
     """Batches per step; their losses are divided by it, batches left over at the end of an epoch are not applied."""
     text_encoder: str | None = None
-    """Folder of the pre-trained text encoder (config.json and weights) that training starts from."""
+    """Folder of the pre-trained text encoder (config.json and weights) that training starts from, or `random`."""
     face_encoder: str | None = None
-    """File of a face recognition Swin (`backbone.*`) that the expression model starts from; its classifier is left."""
+    """File of a face recognition Swin (`backbone.*`) that the expression model starts from, without
+    its classifier, or `random`."""
     train_text_encoder: bool = True
     text_encoder_lr: float | None = Field(None, gt=0)
     """None: as everything else, as published."""
@@ -47,3 +48,11 @@ class FacialMmtSettings(Strict):
     augment_faces: bool = False
     """Change face crops of variant `face` as those of the auxiliary task are."""
     auxiliary: Auxiliary = Auxiliary()
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The text encoder and the expression model. Dialogues are padded with id 0 whatever the folder says."""
+        return (
+            Source("text_encoder", self.text_encoder, "bert", form="encoder", own=("padding_token",)),
+            Source("face_encoder", self.face_encoder, "swin"),
+        )

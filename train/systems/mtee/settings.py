@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from train.encoders import Settings
 
 
-class MteeSettings(BaseModel):
+class MteeSettings(Settings):
     """MTEE (section 6)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     semantics: Literal["batch", "single"] = "single"
     """`batch` is the published behaviour of the transformer baseline, where samples of a batch attend to each other."""

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from mer_export.bundle import MANIFEST, WEIGHTS, Bundle
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
+from mer_export.layers.bert.folder import DECIDED
 from mer_export.layers.bert.network import Bert
 from mer_export.layers.bert.pretrained import load_pretrained
+from mer_export.models.tab import SYSTEM
+from mer_export.models.tab.config import TabConfig
 from mer_export.models.tab.network import Tab
 from mer_export.models.tab.weights import load_encoder, load_lhs_encoders
 from train.batches import Batch
@@ -36,14 +39,14 @@ class TabProtocol(Protocol):
 
     def prepare(self, model: Tab, samples: Sequence[Sample], device: torch.device) -> nn.Module:
         """Loads the encoders and freezes what is not trained."""
-        files = {"text": self.settings.text_encoder, "audio": self.settings.audio_encoder}
+        files = {source.section: source.path for source in self.settings.sources}
         if self.settings.lhs:
             _load_lhs(model, Path(self.settings.lhs))
         for modality, encoder in model.encoders.items():
             assert isinstance(encoder, Bert)
             path = files[modality]
             if path and not self.settings.lhs:
-                load_pretrained(encoder, path) if Path(path).is_dir() else load_encoder(encoder, path)
+                _load_encoder(encoder, Path(path), f"model.{modality}")
             freeze(encoder, getattr(self.settings.freeze, modality))
         if self.settings.penalty and model.context is None:
             raise UsageError(f"protocol.penalty is for variants with a context, {model.config.variant} has none")
@@ -116,13 +119,20 @@ def freeze(encoder: Bert, what: int | str) -> None:
             parameter.requires_grad_(False)
 
 
+def _load_encoder(encoder: Bert, path: Path, section: str) -> None:
+    """The weights of a folder as `transformers` stores them, or of a file of fairseq."""
+    load_pretrained(encoder, path, section) if path.is_dir() else load_encoder(encoder, path, section)
+
+
 def _load_lhs(model: Tab, path: Path) -> None:
     """Encoders of a fine-tuned lhs, from a bundle or from the authors' state dict."""
     if not (path / MANIFEST).is_file():
         return load_lhs_encoders(model, path)
     from safetensors.torch import load_file
 
-    state = load_file(Bundle.open(path).path(WEIGHTS))
+    bundle = Bundle.open(path)
+    _check_lhs(model.config, SYSTEM.parse(bundle.manifest.config), path)
+    state = load_file(bundle.path(WEIGHTS))
     own = model.encoders.state_dict()
     given = {n.removeprefix("encoders."): t for n, t in state.items() if n.startswith("encoders.")}
     wrong = [n for n, t in own.items() if n not in given or given[n].shape != t.shape]
@@ -130,3 +140,15 @@ def _load_lhs(model: Tab, path: Path) -> None:
         raise UsageError(f"{path} does not fit the encoders of this model: {wrong[0]} is missing or of another shape")
     model.encoders.load_state_dict({n: given[n] for n in own})
     return None
+
+
+def _check_lhs(config: TabConfig, theirs: TabConfig, path: Path) -> None:
+    """Raises UsageError where the bundle's encoders are configured in another way that their shapes do not show."""
+    for modality in config.pretrained:
+        ours, other = config.encoders[modality], theirs.encoders[modality]
+        for name in DECIDED:
+            if getattr(ours, name) != getattr(other, name):
+                raise UsageError(
+                    f"{path} does not fit the encoders of this model: model.{modality}.{name} is "
+                    f"{getattr(ours, name)}, the bundle's is {getattr(other, name)}"
+                )

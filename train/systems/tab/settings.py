@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from train.encoders import RANDOM, Settings, Source
 from train.systems.tab.newbob import RAMP_FROM, THRESHOLD
 
 
@@ -34,10 +35,8 @@ class NewbobSettings(BaseModel):
     ramp_from: int = Field(RAMP_FROM, ge=1)
 
 
-class TabSettings(BaseModel):
+class TabSettings(Settings):
     """Losses and freezing. Encoders are loaded from files of their pre-training, or from a fine-tuned `lhs`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     semantics: Literal["single", "batch"] = "single"
     """`batch` also reports metrics as the original does, averaged over batches; answers are the same."""
@@ -46,9 +45,23 @@ class TabSettings(BaseModel):
     """Weight of the attention penalty, 0.3 where the original uses it."""
     freeze: Frozen = Frozen()
     text_encoder: str | None = None
-    """Checkpoint of RoBERTa: fairseq's, or a folder as `transformers` stores it."""
+    """Checkpoint of RoBERTa: fairseq's, a folder as `transformers` stores it, or `random`."""
     audio_encoder: str | None = None
-    """Checkpoint of Speech-BERT."""
+    """Checkpoint of Speech-BERT, or `random`."""
     lhs: str | None = None
     """A bundle of variant lhs, or the authors' state dict of one: both encoders after joint fine-tuning."""
     newbob: NewbobSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TabSettings:
+        for name in ("text_encoder", "audio_encoder"):
+            if self.lhs and getattr(self, name) not in (None, RANDOM):
+                raise ValueError(f"lhs brings both encoders, {name} {getattr(self, name)} would not be read")
+        return self
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Both encoders, from a fine-tuned `lhs` or from a file each; they have no token types, as in fairseq."""
+        text = ("lhs", self.lhs) if self.lhs else ("text_encoder", self.text_encoder)
+        audio = ("lhs", self.lhs) if self.lhs else ("audio_encoder", self.audio_encoder)
+        return tuple(Source(s, v, m, own=("segments",)) for (s, v), m in ((text, "text"), (audio, "audio")))
