@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mer_export.bundle import JOURNAL, LOCK, MANIFEST, SCHEMA_VERSION, STAGING, Bundle, seal
+from mer_export.bundle import JOURNAL, LOCK, MANIFEST, SCHEMA_VERSION, STAGING, Bundle, holds, seal
 from mer_export.errors import BundleError, MerError
 
 DATA = Path(__file__).parent / "data" / "bundles"
@@ -250,6 +250,19 @@ def test_a_reader_of_a_change_that_was_cut_short_sees_it_whole_and_writes_nothin
     assert not bundle.pending
     assert bundle.path("reports/other.json").read_text() == "new"
     assert not (root / STAGING).exists()
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_writer_finishes_what_was_cut_short_before_it_reads(
+    root: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would wait for itself: readers let a living writer go first."""
+    monkeypatch.setattr(holds, "PATIENCE", 0.0)
+    subprocess.run([sys.executable, "-c", CUT_SHORT, str(root), str(stop)], check=False)
+    with Bundle.open(root).lock():
+        opened = Bundle.open(root)
+        assert not opened.pending
+        opened.verify()
 
 
 READER = """

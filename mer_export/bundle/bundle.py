@@ -164,13 +164,19 @@ class Bundle:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the bundle for writing; a second writer gets a BundleError. Freed when the process ends."""
+        """Holds the bundle for writing; a second writer gets a BundleError. Freed when the process ends.
+
+        A change that a killed writer left is finished first: readers wait for it as long as somebody writes.
+        """
         if self._lock_depth:
             yield
             return
         with holds.writing(self.root):
             self._lock_depth += 1
             try:
+                if not self._fresh:
+                    finish(self.root)
+                    self._refresh()
                 yield
             finally:
                 self._lock_depth -= 1
@@ -182,9 +188,6 @@ class Bundle:
         It starts from the bundle as it stands now, with what other processes have added since this one opened it.
         """
         with self.lock():
-            if not self._fresh:
-                finish(self.root)
-                self._refresh()
             change = begin(self.root, self.manifest)
             try:
                 yield change
