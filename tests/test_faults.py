@@ -153,7 +153,7 @@ def test_a_closed_standard_output_is_the_null_device() -> None:
 @pytest.mark.parametrize("seconds", [0.15, 0.3, 0.6])
 def test_an_interrupt_is_one_line_and_130_also_during_start(seconds: float, tmp_path: Path) -> None:
     code = "import sys; sys.argv[0] = 'mer'; from mer_export.launcher import main; print(flush=True); main()"
-    words = ("synth", "cmerc", "--out", str(tmp_path / "data"), "--set", "train=100000")
+    words = ("synth", "cmerc", "--out", str(tmp_path / "data"), "--dialogues", "1000000")
     command = [sys.executable, "-c", code, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout

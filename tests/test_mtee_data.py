@@ -319,7 +319,7 @@ def test_a_table_of_utterances_gives_each_utterance_its_steps(tmp_path: Path) ->
         ({"audio": {"file": "f.npz", "array": "sound"}}, "has 6 rows, its table has 3"),
         ({"vision": {"file": "f.npz", "array": "face", "column": "said"}}, "holds no row numbers"),
         ({"vision": {"file": "f.npz", "array": "face", "column": "clip", "keys": "sentences"}}, "has no 'a'"),
-        ({"audio": {"file": "f.npz", "array": "sound", "offsets": "sentences"}}, "no ascending places"),
+        ({"audio": {"file": "f.npz", "array": "sound", "offsets": "sentences"}}, "are not ascending places"),
         ({"vision": {"file": "f.npz", "array": "ends"}}, r"expected numbers \(rows"),
         ({"vision": {"file": "g.npz"}}, "cannot be read"),
         ({"splits": ["dev"]}, "no utterances in the chosen splits"),

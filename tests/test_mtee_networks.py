@@ -220,7 +220,7 @@ def test_the_transformer_of_the_original_depends_on_its_batch_and_the_exported_o
         ({"thresholds": [0.5]}, "one value for each of 6 labels"),
         ({"task": "regression"}, "regression has one label"),
         ({"model": "mult", "mult": {"streams": ["text", "audio"]}}, "all three modalities or one"),
-        ({"model": "mult", "mult": {"heads": 7}}, "no multiple of 7 heads"),
+        ({"model": "mult", "mult": {"heads": 7}}, "is not a multiple of 7 heads"),
         ({"model": "mult", "buckets": [4]}, "audio length must be 5"),
         ({"aligned": False, "buckets": [{"text": 20}]}, "audio length must be 1"),
         ({"fill": {"text": 20}}, "one length"),

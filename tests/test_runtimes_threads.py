@@ -83,7 +83,7 @@ import numpy as np
 import runtimes
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
-inputs = {"text": np.ones((2, 3, 16), np.float32), "audio": np.ones((3, 8), np.float32)}
+inputs = {"text": np.ones((2, 3, 16), np.float32), "audio": np.ones((3, 8), np.float32), "speaker": np.zeros(3, int)}
 sample = Sample("d", inputs, ("a", "b", "c"))
 predictor = runtimes.load(sys.argv[1], sys.argv[2], workers=int(sys.argv[3]), threads=1)
 list(predictor.predict([sample]))
