@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import resource
 import shutil
@@ -14,7 +13,7 @@ import time
 import zipfile
 import zlib
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +21,27 @@ import numpy as np
 import pytest
 import torch
 from numpy.lib import format as npy
-from safetensors.numpy import save_file
 
 from mer_export.checkpoints import read_checkpoint, weight_files
 from mer_export.data.formats.jsonl.reader import source
 from mer_export.data.inspect import inspect_file
 from mer_export.data.media.faces import read_image
-from mer_export.data.media.recordings import read_recording, write_recording
+from mer_export.data.media.recordings import read_recording
 from mer_export.data.spec import DataSpec
 from mer_export.data.word_vectors import read_word_vectors
 from mer_export.errors import InputError, MerError
 from mer_export.overrides import apply_overrides
 from mer_export.untrusted.arrays import load_array
 from mer_export.untrusted.budget import BYTES_PER_BYTE, MIB, SPARE_BYTES
-from mer_export.untrusted.hdf5 import load_hdf5, save_hdf5
+from mer_export.untrusted.hdf5 import load_hdf5
 from mer_export.untrusted.json_files import read_json
 from mer_export.untrusted.onnx_files import data_files
 from mer_export.untrusted.pickles import load_pickle, load_records
 from mer_export.untrusted.tables import read_table
 from mer_export.untrusted.yaml_files import read_yaml
 
-SECONDS = 10
+SECONDS = 30
 """Of processor time that an attack may take; most take milliseconds."""
-MUTATIONS = 150
-"""Of each file in this run; `python -m tests.test_untrusted 2000` does a long one."""
 
 
 def jsonl(path: Path) -> Any:
@@ -363,102 +359,6 @@ def test_hdf5_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
     assert "unfold to far more" in attacked((tmp_path / "made.h5").read_bytes(), tmp_path / "x.h5")
 
 
-# Damage
-
-
-def samples(folder: Path) -> dict[str, bytes]:
-    """A small sound file for each reader."""
-    from PIL import Image
-
-    folder.mkdir(exist_ok=True)
-    rng = np.random.default_rng(0)
-    array = rng.normal(size=(4, 3)).astype(np.float32)
-    state = {"a.weight": torch.from_numpy(array), "a.bias": torch.zeros(4)}
-    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-    nested = {"train": {"text": array, "id": ["a", "b"], "labels": np.arange(3)}, "counts": Counter("ab")}
-    (folder / "x.pkl").write_bytes(pickle.dumps(nested))
-    torch.save(nested | {"t": state["a.weight"]}, folder / "x.pt")
-    torch.save(model, folder / "model.pt")
-    torch.save(
-        {"model": state, "optimizer": torch.optim.Adam(model.parameters()).state_dict()}, folder / "checkpoint.pt"
-    )
-    torch.save(nested | {"t": state["a.weight"]}, folder / "old.pt", _use_new_zipfile_serialization=False)
-    np.save(folder / "x.npy", array)
-    np.savez_compressed(folder / "x.npz", a=array, b=np.asarray(["x", "y"]))
-    save_file({"a": array}, folder / "x.safetensors")
-    (folder / "x.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "x.safetensors"}}))
-    (folder / "x.json").write_text(json.dumps({"a": [1, 2.5, {"b": None}], "c": "text"}))
-    (folder / "vectors.json").write_text(json.dumps({"joy": [0.5, 1.0], "sad": [1.5, -2.0]}))
-    (folder / "vectors.txt").write_text("joy 0.5 1.0\nsad 1.5 -2.0\n")
-    (folder / "x.yaml").write_text("table: a.csv\naudio: {file: f.npz, array: a}\nlabels: [joy, sad]\n")
-    line = {"dialogue": "d1", "utterances": [{"id": "u1", "audio": [1.0, 2.0], "label": 0}]}
-    (folder / "x.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(line | {'dialogue': 'd2'})}\n")
-    (folder / "x.csv").write_text('id,said,label\n1,"a, b",joy\n2,c,sad\n')
-    (folder / "x.tsv").write_text("id\tsaid\tlabel\n1\ta\tjoy\n")
-    import pyarrow
-    from pyarrow import parquet
-
-    parquet.write_table(pyarrow.table({"id": [1, 2], "label": ["joy", "sad"]}), folder / "x.parquet")
-    save_hdf5(folder / "x.h5", "d1", array)
-    write_recording(folder / "x.wav", rng.integers(-99, 99, 200), 16000)
-    Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / "x.png")
-    import onnx.helper as make
-
-    shape = make.make_tensor_value_info("a", 1, [1])
-    tensor = make.make_tensor("w", 1, [1], [1.0])
-    graph = make.make_graph([make.make_node("Add", ["a", "w"], ["b"])], "g", [shape], [shape], [tensor])
-    (folder / "x.onnx").write_bytes(make.make_model(graph).SerializeToString())
-    return {name: (folder / name).read_bytes() for name in READERS}
-
-
-def mutations(content: bytes, count: int, seed: int) -> Iterator[bytes]:
-    """Bytes flipped, runs copied, cut out or set to the extremes, and the end cut off."""
-    rng = np.random.default_rng(seed)
-    for number in range(count):
-        changed = bytearray(content)
-        for _ in range(int(rng.integers(1, 5))):
-            place, length = int(rng.integers(len(changed))), int(rng.integers(1, 9))
-            kind = number % 5
-            if kind == 0:
-                changed[place] = int(rng.integers(256))
-            elif kind == 1:
-                changed[place : place + length] = bytes([int(rng.choice([0, 127, 128, 255]))]) * length
-            elif kind == 2:
-                del changed[place : place + length]
-            elif kind == 3:
-                changed[place:place] = changed[place // 2 : place // 2 + length]
-            else:
-                del changed[max(1, place) :]
-            if not changed:
-                break
-        yield bytes(changed)
-
-
-def read_mutated(name: str, content: bytes, folder: Path, count: int, seed: int = 0) -> Counter[str]:
-    """How many damaged files gave a value and how many a sentence; anything else is raised."""
-    read, outcomes = READERS[name], Counter[str]()
-    for changed in mutations(content, count, seed):
-        (folder / name).write_bytes(changed)
-        try:
-            read(folder / name)
-            found = "value"
-        except MerError as error:
-            found = "sentence" if error.exit_code == 2 and "\n" not in str(error) else repr(error)
-        outcomes[found] += 1
-    return outcomes
-
-
-@pytest.mark.parametrize("name", READERS)
-def test_damage_gives_a_value_or_a_sentence(tmp_path: Path, name: str) -> None:
-    content = samples(tmp_path / "whole")[name]
-    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
-    READERS[name](tmp_path / "whole" / name)
-    begin = time.process_time()
-    found = read_mutated(name, content, tmp_path / "damaged", MUTATIONS)
-    assert time.process_time() - begin < SECONDS
-    assert set(found) == {"value", "sentence"} or set(found) == {"sentence"}
-
-
 # What the machine stands on
 
 RELIED_ON = """
@@ -519,12 +419,3 @@ def test_every_opcode_that_calls_is_replaced_or_gone() -> None:
         for code, method in machine.dispatch.items():
             name = method.__name__
             assert name not in CALLING or method is not getattr(inherited, name), (machine, code)
-
-
-if __name__ == "__main__":
-    from tempfile import TemporaryDirectory
-
-    for reader in READERS:
-        with TemporaryDirectory() as place:
-            whole = samples(Path(place))
-            print(reader, dict(read_mutated(reader, whole[reader], Path(place), int(sys.argv[1]), seed=1)), flush=True)
