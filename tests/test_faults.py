@@ -152,7 +152,11 @@ def test_a_closed_standard_output_is_the_null_device() -> None:
 
 @pytest.mark.parametrize("seconds", [0.15, 0.3, 0.6])
 def test_an_interrupt_is_one_line_and_130_also_during_start(seconds: float, tmp_path: Path) -> None:
-    code = "import sys; sys.argv[0] = 'mer'; from mer_export.launcher import main; print(flush=True); main()"
+    # A shell's background jobs are born deaf to interrupts.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.argv[0] = 'mer'; "
+        "from mer_export.launcher import main; print(flush=True); main()"
+    )
     words = ("synth", "cmerc", "--out", str(tmp_path / "data"), "--dialogues", "1000000")
     command = [sys.executable, "-c", code, *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
@@ -160,7 +164,10 @@ def test_an_interrupt_is_one_line_and_130_also_during_start(seconds: float, tmp_
         running.stdout.readline()
         time.sleep(seconds)
         running.send_signal(signal.SIGINT)
-        err = running.communicate()[1]
+        try:
+            err = running.communicate(timeout=120)[1]
+        finally:
+            running.kill()
     assert running.returncode == 130, err
     assert err.strip().splitlines()[-1] == "mer: interrupted"
     assert "Traceback" not in err
