@@ -90,7 +90,7 @@ def test_other_versions_of_a_checkpoint_are_accepted() -> None:
 
 def test_a_network_that_was_never_published_has_no_foreign_names() -> None:
     model, table, config = build("emt vectors")
-    with pytest.raises(UnsupportedError, match="no published EMT checkpoint"):
+    with pytest.raises(UnsupportedError, match="no published checkpoint has text vectors"):
         export_weights(model, table, config)
 
 

@@ -214,7 +214,7 @@ def test_the_transformer_of_the_original_depends_on_its_batch_and_the_exported_o
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"model": "mult", "modalities": ["text"]}, "needs all three modalities"),
+        ({"model": "mult", "modalities": ["text"], "mult": {"streams": ["audio"]}}, "mult.streams are"),
         ({"model": "rnn", "fusion": "ef", "aligned": False}, "it needs aligned data"),
         ({"labels": ["a", "a"]}, "labels repeat"),
         ({"thresholds": [0.5]}, "one value for each of 6 labels"),

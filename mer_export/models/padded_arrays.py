@@ -5,13 +5,14 @@ Needs no torch.
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Iterable
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mer_export.contract import Contract, Lengths
 from mer_export.layers.bert.config import BertConfig
-from mer_export.models.utterance import check_buckets, prediction, utterance_inputs, utterance_task
+from mer_export.models.utterance import UtteranceConfig, check_buckets, prediction, utterance_inputs, utterance_task
 from mer_export.task import Task
 
 
@@ -20,14 +21,16 @@ class ArrayLengths(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    text_len: int = Field(ge=2)
-    audio_len: int = Field(ge=1)
-    vision_len: int = Field(ge=1)
+    text_len: int | None = Field(None, ge=1)
+    audio_len: int | None = Field(None, ge=1)
+    vision_len: int | None = Field(None, ge=1)
 
-    def check(self, bert: BertConfig) -> None:
-        """Raises ValueError where the text is longer than BERT's table of positions."""
-        if self.text_len > bert.longest:
-            raise ValueError(f"text_len {self.text_len} is more than the {bert.longest} positions of bert")
+    def of(self, modalities: Iterable[str]) -> Lengths:
+        """The lengths of these modalities by sequence dim; raises ValueError where one is not there."""
+        found = {f"{m}_len": getattr(self, f"{m}_len") for m in modalities}
+        if missing := [d for d, n in found.items() if n is None]:
+            raise ValueError(f"arrays lacks {missing}, the lengths of the padded arrays that the model reads")
+        return found
 
 
 class Kernels(BaseModel):
@@ -39,22 +42,16 @@ class Kernels(BaseModel):
     audio: int = Field(ge=1)
     vision: int = Field(ge=1)
 
-    def check(self, arrays: ArrayLengths) -> None:
+    def check(self, lengths: Lengths) -> None:
         """Raises ValueError where a kernel is longer than its array."""
         for m, size in self.model_dump().items():
-            if size > arrays.model_dump()[f"{m}_len"]:
+            if size > lengths.get(f"{m}_len", size):
                 raise ValueError(f"kernel {size} of {m} is longer than its array")
 
 
-class ArrayConfig(BaseModel):
+class ArrayConfig(UtteranceConfig):
     """Inputs, crossmodal layers and dropouts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    scale: Literal["mosi", "sims"] = "mosi"
-    bert: BertConfig = BertConfig()
-    audio_dim: int = Field(5, ge=1)
-    vision_dim: int = Field(20, ge=1)
     arrays: ArrayLengths = ArrayLengths(text_len=50, audio_len=375, vision_len=500)
     kernels: Kernels
     width: int = Field(ge=1)
@@ -75,20 +72,16 @@ class ArrayConfig(BaseModel):
     def _arrays_hold(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        self.kernels.check(self.arrays)
-        self.arrays.check(self.bert)
-        check_buckets(self.buckets, self.arrays.model_dump())
+        self.kernels.check(self.longest)
+        if self.bert is not None:
+            _check_positions(self.longest["text_len"], self.bert)
+        check_buckets(self.buckets, self.longest)
         return self
 
     @property
-    def pretrained(self) -> tuple[str, ...]:
-        """The encoders that training starts from pre-trained weights, by their section."""
-        return ("bert",)
-
-    @property
-    def feature_dims(self) -> dict[str, int]:
-        """Width of the features of each modality."""
-        return {"text": self.bert.hidden, "audio": self.audio_dim, "vision": self.vision_dim}
+    def longest(self) -> Lengths:
+        """The lengths of the padded arrays, by sequence dim."""
+        return self.arrays.of(self.used)
 
     def attention_dropout_to(self, modality: str) -> float:
         """Attention dropout goes by the sequence that is attended to."""
@@ -101,14 +94,18 @@ class ArrayConfig(BaseModel):
 
 def contract(config: ArrayConfig) -> Contract:
     """One utterance per item. A modality that is missing has length 0."""
-    longest = config.arrays.model_dump()
     return Contract(
-        inputs=utterance_inputs(config.bert, config.feature_dims),
-        outputs=(prediction(()),),
-        buckets=config.buckets or (longest,),
-        longest=longest,
+        inputs=utterance_inputs(config),
+        outputs=(prediction(config.labels),),
+        buckets=config.buckets or (config.longest,),
+        longest=config.longest,
     )
 
 
 def task(config: ArrayConfig) -> Task:
-    return utterance_task((), config.scale)
+    return utterance_task(config.labels, config.scale)
+
+
+def _check_positions(length: int, bert: BertConfig) -> None:
+    if not 2 <= length <= bert.longest:
+        raise ValueError(f"text_len {length} of arrays must be 2..{bert.longest}, the positions of bert")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mer_export.contract import BATCH, Lengths, TensorSpec
+from mer_export.errors import UnsupportedError
 from mer_export.layers.bert.config import BertConfig
 from mer_export.task import Task
 
-MODALITIES = ("text", "audio", "vision")
+Modality = Literal["text", "audio", "vision"]
+
+MODALITIES: tuple[Modality, ...] = ("text", "audio", "vision")
 LETTERS = {"text": "l", "audio": "a", "vision": "v"}
 """Modalities in parameter names of MulT and TFR-Net."""
-FeatureStandardise = tuple[Literal["text", "audio", "vision"], ...]
 
 SCALES: dict[str, Task] = {
     "mosi": Task(
@@ -41,40 +45,112 @@ SCALES: dict[str, Task] = {
 }
 
 
-def others(modality: str) -> tuple[str, ...]:
-    """The other two modalities."""
-    return tuple(m for m in MODALITIES if m != modality)
+def others(modality: str, among: Iterable[str] = MODALITIES) -> tuple[str, ...]:
+    """The modalities beside one."""
+    return tuple(m for m in among if m != modality)
 
 
-def utterance_inputs(bert: BertConfig | None, dims: Mapping[str, int]) -> tuple[TensorSpec, ...]:
-    """Token ids (or token vectors without `bert`), audio and vision frames, and the real length of each.
+class UtteranceConfig(BaseModel):
+    """What emt, tfr_net and mult are told alike: labels, the modalities that there are, and their widths."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: tuple[str, ...] = ()
+    """Class names of a classification head; empty for the published regression of sentiment."""
+    scale: Literal["mosi", "sims"] = "mosi"
+    """Range, derived classes and metrics of the regression."""
+    modalities: tuple[Modality, ...] = Field(MODALITIES, min_length=1)
+    """Those that the network reads; the others have no inputs, widths or lengths."""
+    bert: BertConfig | None = BertConfig()
+    """None where text is given as vectors per token, or not at all."""
+    text_dim: int = Field(768, ge=1)
+    """Width of the token vectors where there is no `bert`."""
+    audio_dim: int = Field(5, ge=1)
+    vision_dim: int = Field(20, ge=1)
+    standardise: tuple[Modality, ...] = ()
+    """Inputs that the network itself brings to zero mean and unit variance with training-set statistics."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_encoder_without_text(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or "text" in values.get("modalities", MODALITIES):
+            return values
+        if values.get("bert") is not None:
+            raise ValueError(f"bert reads text, the modalities are {list(values['modalities'])}: leave bert out")
+        return {**values, "bert": None}
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        if len(set(self.labels)) != len(self.labels) or len(self.labels) == 1:
+            raise ValueError(f"labels must be none or two and more different ones, they are {self.labels}")
+        if len(set(self.modalities)) != len(self.modalities):
+            raise ValueError(f"modalities repeat: {self.modalities}")
+        if absent := [m for m in self.standardise if m not in self.modalities]:
+            raise ValueError(f"standardise names {absent}, the modalities are {list(self.modalities)}")
+        if self.bert is not None and "text" in self.standardise:
+            raise ValueError("standardise text is for token vectors, with bert text is token ids")
+        return self
+
+    @property
+    def used(self) -> tuple[Modality, ...]:
+        """The modalities that the network reads, in the fixed order."""
+        return tuple(m for m in MODALITIES if m in self.modalities)
+
+    @property
+    def pretrained(self) -> tuple[str, ...]:
+        """The encoders that training starts from pre-trained weights, by their section."""
+        return () if self.bert is None else ("bert",)
+
+    @property
+    def feature_dims(self) -> dict[str, int]:
+        """Width of the features of each modality; of text it is the encoder's where there is one."""
+        text = self.text_dim if self.bert is None else self.bert.hidden
+        widths = {"text": text, "audio": self.audio_dim, "vision": self.vision_dim}
+        return {m: widths[m] for m in self.used}
+
+
+def published_bert(config: UtteranceConfig) -> BertConfig:
+    """The text encoder of a network of the published form.
+
+    Raises:
+        UnsupportedError: checkpoints of the authors have no such network.
+    """
+    own = config.labels or config.standardise or config.used != MODALITIES
+    if config.bert is None or own:
+        raise UnsupportedError(
+            "no published checkpoint has text vectors, class labels, standardised inputs or fewer modalities: leave out "
+            "bert: null, labels, standardise and modalities to exchange weights with it"
+        )
+    return config.bert
+
+
+def utterance_inputs(config: UtteranceConfig) -> tuple[TensorSpec, ...]:
+    """Of each modality its frames (token ids with `bert`), and their real length.
 
     The authors' attention mask is 1 up to the length, so the length says it all.
     """
-    if bert is None:
-        text: tuple[TensorSpec, ...] = (_frames("text", dims["text"]),)
-    else:
-        text = (
-            TensorSpec(
-                name="input_ids",
-                dtype="int64",
-                dims=(BATCH, "text_len"),
-                modality="text",
-                below=bert.vocabulary,
-                description="word pieces with both special tokens; missing ones are the unknown one",
-            ),
-            TensorSpec(
-                name="token_type_ids", dtype="int64", dims=(BATCH, "text_len"), modality="text", below=bert.segments
-            ),
-        )
-    return (
-        *text,
-        TensorSpec(name="text_lengths", dtype="int64", dims=(BATCH,), counts="text_len"),
-        _frames("audio", dims["audio"]),
-        TensorSpec(name="audio_lengths", dtype="int64", dims=(BATCH,), counts="audio_len"),
-        _frames("vision", dims["vision"]),
-        TensorSpec(name="vision_lengths", dtype="int64", dims=(BATCH,), counts="vision_len"),
-    )
+    found: list[TensorSpec] = []
+    for m in config.used:
+        tokens = config.bert if m == "text" else None
+        found += _tokens(tokens) if tokens else [_frames(m, config.feature_dims[m])]
+        found.append(TensorSpec(name=f"{m}_lengths", dtype="int64", dims=(BATCH,), counts=f"{m}_len"))
+    return tuple(found)
+
+
+def _tokens(bert: BertConfig) -> list[TensorSpec]:
+    return [
+        TensorSpec(
+            name="input_ids",
+            dtype="int64",
+            dims=(BATCH, "text_len"),
+            modality="text",
+            below=bert.vocabulary,
+            description="word pieces with both special tokens; missing ones are the unknown one",
+        ),
+        TensorSpec(
+            name="token_type_ids", dtype="int64", dims=(BATCH, "text_len"), modality="text", below=bert.segments
+        ),
+    ]
 
 
 def _frames(modality: str, width: int) -> TensorSpec:

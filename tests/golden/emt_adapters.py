@@ -354,7 +354,7 @@ def tfr_net(case: Case) -> dict[str, Any]:
     found: dict[str, Any] = {"prediction": model(**batch.incomplete)}
     mixed = model.reconstruction.mixed(aligned.states, "batch")
     guesses = model.reconstruction(aligned.states, "batch")
-    targets = {"text": whole.text, "audio": batch.complete["audio"], "vision": batch.complete["vision"]}
+    targets = {"text": whole.features["text"], "audio": batch.complete["audio"], "vision": batch.complete["vision"]}
     losses = {}
     for m in MODALITIES:
         steps = min(targets[m].shape[1], batch.missing[m].shape[1])

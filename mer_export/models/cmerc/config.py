@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mer_export.contract import Contract, TensorSpec
+from mer_export.models.utterance import MODALITIES, Modality
 from mer_export.task import Task
 
 BASE_MODELS = ("gru", "lstm", "transformer")
@@ -21,6 +22,8 @@ class CmercConfig(BaseModel):
 
     labels: tuple[str, ...] = Field(("happy", "sad", "neutral", "angry", "excited", "frustrated"), min_length=2)
     speakers: int = Field(2, ge=1)
+    modalities: tuple[Modality, ...] = Field(MODALITIES, min_length=1)
+    """Those that the network reads: the graph has no nodes of the others, the contract no inputs."""
     text_dim: int = Field(1024, ge=1)
     audio_dim: int = Field(1582, ge=1)
     vision_dim: int = Field(342, ge=1)
@@ -40,7 +43,7 @@ class CmercConfig(BaseModel):
     modal_embedding: bool = False
     encode_audio_vision: bool = False
     """Base model over audio and vision too (the original's `av_using_lstm`)."""
-    standardise: tuple[Literal["text", "audio", "vision"], ...] = ()
+    standardise: tuple[Modality, ...] = ()
     """Inputs that the network itself brings to zero mean and unit variance with training-set statistics."""
     buckets: tuple[int, ...] = Field((32, 64, 110), min_length=1)
     """Dialogue lengths that exports are fixed to by default."""
@@ -49,6 +52,10 @@ class CmercConfig(BaseModel):
     def _consistent(self) -> CmercConfig:
         if self.base_model != "gru" and not self.text_linear:
             raise ValueError("text_linear can be off with base_model gru only")
+        if len(set(self.modalities)) != len(self.modalities):
+            raise ValueError(f"modalities repeat: {self.modalities}")
+        if absent := [m for m in self.standardise if m not in self.modalities]:
+            raise ValueError(f"standardise names {absent}, the modalities are {list(self.modalities)}")
         if not self.text_linear and self.width != self.text_dim:
             raise ValueError(f"without text_linear width must equal text_dim {self.text_dim}, it is {self.width}")
         if self.base_model == "transformer" and self.width % 4:
@@ -60,21 +67,24 @@ class CmercConfig(BaseModel):
             raise ValueError(f"buckets must lie in 1..{longest}, they are {self.buckets}")
         return self
 
+    @property
+    def used(self) -> tuple[Modality, ...]:
+        """The modalities that the network reads, in the order of the node blocks."""
+        return tuple(m for m in MODALITIES if m in self.modalities)
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Feature width of each modality."""
+        widths = {"text": self.text_dim, "audio": self.audio_dim, "vision": self.vision_dim}
+        return {m: widths[m] for m in self.used}
+
 
 def contract(config: CmercConfig) -> Contract:
     """One dialogue per item. `log_prob` rows at and past the real length are 0."""
     length = "utterances"
     return Contract(
         inputs=(
-            TensorSpec(
-                name="text",
-                dtype="float32",
-                dims=("batch", config.text_vectors, length, config.text_dim),
-                modality="text",
-                description="text vectors of each utterance (original: r1..r4)",
-            ),
-            TensorSpec(name="audio", dtype="float32", dims=("batch", length, config.audio_dim), modality="audio"),
-            TensorSpec(name="vision", dtype="float32", dims=("batch", length, config.vision_dim), modality="vision"),
+            *(_features(m, length, config) for m in config.used),
             TensorSpec(
                 name="speaker",
                 dtype="int64",
@@ -87,6 +97,19 @@ def contract(config: CmercConfig) -> Contract:
         outputs=(TensorSpec(name="log_prob", dtype="float32", dims=("batch", length, len(config.labels))),),
         buckets=tuple({length: b} for b in config.buckets),
         longest={length: HYPEREDGE_WEIGHTS - 3},
+    )
+
+
+def _features(modality: Modality, length: str, config: CmercConfig) -> TensorSpec:
+    width = config.dims[modality]
+    if modality != "text":
+        return TensorSpec(name=modality, dtype="float32", dims=("batch", length, width), modality=modality)
+    return TensorSpec(
+        name="text",
+        dtype="float32",
+        dims=("batch", config.text_vectors, length, width),
+        modality="text",
+        description="text vectors of each utterance (original: r1..r4)",
     )
 
 

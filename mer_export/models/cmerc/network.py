@@ -22,11 +22,9 @@ from mer_export.layers.steps import real_steps
 from mer_export.layers.transformer import TransformerLayer
 from mer_export.models.cmerc.config import HYPEREDGE_WEIGHTS, NODE_WEIGHTS, CmercConfig
 
-MODALITIES = ("text", "audio", "vision")
-"""Order of the node blocks."""
 Context = Literal["full", "intra", "inter"]
 
-Nodes = Float[Tensor, "batch 3 utterances hidden"]
+Nodes = Float[Tensor, "batch modalities utterances hidden"]
 Mask = Float[Tensor, "batch utterances"]
 
 
@@ -37,86 +35,92 @@ class Cmerc(nn.Module):
         super().__init__()
         self.config = config
         width, hidden = config.width, config.hidden
-        dims = {"text": config.text_dim, "audio": config.audio_dim, "vision": config.vision_dim}
-        self.standardise = nn.ModuleDict({m: Standardise(dims[m]) for m in config.standardise})
-        self.text_norm = TextNorm(config.norm, config.text_vectors, config.text_dim)
-        self.text_linear = nn.Linear(config.text_dim, width) if config.text_linear else nn.Identity()
-        self.audio_linear = nn.Linear(config.audio_dim, width)
-        self.vision_linear = nn.Linear(config.vision_dim, width)
-        self.text_encoder = Encoder(config)
-        self.audio_encoder = Encoder(config) if config.encode_audio_vision else None
-        self.vision_encoder = Encoder(config) if config.encode_audio_vision else None
+        self.used, inner = config.used, config.encode_audio_vision
+        self.standardise = nn.ModuleDict({m: Standardise(config.dims[m]) for m in config.standardise})
+        self.text_norm = self.text_linear = self.text_encoder = None
+        if "text" in self.used:
+            self.text_norm = TextNorm(config.norm, config.text_vectors, config.text_dim)
+            self.text_linear = nn.Linear(config.text_dim, width) if config.text_linear else nn.Identity()
+        self.audio_linear = nn.Linear(config.audio_dim, width) if "audio" in self.used else None
+        self.vision_linear = nn.Linear(config.vision_dim, width) if "vision" in self.used else None
+        if "text" in self.used:
+            self.text_encoder = Encoder(config)
+        self.audio_encoder = Encoder(config) if inner and "audio" in self.used else None
+        self.vision_encoder = Encoder(config) if inner and "vision" in self.used else None
         self.speaker_embedding = nn.Embedding(config.speakers, width) if config.speaker_embedding else None
         self.modal_embedding = nn.Embedding(3, width) if config.modal_embedding else None
         self.node_projection = nn.Linear(width, hidden)
         self.hypergraph = Hypergraph(hidden, config.hypergraph_layers)
         self.frequency = Frequency(hidden, config.frequency_layers)
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(3 * (2 * hidden + (width if config.residue else 0)), len(config.labels))
+        block = 2 * hidden + (width if config.residue else 0)
+        self.classifier = nn.Linear(len(self.used) * block, len(config.labels))
 
-    def forward(
-        self,
-        text: Float[Tensor, "batch vectors utterances text_dim"],
-        audio: Float[Tensor, "batch utterances audio_dim"],
-        vision: Float[Tensor, "batch utterances vision_dim"],
-        speaker: Int[Tensor, "batch utterances"],
-        lengths: Int[Tensor, " batch"],
-    ) -> Float[Tensor, "batch utterances classes"]:
+    def forward(self, **inputs: Tensor) -> Float[Tensor, "batch utterances classes"]:
         """Log-probabilities in `single` semantics; rows at and past the real length are 0."""
-        return self.classify(self.features(text, audio, vision, speaker, lengths), lengths)
+        return self.classify(self.features(**inputs), inputs["lengths"])
 
     def features(
         self,
-        text: Float[Tensor, "batch vectors utterances text_dim"],
-        audio: Float[Tensor, "batch utterances audio_dim"],
-        vision: Float[Tensor, "batch utterances vision_dim"],
+        *,
         speaker: Int[Tensor, "batch utterances"],
         lengths: Int[Tensor, " batch"],
         semantics: Semantics = "single",
         context: Context = "full",
+        **inputs: Tensor,
     ) -> Float[Tensor, "batch utterances features"]:
-        """Graph features before dropout and ReLU, blocks text, audio, vision; 0 at padding.
+        """Graph features before dropout and ReLU, blocks in the order of the modalities; 0 at padding.
 
-        `context` drops within-modality edges between utterances of the same ("intra") or of different ("inter")
-        speakers from the frequency branch (CMERC's degraded views). With `batch` semantics the inputs must be padded
-        with zeros to the longest dialogue of the batch.
+        Args:
+            speaker: index of the speaker.
+            lengths: real utterances.
+            semantics: with `batch` the inputs must be padded with zeros to the longest dialogue of the batch.
+            context: drops within-modality edges between utterances of the same ("intra") or of different ("inter")
+                speakers from the frequency branch (CMERC's degraded views).
+            **inputs: `text` (batch, vectors, utterances, width), `audio` and `vision` (batch, utterances, width).
         """
         steps = speaker.shape[1]
-        mask = real_steps(lengths, steps).to(audio.dtype)
+        mask = real_steps(lengths, steps).to(self.node_projection.weight.dtype)
         # M3NET's recurrent layers and LN2 run over the padding of the batch.
         seen = lengths if semantics == "single" else torch.full_like(lengths, steps)
         inside = mask[:, None, :, None]
-        inputs = {"text": text, "audio": audio, "vision": vision}
         if semantics == "single":
             # Nothing that comes after sees padding; but a scale of int8 would, whatever stands there.
             inputs = {
-                m: torch.where((inside if m == "text" else mask[..., None]) > 0, x, 0.0) for m, x in inputs.items()
+                m: torch.where((inside if m == "text" else mask[..., None]) > 0, inputs[m], 0.0) for m in self.used
             }
         for modality, standardise in self.standardise.items():
             inputs[modality] = standardise(inputs[modality])
-        encoded = {
-            "text": self.text_encoder(self.text_linear(self.text_norm(inputs["text"], seen)), seen),
-            "audio": self.audio_linear(inputs["audio"]),
-            "vision": self.vision_linear(inputs["vision"]),
-        }
-        if self.audio_encoder is not None and self.vision_encoder is not None:
-            encoded["audio"] = self.audio_encoder(encoded["audio"], seen)
-            encoded["vision"] = self.vision_encoder(encoded["vision"], seen)
+        encoded = self._encoded(inputs, seen)
         if self.speaker_embedding is not None:
-            encoded["text"] = encoded["text"] + self.speaker_embedding(speaker)
+            # The original adds it to the text, which is its first modality.
+            encoded[self.used[0]] = encoded[self.used[0]] + self.speaker_embedding(speaker)
         if self.modal_embedding is not None:
             # Rows of the embedding are audio, vision, text in M3NET.
             for modality, row in zip(("audio", "vision", "text"), self.modal_embedding.weight.unbind(0), strict=True):
-                encoded[modality] = encoded[modality] + row
-        projected = torch.stack([self.node_projection(encoded[m]) for m in MODALITIES], dim=1) * inside
+                if modality in encoded:
+                    encoded[modality] = encoded[modality] + row
+        projected = torch.stack([self.node_projection(encoded[m]) for m in self.used], dim=1) * inside
         blocks = [
             self.hypergraph(projected, mask, lengths, semantics),
             self.frequency(projected, mask, context_edges(mask, speaker, context)),
         ]
         if self.config.residue:
-            blocks.insert(0, torch.stack([encoded[m] for m in MODALITIES], dim=1) * inside)
+            blocks.insert(0, torch.stack([encoded[m] for m in self.used], dim=1) * inside)
         merged = torch.cat(blocks, dim=-1)
         return merged.permute(0, 2, 1, 3).flatten(2)
+
+    def _encoded(self, inputs: dict[str, Tensor], seen: Int[Tensor, " batch"]) -> dict[str, Tensor]:
+        """The modalities (batch, utterances, width) before the graph."""
+        encoded = {}
+        if self.text_norm and self.text_linear and self.text_encoder:
+            encoded["text"] = self.text_encoder(self.text_linear(self.text_norm(inputs["text"], seen)), seen)
+        others = (("audio", self.audio_linear, self.audio_encoder), ("vision", self.vision_linear, self.vision_encoder))
+        for modality, linear, encoder in others:
+            if linear is not None:
+                states = linear(inputs[modality])
+                encoded[modality] = states if encoder is None else encoder(states, seen)
+        return encoded
 
     def in_batch(self, **inputs: Any) -> Float[Tensor, "batch utterances classes"]:
         """Log-probabilities in `batch` semantics."""
@@ -209,44 +213,49 @@ class Hypergraph(nn.Module):
         self.bias = nn.ParameterList(nn.Parameter(torch.zeros(hidden)) for _ in range(layers))
 
     def forward(self, x: Nodes, mask: Mask, lengths: Int[Tensor, " batch"], semantics: Semantics) -> Nodes:
-        node_weight, modality_weight, utterance_weight = self._weights(mask, lengths, semantics)
+        node_weight, modality_weight, utterance_weight = self._weights(x.shape[1], mask, lengths, semantics)
         inside = mask[:, None, :, None]
         # One row per modality that sums its real utterances, so that padding needs no zeroing between layers.
         over_time = (_reciprocal(node_weight.sum(2))[:, :, None] * mask[:, None]).unsqueeze(2)
         per_utterance = _reciprocal(node_weight.sum(1))[:, :, None]
         per_node = _reciprocal(modality_weight[:, :, None] + utterance_weight[:, None, :])[..., None] * inside
         for bias in self.bias:
-            text, audio, vision = x.unbind(1)
-            edges = over_time @ x + ((text + audio + vision) * per_utterance)[:, None]
+            first, *others = x.unbind(1)
+            edges = over_time @ x + (sum(others, start=first) * per_utterance)[:, None]
             x = functional.leaky_relu(per_node * edges + bias, 0.01)
         return x * inside
 
-    def _weights(self, mask: Tensor, lengths: Tensor, semantics: Semantics) -> tuple[Tensor, Tensor, Tensor]:
-        """Node weights (batch, 3, utterances), hyperedge weights (batch or 1, 3) and (batch or 1, utterances)."""
+    def _weights(
+        self, kinds: int, mask: Tensor, lengths: Tensor, semantics: Semantics
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of `kinds` modalities the weights of nodes (batch, kinds, utterances) and hyperedges.
+
+        Those of hyperedges are (batch or 1, kinds) and (batch or 1, utterances).
+        """
         steps = torch.arange(mask.shape[1], device=lengths.device)
-        node = torch.arange(3, device=lengths.device)[:, None] * lengths[:, None, None] + steps
+        node = torch.arange(kinds, device=lengths.device)[:, None] * lengths[:, None, None] + steps
         if semantics == "single":
-            modality_weight = self.hyperedge_weight[:3][None]
-            utterance_weight = self.hyperedge_weight[3 : 3 + mask.shape[1]][None]
+            modality_weight = self.hyperedge_weight[:kinds][None]
+            utterance_weight = self.hyperedge_weight[kinds : kinds + mask.shape[1]][None]
         else:
             node, edge = self._number_through_batch(node, lengths)
-            modality_weight = self.hyperedge_weight[edge[:, None] + torch.arange(3, device=edge.device)]
-            utterance = (edge[:, None] + 3 + steps).clamp(max=HYPEREDGE_WEIGHTS - 1)
+            modality_weight = self.hyperedge_weight[edge[:, None] + torch.arange(kinds, device=edge.device)]
+            utterance = (edge[:, None] + kinds + steps).clamp(max=HYPEREDGE_WEIGHTS - 1)
             utterance_weight = self.hyperedge_weight[utterance]
         node = node.clamp(max=NODE_WEIGHTS - 1)
         weight = self.node_weight.index_select(0, node.reshape(-1)).reshape(node.shape)
         return weight * mask[:, None], modality_weight, utterance_weight
 
     def _number_through_batch(self, node: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        total, dialogues = int(lengths.sum()), len(lengths)
-        if total + 3 * dialogues > HYPEREDGE_WEIGHTS or 3 * total > NODE_WEIGHTS:
+        total, dialogues, kinds = int(lengths.sum()), len(lengths), node.shape[1]
+        if total + kinds * dialogues > HYPEREDGE_WEIGHTS or kinds * total > NODE_WEIGHTS:
             raise InputError(
                 f"a batch of {dialogues} dialogues with {total} utterances needs more than the {HYPEREDGE_WEIGHTS} "
                 f"hyperedge or {NODE_WEIGHTS} node weights of M3NET: lower --batch or use single semantics"
             )
         before = lengths.cumsum(0) - lengths
-        edge = before + 3 * torch.arange(dialogues, device=lengths.device)
-        return node + 3 * before[:, None, None], edge
+        edge = before + kinds * torch.arange(dialogues, device=lengths.device)
+        return node + kinds * before[:, None, None], edge
 
 
 class Frequency(nn.Module):
@@ -262,7 +271,7 @@ class Frequency(nn.Module):
         scale = torch.rsqrt(degree)
         within = (edges * scale[:, :, None] * scale[:, None, :])[:, None]
         # Other modalities of the same utterance: (batch, receiving, sending, utterances); a node keeps itself.
-        own = torch.eye(3, device=mask.device, dtype=mask.dtype)[:, :, None]
+        own = torch.eye(x.shape[1], device=mask.device, dtype=mask.dtype)[:, :, None]
         across = (1.0 - own) * (mask / degree)[:, None, None, :]
         for gate in self.gates:
             # The gate weight is [receiving node, sending node]; one product gives both halves for every node.
@@ -271,7 +280,7 @@ class Frequency(nn.Module):
             receive, send = halves[..., 0] + linear.bias, halves[..., 1]
             update = (torch.tanh(receive[..., None] + send[:, :, None, :]) * within) @ x
             share = torch.tanh(receive[:, :, None, :] + send[:, None, :, :]) * across + own
-            for sender in range(3):
+            for sender in range(x.shape[1]):
                 update = update + share[:, :, sender, :, None] * x[:, sender : sender + 1]
             x = update
         return x

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from mer_export.errors import UnsupportedError
 from mer_export.layers.parameter_names import TRANSFORMER_LAYER, recurrent
 from mer_export.models.cmerc.config import CmercConfig
+from mer_export.models.utterance import MODALITIES
 from mer_export.weights import WeightMap
 
 NORMS = {
@@ -21,6 +23,8 @@ FIXED = {
 
 def renames(config: CmercConfig) -> dict[str, str]:
     """Authors' name to ours, for every entry that the forward reads."""
+    if config.used != MODALITIES:
+        raise UnsupportedError("published checkpoints have all three modalities: leave modalities out")
     names = {f"{a}.{p}": f"{o}.{p}" for a, o in FIXED.items() for p in ("weight", "bias")}
     if config.text_linear:
         names |= {f"linear_l.{p}": f"text_linear.{p}" for p in ("weight", "bias")}

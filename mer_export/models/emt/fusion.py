@@ -1,4 +1,4 @@
-"""Global-local fusion: three global tokens exchange with the local features of each modality (section 5.2)."""
+"""Global-local fusion: a global token of each modality exchanges with the local features of each modality (section 5.2)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from torch.nn import functional
 from mer_export.layers.attention import Attention
 from mer_export.layers.positions import alternating_sinusoid
 from mer_export.models.emt.config import POSITIONS, EmtConfig
-from mer_export.models.utterance import MODALITIES
 
 Local = Float[Tensor, "batch time width"]
-Context = Float[Tensor, "batch 3 width"]
+Context = Float[Tensor, "batch modalities width"]
 Keys = Bool[Tensor, "batch time"]
 ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
 
 class EmtFusion(nn.Module):
-    """Layers of mutual promotion units and the pooling of the three views of the global context."""
+    """Layers of mutual promotion units and the pooling of the views of the global context."""
 
     def __init__(self, config: EmtConfig):
         super().__init__()
@@ -54,7 +53,7 @@ class EmtFusion(nn.Module):
         local = {m: self.dropout(x + self.positions[:, : x.shape[1]]) for m, x in local.items()}
         for layer in range(self.config.depth):
             seen, updated = [], {}
-            for index, m in enumerate(MODALITIES):
+            for index, m in enumerate(self.config.used):
                 inwards, outwards = (self.units[self.config.unit(layer, index, d)] for d in (1, 0))
                 seen.append(inwards(context, local[m], keys[m], None, uniform))
                 if update_all or layer < self.config.depth - 1:
@@ -108,16 +107,17 @@ class ProjectedAttention(nn.Module):
 
 
 class Pool(nn.Module):
-    """Attention over the three versions of the global context, each seen through one modality."""
+    """Attention over the versions of the global context, each seen through one modality."""
 
     def __init__(self, config: EmtConfig):
         super().__init__()
-        width = len(MODALITIES) * config.width
+        self.tokens = len(config.used)
+        width = self.tokens * config.width
         self.hidden = nn.Linear(width, width)
         self.score = nn.Linear(width, 1)
         self.activation = ACTIVATIONS[config.pooling]
 
-    def forward(self, seen: Float[Tensor, "batch views 3 width"]) -> Context:
+    def forward(self, seen: Float[Tensor, "batch views modalities width"]) -> Context:
         rows = seen.flatten(2)
         weight = torch.softmax(self.score(self.activation(self.hidden(rows))), dim=1)
-        return (weight * rows).sum(dim=1).unflatten(-1, (len(MODALITIES), seen.shape[-1]))
+        return (weight * rows).sum(dim=1).unflatten(-1, (self.tokens, seen.shape[-1]))

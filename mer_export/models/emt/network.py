@@ -19,7 +19,6 @@ from mer_export.layers.standardise import Standardise
 from mer_export.layers.steps import last_step, real_steps
 from mer_export.models.emt.config import EmtConfig
 from mer_export.models.emt.fusion import EmtFusion
-from mer_export.models.utterance import MODALITIES
 
 Vector = Float[Tensor, "batch width"]
 Steps = Float[Tensor, "batch time width"]
@@ -34,7 +33,7 @@ class Encoded:
 
     `features` are what restoration rebuilds: audio and vision as they enter their encoders, text as BERT's local
     states. `utterance` and `local` are encoder states, `projected` the local ones at the fusion's width, `keys` the
-    positions that may be attended to, `context` the three global tokens.
+    positions that may be attended to, `context` the global tokens, one of each modality.
     """
 
     features: dict[str, Steps]
@@ -42,7 +41,7 @@ class Encoded:
     local: dict[str, Steps]
     projected: dict[str, Steps]
     keys: dict[str, Bool[Tensor, "batch time"]]
-    context: Float[Tensor, "batch 3 width"]
+    context: Float[Tensor, "batch modalities width"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class View:
 
     encoded: Encoded
     output: Output
-    context: Float[Tensor, "batch 3 width"]
+    context: Float[Tensor, "batch modalities width"]
     local: dict[str, Steps]
     target: dict[str, Vector]
     guess: dict[str, Vector]
@@ -73,15 +72,15 @@ class Emt(nn.Module):
         self.standardise = nn.ModuleDict({m: Standardise(dims[m]) for m in config.standardise})
         self.bert = Bert(config.bert) if config.bert else None
         hidden = {"text": config.text_hidden, "audio": config.audio_hidden, "vision": config.vision_hidden}
-        recurrent = [m for m in MODALITIES if m != "text" or config.bert is None]
+        recurrent = [m for m in config.used if m != "text" or config.bert is None]
         self.encoders = nn.ModuleDict(
             {m: SequenceEncoder(dims[m], hidden[m], out[m], config.encoder_dropout.get(m, 0.0)) for m in recurrent}
         )
         self.projections = nn.ModuleDict(
-            {m: nn.Identity() if out[m] == width else nn.Linear(out[m], width, bias=False) for m in MODALITIES}
+            {m: nn.Identity() if out[m] == width else nn.Linear(out[m], width, bias=False) for m in config.used}
         )
         self.fusion = EmtFusion(config)
-        self.head = Head(sum(out.values()) + len(MODALITIES) * width, config)
+        self.head = Head(sum(out.values()) + len(config.used) * width, config)
         self.restoration = RestorationHeads(config)
 
     def forward(self, **inputs: Tensor) -> Output:
@@ -119,8 +118,8 @@ class Emt(nn.Module):
             lengths = lengths.clamp(min=1)
             utterance[m], local[m] = encoder(x, lengths)
             keys[m], features[m] = real_steps(lengths, x.shape[1]), x
-        context = torch.stack([self.projections[m](utterance[m]) for m in MODALITIES], dim=1)
-        projected = {m: self.projections[m](local[m]) for m in MODALITIES}
+        context = torch.stack([self.projections[m](utterance[m]) for m in self.config.used], dim=1)
+        projected = {m: self.projections[m](local[m]) for m in self.config.used}
         return Encoded(features, utterance, local, projected, keys, context)
 
 
@@ -150,9 +149,10 @@ class Head(nn.Module):
         self.hidden2 = nn.Linear(config.head_width, config.head_width)
         self.out = nn.Linear(config.head_width, len(config.labels) or 1)
         self.classes = bool(config.labels)
+        self.used = config.used
 
-    def forward(self, utterance: Mapping[str, Vector], context: Float[Tensor, "batch 3 width"]) -> Output:
-        x = self.dropout(torch.cat([*(utterance[m] for m in MODALITIES), context.flatten(1)], dim=-1))
+    def forward(self, utterance: Mapping[str, Vector], context: Float[Tensor, "batch modalities width"]) -> Output:
+        x = self.dropout(torch.cat([*(utterance[m] for m in self.used), context.flatten(1)], dim=-1))
         x = self.out(torch.relu(self.hidden2(torch.relu(self.hidden1(x)))))
         return functional.log_softmax(x, dim=-1) if self.classes else x
 
@@ -162,7 +162,7 @@ class RestorationHeads(nn.Module):
 
     def __init__(self, config: EmtConfig):
         super().__init__()
-        widths = {GLOBAL: len(MODALITIES) * config.width, **config.utterance_dims}
+        widths = {GLOBAL: len(config.used) * config.width, **config.utterance_dims}
         inner = config.restoration.model_dump()
         self.projectors = nn.ModuleDict({n: Projector(w) for n, w in widths.items()})
         self.predictors = nn.ModuleDict({n: Predictor(w, inner[n]) for n, w in widths.items()})

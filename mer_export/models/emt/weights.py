@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mer_export.errors import UnsupportedError
 from mer_export.layers.bert import weights as bert
 from mer_export.layers.parameter_names import RECURRENT
 from mer_export.models.emt.config import POSITIONS, EmtConfig
-from mer_export.models.utterance import MODALITIES
+from mer_export.models.utterance import MODALITIES, published_bert
 from mer_export.weights import WeightMap
 
 if TYPE_CHECKING:
@@ -44,12 +43,7 @@ Entries = dict[str, tuple[str, tuple[str, ...]]]
 
 def renames(config: EmtConfig) -> dict[str, str]:
     """Authors' name to ours, for every entry that inference or training reads."""
-    if config.bert is None or config.labels or config.standardise:
-        raise UnsupportedError(
-            "no published EMT checkpoint has text vectors, class labels or standardised inputs: "
-            "leave out bert: null, labels and standardise to exchange weights with it"
-        )
-    names = bert.renames(config.bert, BERT, "bert.")
+    names = bert.renames(published_bert(config), BERT, "bert.")
     for m, hidden in (("audio", config.audio_hidden), ("vision", config.vision_hidden)):
         theirs, ours = f"Model.{AUTHORS[m]}_model", f"encoders.{m}"
         names |= {f"{theirs}.rnn.{p}_l0": f"{ours}.rnn.{p}_l0" for p in RECURRENT}

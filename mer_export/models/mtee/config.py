@@ -95,6 +95,7 @@ class MteeConfig(BaseModel):
     thresholds: tuple[float, ...] = ()
     """Probability above which an emotion is present, one for each label; empty means 0.5 for all."""
     modalities: tuple[Modality, ...] = Field(("text", "audio", "vision"), min_length=1)
+    """Those that the network reads; the original offers the choice for eea alone, and ignores it elsewhere."""
     text_dim: int = Field(300, ge=1)
     audio_dim: int = Field(74, ge=1)
     vision_dim: int = Field(35, ge=1)
@@ -128,8 +129,10 @@ class MteeConfig(BaseModel):
             raise ValueError(f"labels repeat: {self.labels}")
         if len(set(self.modalities)) != len(self.modalities):
             raise ValueError(f"modalities repeat: {self.modalities}")
-        if self.model != "eea" and len(self.modalities) != 3:
-            raise ValueError(f"{self.model} needs all three modalities, only eea runs with {self.modalities}")
+        if absent := [m for m in self.standardise if m not in self.modalities]:
+            raise ValueError(f"standardise names {absent}, the modalities are {list(self.modalities)}")
+        if self.model == "mult" and not self.streams:
+            raise ValueError(f"mult.streams are {self.mult.streams}, the modalities are {list(self.modalities)}")
         if self.fused and not self.aligned:
             raise ValueError(f"{self.variant} concatenates the modalities of each step: it needs aligned data")
         if self.thresholds and (len(self.thresholds) != len(self.labels) or self.task != "multilabel"):
@@ -162,6 +165,16 @@ class MteeConfig(BaseModel):
     def used(self) -> tuple[str, ...]:
         """Modalities that the network reads, in the fixed order."""
         return tuple(m for m in MODALITIES if m in self.modalities)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams of mult that the network has, in the fixed order."""
+        return tuple(m for m in self.used if m in self.mult.streams)
+
+    @property
+    def fused_width(self) -> int:
+        """Width of a step's features side by side."""
+        return sum(self.dims[m] for m in self.used)
 
     @property
     def dims(self) -> dict[str, int]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mer_export.layers.crossmodal import CrossModal, Dropouts, convolve, initialise
 from mer_export.layers.steps import last_step
 from mer_export.models.mtee.base import Inputs, Logits, Network
-from mer_export.models.mtee.config import KERNELS, LONGEST, MODALITIES, MteeConfig, MultConfig
+from mer_export.models.mtee.config import KERNELS, LONGEST, MteeConfig, MultConfig
 from mer_export.models.utterance import others
 
 LEAST_MEMORY_LAYERS = 3
@@ -31,22 +31,24 @@ class Mult(Network):
     def __init__(self, config: MteeConfig):
         super().__init__(config)
         own = config.mult
-        self.streams: tuple[str, ...] = tuple(m for m in MODALITIES if m in own.streams)
-        self.shrinkage = {m: config.shrinkage(m) for m in MODALITIES}
+        self.streams, self.used = config.streams, config.used
+        self.shrinkage = {m: config.shrinkage(m) for m in self.used}
         self.text_dropout = nn.Dropout(own.embedding_dropout)
         self.projections = nn.ModuleDict(
-            {m: nn.Conv1d(config.dims[m], own.width, KERNELS[m], bias=False) for m in MODALITIES if self.shrinkage[m]}
+            {m: nn.Conv1d(config.dims[m], own.width, KERNELS[m], bias=False) for m in self.used if self.shrinkage[m]}
         )
         self.cross = nn.ModuleDict(
             {
                 f"{stream}_with_{other}": encoder(own, own.width, own.layers, attended=other)
                 for stream in self.streams
-                for other in others(stream)
+                for other in others(stream, self.used)
             }
         )
         depth = max(own.layers, LEAST_MEMORY_LAYERS)
-        self.memory = nn.ModuleDict({m: encoder(own, 2 * own.width, depth, attended="text") for m in self.streams})
-        width = 2 * own.width * len(self.streams)
+        # A modality alone is remembered as it is.
+        inner = max(len(self.used) - 1, 1) * own.width
+        self.memory = nn.ModuleDict({m: encoder(own, inner, depth, attended="text") for m in self.streams})
+        width = inner * len(self.streams)
         self.hidden = nn.Linear(width, width)
         self.residual = nn.Linear(width, width)
         self.output_dropout = nn.Dropout(own.output_dropout)
@@ -61,13 +63,14 @@ class Mult(Network):
     def states(self, inputs: Inputs) -> dict[str, Float[Tensor, "batch memory"]]:
         """The last step of each stream's memory encoder; zeros for a stream without steps."""
         features = self.features(inputs)
-        features["text"] = self.text_dropout(features["text"])
+        if "text" in features:
+            features["text"] = self.text_dropout(features["text"])
         x = {m: convolve(self.projections[m], v) if m in self.projections else v for m, v in features.items()}
         left = {m: (n - self.shrinkage[m]).clamp(min=0) for m, n in self.lengths(inputs).items()}
         found = {}
         for m in self.streams:
-            enriched = [self.cross[f"{m}_with_{o}"](x[m], x[o], left[m], left[o]) for o in others(m)]
-            remembered = self.memory[m](torch.cat(enriched, dim=-1), lengths=left[m])
+            enriched = [self.cross[f"{m}_with_{o}"](x[m], x[o], left[m], left[o]) for o in others(m, self.used)]
+            remembered = self.memory[m](torch.cat(enriched, dim=-1) if enriched else x[m], lengths=left[m])
             # Zeroed before the step is taken: a product between gather and head crashes OpenVINO 2026.4 at batch 4.
             found[m] = last_step(remembered * (left[m] > 0).to(remembered.dtype)[:, None, None], left[m])
         return found

@@ -5,7 +5,7 @@ Sections 3.1 and 3.2. All of them read nothing but the last real step of the top
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from mer_export.layers.recurrent import LastStepRNN
 from mer_export.models.mtee.base import Features, Inputs, Lengths, Logits, Network
-from mer_export.models.mtee.config import EMOTIONS, MODALITIES, MteeConfig
+from mer_export.models.mtee.config import EMOTIONS, MteeConfig
 
 HEAD_DROPOUT = 0.1
 """Of the combined baseline, whatever the configured rate."""
 
 
-def encoders(config: MteeConfig, modalities: Iterable[str] = MODALITIES) -> nn.ModuleDict:
+def encoders(config: MteeConfig) -> nn.ModuleDict:
     """One recurrent encoder per modality."""
-    return nn.ModuleDict({m: encoder(config, config.dims[m], config.hidden[m]) for m in modalities})
+    return nn.ModuleDict({m: encoder(config, config.dims[m], config.hidden[m]) for m in config.used})
 
 
 def encoder(config: MteeConfig, width: int, hidden: int) -> LastStepRNN:
@@ -47,7 +47,7 @@ class Eea(Network):
         super().__init__(config)
         self.used = config.used
         word = config.hidden_sizes[0]
-        self.encoders = encoders(config, self.used)
+        self.encoders = encoders(config)
         self.affine = nn.ModuleDict({m: nn.Linear(word, config.hidden[m]) for m in self.used if m != "text"})
         # One modality is not weighted in the original; several are not normalised.
         weights = torch.full((len(self.used),), 1.0 / len(self.used))
@@ -82,7 +82,7 @@ class EarlyFusion(Network):
 
     def __init__(self, config: MteeConfig):
         super().__init__(config)
-        self.encoder = encoder(config, sum(config.dims.values()), config.hidden_size)
+        self.encoder = encoder(config, config.fused_width, config.hidden_size)
         self.head = nn.Linear(config.directions * config.hidden_size, len(config.labels))
 
     def forward(self, **inputs: Tensor) -> Logits:
@@ -96,7 +96,7 @@ class LateFusion(Network):
     def __init__(self, config: MteeConfig):
         super().__init__(config)
         self.encoders = encoders(config)
-        self.head = nn.Linear(config.directions * sum(config.hidden_sizes), len(config.labels))
+        self.head = nn.Linear(config.directions * sum(config.hidden[m] for m in config.used), len(config.labels))
 
     def forward(self, **inputs: Tensor) -> Logits:
         return self.head(torch.cat(last_states(self.encoders, self.features(inputs), self.lengths(inputs)), dim=-1))
@@ -108,8 +108,8 @@ class BothFusions(Network):
     def __init__(self, config: MteeConfig):
         super().__init__(config)
         self.encoders = encoders(config)
-        self.encoder = encoder(config, sum(config.dims.values()), config.hidden_size)
-        width = config.directions * (config.hidden_size + sum(config.hidden_sizes))
+        self.encoder = encoder(config, config.fused_width, config.hidden_size)
+        width = config.directions * (config.hidden_size + sum(config.hidden[m] for m in config.used))
         self.head = nn.Sequential(
             nn.Linear(width, width // 2), nn.ReLU(), nn.Dropout(HEAD_DROPOUT), nn.Linear(width // 2, len(config.labels))
         )

@@ -27,7 +27,7 @@ class Transformer(Network):
         super().__init__(config)
         own = config.transformer
         self.along_time = own.attention == "time"
-        self.linear = nn.Linear(sum(config.dims.values()), own.width)
+        self.linear = nn.Linear(config.fused_width, own.width)
         self.layers = nn.ModuleList(
             TransformerLayer(own.width, own.heads, own.feed_forward, own.dropout) for _ in range(own.layers)
         )

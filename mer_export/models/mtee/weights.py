@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mer_export.errors import UnsupportedError
 from mer_export.layers.parameter_names import TRANSFORMER_LAYER, crossmodal, recurrent, recurrent_shapes
 from mer_export.models.mtee.config import KERNELS, MODALITIES, MteeConfig
 from mer_export.models.mtee.emotions import TABLE
@@ -22,7 +23,13 @@ HEADS = {"rnn_ef": "out", "rnn_lf": "out", "mult": "out_layer", "rnn_eflf": "out
 
 
 def renames(config: MteeConfig) -> dict[str, str]:
-    """Authors' name to ours, for every entry that the forward reads."""
+    """Authors' name to ours, for every entry that the forward reads.
+
+    Raises:
+        UnsupportedError: fewer modalities than a checkpoint of this network has.
+    """
+    if config.variant != "eea" and config.used != MODALITIES:
+        raise UnsupportedError(f"published checkpoints of {config.variant} have all three modalities: leave modalities out")
     return RENAMES[config.variant](config)
 
 

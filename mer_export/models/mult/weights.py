@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mer_export.layers.bert import weights as bert
 from mer_export.layers.parameter_names import crossmodal
 from mer_export.models.mult.config import MultConfig
-from mer_export.models.utterance import LETTERS, MODALITIES, others
+from mer_export.models.utterance import LETTERS, MODALITIES, others, published_bert
 from mer_export.weights import WeightMap
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _encoders(config: MultConfig) -> dict[str, tuple[str, int]]:
 
 def renames(config: MultConfig) -> dict[str, str]:
     """Authors' name to ours, for every entry that the forward reads."""
-    names = bert.renames(config.bert, BERT, "bert.")
+    names = bert.renames(published_bert(config), BERT, "bert.")
     for m, dim in config.feature_dims.items():
         if dim != config.width:
             names[f"Model.proj_{LETTERS[m]}.weight"] = f"projections.{m}.weight"
@@ -40,7 +40,7 @@ def renames(config: MultConfig) -> dict[str, str]:
 
 def unused(config: MultConfig) -> dict[str, tuple[int, ...]]:
     """BERT's pooler, and projections of features that already have the width."""
-    shapes = bert.unused(config.bert, BERT)
+    shapes = bert.unused(published_bert(config), BERT)
     kernels = config.kernels.model_dump()
     for m, dim in config.feature_dims.items():
         if dim == config.width:
@@ -50,7 +50,7 @@ def unused(config: MultConfig) -> dict[str, tuple[int, ...]]:
 
 def ignored(config: MultConfig) -> dict[str, tuple[int, ...]]:
     """BERT's position index of old files."""
-    return bert.ignored(config.bert, BERT)
+    return bert.ignored(published_bert(config), BERT)
 
 
 def constants(config: MultConfig) -> dict[str, Tensor]:

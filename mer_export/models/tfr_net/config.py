@@ -45,7 +45,7 @@ class TfrNetConfig(ArrayConfig):
 
     @model_validator(mode="after")
     def _fusion_holds(self) -> TfrNetConfig:
-        if any(k % 2 == 0 for k in self.kernels.model_dump().values()):
+        if any(getattr(self.kernels, m) % 2 == 0 for m in self.used):
             raise ValueError(f"kernels must be odd to keep the length, they are {self.kernels.model_dump()}")
         if self.fuse_generated and self.generator == "none":
             raise ValueError("fuse_generated needs a generator")
@@ -54,4 +54,4 @@ class TfrNetConfig(ArrayConfig):
     @property
     def fused_dims(self) -> dict[str, int]:
         """Width of what the fusion reads."""
-        return self.feature_dims if self.fuse_generated else dict.fromkeys(self.feature_dims, 3 * self.width)
+        return self.feature_dims if self.fuse_generated else dict.fromkeys(self.used, len(self.used) * self.width)

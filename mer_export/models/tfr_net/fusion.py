@@ -12,7 +12,6 @@ from torch.nn import functional
 from mer_export.layers.recurrent import BidirectionalRNN
 from mer_export.layers.steps import real_steps
 from mer_export.models.tfr_net.config import TfrNetConfig
-from mer_export.models.utterance import MODALITIES
 
 Steps = Float[Tensor, "batch time width"]
 Vector = Float[Tensor, "batch width"]
@@ -24,19 +23,19 @@ class TfrNetFusion(nn.Module):
     def __init__(self, config: TfrNetConfig):
         super().__init__()
         encoder = ENCODERS[config.fusion]
-        widths = config.fusion_widths.model_dump()
-        self.encoders = nn.ModuleDict({m: encoder(config.fused_dims[m], widths[m], config) for m in MODALITIES})
+        widths = {m: getattr(config.fusion_widths, m) for m in config.used}
+        self.encoders = nn.ModuleDict({m: encoder(config.fused_dims[m], widths[m], config) for m in config.used})
         # Dropout acts on each vector or on all of them together, which is the same.
         self.dropout = nn.Dropout(config.fusion_dropout if config.fusion != "max" else 0.0)
         width = sum(encoder.outputs(w) for w in widths.values())
         self.norm = nn.BatchNorm1d(width)
         self.hidden = nn.Linear(width, config.head_width)
         self.head_dropout = nn.Dropout(config.head_dropout)
-        self.out = nn.Linear(config.head_width, 1)
+        self.out = nn.Linear(config.head_width, len(config.labels) or 1)
 
     def forward(self, states: Mapping[str, Steps], lengths: Mapping[str, Int[Tensor, " batch"]]) -> Vector:
-        """Score (batch, 1)."""
-        x = torch.cat([self.encoders[m](states[m], lengths[m]) for m in MODALITIES], dim=-1)
+        """Output of the last layer (batch, labels or 1)."""
+        x = torch.cat([encoder(states[m], lengths[m]) for m, encoder in self.encoders.items()], dim=-1)
         hidden = functional.leaky_relu(self.hidden(self.norm(self.dropout(x))), 0.01)
         return self.out(self.head_dropout(hidden))
 

@@ -15,32 +15,31 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mer_export.contract import Semantics
-from mer_export.layers.bert.network import Bert
 from mer_export.layers.crossmodal import CrossModal, convolve, project
-from mer_export.models.full_arrays import dropouts, full_arrays
+from mer_export.models.full_arrays import FullArrays, answer, dropouts
 from mer_export.models.tfr_net.config import TfrNetConfig
 from mer_export.models.tfr_net.fusion import TfrNetFusion
-from mer_export.models.utterance import MODALITIES, others
+from mer_export.models.utterance import others
 
 Steps = Float[Tensor, "batch time width"]
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """States of one view by modality: BERT's for the text, aligned ones, and real lengths."""
+    """Of one view by modality: features (those of text BERT's), aligned states, and real lengths."""
 
-    text: Steps
+    features: dict[str, Steps]
     states: dict[str, Steps]
     lengths: dict[str, Int[Tensor, " batch"]]
 
 
-class TfrNet(nn.Module):
-    """One utterance per item in, its sentiment out."""
+class TfrNet(FullArrays):
+    """One utterance per item in, its sentiment or class out."""
+
+    config: TfrNetConfig
 
     def __init__(self, config: TfrNetConfig):
-        super().__init__()
-        self.config = config
-        self.bert = Bert(config.bert)
+        super().__init__(config)
         self.alignment = Alignment(config)
         self.reconstruction = Reconstruction(config)
         self.fusion = TfrNetFusion(config)
@@ -50,29 +49,28 @@ class TfrNet(nn.Module):
         """Parts that `forward` never calls; exports leave them out."""
         return () if self.config.fuse_generated else ("reconstruction",)
 
-    def forward(self, **inputs: Tensor) -> Float[Tensor, "batch 1"]:
-        """Score of the given view; generates features only where the fusion reads them."""
+    def forward(self, **inputs: Tensor) -> Float[Tensor, "batch outputs"]:
+        """Score, or log-probabilities, of the given view; generates features only where the fusion reads them."""
         aligned = self.align(inputs)
         states = aligned.states
         if self.config.fuse_generated:
             states = self.reconstruction(states, "single")
-        return self.fusion(states, aligned.lengths)
+        return answer(self.fusion(states, aligned.lengths), self.config)
 
     def align(self, inputs: Mapping[str, Tensor]) -> Aligned:
-        """Aligned states (batch, array length, 3 * width) of every modality."""
-        full = full_arrays(inputs, self.bert, self.config.arrays.model_dump())
-        text = self.bert(full["input_ids"], full["token_type_ids"], full["text_lengths"])
-        states = self.alignment({"text": text, "audio": full["audio"], "vision": full["vision"]})
-        return Aligned(text, states, {m: full[f"{m}_lengths"] for m in MODALITIES})
+        """Aligned states (batch, array length, modalities * width) of every modality."""
+        full = self.full_arrays(inputs)
+        features = {m: full[m] for m in self.config.used}
+        return Aligned(features, self.alignment(features), {m: full[f"{m}_lengths"] for m in self.config.used})
 
 
 class Alignment(nn.Module):
-    """Every modality beside what it sees of itself and of the two others."""
+    """Every modality beside what it sees of itself and of the others."""
 
     def __init__(self, config: TfrNetConfig):
         super().__init__()
-        width, kernels, arrays = config.width, config.kernels.model_dump(), config.arrays.model_dump()
-        longest = max(arrays.values())
+        width, kernels, longest = config.width, config.kernels.model_dump(), max(config.longest.values())
+        self.used = config.used
         self.dropout = nn.Dropout(config.text_dropout)
         self.projections = nn.ModuleDict(
             {m: project(dim, width, kernels[m], (kernels[m] - 1) // 2) for m, dim in config.feature_dims.items()}
@@ -80,23 +78,24 @@ class Alignment(nn.Module):
         memory = dropouts(config, "text")
         deep = max(config.levels, 3)
         self.memory = nn.ModuleDict(
-            {m: CrossModal(width, config.heads, deep, memory, config.causal, longest) for m in MODALITIES}
+            {m: CrossModal(width, config.heads, deep, memory, config.causal, longest) for m in config.used}
         )
         self.cross = nn.ModuleDict(
             {
                 f"{m}_{o}": CrossModal(width, config.heads, config.levels, dropouts(config, o), config.causal, longest)
-                for m in MODALITIES
-                for o in others(m)
+                for m in config.used
+                for o in others(m, config.used)
             }
         )
 
     def forward(self, states: Mapping[str, Steps]) -> dict[str, Steps]:
-        states = {**states, "text": self.dropout(states["text"])}
-        x = {m: convolve(self.projections[m], states[m]) for m in MODALITIES}
-        return {
-            m: torch.cat([self.memory[m](x[m]), *(self.cross[f"{m}_{o}"](x[m], x[o]) for o in others(m))], dim=-1)
-            for m in MODALITIES
-        }
+        kept = {m: self.dropout(s) if m == "text" else s for m, s in states.items()}
+        x = {m: convolve(self.projections[m], s) for m, s in kept.items()}
+        return {m: torch.cat([self.memory[m](x[m]), *self._seen(m, x)], dim=-1) for m in self.used}
+
+    def _seen(self, m: str, x: Mapping[str, Steps]) -> list[Steps]:
+        """What a modality sees of the others."""
+        return [self.cross[f"{m}_{o}"](x[m], x[o]) for o in others(m, self.used)]
 
 
 class Reconstruction(nn.Module):
@@ -106,11 +105,11 @@ class Reconstruction(nn.Module):
         super().__init__()
         deep, memory = max(config.levels, 3), dropouts(config, "text")
         self.final = nn.ModuleDict(
-            {m: CrossModal(config.arrays.model_dump()[f"{m}_len"], 1, deep, memory, config.causal) for m in MODALITIES}
+            {m: CrossModal(config.longest[f"{m}_len"], 1, deep, memory, config.causal) for m in config.used}
         )
         generator = GENERATORS.get(config.generator)
         self.generators = nn.ModuleDict(
-            {m: generator(3 * config.width, dim) for m, dim in config.feature_dims.items()} if generator else {}
+            {m: generator(len(config.used) * config.width, dim) for m, dim in config.feature_dims.items()} if generator else {}
         )
 
     def forward(self, states: Mapping[str, Steps], semantics: Semantics) -> dict[str, Steps]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mer_export.layers.bert import weights as bert
 from mer_export.layers.parameter_names import RECURRENT, crossmodal, recurrent
 from mer_export.models.tfr_net.config import TfrNetConfig
-from mer_export.models.utterance import LETTERS, MODALITIES, others
+from mer_export.models.utterance import LETTERS, MODALITIES, others, published_bert
 from mer_export.weights import WeightMap
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _encoders(config: TfrNetConfig) -> dict[str, tuple[str, int]]:
 
 def renames(config: TfrNetConfig) -> dict[str, str]:
     """Authors' name to ours, for every entry that inference or training reads."""
-    names = bert.renames(config.bert, BERT, "bert.")
+    names = bert.renames(published_bert(config), BERT, "bert.")
     for m, dim in config.feature_dims.items():
         if dim != config.width:
             names[f"{ALIGN}.proj_{LETTERS[m]}.weight"] = f"alignment.projections.{m}.weight"
@@ -84,7 +84,7 @@ FUSIONS = {"c_gate": _c_gate, "gru": _recurrent, "max": _maximum}
 
 def unused(config: TfrNetConfig) -> dict[str, tuple[int, ...]]:
     """BERT's pooler, uninitialised buffers, and projections of features that already have the width."""
-    shapes = bert.unused(config.bert, BERT)
+    shapes = bert.unused(published_bert(config), BERT)
     kernels = config.kernels.model_dump()
     for m, dim in config.feature_dims.items():
         if dim == config.width:
@@ -97,7 +97,7 @@ def unused(config: TfrNetConfig) -> dict[str, tuple[int, ...]]:
 
 def ignored(config: TfrNetConfig) -> dict[str, tuple[int, ...]]:
     """BERT's position index of old files."""
-    return bert.ignored(config.bert, BERT)
+    return bert.ignored(published_bert(config), BERT)
 
 
 def constants(config: TfrNetConfig) -> dict[str, Tensor]:

@@ -120,7 +120,7 @@ class CmercProtocol(Protocol):
             total = total + s.rank_coefficient * parts["rank"]
         if s.contrast:
             binary = {n: losses.binary_labels(log_prob, view, labels) for n, view in views.items()}
-            modality = {n: binary[n] for n in losses.MODALITY_VIEWS}
+            modality = {n: b for n, b in binary.items() if n in losses.MODALITY_VIEWS}
             context = {n: binary[n] for n in losses.CONTEXT_VIEWS}
             parts["mscl"] = losses.contrast(features, modality, s.temperature)
             parts["cscl"] = losses.contrast(features, context, s.temperature)

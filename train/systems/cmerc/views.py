@@ -37,10 +37,12 @@ def time_mean(
 def degraded(
     frozen: Cmerc, inputs: Mapping[str, Tensor], semantics: Semantics
 ) -> dict[str, Float[Tensor, "batch utterances classes"]]:
-    """Log-probabilities of the five views from a model in evaluation mode."""
+    """Log-probabilities of the views from a model in evaluation mode: five, less those of modalities it has not."""
     answers = {}
     for name, (modality, context) in VIEWS.items():
         view = dict(inputs)
+        if modality and modality not in inputs:
+            continue
         if modality:
             view[modality] = time_mean(inputs[modality], inputs["lengths"], semantics)
         features = frozen.features(**view, semantics=semantics, context=context)

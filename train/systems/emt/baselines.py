@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mer_export.data.samples import Sample
-from mer_export.models.full_arrays import full_arrays
+from mer_export.models.full_arrays import answer
 from mer_export.models.mult.network import Mult
 from mer_export.models.tfr_net.network import TfrNet
 from mer_export.models.utterance import MODALITIES
@@ -33,10 +33,9 @@ class Generation(nn.Module):
         aligned = model.align(incomplete)
         guesses = model.reconstruction(aligned.states, "batch") if model.config.generator != "none" else {}
         fused = guesses if model.config.fuse_generated else aligned.states
-        full = full_arrays(complete, model.bert, model.config.arrays.model_dump())
         # The target text is not detached: it gets a gradient too, as in TFR-Net.
-        text = model.bert(full["input_ids"], full["token_type_ids"], full["text_lengths"])
-        return model.fusion(fused, aligned.lengths), guesses, full | {"text": text}
+        targets = model.full_arrays(complete)
+        return answer(model.fusion(fused, aligned.lengths), model.config), guesses, targets
 
 
 class TfrNetProtocol(IncompleteProtocol):
@@ -54,10 +53,10 @@ class TfrNetProtocol(IncompleteProtocol):
     def updates(self, model: TfrNet, config: TrainConfig) -> Updates:
         """Groups for the text encoder and the rest; gradients are applied after every batch, clipped by value."""
         s = self.settings
-        own = {id(p) for p in model.bert.parameters()}
+        own = {id(p) for p in model.bert.parameters()} if model.bert else set()
         rest = [p for p in model.parameters() if id(p) not in own]
         other = {"params": rest, "lr": s.other.lr, "weight_decay": s.other.weight_decay}
-        optimizer = make_optimizer(config, [*bert_groups(model.bert, s.text), other])
+        optimizer = make_optimizer(config, [*(bert_groups(model.bert, s.text) if model.bert else ()), other])
         return Updates(optimizer, s.accumulate, "each", s.clip_value)
 
     def begin_epoch(self, model: TfrNet, epoch: int) -> None:

@@ -17,7 +17,6 @@ from mer_export.data.missing import UNKNOWN_TOKEN, Incomplete, incomplete
 from mer_export.data.samples import Corpus, Sample
 from mer_export.layers.bert.network import Bert
 from mer_export.layers.bert.pretrained import load_pretrained
-from mer_export.models.utterance import MODALITIES
 from mer_export.task import Task
 from train.batches import in_batches
 from train.model_metrics import batch_metrics
@@ -41,10 +40,11 @@ def paired_batch(samples: Sequence[Sample], contract: Contract, device: torch.de
     """Pads to the longest item of the batch; a sample that was not made incomplete is complete in both views."""
     lengths = {d: max(1, *(s.lengths(contract)[d] for s in samples)) for d in contract.sequence_dims}
     whole = [Sample(s.id, s.complete, s.units, s.labels) if isinstance(s, Incomplete) else s for s in samples]
-    missing = {m: np.zeros((len(samples), lengths[f"{m}_len"]), dtype=np.float32) for m in MODALITIES}
+    missing = {m: np.zeros((len(samples), lengths[f"{m}_len"]), dtype=np.float32) for m in contract.modalities}
     for row, sample in enumerate(samples):
         for m, kept in (sample.kept if isinstance(sample, Incomplete) else {}).items():
-            missing[m][row, : len(kept)] = ~kept
+            if m in missing:
+                missing[m][row, : len(kept)] = ~kept
     labels = np.stack([s.labels[0] for s in samples if s.labels is not None])
     return PairedBatch(
         incomplete=_tensors(collate(samples, contract, lengths), device),

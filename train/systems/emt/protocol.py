@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from mer_export.data.samples import Sample
 from mer_export.models.emt.network import Emt, View
-from mer_export.models.utterance import MODALITIES
 from train.config import TrainConfig
 from train.protocol import Autocast
 from train.systems.emt.incomplete import IncompleteProtocol, Inputs, PairedBatch, bert_groups, prediction_loss
@@ -74,7 +73,7 @@ class EmtProtocol(IncompleteProtocol):
             attraction(_float(whole.guess), _float(whole.target), _float(part.guess), _float(part.target)),
             {
                 m: reconstruction(rebuilt[m].float(), targets[m].float(), missing[m], s.reconstruction)
-                for m in MODALITIES
+                for m in rebuilt
             },
             s.attraction_weight,
             s.reconstruction_weight,
