@@ -187,6 +187,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify,
     "inspect": data_commands.inspect,
     "synth": data_commands.synth,
+    "init": train_commands.init,
     "train": train_commands.train,
     "crossval": train_commands.crossval,
     "import": train_commands.import_,

@@ -1,4 +1,4 @@
-"""The commands that make a bundle: `mer train`, `crossval` and `import`."""
+"""The commands that make a bundle, `mer train`, `crossval` and `import`, and `mer init`, which writes a recipe."""
 
 from __future__ import annotations
 
@@ -13,6 +13,19 @@ from mer_export.terminal import columns, summary_line
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A configuration file instead of a preset.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
+
+
+def init(
+    system: Annotated[str, typer.Argument(help="System to train; see `mer list`.")],
+    data: Annotated[Path, typer.Argument(help="Your data set: a directory or file.")],
+    sets: Sets = None,
+) -> None:
+    """Print the complete recipe that fits a data set, with what every setting means."""
+    from train.commented import commented
+    from train.own_data import own_config
+
+    typer.echo(f"# mer train {system} --config THIS_FILE --data {data} --out runs/a")
+    typer.echo(commented(own_config(system, data, sets or ())), nl=False)
 
 
 def train(
@@ -37,12 +50,17 @@ def train(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model into a bundle. Run the same command again after an interruption and it goes on."""
+    """Train a model into a bundle, without a preset as the data are. Run it again after an interruption to go on."""
     from train.config import resolve_config
     from train.crossval import of_fold
     from train.fit import fit
+    from train.own_data import own_config
 
-    resolved = resolve_config(system, preset, config, sets or (), seed=seed, device=device, precision=precision)
+    given = {"seed": seed, "device": device, "precision": precision}
+    if preset is None and config is None:
+        resolved = own_config(system, data, sets or (), **given)
+    else:
+        resolved = resolve_config(system, preset, config, sets or (), **given)
     if fold is not None:
         resolved = of_fold(resolved, fold)
     if dry_run:

@@ -3,6 +3,7 @@
 presets/<system or family>/<data set>.yaml    exactly the published hyper-parameters
 presets/sample/<data set>.yaml                small recipes for small data, ours
 presets/synthetic/<system>_<data set>.yaml    small recipes for what `mer synth` writes
+presets/own/<system>.yaml                     what a recipe for data of one's own starts from, see `own_data`
 
 A file may name another preset as its `base` and say only what differs.
 """
@@ -28,8 +29,9 @@ from train.encoders import from_folders
 from train.recipe import recipe
 
 FOLDER = Path(__file__).parent / "presets"
+OWN = FOLDER / "own"
 PRESETS: tuple[str, ...] = tuple(
-    sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml"))
+    sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml") if p.parent != OWN)
 )
 
 
@@ -154,7 +156,7 @@ def resolve_config(
         return load_preset(preset if "/" in preset else f"{system}/{preset}", overrides)
     if path is not None and preset is None:
         return load_config(path, overrides)
-    raise UsageError("pass either --preset or --config; `mer list` names the presets")
+    raise UsageError("pass either --preset or --config; `mer list` names the presets, `mer init` writes a recipe")
 
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> TrainConfig:
@@ -162,10 +164,10 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> TrainConfig:
 
     What it does not say of an encoder is taken from the encoder's folder.
     """
-    return parse_config(_with_folders(apply_overrides(_read(Path(path)), overrides)), source=str(path))
+    return parse_config(with_folders(apply_overrides(read_settings(Path(path)), overrides)), source=str(path))
 
 
-def _with_folders(values: dict[str, Any]) -> dict[str, Any]:
+def with_folders(values: dict[str, Any]) -> dict[str, Any]:
     """Settings as they were written, completed from encoder folders; what is wrong with them is left to the checks."""
     model, protocol = values.get("model") or {}, values.get("protocol") or {}
     if not isinstance(model, dict):
@@ -178,7 +180,7 @@ def _with_folders(values: dict[str, Any]) -> dict[str, Any]:
     return values | {"model": completed} if completed else values
 
 
-def _read(path: Path, depth: int = 0) -> dict[str, Any]:
+def read_settings(path: Path, depth: int = 0) -> dict[str, Any]:
     """The settings of a file over those of its base."""
     values = read_yaml(path)
     if not isinstance(values, dict):
@@ -188,12 +190,12 @@ def _read(path: Path, depth: int = 0) -> dict[str, Any]:
         return values
     if base not in PRESETS or depth >= len(PRESETS):
         raise UsageError(f"{path}: base {base!r} is not a preset, or has itself as its base; there are {list(PRESETS)}")
-    return _merged(_read(FOLDER / f"{base}.yaml", depth + 1), values)
+    return merged(read_settings(FOLDER / f"{base}.yaml", depth + 1), values)
 
 
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """`above` over `below`, section by section."""
-    both = {k: _merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    both = {k: merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
     return {**below, **above, **both}
 
 

@@ -106,11 +106,15 @@ def _completed(
 
 
 def _special_tokens(found: Description) -> dict[str, int]:
-    """What stands around a text and for what is unknown; nothing where the folder has no tokenizer that can be read."""
+    """What the folder's tokenizer says; nothing where it has none that can be read."""
     try:
-        tokenizer = TextTokenizer.load(found.path.parent)
+        return special_tokens(TextTokenizer.load(found.path.parent))
     except MerError:
         return {}
+
+
+def special_tokens(tokenizer: TextTokenizer) -> dict[str, int]:
+    """The settings of an encoder that say what stands around a text and for what is unknown."""
     first, last = tokenizer.encode("").tolist()
     named = (tokenizer.library.token_to_id(name) for name in UNKNOWN)
     unknown = next((i for i in named if i is not None and tokenizer.dictionary is None), None)

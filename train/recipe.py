@@ -15,17 +15,22 @@ from train.encoders import Settings
 
 @dataclass(frozen=True)
 class Recipe:
-    """`settings` is the checked `protocol:` section; `protocol` a `module:class` string, imported when training."""
+    """`settings` is the checked `protocol:` section; the others are `module:attribute` strings, imported when used.
+
+    `protocol` is the class that trains. `own` is a function of `train.own_data.Own`, what a data set of one's own says,
+    that gives the sections of the configuration that follow from it.
+    """
 
     settings: type[Settings]
     protocol: str
+    own: str
 
 
 @cache
 def recipes() -> dict[str, Recipe]:
     """The recipe of every trainable system, as the families announce them in `RECIPES`. Needs no torch."""
     families = sorted(m.name for m in iter_modules(systems.__path__))
-    found: dict[str, tuple[type[Settings], str]] = {}
+    found: dict[str, tuple[type[Settings], str, str]] = {}
     for family in families:
         found |= import_module(f"{systems.__name__}.{family}").RECIPES
     return {name: Recipe(*found[name]) for name in sorted(found)}

@@ -160,23 +160,24 @@ def multimodal(case: Case) -> dict[str, Any]:
     model: MultimodalNetwork = load_model(case, parsed, "weights")
     text = text_arguments(case, parsed["encoder"])
     hidden = model.bert(text["input_ids"], None, text["text_lengths"])
+    text_states = model.utterance_text(hidden, text["text_lengths"], text["text_span"])
     found = model.combine(
-        *model.utterance_text(hidden, text["text_lengths"], text["text_span"]),
-        audio,
-        real_steps(counts(given["audio_mask"]), audio.shape[1]),
-        vision,
-        real_steps(counts(given["vision_mask"]), vision.shape[1]),
+        {
+            "text": text_states,
+            "audio": (audio, real_steps(counts(given["audio_mask"]), audio.shape[1])),
+            "vision": (vision, real_steps(counts(given["vision_mask"]), vision.shape[1])),
+        }
     )
     named = {
         "text_hidden": hidden,
-        "text_utt_feat": found.text,
-        "text_utt_mask": found.text_real.float(),
-        "audio_trans": found.audio,
-        "vision_trans": found.vision,
-        "text_cross_audio": found.text_from_audio,
-        "audio_cross_text": found.audio_from_text,
-        "vision_cross_ta": found.vision_from_both,
-        "ta_cross_vision": found.both_from_vision,
+        "text_utt_feat": found.states["text"],
+        "text_utt_mask": text_states[1].float(),
+        "audio_trans": found.states["audio"],
+        "vision_trans": found.states["vision"],
+        "text_cross_audio": found.crossed["text_from_audio"],
+        "audio_cross_text": found.crossed["audio_from_text"],
+        "vision_cross_ta": found.crossed["vision_from_both"],
+        "ta_cross_vision": found.crossed["both_from_vision"],
         "fused_mask": found.real.float(),
         "alpha": found.weights,
         "pooled": found.pooled,

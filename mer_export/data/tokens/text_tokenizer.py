@@ -46,6 +46,12 @@ class TextTokenizer:
         document, dictionary = read_tokenizer(path)
         return cls(_without_special_words(document, path), path, dictionary)
 
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+        known = self.library.get_vocab_size() if self.dictionary is None else int(self.dictionary.max()) + 1
+        return known
+
     def encode(self, text: str) -> np.ndarray:
         """Ids (int64) with both special tokens; "[CLS]" or "</s>" in the text are words like any other."""
         # Half a surrogate pair is not a character: JSON can hold one, the library takes none.

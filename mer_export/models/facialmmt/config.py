@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mer_export.contract import BATCH, Contract, Lengths, TensorSpec
 from mer_export.layers.bert.config import BertConfig, roberta
 from mer_export.models.facialmmt.swin_config import SwinConfig
-from mer_export.models.utterance import check_buckets
+from mer_export.models.utterance import MODALITIES, Modality, check_buckets
 from mer_export.task import Task
 
 MELD = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -17,13 +18,13 @@ Variant = Literal["fusion", "end_to_end", "vision", "face"]
 CROSS = ("heads", "cross_heads", "cross_vision_heads")
 HEADS: dict[str, tuple[str, ...]] = {"fusion": CROSS, "end_to_end": CROSS, "vision": ("heads",), "face": ()}
 """The settings of `width`'s heads that each variant uses."""
-FRAMES: dict[str, tuple[Literal["audio", "vision"], ...]] = {
-    "fusion": ("audio", "vision"),
-    "end_to_end": ("audio", "vision"),
+READS: dict[str, tuple[Modality, ...]] = {
+    "fusion": MODALITIES,
+    "end_to_end": MODALITIES,
     "vision": ("vision",),
     "face": (),
 }
-"""The modalities whose features each variant reads."""
+"""The modalities that each variant can read as sequences."""
 
 
 class FacialMmtConfig(BaseModel):
@@ -38,6 +39,8 @@ class FacialMmtConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     variant: Variant = "fusion"
+    modalities: tuple[Modality, ...] = Field(MODALITIES, min_length=1)
+    """Of `fusion` and `end_to_end`: those that are fused; the others have no inputs, widths or lengths."""
     labels: tuple[str, ...] = Field(MELD, min_length=2)
     encoder: Literal["roberta", "bert"] = "roberta"
     """How a dialogue is packed into tokens, and the prefix of the text encoder's names in a checkpoint."""
@@ -84,25 +87,41 @@ class FacialMmtConfig(BaseModel):
         for name in HEADS[self.variant]:
             if self.width % getattr(self, name):
                 raise ValueError(f"width {self.width} is not a multiple of {name} {getattr(self, name)}")
+        if len(set(self.modalities)) != len(self.modalities):
+            raise ValueError(f"modalities repeat: {self.modalities}")
+        if self.variant not in ("fusion", "end_to_end") and set(self.modalities) != set(MODALITIES):
+            raise ValueError(f"modalities are of variants fusion and end_to_end, the variant is {self.variant}")
+        if self.variant == "end_to_end" and "vision" not in self.modalities:
+            raise ValueError("variant end_to_end looks at faces: name vision in modalities, or choose variant fusion")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels must differ from one another, they are {self.labels}")
         if (self.swin is not None) != (self.variant in ("end_to_end", "face")):
             raise ValueError(f"swin goes with variants end_to_end and face, the variant is {self.variant}")
-        for m in FRAMES[self.variant]:
+        for m in self.frames:
             if self.positions(m) < getattr(self, f"{m}_len"):
                 raise ValueError(
                     f"{m}_positions {self.positions(m)} are fewer than {m}_len {getattr(self, f'{m}_len')}"
                 )
         for m in self.standardise:
-            if m not in FRAMES[self.variant]:
+            if m not in self.frames:
                 raise ValueError(f"standardise {m} is for a model with {m}, the variant is {self.variant}")
         check_buckets(self.lengths, self.longest)
         return self
 
     @property
+    def used(self) -> tuple[Modality, ...]:
+        """The modalities that the network reads as sequences, in the fixed order."""
+        return tuple(m for m in READS[self.variant] if m in self.modalities)
+
+    @property
+    def frames(self) -> tuple[Modality, ...]:
+        """Those that come as frames."""
+        return tuple(m for m in self.used if m != "text")
+
+    @property
     def pretrained(self) -> tuple[str, ...]:
         """The encoders that training starts from pre-trained weights, by their section."""
-        text = ("bert",) if self.variant in ("fusion", "end_to_end") else ()
+        text = ("bert",) if "text" in self.used else ()
         return text if self.swin is None else (*text, "swin")
 
     def positions(self, modality: str) -> int:
@@ -112,11 +131,8 @@ class FacialMmtConfig(BaseModel):
     @property
     def longest(self) -> Lengths:
         """The longest dialogue in tokens, and utterance in frames, that the network takes."""
-        if self.variant == "face":
-            return {}
-        if self.variant == "vision":
-            return {"vision_len": self.vision_len}
-        return {"text_len": self.bert.longest, "audio_len": self.audio_len, "vision_len": self.vision_len}
+        whole = {"text_len": self.bert.longest, "audio_len": self.audio_len, "vision_len": self.vision_len}
+        return {f"{m}_len": whole[f"{m}_len"] for m in self.used}
 
     @property
     def lengths(self) -> tuple[Lengths, ...]:
@@ -200,15 +216,21 @@ def image_spec(config: FacialMmtConfig) -> TensorSpec:
     )
 
 
-def _features(config: FacialMmtConfig, faces: TensorSpec) -> tuple[TensorSpec, ...]:
-    noise = TensorSpec(
-        name="gumbel_noise",
-        dtype="float32",
-        dims=(BATCH, "vision_len", config.expressions),
-        description="added to the expression logits; zeros, the default, give one answer each time",
-    )
-    frames = (*_frames("audio", config.audio_dim), *_frames("vision", config.vision_dim))
-    return (*text_inputs(config), _span(config), *frames, faces, noise)
+def _features(config: FacialMmtConfig, faces: Callable[[FacialMmtConfig], TensorSpec]) -> tuple[TensorSpec, ...]:
+    found: list[TensorSpec] = []
+    if "text" in config.used:
+        found += [*text_inputs(config), _span(config)]
+    for m in config.frames:
+        found += _frames(m, config.audio_dim if m == "audio" else config.vision_dim)
+    if "vision" in config.used:
+        noise = TensorSpec(
+            name="gumbel_noise",
+            dtype="float32",
+            dims=(BATCH, "vision_len", config.expressions),
+            description="added to the expression logits; zeros, the default, give one answer each time",
+        )
+        found += [faces(config), noise]
+    return tuple(found)
 
 
 def _face(config: FacialMmtConfig) -> tuple[TensorSpec, ...]:
@@ -217,8 +239,8 @@ def _face(config: FacialMmtConfig) -> tuple[TensorSpec, ...]:
 
 
 INPUTS = {
-    "fusion": lambda config: _features(config, expression_spec(config)),
-    "end_to_end": lambda config: _features(config, image_spec(config)),
+    "fusion": lambda config: _features(config, expression_spec),
+    "end_to_end": lambda config: _features(config, image_spec),
     "vision": lambda config: _frames("vision", config.vision_dim),
     "face": _face,
 }

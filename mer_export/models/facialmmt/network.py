@@ -36,18 +36,19 @@ Hidden = Float[Tensor, "batch tokens hidden"]
 Logits = Float[Tensor, "batch labels"]
 
 
+Sequence = tuple[Steps, Real]
+"""States, and which of them are real."""
+
+
 @dataclass(frozen=True)
 class Fused:
-    """What the fusion makes of a batch on its way to the logits; sequences in the order text, audio, vision."""
+    """What the fusion makes of a batch on its way to the logits; sequences in the order text, audio, vision.
 
-    text: Steps
-    audio: Steps
-    vision: Steps
-    text_real: Real
-    text_from_audio: Steps
-    audio_from_text: Steps
-    vision_from_both: Steps
-    both_from_vision: Steps
+    `states` are those of each modality before they meet, `crossed` what one sees of another (`text_from_audio`).
+    """
+
+    states: dict[str, Steps]
+    crossed: dict[str, Steps]
     real: Real
     weights: Float[Tensor, "batch time"]
     pooled: Float[Tensor, "batch width"]
@@ -55,56 +56,78 @@ class Fused:
 
 
 class MultimodalNetwork(nn.Module):
-    """The T+A+V model. Faces come as features with the logits of the expression model."""
+    """The T+A+V model. Faces come as features with the logits of the expression model.
+
+    Of fewer modalities those that there are meet each other; a single one is pooled as it is.
+    """
 
     def __init__(self, config: FacialMmtConfig):
         super().__init__()
-        self.config = config
+        self.config, self.used = config, config.used
         width, shape = config.width, layer_shape(config)
         self.standardise = standardisers(config)
-        self.bert = Bert(config.bert)
-        self.text = nn.Linear(config.bert.hidden, width)
-        self.audio = nn.Linear(config.audio_dim, width)
-        self.vision = nn.Linear(config.vision_dim + config.expressions, width)
-        self.audio_encoder = Encoder(shape, config.positions("audio"), config.audio_layers)
-        self.vision_encoder = Encoder(shape, config.positions("vision"), config.vision_layers)
-        text, audio, vision = config.utterance_len, config.audio_len, config.vision_len
-        self.text_audio = cross_modal(
-            width, config.cross_heads, config.cross_layers, config.cross_attention_dropout, max(text, audio)
-        )
-        self.both_vision = cross_modal(
-            width,
-            config.cross_vision_heads,
-            config.cross_vision_layers,
-            config.cross_vision_attention_dropout,
-            max(text + audio, vision),
-        )
+        inputs = {"audio": config.audio_dim, "vision": config.vision_dim + config.expressions}
+        if "text" in self.used:
+            self.bert = Bert(config.bert)
+            self.text = nn.Linear(config.bert.hidden, width)
+        # Audio and vision by turns: fresh weights come from one stream, in this order.
+        for m in config.frames:
+            self.add_module(m, nn.Linear(inputs[m], width))
+        for m in config.frames:
+            layers = config.audio_layers if m == "audio" else config.vision_layers
+            self.add_module(f"{m}_encoder", Encoder(shape, config.positions(m), layers))
+        lengths = {"text": config.utterance_len, "audio": config.audio_len, "vision": config.vision_len}
+        before = sum(lengths[m] for m in self.used if m != "vision")
+        if {"text", "audio"} <= set(self.used):
+            self.text_audio = cross_modal(
+                width,
+                config.cross_heads,
+                config.cross_layers,
+                config.cross_attention_dropout,
+                max(lengths["text"], lengths["audio"]),
+            )
+        if before and "vision" in self.used:
+            self.both_vision = cross_modal(
+                width,
+                config.cross_vision_heads,
+                config.cross_vision_layers,
+                config.cross_vision_attention_dropout,
+                max(before, lengths["vision"]),
+            )
         self.pool = Pooling(width)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(width, len(config.labels))
 
     def forward(self, **inputs: Tensor) -> Logits:
         """Logits of the utterances. What stands behind a length is never read."""
-        hidden = self.bert(inputs["input_ids"], None, inputs["text_lengths"])
-        return self.fuse(hidden, inputs)
+        text = self.bert(inputs["input_ids"], None, inputs["text_lengths"]) if "text" in self.used else None
+        return self.fuse(text, inputs)
 
-    def fuse(self, text_hidden: Hidden, inputs: Mapping[str, Tensor]) -> Logits:
+    def fuse(self, text_hidden: Hidden | None, inputs: Mapping[str, Tensor]) -> Logits:
         """As `forward`, from the last hidden states of the dialogue's tokens."""
+        found: dict[str, Sequence] = {}
+        if text_hidden is not None:
+            found["text"] = self.utterance_text(text_hidden, inputs["text_lengths"], inputs["text_span"])
+        if "audio" in self.used:
+            found["audio"] = self.at_length("audio", inputs["audio"], inputs["audio_lengths"])
+        if "vision" in self.used:
+            found["vision"] = self._selected_faces(inputs)
+        return self.combine(found).logits
+
+    def _selected_faces(self, inputs: Mapping[str, Tensor]) -> Sequence:
+        """Frames with a clear expression, and its distribution beside them."""
         lengths, logits = inputs["vision_lengths"], inputs["expression_logits"]
-        audio, audio_real = self.at_length("audio", inputs["audio"], inputs["audio_lengths"])
-        vision, vision_real = self.at_length("vision", inputs["vision"], lengths)
+        vision, real = self.at_length("vision", inputs["vision"], lengths)
         faces = real_steps(lengths, logits.shape[1])
         likely = distribution(logits, inputs["gumbel_noise"], self.config.temperature)
         likely = self._pad(torch.where(faces[..., None], likely, 0.0), self.config.vision_len)
-        vision, vision_real = select_frames(vision, likely, vision_real, self.config.threshold)
-        text = self.utterance_text(text_hidden, inputs["text_lengths"], inputs["text_span"])
-        return self.combine(*text, audio, audio_real, vision, vision_real).logits
+        return select_frames(vision, likely, real, self.config.threshold)
 
     def stages(self) -> dict[str, nn.Module]:
         """The modules of the stages by name; they share this network's parameters."""
         return {"text": TextStage(self), "fusion": FusionStage(self)}
 
-    def at_length(self, modality: str, x: Steps, lengths: Lengths) -> tuple[Steps, Real]:
+    def at_length(self, modality: str, x: Steps, lengths: Lengths) -> Sequence:
         """Frames standardised and padded with zeros to the length that is part of the model, and which are real."""
         given = real_steps(lengths, x.shape[1])
         if modality in self.standardise:
@@ -112,44 +135,39 @@ class MultimodalNetwork(nn.Module):
         fixed = getattr(self.config, f"{modality}_len")
         return self._pad(torch.where(given[..., None], x, 0.0), fixed), real_steps(lengths, fixed)
 
-    def utterance_text(self, hidden: Hidden, lengths: Lengths, span: Int[Tensor, "batch 2"]) -> tuple[Steps, Real]:
+    def utterance_text(self, hidden: Hidden, lengths: Lengths, span: Int[Tensor, "batch 2"]) -> Sequence:
         """States of the utterance's own tokens, and which are real."""
         rows, real = utterance_rows(hidden, lengths, span, self.config.utterance_len)
         # Rows without a token are exact zeros, which the cross-modal encoder gives no position.
         return self.text(rows) * real[..., None].to(rows.dtype), real
 
-    def combine(
-        self,
-        text: Steps,
-        text_real: Real,
-        audio: Steps,
-        audio_real: Real,
-        vision: Float[Tensor, "batch time both"],
-        vision_real: Real,
-    ) -> Fused:
-        """The transformers, from selected frames with their distributions on."""
-        heard = self.audio_encoder(self.audio(audio), audio_real)
-        seen = self.vision_encoder(self.vision(vision), vision_real)
-        text_from_audio, audio_from_text = self.text_audio(text, heard), self.text_audio(heard, text)
-        both = torch.cat([text_from_audio, audio_from_text], dim=1)
-        vision_from_both, both_from_vision = self.both_vision(seen, both), self.both_vision(both, seen)
-        real = torch.cat([text_real, audio_real, vision_real], dim=1)
-        pooled, weights = self.pool(torch.cat([both_from_vision, vision_from_both], dim=1), real)
-        logits = self.classifier(self.dropout(pooled))
-        return Fused(
-            text=text,
-            audio=heard,
-            vision=seen,
-            text_real=text_real,
-            text_from_audio=text_from_audio,
-            audio_from_text=audio_from_text,
-            vision_from_both=vision_from_both,
-            both_from_vision=both_from_vision,
-            real=real,
-            weights=weights,
-            pooled=pooled,
-            logits=logits,
-        )
+    def combine(self, given: Mapping[str, Sequence]) -> Fused:
+        """The transformers, from the utterance's text, frames of audio, and selected faces with their distributions."""
+        states, crossed = {}, {}
+        for m in self.used:
+            x, real = given[m]
+            encoder = getattr(self, f"{m}_encoder", None)
+            states[m] = x if encoder is None else encoder(getattr(self, m)(x), real)
+        heard = [states[m] for m in self.used if m != "vision"]
+        if len(heard) == 2:
+            text, audio = heard
+            crossed["text_from_audio"], crossed["audio_from_text"] = (
+                self.text_audio(text, audio),
+                self.text_audio(audio, text),
+            )
+            heard = [torch.cat([crossed["text_from_audio"], crossed["audio_from_text"]], dim=1)]
+        if heard and "vision" in self.used:
+            both, seen = heard[0], states["vision"]
+            crossed["vision_from_both"], crossed["both_from_vision"] = (
+                self.both_vision(seen, both),
+                self.both_vision(both, seen),
+            )
+            fused = [crossed["both_from_vision"], crossed["vision_from_both"]]
+        else:
+            fused = heard or [states["vision"]]
+        real = torch.cat([given[m][1] for m in self.used], dim=1)
+        pooled, weights = self.pool(torch.cat(fused, dim=1), real)
+        return Fused(states, crossed, real, weights, pooled, self.classifier(self.dropout(pooled)))
 
     def _pad(self, x: Steps, length: int) -> Steps:
         return functional.pad(x, (0, 0, 0, length - x.shape[1]))

@@ -10,8 +10,8 @@ STAGED = ("fusion", "end_to_end")
 
 
 def stages(config: FacialMmtConfig) -> tuple[Stage, ...]:
-    """The stages of a variant in order; none of those that have one network."""
-    if config.variant not in STAGED:
+    """The stages of a variant in order; none of those that have one network, or no text to share."""
+    if config.variant not in STAGED or "text" not in config.used:
         return ()
     hidden = TensorSpec(name="text_hidden", dtype="float32", dims=(BATCH, "text_len", config.bert.hidden))
     text = Stage("text", text_inputs(config), (hidden,), repeats=True)

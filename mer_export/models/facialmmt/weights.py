@@ -13,6 +13,7 @@ from mer_export.layers.bert import weights as bert
 from mer_export.layers.parameter_names import crossmodal
 from mer_export.models.facialmmt.config import FacialMmtConfig
 from mer_export.models.facialmmt.swin_config import SwinConfig
+from mer_export.models.utterance import MODALITIES
 from mer_export.weights import WeightMap
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def renames(config: FacialMmtConfig) -> dict[str, str]:
     """Authors' name to ours, for every entry that inference or training reads."""
     if config.standardise:
         raise UnsupportedError("no published FacialMMT checkpoint standardises its inputs: leave out model.standardise")
+    if set(config.modalities) != set(MODALITIES):
+        raise UnsupportedError("published FacialMMT checkpoints have all three modalities: leave out model.modalities")
     return RENAMES[config.variant](config)
 
 

@@ -3,6 +3,6 @@
 from train.systems.cmerc.settings import CmercSettings
 
 RECIPES = {
-    "cmerc": (CmercSettings, "train.systems.cmerc.protocol:CmercProtocol"),
+    "cmerc": (CmercSettings, "train.systems.cmerc.protocol:CmercProtocol", "train.systems.cmerc.own:cmerc"),
 }
-"""Checked `protocol:` section and protocol class of each system."""
+"""Checked `protocol:` section, protocol class, and what own data make of the recipe, of each system."""

@@ -3,8 +3,8 @@
 from train.systems.emt.settings import EmtSettings, MultSettings, TfrNetSettings
 
 RECIPES = {
-    "emt": (EmtSettings, "train.systems.emt.protocol:EmtProtocol"),
-    "mult": (MultSettings, "train.systems.emt.baselines:MultProtocol"),
-    "tfr_net": (TfrNetSettings, "train.systems.emt.baselines:TfrNetProtocol"),
+    "emt": (EmtSettings, "train.systems.emt.protocol:EmtProtocol", "train.systems.emt.own:emt"),
+    "mult": (MultSettings, "train.systems.emt.baselines:MultProtocol", "train.systems.emt.own:mult"),
+    "tfr_net": (TfrNetSettings, "train.systems.emt.baselines:TfrNetProtocol", "train.systems.emt.own:tfr_net"),
 }
-"""Checked `protocol:` section and protocol class of each system."""
+"""Checked `protocol:` section, protocol class, and what own data make of the recipe, of each system."""

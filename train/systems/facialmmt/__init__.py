@@ -3,6 +3,6 @@
 from train.systems.facialmmt.settings import FacialMmtSettings
 
 RECIPES = {
-    "facialmmt": (FacialMmtSettings, "train.systems.facialmmt.protocol:FacialMmtProtocol"),
+    "facialmmt": (FacialMmtSettings, "train.systems.facialmmt.protocol:FacialMmtProtocol", "train.systems.facialmmt.own:facialmmt"),
 }
-"""Checked `protocol:` section and protocol class of each system."""
+"""Checked `protocol:` section, protocol class, and what own data make of the recipe, of each system."""

@@ -52,7 +52,7 @@ class FacialMmtProtocol(Protocol):
 
     def prepare_module(self, model: Any) -> nn.Module:
         """The network, which encodes equal texts of a batch once where it has texts."""
-        return EncodedOnce(model) if isinstance(model, MultimodalNetwork) else model
+        return EncodedOnce(model) if isinstance(model, MultimodalNetwork) and "text" in model.used else model
 
     def updates(self, model: Any, config: TrainConfig) -> Updates:
         """Groups with a rate of their own, and the accumulation of gradients."""

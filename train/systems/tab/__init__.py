@@ -3,6 +3,6 @@
 from train.systems.tab.settings import TabSettings
 
 RECIPES = {
-    "tab": (TabSettings, "train.systems.tab.protocol:TabProtocol"),
+    "tab": (TabSettings, "train.systems.tab.protocol:TabProtocol", "train.systems.tab.own:tab"),
 }
-"""Checked `protocol:` section and protocol class of each system."""
+"""Checked `protocol:` section, protocol class, and what own data make of the recipe, of each system."""

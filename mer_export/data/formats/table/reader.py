@@ -166,10 +166,14 @@ def _refuse_leakage(spec: DataSpec, bound: Bound, path: Path) -> None:
 
 
 def _features(spec: DataSpec) -> Mapping[str, tuple[ArraySource, ...]]:
-    """The arrays of each modality that the shape takes: with context they are the sentence vectors alone."""
+    """The arrays of each modality that the shape takes: with context they are the sentence vectors alone.
+
+    These are the text of an utterance, unless `context.vectors` names others.
+    """
     if spec.context is None:
         return spec.sources
-    return {"text": (spec.context.vectors,)} if spec.context.vectors else {}
+    vectors = (spec.context.vectors,) if spec.context.vectors else spec.text
+    return {"text": vectors} if vectors else {}
 
 
 def _label(row: Row, spec: DataSpec) -> str | None:

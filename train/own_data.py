@@ -1,0 +1,132 @@
+"""A recipe for data of one's own: what the data say of the network, over a small recipe of the system.
+
+Widths, labels, modalities, speakers, lengths and splits come from the data, the rest from `presets/own/<system>.yaml`;
+what is set on the command line goes before both. Needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mer_export import registry
+from mer_export.data.facts import Facts, facts
+from mer_export.data.formats.format import known_formats
+from mer_export.data.open import detect, open_corpus
+from mer_export.data.spec import DataSpec
+from mer_export.data.tokens.tokenizer import load_tokenizer
+from mer_export.errors import UsageError
+from mer_export.overrides import apply_overrides
+from mer_export.registry import first_problem, resolve
+from train.config import OWN, TrainConfig, merged, parse_config, read_settings, with_folders
+from train.encoders import RANDOM, special_tokens
+from train.recipe import recipe
+
+MANY = 1 << 20
+"""Speakers of a dialogue that are told apart before it is known how many there are."""
+TRAIN, VALID = "train", ("dev", "valid", "val", "validation")
+"""Names of the splits that are trained on, and of those that weights are chosen on."""
+METRICS = {"classification": "weighted_f1", "multilabel": "loss", "regression": "mae"}
+"""What the best epoch is chosen by."""
+PATIENCE = 10
+SMALL_ENCODER = {"hidden": 64, "layers": 2, "heads": 4, "feed_forward": 128}
+"""A text encoder from random weights; one from a folder is as its folder says."""
+
+Sections = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a system's part of a recipe is made of: the data, their section, and what is said of training and network."""
+
+    facts: Facts
+    data: DataSpec
+    protocol: Mapping[str, Any]
+    model: Mapping[str, Any]
+
+    def labels_of(self, system: str, *kinds: str) -> tuple[str, ...]:
+        """The labels; raises UsageError where the data have labels of a kind that the system does not predict."""
+        kind = self.facts.kind
+        if kind not in kinds:
+            raise UsageError(f"{system} predicts {' or '.join(kinds)}, the labels of the data are for {kind}: choose mtee")
+        return self.facts.labels
+
+    def encoder(self, setting: str, tokens: str) -> dict[str, Any]:
+        """The section of an encoder that starts from random weights; nothing where a folder says it."""
+        if self.protocol.get(setting) != RANDOM or self.data.tokenizer is None:
+            return {}
+        tokenizer = load_tokenizer(self.data.tokenizer)
+        longest = max(self.facts.steps(tokens)[1], 64)
+        # A RoBERTa counts its positions from behind the padding token on.
+        special = special_tokens(tokenizer)
+        return SMALL_ENCODER | special | {"vocabulary": tokenizer.size, "positions": 2 * longest}
+
+
+def own_config(system: str, data: Path, overrides: Iterable[str] = (), **values: Any) -> TrainConfig:
+    """The configuration that fits a data set.
+
+    Args:
+        system: name in the registry.
+        data: file or directory, in any format.
+        overrides: `a.b=value`; those of the data section say how the data are read, `data.text=null` leaves text out.
+        **values: fields that go before everything, unless they are None.
+
+    Raises:
+        UsageError: the data have no labels, or what the system cannot take.
+        InputError: the data cannot be read.
+    """
+    record = registry.get(system)
+    sets = [*overrides, *(f"{name}={value}" for name, value in values.items() if value is not None)]
+    said = apply_overrides(read_settings(OWN / f"{system}.yaml"), sets)
+    spec = _spec(said.get("data") or {}).for_model(record.contract(record.config()))
+    found = facts(open_corpus(data, _all_speakers(data, spec)))
+    if found.kind is None:
+        raise UsageError(f"{data} has no labels to train on: name their column in data.label, data.score or label_columns")
+    own = Own(found, spec, said.get("protocol") or {}, said.get("model") or {})
+    sections = resolve(recipe(system).own)(own)
+    sections["data"] = spec.model_dump(mode="json") | sections.get("data", {})
+    settled = merged(merged(said, sections), {"title": f"{system} on {data.resolve().name}", **_splits(found, data)})
+    return parse_config(with_folders(apply_overrides(settled, sets)), source=f"a recipe for {data}")
+
+
+def _spec(section: Mapping[str, Any]) -> DataSpec:
+    try:
+        spec = DataSpec.model_validate(section)
+    except ValidationError as error:
+        raise UsageError(f"data: {first_problem(error)}") from None
+    # A dialogue is packed where something makes tokens of it.
+    said = {n: v for n, v in spec.model_dump().items() if n != "packing" or spec.tokenizer}
+    return DataSpec.model_validate(said)
+
+
+def _all_speakers(path: Path, spec: DataSpec) -> DataSpec:
+    """The section, with every speaker told apart where neither it nor the data say how many there are."""
+    known = known_formats()[detect(path, spec)]
+    if not known.open or "speakers" in known.load().source(path, spec).spec.model_fields_set:
+        return spec
+    return spec.model_copy(update={"speakers": MANY})
+
+
+def _splits(found: Facts, data: Path) -> dict[str, Any]:
+    """Which splits are trained on and measured, and which epoch is kept."""
+    labelled = [name for name, count in found.labelled.items() if count]
+    train = TRAIN if TRAIN in labelled else labelled[0]
+    if len(labelled) > 1 and train != TRAIN:
+        raise UsageError(f"{data} has the splits {labelled}, none is called {TRAIN}: --set 'train_splits=[{labelled[0]}]'")
+    others = [name for name in labelled if name != train]
+    valid = next((name for name in others if name in VALID), None)
+    keep: dict[str, Any] = {"rule": "last"}
+    if valid is not None:
+        keep = {"rule": "best", "split": valid, "metric": METRICS[str(found.kind)], "patience": PATIENCE}
+    return {"train_splits": [train], "evaluate_splits": others, "keep": keep}
+
+
+def buckets(found: Facts, inputs: Mapping[str, str]) -> list[dict[str, int]]:
+    """Two lengths to export, half of the items fit into the first; `inputs` names the input of each sequence dim."""
+    steps = {dim: found.steps(name) for dim, name in inputs.items()}
+    pair = [{dim: sizes[i] for dim, sizes in steps.items()} for i in (0, 1)]
+    return pair if pair[0] != pair[1] else pair[:1]

@@ -1,0 +1,19 @@
+"""What own data make of the recipe of cmerc. Needs no torch."""
+
+from __future__ import annotations
+
+from mer_export.data.dialogues import MODALITIES
+from train.own_data import Own, Sections
+
+
+def cmerc(own: Own) -> Sections:
+    """Labels, speakers, widths and buckets; dialogues are counted by any modality."""
+    found = own.facts
+    labels = own.labels_of("cmerc", "classification")
+    used = [m for m in MODALITIES if m in found.widths]
+    half, longest = found.steps("speaker")
+    model = {f"{m}_dim": found.widths[m] for m in used} | {"labels": list(labels), "speakers": found.speakers}
+    model |= {"modalities": used, "standardise": used, "buckets": sorted({half, longest})}
+    if "text" in used:
+        model["text_vectors"] = max(shape[0] for shape in found.shapes["text"])
+    return {"model": model, "data": {"speakers": found.speakers}}
