@@ -20,7 +20,7 @@ WIDTH = 120
 
 
 def commented(config: TrainConfig) -> str:
-    """The whole configuration; `load_config` reads it back as it is. The data section says what was said of the data."""
+    """The whole configuration, which `load_config` reads back; the data section has what was said of the data."""
     system = registry.get(config.system)
     checked = {
         "model": system.parse(config.model),

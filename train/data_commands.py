@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -54,14 +55,30 @@ def _training_line(system: str, dataset: str, data: Path) -> str:
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bundle, a data set, or any supported file.")],
     data_format: DataFormat = "auto",
+    sets: Sets = None,
+    drafted: Annotated[
+        bool, typer.Option("--draft", help="Print a table.yaml for a table, by the names of its columns.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """What a bundle or data set holds: contract and variants; splits, lengths, labels, problems. Executes nothing."""
+    from mer_export.data.bundle_data import choose_spec
+    from mer_export.data.draft import draft
     from mer_export.data.inspect import inspect_file
     from mer_export.data.spec import DataSpec
 
-    report = inspect_file(path, DataSpec(format=data_format))
-    emit(report, as_json, lambda: outline(report))
+    spec = choose_spec(path, data_format, DataSpec(), sets or ())
+    if drafted:
+        return typer.echo(draft(path, spec), nl=False)
+    report = inspect_file(path, spec)
+    emit(report, as_json, lambda: _described(report))
+    return None
+
+
+def _described(report: dict[str, Any]) -> Iterator[str]:
+    """A report as lines, a draft in it as it has to be pasted."""
+    yield from outline({name: value for name, value in report.items() if name != "draft"})
+    yield from ("", *report["draft"]) if "draft" in report else ()
 
 
 @app.command("convert")
@@ -79,6 +96,9 @@ def convert(
     from mer_export.data.spec import DataSpec
     from train.config import load_preset
 
+    out = out if out.suffix else out.with_name(f"{out.name}.parquet")
+    if out.suffix != ".parquet":
+        raise UsageError(f"{out} is written as Parquet: name it {out.with_suffix('.parquet')}")
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
     configured, labels = DataSpec(), None

@@ -41,7 +41,7 @@ Sections = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Own:
-    """What a system's part of a recipe is made of: the data, their section, and what is said of training and network."""
+    """What a system's part of a recipe is made of: the data, their section, what is said of training and network."""
 
     facts: Facts
     data: DataSpec
@@ -52,7 +52,7 @@ class Own:
         """The labels; raises UsageError where the data have labels of a kind that the system does not predict."""
         kind = self.facts.kind
         if kind not in kinds:
-            raise UsageError(f"{system} predicts {' or '.join(kinds)}, the labels of the data are for {kind}: choose mtee")
+            raise UsageError(f"{system} predicts {' or '.join(kinds)}, the data are for {kind}: choose mtee")
         return self.facts.labels
 
     def encoder(self, setting: str, tokens: str) -> dict[str, Any]:
@@ -85,11 +85,15 @@ def own_config(system: str, data: Path, overrides: Iterable[str] = (), **values:
     spec = _spec(said.get("data") or {}).for_model(record.contract(record.config()))
     found = facts(open_corpus(data, _all_speakers(data, spec)))
     if found.kind is None:
-        raise UsageError(f"{data} has no labels to train on: name their column in data.label, data.score or label_columns")
+        raise UsageError(
+            f"{data} has no labels to train on: name their column in data.label, data.score or label_columns"
+        )
     own = Own(found, spec, said.get("protocol") or {}, said.get("model") or {})
     sections = resolve(recipe(system).own)(own)
     sections["data"] = spec.model_dump(mode="json") | sections.get("data", {})
-    settled = merged(merged(said, sections), {"title": f"{system} on {data.resolve().name}", **_splits(found, data)})
+    settled = merged(
+        merged(said, sections), {"title": f"{system} on {data.resolve().name}", **_splits(found, data, said)}
+    )
     return parse_config(with_folders(apply_overrides(settled, sets)), source=f"a recipe for {data}")
 
 
@@ -111,18 +115,20 @@ def _all_speakers(path: Path, spec: DataSpec) -> DataSpec:
     return spec.model_copy(update={"speakers": MANY})
 
 
-def _splits(found: Facts, data: Path) -> dict[str, Any]:
+def _splits(found: Facts, data: Path, said: Mapping[str, Any]) -> dict[str, Any]:
     """Which splits are trained on and measured, and which epoch is kept."""
     labelled = [name for name, count in found.labelled.items() if count]
-    train = TRAIN if TRAIN in labelled else labelled[0]
-    if len(labelled) > 1 and train != TRAIN:
-        raise UsageError(f"{data} has the splits {labelled}, none is called {TRAIN}: --set 'train_splits=[{labelled[0]}]'")
-    others = [name for name in labelled if name != train]
+    train = said.get("train_splits") or ([TRAIN] if TRAIN in labelled else labelled)
+    if "train_splits" not in said and len(train) > 1:
+        raise UsageError(
+            f"{data} has the splits {labelled}, none is called {TRAIN}: --set 'train_splits=[{labelled[0]}]'"
+        )
+    others = [name for name in labelled if name not in train]
     valid = next((name for name in others if name in VALID), None)
     keep: dict[str, Any] = {"rule": "last"}
     if valid is not None:
         keep = {"rule": "best", "split": valid, "metric": METRICS[str(found.kind)], "patience": PATIENCE}
-    return {"train_splits": [train], "evaluate_splits": others, "keep": keep}
+    return {"train_splits": train, "evaluate_splits": others, "keep": keep}
 
 
 def buckets(found: Facts, inputs: Mapping[str, str]) -> list[dict[str, int]]:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from mer_export.bundle import MANIFEST, Bundle, sha256
+from mer_export.data.draft import draft, undescribed_tables
 from mer_export.data.formats.cmerc.difficulty import is_difficulty, read_difficulty
 from mer_export.data.formats.format import known_formats
-from mer_export.data.open import OpenData, detect
+from mer_export.data.formats.table.reader import MAPPING, SUFFIXES
+from mer_export.data.open import OpenData, detect, known_format
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, MerError, UsageError
@@ -26,6 +28,8 @@ from mer_export.untrusted.pickles import load_pickle
 OUTLINE_DEPTH = 4
 OUTLINE_ITEMS = 12
 NAMED_BAD = 5
+READING = {"format", "encoding", "separator"}
+"""Fields of the data section that describe no columns."""
 
 
 def inspect_file(path: Path | str, spec: DataSpec | None = None) -> dict[str, Any]:
@@ -46,7 +50,26 @@ def inspect_file(path: Path | str, spec: DataSpec | None = None) -> dict[str, An
         return {"path": str(path), **_bundle(path)}
     if path.is_file() and path.suffix in SINGLE:
         return {"path": str(path), **SINGLE[path.suffix](path), "files": _checksums([path], path.parent)}
-    return {"path": str(path), **_corpus(path, spec)}
+    lacks = _undescribed(path, spec)
+    return {"path": str(path), **(lacks or _corpus(path, spec))}
+
+
+def _undescribed(path: Path, spec: DataSpec) -> dict[str, Any] | None:
+    """A draft for a table that neither a `table.yaml` nor `spec` describes; None for everything else."""
+    folder = path if path.is_dir() else path.parent
+    described = spec.table is not None or (folder / MAPPING).is_file() or bool(spec.model_fields_set - READING)
+    tables = undescribed_tables(path)
+    if described or not tables or (path.is_file() and path.suffix not in SUFFIXES):
+        return None
+    if path.is_dir() and (known_format(path, spec) is not None):
+        return None
+    names = " and ".join(f.name for f in tables[:NAMED_BAD])
+    return {
+        "kind": "table without a description",
+        "lacks": f"{names} {'look' if len(tables) > 1 else 'looks'} like a table: write {MAPPING}, for example",
+        "draft": draft(path, spec).splitlines(),
+        "files": _checksums(tables, folder),
+    }
 
 
 def _corpus(path: Path, spec: DataSpec) -> dict[str, Any]:
@@ -231,17 +254,27 @@ def _bundle(path: Path) -> dict[str, Any]:
 
 def _pickle(path: Path) -> dict[str, Any]:
     content = load_pickle(path)
-    if is_difficulty(content):
-        return _difficulty(path)
-    return {"kind": "pickle", "outline": outline(content)}
+    return _numbers(content, path) or {"kind": "pickle", "outline": outline(content)}
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
+    content = read_json(path)
+    return _numbers(content, path) or {"kind": "json", "outline": outline(content)}
+
+
+def _numbers(content: Any, path: Path) -> dict[str, Any] | None:
+    """A dict of names to numbers: whole ones number a vocabulary or count, a difficulty is a fraction somewhere."""
+    if not is_difficulty(content):
+        return None
+    if any(isinstance(v, float) for v in content.values()):
         return _difficulty(path)
-    except InputError:
-        pass
-    return {"kind": "json", "outline": outline(read_json(path))}
+    if sorted(content.values()) == list(range(len(content))):
+        return {
+            "kind": "vocabulary",
+            "entries": len(content),
+            "first": [str(k) for k in _first(content, OUTLINE_ITEMS)],
+        }
+    return None
 
 
 def _difficulty(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mer_export.data.dialogues import USUAL_ORDER, Dialogue, Source, distinct
+from mer_export.data.draft import undescribed_tables
 from mer_export.data.formats.format import Format, known_formats
 from mer_export.data.labels import LabelReader, said_labels
 from mer_export.data.samples import Corpus, Sample
@@ -112,10 +113,20 @@ def detect(path: Path, spec: DataSpec) -> str:
         return said
     if spec.format != "auto" and known[spec.format].directory == path.is_dir():
         return spec.format
-    for name, record in known.items():
-        if record.load().detect(path, spec):
-            return name
-    raise InputError(f"{path} is in no known format: set data.format to one of {list(known)}")
+    found = known_format(path, spec)
+    if found is None:
+        tables = [f.name for f in undescribed_tables(path)]
+        if tables:
+            raise InputError(
+                f"{path} has {', '.join(tables)} and no table.yaml: `mer inspect {path} --draft` drafts one"
+            )
+        raise InputError(f"{path} is in no known format: set data.format to one of {list(known)}")
+    return found
+
+
+def known_format(path: Path, spec: DataSpec) -> str | None:
+    """The first format that the files are in."""
+    return next((name for name, record in known_formats().items() if record.load().detect(path, spec)), None)
 
 
 def open_file_format(path: Path, spec: DataSpec) -> str | None:

@@ -118,8 +118,8 @@ def published_bert(config: UtteranceConfig) -> BertConfig:
     own = config.labels or config.standardise or config.used != MODALITIES
     if config.bert is None or own:
         raise UnsupportedError(
-            "no published checkpoint has text vectors, class labels, standardised inputs or fewer modalities: leave out "
-            "bert: null, labels, standardise and modalities to exchange weights with it"
+            "no published checkpoint has text vectors, class labels, standardised inputs or fewer modalities: "
+            "leave out bert: null, labels, standardise and modalities to exchange weights with it"
         )
     return config.bert
 

@@ -49,8 +49,7 @@ class TextTokenizer:
     @property
     def size(self) -> int:
         """One more than the largest id."""
-        known = self.library.get_vocab_size() if self.dictionary is None else int(self.dictionary.max()) + 1
-        return known
+        return self.library.get_vocab_size() if self.dictionary is None else int(self.dictionary.max()) + 1
 
     def encode(self, text: str) -> np.ndarray:
         """Ids (int64) with both special tokens; "[CLS]" or "</s>" in the text are words like any other."""

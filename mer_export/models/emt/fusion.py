@@ -1,4 +1,4 @@
-"""Global-local fusion: a global token of each modality exchanges with the local features of each modality (section 5.2)."""
+"""Global-local fusion: global tokens, one of each modality, exchange with the local features (section 5.2)."""
 
 from __future__ import annotations
 

@@ -29,7 +29,9 @@ def renames(config: MteeConfig) -> dict[str, str]:
         UnsupportedError: fewer modalities than a checkpoint of this network has.
     """
     if config.variant != "eea" and config.used != MODALITIES:
-        raise UnsupportedError(f"published checkpoints of {config.variant} have all three modalities: leave modalities out")
+        raise UnsupportedError(
+            f"published checkpoints of {config.variant} have all three modalities: leave modalities out"
+        )
     return RENAMES[config.variant](config)
 
 

@@ -109,7 +109,9 @@ class Reconstruction(nn.Module):
         )
         generator = GENERATORS.get(config.generator)
         self.generators = nn.ModuleDict(
-            {m: generator(len(config.used) * config.width, dim) for m, dim in config.feature_dims.items()} if generator else {}
+            {m: generator(len(config.used) * config.width, dim) for m, dim in config.feature_dims.items()}
+            if generator
+            else {}
         )
 
     def forward(self, states: Mapping[str, Steps], semantics: Semantics) -> dict[str, Steps]:

@@ -71,10 +71,7 @@ class EmtProtocol(IncompleteProtocol):
         return emt_losses(
             (prediction_loss(part.output.float(), batch.labels), prediction_loss(whole.output.float(), batch.labels)),
             attraction(_float(whole.guess), _float(whole.target), _float(part.guess), _float(part.target)),
-            {
-                m: reconstruction(rebuilt[m].float(), targets[m].float(), missing[m], s.reconstruction)
-                for m in rebuilt
-            },
+            {m: reconstruction(rebuilt[m].float(), targets[m].float(), missing[m], s.reconstruction) for m in rebuilt},
             s.attraction_weight,
             s.reconstruction_weight,
         )

@@ -18,7 +18,9 @@ def mtee(own: Own) -> Sections:
         raise UsageError(f"scores go from {low:g} to {high:g}, mtee predicts {limits}: bring them into it")
     used = list(found.modalities)
     if not used:
-        raise UsageError("mtee reads vectors of each modality, the data have none: name them in data.text, audio, vision")
+        raise UsageError(
+            "mtee reads vectors of each modality, the data have none: name them in data.text, audio, vision"
+        )
     model = {f"{m}_dim": found.widths[m] for m in used}
     model |= {"task": found.kind, "labels": list(found.labels) or ["score"], "modalities": used, "standardise": used}
     model["buckets"] = buckets(found, {m: m for m in used})

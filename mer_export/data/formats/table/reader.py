@@ -26,31 +26,51 @@ MAPPING = "table.yaml"
 Bound = Mapping[tuple[object, ...], tuple[str, ...]]
 
 
+SUFFIXES = (".csv", ".tsv")
+
+
 def detect(path: Path, spec: DataSpec) -> bool:
-    """True where the configuration describes a table, or the directory does."""
+    """True where the configuration describes a table, or the directory does, and for a table of text."""
+    if path.is_file():
+        return path.suffix in SUFFIXES
     return path.is_dir() and (spec.table is not None or (path / MAPPING).is_file())
+
+
+def located(path: Path, spec: DataSpec) -> tuple[Path, DataSpec]:
+    """The directory, and the section with the table that a path names.
+
+    A table alone is read as the `table.yaml` beside it says, which may describe another table of the same form.
+    """
+    return (
+        (path.parent, DataSpec.model_validate(spec.model_dump() | {"table": path.name}))
+        if path.is_file()
+        else (path, spec)
+    )
 
 
 def source(path: Path, spec: DataSpec) -> TableSource:
     """The tables of a directory.
 
     Args:
-        path: the data directory.
+        path: the data directory, or a table in one.
         spec: the mapping; its fields override those of `table.yaml`.
 
     Raises:
         UsageError: the mapping is incomplete or contradicts itself.
         InputError: a file or column is missing, there is no utterance, or features are bound to another split column.
     """
-    return TableSource(path, spec)
+    return TableSource(*located(path, spec))
 
 
 def files(path: Path, spec: DataSpec) -> list[Path]:
     """The files of the data set."""
+    path, spec = located(path, spec)
     spec, _ = mapping(path, spec)
     patterns = [str(spec.table), *(s.file for _, s in spec.arrays if s.file)]
     names = [p.replace("{split}", s) for p in patterns for s in (spec.splits if "{split}" in p else ("",))]
-    return [path / name for name in dict.fromkeys(names)]
+    found = [path / name for name in dict.fromkeys(names)]
+    # Data to label need not hold every split.
+    return [f for f in found if f.is_file()] if "{split}" in str(spec.table) else found
 
 
 class TableSource:
