@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mer_export.data.synthetic import synthesise
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.pickles import load_pickle
 
+CASES = Path(os.environ.get("MER_CASES", Path(__file__).parents[2] / "shared" / "cases"))
 SMALL = {"text_len": 12, "audio_len": 9, "vision_len": 7, "audio_dim": 3, "vision_dim": 4}
 
 
@@ -78,7 +80,7 @@ def test_minus_infinity_in_audio_is_read_as_zero(tmp_path: Path) -> None:
         ({"audio_lengths": [3]}, "audio_lengths is 3, the array has 2 frames"),
         ({"vision_lengths": [0]}, "vision_lengths is 0"),
         ({"text_bert": np.array([[[101, 7, 102], [1, 0, 1], [0, 0, 0]]])}, "ones, then zeros"),
-        ({"id": ["a", "b"]}, "1 texts"),
+        ({"id": ["a", "b"]}, "1 utterances"),
         ({"audio": None}, "malformed"),
     ],
 )
@@ -162,3 +164,59 @@ def test_the_command_normalises_beside_the_original_which_it_then_stands_for(fol
         assert mmsa.files(folder, DataSpec(format="mmsa", dataset="sims")) == [made]
     finally:
         made.unlink()
+
+
+def aligned(folder: Path, name: str, **changes: object) -> Path:
+    """A file as MMSA aligns it, one frame for each word piece: no lengths beside it."""
+    text = np.zeros((3, 3, 5), dtype=np.float32)
+    frames = np.arange(3 * 5 * 2, dtype=np.float64).reshape(3, 5, 2) + 1
+    for row, size in enumerate((3, 5, 4)):
+        text[row, :2, :size] = [[101, *range(7, 5 + size), 102], [1] * size]
+        frames[row, size:] = 0
+    split = {"text_bert": text, "audio": frames, "vision": frames, "regression_labels": np.array([0.4, 1, -1])}
+    split = {k: v for k, v in {**split, **changes}.items() if v is not None}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(pickle.dumps({"train": split, "test": {}}, protocol=4))
+    return folder
+
+
+def test_aligned_frames_are_as_long_as_the_text(tmp_path: Path) -> None:
+    root = aligned(tmp_path / "MOSI" / "Processed", "aligned_50.pkl").parent.parent
+    corpus = open_corpus(root)
+    assert (corpus.format, corpus.info["dataset"], list(corpus.splits)) == ("mmsa", "mosi", ["train"])
+    sizes = [{n: len(a) for n, a in s.inputs.items()} for s in corpus.split("train")]
+    assert sizes == [dict.fromkeys(("input_ids", "token_type_ids", "audio", "vision"), n) for n in (3, 5, 4)]
+
+
+def test_an_unaligned_file_goes_before_an_aligned_one(folder: Path, tmp_path: Path) -> None:
+    both = aligned(tmp_path / "MOSI" / "Processed", "aligned_50.pkl")
+    write(both / "unaligned_50.pkl")
+    assert mmsa.files(tmp_path, DataSpec()) == [both / "unaligned_50.pkl"]
+
+
+@pytest.mark.parametrize("place", ["MOSI", "calls"])
+def test_what_mmsa_fet_extracts_is_read_whatever_data_it_is_of(tmp_path: Path, place: str) -> None:
+    folder = aligned(tmp_path / place, "feature.pkl", audio_lengths=[1, 2, 3], vision_lengths=[3, 2, 1])
+    corpus = open_corpus(folder)
+    assert corpus.info["dataset"] == ("mosi" if place == "MOSI" else "own")
+    assert [len(s.inputs["audio"]) for s in corpus.split("train")] == [1, 2, 3]
+
+
+def test_a_feature_file_may_lack_modalities_and_have_text_vectors(tmp_path: Path) -> None:
+    vectors = np.ones((3, 5, 4))
+    vectors[1, 2:] = 0
+    folder = aligned(tmp_path / "own", "feature.pkl", text_bert=None, vision=None, text=vectors)
+    samples = open_corpus(folder).split("train")
+    assert [{n: a.shape for n, a in s.inputs.items()} for s in samples] == [
+        {"text": (n, 4), "audio": (n, 2)} for n in (5, 2, 5)
+    ]
+
+
+def test_the_aligned_file_of_the_shared_case_is_found_by_its_name() -> None:
+    case = CASES / "08-mmsa-aligned"
+    if not case.is_dir():
+        pytest.skip("the cases that are shared between projects are not here: set MER_CASES")
+    corpus = open_corpus(case)
+    assert {n: len(s) for n, s in corpus.splits.items()} == {"train": 6, "valid": 3, "test": 3}
+    for sample in corpus:
+        assert len(sample.inputs["audio"]) == len(sample.inputs["vision"]) == len(sample.inputs["input_ids"])

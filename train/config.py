@@ -67,20 +67,27 @@ class TrainConfig(Strict):
     """Everything a training run depends on, apart from the data itself. The resolved copy stays in the bundle."""
 
     title: str = ""
+    """What progress and reports call it."""
     system: str
+    """One of `mer list`."""
     model: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """The system's configuration; checked, defaults filled in."""
     data: DataSpec = Field(default_factory=DataSpec)
+    """How the data are read, over what they say of themselves (docs/data.md)."""
     protocol: dict[str, Any] = Field(default_factory=dict, validate_default=True)
     """The system's training settings; checked, defaults filled in."""
     train_splits: tuple[str, ...] = Field(("train",), min_length=1)
+    """Splits that are trained on."""
     evaluate_splits: tuple[str, ...] = ("test",)
     """Splits that are measured after every epoch; those that the data lack are left out."""
     epochs: int = Field(ge=1)
+    """Passes over the training splits."""
     batch: int = Field(16, ge=1)
     """Items per step and process."""
     lr: float = Field(1e-4, gt=0)
+    """Learning rate, of parameters that the protocol gives none of their own."""
     weight_decay: float = Field(0.0, ge=0)
+    """L2 in the gradient, of the same parameters."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """`adamw` decays weights apart from the gradient."""
     plateau: Plateau | None = None
@@ -91,12 +98,15 @@ class TrainConfig(Strict):
     average: float | None = Field(None, gt=0, lt=1)
     """Decay per step of a moving average of the weights, which is then what is evaluated and kept."""
     seed: int = Field(0, ge=0)
+    """Of fresh weights, the order of the data, and dropout."""
     reseed: Literal["same", "epoch"] = "epoch"
     """Random streams restart at every pass: from `seed` itself as published, or from `seed` plus the epoch number."""
     keep: Keep = Keep()
+    """Which epoch's weights stay: the last one's, or those that are best by a metric on a split."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast on a GPU that has it, otherwise fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU if there is one."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; None leaves PyTorch's choice. One is faster for small models."""
     save_every: int = Field(1, ge=1)
@@ -104,6 +114,7 @@ class TrainConfig(Strict):
     init: str | None = None
     """A bundle of the same network whose weights training starts from; None starts from random ones."""
     licence: str = "unknown: ask the owner of the training data"
+    """Of the training data; it stays with the weights."""
 
     @field_validator("model")
     @classmethod

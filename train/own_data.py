@@ -91,10 +91,9 @@ def own_config(system: str, data: Path, overrides: Iterable[str] = (), **values:
     own = Own(found, spec, said.get("protocol") or {}, said.get("model") or {})
     sections = resolve(recipe(system).own)(own)
     sections["data"] = spec.model_dump(mode="json") | sections.get("data", {})
-    settled = merged(
-        merged(said, sections), {"title": f"{system} on {data.resolve().name}", **_splits(found, data, said)}
-    )
-    return parse_config(with_folders(apply_overrides(settled, sets)), source=f"a recipe for {data}")
+    run = {"title": f"{system} on {data.resolve().name}", **_splits(found, data, said)}
+    settled = apply_overrides(merged(merged(said | {"data": {}}, sections), run), sets)
+    return parse_config(with_folders(settled), source=f"a recipe for {data}")
 
 
 def _spec(section: Mapping[str, Any]) -> DataSpec:

@@ -92,7 +92,7 @@ class UtteranceConfig(BaseModel):
         return self
 
     @property
-    def used(self) -> tuple[Modality, ...]:
+    def used(self) -> tuple[str, ...]:
         """The modalities that the network reads, in the fixed order."""
         return tuple(m for m in MODALITIES if m in self.modalities)
 

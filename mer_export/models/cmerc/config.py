@@ -68,7 +68,7 @@ class CmercConfig(BaseModel):
         return self
 
     @property
-    def used(self) -> tuple[Modality, ...]:
+    def used(self) -> tuple[str, ...]:
         """The modalities that the network reads, in the order of the node blocks."""
         return tuple(m for m in MODALITIES if m in self.modalities)
 
@@ -100,7 +100,7 @@ def contract(config: CmercConfig) -> Contract:
     )
 
 
-def _features(modality: Modality, length: str, config: CmercConfig) -> TensorSpec:
+def _features(modality: str, length: str, config: CmercConfig) -> TensorSpec:
     width = config.dims[modality]
     if modality != "text":
         return TensorSpec(name=modality, dtype="float32", dims=("batch", length, width), modality=modality)

@@ -56,7 +56,7 @@ class Cmerc(nn.Module):
         block = 2 * hidden + (width if config.residue else 0)
         self.classifier = nn.Linear(len(self.used) * block, len(config.labels))
 
-    def forward(self, **inputs: Tensor) -> Float[Tensor, "batch utterances classes"]:
+    def forward(self, **inputs: Any) -> Float[Tensor, "batch utterances classes"]:
         """Log-probabilities in `single` semantics; rows at and past the real length are 0."""
         return self.classify(self.features(**inputs), inputs["lengths"])
 

@@ -109,12 +109,12 @@ class FacialMmtConfig(BaseModel):
         return self
 
     @property
-    def used(self) -> tuple[Modality, ...]:
+    def used(self) -> tuple[str, ...]:
         """The modalities that the network reads as sequences, in the fixed order."""
         return tuple(m for m in READS[self.variant] if m in self.modalities)
 
     @property
-    def frames(self) -> tuple[Modality, ...]:
+    def frames(self) -> tuple[str, ...]:
         """Those that come as frames."""
         return tuple(m for m in self.used if m != "text")
 

@@ -30,7 +30,7 @@ def tfr_net(own: Own) -> Sections:
 
 def _inputs(own: Own) -> dict[str, str]:
     """The input that gives the length of each modality: token ids where there are any."""
-    found = {f"{m}_len": m for m in ("text", "audio", "vision") if m in own.facts.widths}
+    found = {f"{m}_len": m for m in own.facts.modalities}
     return {"text_len": TOKENS} | {d: m for d, m in found.items() if m != "text"} if _tokens(own) else found
 
 
@@ -42,7 +42,9 @@ def _utterances(own: Own, system: str) -> dict[str, Any]:
     labels = own.labels_of(system, "classification", "regression")
     inputs = _inputs(own)
     vectors = [m for m in inputs.values() if m != TOKENS]
-    model = {"labels": [], "scale": _scale(own)} if own.facts.kind == "regression" else {"labels": list(labels)}
+    model: dict[str, Any] = {"labels": list(labels)}
+    if own.facts.kind == "regression":
+        model["scale"] = _scale(own)
     model |= {"modalities": [d.removesuffix("_len") for d in inputs], "standardise": vectors}
     model |= {f"{m}_dim": own.facts.widths[m] for m in vectors}
     if not _tokens(own):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mer_export.errors import UsageError
 from mer_export.models.mtee.config import SENTIMENT
 from train.own_data import Own, Sections, buckets
@@ -21,7 +23,7 @@ def mtee(own: Own) -> Sections:
         raise UsageError(
             "mtee reads vectors of each modality, the data have none: name them in data.text, audio, vision"
         )
-    model = {f"{m}_dim": found.widths[m] for m in used}
+    model: dict[str, Any] = {f"{m}_dim": found.widths[m] for m in used}
     model |= {"task": found.kind, "labels": list(found.labels) or ["score"], "modalities": used, "standardise": used}
     model["buckets"] = buckets(found, {m: m for m in used})
     return {"model": model, "protocol": {"loss": LOSSES[str(found.kind)]}}

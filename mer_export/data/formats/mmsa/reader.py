@@ -1,7 +1,9 @@
 """The pickles of MMSA (MOSI, MOSEI, SIMS) that EMT-DLFR, TFR-Net and MulT are trained on.
 
 `unaligned_50.pkl` and `unaligned_39.pkl` hold a dict of arrays per split: word pieces, audio and vision frames, their
-lengths, one sentiment score per utterance. Public repositories: thuiar/MMSA, sunlicai/EMT-DLFR.
+lengths, one sentiment score per utterance. `aligned_50.pkl` has a frame per word piece and no lengths. `feature.pkl` is
+what MMSA-FET extracts from any data set: a modality may be absent, and text may be vectors. Public repositories:
+thuiar/MMSA, thuiar/MMSA-FET, sunlicai/EMT-DLFR.
 """
 
 from __future__ import annotations
@@ -29,18 +31,24 @@ IDS, MASK, SEGMENTS = 0, 1, 2
 
 @dataclass(frozen=True)
 class Dataset:
-    """One data set: its folder, its files, and the published SHA-1 of the first one."""
+    """One data set: its folder, its files, the published SHA-1 of the first one, and files to read where none is."""
 
     name: str
     folder: str
     files: tuple[str, ...]
     sha1: str
     limits: tuple[float, float]
+    others: tuple[str, ...] = ()
 
 
+UNALIGNED, ALIGNED, EXTRACTED = ("unaligned_50.pkl",), ("aligned_50.pkl",), "feature.pkl"
 DATASETS: dict[str, Dataset] = {
-    "mosi": Dataset("mosi", "MOSI", ("unaligned_50.pkl",), "5da0b8440fc5a7c3a457859af27458beb993e088", (-3, 3)),
-    "mosei": Dataset("mosei", "MOSEI", ("unaligned_50.pkl",), "db3e2cff4d706a88ee156981c2100975513d4610", (-3, 3)),
+    "mosi": Dataset(
+        "mosi", "MOSI", ("unaligned_50.pkl",), "5da0b8440fc5a7c3a457859af27458beb993e088", (-3, 3), (ALIGNED,)
+    ),
+    "mosei": Dataset(
+        "mosei", "MOSEI", ("unaligned_50.pkl",), "db3e2cff4d706a88ee156981c2100975513d4610", (-3, 3), (ALIGNED,)
+    ),
     "sims": Dataset(
         "sims",
         "SIMS",
@@ -49,6 +57,8 @@ DATASETS: dict[str, Dataset] = {
         (-1, 1),
     ),
 }
+OWN = Dataset("own", "", (EXTRACTED,), "", (-3, 3))
+"""What MMSA-FET extracted from a data set that is none of these."""
 
 
 def detect(path: Path, spec: DataSpec) -> bool:
@@ -80,7 +90,8 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     content = load_pickle(file)
     if not isinstance(content, dict) or not any(s in content for s in SPLITS):
         raise InputError(f"{file} has none of the splits {list(SPLITS)}: it is not an MMSA feature file")
-    splits = {name: split_samples(content[name], f"{file}: {name}") for name in SPLITS if name in content}
+    splits = {name: split_samples(content[name], f"{file}: {name}") for name in SPLITS if content.get(name)}
+    splits = {name: samples for name, samples in splits.items() if samples}
     info = {
         "dataset": dataset.name,
         "labels": [],
@@ -94,51 +105,93 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
 def split_samples(content: Mapping[str, Any], where: str) -> list[Sample]:
     """Utterances of one split of the pickle, without padding; -inf in audio becomes 0, as the authors' loader does.
 
+    Without lengths of their own frames are aligned with the text. Without `text_bert` the text is the vectors of
+    `text`, up to the last that is not zero.
+
     Raises:
         InputError: arrays are missing or do not fit one another.
     """
     try:
-        text = np.asarray(content["text_bert"])
-        frames = {m: np.asarray(content[m]) for m in ("audio", "vision")}
-        lengths = {m: [int(n) for n in content[f"{m}_lengths"]] for m in frames}
+        arrays = {m: np.asarray(content[name]) for m, name in _names(content).items()}
+        lengths = {m: [int(n) for n in content[f"{m}_lengths"]] for m in arrays if f"{m}_lengths" in content}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where} is incomplete or malformed ({error})") from None
-    if text.ndim != 3 or text.shape[1] != 3 or any(f.ndim != 3 for f in frames.values()):
-        shapes = {"text_bert": text.shape, **{m: f.shape for m, f in frames.items()}}
+    if (
+        not arrays
+        or any(a.ndim != 3 for a in arrays.values())
+        or _tokens(content) not in (None, arrays["text"].shape[1])
+    ):
+        shapes = {_names(content)[m]: a.shape for m, a in arrays.items()}
         raise InputError(f"{where} is malformed: arrays have shapes {shapes}")
     scores = content.get("regression_labels")
-    count = len(text)
+    count = len(next(iter(arrays.values())))
     ids = [str(i) for i in content.get("id", range(count))]
-    sizes = {"audio": len(frames["audio"]), "vision": len(frames["vision"]), "id": len(ids)}
+    sizes = {m: len(a) for m, a in arrays.items()} | {"id": len(ids)}
     sizes |= {f"{m}_lengths": len(n) for m, n in lengths.items()}
     sizes |= {} if scores is None else {"regression_labels": len(scores)}
     wrong = {name: size for name, size in sizes.items() if size != count}
     if wrong:
-        raise InputError(f"{where} has {count} texts but {wrong}")
+        raise InputError(f"{where} has {count} utterances but {wrong}")
     samples = []
     for row, name in enumerate(ids):
-        inputs = _text(text[row], f"{where}: {name}")
-        for m, array in frames.items():
-            inputs[m] = _frames(array[row], lengths[m][row], m, f"{where}: {name}")
+        own = {m: n[row] for m, n in lengths.items()}
+        inputs = _utterance({m: a[row] for m, a in arrays.items()}, own, planes, f"{where}: {name}")
         label = None if scores is None else np.asarray([scores[row]], dtype=np.float32)
         samples.append(Sample(id=name, inputs=inputs, units=(name,), labels=label))
     return samples
 
 
+PLANES = 3
+"""Token ids, attention mask, token types."""
+
+
+def _names(content: Mapping[str, Any]) -> dict[str, str]:
+    """The array of each modality that the file has."""
+    text = "text_bert" if "text_bert" in content else "text"
+    names = {"text": text, "audio": "audio", "vision": "vision"}
+    return {m: name for m, name in names.items() if name in content}
+
+
+def _tokens(content: Mapping[str, Any]) -> int | None:
+    """How many planes the text has to have; None for vectors."""
+    return PLANES if "text_bert" in content else None
+
+
+def _utterance(
+    arrays: Mapping[str, np.ndarray], lengths: Mapping[str, int], tokens: int | None, where: str
+) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    aligned: int | None = None
+    if "text" in arrays:
+        text = arrays["text"]
+        found |= _text(text, where) if tokens else {"text": text[: _filled(text)].astype(np.float32)}
+        aligned = len(next(iter(found.values())))
+        # An utterance without a word that the vectors know.
+        found = {n: a for n, a in found.items() if len(a)}
+    for m in ("audio", "vision"):
+        if m in arrays:
+            length = lengths[m] if m in lengths else (aligned or _filled(arrays[m]))
+            found[m] = _frames(arrays[m], length, m, where)
+    return found
+
+
+def _filled(array: np.ndarray) -> int:
+    """Steps up to the last one that is not all zero."""
+    real = np.flatnonzero((array != 0).any(axis=-1))
+    return int(real[-1]) + 1 if len(real) else 0
+
+
 def array_lengths(content: Mapping[str, Any]) -> dict[str, int]:
     """Lengths of the padded arrays of one split."""
-    return {
-        "text_len": np.asarray(content["text_bert"]).shape[2],
-        "audio_len": np.asarray(content["audio"]).shape[1],
-        "vision_len": np.asarray(content["vision"]).shape[1],
-    }
+    shapes = {m: np.asarray(content[name]).shape for m, name in _names(content).items()}
+    return {f"{m}_len": shape[2 if m == "text" and _tokens(content) else 1] for m, shape in shapes.items()}
 
 
 def check_digest(file: Path, dataset: Dataset) -> str:
     """The SHA-1 of a file; warns where it is not the published one. Derived files have none."""
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha1").hexdigest()
-    if file.name == dataset.files[0] and digest != dataset.sha1:
+    if dataset.sha1 and file.name == dataset.files[0] and digest != dataset.sha1:
         log.warning(
             "%s has SHA-1 %s, the published %s has %s: results are not comparable",
             file,
@@ -181,7 +234,7 @@ def _texts(samples: Sequence[Sample], content: Mapping[str, Any]) -> list[tuple[
 def _find(path: Path, spec: DataSpec) -> tuple[Path, Dataset]:
     found = _candidates(path, spec.dataset)
     if not found:
-        names = sorted({n for d in DATASETS.values() for n in d.files})
+        names = sorted({n for d in DATASETS.values() for n in (*d.files, *d.others, EXTRACTED)})
         raise InputError(f"{path} holds none of {names}: point --data at the file or its directory")
     datasets = {d.name for _, d in found}
     if len(datasets) > 1:
@@ -193,19 +246,22 @@ def _candidates(path: Path, wanted: str | None) -> list[tuple[Path, Dataset]]:
     """Files that may be meant, by data set; the name of a folder decides between files of one name."""
     if wanted is not None and path.is_file():
         return [(path, DATASETS[wanted])] if wanted in DATASETS and path.suffix in (".pkl", ".pickle") else []
-    found = []
-    for dataset in DATASETS.values():
-        if wanted not in (None, dataset.name):
-            continue
-        for folder in (path.parent,) if path.is_file() else _folders(path, dataset):
-            for name in reversed(dataset.files):
-                file = folder / name
-                if file.is_file() and (path.is_dir() or path == file):
-                    found.append((file, dataset))
-    if wanted is not None:
-        return found
-    named = [(f, d) for f, d in found if d.folder in f.absolute().parts]
-    return named or found
+    # What was published goes before what else there is.
+    for names in (lambda d: tuple(reversed(d.files)), lambda d: d.others, lambda d: (EXTRACTED,)):
+        found = [
+            (folder / name, dataset)
+            for dataset in DATASETS.values()
+            if wanted in (None, dataset.name)
+            for folder in ((path.parent,) if path.is_file() else _folders(path, dataset))
+            for name in names(dataset)
+            if (folder / name).is_file() and (path.is_dir() or path == folder / name)
+        ]
+        named = [(f, d) for f, d in found if d.folder in f.absolute().parts]
+        if wanted is None and found and not named and found[0][0].name == EXTRACTED:
+            return [(found[0][0], OWN)]
+        if found:
+            return found if wanted is not None else named or found
+    return []
 
 
 def _folders(path: Path, dataset: Dataset) -> tuple[Path, ...]:
