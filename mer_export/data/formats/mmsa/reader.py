@@ -43,12 +43,8 @@ class Dataset:
 
 UNALIGNED, ALIGNED, EXTRACTED = ("unaligned_50.pkl",), ("aligned_50.pkl",), "feature.pkl"
 DATASETS: dict[str, Dataset] = {
-    "mosi": Dataset(
-        "mosi", "MOSI", ("unaligned_50.pkl",), "5da0b8440fc5a7c3a457859af27458beb993e088", (-3, 3), (ALIGNED,)
-    ),
-    "mosei": Dataset(
-        "mosei", "MOSEI", ("unaligned_50.pkl",), "db3e2cff4d706a88ee156981c2100975513d4610", (-3, 3), (ALIGNED,)
-    ),
+    "mosi": Dataset("mosi", "MOSI", UNALIGNED, "5da0b8440fc5a7c3a457859af27458beb993e088", (-3, 3), ALIGNED),
+    "mosei": Dataset("mosei", "MOSEI", UNALIGNED, "db3e2cff4d706a88ee156981c2100975513d4610", (-3, 3), ALIGNED),
     "sims": Dataset(
         "sims",
         "SIMS",
@@ -116,11 +112,8 @@ def split_samples(content: Mapping[str, Any], where: str) -> list[Sample]:
         lengths = {m: [int(n) for n in content[f"{m}_lengths"]] for m in arrays if f"{m}_lengths" in content}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{where} is incomplete or malformed ({error})") from None
-    if (
-        not arrays
-        or any(a.ndim != 3 for a in arrays.values())
-        or _tokens(content) not in (None, arrays["text"].shape[1])
-    ):
+    planes = _tokens(content)
+    if not arrays or any(a.ndim != 3 for a in arrays.values()) or planes not in (None, arrays["text"].shape[1]):
         shapes = {_names(content)[m]: a.shape for m, a in arrays.items()}
         raise InputError(f"{where} is malformed: arrays have shapes {shapes}")
     scores = content.get("regression_labels")
