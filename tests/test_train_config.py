@@ -9,7 +9,16 @@ import yaml
 
 from mer_export import registry
 from mer_export.errors import UsageError
-from train.config import PRESETS, dump_config, first_difference, load_config, load_preset, parse_config
+from train.config import (
+    PRESETS,
+    dump_config,
+    first_difference,
+    load_config,
+    load_preset,
+    network_config,
+    parse_config,
+    resolve_config,
+)
 
 PUBLISHED = {
     "cmerc/iemocap": {"epochs": 80, "seed": 1475, "rank": 0.005, "contrast": 0.05, "ratio": 0.15, "dropout": 0.5},
@@ -115,3 +124,23 @@ def test_the_first_difference_is_named_with_its_path():
 def test_reading_presets_needs_no_torch():
     code = "import sys, train.config as c; c.load_preset('cmerc/meld'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_a_recipe_of_another_system_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="cmerc/meld is a recipe for cmerc, not for emt"):
+        resolve_config("emt", "cmerc/meld", None)
+    (tmp_path / "my.yaml").write_text("system: mult\nepochs: 1\n")
+    with pytest.raises(UsageError, match="is a recipe for mult, not for emt"):
+        resolve_config("emt", None, tmp_path / "my.yaml")
+
+
+def test_an_import_needs_the_model_section_of_a_file_only(tmp_path):
+    file = tmp_path / "network.yaml"
+    file.write_text("model: {audio_dim: 7, modalities: [audio], labels: [a, b]}\n")
+    found = network_config("emt", None, file, ["model.head_width=9"])
+    assert set(found) == {"title", "system", "model", "data", "licence"}
+    assert (found["model"]["audio_dim"], found["model"]["head_width"], found["system"]) == (7, 9, "emt")
+    with pytest.raises(UsageError, match="audio_dimm"):
+        network_config("emt", None, file, ["model.audio_dimm=9"])
+    whole = network_config("cmerc", "meld", None)
+    assert whole == load_preset("cmerc/meld").model_dump(mode="json")

@@ -51,7 +51,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model into a bundle, without a preset as the data are. Run it again after an interruption to go on."""
-    from train.config import resolve_config
+    from mer_export.data.bundle_data import refuse_unread
+    from train.config import TRAINING_READS, resolve_config
     from train.crossval import of_fold
     from train.fit import fit
     from train.own_data import own_config
@@ -61,6 +62,7 @@ def train(
         resolved = own_config(system, data, sets or (), **given)
     else:
         resolved = resolve_config(system, preset, config, sets or (), **given)
+    refuse_unread(data, resolved.data, [s for s in sets or () if s.startswith("data.")], TRAINING_READS)
     if fold is not None:
         resolved = of_fold(resolved, fold)
     if dry_run:
@@ -124,11 +126,11 @@ def import_(
 ) -> None:
     """Make a bundle from the authors' checkpoint; every missing, unexpected or misshapen entry is an error."""
     from mer_export.importer import import_checkpoint
-    from train.config import resolve_config
+    from train.config import network_config
 
-    resolved = resolve_config(system, preset, config, sets or ())
+    resolved = network_config(system, preset, config, sets or ())
     if dry_run:
-        return emit_plan("import", {"out": str(out), **resolved.model_dump(mode="json")}, as_json)
-    _, report = import_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), out, force, key)
+        return emit_plan("import", {"out": str(out), **resolved}, as_json)
+    _, report = import_checkpoint(system, checkpoints, resolved, out, force, key)
     emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {summary_line(report)}"])
     return None

@@ -159,15 +159,42 @@ def resolve_config(
     """The configuration that a command line asks for: a preset or a file, overrides, then `values` that are not None.
 
     Raises:
-        UsageError: unknown system or preset, both or neither given, or a value that does not fit.
+        UsageError: unknown system or preset, both or neither given, a value that does not fit, or another system's.
     """
     registry.get(system)
     overrides = [*overrides, *(f"{name}={value}" for name, value in values.items() if value is not None)]
-    if preset is not None and path is None:
-        return load_preset(preset if "/" in preset else f"{system}/{preset}", overrides)
-    if path is not None and preset is None:
-        return load_config(path, overrides)
-    raise UsageError("pass either --preset or --config; `mer list` names the presets, `mer init` writes a recipe")
+    if (preset is None) == (path is None):
+        raise UsageError("pass either --preset or --config; `mer list` names the presets, `mer init` writes a recipe")
+    if preset is not None:
+        found = load_preset(preset if "/" in preset else f"{system}/{preset}", overrides)
+    else:
+        found = load_config(Path(path or ""), overrides)
+    if found.system != system:
+        raise UsageError(f"{preset or path} is a recipe for {found.system}, not for {system}")
+    return found
+
+
+TRAINING_READS = ("data.emotions.vectors", "data.emotions.capitalise")
+"""What of the data section training itself reads, whatever the format."""
+DESCRIBES = ("title", "system", "model", "data", "licence")
+"""The sections that say what a network is and takes, apart from how it is trained."""
+
+
+def network_config(system: str, preset: str | None, path: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """What is kept of a checkpoint's network: a whole configuration, or of a file without training what it says.
+
+    Raises:
+        UsageError: as `resolve_config` does.
+    """
+    said = read_settings(path) if path is not None and preset is None else {}
+    if not said or "epochs" in said:
+        return resolve_config(system, preset, path, overrides).model_dump(mode="json")
+    # Training asks for epochs; a checkpoint has had them.
+    values = apply_overrides({"system": system, "epochs": 1, **said}, overrides)
+    found = parse_config(with_folders(values), source=str(path))
+    if found.system != system:
+        raise UsageError(f"{path} is for {found.system}, not for {system}")
+    return {n: v for n, v in found.model_dump(mode="json").items() if n in DESCRIBES}
 
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> TrainConfig:

@@ -306,7 +306,7 @@ def _existing(
     state = read_state(bundle)
     if state is None or not resume:
         raise UsageError(f"{out} already holds a bundle: pass --force to replace it, or another --out")
-    before = _in_words(read_yaml(bundle.path(CONFIG)), prepared.settings)
+    before = _in_words(read_yaml(bundle.path(CONFIG)), prepared)
     now = yaml.safe_load(dump_config(prepared.config))
     if written_in_full(before["data"]):
         before, now = ({**c, "data": DataSpec.without_defaults(c["data"])} for c in (before, now))
@@ -318,11 +318,15 @@ def _existing(
     return bundle, state
 
 
-def _in_words(before: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """The configuration of a run, which until 0.1 asked for random encoders by naming none."""
-    random = {s.setting: RANDOM for s in settings.sources if s.value == RANDOM}
+def _in_words(before: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
+    """The configuration of a run as it would be written now: settings that came later have their defaults.
+
+    Until 0.1 random encoders were asked for by naming none.
+    """
+    random = {s.setting: RANDOM for s in prepared.settings.sources if s.value == RANDOM}
     protocol = {n: random.get(n) if value is None else value for n, value in before["protocol"].items()}
-    return before | {"protocol": protocol}
+    model = registry.get(prepared.config.system).parse(before["model"]).model_dump(mode="json")
+    return before | {"protocol": protocol, "model": model}
 
 
 def _manifest(prepared: Prepared, made_by: dict[str, Any]) -> Manifest:

@@ -45,7 +45,7 @@ def choose_spec(path: Path, data_format: str, configured: DataSpec, sets: Sequen
         kept = {n: getattr(configured, n) for n in KEPT if n in configured.model_fields_set}
         spec = _override(DataSpec(**kept), said)
     if sets:
-        _refuse_unread(path, spec, sets)
+        refuse_unread(path, spec, sets)
     return spec
 
 
@@ -58,11 +58,17 @@ def _describes(section: DataSpec, path: Path, wanted: str) -> bool:
     return known is None or bool(known.load().detect(path, section))
 
 
-def _refuse_unread(path: Path, spec: DataSpec, sets: Sequence[str]) -> None:
+def refuse_unread(path: Path, spec: DataSpec, sets: Sequence[str], others: Sequence[str] = ()) -> None:
+    """Raises UsageError for an override of the data section that nothing reads; `others` are read elsewhere."""
+    if not sets:
+        return
     name = detect(path, spec)
     reads = known_formats()[name].reads
     for said in sets:
-        field = said.partition("=")[0].strip().split(".")[1]
+        place = said.partition("=")[0].strip()
+        if place in others:
+            continue
+        field = place.split(".")[1]
         if field not in ("format", *reads) or (field in spec.sources and "table" not in reads):
             raise UsageError(f"--set {said}: the format {name} does not read it, leave it out; it reads {list(reads)}")
 
