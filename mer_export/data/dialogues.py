@@ -50,7 +50,7 @@ class Utterance:
 
     `features` holds arrays (steps, width) float32 by modality, one for each source of it. `inputs` are arrays that go
     into a sample as they are (see `READY`); what a shape would otherwise make of `sentence` or `recording` is then not
-    made.
+    made. `row` is its row in a table, which error messages name.
     """
 
     id: str
@@ -62,6 +62,7 @@ class Utterance:
     recording: Path | None = None
     features: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    row: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +89,14 @@ def distinct(dialogues: Iterable[Dialogue], apart: bool) -> Iterator[Dialogue]:
     """
     seen: set[int] = set()
     for dialogue in dialogues:
-        utterances = [(dialogue.id, u.id) for u in dialogue.utterances]
-        twice = _repeated(utterances, seen if apart else set())
+        twice = _repeated([(dialogue.id, u.id) for u in dialogue.utterances], seen if apart else set())
         if twice is not None:
+            again = dialogue.utterances[twice]
+            rows = [str(u.row) for u in dialogue.utterances[: twice + 1] if u.id == again.id and u.row is not None]
+            place = f" (row {' and row '.join(rows)})" if rows else ""
             raise InputError(
-                f"{dialogue.where}: utterance {twice[1]!r} of dialogue {twice[0]!r} is there twice: give each its own "
-                "id; of a table, name all columns that tell dialogues apart in data.dialogue"
+                f"{dialogue.where}: utterance {again.id!r} of dialogue {dialogue.id!r} is there twice{place}: give "
+                "each its own id; of a table, name all columns that tell dialogues apart in data.dialogue"
             )
         if _repeated([(dialogue.split if apart else "", dialogue.id)], seen) is not None:
             raise InputError(
@@ -103,12 +106,12 @@ def distinct(dialogues: Iterable[Dialogue], apart: bool) -> Iterator[Dialogue]:
         yield dialogue
 
 
-def _repeated(names: Iterable[tuple[str, str]], seen: set[int]) -> tuple[str, str] | None:
-    """The first of `names` that was there before; notes the others."""
-    for name in names:
+def _repeated(names: Iterable[tuple[str, str]], seen: set[int]) -> int | None:
+    """The place of the first of `names` that was there before; notes the others."""
+    for place, name in enumerate(names):
         mark = int.from_bytes(blake2b("\0".join(name).encode("utf-8", "surrogatepass"), digest_size=8).digest())
         if mark in seen:
-            return name
+            return place
         seen.add(mark)
     return None
 

@@ -73,18 +73,23 @@ class Section(BaseModel):
         return found
 
 
+NUMBER_TABLES = (".csv", ".tsv")
+
+
 class ArraySource(BaseModel):
     """Feature vectors, or sequences of them, aligned to the rows of an utterance table.
 
-    `file` (npz or npy, relative to the data directory) may hold `{split}`, which stands for the name of each split.
-    Instead of a file `columns` may name columns of the table itself: names, a prefix (`AU*`) or a range (`f0:f9`), one
-    or a list of them.
+    `file` (npz, npy, or a table of numbers in csv or tsv, relative to the data directory) may hold `{split}`, which
+    stands for the name of each split, or `{clip}`, which stands for the cell of that column: a file per utterance.
+    `columns` names columns of a table of numbers, by default all of its features, or without a file of the utterance
+    table itself: names, a prefix (`AU*`) or a range (`f0:f9`), one or a list of them.
     `only_with_split` names the split columns these features may be used with: features of a network that was trained
     with the labels of one split say so here, and are refused with any other.
 
     An array may hold sequences: `offsets` names the array of the same file that says where each row's steps begin and
     the last one ends, a third dim does without. `column` is the column of the table with the row
-    of this source alone; `keys` names an array (of the same file) of strings that the column is then looked up in.
+    of this source alone; `keys` names an array (of the same file) of strings that the column is then looked up in, or
+    the column of a table of numbers with the name of the utterance that a row belongs to.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,11 +104,18 @@ class ArraySource(BaseModel):
 
     @model_validator(mode="after")
     def _file_or_columns(self) -> ArraySource:
-        if (self.file is None) != bool(self.columns):
+        if (self.file is None) != bool(self.columns) and not (self.of_table and self.columns):
             raise ValueError("name either a file or columns of the table")
-        if self.columns and (self.array or self.offsets or self.keys or self.column):
-            raise ValueError("array, offsets, keys and column are of a file: leave them out beside columns")
+        if self.file is None and (self.keys or self.column):
+            raise ValueError("keys and column are of a file: leave them out beside columns")
+        if (self.columns and (self.array or self.offsets)) or (self.of_table and (self.array or self.offsets)):
+            raise ValueError("array and offsets are of a file of arrays: leave them out beside columns")
         return self
+
+    @property
+    def of_table(self) -> bool:
+        """Whether the file is a table of numbers."""
+        return self.file is not None and self.file.endswith(NUMBER_TABLES)
 
 
 class EmotionData(Section):

@@ -24,6 +24,7 @@ from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.json_files import parse_json
 
 SUFFIXES = (".jsonl", ".ndjson")
+BOM = b"\xef\xbb\xbf"
 HEADER = {"labels": "label_names", "speakers": "speakers", "unit": "unit"}
 """What the first line may say, and the fields of the data section that say the same."""
 
@@ -147,15 +148,26 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     refuse_impostor(path)
     try:
-        with path.open(encoding="utf-8-sig") as stream:
+        with path.open("rb") as stream:
             for number, text in enumerate(stream, start=1):
+                text = text.removeprefix(BOM) if number == 1 else text
                 if not text.strip():
                     continue
+                _decoded(text, path, number)
                 line = parse_json(text, f"{path}: line {number}")
                 if not isinstance(line, dict):
                     raise InputError(f"{path}: line {number} is a {type(line).__name__}, not a dialogue")
                 yield number, line
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _decoded(text: bytes, path: Path, number: int) -> None:
+    """Raises InputError with the place of a byte that is not UTF-8."""
+    try:
+        text.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from None
+        raise InputError(
+            f"{path}: line {number}, byte {error.start + 1} is 0x{text[error.start]:02x}, which is not UTF-8 text: "
+            "save the file as UTF-8"
+        ) from None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -14,6 +15,24 @@ from mer_export.data.formats.table.rows import Row
 from mer_export.data.spec import ArraySource
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.arrays import load_array
+from mer_export.untrusted.tables import Columns, read_table
+
+ABOUT_ROWS = frozenset(
+    (
+        "name",
+        "frametime",
+        "frameindex",
+        "frame",
+        "face_id",
+        "timestamp",
+        "confidence",
+        "success",
+        "file",
+        "start",
+        "end",
+    )
+)
+"""Columns of openSMILE, OpenFace and their like that say which row it is."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +43,8 @@ class _Opened:
     values: np.ndarray
     offsets: np.ndarray | None
     keys: dict[str, int]
+    whole: bool = False
+    """Whether everything belongs to one utterance."""
 
     @property
     def height(self) -> int:
@@ -62,15 +83,23 @@ class ArrayFiles:
         return ready_array(name, opened.row(self._place(source, opened, row)), opened.where)
 
     def _open(self, source: ArraySource, row: Row) -> _Opened:
-        file = source.file and source.file.replace("{split}", row.split)
-        key = source, file or id(row.table)
+        if source.file is None:
+            return self._once((source, id(row.table)), lambda: _from_columns(source, row))
+        file = source.file.replace("{split}", row.split)
+        if "{" in file:
+            return _one_utterance(_open(self.path / _filled_in(file, row), source))
+        return self._once((source, file), lambda: _open(self.path / file, source))
+
+    def _once(self, key: tuple[ArraySource, object], open_: Callable[[], _Opened]) -> _Opened:
         if key not in self._opened:
-            self._opened[key] = _open(self.path / file, source) if file else _from_columns(source, row)
+            self._opened[key] = open_()
         return self._opened[key]
 
     def _place(self, source: ArraySource, opened: _Opened, row: Row) -> int:
         if source.file is None:
             return row.at
+        if opened.whole:
+            return 0
         if source.column is not None:
             return _looked_up(source, opened, row)
         if row.array_row is not None:
@@ -84,18 +113,63 @@ class ArrayFiles:
         return row.at
 
 
+def _filled_in(file: str, row: Row) -> str:
+    """The name of an utterance's own file, with the cells of its columns in it."""
+    for column in re.findall(r"{([^{}]+)}", file):
+        if column not in row.table:
+            raise InputError(f"{file}: the table has no column {column!r}, there are {list(row.table)}")
+        cell = row.cell(column)
+        if not cell or cell in (".", "..") or "/" in cell or "\\" in cell:
+            raise InputError(f"{file}: row {row.at + 2} of the table has {cell!r} in {column}, which names no file")
+        file = file.replace(f"{{{column}}}", cell)
+    return file
+
+
+def _one_utterance(opened: _Opened) -> _Opened:
+    """A file whose rows are all steps of one utterance."""
+    values = opened.values[None] if opened.values.ndim == 1 else opened.values
+    return _Opened(opened.where, values, np.asarray([0, len(values)]), {}, whole=True)
+
+
 def _from_columns(source: ArraySource, row: Row) -> _Opened:
     """Columns of the table itself side by side, NaN where a cell is empty."""
+    return _Opened(f"columns {source.columns}", _numbers(row.table, source, "the table"), None, {})
+
+
+def _numbers(table: Columns, source: ArraySource, where: str) -> np.ndarray:
+    """The columns that a source names as (rows, width) float32; of a table of numbers by default all features."""
     asked = (source.columns,) if isinstance(source.columns, str) else source.columns
-    names = list(dict.fromkeys(name for part in asked for name in _named(part, list(row.table))))
-    values = np.empty((row.height, len(names)), dtype=np.float32)
+    names = list(dict.fromkeys(name for part in asked for name in _named(part, list(table), where)))
+    names = names or [n for n in table if n.lower() not in ABOUT_ROWS and n != source.keys]
+    values = np.empty((len(table[names[0]]) if names else 0, len(names)), dtype=np.float32)
     for place, name in enumerate(names):
-        for at, cell in enumerate(row.table[name]):
-            values[at, place] = _number(cell, name, at)
-    return _Opened(f"columns {source.columns}", values, None, {})
+        for at, cell in enumerate(table[name]):
+            values[at, place] = _number(cell, name, at, where)
+    return values
 
 
-def _named(part: str, columns: list[str]) -> list[str]:
+def _from_table(path: Path, source: ArraySource) -> _Opened:
+    """A table of numbers: a row per utterance, or with `keys` the rows of each utterance together."""
+    table = read_table(path)
+    if source.keys is not None and source.keys not in table:
+        raise InputError(f"{path} has no column {source.keys!r} (keys), there are {list(table)[:40]}")
+    values = _numbers(table, source, str(path))
+    if source.keys is None:
+        return _Opened(str(path), values, None, {})
+    names = [name.strip("'\"") for name in table[source.keys]]
+    begins = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
+    keys: dict[str, int] = {}
+    for place, begin in enumerate(begins):
+        if names[begin] in keys:
+            raise InputError(f"{path}: row {begin + 2}: the rows of {names[begin]!r} are not together: sort the file")
+        keys[names[begin]] = place
+    # openSMILE writes the name of the recording.
+    stems = {PurePosixPath(name).stem: place for name, place in keys.items()}
+    keys = (stems if len(stems) == len(keys) else {}) | keys
+    return _Opened(str(path), values, np.asarray([*begins, len(values)]), keys)
+
+
+def _named(part: str, columns: list[str], where: str) -> list[str]:
     """The columns that a name, a prefix with a star behind it or a range stands for."""
     first, colon, last = part.partition(":")
     if part in columns:
@@ -107,21 +181,23 @@ def _named(part: str, columns: list[str]) -> list[str]:
     else:
         found = []
     if not found:
-        raise InputError(f"the table has no columns {part!r} (data: columns), there are {columns[:40]}")
+        raise InputError(f"{where} has no columns {part!r} (data: columns), there are {columns[:40]}")
     return found
 
 
-def _number(cell: str, column: str, at: int) -> float:
+def _number(cell: str, column: str, at: int, where: str) -> float:
     text = cell.strip()
     try:
         return float(text) if text else np.nan
     except ValueError:
-        raise InputError(f"row {at + 2} of the table: column {column} holds {cell!r}, it must be a number") from None
+        raise InputError(f"row {at + 2} of {where}: column {column} holds {cell!r}, it must be a number") from None
 
 
 def _open(path: Path, source: ArraySource) -> _Opened:
     if source.keys is not None and source.column is None:
         raise UsageError(f"data: keys of {source.file} need the column that is looked up in them")
+    if source.of_table:
+        return _from_table(path, source)
     where = f"{path}: {source.array or 'array'}"
     values = load_array(path, source.array)
     if not values.ndim:

@@ -7,6 +7,7 @@ fields beside the data (docs/data.md has a worked example).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.yaml_files import read_yaml
 
 MAPPING = "table.yaml"
+HEADER_ROWS = 2
+"""The number of the first row of cells, as a spreadsheet counts."""
 
 Bound = Mapping[tuple[object, ...], tuple[str, ...]]
 
@@ -68,7 +71,9 @@ def files(path: Path, spec: DataSpec) -> list[Path]:
     spec, _ = mapping(path, spec)
     patterns = [str(spec.table), *(s.file for _, s in spec.arrays if s.file)]
     names = [p.replace("{split}", s) for p in patterns for s in (spec.splits if "{split}" in p else ("",))]
-    found = [path / name for name in dict.fromkeys(names)]
+    # Files of single utterances are named after cells.
+    own = [f for n in names if "{" in n for f in sorted(path.glob(re.sub(r"{[^{}]*}", "*", n)))]
+    found = [*(path / name for name in dict.fromkeys(names) if "{" not in name), *own]
     # Data to label need not hold every split.
     return [f for f in found if f.is_file()] if "{split}" in str(spec.table) else found
 
@@ -123,6 +128,7 @@ class TableSource:
             recording=self.path / recording if recording else None,
             features={m: tuple(self.arrays.steps(s, row) for s in found) for m, found in _features(spec).items()},
             inputs=self._ready(row),
+            row=row.at + HEADER_ROWS,
         )
 
     def _ready(self, row: Row) -> dict[str, np.ndarray]:
