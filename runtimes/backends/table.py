@@ -82,14 +82,17 @@ def check_variant(backend: str, variant: Variant | None) -> None:
 
 def check_options(backend: str, options: SessionOptions) -> None:
     """Raises UsageError or UnsupportedError where a backend never runs that way, on any machine."""
+    record = find_backend(backend)
+    if options.reduced and record.reduced(options.reduced, options.kind) is None:
+        raise UnsupportedError(f"runtime {backend} makes no {options.reduced} of fp32 on {options.device}")
     if not options.cuda_graph:
         return
-    if not find_backend(backend).captures:
+    if not record.captures:
         able = [b.name for b in known_backends().values() if b.captures]
         raise UnsupportedError(
             f"runtime {backend} captures no CUDA graphs: leave --cuda-graph out or use one of {able}"
         )
-    if options.device != "cuda":
+    if not options.on_gpu:
         raise UsageError(f"--cuda-graph captures runs on a GPU, not on {options.device}: pass --device cuda")
 
 

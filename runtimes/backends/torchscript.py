@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runtimes.backends.backend import Backend
-from runtimes.backends.eager import TorchSession
+from runtimes.backends.eager import ON_GPU, TorchSession
 from runtimes.backends.session import Port, Ports
 
 BACKEND = Backend(
@@ -17,6 +17,8 @@ BACKEND = Backend(
     rank=20,
     colour="#d08c2f",
     precisions=("fp32",),
+    reduces=ON_GPU,
+    captures=True,
 )
 
 
