@@ -49,6 +49,8 @@ class ExportJob:
     precision: str = "fp32"
     task: Task | None = None
     samples: Sequence[Sample] = ()
+    device: str = "cpu"
+    """What the artefact is to run on: `cpu` or `cuda`."""
     graph: Graph | None = None
     """The same model in fp32, where the bundle has it as ONNX already."""
 

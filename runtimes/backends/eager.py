@@ -87,7 +87,7 @@ class TorchSession(Session):
 
     def _outputs(self, tensors: Sequence[Any]) -> Sequence[Any]:
         found = self._call(*tensors)
-        return found if isinstance(found, tuple) else (found,)
+        return found if isinstance(found, tuple | list) else (found,)
 
     def close(self) -> None:
         self.module = self._call = self._staging = None
