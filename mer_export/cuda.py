@@ -14,6 +14,9 @@ from mer_export.errors import MerError, NotAvailableError
 MAJOR, MINOR = 75, 76
 """Numbers of the driver's compute-capability attributes."""
 
+DEVICES = r"cpu|cuda(:\d+)?"
+"""How devices are named; with a number where it is one of several."""
+
 
 @dataclass(frozen=True)
 class Gpu:
