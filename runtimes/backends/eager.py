@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mer_export.bundle import Bundle
+from mer_export.cuda import tf32
 from mer_export.install import not_installed
 from runtimes.backends.backend import Backend
 from runtimes.backends.cuda_graph import CudaGraphs
@@ -101,19 +102,6 @@ def _store_products(model: Any, dtype: str) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             module.to(dtype=getattr(torch, dtype))
-
-
-@contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    """TMP"""
-    import torch
-
-    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
 
 
 @contextmanager
