@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mer_export.bundle import Variant
@@ -38,3 +39,14 @@ class Backend:
     def stored(self, precision: str) -> str:
         """The precision of the variants with which it answers in `precision`."""
         return "fp32" if precision in self.reduces else precision
+
+
+def fitting(variants: Iterable[Variant], device: str) -> list[Variant]:
+    """Without the forms for another device of what is there in a form for this one."""
+    found = list(variants)
+    own = {_answers(v) for v in found if v.device == device}
+    return [v for v in found if v.device == device or _answers(v) not in own]
+
+
+def _answers(variant: Variant) -> tuple[str, str, str, bool]:
+    return variant.format, variant.precision, variant.lengths.name, bool(variant.stages)

@@ -11,6 +11,7 @@ from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle, Strict, Variant
 from mer_export.errors import MerError, NotAvailableError
 from runtimes.backends.admission import refusal
+from runtimes.backends.backend import fitting
 from runtimes.backends.session import Session, SessionOptions
 from runtimes.backends.table import backend_problem, known_backends, open_session
 
@@ -120,7 +121,7 @@ def find_ways(bundle: Bundle, threads: int | None = None) -> list[Way]:
             options, problem = replace(offered, threads=threads), backend_problem(backend.name, offered)
             if not backend.formats:
                 found.append(Way(backend=backend.name, options=options, why_not=problem))
-            for variant in filter(backend.takes, bundle.manifest.variants):
+            for variant in fitting(filter(backend.takes, bundle.manifest.variants), options.device):
                 if options.reduced and variant.precision != "fp32":
                     continue
                 way = Way.of(variant, backend.name, options, why_not=problem or refused[variant.name])

@@ -21,6 +21,7 @@ from mer_export.data.overflow import Piece, fit
 from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.task import with_shared
+from runtimes.backends.backend import fitting
 from runtimes.backends.session import Session, SessionOptions, check_process
 from runtimes.backends.session_pool import Crew
 from runtimes.backends.table import find_backend, known_backends, open_session
@@ -119,7 +120,7 @@ class Predictor:
         self.batch = batch or BATCH
         self._planned = {} if batch else planned_batches(bundle)
         self.overflow = overflow
-        self._variants = _by_bucket(bundle, backend, precision, variants)
+        self._variants = _by_bucket(bundle, backend, self.options.device, precision, variants)
         self.buckets = sorted(b for b in self._variants if b is not None)
         """Buckets there are variants for, least first; empty where the backend takes any length."""
         self._longest = self._find_longest()
@@ -280,7 +281,7 @@ def load(path: Path | str, backend: str = "onnxruntime", trust: bool = False, **
 
 
 def _by_bucket(
-    bundle: Bundle, backend: str, precision: str, variants: Sequence[Variant] | None
+    bundle: Bundle, backend: str, device: str, precision: str, variants: Sequence[Variant] | None
 ) -> dict[Bucket | None, Variant | None]:
     """The variant to use for each bucket; a dynamic batch is preferred, then the largest."""
     record = find_backend(backend)
@@ -292,8 +293,8 @@ def _by_bucket(
         raise UnsupportedError(f"runtime {backend} does not run {precision}, pass --runtime with one of {offered}")
     if not record.formats:
         return {None: None}
-    fitting = [v for v in bundle.manifest.variants if record.takes(v) and v.precision == stored]
-    chosen = fitting if variants is None else list(variants)
+    able = (v for v in bundle.manifest.variants if record.takes(v) and v.precision == stored)
+    chosen = fitting(able, device) if variants is None else list(variants)
     if not chosen:
         raise UsageError(
             f"{bundle.root} has no {stored} variant for runtime {backend}: "
