@@ -22,6 +22,7 @@ from benchmarks.gpu.prepare import default_jobs, prepare, prepare_here
 from benchmarks.gpu.rows import Results, merge
 from benchmarks.suite import NETWORKS
 from mer_export.errors import NotAvailableError, UsageError
+from mer_export.exporters import export_formats
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import backend_problem
 
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("exports", type=Path)
     made.add_argument("--network", choices=list(NETWORKS), action="append", help="repeat for several; default: all")
     made.add_argument("--jobs", type=int, default=default_jobs(), help="networks at a time")
+    made.add_argument("--without", choices=list(export_formats()), action="append", help="leave a format out")
     made.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     made.set_defaults(verb=_prepare)
     measured = verbs.add_parser("measure", help="measure what was prepared")
@@ -65,9 +67,9 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare(chosen: argparse.Namespace, command: str) -> None:
     networks = chosen.network or list(NETWORKS)
     if chosen.here:
-        prepare_here(chosen.exports, networks[0])
+        prepare_here(chosen.exports, networks[0], chosen.without or ())
     else:
-        prepare(chosen.exports, networks, chosen.jobs)
+        prepare(chosen.exports, networks, chosen.jobs, chosen.without or ())
 
 
 def _measure(chosen: argparse.Namespace, command: str) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +25,30 @@ from mer_export.machine import available_bytes
 WORK = "work.json"
 """GFLOP of one item in the longest bucket, beside the bundle."""
 PRECISIONS = ("fp32", "fp16", "bf16")
+NOT_NEEDED = {("onnx", "fp16", "cpu")}
+"""On a GPU fp16 is run in the form for it."""
 MOST_THREADS = 2
 
 
-def prepare(folder: Path, networks: Sequence[str], jobs: int) -> None:
-    """Makes what is missing, each network in a process of its own."""
+def prepare(folder: Path, networks: Sequence[str], jobs: int, without: Sequence[str] = ()) -> None:
+    """Makes what is missing, each network in a process of its own; formats `without` are left out."""
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs) as pool:
-        for name, said in zip(networks, pool.map(lambda n: _in_a_process(folder, n), networks), strict=True):
+        for name, said in zip(networks, pool.map(lambda n: _in_a_process(folder, n, without), networks), strict=True):
             output.say(f"{name}: {said}")
     mib = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**20
     output.say(f"{folder} holds {mib:.0f} MiB for {len(networks)} networks")
 
 
-def _in_a_process(folder: Path, network: str) -> str:
+def _in_a_process(folder: Path, network: str, without: Sequence[str]) -> str:
     command = [sys.executable, "-m", "benchmarks.gpu", "prepare", str(folder), "--here", "--network", network]
+    command += [word for format in without for word in ("--without", format)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
     return "; ".join(line for line in lines if line.startswith("export")) or lines[-1]
 
 
-def prepare_here(folder: Path, network: str) -> None:
+def prepare_here(folder: Path, network: str, without: Sequence[str] = ()) -> None:
     """One network in this process: bundle, exports in its longest bucket, and how much work one item is."""
     import torch
 
@@ -54,12 +58,15 @@ def prepare_here(folder: Path, network: str) -> None:
     bundle = Bundle.open(root) if (root / "bundle.json").is_file() else random_bundle(root, record)
     bucket = record.buckets[-1]
     for format, about in export_formats().items():
-        for precision in (p for p in PRECISIONS if p in about.precisions):
+        for precision, device in product((p for p in PRECISIONS if p in about.precisions), about.devices or ("cpu",)):
+            name = f"{format} {precision} for {device}"
+            if (format, precision, device) in NOT_NEEDED or format in without:
+                continue
             try:
-                export_variant(bundle, format, bucket, precision=precision)
-                output.say(f"exported {format} {precision}")
+                export_variant(bundle, format, bucket, precision=precision, device=device)
+                output.say(f"exported {name}")
             except Exception as error:
-                output.say(f"export of {format} {precision} failed: {(str(error).splitlines() or [''])[0]}")
+                output.say(f"export of {name} failed: {(str(error).splitlines() or [''])[0]}")
             bundle = Bundle.open(root)
     onnx = next((v for v in bundle.manifest.variants if (v.format, v.precision) == ("onnx", "fp32")), None)
     if onnx is not None and not (folder / f"{network}-{WORK}").is_file():

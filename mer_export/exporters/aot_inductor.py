@@ -23,6 +23,7 @@ FORMAT = ExportFormat(
     f"{__name__}:export",
     rank=35,
     program=NATIVE,
+    devices=("cuda",),
 )
 COMPILERS = ("g++", "clang++", "c++")
 
@@ -52,7 +53,7 @@ def export(job: ExportJob, path: Path) -> Exported:
         content = io.BytesIO(Path(made).read_bytes())
     path.write_bytes(content.getbuffer())
     _prove(job, aoti_load_package(str(path)))
-    options = {"device": job.device}
+    options = {}
     if job.device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         options["capability"] = f"{major}.{minor}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mer_export.errors import BundleError
+from mer_export.errors import UsageError
 from runtimes.backends.backend import Backend
 from runtimes.backends.eager import TorchSession
 from runtimes.backends.session import Ports
@@ -19,6 +19,7 @@ BACKEND = Backend(
     colour="#b5537a",
     precisions=("fp32",),
     captures=True,
+    bound=True,
 )
 
 
@@ -33,7 +34,7 @@ class AotInductorSession(TorchSession):
 
         made_for = self.artefact.options.get("device", "cpu")
         if made_for != self.options.kind:
-            raise BundleError(
+            raise UsageError(
                 f"{path} was compiled for {made_for} and does not run on {self.options.kind}: "
                 f"run mer export --format aot_inductor --device {self.options.kind}"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mer_export.bundle import Variant
@@ -30,6 +30,8 @@ class Backend:
     """The options worth trying on a machine."""
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
     reduces: Mapping[str, tuple[Reduced, ...]] = field(default_factory=dict)
+    bound: bool = False
+    """Whether a file runs on the kind of device alone that it was made for."""
     captures: bool = False
     """Whether it can run as a CUDA graph."""
 
@@ -49,3 +51,13 @@ class Backend:
     def answers_in(self) -> tuple[str, ...]:
         """Every precision that it computes in, on some device."""
         return tuple(dict.fromkeys([*self.precisions, *(p for own in self.reduces.values() for p in own)]))
+
+    def usable(self, variants: Iterable[Variant], device: str) -> list[Variant]:
+        """Those that it runs on a kind of device, without the forms for another one of what has a form for this one."""
+        found = [v for v in variants if self.takes(v) and (v.device == device or not self.bound)]
+        own = {_answers(v) for v in found if v.device == device}
+        return [v for v in found if v.device == device or _answers(v) not in own]
+
+
+def _answers(variant: Variant) -> tuple[str, str, str, bool]:
+    return variant.format, variant.precision, variant.lengths.name, bool(variant.stages)

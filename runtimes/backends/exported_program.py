@@ -31,7 +31,12 @@ class ExportedProgramSession(TorchSession):
 
     def read(self, path: Path) -> tuple[Any, Ports]:
         program = self._torch.export.load(path)
-        return program.module().to(self.options.device), Ports(_inputs(program))
+        if self.options.device != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            # Its nodes name the device that it was exported on.
+            program = move_to_device_pass(program, self.options.device)
+        return program.module(), Ports(_inputs(program))
 
 
 def _inputs(program: Any) -> dict[str, Port]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.errors import NotAvailableError
+from mer_export.errors import NotAvailableError, UnsupportedError
 from mer_export.install import DISTRIBUTION, install_hint, not_installed
 from runtimes.backends.backend import Backend
 from runtimes.backends.session import Port, Ports, Session, SessionOptions
@@ -26,6 +26,10 @@ BACKEND = Backend(
 )
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+NO_GRAPH = (
+    "ONNX Runtime captures no CUDA graph of {}, as recurrent operators that know the lengths read them on the CPU: "
+    "run mer export --device cuda, or leave --cuda-graph out"
+)
 DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(float16)": "float16"}
 
 
@@ -98,7 +102,12 @@ class OnnxRuntimeSession(Session):
                 "use_tf32": "1" if options.reduced == "tf32" else "0",
                 "enable_cuda_graph": "1" if options.cuda_graph else "0",
             }
-        return ort.InferenceSession(str(path), settings, providers=[(provider, arguments)])
+        try:
+            return ort.InferenceSession(str(path), settings, providers=[(provider, arguments)])
+        except Exception as error:
+            if options.cuda_graph and "graph capture" in str(error):
+                raise UnsupportedError(NO_GRAPH.format(path.name)) from None
+            raise
 
     def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.options.on_gpu:

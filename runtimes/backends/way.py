@@ -125,7 +125,7 @@ def find_ways(bundle: Bundle, threads: int | None = None) -> list[Way]:
                 found.append(
                     Way(backend=backend.name, options=options, precision=options.reduced or "fp32", why_not=problem)
                 )
-            for variant in filter(backend.takes, bundle.manifest.variants):
+            for variant in backend.usable(bundle.manifest.variants, options.kind):
                 if options.reduced and variant.precision != "fp32":
                     continue
                 way = Way.of(variant, backend.name, options, why_not=problem or refused[variant.name])

@@ -116,12 +116,12 @@ class Predictor:
         self.backend = backend
         self.precision = precision
         options = options or SessionOptions()
-        reduced = find_backend(backend).reduced(precision, options.device)
+        reduced = find_backend(backend).reduced(precision, options.kind)
         self.options = replace(options, reduced=reduced)
         self.batch = batch or BATCH
         self._planned = {} if batch else planned_batches(bundle)
         self.overflow = overflow
-        self._variants = _by_bucket(bundle, backend, "fp32" if reduced else precision, options.device, variants)
+        self._variants = _by_bucket(bundle, backend, "fp32" if reduced else precision, options.kind, variants)
         self.buckets = sorted(b for b in self._variants if b is not None)
         """Buckets there are variants for, least first; empty where the backend takes any length."""
         self._longest = self._find_longest()
@@ -292,12 +292,13 @@ def _by_bucket(
         raise UnsupportedError(f"runtime {backend} does not run {stored} on {device}: {elsewhere}")
     if not record.formats:
         return {None: None}
-    fitting = [v for v in bundle.manifest.variants if record.takes(v) and v.precision == stored]
-    chosen = fitting if variants is None else list(variants)
+    able = [v for v in record.usable(bundle.manifest.variants, device) if v.precision == stored]
+    chosen = able if variants is None else list(variants)
     if not chosen:
         raise UsageError(
             f"{bundle.root} has no {stored} variant for runtime {backend}: "
             f"run mer export --format {record.formats[0]} --precision {stored}"
+            f"{f' --device {device}' if record.bound and device != 'cpu' else ''}"
         )
     # Of two variants for one bucket stages win: they do not repeat work for items that share it.
     chosen.sort(key=lambda v: (bool(v.stages), float("inf") if v.batch == 0 else v.batch))
