@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +17,6 @@ from pydantic import ConfigDict
 
 from mer_export.bucket import Bucket
 from mer_export.contract import BATCH, Contract, TensorSpec
-from mer_export.cuda import DEVICES
 from mer_export.errors import BundleError, MerError, UsageError
 
 Reduced = Literal["tf32", "bf16", "fp16", "int8"]
@@ -42,10 +40,6 @@ class SessionOptions:
     batch: int = 1
     cuda_graph: bool = False
     reuse: bool = True
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(DEVICES, self.device):
-            raise ValueError(f"device {self.device!r} is none: cpu, cuda, or cuda:1 for one of several")
 
     @property
     def kind(self) -> str:
