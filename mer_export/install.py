@@ -18,6 +18,7 @@ Extra = Literal[
     "hdf5",
     "text",
     "faces",
+    "media",
     "report",
     "tensorboard",
 ]

@@ -17,14 +17,14 @@ from mer_export.data.formats.tab.folds import RUNS, cross_validation, held_out_s
 from mer_export.data.formats.tab.iemocap_release import LABELS, SESSIONS
 from mer_export.data.formats.tab.prepare import prepare
 from mer_export.data.inspect import inspect_file
-from mer_export.data.media.recordings import read_recording, write_recording
+from mer_export.data.media.recordings import read_recording, resample, write_recording
 from mer_export.data.open import open_corpus, stream_samples
 from mer_export.data.samples import Sample
 from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import DataSpec
 from mer_export.data.synthetic import synthesise
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
-from mer_export.encoders.speech import SpeechTokenizer, resample
+from mer_export.encoders.speech import SpeechTokenizer
 from mer_export.errors import InputError, UsageError
 
 RATE = 16000
@@ -70,7 +70,7 @@ def test_resampling_keeps_a_tone(tmp_path: Path) -> None:
         middle = slice(len(found) // 4, -len(found) // 4)
         np.testing.assert_allclose(found[middle], exact[middle], atol=1e-5)
         assert len(found) == wanted
-    write_recording(tmp_path / "a.wav", (tone * 1000).astype(np.int16), 8000)
+    write_recording(tmp_path / "a.wav", 0.5 * tone, 8000)
     samples, rate = read_recording(tmp_path / "a.wav")
     assert (samples.shape, rate) == ((8000, 1), 8000)
     (tmp_path / "b.wav").write_bytes(b"RIFF")
@@ -244,3 +244,41 @@ def test_tokens_are_made_without_torch() -> None:
     code = f"import sys, {', '.join(f'mer_export.{n}' for n in names)}; "
     code += "assert not {'torch', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize(
+    ("width", "step"),
+    [("PCM_U8", 2**-7), ("PCM_16", 2**-15), ("PCM_24", 2**-23), ("PCM_32", 2**-31), ("FLOAT", 0), ("DOUBLE", 0)],
+)
+def test_recordings_of_every_width_rate_and_number_of_channels_are_read(
+    tmp_path: Path, width: str, step: float, channels: int, rate: int
+) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    sound = np.random.default_rng(0).uniform(-0.9, 0.9, (50, channels)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", sound, rate, subtype=width)
+    samples, found = read_recording(tmp_path / "a.wav")
+    assert (samples.dtype, samples.shape, found) == (np.float32, sound.shape, rate)
+    np.testing.assert_allclose(samples, sound, rtol=1e-7, atol=step)
+
+
+def test_sixteen_bits_are_written_as_they_were_read(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    whole = np.arange(-(2**15), 2**15, 7, dtype=np.int16)
+    soundfile.write(tmp_path / "a.wav", whole, 16000, subtype="PCM_16")
+    write_recording(tmp_path / "b.wav", read_recording(tmp_path / "a.wav")[0][:, 0], 16000)
+    assert (tmp_path / "b.wav").read_bytes() == (tmp_path / "a.wav").read_bytes()
+
+
+def test_another_kind_of_sound_and_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    soundfile.write(tmp_path / "a.flac", np.zeros(100), 16000)
+    (tmp_path / "a.flac").rename(tmp_path / "a.wav")
+    with pytest.raises(InputError, match=r"a\.wav is FLAC, expected wav"):
+        read_recording(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "b.wav", np.asarray([0, np.nan], dtype=np.float32), 16000, subtype="FLOAT")
+    with pytest.raises(InputError, match="not finite"):
+        read_recording(tmp_path / "b.wav")
+    with pytest.raises(InputError, match="unfold to far more"):
+        resample(np.zeros(1 << 20), 1, 48000)

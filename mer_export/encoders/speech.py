@@ -10,19 +10,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mer_export.data.media.recordings import read_recording
+from mer_export.data.media.recordings import read_recording, resample
 from mer_export.data.tokens.speech_dictionary import SpeechDictionary
 from mer_export.encoders.vq_wav2vec.config import VqConfig
-from mer_export.errors import InputError, NotAvailableError, UsageError
+from mer_export.errors import InputError, NotAvailableError
 from mer_export.install import not_installed
 
 CONFIG, MODEL, DICTIONARY, WEIGHTS, TRACED = "config.json", "model.onnx", "dict.txt", "model.safetensors", "model.ts"
 RATES = {"faithful": 22050, "correct": 16000}
 """The original reads wav files at 22 050 Hz, which the tokenizer, trained at 16 000 Hz, takes for slow speech."""
 Rate = Literal["faithful", "correct"]
-ZEROS, ROLLOFF, BETA = 64, 0.9475937167399596, 14.769656459379492
-"""Zero crossings, cut-off and Kaiser window of the resampling filter, the `kaiser_best` of resampy."""
-BLOCK = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -68,11 +65,10 @@ class SpeechTokenizer:
         return self.dictionary.encode(indices[0])
 
     def encode_file(self, path: Path) -> np.ndarray:
-        """Ids of a 16-bit wav file: channels averaged, resampled."""
+        """Ids of a wav file: channels averaged, resampled."""
         samples, rate = read_recording(path)
-        audio = (samples.astype(np.float32) / 32768).mean(axis=1)
         try:
-            return self.encode(resample(audio, rate, self.rate))
+            return self.encode(resample(samples.mean(axis=1), rate, self.rate))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
@@ -86,29 +82,3 @@ def load_speech_tokenizer(folder: str) -> SpeechTokenizer:
 def speech_tokens(folder: str, recording: Path) -> np.ndarray:
     """Ids (int64) of a wav file through the speech tokenizer of a folder."""
     return load_speech_tokenizer(folder).encode_file(recording)
-
-
-def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """The waveform (samples,) at another rate, by a windowed sinc; float32."""
-    if rate <= 0 or wanted <= 0:
-        raise UsageError(f"rates must be positive, not {rate} and {wanted}")
-    if rate == wanted or not len(audio):
-        return audio.astype(np.float32)
-    scale = min(1.0, wanted / rate)
-    reach = int(np.ceil(ZEROS / scale))
-    padded = np.pad(audio.astype(np.float64), reach + 1)
-    out = np.empty(len(audio) * wanted // rate, dtype=np.float32)
-    taps = np.arange(-reach, reach + 2)
-    for start in range(0, len(out), BLOCK):
-        times = np.arange(start, min(start + BLOCK, len(out))) * (rate / wanted)
-        whole = times.astype(np.int64)
-        places = whole[:, None] + taps
-        near = padded[np.clip(places + reach + 1, 0, len(padded) - 1)]
-        out[start : start + BLOCK] = (near * _filter((times[:, None] - places) * scale)).sum(1) * scale
-    return out
-
-
-def _filter(x: np.ndarray) -> np.ndarray:
-    inside = np.abs(x) < ZEROS
-    window = np.i0(BETA * np.sqrt(np.where(inside, 1 - (x / ZEROS) ** 2, 0))) / np.i0(BETA)
-    return np.where(inside, ROLLOFF * np.sinc(ROLLOFF * x) * window, 0)

@@ -279,7 +279,8 @@ def parsed(case: Case) -> dict[str, Any]:
     expected = json.loads((folder / "expected.json").read_text())
     evaluation, transcript = ((folder / f"{name}.{kind}.txt").read_text() for kind in ("emo", "trans"))
     found = parse_dialogue(name, options["session"], evaluation, transcript, options["first_index"])
-    recording, rate = read_recording(folder / f"{name}.wav")
+    sound, rate = read_recording(folder / f"{name}.wav")
+    recording = (sound * 32768).astype(np.int16)
     assert options["first_index"] + len(found) == expected["next_index"]
     for utterance, entry in zip(found, expected["utterances"], strict=True):
         own = {"file": f"{utterance.name}.txt", "class_value": utterance.label_id, "text": utterance.text}

@@ -50,7 +50,7 @@ class Utterance:
         return LABELS.index(self.label)
 
     def samples(self, recording: np.ndarray, rate: int) -> np.ndarray:
-        """Its part of the left channel of the dialogue (int16), whoever speaks."""
+        """Its part of the left channel of the dialogue, whoever speaks."""
         return recording[int(self.start * rate) : int(self.end * rate), 0]
 
 
