@@ -15,7 +15,7 @@ import torch
 from mer_export.data.formats.mtee import shots
 from mer_export.data.formats.mtee.reader import FACET_WARNING, IEMOCAP_LABELS, MOSEI_LABELS
 from mer_export.data.inspect import inspect_file
-from mer_export.data.open import open_corpus
+from mer_export.data.open import known_format, open_corpus
 from mer_export.data.spec import DataSpec
 from mer_export.data.synthetic import synthesise
 from mer_export.data.word_vectors import read_word_vectors
@@ -330,3 +330,24 @@ def test_a_table_of_utterances_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=sentence):
         open_corpus(tmp_path, table(tmp_path, **changes))
+
+
+def test_a_cache_of_any_number_of_steps_is_found_and_of_several_one_is_chosen(tmp_path: Path) -> None:
+    features = {m: torch.zeros(1, 3, 2) for m in ("text", "audio", "vision")}
+    content = {**features, "labels": torch.tensor([[1.4]]), "id": ["a"]}
+    (tmp_path / "processed_datasets").mkdir()
+    write_cache(tmp_path / "processed_datasets", "mosi_20_train_noalign.pt", **content)
+    assert inspect_file(tmp_path)["format"] == "mtee"
+    assert len(open_corpus(tmp_path).split("train")) == 1
+    assert not is_mtee(tmp_path, steps=30)
+    assert not is_mtee(tmp_path, aligned=True)
+    for steps in (20, 30):
+        write_cache(tmp_path, f"mosi_{steps}_train.pt", **content)
+    with pytest.raises(UsageError, match=r"caches of \[20, 30\] steps: choose with data.emotions.steps"):
+        open_corpus(tmp_path)
+    assert is_mtee(tmp_path, steps=30)
+
+
+def is_mtee(path: Path, **emotions: object) -> bool:
+    """Whether a directory is one of MTEE's as `emotions` says."""
+    return known_format(path, DataSpec.model_validate({"emotions": emotions})) == "mtee"

@@ -6,6 +6,7 @@ CMU-MOSEI emotions and sentiment, CMU-MOSI and IEMOCAP, as HDF5, pickles or the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -207,8 +208,24 @@ def _cache(path: Path, dataset: Dataset, name: str, phase: str, options: Emotion
     """The cache of a phase. It stands in for raw files that are not there, which give the same."""
     if (options.zsl is not None and name == "iemocap") or not dataset.cache:
         return None
-    file = f"{name}_{options.steps}_{phase}{'' if options.aligned else '_noalign'}.pt"
-    return next((p for p in (path / folder / file for folder in CACHES) if p.is_file()), None)
+    # Their length and alignment are a part of the name alone: what is not said, the files say.
+    marks = {True: "", False: "_noalign"}
+    asked = [options.aligned] if "aligned" in options.model_fields_set else [True, False]
+    for aligned in asked:
+        pattern = re.compile(rf"{name}_(\d+)_{phase}{marks[aligned]}\.pt")
+        there = {int(m[1]): p for folder in CACHES for p, m in _matching(path / folder, pattern)}
+        if "steps" in options.model_fields_set or options.steps in there:
+            there = {n: p for n, p in there.items() if n == options.steps}
+        if len(there) > 1:
+            raise UsageError(f"{path} holds caches of {sorted(there)} steps: choose with data.emotions.steps")
+        if there:
+            return next(iter(there.values()))
+    return None
+
+
+def _matching(folder: Path, pattern: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [(p, m) for p in files if (m := pattern.fullmatch(p.name)) and p.is_file()]
 
 
 def _read_cache(path: Path, dataset: Dataset) -> Phase:
