@@ -42,7 +42,9 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {**EMT, "bert": None, "text_dim": 7, "text_hidden": 6, "text_out": 6, "labels": ["a", "b", "c"]},
     ),
     "mult": ("mult", TRANSFORMER),
+    "mult vectors": ("mult", {**TRANSFORMER, "bert": None, "text_dim": 7, "labels": ["a", "b", "c"]}),
     "tfr_net": ("tfr_net", {**TRANSFORMER, "fusion_widths": {"text": 4, "audio": 5, "vision": 6}, "fusion_layers": 2}),
+    "tfr_net vectors": ("tfr_net", {**TRANSFORMER, "bert": None, "text_dim": 7, "labels": ["a", "b", "c"]}),
     "tfr_net gru": ("tfr_net", {**TRANSFORMER, "fusion": "gru", "fuse_generated": True, "generator": "ctc"}),
     "tfr_net max": ("tfr_net", {**TRANSFORMER, "fusion": "max", "generator": "none"}),
 }

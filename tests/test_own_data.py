@@ -16,6 +16,7 @@ from conftest import Mer
 from mer_export import registry
 from mer_export.bundle import Bundle
 from mer_export.data.bundle_data import bundle_corpus
+from mer_export.data.tokens.byte_pair_training import train_byte_pairs
 from mer_export.errors import InputError, UsageError
 from runtimes.predict.predictor import Predictor
 from train.commented import field_meanings
@@ -123,6 +124,43 @@ def test_a_system_trains_on_the_modalities_that_there_are(
     assert len(answers) == sum(len(s.units) for s in samples)
     assert {a.modalities for a in answers} == {used}
     assert all(np.isfinite(list(a.probabilities.values())).all() for a in answers)
+
+
+WITH_WORDS = [
+    *(("facialmmt", c) for c in COMBINATIONS if "text" in c),
+    *((s, c) for s in ("emt", "mult", "tfr_net") for c in (("text",), ("text", "audio"))),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(calls: Path) -> Path:
+    words = [row.split(",")[5] for row in (calls / "utterances.csv").read_text().splitlines()[1:]]
+    train_byte_pairs(words, 300, calls.parent / "tokenizer")
+    return calls.parent / "tokenizer"
+
+
+@pytest.mark.parametrize(("system", "used"), WITH_WORDS, ids=lambda v: v if isinstance(v, str) else "+".join(v))
+def test_words_take_the_place_of_text_vectors(
+    mer: Mer, calls: Path, tokenizer: Path, tmp_path: Path, system: str, used: tuple[str, ...]
+) -> None:
+    said = [*without(tuple(m for m in used if m != "text")), f"data.tokenizer={tokenizer}"]
+    said += ["protocol.text_encoder=random", "epochs=1", "threads=1"]
+    sets = [word for s in said for word in ("--set", s)]
+    code, _, err = mer("train", system, "--data", calls, "--out", tmp_path / "run", "--quiet", *sets)
+    assert code == 0, err
+    bundle = Bundle.open(tmp_path / "run")
+    assert bundle.manifest.contract.modalities == used
+    assert "input_ids" in {s.name for s in bundle.manifest.contract.inputs}
+    with Predictor(bundle, "torch") as predictor:
+        assert {a.modalities for a in predictor.predict(bundle_corpus(bundle, calls).split("test"))} == {used}
+
+
+def test_tab_reads_words_beside_the_sentence_vectors(mer: Mer, calls: Path, tokenizer: Path, tmp_path: Path) -> None:
+    said = (f"data.tokenizer={tokenizer}", "protocol.text_encoder=random", "epochs=1", "threads=1")
+    sets = [word for s in said for word in ("--set", s)]
+    code, _, err = mer("train", "tab", "--data", calls, "--out", tmp_path / "run", "--quiet", *sets)
+    assert code == 0, err
+    assert Bundle.open(tmp_path / "run").manifest.variant == "text_tab"
 
 
 @pytest.mark.parametrize("system", sorted(READS))
