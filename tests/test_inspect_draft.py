@@ -109,6 +109,14 @@ def test_inspect_reads_as_it_is_told(mer: Mer, tmp_path: Path) -> None:
     assert "separator: '|'" in draft(tmp_path, DataSpec(separator="|"))
 
 
+def test_a_draft_is_made_in_the_encoding_that_is_told(mer: Mer, tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").write_bytes(CLIPS.replace("So good", "It’s good").encode("cp1252"))
+    assert mer("inspect", tmp_path)[0] == 2
+    for words in (["--draft"], []):
+        code, out, _ = mer("inspect", tmp_path, "--set", "data.encoding=cp1252", *words)
+        assert (code, "encoding: cp1252" in out) == (0, True)
+
+
 @pytest.mark.parametrize("ending", [".json", ".pkl"])
 def test_a_vocabulary_is_not_a_difficulty_file(tmp_path: Path, ending: str) -> None:
     def kind(content: dict[str, object]) -> str:

@@ -280,3 +280,22 @@ def test_a_setting_that_the_format_does_not_read_is_refused_in_training(mer: Mer
     assert mer(*words, "--set", "data.modalities=[text]")[0] == 2
     assert mer(*words, "--set", "data.audio=null")[0] == 0
     assert mer(*words, "--set", "data.emotions.vectors=words.json")[0] == 0
+
+
+def test_dialogues_that_do_not_say_who_speaks_are_refused_by_cmerc(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    said = [{"label": label, "audio": [1.0], "speaker": None} for label in "xy"]
+    path.write_text(json.dumps({"dialogue": "a", "utterances": said}))
+    with pytest.raises(UsageError, match=r"cmerc reads who speaks.*data\.speaker"):
+        own_config("cmerc", path)
+    assert own_config("emt", path).model["modalities"] == ["audio"]
+
+
+def test_word_vectors_of_the_labels_make_emotion_embeddings_of_mtee(mer: Mer, calls: Path, tmp_path: Path) -> None:
+    vectors = tmp_path / "words.json"
+    vectors.write_text(json.dumps({label: [float(i), 1.0, 0.0] for i, label in enumerate(EMOTIONS)}))
+    said = ["model.model=eea", "model.hidden_sizes=[3, 8, 8]", f"data.emotions.vectors={vectors}", "epochs=1"]
+    sets = [word for s in said for word in ("--set", s)]
+    code, _, err = mer("train", "mtee", "--data", calls, "--out", tmp_path / "run", "--quiet", *sets)
+    assert code == 0, err
+    assert set(Bundle.open(tmp_path / "run").manifest.contract.shared["emotions"]) == set(EMOTIONS)

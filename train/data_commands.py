@@ -62,14 +62,16 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """What a bundle or data set holds: contract and variants; splits, lengths, labels, problems. Executes nothing."""
-    from mer_export.data.bundle_data import choose_spec
+    from mer_export.data.bundle_data import choose_spec, overridden
     from mer_export.data.draft import draft
-    from mer_export.data.inspect import inspect_file
+    from mer_export.data.inspect import inspect_file, undescribed
     from mer_export.data.spec import DataSpec
 
-    spec = choose_spec(path, data_format, DataSpec(), sets or ())
+    spec = overridden(DataSpec(), sets or ())
     if drafted:
         return typer.echo(draft(path, spec), nl=False)
+    if not undescribed(path, spec):
+        spec = choose_spec(path, data_format, DataSpec(), sets or ())
     report = inspect_file(path, spec)
     emit(report, as_json, lambda: _described(report))
     return None

@@ -37,13 +37,13 @@ def choose_spec(path: Path, data_format: str, configured: DataSpec, sets: Sequen
             `data_format`.
     """
     said = [*sets] if data_format == AUTO else [f"data.format={data_format}", *sets]
-    spec = _override(configured, said)
+    spec = overridden(configured, said)
     if data_format not in (AUTO, spec.format):
         raise UsageError(f"--data-format {data_format} and data.format={spec.format} contradict: leave one of them out")
     if not _describes(configured if data_format != AUTO else spec, path, spec.format):
         # Data in another format still take the same shape, with the same tokenizer and packing.
         kept = {n: getattr(configured, n) for n in KEPT if n in configured.model_fields_set}
-        spec = _override(DataSpec(**kept), said)
+        spec = overridden(DataSpec(**kept), said)
     if sets:
         refuse_unread(path, spec, sets)
     return spec
@@ -96,7 +96,8 @@ def bundle_samples(bundle: Bundle, path: Path, data_format: str, split: str) -> 
     return bundle_corpus(bundle, path, data_format).split(split)
 
 
-def _override(spec: DataSpec, sets: Sequence[str]) -> DataSpec:
+def overridden(spec: DataSpec, sets: Sequence[str]) -> DataSpec:
+    """A data section with overrides over it; raises UsageError for one that is not of the section, or does not fit."""
     values = apply_overrides({"data": spec.model_dump(mode="json")}, sets)
     if set(values) != {"data"}:
         raise UsageError(f"--set changes the data section here, write it as data.field=value: {list(sets)}")

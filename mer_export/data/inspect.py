@@ -50,25 +50,28 @@ def inspect_file(path: Path | str, spec: DataSpec | None = None) -> dict[str, An
         return {"path": str(path), **_bundle(path)}
     if path.is_file() and path.suffix in SINGLE:
         return {"path": str(path), **SINGLE[path.suffix](path), "files": _checksums([path], path.parent)}
-    lacks = _undescribed(path, spec)
-    return {"path": str(path), **(lacks or _corpus(path, spec))}
+    tables = undescribed(path, spec)
+    return {"path": str(path), **(_lacking(path, tables, spec) if tables else _corpus(path, spec))}
 
 
-def _undescribed(path: Path, spec: DataSpec) -> dict[str, Any] | None:
-    """A draft for a table that neither a `table.yaml` nor `spec` describes; None for everything else."""
+def undescribed(path: Path, spec: DataSpec) -> list[Path]:
+    """The tables of which neither a `table.yaml` nor `spec` says what their columns are; none in other data."""
     folder = path if path.is_dir() else path.parent
-    described = spec.table is not None or (folder / MAPPING).is_file() or bool(spec.model_fields_set - READING)
-    tables = undescribed_tables(path)
-    if described or not tables or (path.is_file() and path.suffix not in SUFFIXES):
-        return None
-    if path.is_dir() and (known_format(path, spec) is not None):
-        return None
+    if spec.model_fields_set - READING or (folder / MAPPING).is_file() or not path.exists():
+        return []
+    if path.is_file():
+        return [path] if path.suffix in SUFFIXES else []
+    return [] if known_format(path, spec) else undescribed_tables(path)
+
+
+def _lacking(path: Path, tables: list[Path], spec: DataSpec) -> dict[str, Any]:
+    """What tables that nothing describes need, and a draft of it."""
     names = " and ".join(f.name for f in tables[:NAMED_BAD])
     return {
         "kind": "table without a description",
         "lacks": f"{names} {'look' if len(tables) > 1 else 'looks'} like a table: write {MAPPING}, for example",
         "draft": draft(path, spec).splitlines(),
-        "files": _checksums(tables, folder),
+        "files": _checksums(tables, path if path.is_dir() else path.parent),
     }
 
 
