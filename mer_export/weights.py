@@ -57,15 +57,21 @@ def bundle_model(bundle: Bundle) -> nn.Module:
 def _undrawn() -> Any:
     """Networks are built without the random weights that they would start from: drawing takes longer than loading."""
     import torch
+    from torch.nn import init
     from torch.overrides import TorchFunctionMode
 
-    drawing = (torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_)
+    drawing = {
+        *(f for name, f in vars(init).items() if name.endswith(("uniform_", "normal_")) and not name.startswith("_")),
+        *(torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_),
+    }
 
     class Undrawn(TorchFunctionMode):
         def __torch_function__(
             self, function: Any, types: Any, arguments: Any = (), named: Mapping[str, Any] | None = None
         ) -> Any:
-            return arguments[0] if function in drawing else function(*arguments, **(named or {}))
+            if function in drawing:
+                return arguments[0] if arguments else (named or {})["tensor"]
+            return function(*arguments, **(named or {}))
 
     return Undrawn()
 
