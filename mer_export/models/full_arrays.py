@@ -12,7 +12,7 @@ from torch.nn import functional
 from mer_export.layers.bert.network import Bert, tokens
 from mer_export.layers.crossmodal import Dropouts
 from mer_export.layers.standardise import Standardise
-from mer_export.layers.steps import real_steps
+from mer_export.layers.steps import real_steps, up_to
 from mer_export.models.padded_arrays import ArrayConfig
 
 
@@ -43,8 +43,7 @@ class FullArrays(nn.Module):
             length = self.config.longest[f"{m}_len"]
             if m == "text" and self.bert is not None:
                 ids, segments, own = tokens(inputs, self.bert.config)
-                ids, segments = (functional.pad(x, (0, length - x.shape[1])) for x in (ids, segments))
-                found[m], found[f"{m}_lengths"] = self.bert(ids, segments, own), own
+                found[m], found[f"{m}_lengths"] = self.bert(up_to(ids, length), up_to(segments, length), own), own
             else:
                 x, own = inputs[m], inputs[f"{m}_lengths"]
                 x = torch.where(real_steps(own, x.shape[1])[..., None], x, 0.0)
