@@ -215,7 +215,7 @@ def train_step(case: Case) -> dict[str, Any]:
     padded = batch_of(model, samples(case.inputs))
     labels = torch.from_numpy(case.inputs["label"])
     real = torch.from_numpy(case.inputs["umask"]).bool()
-    batch = Batch(padded, real, labels[real])
+    batch = Batch(padded, tuple(real.shape), real.flatten().nonzero()[:, 0], labels[real])
     protocol.begin_epoch(model)
     views = degraded(copy.deepcopy(model), padded, protocol.settings.semantics)
     module = protocol.prepare_module(model).train()
