@@ -60,10 +60,9 @@ class Own:
         if self.protocol.get(setting) != RANDOM or self.data.tokenizer is None:
             return {}
         tokenizer = load_tokenizer(self.data.tokenizer)
-        longest = max(self.facts.steps(tokens)[1], 64)
-        # A RoBERTa counts its positions from behind the padding token on.
-        special = special_tokens(tokenizer)
-        return SMALL_ENCODER | special | {"vocabulary": tokenizer.size, "positions": 2 * longest}
+        # Room for longer texts than these; a RoBERTa counts its positions from behind the padding token on.
+        positions = 2 * max(self.facts.steps(tokens)[1], 64)
+        return SMALL_ENCODER | special_tokens(tokenizer) | {"vocabulary": tokenizer.size, "positions": positions}
 
 
 def own_config(system: str, data: Path, overrides: Iterable[str] = (), **values: Any) -> TrainConfig:
@@ -131,7 +130,7 @@ def _splits(found: Facts, data: Path, said: Mapping[str, Any]) -> dict[str, Any]
 
 
 def buckets(found: Facts, inputs: Mapping[str, str]) -> list[dict[str, int]]:
-    """Two lengths to export, half of the items fit into the first; `inputs` names the input of each sequence dim."""
+    """The median and the longest of every length, to export; `inputs` names the input of each sequence dim."""
     steps = {dim: found.steps(name) for dim, name in inputs.items()}
     pair = [{dim: sizes[i] for dim, sizes in steps.items()} for i in (0, 1)]
     return pair if pair[0] != pair[1] else pair[:1]

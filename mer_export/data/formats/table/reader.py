@@ -154,7 +154,10 @@ def mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, Bound]:
 def _check(path: Path, spec: DataSpec) -> None:
     """Refuses a mapping that is incomplete or says two things."""
     if spec.table is None or (not spec.dialogue and spec.shape == "dialogue"):
-        raise UsageError(f"{path}: a dialogue table needs data.table and data.dialogue, or a {MAPPING} that says them")
+        raise UsageError(
+            f"{path}: a dialogue table needs data.table and data.dialogue, or a {MAPPING} that says them: `mer inspect "
+            f"{path} --draft` drafts one"
+        )
     if "{split}" in spec.table and not spec.splits:
         raise UsageError(f"data.table {spec.table} has one file per split: name the splits in data.splits")
     if spec.context is not None and not spec.dialogue:
