@@ -80,9 +80,10 @@ def test_columns_are_known_by_the_names_that_people_give_them(
 
 
 def test_a_table_for_each_split_and_sequences_with_offsets_are_seen(tmp_path: Path) -> None:
-    for name in ("train", "test"):
-        (tmp_path / f"{name}.csv").write_text("call,turn,emotion\nc1,0,joy\nc1,1,joy\n")
-        np.savez(tmp_path / f"frames_{name}.npz", audio=np.ones((5, 3)), audio_offsets=np.asarray([0, 2, 5]))
+    for name, offsets in (("train", [0, 1, 2, 5]), ("test", [0, 2, 5])):
+        rows = "".join(f"c1,{i},joy\n" for i in range(len(offsets) - 1))
+        (tmp_path / f"{name}.csv").write_text(f"call,turn,emotion\n{rows}")
+        np.savez(tmp_path / f"frames_{name}.npz", audio=np.ones((5, 3)), audio_offsets=np.asarray(offsets))
     found = yaml.safe_load(draft(tmp_path))
     assert (found["table"], found["splits"], found["unit"]) == ("{split}.csv", ["train", "test"], "utterance")
     assert found["audio"] == {"file": "frames_{split}.npz", "array": "audio", "offsets": "audio_offsets"}

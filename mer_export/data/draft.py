@@ -32,42 +32,13 @@ ROLES: dict[str, tuple[str, ...]] = {
 SCOPES = ("season", "episode")
 """What scenes are numbered anew in."""
 NUMERIC, NAMED, SPOKEN = ("score",), ("label", "split", "dialogue", "speaker"), ("sentence",)
-MODALITIES: dict[str, tuple[str, ...]] = {
-    "vision": (
-        "au",
-        "gaze",
-        "pose",
-        "face",
-        "facial",
-        "vision",
-        "visual",
-        "video",
-        "image",
-        "eye",
-        "openface",
-        "facet",
-        "v",
-    ),
-    "text": ("text", "word", "sentence", "bert", "roberta", "glove", "minilm", "token", "lexical", "t"),
-    "audio": (
-        *(
-            "audio",
-            "speech",
-            "acoustic",
-            "voice",
-            "prosody",
-            "mfcc",
-            "f0",
-            "f1",
-            "f2",
-            "f3",
-            "pitch",
-            "loudness",
-            "jitter",
-        ),
-        *("shimmer", "hnr", "energy", "pcm", "spectral", "egemaps", "opensmile", "covarep", "wav2vec", "hubert", "a"),
-    ),
+BEGINNINGS = {
+    "vision": "vision visual video image face facial facet openface au gaze pose eye v",
+    "text": "text word sentence bert roberta glove minilm token lexical t",
+    "audio": "audio speech acoustic voice prosody mfcc f0 f1 f2 f3 pitch loudness jitter shimmer hnr energy pcm spectral "
+    "egemaps opensmile covarep wav2vec hubert a",
 }
+MODALITIES = {modality: frozenset(words.split()) for modality, words in BEGINNINGS.items()}
 """How the names of features begin."""
 
 
@@ -136,7 +107,8 @@ def _main_table(tables: Sequence[Path], spec: DataSpec) -> tuple[Path, list[str]
     by_split = {s: f for f in tables for s in (*USUAL_ORDER, "val") if f.stem == s or re.search(rf"[._-]{s}$", f.stem)}
     around = {tuple(_around(f, [s])) for s, f in by_split.items()}
     if len(by_split) > 1 and len(around) == 1:
-        return next(iter(by_split.values())), [s for s in (*USUAL_ORDER, "val") if s in by_split]
+        splits = [s for s in (*USUAL_ORDER, "val") if s in by_split]
+        return by_split[splits[0]], splits
     return max(tables, key=lambda f: len(_roles(read_table(f, spec.encoding, spec.separator), [])[0])), []
 
 
