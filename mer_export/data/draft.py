@@ -35,8 +35,8 @@ NUMERIC, NAMED, SPOKEN = ("score",), ("label", "split", "dialogue", "speaker"), 
 BEGINNINGS = {
     "vision": "vision visual video image face facial facet openface au gaze pose eye v",
     "text": "text word sentence bert roberta glove minilm token lexical t",
-    "audio": "audio speech acoustic voice prosody mfcc f0 f1 f2 f3 pitch loudness jitter shimmer hnr energy pcm spectral "
-    "egemaps opensmile covarep wav2vec hubert a",
+    "audio": "audio speech acoustic voice prosody mfcc f0 f1 f2 f3 pitch loudness jitter shimmer hnr energy pcm "
+    "spectral egemaps opensmile covarep wav2vec hubert a",
 }
 MODALITIES = {modality: frozenset(words.split()) for modality, words in BEGINNINGS.items()}
 """How the names of features begin."""
