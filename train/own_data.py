@@ -32,7 +32,7 @@ TRAIN, VALID = "train", ("dev", "valid", "val", "validation")
 """Names of the splits that are trained on, and of those that weights are chosen on."""
 METRICS = {"classification": "weighted_f1", "multilabel": "loss", "regression": "mae"}
 """What the best epoch is chosen by."""
-PATIENCE = 10
+PATIENCE = 20
 SMALL_ENCODER = {"hidden": 64, "layers": 2, "heads": 4, "feed_forward": 128}
 """A text encoder from random weights; one from a folder is as its folder says."""
 
