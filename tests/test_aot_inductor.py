@@ -62,7 +62,7 @@ def test_a_package_is_machine_code_that_runs_for_who_made_it_or_trusts_it_alone(
 
 def test_a_package_is_not_run_on_a_device_that_it_was_not_compiled_for(compiled: tuple[Bundle, Variant]) -> None:
     bundle, _ = compiled
-    with pytest.raises(UsageError, match="no fp32 variant for runtime aot_inductor: .* --device cuda"):
+    with pytest.raises(UsageError, match=r"no fp32 variant for runtime aot_inductor: .* --device cuda"):
         Predictor(bundle, "aot_inductor", SessionOptions(device="cuda"))
 
 
@@ -87,7 +87,7 @@ def test_a_package_that_ends_the_process_is_an_error_and_not_exported(
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", broken)
     before = sorted(p.name for p in bundle.root.rglob("*"))
-    with pytest.raises(UsageError, match="does not run: .*; it was not exported, use another format"):
+    with pytest.raises(UsageError, match=r"does not run: .*; it was not exported, use another format"):
         export_variant(bundle, "aot_inductor", bundle.manifest.contract.buckets[0])
     crash = subprocess.CompletedProcess([], -11, "", "")
     monkeypatch.setattr(aot_inductor.subprocess, "run", lambda *_, **__: crash)
