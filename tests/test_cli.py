@@ -224,7 +224,8 @@ def test_dry_run_prints_the_plan_and_does_nothing(mer: Mer, work: Path, tmp_path
     [
         (["train", "bert", "--preset", "x", "--data", ".", "--out", "{new}"], 2, "no system 'bert'"),
         (["train", "cmerc", "--preset", "nowhere", "--data", ".", "--out", "{new}"], 2, "no preset 'cmerc/nowhere'"),
-        (["train", "cmerc", "--data", ".", "--out", "{new}"], 2, "pass either --preset or --config"),
+        (["train", "cmerc", "--data", ".", "--out", "{new}"], 2, ". is in no known format"),
+        (["crossval", "tab", "--data", ".", "--out", "{new}"], 2, "pass either --preset or --config"),
         (
             ["train", "cmerc", "--preset", "meld", "--data", ".", "--out", "{new}", "--set", "model.dropout=2"],
             2,
