@@ -31,6 +31,7 @@ from mer_export.console import (
     Force,
     GoalOpt,
     Json,
+    Outside,
     Precision,
     Quiet,
     Runtime,
@@ -103,6 +104,7 @@ def eval_(
     ] = None,
     emotions: Emotions = None,
     sets: Sets = None,
+    outside: Outside = None,
     trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -118,7 +120,8 @@ def eval_(
     opened = Bundle.open(bundle, trust)
     shared = emotion_table(emotions)
     options = SessionOptions(device=device, threads=threads)
-    corpus = bundle_corpus(opened, data, data_format, sets or (), [n for table in shared.values() for n in table])
+    named = [n for table in shared.values() for n in table]
+    corpus = bundle_corpus(opened, data, data_format, sets or (), named, outside)
     choice = (opened, runtime, options, batch, precision, goal, "torch", say_unless(quiet))
     if missing is not None:
         with open_predictor(*choice, shared=shared) as predictor:

@@ -14,6 +14,7 @@ from mer_export.checkpoints import weight_files
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
+from mer_export.untrusted.places import Allowed
 from mer_export.weights import WeightMap, import_weights, load_checkpoints, misfits
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def import_checkpoint(
     out: Path,
     force: bool = False,
     key: str | None = None,
+    allowed: Allowed = Allowed(),
 ) -> tuple[Bundle, dict[str, int]]:
     """Makes a bundle from a state_dict with the authors' parameter names.
 
@@ -40,6 +42,7 @@ def import_checkpoint(
         out: the new bundle.
         force: replace an existing bundle.
         key: where in the file the weights are, if several sets of them fit: `ema`, `teacher.state_dict`.
+        allowed: where paths that `resolved` names may lead.
 
     Returns:
         The bundle, and how many entries were loaded, unused and kept at their own value.
@@ -57,8 +60,8 @@ def import_checkpoint(
     state = load_checkpoints(paths, table, networks.problems, key)
     resolved = resolved | {"model": table.fit(resolved["model"], state)}
     config, model = networks.of(state)
-    data = DataSpec.model_validate(resolved.get("data") or {})
-    found = {"state": state} | vectors_of(data.emotions, (Path(), paths[0].parent))
+    data = DataSpec.model_validate(resolved.get("data") or {}).allowing(allowed)
+    found = {"state": state} | vectors_of(data, (Path(), paths[0].parent))
     report = import_weights(model, state, table, config)
     manifest = Manifest(
         system=system,

@@ -19,6 +19,7 @@ from mer_export.console import (
     GoalOpt,
     Json,
     Out,
+    Outside,
     Precision,
     Quiet,
     Runtime,
@@ -73,6 +74,7 @@ def export(
     data: DataOpt = None,
     data_format: DataFormat = "auto",
     split: Split = "test",
+    outside: Outside = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="With --plan: threads of one call.")] = 1,
     force: Force = False,
     dry_run: DryRun = False,
@@ -94,7 +96,9 @@ def export(
     if plan:
         if seq_len:
             raise UsageError("--plan chooses the lengths: leave --seq-len out")
-        seen = stream_samples(plan, bundle_spec(opened, plan, data_format), opened.manifest.task.labels)
+        seen = stream_samples(
+            plan, bundle_spec(opened, plan, data_format, outside=outside), opened.manifest.task.labels
+        )
         found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
         sizes = [(b.lengths, b.batch) for b in found.buckets]
         jobs = requests(opened, formats, precisions, sizes, batch, opset, stages)
@@ -107,7 +111,7 @@ def export(
         return emit_plan(
             "export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": variants}, as_json
         )
-    example = None if data is None else bundle_samples(opened, data, data_format, split)
+    example = None if data is None else bundle_samples(opened, data, data_format, split, outside)
     made = []
     for name, precision, lengths, size in jobs:
         variant = export_variant(
@@ -143,6 +147,7 @@ def infer(
     overflow: Overflow = "error",
     emotions: Emotions = None,
     sets: Sets = None,
+    outside: Outside = None,
     force: Force = False,
     dry_run: DryRun = False,
     trust: Trust = False,
@@ -159,7 +164,7 @@ def infer(
     from runtimes.predict.opening import open_predictor
 
     opened = Bundle.open(bundle, trust)
-    spec = bundle_spec(opened, source, data_format, sets or ())
+    spec = bundle_spec(opened, source, data_format, sets or (), outside)
     if dry_run:
         plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "runtime": runtime, "batch": batch}
         plan |= {"precision": precision, "goal": goal}
@@ -186,6 +191,7 @@ def parity(
     data: Annotated[Path, typer.Option("--data", help="Data set to compare on.")],
     split: Split = "test",
     data_format: DataFormat = "auto",
+    outside: Outside = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
     atol: Annotated[
         list[str] | None,
@@ -206,7 +212,7 @@ def parity(
     from runtimes.parity import run as checks
 
     opened = Bundle.open(bundle, trust)
-    samples = bundle_samples(opened, data, data_format, split)[:limit]
+    samples = bundle_samples(opened, data, data_format, split, outside)[:limit]
     policy = Policy.parse(atol or [], rtol or [])
     report = checks.run_parity(
         opened, samples, policy, threads=threads, source=f"{data.name}, {split}", say=say_unless(quiet)
@@ -222,6 +228,7 @@ def bench(
     data: DataOpt = None,
     split: Split = "test",
     data_format: DataFormat = "auto",
+    outside: Outside = None,
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
     threads: Threads = 1,
@@ -246,7 +253,7 @@ def bench(
     allowed = regression.parse_tolerance(tolerance)
     earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
     ways = find_ways(opened, threads) + (find_graphs(opened, threads) if cuda_graph else [])
-    samples = None if data is None else bundle_samples(opened, data, data_format, split)
+    samples = None if data is None else bundle_samples(opened, data, data_format, split, outside)
     report = benchmark.run_bench(opened, samples, batches or [1, 16], rounds, threads, ways=ways, say=say_unless(quiet))
     found = regression.compare(report, earlier, allowed, str(baseline)) if earlier else None
     result = report.model_dump(mode="json") | ({"against": found.model_dump(mode="json")} if found else {})
@@ -266,6 +273,7 @@ def tune(
     data: DataOpt = None,
     split: Split = "test",
     data_format: DataFormat = "auto",
+    outside: Outside = None,
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
     trust: Trust = False,
@@ -278,7 +286,7 @@ def tune(
     from runtimes.speed import tune as tuning
 
     opened = Bundle.open(bundle, trust)
-    samples = None if data is None else bundle_samples(opened, data, data_format, split)
+    samples = None if data is None else bundle_samples(opened, data, data_format, split, outside)
     source = {} if data is None else {"source": f"{data.name}, {split}"}
     found = tuning.run_tune(
         opened, samples, batches=batches or tuning.BATCHES, precisions=precisions, say=say_unless(quiet), **source

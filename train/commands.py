@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mer_export.console import DryRun, Force, Json, Out, Quiet, Sets, Verbose, emit, emit_plan
+from mer_export.console import DryRun, Force, Json, Out, Outside, Quiet, Sets, Verbose, emit, emit_plan
 from mer_export.metrics import find
 from mer_export.terminal import columns, summary_line
 
@@ -22,6 +22,7 @@ def train(
     preset: Annotated[str | None, typer.Option("--preset", help="Named recipe, e.g. meld or m3net/meld.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    outside: Outside = None,
     seed: Seed = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="Where to train.")] = None,
     precision: Annotated[
@@ -42,7 +43,9 @@ def train(
     from train.crossval import of_fold
     from train.fit import fit
 
-    resolved = resolve_config(system, preset, config, sets or (), seed=seed, device=device, precision=precision)
+    resolved = resolve_config(
+        system, preset, config, sets or (), outside, data, seed=seed, device=device, precision=precision
+    )
     if fold is not None:
         resolved = of_fold(resolved, fold)
     if dry_run:
@@ -61,6 +64,7 @@ def crossval(
     config: ConfigFile = None,
     folds: Annotated[list[int] | None, typer.Option("--fold", min=0, help="Repeat for several; default all.")] = None,
     sets: Sets = None,
+    outside: Outside = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -73,7 +77,7 @@ def crossval(
     from train.config import resolve_config
     from train.crossval import cross_validate, of_fold
 
-    resolved = resolve_config(system, preset, config, sets or (), seed=seed)
+    resolved = resolve_config(system, preset, config, sets or (), outside, data, seed=seed)
     chosen = folds or list(range(RUNS))
     if dry_run:
         configs = {k: of_fold(resolved, k).model_dump(mode="json") for k in chosen}
@@ -97,6 +101,7 @@ def import_(
     preset: Annotated[str | None, typer.Option("--preset", help="Recipe that the checkpoint was trained with.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    outside: Outside = None,
     key: Annotated[
         str | None, typer.Option("--key", help="Where in the file the weights are, if several sets of them fit: ema.")
     ] = None,
@@ -108,9 +113,11 @@ def import_(
     from mer_export.importer import import_checkpoint
     from train.config import resolve_config
 
-    resolved = resolve_config(system, preset, config, sets or ())
+    resolved = resolve_config(system, preset, config, sets or (), outside)
     if dry_run:
         return emit_plan("import", {"out": str(out), **resolved.model_dump(mode="json")}, as_json)
-    _, report = import_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), out, force, key)
+    _, report = import_checkpoint(
+        system, checkpoints, resolved.model_dump(mode="json"), out, force, key, resolved.data.allowed
+    )
     emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {summary_line(report)}"])
     return None

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mer_export.console import DataFormat, Force, Json, Out, Quiet, Sets, Split, Verbose, emit, say_unless
+from mer_export.console import DataFormat, Force, Json, Out, Outside, Quiet, Sets, Split, Verbose, emit, say_unless
 from mer_export.errors import UsageError
 from mer_export.terminal import outline, summary_line
 
@@ -54,13 +54,15 @@ def _training_line(system: str, dataset: str, data: Path) -> str:
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bundle, a data set, or any supported file.")],
     data_format: DataFormat = "auto",
+    outside: Outside = None,
     as_json: Json = False,
 ) -> None:
     """What a bundle or data set holds: contract and variants; splits, lengths, labels, problems. Executes nothing."""
     from mer_export.data.inspect import inspect_file
     from mer_export.data.spec import DataSpec
+    from mer_export.untrusted.places import Allowed
 
-    report = inspect_file(path, DataSpec(format=data_format))
+    report = inspect_file(path, DataSpec(format=data_format).allowing(Allowed.by(outside)))
     emit(report, as_json, lambda: outline(report))
 
 
@@ -70,6 +72,7 @@ def convert(
     out: Out,
     preset: Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")] = None,
     data_format: DataFormat = "auto",
+    outside: Outside = None,
     force: Force = False,
 ) -> None:
     """Convert a data set to Parquet: one row per utterance, lists of numbers per input, split and labels."""
@@ -83,9 +86,9 @@ def convert(
         raise UsageError(f"{out} exists: pass --force to replace it")
     configured, labels = DataSpec(), None
     if preset:
-        config = load_preset(preset)
+        config = load_preset(preset, (), outside, source)
         configured, labels = config.data, config.model.get("labels")
-    spec = choose_spec(source, data_format, configured)
+    spec = choose_spec(source, data_format, configured, (), outside)
     rows = write_parquet(open_corpus(source, spec, labels), out)
     typer.echo(f"{out}: {rows} utterances")
 
@@ -136,6 +139,7 @@ def byte_pairs(
     size: Annotated[int, typer.Option("--size", min=300, help="Symbols of the vocabulary.")] = 4000,
     preset: Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")] = None,
     split: Split = "train",
+    outside: Outside = None,
     force: Force = False,
 ) -> None:
     """Train a small byte-pair tokenizer from lower-cased sentences: vocab.json and merges.txt."""
@@ -147,7 +151,8 @@ def byte_pairs(
 
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
-    spec = choose_spec(source, "auto", load_preset(preset).data if preset else DataSpec())
+    configured = load_preset(preset, (), outside, source).data if preset else DataSpec()
+    spec = choose_spec(source, "auto", configured, (), outside)
     data = source.is_dir() or open_file_format(source, spec)
     texts = sentences(source, spec, split) if data else source.read_text(encoding="utf-8").splitlines()
     symbols = train_byte_pairs((t.lower() for t in texts), size, out)

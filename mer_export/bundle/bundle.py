@@ -119,9 +119,11 @@ class Bundle:
         """
         own = [n for n in self.manifest.files if n.startswith(f"variants/{variant.name}/")]
         paths = {}
-        for name in dict.fromkeys([*own, variant.model]):
+        models = {variant.model, *variant.models}
+        for name in dict.fromkeys([*own, *sorted(models)]):
             paths[name] = self.path(name)
-            for data in read_data_files(paths[name]):
+            form = variant.format if name in models else None
+            for data in read_data_files(paths[name], form):
                 beside = str(PurePosixPath(name).with_name(data)) if PurePosixPath(data).name == data else data
                 if beside not in self.manifest.files:
                     raise BundleError(
