@@ -131,7 +131,9 @@ def mer_process(*words: str, **options: object) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("words", [("list",), ("list", "--json"), ("--help",), ("--version",)])
 def test_a_full_standard_output_is_said(words: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full, mer_process(*words, stdout=full) as running:
-        assert sentence_of(running.communicate()[1]) == "mer: the disk is full: free some space or write elsewhere"
+        assert sentence_of(running.communicate()[1]) == (
+            "mer: standard output: the disk is full: free some space or write elsewhere"
+        )
     assert running.returncode == 2
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from mer_export import faults
 from mer_export.console import DataFormat, Force, Json, Out, Outside, Quiet, Sets, Split, Verbose, emit, say_unless
 from mer_export.errors import UsageError
 from mer_export.terminal import outline, summary_line
@@ -36,7 +37,9 @@ def synth(
     from mer_export.overrides import apply_overrides
 
     folder, chosen = out or Path(f"{system}-synthetic"), dataset or first_dataset(system)
-    files = synthesise(system, chosen, folder, dialogues=items, seed=seed, **apply_overrides({}, sets or []))
+    values = apply_overrides({}, sets or [])
+    with faults.at(folder):
+        files = synthesise(system, chosen, folder, dialogues=items, seed=seed, **values)
     emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
     # Other widths than the real data set's need another network than the preset's.
     say_unless(quiet or bool(sets))(_training_line(system, chosen, folder))
@@ -128,7 +131,8 @@ def iemocap(
     """Cut the IEMOCAP release into utterances in the files of tab: transcripts, recordings, tokens, context windows."""
     from mer_export.data.formats.tab.prepare import SIZES, prepare
 
-    done = prepare(release, out, tokenizer, speech, encoder, sizes or SIZES, force)
+    with faults.at(out):
+        done = prepare(release, out, tokenizer, speech, encoder, sizes or SIZES, force)
     emit(done, as_json, lambda: [f"{out}: {summary_line(done)}"])
 
 
@@ -155,7 +159,8 @@ def byte_pairs(
     spec = choose_spec(source, "auto", configured, (), outside)
     data = source.is_dir() or open_file_format(source, spec)
     texts = sentences(source, spec, split) if data else source.read_text(encoding="utf-8").splitlines()
-    symbols = train_byte_pairs((t.lower() for t in texts), size, out)
+    with faults.at(out):
+        symbols = train_byte_pairs((t.lower() for t in texts), size, out)
     typer.echo(f"{out}: {symbols} symbols from {len(texts)} sentences")
 
 
@@ -172,7 +177,8 @@ def sentence_encoder(
     """Make a sentence encoder that runs without PyTorch, so that transcripts alone give context windows."""
     from mer_export.exporters.encoders.sentence import export_encoder
 
-    files = export_encoder(source, out, pooling, force)
+    with faults.at(out):
+        files = export_encoder(source, out, pooling, force)
     emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
 
 
@@ -191,5 +197,6 @@ def speech_tokenizer(
     """Make a speech tokenizer that runs without PyTorch: vq-wav2vec for any length, and its dictionary."""
     from mer_export.exporters.encoders.speech import import_tokenizer
 
-    files = import_tokenizer(checkpoint, dictionary, out, rate, force)
+    with faults.at(out):
+        files = import_tokenizer(checkpoint, dictionary, out, rate, force)
     emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))

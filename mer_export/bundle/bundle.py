@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from mer_export import faults
 from mer_export.bundle import holds
 from mer_export.bundle.commit import Commit, abandon, begin, finish, land, read_data_files
 from mer_export.bundle.consistency import require_consistent
@@ -189,7 +190,7 @@ class Bundle:
 
         It starts from the bundle as it stands now, with what other processes have added since this one opened it.
         """
-        with self.lock():
+        with faults.at(self.root), self.lock():
             change = begin(self.root, self.manifest)
             try:
                 yield change

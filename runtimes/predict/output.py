@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mer_export.bundle import replacing
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.install import not_installed
 from mer_export.task import Task
@@ -49,7 +48,7 @@ def write(
     if not path.parent.is_dir():
         raise UsageError(f"--out {path}: there is not a directory {path.parent}")
     counts = {"units": 0, "samples": 0, "without_prediction": 0}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         WRITERS[path.suffix](_counted(predictions, counts, say), temporary, task)
     return counts
 
@@ -127,16 +126,3 @@ def _counted(
         if say and counts["units"] % GROUP == 0:
             say(f"{counts['units']} units")
         yield prediction
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the block ends well, and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
