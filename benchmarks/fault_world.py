@@ -15,9 +15,10 @@ from pathlib import Path
 
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.errors import BundleError
+from mer_export.exporters.format import export_formats
 
 PRELOADED = ["cli", "torch", "onnx", "onnxscript", "onnxruntime", "pyarrow.parquet", "train.fit", "runtimes.speed.tune"]
-FORMATS = ("onnx", "torchscript", "exported_program")
+FORMATS = tuple(export_formats())
 LENGTHS = "utterances=8"
 SIZES = ("--set", "text_dim=32", "--set", "audio_dim=24", "--set", "vision_dim=16")
 """Of the data that preset sample/demo is for."""
@@ -33,7 +34,7 @@ class Row:
     notes: dict[str, int] = field(default_factory=dict)
 
     def add(self, survived: bool, note: str) -> None:
-        """Counts one attempt."""
+        """Counts one attempt that ended so."""
         self.tried += 1
         self.survived += survived
         self.notes[note] = self.notes.get(note, 0) + 1

@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks import output
 from benchmarks.fault_world import FORMATS, LENGTHS, Row, Running, World
 from mer_export.bundle import STAGING, WEIGHTS, Bundle
+from mer_export.errors import NotAvailableError
 
 WRITERS: dict[str, str] = {
     "synth": "data synth cmerc --dialogues 8 --out {new}/synthetic",
@@ -56,6 +57,8 @@ def _refused(world: World, fault: str, name: str, disks: Iterable[Disk]) -> Row:
             old = Bundle.open(place / "bundle").manifest.files[WEIGHTS]
             code, said = Running(world.words(WRITERS[name], place), before).wait()
             undo()
+            if code == NotAvailableError.exit_code:
+                return Row(fault, notes={said: 0})
             fault_said = code == 2 and str(place) in said and "internal error" not in said
             opened = Bundle.open(place / "bundle")
             opened.verify()

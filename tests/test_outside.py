@@ -286,6 +286,16 @@ def test_a_bundle_names_folders_of_its_own_alone(tmp_path: Path, secret: Path, s
     assert bundle_spec(bundle, data, outside=[secret]).folders
 
 
+def test_a_link_among_the_tokenizers_of_a_bundle_is_refused(tmp_path: Path, secret: Path) -> None:
+    bundle, data = make_bundle(tmp_path / "bundle"), lay(tmp_path / "data")
+    with bundle.commit() as change:
+        change.write("tokenizer/vocab.txt", (secret / "tokenizer" / "vocab.txt").read_bytes())
+    assert bundle_spec(Bundle.open(bundle.root), data).tokenizer == str(bundle.root / "tokenizer")
+    (bundle.root / "tokenizer" / "tokenizer.json").symlink_to(secret / "u.csv")
+    with pytest.raises(BundleError, match="symbolic link"):
+        bundle_spec(Bundle.open(bundle.root), data)
+
+
 def test_the_command_line_says_it_and_takes_it(mer: Mer, tmp_path: Path, secret: Path) -> None:
     data = lay(tmp_path / "data", audio={"file": f"{secret}/f.npy"})
     code, _, err = mer("inspect", data)
