@@ -71,6 +71,9 @@ def export(
     stages: Annotated[
         bool, typer.Option("--stages", help="Export the network's stages apart, where it has some (facialmmt).")
     ] = False,
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option("--device", help="ONNX: the form for the CPU, or for CUDA graphs.")
+    ] = "cpu",
     data: DataOpt = None,
     data_format: DataFormat = "auto",
     split: Split = "test",
@@ -92,7 +95,7 @@ def export(
     formats, precisions = formats or ["onnx"], precisions or ["fp32"]
     contract, found = opened.manifest.contract, None
     buckets = [contract.parse_bucket(s) for s in seq_len] if seq_len else contract.buckets
-    jobs = requests(opened, formats, precisions, [(b, batch) for b in buckets], batch, opset, stages)
+    jobs = requests(opened, formats, precisions, [(b, batch) for b in buckets], batch, opset, stages, device)
     if plan:
         if seq_len:
             raise UsageError("--plan chooses the lengths: leave --seq-len out")
@@ -101,7 +104,7 @@ def export(
         )
         found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
         sizes = [(b.lengths, b.batch) for b in found.buckets]
-        jobs = requests(opened, formats, precisions, sizes, batch, opset, stages)
+        jobs = requests(opened, formats, precisions, sizes, batch, opset, stages, device)
         if dry_run:
             return emit(found.model_dump(), as_json, lambda: [found.page()])
         say(found.page())
@@ -109,7 +112,9 @@ def export(
     if dry_run:
         variants = [(name, reduced, dict(bucket), size) for name, reduced, bucket, size in jobs]
         return emit_plan(
-            "export", {"bundle": str(bundle), "opset": opset, "batch": batch, "variants": variants}, as_json
+            "export",
+            {"bundle": str(bundle), "opset": opset, "batch": batch, "device": device, "variants": variants},
+            as_json,
         )
     example = None if data is None else bundle_samples(opened, data, data_format, split, outside)
     made = []
@@ -124,6 +129,7 @@ def export(
             force=force,
             example=example,
             stages=stages,
+            device=device,
         )
         made.append(variant)
         say(f"exported {variant.name}")
