@@ -15,7 +15,7 @@ from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
 from mer_export.untrusted.places import Allowed
-from mer_export.weights import WeightMap, import_weights, load_checkpoints, misfits
+from mer_export.weights import WeightMap, import_weights, load_checkpoints, misfits, save_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,7 +50,6 @@ def import_checkpoint(
     Raises:
         UsageError: with every missing, unexpected or misshapen entry.
     """
-    from safetensors.torch import save_model
 
     paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
     files = [f for p in paths for f in weight_files(p)]
@@ -75,7 +74,7 @@ def import_checkpoint(
     with bundle.commit() as change:
         change.write(CONFIG, yaml.safe_dump(resolved, sort_keys=False))
         keep_tokenizers(change, data)
-        save_model(model, str(change.file(WEIGHTS)))
+        save_weights(model, change.file(WEIGHTS))
     return bundle, report
 
 
