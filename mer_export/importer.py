@@ -51,6 +51,9 @@ def import_checkpoint(
         UsageError: with every missing, unexpected or misshapen entry.
     """
 
+    # Nothing can be made of a checkpoint without it, which is said before large files are read.
+    import torch  # noqa: F401
+
     paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
     files = [f for p in paths for f in weight_files(p)]
     record = registry.get(system)
