@@ -193,7 +193,7 @@ def test_a_tuned_bundle_answers_by_goal(mer: Mer, work: Path, bundle: Path, tmp_
         found[goal] = json.loads(out)
     reference = json.loads(mer("eval", bundle, "--data", work / "data", "--json")[1])
     assert found["latency"]["metrics"] == found["throughput"]["metrics"] == reference["metrics"]
-    assert reference["runtime"] == "torch"
+    assert reference["runtime"] == "onnxruntime"
 
 
 def test_dry_run_prints_the_plan_and_does_nothing(mer: Mer, work: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import yaml
 from mer_export import registry
 from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract, Semantics
+from mer_export.data.collate import collate
 from mer_export.data.open import open_corpus
 from mer_export.data.samples import Corpus, Sample, readable
 from mer_export.data.spec import DataSpec, written_in_full
@@ -34,7 +35,7 @@ from mer_export.task import Task
 from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import load_from_bundle
 from train.config import TrainConfig, dump_config, first_difference
-from train.encoders import RANDOM, Settings, check_sources
+from train.encoders import RANDOM, Settings, check_sources, describe_sources
 from train.evaluate import evaluate
 from train.loop import Phase, cpu_threads, make_accelerator, set_statistics
 from train.protocol import Before
@@ -133,6 +134,50 @@ def fit(
         run.finish()
     accelerator.wait_for_everyone()
     return Bundle.open(out)
+
+
+def preview(config: TrainConfig, data_path: Path | str, out: Path | str, force: bool = False) -> dict[str, Any]:
+    """What `fit` would do, found out by reading the data: their splits, the steps, and the encoders it starts from.
+
+    Raises:
+        UsageError: a split is missing, or `out` holds what the run would not replace.
+        InputError: data that the model cannot take.
+    """
+    prepared = _prepare(config, Path(data_path), draws_weights=False)
+    there = (Path(out) / MANIFEST).is_file() and not force
+    bundle, state = (
+        _existing(Path(out), prepared, provenance(prepared.source, config.licence), True)
+        if there
+        else (
+            None,
+            RunState(),
+        )
+    )
+    contract, task, items = prepared.contract, prepared.task, len(prepared.samples)
+    for sample in prepared.samples:
+        # Padding is where values are checked.
+        collate([sample], contract)
+    begun = f"goes on after epoch {state.epoch}" if not state.finished else "is finished already"
+    return {
+        "run": "starts" if bundle is None else begun,
+        "data": str(data_path),
+        "format": prepared.source.format,
+        "splits": {n: split_counts(samples, contract, task) for n, samples in prepared.corpus.splits.items()},
+        "training": {"items": items, "steps_per_epoch": math.ceil(items / config.batch), "epochs": config.epochs},
+        "evaluated": list(prepared.measured),
+        "encoders": describe_sources(prepared.settings, prepared.model_config, bundle is None and config.init is None),
+        "buckets": [b.name for b in contract.buckets],
+    }
+
+
+def split_counts(samples: Sequence[Sample], contract: Contract, task: Task) -> dict[str, int]:
+    """Items, units, how many of those are labelled, and items of which there is nothing to read."""
+    return {
+        "items": len(samples),
+        "units": sum(len(s.units) for s in samples),
+        "labelled": sum(int(task.known(s.labels).sum()) for s in samples if s.labels is not None),
+        "nothing_to_read": len(samples) - len(readable(samples, contract)),
+    }
 
 
 class Run:

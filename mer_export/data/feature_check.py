@@ -81,8 +81,8 @@ class Finding(NamedTuple):
     def text(self) -> str:
         """`audio: 98 % of the values outside the training range, mean 12 deviations off, spread 9 times as wide`."""
         return (
-            f"{self.input}: {100 * self.outside:.2g} % of the values outside the training range, mean "
-            f"{self.shift:.2g} deviations off, spread {self.scale:.2g} times as wide"
+            f"{self.input}: {100 * self.outside:.3g} % of the values outside the training range, mean "
+            f"{self.shift:.3g} deviations off, spread {self.scale:.3g} times as wide"
         )
 
 

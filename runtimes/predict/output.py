@@ -53,7 +53,7 @@ def write(
         nothing to read.
 
     Raises:
-        UsageError: another ending, or a column that does not exist.
+        UsageError: another ending, a column that does not exist, or a file where a folder would have to be.
         InputError: there is nothing to read of any unit.
         NotAvailableError: Parquet without pyarrow.
     """
@@ -67,10 +67,17 @@ def write(
         if path == STDOUT:
             _jsonl(rows, sys.stdout, task, beside)
             return _said(counts)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path)
         with _replacing(path) as temporary:
             WRITERS[path.suffix](rows, temporary, task, beside)
     return _said(counts)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"--out {path}: there is not a directory {path.parent}, but a file in its way") from None
 
 
 def _said(counts: dict[str, int]) -> dict[str, int]:
