@@ -343,9 +343,10 @@ def _prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
 def _say_unread(corpus: Corpus, contract: Contract, task: Task) -> None:
     """Warns of units that training does without."""
     scored = f"counted as {task.unanswered}, as the original does" if task.unanswered else "left out of metrics"
+    named = ", ".join(contract.modalities)
     for split, samples in corpus.splits.items():
         if unread := len(samples) - len(readable(samples, contract)):
-            log.warning("%s: %d items have none of %s: not trained on, %s", split, unread, contract.modalities, scored)
+            log.warning("%s: %d items have none of %s: not trained on, %s", split, unread, named, scored)
 
 
 def _labelled(corpus: Corpus, splits: Sequence[str], task: Task) -> list[Sample]:
