@@ -157,6 +157,11 @@ def faceless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of FacialMMT; in every split some utterances, the first at least, have no face."""
     root = tmp_path_factory.mktemp("faceless")
     synthesise("facialmmt", "meld", root, 8, seed=1, audio_dim=5, vision_dim=4, audio_len=6, vision_len=5, image_size=8)
+    for file in (root / "V").glob("*.pkl"):
+        content = pickle.loads(file.read_bytes())
+        for part in content.values():
+            part["vision_utt_mask"][0] = 0
+        file.write_bytes(pickle.dumps(content))
     return root
 
 
