@@ -105,4 +105,5 @@ def emit(value: Any, as_json: bool, render: Callable[[], Iterable[str]], err: bo
 
 def emit_plan(command: str, plan: dict[str, Any], as_json: bool) -> None:
     """What a command would do, for `--dry-run`."""
-    emit({"command": command, **plan}, as_json, lambda: [f"{command}:", *outline(plan, "  ")])
+    said = {name: value for name, value in plan.items() if value not in (None, {}, [])}
+    emit({"command": command, **plan}, as_json, lambda: [f"{command}:", *outline(said, "  ")])

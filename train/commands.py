@@ -79,8 +79,8 @@ def crossval(
     chosen = folds or list(range(RUNS))
     if dry_run:
         plans = {f"fold {k}": preview(of_fold(resolved, k), data, out / f"fold{k}", force) for k in chosen}
-        config = of_fold(resolved, chosen[0]).model_dump(mode="json")
-        return emit_plan("crossval", {"out": str(out), "folds": chosen, **plans, "config": config}, as_json)
+        first = of_fold(resolved, chosen[0]).model_dump(mode="json")
+        return emit_plan("crossval", {"out": str(out), "folds": chosen, **plans, "config": first}, as_json)
     summary = cross_validate(resolved, data, out, chosen, force=force, quiet=quiet)
     rows = [
         (split, name, find(name).text(value["mean"]), find(name).text(value["std"]))

@@ -105,10 +105,13 @@ def preview(
     shares, buckets = _shares(ways, contract, samples), {}
     for bucket in _buckets(ways):
         here = [w for w in ways if w.bucket == bucket]
-        settings = [w.description for way in here for t, n in _parallel() for w in _spread(way, batches, t, n)]
+        settings = [w for way in here for t, n in _parallel() for w in _spread(way, batches, t, n)]
         part = max(shares[w.in_any_bucket, bucket] for w in here)
-        buckets[bucket.name] = {"part of the data": f"{part:.0%}", "ways": settings}
-    return {"machine": machine_class(), "passes": PASSES, "rounds": ROUNDS, "buckets": buckets}
+        names = [w.name for w in here]
+        buckets[bucket.name] = {"part of the data": f"{part:.0%}", "ways": names, "settings": len(settings)}
+    spread = [f"{threads} threads, {workers} sessions" for threads, workers in _parallel()]
+    found = {"passes": PASSES, "rounds": ROUNDS, "spread": spread, "batches": list(batches)}
+    return {"machine": machine_class(), **found, "buckets": buckets}
 
 
 def _profile(
