@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ import typer
 
 from mer_export import __version__
 from mer_export.agreement.policy import RULES
+from mer_export.cuda import DEVICES
 from mer_export.terminal import outline
 
 log = logging.getLogger("mer")
@@ -25,7 +27,15 @@ DataFormat = Annotated[str, typer.Option("--data-format", help="Format of the da
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
 Split = Annotated[str, typer.Option("--split", help="Which split of the data.")]
 Runtime = Annotated[str | None, typer.Option("--runtime", help="Backend; see `mer list`.")]
-Device = Annotated[Literal["cpu", "cuda"], typer.Option("--device", help="Where it runs; never falls back.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="[cpu|cuda|cuda:N]",
+        callback=lambda value: _known_device(value),
+        help="Where it runs; never falls back.",
+    ),
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one inference call.")]
 Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Items per call; default as planned, else 16.")]
 Precision = Annotated[
@@ -89,6 +99,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 def _known_precision(value: str | None) -> str | None:
     if value is not None and value not in RULES:
         raise typer.BadParameter(f"{value!r} is not one of {list(RULES)}")
+    return value
+
+
+def _known_device(value: str) -> str:
+    if not re.fullmatch(DEVICES, value):
+        raise typer.BadParameter(f"{value!r} is none of cpu, cuda, cuda:1")
     return value
 
 

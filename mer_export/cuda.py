@@ -1,8 +1,10 @@
-"""What is needed of the CUDA driver, without torch: the device, memory, copies and one stream."""
+"""What is needed of CUDA: without torch the device, memory, copies and one stream; in PyTorch the switch of TF32."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,6 +15,9 @@ from mer_export.errors import MerError, NotAvailableError
 
 MAJOR, MINOR = 75, 76
 """Numbers of the driver's compute-capability attributes."""
+
+DEVICES = r"cpu|cuda(:\d+)?"
+"""How devices are named; with a number where it is one of several."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,35 @@ def find_gpu() -> Gpu | None:
         if driver.cuDeviceGetAttribute(ctypes.byref(parts, place * ctypes.sizeof(ctypes.c_int)), attribute, device):
             return None
     return Gpu(name.value.decode(), f"{parts[0]}.{parts[1]}")
+
+
+@contextlib.contextmanager
+def tf32(on: bool) -> Iterator[None]:
+    """Whether PyTorch rounds float32 to TF32 inside the block, in matrix products, convolutions and recurrent layers.
+
+    PyTorch's own default is mixed: products are exact, convolutions and recurrent layers are rounded. The switches
+    are the process's, not the thread's; they are put back afterwards.
+    """
+    import torch
+
+    backends: Any = torch.backends
+    switches = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    kept = [switch.fp32_precision for switch in switches]
+    _round_to_tf32(switches, ["tf32" if on else "ieee"] * 3)
+    try:
+        yield
+    finally:
+        _round_to_tf32(switches, kept)
+
+
+def _round_to_tf32(switches: tuple[Any, ...], values: list[str]) -> None:
+    """Sets both generations of PyTorch's switches; it refuses to read the older ones where the two disagree."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = values[0] == "tf32"
+    torch.backends.cudnn.allow_tf32 = values[1] == "tf32"
+    for switch, value in zip(switches, values, strict=True):
+        switch.fp32_precision = value
 
 
 class Device:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -75,6 +75,9 @@ def export(
     stages: Annotated[
         bool, typer.Option("--stages", help="Export the network's stages apart, where it has some (facialmmt).")
     ] = False,
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option("--device", help="ONNX: the form for the CPU, or for CUDA graphs.")
+    ] = "cpu",
     data: DataOpt = None,
     data_format: DataFormat = "auto",
     split: Split = "test",
@@ -95,31 +98,36 @@ def export(
     formats, precisions = formats or ["onnx"], precisions or ["fp32"]
     contract, found = opened.manifest.contract, None
     buckets = [contract.parse_bucket(s) for s in seq_len] if seq_len else contract.buckets
-    jobs = requests(opened, formats, precisions, [(b, batch) for b in buckets], batch, opset, stages)
+    jobs = requests(opened, formats, precisions, [(b, batch) for b in buckets], batch, opset, stages, device)
     if plan:
         if seq_len:
             raise UsageError("--plan chooses the lengths: leave --seq-len out")
         seen = stream_samples(plan, bundle_spec(opened, plan, data_format), opened.manifest.task.labels)
         found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
         sizes = [(b.lengths, b.batch) for b in found.buckets]
-        jobs = requests(opened, formats, precisions, sizes, batch, opset, stages)
+        jobs = requests(opened, formats, precisions, sizes, batch, opset, stages, device)
         if dry_run:
             return emit(found.model_dump(), as_json, lambda: [found.page()])
         say(found.page())
         found.save(opened)
     example = None if data is None else bundle_samples(opened, data, data_format, split)
     if dry_run:
-        how = partial(planned, opened, opset=opset, force=force, stages=stages)
+        how = partial(planned, opened, opset=opset, force=force, stages=stages, device=device)
         made_of = "random values" if example is None else f"{len(example)} samples of {split}"
         variants = {wanted.name: state for wanted, state in map(how, jobs)}
-        plan_of = {"bundle": str(bundle), "opset": opset, "batch": batch, "examples": made_of, "variants": variants}
-        return emit_plan("export", plan_of, as_json)
+        plan_of = {"bundle": str(bundle), "opset": opset, "batch": batch, "device": device, "examples": made_of}
+        return emit_plan("export", plan_of | {"variants": variants}, as_json)
     made = []
     with progress_unless(quiet).over("export", len(jobs), "variant") as shown:
         for name, precision, lengths, size in jobs:
             shown.begin(f"{name} {precision} {lengths.name}")
             made.append(
-                export_variant(*(opened, name, lengths, size, precision, opset, force), example=example, stages=stages)
+                export_variant(
+                    *(opened, name, lengths, size, precision, opset, force),
+                    example=example,
+                    stages=stages,
+                    device=device,
+                )
             )
     emit([v.model_dump() for v in made], as_json, lambda: (v.name for v in made))
     return None

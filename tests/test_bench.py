@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -157,19 +155,6 @@ def test_the_report_survives_json_and_lands_in_the_bundle(bundle: Bundle, report
     again = bench.BenchReport.model_validate(json.loads(opened.path("reports/bench.json").read_text()))
     assert again == report
     assert "| torchscript |" in opened.path("reports/bench.md").read_text()
-
-
-def test_the_gpu_suite_runs_to_its_end_without_a_gpu_and_says_what_is_unmeasured(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    root = Path(__file__).parents[1]
-    subprocess.run([sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path)], cwd=root, check=True)
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert "CUDA" in found["unmeasured"]
-    parts = [p for c in found["cases"] for p in c["parts"].values()]
-    assert parts
-    assert all(p["status"] == "skipped" and p["reason"] for p in parts)
 
 
 def slowed(report: bench.BenchReport, factor: float) -> bench.BenchReport:

@@ -120,7 +120,7 @@ def test_the_rate_rises_and_falls_and_resumes_anywhere() -> None:
     for _ in range(3):
         ramp.next()
     there = optimizer.param_groups[0]["lr"]
-    assert WarmUp(optimizer, 10.5, 0.2, step=3).groups[0]["lr"] == there == 2 * factor(3)
+    assert WarmUp(optimizer, 10.5, 0.2, step=3).optimizer.param_groups[0]["lr"] == there == 2 * factor(3)
 
 
 def test_adamw_adds_eps_before_the_correction_and_decays_after_the_step() -> None:

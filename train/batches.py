@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mer_export.contract import Contract
@@ -15,28 +20,40 @@ from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.task import known_units
 
+Group = TypeVar("Group")
+Made = TypeVar("Made")
+AHEAD = 2
+"""Batches that are collated before they are asked for."""
+
 
 @dataclass(frozen=True)
 class Batch:
     """Inputs by contract name, and which rows of the output are labelled with what.
 
-    `labelled` is true at labelled units, which are the leading dims of an output: (batch, units), or (batch,) where an
-    item is one unit. `labels` holds their classes (int64), scores or label indicators (float32), in the same order.
+    `units` are the leading dims of an output: (batch, units), or (batch,) where an item is one unit. `labelled` holds
+    the flat indices of those that have a label; a mask would make the host wait for a GPU, which has to count it.
+    `labels` holds their classes (int64), scores or label indicators (float32), in the same order.
     """
 
     inputs: dict[str, Tensor]
-    labelled: Bool[Tensor, "batch ..."]
+    units: tuple[int, ...]
+    labelled: Int[Tensor, " rows"]
     labels: Int[Tensor, " rows"] | Float[Tensor, " rows"] | Float[Tensor, "rows labels"]
 
     def rows(self, output: Tensor) -> Tensor:
         """The labelled rows of an output (batch, units, ...) or (batch, ...), concatenated, in float32."""
-        return output[self.labelled].float()
+        flat = output.reshape(math.prod(self.units), *output.shape[len(self.units) :])
+        return flat.index_select(0, self.labelled).float()
 
 
 def make_batch(samples: Sequence[Sample], contract: Contract, device: torch.device) -> Batch:
+    """A batch on a device, made at once; see `host_batch`."""
+    return each_tensor(host_batch(samples, contract), lambda tensor: tensor.to(device))
+
+
+def host_batch(samples: Sequence[Sample], contract: Contract) -> Batch:
     """Pads to the longest sample, never further: batch norm statistics of the originals include padding."""
-    arrays = collate(samples, contract)
-    inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    inputs = {name: torch.from_numpy(array) for name, array in collate(samples, contract).items()}
     labelled = np.zeros((len(samples), max(len(s.units) for s in samples)), dtype=bool)
     labels = [np.zeros(0, dtype=np.int64)]
     for row, sample in enumerate(samples):
@@ -48,7 +65,53 @@ def make_batch(samples: Sequence[Sample], contract: Contract, device: torch.devi
         labelled = labelled[:, 0]
     # The empty start keeps a batch without labels an array; it must not decide the shape of the others.
     joined = np.concatenate(labels[1:] or labels)
-    return Batch(inputs, torch.from_numpy(labelled).to(device), torch.from_numpy(joined).to(device))
+    return Batch(inputs, labelled.shape, torch.from_numpy(np.flatnonzero(labelled)), torch.from_numpy(joined))
+
+
+def feed(groups: Iterable[Group], collate: Callable[[Group], Made], device: torch.device) -> Iterator[Made]:
+    """What `collate` makes of each group, on a device.
+
+    A thread of its own collates ahead of the steps, into memory that a GPU copies from while the host goes on.
+    `collate` gives dataclasses of tensors on the host and must not draw random numbers: their order would change.
+    """
+    on_gpu = device.type == "cuda"
+
+    def make(group: Group) -> Made:
+        made = collate(group)
+        if not on_gpu:
+            return made
+        with torch.cuda.device(device):
+            return each_tensor(made, Tensor.pin_memory)
+
+    with contextlib.closing(ahead(make, groups)) as batches:
+        for batch in batches:
+            yield each_tensor(batch, lambda tensor: tensor.to(device, non_blocking=on_gpu))
+
+
+def ahead(make: Callable[[Group], Made], groups: Iterable[Group], depth: int = AHEAD) -> Generator[Made, None, None]:
+    """What `make` gives for each group, in order, made in a thread up to `depth` groups before it is asked for."""
+    waiting: deque[Future[Made]] = deque()
+    worker = ThreadPoolExecutor(1, thread_name_prefix="collate")
+    try:
+        for group in groups:
+            waiting.append(worker.submit(make, group))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        worker.shutdown(cancel_futures=True)
+
+
+def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A batch with every tensor changed: a dataclass of tensors, of dicts of them, and of what stays as it is."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        return {name: each_tensor(value, change) for name, value in batch.items()}
+    if hasattr(batch, "__dataclass_fields__"):
+        return replace(batch, **{f.name: each_tensor(getattr(batch, f.name), change) for f in fields(batch)})
+    return batch
 
 
 def in_batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:

@@ -23,9 +23,10 @@ def train(
     config: ConfigFile = None,
     sets: Sets = None,
     seed: Seed = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option("--device", help="Where to train.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, or one of several: cuda:1.")] = None,
     precision: Annotated[
-        Literal["auto", "fp32", "bf16"] | None, typer.Option("--precision", help="bf16 is autocast.")
+        Literal["auto", "fp32", "tf32", "bf16"] | None,
+        typer.Option("--precision", help="tf32 rounds products on a GPU, bf16 is autocast."),
     ] = None,
     fold: Annotated[
         int | None, typer.Option("--fold", min=0, help="One run of the data's cross-validation (tab).")

@@ -33,6 +33,9 @@ PRESETS: tuple[str, ...] = tuple(
 )
 
 
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -92,9 +95,12 @@ class TrainConfig(Strict):
     reseed: Literal["same", "epoch"] = "epoch"
     """Random streams restart at every pass: from `seed` itself as published, or from `seed` plus the epoch number."""
     keep: Keep = Keep()
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 autocast on a GPU that has it, otherwise fp32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Precision = "auto"
+    """`auto`: bf16 autocast on a GPU that has it, otherwise fp32. `tf32` rounds products on a GPU; fp32 never does."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """`cuda` is the first GPU, or each process's own where there are several."""
+    compile: bool = False
+    """Compiles the network for training (`torch.compile`): a slow first step, faster ones after it."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; None leaves PyTorch's choice. One is faster for small models."""
     save_every: int = Field(1, ge=1)

@@ -8,6 +8,7 @@ import torch
 
 from mer_export.bundle import CONFIG, Bundle
 from mer_export.contract import Semantics
+from mer_export.cuda import tf32
 from mer_export.data.samples import Sample
 from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import bundle_model
@@ -24,7 +25,7 @@ def evaluate(
     batch: int = PUBLISHED_BATCH,
     device: str = "cpu",
 ) -> dict[str, float]:
-    """Metrics of the bundle's PyTorch model on labelled samples, in percent, rounded as published.
+    """Metrics of the bundle's PyTorch model in fp32 on labelled samples, in percent, rounded as published.
 
     Args:
         bundle: a trained or imported bundle.
@@ -40,7 +41,8 @@ def evaluate(
     known = (protocol.class_loss, protocol.mean, protocol.published_metrics) if protocol else ()
     contract, task = bundle.manifest.contract, bundle.manifest.task
     model = protocol.measured(model) if protocol and semantics == "single" else model
-    return evaluate_model(model, samples, contract, task, semantics, batch, *known)
+    with tf32(False):
+        return evaluate_model(model, samples, contract, task, semantics, batch, *known)
 
 
 def evaluate_published(bundle: Bundle, samples: Sequence[Sample], batch: int = PUBLISHED_BATCH) -> dict[str, float]:

@@ -35,9 +35,10 @@ from mer_export.task import Task
 from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import load_from_bundle
 from train.config import TrainConfig, dump_config, first_difference
+from train.devices import computing, describe, make_accelerator
 from train.encoders import RANDOM, Settings, check_sources, describe_sources
 from train.evaluate import evaluate
-from train.loop import Phase, cpu_threads, make_accelerator, set_statistics
+from train.loop import Phase, set_statistics
 from train.protocol import Before
 from train.provenance import feature_statistics, provenance
 from train.recipe import protocol_class, recipe
@@ -123,7 +124,7 @@ def fit(
     if bundle is None and accelerator.is_main_process:
         bundle = Bundle.create(out, _manifest(prepared, made_by), force=force)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(cpu_threads(config.threads))
+        stack.enter_context(computing(config, accelerator.device))
         if bundle is not None and accelerator.is_main_process:
             stack.enter_context(bundle.lock())
         stack.callback(shown.close)
@@ -287,6 +288,7 @@ class Run:
                 change.manifest.provenance["epoch"] = self.state.epoch
                 weights = self.phase.protocol.weight
                 change.manifest.provenance["class_weights"] = None if weights is None else weights.tolist()
+            change.manifest.provenance["computed"] = _once_each(change.manifest.provenance, self.prepared)
             if CONFIG not in change.manifest.files:
                 change.write(CONFIG, dump_config(self.prepared.config))
                 keep_tokenizers(change, self.prepared.config.data)
@@ -376,8 +378,15 @@ def _existing(
     return bundle, state
 
 
+def _once_each(provenance: dict[str, Any], prepared: Prepared) -> list[dict[str, Any]]:
+    """On what the run was computed; a resumed one perhaps on more than one device."""
+    known, now = provenance.get("computed", []), describe(prepared.config, prepared.accelerator)
+    return known if now in known else [*known, now]
+
+
 def _in_words(before: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """The configuration of a run, which until 0.1 asked for random encoders by naming none."""
+    """The configuration of a run, which until 0.1 asked for random encoders by naming none and was never compiled."""
+    before = {"compile": False} | before
     random = {s.setting: RANDOM for s in settings.sources if s.value == RANDOM}
     protocol = {n: random.get(n) if value is None else value for n, value in before["protocol"].items()}
     return before | {"protocol": protocol}

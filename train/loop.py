@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
-from mer_export.errors import InputError, MerError, NotAvailableError, UsageError
-from mer_export.install import not_installed
+from mer_export.errors import InputError, MerError, UsageError
 from mer_export.task import Task
+from train.batches import feed
 from train.config import TrainConfig
+from train.processes import Processes
 from train.protocol import AuxiliaryPass, Protocol
 from train.provenance import width_statistics
 from train.recipe import protocol_class
@@ -26,34 +28,6 @@ from train.warm_up import WarmUp
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Device, autocast and processes; raises NotAvailableError for a missing package or GPU."""
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-    except ImportError:
-        raise NotAvailableError(not_installed("accelerate", "train")) from None
-    gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not gpu:
-        raise NotAvailableError("no CUDA device is available: pass --device cpu")
-    on_gpu = gpu and config.device != "cpu"
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
-    # accelerate remembers the precision of the first run in a process; each run here has its own.
-    AcceleratorState._reset_state(reset_partial_state=False)
-    return Accelerator(cpu=not on_gpu, mixed_precision="bf16" if bf16 else "no")
-
-
-@contextlib.contextmanager
-def cpu_threads(count: int | None) -> Iterator[None]:
-    """Runs a block with so many CPU threads; None changes nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def set_statistics(model: nn.Module, samples: Sequence[Sample]) -> None:
@@ -95,9 +69,14 @@ class Phase:
         self.accelerator = accelerator
         self.model = model
         self.protocol: Protocol = protocol_class(config.system)(settings, difficulty)
+        self.processes = Processes(accelerator)
         module = self.protocol.prepare(model, samples, accelerator.device)
+        # Device and autocast alone: `processes` averages the gradients, in place of a wrapper around the module.
+        module = accelerator.prepare_model(module, evaluation_mode=True)
+        self.processes.start_alike(model.parameters())
+        self.module: Any = torch.compile(module) if config.compile else module
         self.updates = self.protocol.updates(model, config)
-        self.module, self.optimizer = accelerator.prepare(module, self.updates.optimizer)
+        self.optimizer = accelerator.prepare(self.updates.optimizer)
         self.updates.optimizer = self.optimizer
         self.schedule = plateau_schedule(config, self.optimizer)
         self.warm_up: WarmUp | None = None
@@ -117,26 +96,26 @@ class Phase:
 
     def epoch(self, number: int) -> dict[str, Any]:
         """Trains one epoch (from 0); returns its record: mean losses, dialogues used, seconds."""
-        from accelerate.utils import broadcast
-
         started = time.perf_counter()
-        rank = self.accelerator.process_index
+        rank = self.processes.index
         seed = self.config.seed_of(number)
         seed_everything(seed)
         chosen = self.protocol.choose(self.samples, number)
         if rank:
             seed_everything(seed + rank * 1_000_003)
-        for buffer in self.model.buffers():
-            # Every process keeps batch norm statistics of its own; the frozen views need common ones.
-            buffer.copy_(broadcast(buffer))
+        # Every process keeps batch norm statistics of its own; the frozen views need common ones.
+        self.processes.start_alike(self.model.buffers())
         self.protocol.begin_epoch(self.model, number)
         self.module.train()
         others = self.protocol.auxiliary_pass(self.model, self._auxiliary(number))
         if self.warm_up is not None:
             self.warm_up.at(number * self.steps_per_epoch)
-        history = [self._step(index, group) for index, group in enumerate(self._own_batches(chosen))]
-        means = {name: float(torch.stack([h[name] for h in history]).mean()) for name in history[0]} | others
-        if not all(torch.isfinite(torch.tensor(list(means.values())))):
+        groups = self.processes.own(self.protocol.batches(chosen, self.config.batch))
+        batches = feed(groups, partial(self.protocol.collate, contract=self.contract), self.accelerator.device)
+        history = [self._step(index, batch) for index, batch in enumerate(batches)]
+        means = self._means(history, others)
+        # The same numbers in every process, so that all of them stop, or none.
+        if not all(map(math.isfinite, means.values())):
             raise MerError(f"training diverged in epoch {number + 1}, losses are {means}: lower lr or set clip")
         seconds = round(time.perf_counter() - started, 3)
         return {"epoch": number + 1, "train": means, "dialogues": len(chosen), "seconds": seconds}
@@ -159,13 +138,14 @@ class Phase:
         """The learning rate of the next step, of the first group of parameters."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _step(self, index: int, group: list[Sample]) -> dict[str, torch.Tensor]:
-        batch = self.protocol.make_batch(group, self.contract, self.accelerator.device)
+    def _step(self, index: int, batch: Any) -> dict[str, Tensor]:
         self.updates.before(index)
-        parts = self.protocol.step(self.module, batch, self.accelerator.autocast)
+        parts = self.protocol.step(self.module, self.protocol.vary(batch), self.accelerator.autocast)
         self.accelerator.backward(parts["total"])
-        if self.config.clip is not None and self.updates.applies(index):
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        if self.updates.applies(index):
+            self.processes.average_gradients(self.model.parameters())
+            if self.config.clip is not None:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         stepped = self.updates.after(index)
         if self.warm_up is not None and stepped:
             self.warm_up.next()
@@ -180,13 +160,17 @@ class Phase:
             optimizer=self.optimizer,
             device=self.accelerator.device,
             autocast=self.accelerator.autocast,
-            backward=self.accelerator.backward,
+            backward=self._averaged_backward,
+            share=self.processes.share,
         )
 
-    def _own_batches(self, chosen: Sequence[Sample]) -> list[list[Sample]]:
-        """This process's share; every process gets as many batches, the first ones repeat where they do not divide."""
-        batches = self.protocol.batches(chosen, self.config.batch)
-        processes = self.accelerator.num_processes
-        missing = -len(batches) % processes
-        batches += [batches[i % len(batches)] for i in range(missing)]
-        return batches[self.accelerator.process_index :: processes]
+    def _averaged_backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+        self.processes.average_gradients(self.model.parameters())
+
+    def _means(self, history: Sequence[Mapping[str, Tensor]], others: Mapping[str, float]) -> dict[str, float]:
+        """The mean of every loss over steps and processes, read from the device once."""
+        names = list(history[0])
+        own = torch.stack([torch.stack([step[name] for step in history]).mean().double() for name in names])
+        every = torch.cat([own, torch.tensor(list(others.values()), dtype=own.dtype).to(own.device)])
+        return dict(zip([*names, *others], self.processes.mean(every).tolist(), strict=True))

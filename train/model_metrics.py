@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from mer_export.errors import InputError, UnsupportedError
 from mer_export.metrics import find
 from mer_export.metrics.measure import measure
 from mer_export.task import Task
-from train.batches import in_batches, make_batch
+from train.batches import feed, host_batch, in_batches
 
 ClassLoss = Callable[[Tensor, Tensor], Tensor]
 Published = Callable[[Sequence[Tensor], Sequence[Tensor]], dict[str, float]]
@@ -54,8 +55,7 @@ def evaluate_model(
     device = next(model.parameters()).device
     model.eval()
     scores, labels = [], []
-    for group in in_batches(readable(samples, contract), batch):
-        made = make_batch(group, contract, device)
+    for made in feed(in_batches(readable(samples, contract), batch), partial(host_batch, contract=contract), device):
         if not len(made.labels):
             continue
         scores.append(made.rows(forward(model, made.inputs, semantics)))
@@ -105,5 +105,5 @@ def batch_metrics(
     rounded = {name: find(name).rounded(value) for name, value in metrics.items()}
     if class_loss is None:
         return rounded
-    losses = [float(class_loss(s, y)) for s, y in zip(scores, labels, strict=True)]
+    losses = torch.stack([class_loss(s, y) for s, y in zip(scores, labels, strict=True)]).tolist()
     return rounded | {"loss": mean.of(losses, [len(y) for y in labels])}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mer_export.contract import Contract, Semantics
 from mer_export.data.samples import Corpus, Sample
 from mer_export.task import Task
-from train.batches import in_batches, make_batch
+from train.batches import host_batch, in_batches
 from train.config import TrainConfig
 from train.model_metrics import LossMean, evaluate_model
 from train.updates import Updates, make_optimizer
@@ -33,6 +33,9 @@ class AuxiliaryPass:
     device: torch.device
     autocast: Autocast
     backward: Callable[[Tensor], None]
+    """Gradients of a loss, averaged over processes."""
+    share: Callable[[list[Any]], list[Any]]
+    """Of the first process's batches those of this process; the same number in every process."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,13 @@ class Protocol(ABC):
         """A pass over other data before an epoch's own, in training mode; its losses by name."""
         return {}
 
-    def make_batch(self, samples: Sequence[Sample], contract: Contract, device: torch.device) -> Any:
-        """What `step` gets."""
-        return make_batch(samples, contract, device)
+    def collate(self, samples: Sequence[Sample], contract: Contract) -> Any:
+        """A batch on the host, made ahead of its step: no random numbers here, they belong into `vary`."""
+        return host_batch(samples, contract)
+
+    def vary(self, batch: Any) -> Any:
+        """What `step` gets of a batch on the device: the place for noise and random changes."""
+        return batch
 
     @abstractmethod
     def step(self, module: nn.Module, batch: Any, autocast: Autocast = nullcontext) -> dict[str, Tensor]:

@@ -23,9 +23,16 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
+FUSED = ("adam", "sgd")
+"""Those with one kernel for all parameters on a GPU; the other is made of a few."""
+
+
 def make_optimizer(config: TrainConfig, params: Iterable[Any]) -> torch.optim.Optimizer:
     """The configured optimiser of parameters, or of groups of them that have a rate and a decay of their own."""
-    return OPTIMIZERS[config.optimizer](params, lr=config.lr, weight_decay=config.weight_decay)
+    given = list(params)
+    tensors = (p for g in given for p in (g["params"] if isinstance(g, dict) else [g]))
+    fused = {"fused": True} if config.optimizer in FUSED and any(p.is_cuda for p in tensors) else {}
+    return OPTIMIZERS[config.optimizer](given, lr=config.lr, weight_decay=config.weight_decay, **fused)
 
 
 def plateau_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau | None:
@@ -65,7 +72,7 @@ class Updates:
 
     def after(self, batch: int) -> int:
         """To call after the backward pass; returns how many optimiser steps were taken."""
-        if self.clip_value is not None:
+        if self.clip_value is not None and self.applies(batch):
             torch.nn.utils.clip_grad_value_(self._parameters(), self.clip_value)
         full = (batch + 1) % self.every == 0
         steps = int(full) + int(self.rule == "each")

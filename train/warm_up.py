@@ -20,15 +20,16 @@ class WarmUp:
 
     def __init__(self, optimizer: Any, steps: float, share: float, step: int = 0):
         """`steps` are all that will be taken, `step` the number of the next one."""
-        self.groups = optimizer.param_groups
-        self.rates = [group.setdefault("initial_lr", group["lr"]) for group in self.groups]
+        # Not the groups themselves: an optimiser that loads a state, as a resumed run's does, makes new ones.
+        self.optimizer = optimizer
+        self.rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
         self.factor = warm_up_schedule(steps, share)
         self.at(step)
 
     def at(self, step: int) -> None:
         """Sets the rates of step number `step` (from 0)."""
         self.step = step
-        for group, rate in zip(self.groups, self.rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.factor(step)
 
     def next(self) -> None:

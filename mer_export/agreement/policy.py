@@ -50,6 +50,8 @@ RULES: dict[str, Rule] = {
     # rounding step is already 2e-6, from being judged more strictly than those near 0. Outputs so small that atol says
     # nothing are as small as what rounding adds to them, so `relative` would judge noise.
     "fp32": Rule(atol=1e-5, rtol=1e-6),
+    # Products of float32 numbers that were rounded to 10 bits, as fp16 has them; sums and all else stay float32.
+    "tf32": Rule(atol=1e-2, rtol=5e-3, relative=0.01, flip_share=0.005, metric_drop=0.3),
     "fp16": Rule(atol=2e-2, rtol=1e-2, relative=0.02, flip_share=0.005, metric_drop=0.3),
     "bf16": Rule(atol=1e-1, rtol=5e-2, relative=0.05, flip_share=0.01, metric_drop=0.5),
     "int8": Rule(atol=3e-1, rtol=1e-1, relative=0.15, flip_share=0.02, metric_drop=0.5),

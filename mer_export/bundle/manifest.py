@@ -79,10 +79,21 @@ class Variant(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
 
     @property
-    def name(self) -> str:
+    def device(self) -> str:
+        """Of the forms that a format has for a device each, which one this is; it runs on the others too."""
+        return "cuda" if self.options.get("device") == "cuda" else "cpu"
+
+    @property
+    def form(self) -> str:
+        """What tells variants of one format and precision apart: `utterances8-bdynamic`, `utterances8-b4-cuda`."""
         batch = "dynamic" if self.batch == 0 else str(self.batch)
         stages = "-stages" if self.stages else ""
-        return f"{self.format}-{self.precision}-{self.lengths.name}-b{batch}{stages}"
+        device = "" if self.device == "cpu" else f"-{self.device}"
+        return f"{self.lengths.name}-b{batch}{stages}{device}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.format}-{self.precision}-{self.form}"
 
 
 class Manifest(Strict):

@@ -33,6 +33,7 @@ def export_variant(
     force: bool = False,
     example: Sequence[Sample] | None = None,
     stages: bool = False,
+    device: str = "cpu",
 ) -> Variant:
     """Exports one variant into the bundle and returns it; an up-to-date one is left as it is unless `force`.
 
@@ -47,17 +48,18 @@ def export_variant(
         example: real samples, a few of which become the example inputs kept under samples/; a reduced precision is
             held against fp32 on all of them.
         stages: export the stages of the network apart, for systems that have some; fp32 and a dynamic batch only.
+        device: cpu or cuda, in formats that have a form for each: both run on both and give the same answers.
 
     Raises:
         UsageError: unknown format, bad lengths, or an export that does not reproduce the model.
-        UnsupportedError: precision or opset that does not exist.
+        UnsupportedError: precision, opset or form that does not exist.
         ParityError: a reduced precision that changes the answers too much, with the numbers.
         NotAvailableError: a package that the format needs is missing.
     """
-    record = check_request(bundle, format, lengths, batch, precision, opset, stages)
-    wanted = _wanted(bundle, record, format, precision, lengths, batch, stages)
+    record = check_request(bundle, format, lengths, batch, precision, opset, stages, device)
+    made_from = _made_from(bundle, record, opset, device)
+    wanted = _wanted(bundle, record, format, precision, lengths, batch, stages, made_from)
     bucket, parts = wanted.lengths, _stages(bundle) if stages else ()
-    made_from = _made_from(bundle, record, opset)
     there = _existing(bundle, wanted.name)
     if there and not force and _up_to_date(there, made_from):
         log.info("%s is up to date, pass --force to export it again", there.name)
@@ -92,16 +94,17 @@ def export_variant(
 
 
 def planned(
-    bundle: Bundle, request: tuple[str, str, Bucket, int], opset: int, force: bool, stages: bool
+    bundle: Bundle, request: tuple[str, str, Bucket, int], opset: int, force: bool, stages: bool, device: str = "cpu"
 ) -> tuple[Variant, str]:
     """The variant that a request of `requests` would make, without its file, and what would become of it."""
     format, precision, lengths, batch = request
     record = export_formats()[format]
-    wanted = _wanted(bundle, record, format, precision, lengths, batch, stages)
+    made_from = _made_from(bundle, record, opset, device)
+    wanted = _wanted(bundle, record, format, precision, lengths, batch, stages, made_from)
     there = _existing(bundle, wanted.name)
     if there is None:
         return wanted, "new"
-    current = not force and _up_to_date(there, _made_from(bundle, record, opset))
+    current = not force and _up_to_date(there, made_from)
     return wanted, "up to date" if current else "exported again"
 
 
@@ -113,6 +116,7 @@ def _wanted(
     lengths: Mapping[str, int],
     batch: int,
     stages: bool,
+    made_from: dict[str, Any],
 ) -> Variant:
     return Variant(
         format=format,
@@ -122,11 +126,13 @@ def _wanted(
         model="",
         exporter="",
         stages=tuple(p.name for p in _stages(bundle)) if stages else (),
+        options=made_from,
     )
 
 
-def _made_from(bundle: Bundle, record: ExportFormat, opset: int) -> dict[str, Any]:
-    return {"weights": bundle.manifest.files[WEIGHTS].sha256} | ({"opset": opset} if record.uses_opset else {})
+def _made_from(bundle: Bundle, record: ExportFormat, opset: int, device: str) -> dict[str, Any]:
+    found = {"weights": bundle.manifest.files[WEIGHTS].sha256} | ({"opset": opset} if record.uses_opset else {})
+    return found | ({"device": device} if device != "cpu" else {})
 
 
 def _up_to_date(there: Variant, made_from: Mapping[str, Any]) -> bool:
@@ -141,6 +147,7 @@ def requests(
     batch: int = 0,
     opset: int = DEFAULT_OPSET,
     stages: bool = False,
+    device: str = "cpu",
 ) -> list[tuple[str, str, Bucket, int]]:
     """(format, precision, bucket, batch) of every combination; raises as `export_variant` does, before any work.
 
@@ -151,7 +158,7 @@ def requests(
     for name, precision, (bucket, size) in product(formats, precisions, sizes):
         if _elsewhere(name, precision, formats, precisions):
             continue
-        record = check_request(bundle, name, bucket, size, precision, opset, stages)
+        record = check_request(bundle, name, bucket, size, precision, opset, stages, device)
         made.append((name, precision, bucket, batch if record.dynamic_batch else size))
     return made
 
@@ -174,6 +181,7 @@ def check_request(
     precision: str,
     opset: int = DEFAULT_OPSET,
     stages: bool = False,
+    device: str = "cpu",
 ) -> ExportFormat:
     """The format of a possible request; raises as `export_variant` does, before any work."""
     if format not in export_formats():
@@ -183,6 +191,11 @@ def check_request(
         advice = record.advice.get(precision, "")
         raise UnsupportedError(
             f"format {format} has no precision {precision!r}, it has {list(record.precisions)}{advice}"
+        )
+    if device != "cpu" and device not in record.devices:
+        offered = [n for n, f in export_formats().items() if device in f.devices]
+        raise UnsupportedError(
+            f"format {format} has one form for every device: leave --device out, {device} has its own in {offered}"
         )
     if stages:
         _stages(bundle)
@@ -239,6 +252,7 @@ def _job(
         example=arrays,
         reference=run_model(model, contract, arrays),
         precision=wanted.precision,
+        device=wanted.device,
         task=bundle.manifest.task,
         samples=example or (),
         graph=graph,

@@ -35,8 +35,8 @@ class ExportJob:
     """One artefact to make.
 
     `example` holds every contract input, batched and padded to `lengths`; `reference` the model's outputs for it.
-    `batch` 0 keeps the batch dim dynamic. A `precision` other than fp32 is held against fp32 on `samples`, if any, in
-    the metric of `task`.
+    `batch` 0 keeps the batch dim dynamic; `device` chooses the form in formats that have one per device. A `precision`
+    other than fp32 is held against fp32 on `samples`, if any, in the metric of `task`.
     """
 
     model: nn.Module
@@ -47,6 +47,7 @@ class ExportJob:
     example: dict[str, np.ndarray]
     reference: dict[str, np.ndarray]
     precision: str = "fp32"
+    device: str = "cpu"
     task: Task | None = None
     samples: Sequence[Sample] = ()
     graph: Graph | None = None

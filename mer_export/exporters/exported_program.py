@@ -5,10 +5,14 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mer_export.exporters.export_job import Exported, ExportJob, prove
 from mer_export.exporters.format import ExportFormat
 from mer_export.exporters.torchscript import attention_as_written
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = ExportFormat(
     "exported_program",
@@ -24,14 +28,12 @@ def export(job: ExportJob, path: Path) -> Exported:
     """Exports the module at the bucket's lengths with a fixed or a dynamic batch dim."""
     import torch
 
-    with torch.no_grad(), attention_as_written(), warnings.catch_warnings():
-        # nn.GRU re-assigns its own weight list while it is captured.
-        warnings.filterwarnings("ignore", message="The tensor attributes", category=UserWarning)
-        program = torch.export.export(job.module(), job.tensors(), dynamic_shapes=job.dynamic_shapes())
-        if job.batch == 0:
+    program = capture(job)
+    if job.batch == 0:
+        with torch.no_grad(), attention_as_written():
             found = program.module()(*(torch.from_numpy(job.example[s.name]) for s in job.contract.inputs))
-            outputs = found if isinstance(found, tuple) else (found,)
-            prove(job, [o.numpy() for o in outputs], "the exported program")
+        outputs = found if isinstance(found, tuple) else (found,)
+        prove(job, [o.numpy() for o in outputs], "the exported program")
     # Example inputs would be pickled into the archive; the bundle keeps them as .npz.
     program.example_inputs = None
     # PyTorch's own writer ends the process where the disk is full.
@@ -39,3 +41,13 @@ def export(job: ExportJob, path: Path) -> Exported:
     torch.export.save(program, content)
     path.write_bytes(content.getbuffer())
     return Exported(exporter=f"torch {torch.__version__} export")
+
+
+def capture(job: ExportJob) -> torch.export.ExportedProgram:
+    """The network at the bucket's lengths as PyTorch's own graph."""
+    import torch
+
+    with torch.no_grad(), attention_as_written(), warnings.catch_warnings():
+        # nn.GRU re-assigns its own weight list while it is captured.
+        warnings.filterwarnings("ignore", message="The tensor attributes", category=UserWarning)
+        return torch.export.export(job.module(), job.tensors(), dynamic_shapes=job.dynamic_shapes())

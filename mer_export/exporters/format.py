@@ -32,6 +32,8 @@ class ExportFormat:
     dynamic_batch: bool = True
     uses_opset: bool = False
     precisions: tuple[str, ...] = ("fp32",)
+    devices: tuple[str, ...] = ()
+    """Devices for which there is a form of its own; none where one file suits them all."""
     shares_weights: bool = False
     """Whether the buckets of a precision share one data file of weights."""
     advice: Mapping[str, str] = field(default_factory=dict)

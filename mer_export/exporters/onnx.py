@@ -29,6 +29,7 @@ FORMAT = ExportFormat(
     rank=20,
     uses_opset=True,
     precisions=precision.precisions_of("onnx"),
+    devices=("cpu", "cuda"),
     shares_weights=True,
     advice={
         "bf16": ": ONNX Runtime refuses bf16 graphs on the CPU, "
@@ -85,7 +86,7 @@ def to_onnx(job: ExportJob) -> Any:
     inputs, outputs = job.contract.inputs, job.contract.outputs
     with torch.no_grad(), attention_as_written(), quiet():
         program = torch.onnx.export(
-            lower(job.module()),
+            lower(job.module(), job.device),
             job.tensors(),
             input_names=[s.name for s in inputs],
             output_names=[s.name for s in outputs],

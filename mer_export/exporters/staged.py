@@ -44,6 +44,7 @@ def export(
             lengths=stage.bucket(job.lengths),
             batch=job.batch,
             opset=job.opset,
+            device=job.device,
             example=example,
             reference={n: a[: len(next(iter(example.values())))] for n, a in found.items()},
         )

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mer_export.bundle import Bundle
+from mer_export.cuda import tf32
 from mer_export.install import not_installed
 from runtimes.backends.backend import Backend
 from runtimes.backends.cuda_graph import CudaGraphs
-from runtimes.backends.session import Ports, Session, SessionOptions
+from runtimes.backends.session import Ports, Reduced, Session, SessionOptions
+from runtimes.backends.staging import Staging
+
+ON_GPU: Mapping[str, tuple[Reduced, ...]] = {"cuda": ("tf32", "bf16", "fp16")}
+"""What PyTorch makes of fp32 weights on a GPU: products in TF32, or autocast."""
 
 BACKEND = Backend(
     "torch",
@@ -21,8 +28,14 @@ BACKEND = Backend(
     (),
     rank=10,
     colour="#8a94a3",
+    precisions=("fp32",),
+    reduces=ON_GPU,
     captures=True,
+    offers=(SessionOptions(), *(SessionOptions(device="cuda", reduced=p) for p in (None, *ON_GPU["cuda"]))),
 )
+
+
+AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 class TorchSession(Session):
@@ -32,12 +45,10 @@ class TorchSession(Session):
         import torch
 
         torch.backends.mha.set_fastpath_enabled(False)
-        # What TF32 gains on a GPU would cost the reference its meaning.
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
         self._torch = torch
         self.module, ports = self.read(path)
         self._call = CudaGraphs(self.module) if self.options.cuda_graph else self.module
+        self._staging = Staging(self.options.device) if self.options.on_gpu else None
         self.info |= {
             "torch": torch.__version__,
             "threads": self.options.threads or torch.get_num_threads(),
@@ -51,8 +62,11 @@ class TorchSession(Session):
             import torch
         except ImportError:
             return not_installed("torch", "export")
-        if options.device == "cuda" and not torch.cuda.is_available():
+        found = torch.cuda.device_count() if options.on_gpu else 1
+        if found == 0:
             return f"torch {torch.__version__} finds no CUDA device: use --device cpu"
+        if options.number >= found:
+            return f"no device {options.device}, torch {torch.__version__} finds {found}: cuda:0 to cuda:{found - 1}"
         return None
 
     @abstractmethod
@@ -64,16 +78,46 @@ class TorchSession(Session):
         # The thread count is torch's global: sessions with other counts may live in one process.
         if self.options.threads and torch.get_num_threads() != self.options.threads:
             torch.set_num_threads(self.options.threads)
-        with torch.no_grad():
-            tensors = [torch.from_numpy(inputs[s.name]) for s in self.contract.inputs]
-            if self.options.device != "cpu":
-                tensors = [t.to(self.options.device) for t in tensors]
-            found = self._call(*tensors)
-        values = found if isinstance(found, tuple) else (found,)
-        return {s.name: v.cpu().numpy() for s, v in zip(self.contract.outputs, values, strict=True)}
+        arrays = [inputs[s.name] for s in self.contract.inputs]
+        with torch.no_grad(), computing_in(self.options):
+            if self._staging is None:
+                values = [v.numpy() for v in self._outputs([torch.from_numpy(a) for a in arrays])]
+            else:
+                values = self._staging.fetch(self._outputs(self._staging.send(arrays)))
+        return {s.name: v for s, v in zip(self.contract.outputs, values, strict=True)}
+
+    def _outputs(self, tensors: Sequence[Any]) -> Sequence[Any]:
+        found = self._call(*tensors)
+        return found if isinstance(found, tuple | list) else (found,)
 
     def close(self) -> None:
-        self.module = self._call = None
+        self.module = self._call = self._staging = None
+
+
+def _store_products(model: Any, dtype: str) -> None:
+    """Keeps in `dtype` the weights that autocast would turn into it at every call: a third of the bytes to read."""
+    import torch
+    from torch import nn
+
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            module.to(dtype=getattr(torch, dtype))
+
+
+@contextmanager
+def computing_in(options: SessionOptions) -> Iterator[None]:
+    """What `options.reduced` says, inside the block; without it fp32 means fp32, also on a GPU.
+
+    The switches for TF32 are PyTorch's globals: sessions in several precisions may live in one process.
+    """
+    import torch
+
+    with tf32(options.reduced == "tf32") if options.on_gpu else nullcontext():
+        if options.reduced in AUTOCAST:
+            with torch.autocast(options.kind, getattr(torch, AUTOCAST[options.reduced])):
+                yield
+        else:
+            yield
 
 
 class EagerSession(TorchSession):
@@ -85,5 +129,8 @@ class EagerSession(TorchSession):
         from mer_export.layers.signature import by_position
         from mer_export.weights import bundle_model
 
-        own = bundle_model(Bundle.open(path)).requires_grad_(False).to(self.options.device)
+        own = bundle_model(Bundle.open(path)).requires_grad_(False)
+        if self.options.reduced in AUTOCAST:
+            _store_products(own, AUTOCAST[self.options.reduced])
+        own = own.to(self.options.device)
         return by_position(own, self.contract.inputs), Ports()

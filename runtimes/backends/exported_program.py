@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runtimes.backends.backend import Backend
-from runtimes.backends.eager import TorchSession
+from runtimes.backends.eager import ON_GPU, TorchSession
 from runtimes.backends.session import Port, Ports
 
 BACKEND = Backend(
@@ -17,6 +17,8 @@ BACKEND = Backend(
     rank=30,
     colour="#8f6bb8",
     precisions=("fp32",),
+    reduces=ON_GPU,
+    captures=True,
 )
 
 
@@ -29,7 +31,12 @@ class ExportedProgramSession(TorchSession):
 
     def read(self, path: Path) -> tuple[Any, Ports]:
         program = self._torch.export.load(path)
-        return program.module().to(self.options.device), Ports(_inputs(program))
+        if self.options.device != "cpu":
+            from torch.export.passes import move_to_device_pass
+
+            # Its nodes name the device that it was exported on.
+            program = move_to_device_pass(program, self.options.device)
+        return program.module(), Ports(_inputs(program))
 
 
 def _inputs(program: Any) -> dict[str, Port]:

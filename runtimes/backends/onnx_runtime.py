@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.errors import NotAvailableError
+from mer_export.errors import NotAvailableError, UnsupportedError
 from mer_export.install import DISTRIBUTION, install_hint, not_installed
 from runtimes.backends.backend import Backend
 from runtimes.backends.session import Port, Ports, Session, SessionOptions
@@ -21,9 +21,15 @@ BACKEND = Backend(
     rank=40,
     colour="#2f6fb5",
     captures=True,
+    reduces={"cuda": ("tf32",)},
+    offers=(SessionOptions(), SessionOptions(device="cuda"), SessionOptions(device="cuda", reduced="tf32")),
 )
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+NO_GRAPH = (
+    "ONNX Runtime captures no CUDA graph of {}, as recurrent operators that know the lengths read them on the CPU: "
+    "run mer export --device cuda, or leave --cuda-graph out"
+)
 DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(float16)": "float16"}
 
 
@@ -42,7 +48,7 @@ class OnnxRuntimeSession(Session):
         import onnxruntime
 
         self._ort = onnxruntime
-        provider = PROVIDERS[self.options.device]
+        provider = PROVIDERS[self.options.kind]
         self._session: Any = self._create(path, provider)
         active = self._session.get_providers()
         if active[0] != provider:
@@ -64,11 +70,11 @@ class OnnxRuntimeSession(Session):
         try:
             import onnxruntime
         except ImportError:
-            return not_installed("onnxruntime", "gpu" if options.device == "cuda" else "cpu")
+            return not_installed("onnxruntime", "gpu" if options.on_gpu else "cpu")
         offered = onnxruntime.get_available_providers()
-        if PROVIDERS[options.device] not in offered:
+        if PROVIDERS[options.kind] not in offered:
             return (
-                f"ONNX Runtime {onnxruntime.__version__} here offers {offered}, not {PROVIDERS[options.device]}: "
+                f"ONNX Runtime {onnxruntime.__version__} here offers {offered}, not {PROVIDERS[options.kind]}: "
                 f"{install_hint('gpu')} in an environment without {DISTRIBUTION}[cpu], or use --device cpu"
             )
         return None
@@ -76,7 +82,7 @@ class OnnxRuntimeSession(Session):
     @property
     def concurrent(self) -> bool:
         # What a GPU session binds is one set of buffers.
-        return self.options.device == "cpu"
+        return not self.options.on_gpu
 
     def _create(self, path: Path, provider: str) -> Any:
         ort, options = self._ort, self.options
@@ -88,17 +94,23 @@ class OnnxRuntimeSession(Session):
         if options.threads:
             settings.intra_op_num_threads = options.threads
         arguments: dict[str, str] = {}
-        if options.device == "cuda":
+        if options.on_gpu:
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
             arguments = {
-                "use_tf32": "1" if options.tf32 else "0",
+                "device_id": str(options.number),
+                "use_tf32": "1" if options.reduced == "tf32" else "0",
                 "enable_cuda_graph": "1" if options.cuda_graph else "0",
             }
-        return ort.InferenceSession(str(path), settings, providers=[(provider, arguments)])
+        try:
+            return ort.InferenceSession(str(path), settings, providers=[(provider, arguments)])
+        except Exception as error:
+            if options.cuda_graph and "graph capture" in str(error):
+                raise UnsupportedError(NO_GRAPH.format(path.name)) from None
+            raise
 
     def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if self.options.device == "cuda":
+        if self.options.on_gpu:
             return self._run_bound(inputs)
         names = [s.name for s in self.contract.outputs]
         return dict(zip(names, self._session.run(names, inputs), strict=True))
@@ -120,10 +132,11 @@ class OnnxRuntimeSession(Session):
             run.add_run_config_entry("gpu_graph_id", str(items))
         held: dict[str, Any] = {"binding": binding, "run": run, "inputs": {}, "outputs": {}}
         for name, array in inputs.items():
-            held["inputs"][name] = values.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", 0)
+            held["inputs"][name] = values.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", self.options.number)
             binding.bind_ortvalue_input(name, held["inputs"][name])
         for spec in self.contract.outputs:
-            buffer = values.ortvalue_from_shape_and_type(spec.shape(items, self.shape), np.dtype(spec.dtype), "cuda", 0)
+            shape = spec.shape(items, self.shape)
+            buffer = values.ortvalue_from_shape_and_type(shape, np.dtype(spec.dtype), "cuda", self.options.number)
             held["outputs"][spec.name] = buffer
             binding.bind_ortvalue_output(spec.name, buffer)
         self._bound[items] = held

@@ -19,7 +19,7 @@ from mer_export.bucket import Bucket
 from mer_export.contract import BATCH, Contract, TensorSpec
 from mer_export.errors import BundleError, MerError, UsageError
 
-Reduced = Literal["bf16", "int8"]
+Reduced = Literal["tf32", "bf16", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,32 @@ class SessionOptions:
     backend that can (`Backend.reduces`), None leaves it as it is; `batch` is how many items most calls will bring, for
     a backend that prepares for that.
 
-    `cuda_graph` captures runs on a GPU, `tf32` lets ONNX Runtime round products there. Without `reuse` a variant in
-    stages keeps nothing from call to call.
+    `cuda_graph` captures runs on a GPU. Without `reuse` a variant in stages keeps nothing from call to call.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: str = "cpu"
+    """`cpu`, `cuda`, or one of several GPUs: `cuda:1`."""
     threads: int | None = None
     reduced: Reduced | None = None
     batch: int = 1
     cuda_graph: bool = False
-    tf32: bool = False
     reuse: bool = True
+
+    @property
+    def kind(self) -> str:
+        """The kind of device: `cpu` or `cuda`."""
+        return self.device.partition(":")[0]
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.kind == "cuda"
+
+    @property
+    def number(self) -> int:
+        """Which of several devices of a kind."""
+        return int(self.device.partition(":")[2] or 0)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +10,7 @@ from pkgutil import iter_modules
 
 from mer_export import registry
 from mer_export.bundle import Bundle, Variant
+from mer_export.cuda import DEVICES
 from mer_export.errors import NotAvailableError, UnsupportedError, UsageError
 from mer_export.registry import resolve
 from runtimes.backends.admission import admit
@@ -82,14 +84,19 @@ def check_variant(backend: str, variant: Variant | None) -> None:
 
 def check_options(backend: str, options: SessionOptions) -> None:
     """Raises UsageError or UnsupportedError where a backend never runs that way, on any machine."""
+    record = find_backend(backend)
+    if not re.fullmatch(DEVICES, options.device):
+        raise UsageError(f"device {options.device!r} is none: cpu, cuda, or cuda:1 for one of several")
+    if options.reduced and record.reduced(options.reduced, options.kind) is None:
+        raise UnsupportedError(f"runtime {backend} makes no {options.reduced} of fp32 on {options.device}")
     if not options.cuda_graph:
         return
-    if not find_backend(backend).captures:
+    if not record.captures:
         able = [b.name for b in known_backends().values() if b.captures]
         raise UnsupportedError(
             f"runtime {backend} captures no CUDA graphs: leave --cuda-graph out or use one of {able}"
         )
-    if options.device != "cuda":
+    if not options.on_gpu:
         raise UsageError(f"--cuda-graph captures runs on a GPU, not on {options.device}: pass --device cuda")
 
 

@@ -91,7 +91,7 @@ class Way(Strict, frozen=True):
 
     @property
     def is_eager(self) -> bool:
-        return self.variant is None and self.options.device == "cpu"
+        return self.variant is None and self.options.device == "cpu" and not self.options.reduced
 
     def having(self, **options: Any) -> Self:
         """The same way with other options."""
@@ -122,9 +122,14 @@ def find_ways(bundle: Bundle, threads: int | None = None, runtime: str | None = 
     for backend in known_backends().values() if runtime is None else [find_backend(runtime)]:
         for offered in backend.offers:
             options, problem = replace(offered, threads=threads), backend_problem(backend.name, offered)
+            if problem and offered.reduced and offered.on_gpu:
+                # One row says that there is no GPU.
+                continue
             if not backend.formats:
-                found.append(Way(backend=backend.name, options=options, why_not=problem))
-            for variant in filter(backend.takes, bundle.manifest.variants):
+                found.append(
+                    Way(backend=backend.name, options=options, precision=options.reduced or "fp32", why_not=problem)
+                )
+            for variant in backend.usable(bundle.manifest.variants, options.kind):
                 if options.reduced and variant.precision != "fp32":
                     continue
                 way = Way.of(variant, backend.name, options, why_not=problem or refused[variant.name])
@@ -144,7 +149,7 @@ def find_graphs(bundle: Bundle, threads: int | None = None, runtime: str | None 
     found = [
         w.having(cuda_graph=True)
         for w in find_ways(bundle, threads, runtime)
-        if w.options.device == "cuda" and known_backends()[w.backend].captures
+        if w.options.on_gpu and known_backends()[w.backend].captures
     ]
     if all(w.why_not for w in found):
         raise NotAvailableError(f"--cuda-graph needs a runtime on CUDA: {found[0].why_not}")

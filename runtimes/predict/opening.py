@@ -4,6 +4,7 @@ what is installed here."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from mer_export.bundle import Bundle
@@ -86,12 +87,13 @@ def installed_backend(bundle: Bundle, options: SessionOptions, precision: str = 
 
 def _able(bundle: Bundle, record: Backend, options: SessionOptions, precision: str) -> bool:
     """Whether a backend is installed and has variants (or weights) to answer with in this precision."""
-    if precision not in (*record.precisions, *record.reduces) or (options.cuda_graph and not record.captures):
+    stored = record.stored(precision, options.kind)
+    there = any(v.precision == stored for v in record.usable(bundle.manifest.variants, options.kind))
+    ready = stored in record.precisions and (there or not record.formats)
+    if not ready or (options.cuda_graph and not record.captures):
         return False
-    stored = record.stored(precision)
-    has = any(record.takes(v) and v.precision == stored for v in bundle.manifest.variants)
-    ready = has if record.formats else precision == "fp32"
-    return ready and backend_problem(record.name, options) is None
+    as_asked = replace(options, reduced=record.reduced(precision, options.kind))
+    return backend_problem(record.name, as_asked) is None
 
 
 def _proven(bundle: Bundle, profile: Profile) -> Profile:

@@ -100,7 +100,8 @@ class Predictor:
             batch: samples per run; a variant with a fixed batch keeps its own, its empty slots are filled. None takes
                 what was planned for a bucket (`mer export --plan`), `BATCH` where nothing was.
             overflow: what happens to a sample longer than every bucket.
-            precision: of the variants to use, or what the backend makes of fp32 ones (OpenVINO: bf16, int8).
+            precision: of the variants to use, or what the backend makes of fp32 ones (OpenVINO: bf16, int8;
+                PyTorch on CUDA: tf32, bf16, fp16).
             variants: use these alone.
             shared: other values of inputs that all samples share, e.g. `{"emotions": {"bored": vector, ...}}`; where
                 the outputs have one score per row, the rows are the labels of the answers.
@@ -121,12 +122,13 @@ class Predictor:
             self.contract, self.task = with_shared(self.contract, self.task, name, table)
         self.backend = backend
         self.precision = precision
-        reduced = next((p for p in find_backend(backend).reduces if p == precision), None)
-        self.options = replace(options or SessionOptions(), reduced=reduced)
+        options = options or SessionOptions()
+        reduced = find_backend(backend).reduced(precision, options.kind)
+        self.options = replace(options, reduced=reduced)
         self.batch = batch or BATCH
         self._planned = {} if batch else planned_batches(bundle)
         self.overflow = overflow
-        self._variants = _by_bucket(bundle, backend, precision, variants)
+        self._variants = _by_bucket(bundle, backend, "fp32" if reduced else precision, options.kind, variants)
         self.buckets = sorted(b for b in self._variants if b is not None)
         """Buckets there are variants for, least first; empty where the backend takes any length."""
         self._longest = self._find_longest()
@@ -302,32 +304,31 @@ def load(path: Path | str, backend: str = "onnxruntime", trust: bool = False, **
         path: the bundle's directory.
         backend: a name in `known_backends()`.
         trust: run programs in it whoever wrote them.
-        options: fields of `SessionOptions` (device, threads, cuda_graph, tf32, reuse) and of `Predictor` (batch,
+        options: fields of `SessionOptions` (device, threads, cuda_graph, reuse) and of `Predictor` (batch,
             overflow, precision).
     """
-    own = {k: options.pop(k) for k in ("device", "threads", "cuda_graph", "tf32", "reuse") if k in options}
+    own = {k: options.pop(k) for k in ("device", "threads", "cuda_graph", "reuse") if k in options}
     return Predictor(Bundle.open(path, trust), backend, SessionOptions(**own), **options)
 
 
 def _by_bucket(
-    bundle: Bundle, backend: str, precision: str, variants: Sequence[Variant] | None
+    bundle: Bundle, backend: str, stored: str, device: str, variants: Sequence[Variant] | None
 ) -> dict[Bucket | None, Variant | None]:
-    """The variant to use for each bucket; a dynamic batch is preferred, then the largest."""
+    """The variant of `stored` precision to use for each bucket; a dynamic batch is preferred, then the largest."""
     record = find_backend(backend)
-    stored = record.stored(precision)
-    if stored not in (record.precisions if record.formats else ("fp32",)):
-        offered = [
-            name for name, b in known_backends().items() if b.formats and precision in (*b.precisions, *b.reduces)
-        ]
-        raise UnsupportedError(f"runtime {backend} does not run {precision}, pass --runtime with one of {offered}")
+    if stored not in record.precisions:
+        offered = [n for n, b in known_backends().items() if stored in b.precisions or b.reduced(stored, device)]
+        elsewhere = f"pass --runtime with one of {offered}" if offered else "on a GPU some do: pass --device cuda"
+        raise UnsupportedError(f"runtime {backend} does not run {stored} on {device}: {elsewhere}")
     if not record.formats:
         return {None: None}
-    fitting = [v for v in bundle.manifest.variants if record.takes(v) and v.precision == stored]
-    chosen = fitting if variants is None else list(variants)
+    able = [v for v in record.usable(bundle.manifest.variants, device) if v.precision == stored]
+    chosen = able if variants is None else list(variants)
     if not chosen:
         raise UsageError(
             f"{bundle.root} has no {stored} variant for runtime {backend}: "
             f"run mer export --format {record.formats[0]} --precision {stored}"
+            f"{f' --device {device}' if record.bound and device != 'cpu' else ''}"
         )
     # Of two variants for one bucket stages win: they do not repeat work for items that share it.
     chosen.sort(key=lambda v: (bool(v.stages), float("inf") if v.batch == 0 else v.batch))

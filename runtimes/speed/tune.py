@@ -208,7 +208,7 @@ def _arrays(contract: Contract, bucket: Bucket, samples: Sequence[Sample], batch
 
 def _spread(way: Way, batches: Sequence[int], threads: int, workers: int) -> Iterator[Way]:
     """The way on so many threads and workers, in every batch size."""
-    if way.options.device == "cuda" and (threads, workers) != (1, 1):
+    if way.options.on_gpu and (threads, workers) != (1, 1):
         return
     for batch in [way.fixed] if way.fixed else sorted(batches):
         yield way.having(threads=threads, batch=batch).model_copy(update={"workers": workers})

@@ -71,8 +71,7 @@ def share_weights(bundle: Bundle, change: Commit, variant: Variant, made: Path) 
     import onnx
 
     folder = f"variants/{variant.format}-{variant.precision}"
-    batch = "dynamic" if variant.batch == 0 else variant.batch
-    name = f"{folder}/{variant.lengths.name}-b{batch}.onnx"
+    name = f"{folder}/{variant.form}.onnx"
     model = onnx.load_model(made)
     write(model, change.file(name), dict(_held(bundle, folder)))
     for own in (made, *made.parent.glob(f"*{ENDING}")):

@@ -3,12 +3,16 @@
 In PyTorch a bidirectional layer is two one-directional passes with a length-based reversal, which every exporter takes.
 ONNX has an operator for the whole: bidirectional, with the real length of each item as an input. Its weights go into
 the file in the operator's own gate order, and a runtime stops at the longest real length of the batch.
+
+Kernels for CUDA read those lengths on the CPU: a copy and a wait per layer, which no CUDA graph can hold. The form for
+CUDA keeps PyTorch's passes, each an operator without lengths.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +79,32 @@ class OnnxLastStepRNN(nn.Module):
         return _rnn(self.operator, x, [getattr(self, f"{name}{layer}") for name in "wrb"], steps, self.hidden)
 
 
-def _rnn(operator: str, x: Tensor, weights: list[Tensor], steps: Tensor, hidden: int) -> Tensor:
-    """One operator, time first: outputs (time, batch, directions x hidden), 0 at padding."""
+class OnnxPass(nn.Module):
+    """A one-directional `nn.GRU` or `nn.LSTM` of one layer, batch first, for the ONNX exporter alone."""
+
+    def __init__(self, source: nn.GRU | nn.LSTM):
+        super().__init__()
+        self.operator = "GRU" if isinstance(source, nn.GRU) else "LSTM"
+        self.hidden = source.hidden_size
+        for name, value in zip("wrb", _weights((source,), GATES[self.operator]), strict=True):
+            self.register_buffer(name, value)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """Outputs of all steps, padding included; no state."""
+        weights = [getattr(self, name) for name in "wrb"]
+        return _rnn(self.operator, x.transpose(0, 1), weights, None, self.hidden).transpose(0, 1), None
+
+
+def in_passes(source: BidirectionalRNN | LastStepRNN) -> nn.Module:
+    """The layer itself, its passes replaced in place."""
+    for passes in (source.ahead, source.back):
+        for place, rnn in enumerate(passes):
+            passes[place] = OnnxPass(cast(nn.GRU | nn.LSTM, rnn))
+    return source
+
+
+def _rnn(operator: str, x: Tensor, weights: list[Tensor], steps: Tensor | None, hidden: int) -> Tensor:
+    """One operator, time first: outputs (time, batch, directions x hidden), with `steps` 0 at padding."""
     time, batch, _ = x.shape
     directions = weights[0].shape[0]
     attributes: dict[str, int | str] = {
@@ -87,7 +115,7 @@ def _rnn(operator: str, x: Tensor, weights: list[Tensor], steps: Tensor, hidden:
         attributes["linear_before_reset"] = 1
     y = torch.onnx.ops.symbolic(
         operator,
-        (x, *weights, steps),
+        (x, *weights) if steps is None else (x, *weights, steps),
         attributes,  # type: ignore[arg-type]
         dtype=x.dtype,
         shape=(time, directions, batch, hidden),
@@ -95,18 +123,21 @@ def _rnn(operator: str, x: Tensor, weights: list[Tensor], steps: Tensor, hidden:
     return y.transpose(1, 2).reshape(time, batch, directions * hidden)
 
 
-def lower(model: nn.Module) -> nn.Module:
-    """A copy of `model` for the ONNX exporter, its recurrent layers replaced."""
+def lower(model: nn.Module, device: str) -> nn.Module:
+    """A copy of `model` for the ONNX exporter, its recurrent layers in the form for a device."""
     copied = copy.deepcopy(model)
     for module in list(copied.modules()):
         for name, child in list(module.named_children()):
-            for kind, replacement in REPLACEMENTS.items():
+            for kind, replacement in REPLACEMENTS[device].items():
                 if isinstance(child, kind):
                     setattr(module, name, replacement(child))
     return copied
 
 
-REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {BidirectionalRNN: OnnxRNN, LastStepRNN: OnnxLastStepRNN}
+REPLACEMENTS: dict[str, dict[type[nn.Module], Callable[[Any], nn.Module]]] = {
+    "cpu": {BidirectionalRNN: OnnxRNN, LastStepRNN: OnnxLastStepRNN},
+    "cuda": {BidirectionalRNN: in_passes, LastStepRNN: in_passes},
+}
 
 
 def _weights(pair: tuple[nn.Module, ...], gates: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:

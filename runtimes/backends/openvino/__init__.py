@@ -12,5 +12,5 @@ BACKEND = Backend(
     colour="#2a9d8f",
     offers=(SessionOptions(), SessionOptions(reduced="bf16"), SessionOptions(reduced="int8")),
     precisions=("fp32", "fp16"),
-    reduces=("bf16", "int8"),
+    reduces={"cpu": ("bf16", "int8")},
 )

@@ -64,8 +64,10 @@ def contrast(features: Features, groupings: Mapping[str, Int[Tensor, " rows"]], 
         temperature: of the cosine similarities.
 
     Returns:
-        A scalar; 0 without gradient where it is not finite (one utterance has nothing to be compared with).
+        A scalar; 0 without gradient of a single utterance, which has nothing to be compared with.
     """
+    if len(features) < 2:
+        return torch.zeros((), device=features.device)
     unit = functional.normalize(features, dim=-1)
     similarity = torch.exp(unit @ unit.T / temperature)
     similarity = similarity * (1.0 - torch.eye(len(unit), device=unit.device, dtype=unit.dtype))
@@ -75,10 +77,10 @@ def contrast(features: Features, groupings: Mapping[str, Int[Tensor, " rows"]], 
         same = (group[:, None] == group[None, :]).to(unit.dtype) + 1e-7
         other = 1.0 - same
         near, far = (similarity * same).sum(1), (similarity * other).sum(1)
-        weight = len(group) / torch.bincount(group, minlength=2).clamp(min=1).to(unit.dtype)
+        ones = group.sum()
+        weight = len(group) / torch.stack([len(group) - ones, ones]).clamp(min=1).to(unit.dtype)
         per_row = per_row + weight[group] * torch.log(near / (near + far))
-    loss = -per_row.mean()
-    return loss if bool(torch.isfinite(loss)) else torch.zeros((), device=unit.device)
+    return -per_row.mean()
 
 
 def _of_label(log_prob: LogProb, labels: Labels) -> Float[Tensor, " rows"]:

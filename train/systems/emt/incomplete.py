@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from mer_export.layers.bert.network import Bert
 from mer_export.layers.bert.pretrained import load_pretrained
 from mer_export.models.utterance import MODALITIES
 from mer_export.task import Task
-from train.batches import in_batches
+from train.batches import feed, in_batches
 from train.model_metrics import batch_metrics
 from train.protocol import Protocol
 from train.systems.emt.settings import Group, Incompleteness
@@ -37,8 +38,11 @@ class PairedBatch:
     labels: Tensor
 
 
-def paired_batch(samples: Sequence[Sample], contract: Contract, device: torch.device) -> PairedBatch:
-    """Pads to the longest item of the batch; a sample that was not made incomplete is complete in both views."""
+def paired_batch(samples: Sequence[Sample], contract: Contract) -> PairedBatch:
+    """On the host, padded to the longest item of the batch.
+
+    A sample that was not made incomplete is complete in both views.
+    """
     lengths = {d: max(1, *(s.lengths(contract)[d] for s in samples)) for d in contract.sequence_dims}
     whole = [Sample(s.id, s.complete, s.units, s.labels) if isinstance(s, Incomplete) else s for s in samples]
     missing = {m: np.zeros((len(samples), lengths[f"{m}_len"]), dtype=np.float32) for m in MODALITIES}
@@ -47,10 +51,10 @@ def paired_batch(samples: Sequence[Sample], contract: Contract, device: torch.de
             missing[m][row, : len(kept)] = ~kept
     labels = np.stack([s.labels[0] for s in samples if s.labels is not None])
     return PairedBatch(
-        incomplete=_tensors(collate(samples, contract, lengths), device),
-        complete=_tensors(collate(whole, contract, lengths), device),
-        missing=_tensors(missing, device),
-        labels=torch.from_numpy(labels).to(device),
+        incomplete=_tensors(collate(samples, contract, lengths)),
+        complete=_tensors(collate(whole, contract, lengths)),
+        missing=_tensors(missing),
+        labels=torch.from_numpy(labels),
     )
 
 
@@ -87,9 +91,9 @@ class IncompleteProtocol(Protocol):
             found[-2] += found.pop()
         return found
 
-    def make_batch(self, samples: Sequence[Sample], contract: Contract, device: torch.device) -> PairedBatch:
+    def collate(self, samples: Sequence[Sample], contract: Contract) -> PairedBatch:
         """Both views."""
-        return paired_batch(samples, contract, device)
+        return paired_batch(samples, contract)
 
     def class_loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """Of predictions alone."""
@@ -108,8 +112,7 @@ class IncompleteProtocol(Protocol):
         device = next(model.parameters()).device
         known = [s for s in samples if s.labels is not None and task.known(s.labels).all()]
         scores, labels, parts = [], [], []
-        for group in in_batches(known, self.batch_size):
-            batch = self.make_batch(group, contract, device)
+        for batch in feed(in_batches(known, self.batch_size), partial(self.collate, contract=contract), device):
             losses, output = self.losses_and_output(model, batch)
             scores.append(output.float())
             labels.append(batch.labels)
@@ -146,5 +149,5 @@ def is_bias_or_norm(name: str) -> bool:
     return kind == "bias" or "norm" in layer
 
 
-def _tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> Inputs:
-    return {n: torch.from_numpy(a).to(device) for n, a in arrays.items()}
+def _tensors(arrays: Mapping[str, np.ndarray]) -> Inputs:
+    return {n: torch.from_numpy(a) for n, a in arrays.items()}

@@ -31,12 +31,12 @@ class Expressions:
     def epoch(self, face: nn.Module, run: AuxiliaryPass) -> dict[str, float]:
         """One pass that trains `face` alone; its mean loss as `expression_loss`."""
         size, clip = self.settings.batch, self.settings.clip
-        order = torch.randperm(len(self.samples)).split(size)
+        order = run.share([group.tolist() for group in torch.randperm(len(self.samples)).split(size)])
         warm_up = WarmUp(run.optimizer, run.epochs * len(order), self.settings.warm_up, run.epoch * len(order))
         losses = []
         for group in order:
             run.optimizer.zero_grad()
-            images, labels = affwild.batch([self.samples[i] for i in group.tolist()])
+            images, labels = affwild.batch([self.samples[i] for i in group])
             faces = torch.from_numpy(images).to(run.device)
             with run.autocast():
                 logits = face(augment_faces(faces) if self.settings.augment else faces)
@@ -46,6 +46,6 @@ class Expressions:
                 nn.utils.clip_grad_norm_(face.parameters(), clip)
             run.optimizer.step()
             warm_up.next()
-            losses.append(float(loss.detach()))
+            losses.append(loss.detach())
         run.optimizer.zero_grad()
-        return {"expression_loss": sum(losses) / len(losses)}
+        return {"expression_loss": sum(torch.stack(losses).tolist()) / len(losses)}

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.layers.bert.pretrained import load_pretrained
 from mer_export.models.facialmmt.network import EndToEnd, MultimodalNetwork
 from mer_export.models.facialmmt.swin_names import load_face_recognition
-from train.batches import Batch, in_batches, make_batch
+from train.batches import Batch, in_batches
 from train.config import TrainConfig
 from train.model_metrics import LossMean
 from train.protocol import Autocast, AuxiliaryPass, Protocol
@@ -74,9 +73,8 @@ class FacialMmtProtocol(Protocol):
         """The pass over faces with expression labels."""
         return {} if self.expressions is None else self.expressions.epoch(model.face, run)
 
-    def make_batch(self, samples: Sequence[Sample], contract: Contract, device: torch.device) -> Batch:
-        """Padded arrays with Gumbel noise, and with the colours of face crops changed."""
-        batch = make_batch(samples, contract, device)
+    def vary(self, batch: Batch) -> Batch:
+        """Gumbel noise, and face crops with their colours changed."""
         noise, images = batch.inputs.get("gumbel_noise"), batch.inputs.get("images")
         if noise is not None and self.settings.gumbel:
             batch.inputs["gumbel_noise"] = gumbel(noise)

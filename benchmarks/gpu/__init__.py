@@ -1,0 +1,1 @@
+"""One GPU, measured in pieces: `prepare` the exports, `measure` as long as there is time, `merge` what was found."""

@@ -1,0 +1,121 @@
+"""What was found on a GPU, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.gpu.device import limit_gflops
+from benchmarks.gpu.rows import Row
+from mer_export.markdown import table
+from runtimes.backends.way import grouped_reasons
+from runtimes.parity.report import used_part
+
+Column = tuple[str, Callable[[Row], str]]
+Limits = dict[str, float]
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The runs, one table per part and network, and what was not measured with its reason."""
+    rows, here = found["rows"], found["runs"][0]["machine"]
+    limits = limit_gflops(rows)
+    gpu = "; ".join(", ".join(g.values()) for g in here["gpu"]) or "no GPU"
+    lines = ["# Every network on a GPU", "", f"{gpu}; {here['cpu']}.", ""]
+    lines.append(", ".join(f"{k} {v}" for k, v in here["versions"].items()) + f", Python {here['python']}.")
+    lines += ["", *(f"`{run['command']}`  " for run in found["runs"])]
+    if found["runs"][0]["device"] == "cpu":
+        lines += ["", "**A rehearsal on the CPU: these times say nothing about a GPU.**"]
+    for part in dict.fromkeys(r["part"] for r in rows):
+        lines += ["", f"## {part.capitalize()}"]
+        own = [r for r in rows if r["part"] == part]
+        for about in dict.fromkeys(map(_about, own)):
+            lines += ["", *_section([r for r in own if _about(r) == about], about, COLUMNS[part], limits)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(rows: Sequence[Row], about: tuple[Any, ...], columns: Sequence[Column], limits: Limits) -> list[str]:
+    network, bucket, batch = about
+    title = ", ".join([*filter(None, (network, bucket)), *([f"batch {batch}"] if batch else [])])
+    measured = [r | {"limits": limits} for r in rows if r["status"] == "measured"]
+    lines = [f"**{title}**", ""] if title else []
+    if measured:
+        lines += table([n for n, _ in columns], [tuple(say(r) for _, say in columns) for r in measured])
+    without = [(r["way"], f"{r['status']}: {r['reason']}") for r in rows if r["status"] != "measured"]
+    return lines + [f"- {', '.join(names)}: {why}" for why, names in grouped_reasons(without)]
+
+
+def _about(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(k) for k in ("network", "bucket", "batch"))
+
+
+def _number(name: str, form: str = ".3f") -> Callable[[Row], str]:
+    return lambda row: "–" if row.get(name) is None else format(row[name], form)
+
+
+def _ratio(row: Row) -> str:
+    spread = row["ratio"]
+    return f"{spread['median']:.2f} [{spread['q25']:.2f}, {spread['q75']:.2f}]"
+
+
+def _of_limit(row: Row) -> str:
+    limit = row["limits"].get(row.get("precision"))
+    return f"{row['gflops'] / limit:.1%}" if limit and row.get("gflops") else "–"
+
+
+def _difference(row: Row) -> str:
+    return "–" if row.get("max_abs_difference") is None else f"{row['max_abs_difference']:.1e}"
+
+
+def _used(row: Row) -> str:
+    return "–" if row.get("of_tolerance") is None else used_part(row["of_tolerance"])
+
+
+WAY: Column = ("way", lambda row: row["way"])
+TIMES: tuple[Column, ...] = (
+    WAY,
+    ("p50 ms", _number("p50_ms")),
+    ("p90 ms", _number("p90_ms")),
+    ("first ms", _number("first_ms", ".0f")),
+    ("items/s", _number("items_per_s", ".0f")),
+    ("x first row", _ratio),
+    ("of its precision's limit", _of_limit),
+)
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "device": (
+        WAY,
+        ("TFLOP/s", lambda row: f"{row['gflops'] / 1000:.1f}" if "gflops" in row else "–"),
+        ("GB/s", _number("gb_per_s", ".0f")),
+        (
+            "what",
+            lambda row: ", ".join(f"{k} {row[k]}" for k in ("cuda", "cudnn", "capability", "memory_gib") if k in row),
+        ),
+    ),
+    "inference": TIMES,
+    "training step": (*TIMES, ("peak MiB", _number("peak_mib", ".0f"))),
+    "training run": (
+        ("device", lambda row: row["way"]),
+        ("seconds of the last epoch", _number("seconds", ".2f")),
+        ("loss", _number("loss", ".5f")),
+    ),
+    "parity": (
+        WAY,
+        ("verdict", lambda row: row["verdict"]),
+        ("max abs difference", _difference),
+        ("of tolerance", _used),
+        ("why", lambda row: row["reason"] or ""),
+    ),
+    "mer infer": (
+        ("runtime", lambda row: row["way"]),
+        ("utterances", _number("utterances", "d")),
+        ("labels changed", _number("labels_changed", "d")),
+        ("max abs difference", _difference),
+        ("seconds of the whole process", _number("seconds", ".1f")),
+    ),
+    "cold start": (
+        WAY,
+        ("interpreter s", _number("start_s", ".2f")),
+        ("load s", _number("load_s", ".2f")),
+        ("first call ms", _number("first_call_ms", ".0f")),
+        ("peak MiB", _number("peak_mib", ".0f")),
+    ),
+}

@@ -1,0 +1,175 @@
+"""Training on the device: one step at the published size in each precision, and whole short runs of every system."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.prepare import work_of
+from benchmarks.gpu.rows import Results, Row
+from benchmarks.suite import NETWORKS
+from mer_export.bundle import Bundle
+from mer_export.data.example_inputs import random_inputs
+from mer_export.data.synthetic import synthesise
+from mer_export.layers.signature import by_position
+from mer_export.weights import bundle_model
+from runtimes.backends.eager import computing_in
+from runtimes.backends.session import SessionOptions
+from runtimes.speed.timing import interleave, ratio, warm_up
+from train.config import load_preset
+from train.fit import fit
+from train.state import METRICS
+
+PAUSE = 0.002
+BACKWARD = 3
+"""A step is about three forward passes: backward costs two."""
+RUNS = {
+    "cmerc": ("meld", "synthetic/cmerc_meld"),
+    "emt": ("mosi", "synthetic/emt_mosi"),
+    "mult": ("mosi", "synthetic/mult_mosi"),
+    "tfr_net": ("mosi", "synthetic/tfr_net_mosi"),
+    "mtee": ("iemocap", "synthetic/mtee_iemocap"),
+    "tab": ("iemocap", "synthetic/tab_iemocap"),
+    "facialmmt": ("meld", "synthetic/facialmmt_meld"),
+}
+"""System to the data set that is synthesised and the recipe that trains on it."""
+EPOCHS = 2
+ITEMS = 60
+
+
+def steps(results: Results, folder: Path, network: str, batch: int, rounds: int) -> None:
+    """Forward, a plain loss of the task's kind on random targets, backward, Adam; inputs are on the device already."""
+    record = NETWORKS[network]
+    bucket = record.buckets[-1]
+    about = {"part": "training step", "network": network, "bucket": bucket.name, "batch": batch}
+    if results.has(**about):
+        return
+    with results.piece(**about, way="all"):
+        bundle = Bundle.open(folder / network, trust=True)
+        arrays = random_inputs(bundle.manifest.contract, bucket, batch)
+        kinds = ("fp32", "tf32", "bf16") if results.device == "cuda" else ("fp32", "bf16")
+        calls = _steps(bundle, arrays, batch, results.device, kinds)
+        results.add(_timed(calls, batch, rounds, work_of(folder, network)), **about)
+
+
+def _steps(
+    bundle: Bundle, arrays: dict[str, np.ndarray], batch: int, device: str, kinds: tuple[str, ...]
+) -> dict[str, Callable[[], None]]:
+    import torch
+
+    task, contract = bundle.manifest.task, bundle.manifest.contract
+    model = by_position(bundle_model(bundle), contract.inputs).to(device).train()
+    tensors = [torch.from_numpy(arrays[s.name]).to(device) for s in contract.inputs]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=device == "cuda")
+    output = [s.name for s in contract.outputs].index(task.output)
+    units = 1
+    if contract.unit_dim:
+        units = arrays[next(s.name for s in contract.inputs if s.counts == contract.unit_dim)].max()
+    labels = torch.randint(0, task.width, (batch * int(units),), device=device)
+
+    def step(kind: str) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        reduced: Any = None if kind == "fp32" else kind
+        with computing_in(SessionOptions(device=device, reduced=reduced)):
+            found = model(*tensors)
+            rows = found[output] if isinstance(found, tuple) else found
+            # Inside: the kernels of a backward pass take the same switches.
+            LOSSES[task.kind](rows.float().flatten(0, -2)[: len(labels), : task.width], labels).backward()
+        optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return {kind: partial(step, kind) for kind in kinds}
+
+
+def _timed(calls: dict[str, Callable[[], None]], batch: int, rounds: int, work: float | None) -> list[Row]:
+    import torch
+
+    first = {name: warm_up(call, seconds=1).first_ms for name, call in calls.items()}
+    peaks = {name: _peak(call) for name, call in calls.items()} if torch.cuda.is_available() else {}
+    turns = interleave(calls, rounds, PAUSE)
+    rows = []
+    for name in calls:
+        latency = turns[name].latency()
+        row = {
+            "way": name,
+            "precision": name,
+            "p50_ms": latency.p50,
+            "p90_ms": latency.p90,
+            "first_ms": first[name],
+            "items_per_s": 1000 * batch / latency.p50,
+            "ratio": ratio(turns["fp32"], turns[name]).model_dump(),
+        }
+        row |= {"gflops": BACKWARD * batch * work / (latency.p50 / 1000)} if work else {}
+        rows.append(row | ({"peak_mib": peaks[name]} if peaks else {}))
+    return rows
+
+
+def _peak(call: Callable[[], None]) -> float:
+    """MiB that tensors took at most during a call."""
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def _classes(rows: Any, labels: Any) -> Any:
+    from torch.nn import functional
+
+    return functional.cross_entropy(rows, labels)
+
+
+def _indicators(rows: Any, labels: Any) -> Any:
+    from torch.nn import functional
+
+    return functional.binary_cross_entropy_with_logits(rows, functional.one_hot(labels, rows.shape[-1]).float())
+
+
+def _score(rows: Any, labels: Any) -> Any:
+    return (rows[:, 0] - labels).abs().mean()
+
+
+LOSSES: dict[str, Callable[[Any, Any], Any]] = {
+    "classification": _classes,
+    "multilabel": _indicators,
+    "regression": _score,
+}
+"""A plain loss per kind of task: what a step costs does not hang on which one."""
+
+
+def runs(results: Results, kept: Path) -> None:
+    """Trains every system on synthetic data on the device and on the CPU; `kept` gets the bundles and the data.
+
+    Both start from the same weights and see the same items: losses that differ by more than rounding and dropout
+    account for would be a fault of the path.
+    """
+    for system, (_, preset) in RUNS.items():
+        about = {"part": "training run", "network": system}
+        if not results.in_time or results.has(**about):
+            continue
+        with results.piece(**about, way="all"):
+            data = synthetic_data(kept, system)
+            tokenizer = [f"data.tokenizer={data / 'tokenizer'}"] * (data / "tokenizer").is_dir()
+            for device in dict.fromkeys((results.device, "cpu")):
+                with tempfile.TemporaryDirectory() as folder:
+                    out = kept / system if device == results.device else Path(folder) / system
+                    config = load_preset(preset, [f"epochs={EPOCHS}", f"device={device}", "precision=fp32", *tokenizer])
+                    bundle = fit(config, data, out, quiet=True)
+                    last = json.loads(bundle.path(METRICS).read_text().splitlines()[-1])
+                    row = {"way": device, "seconds": last["seconds"], "loss": last["train"]["total"]}
+                    results.add([row], **about)
+
+
+def synthetic_data(kept: Path, system: str) -> Path:
+    """The data of a system, made where they are not there yet."""
+    found = kept / f"{system}-data"
+    if not found.exists():
+        synthesise(system, RUNS[system][0], found, dialogues=ITEMS)
+    return found
