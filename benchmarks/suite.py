@@ -17,6 +17,7 @@ from mer_export.contract import Contract
 from mer_export.data.example_inputs import random_indices
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
+from mer_export.weights import save_weights
 from runtimes.parity.probes import units
 from train.config import load_preset
 
@@ -232,7 +233,6 @@ NETWORKS = {
 def random_bundle(root: Path, network: Network, seed: int = 0) -> Bundle:
     """A bundle of this network with random weights; inputs that items share have one random row for each label."""
     import torch
-    from safetensors.torch import save_model
 
     torch.manual_seed(seed)
     config, system = network.config, registry.get(network.system)
@@ -255,7 +255,7 @@ def random_bundle(root: Path, network: Network, seed: int = 0) -> Bundle:
     )
     bundle = Bundle.create(root, manifest)
     with bundle.commit() as change:
-        save_model(system.build(config), str(change.file(WEIGHTS)))
+        save_weights(system.build(config), change.file(WEIGHTS))
     return bundle
 
 

@@ -15,7 +15,7 @@ from mer_export.checkpoints import weight_files
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
-from mer_export.weights import WeightMap, import_weights, load_checkpoints, misfits
+from mer_export.weights import WeightMap, import_weights, load_checkpoints, misfits, save_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,14 +48,13 @@ def import_checkpoint(
     Raises:
         UsageError: with every missing, unexpected or misshapen entry.
     """
-    from safetensors.torch import save_model
 
     read = read_checkpoint(system, checkpoints, resolved, key)
     bundle = Bundle.create(out, read.manifest, force)
     with bundle.commit() as change:
         change.write(CONFIG, yaml.safe_dump(read.resolved, sort_keys=False))
         keep_tokenizers(change, read.data)
-        save_model(read.model, str(change.file(WEIGHTS)))
+        save_weights(read.model, change.file(WEIGHTS))
     return bundle, read.report
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
@@ -47,9 +48,50 @@ def bundle_model(bundle: Bundle) -> nn.Module:
     from safetensors.torch import load_model
 
     system = registry.get(bundle.manifest.system)
-    model = system.build(system.parse(bundle.manifest.config))
+    with _undrawn():
+        model = system.build(system.parse(bundle.manifest.config))
     load_model(model, bundle.path(WEIGHTS))
     return model.eval()
+
+
+def _undrawn() -> Any:
+    """Networks are built without the random weights that they would start from: drawing takes longer than loading."""
+    import torch
+    from torch.nn import init
+    from torch.overrides import TorchFunctionMode
+
+    drawing = {
+        *(f for name, f in vars(init).items() if name.endswith(("uniform_", "normal_")) and not name.startswith("_")),
+        *(torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_),
+    }
+
+    class Undrawn(TorchFunctionMode):
+        def __torch_function__(
+            self, function: Any, types: Any, arguments: Any = (), named: Mapping[str, Any] | None = None
+        ) -> Any:
+            if function in drawing:
+                return arguments[0] if arguments else (named or {})["tensor"]
+            return function(*arguments, **(named or {}))
+
+    return Undrawn()
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The weights of a network as safetensors, tied ones once.
+
+    On a GPU the weights of a recurrent layer are parts of one piece of memory; in the file each stands for itself.
+    """
+    from safetensors.torch import save_model
+
+    held: dict[Any, Tensor] = {}
+
+    def on_host(name: str, tensor: Tensor) -> Tensor:
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
+        return held.setdefault(place, tensor.cpu())
+
+    state = {name: on_host(name, tensor) for name, tensor in model.state_dict().items()}
+    # It takes whatever gives a state_dict.
+    save_model(cast("nn.Module", SimpleNamespace(state_dict=lambda: state)), str(path))
 
 
 def load_from_bundle(model: nn.Module, path: Path | str) -> None:

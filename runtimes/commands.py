@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -180,13 +179,12 @@ def infer(
         overflow=overflow,
         shared=emotion_table(emotions),
         strict_features=strict_features,
+        gold="gold" in columns_beside,
     )
     with chosen as predictor:
         # Other emotions than the data are labelled with are no reason to refuse the data.
-        labels = None if emotions and "gold" not in columns_beside else predictor.task.labels
+        labels = None if emotions and not predictor.gold else predictor.task.labels
         samples = stream_samples(source, spec, labels, split)
-        if labels is None:
-            samples = (replace(sample, labels=None) for sample in samples)
         if dry_run:
             plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "overflow": overflow}
             plan |= preview(predictor, samples)

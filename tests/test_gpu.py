@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 from small_bundle import make_samples
 
@@ -56,7 +55,10 @@ def test_threads_that_share_a_predictor_on_a_gpu_get_their_own_answers(exported:
             alone = [predictor.scores([s])[0] for s in samples]
             with ThreadPoolExecutor(8) as pool:
                 together = list(pool.map(lambda s: predictor.scores([s])[0], samples * 20))
-        assert all(np.array_equal(a, b) for a, b in zip(alone * 20, together, strict=True)), way.name
+        # PyTorch compiles TorchScript anew after its first calls, which rounds otherwise.
+        rule = RULES["fp32"]
+        error = output_error("scores", alone * 20, together, rule.atol, rule.rtol)
+        assert error.agrees, f"{way.name}: {error.size}"
 
 
 @gpu

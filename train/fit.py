@@ -33,7 +33,7 @@ from mer_export.metrics.table import find, main
 from mer_export.progress import SILENT, Progress, progress_unless
 from mer_export.task import Task
 from mer_export.untrusted.yaml_files import read_yaml
-from mer_export.weights import load_from_bundle
+from mer_export.weights import load_from_bundle, save_weights
 from train.config import TrainConfig, dump_config, first_difference
 from train.devices import computing, describe, make_accelerator
 from train.encoders import RANDOM, Settings, check_sources, describe_sources
@@ -279,12 +279,10 @@ class Run:
         return True
 
     def _commit(self, keep: bool) -> None:
-        from safetensors.torch import save_model
-
         assert self.bundle is not None
         with self.bundle.commit() as change:
             if keep:
-                save_model(self.phase.kept, str(change.file(WEIGHTS)))
+                save_weights(self.phase.kept, change.file(WEIGHTS))
                 change.manifest.provenance["epoch"] = self.state.epoch
                 weights = self.phase.protocol.weight
                 change.manifest.provenance["class_weights"] = None if weights is None else weights.tolist()

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, MerError, UsageError
+from mer_export.layers.recurrent import in_one_piece
 from mer_export.task import Task
 from train.batches import feed
 from train.config import TrainConfig
@@ -88,6 +89,7 @@ class Phase:
         self.average: AveragedModel | None = None
         if config.average is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+            in_one_piece(self.average)
 
     @property
     def kept(self) -> nn.Module:

@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("exports", type=Path)
     made.add_argument("--network", choices=list(NETWORKS), action="append", help="repeat for several; default: all")
     made.add_argument("--jobs", type=int, default=default_jobs(), help="networks at a time")
+    made.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what the exports are for")
     made.add_argument("--without", choices=list(export_formats()), action="append", help="leave a format out")
     made.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     made.set_defaults(verb=_prepare)
@@ -67,9 +68,9 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare(chosen: argparse.Namespace, command: str) -> None:
     networks = chosen.network or list(NETWORKS)
     if chosen.here:
-        prepare_here(chosen.exports, networks[0], chosen.without or ())
+        prepare_here(chosen.exports, networks[0], chosen.device, chosen.without or ())
     else:
-        prepare(chosen.exports, networks, chosen.jobs, chosen.without or ())
+        prepare(chosen.exports, networks, chosen.device, chosen.jobs, chosen.without or ())
 
 
 def _measure(chosen: argparse.Namespace, command: str) -> None:

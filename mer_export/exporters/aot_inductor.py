@@ -46,7 +46,8 @@ def export(job: ExportJob, path: Path) -> Exported:
     if job.device != "cpu":
         from torch.export.passes import move_to_device_pass
 
-        program = move_to_device_pass(program, job.device)
+        # With its number: the compiler holds devices of tensors against each other by name.
+        program = move_to_device_pass(program, f"{job.device}:{torch.cuda.current_device()}")
     with tempfile.TemporaryDirectory() as folder:
         # PyTorch insists on the ending and writes where it likes: a full disk must not leave half a package here.
         made = aoti_compile_and_package(program, package_path=str(Path(folder) / "model.pt2"))

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mer_export.layers.steps import last_step, take_steps
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def in_one_piece(model: Model) -> Model:
+    """Puts the weights of each recurrent layer on a GPU side by side again, which those of a copied model are not.
+
+    Elsewhere cuDNN would do it at every call.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()
+    return model
 
 
 def reversal(lengths: Int[Tensor, " batch"], steps: int) -> Int[Tensor, "batch time"]:

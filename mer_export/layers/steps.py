@@ -12,6 +12,17 @@ def real_steps(lengths: Int[Tensor, " batch"], steps: int) -> Bool[Tensor, "batc
     return torch.arange(steps, device=lengths.device) < lengths[:, None]
 
 
+def up_to(numbers: Int[Tensor, "batch time"], steps: int, value: int = 0) -> Int[Tensor, "batch steps"]:
+    """Token numbers with `value` behind them, `steps` in all.
+
+    Not with the padding operator: on integers ONNX Runtime has none for a GPU, and then captures no CUDA graph.
+    """
+    missing = steps - numbers.shape[1]
+    if missing <= 0:
+        return numbers if missing == 0 else numbers[:, :steps]
+    return torch.cat([numbers, numbers.new_full((numbers.shape[0], missing), value)], dim=1)
+
+
 def take_steps(x: Float[Tensor, "batch time feature"], index: Int[Tensor, "batch taken"]) -> Tensor:
     """Rows `x[b, index[b, t]]`, as one flat row gather, which runtimes do as block copies."""
     batch, time, width = x.shape

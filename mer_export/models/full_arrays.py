@@ -11,7 +11,7 @@ from torch.nn import functional
 from mer_export.contract import Lengths
 from mer_export.layers.bert.network import Bert, tokens
 from mer_export.layers.crossmodal import Dropouts
-from mer_export.layers.steps import real_steps
+from mer_export.layers.steps import real_steps, up_to
 from mer_export.models.padded_arrays import ArrayConfig
 
 
@@ -33,7 +33,7 @@ def full_arrays(inputs: Mapping[str, Tensor], bert: Bert, lengths: Lengths) -> d
     text = tokens(inputs, bert.config)
     full = text._asdict()
     for name in ("input_ids", "token_type_ids"):
-        full[name] = functional.pad(full[name], (0, lengths["text_len"] - full[name].shape[1]))
+        full[name] = up_to(full[name], lengths["text_len"])
     for m in ("audio", "vision"):
         x, own = inputs[m], inputs[f"{m}_lengths"]
         x = torch.where(real_steps(own, x.shape[1])[..., None], x, 0.0)

@@ -32,9 +32,12 @@ class CudaGraphs:
     def __init__(self, module: Any):
         self._module = module
         self._held: OrderedDict[Shapes, Captured] = OrderedDict()
+        self._pool: Any = None
 
     def __call__(self, *tensors: Any) -> Any:
-        """The module's outputs; they are overwritten by the next call of the same shapes.
+        """The module's outputs; they are overwritten by the next call, of these shapes or others.
+
+        The tensors of the first call of some shapes are what its graph reads from: keep them for the next ones.
 
         Raises:
             UnsupportedError: the module does something that a graph cannot hold.
@@ -47,14 +50,18 @@ class CudaGraphs:
         self._held.move_to_end(key)
         captured = self._held[key]
         for kept, given in zip(captured.inputs, tensors, strict=True):
-            kept.copy_(given)
+            if kept is not given:
+                kept.copy_(given, non_blocking=True)
         captured.graph.replay()
         return captured.outputs
 
     def _capture(self, tensors: Sequence[Any]) -> Captured:
         import torch
 
-        inputs = [t.clone() for t in tensors]
+        if self._pool is None:
+            # One for all shapes: they run one after the other, and their outputs are fetched before the next.
+            self._pool = torch.cuda.graph_pool_handle()
+        inputs = list(tensors)
         # Capturing needs work that was warmed up on a stream of its own.
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
@@ -64,7 +71,8 @@ class CudaGraphs:
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # Other threads of this process may use the GPU meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = self._module(*inputs)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]

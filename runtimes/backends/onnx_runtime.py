@@ -26,10 +26,8 @@ BACKEND = Backend(
 )
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-NO_GRAPH = (
-    "ONNX Runtime captures no CUDA graph of {}, as recurrent operators that know the lengths read them on the CPU: "
-    "run mer export --device cuda, or leave --cuda-graph out"
-)
+NO_GRAPH = "ONNX Runtime captures no CUDA graph of {}, as some of it runs on the CPU: {}leave --cuda-graph out"
+OTHER_FORM = "run mer export --format onnx --device cuda for a form without operators that read lengths there, or "
 DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(float16)": "float16"}
 
 
@@ -87,7 +85,8 @@ class OnnxRuntimeSession(Session):
     def _create(self, path: Path, provider: str) -> Any:
         ort, options = self._ort, self.options
         settings = ort.SessionOptions()
-        settings.log_severity_level = 3
+        # What goes wrong is raised; with a graph asked for, a refusal would be printed too.
+        settings.log_severity_level = 4 if options.cuda_graph else 3
         settings.inter_op_num_threads = 1
         # Idle workers would keep a core busy after each call, to the cost of whatever else this process runs.
         settings.add_session_config_entry("session.force_spinning_stop", "1")
@@ -95,6 +94,8 @@ class OnnxRuntimeSession(Session):
             settings.intra_op_num_threads = options.threads
         arguments: dict[str, str] = {}
         if options.on_gpu:
+            # It warns of devices that plug-ins might have.
+            ort.set_default_logger_severity(3)
             if hasattr(ort, "preload_dlls"):
                 ort.preload_dlls()
             arguments = {
@@ -106,7 +107,8 @@ class OnnxRuntimeSession(Session):
             return ort.InferenceSession(str(path), settings, providers=[(provider, arguments)])
         except Exception as error:
             if options.cuda_graph and "graph capture" in str(error):
-                raise UnsupportedError(NO_GRAPH.format(path.name)) from None
+                advice = OTHER_FORM if self.artefact.options.get("device") != "cuda" else ""
+                raise UnsupportedError(NO_GRAPH.format(path.name, advice)) from None
             raise
 
     def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

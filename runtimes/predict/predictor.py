@@ -43,7 +43,8 @@ class Prediction:
     `label` and `index` are of the class (of a regression, the derived one), or of the most probable label where a unit
     has any number; `labels` are all that hold. They are None and empty where overflow left a unit without an answer, or
     where nothing of it can be read (no `modalities`). A regression has a `score` and no probabilities. `gold` is what
-    the data say of the unit, as far as they do: a class, a score, or all labels that hold; `split` is where it is from.
+    the data say of the unit, where that is asked for: a class, a score, or all labels that hold; `split` is its part of
+    the data.
     """
 
     sample: str
@@ -90,6 +91,7 @@ class Predictor:
         shared: Mapping[str, Table] | None = None,
         workers: int = 1,
         strict_features: bool = False,
+        gold: bool = False,
     ):
         """Finds the variants to use; each is loaded when a sample first needs it.
 
@@ -108,6 +110,7 @@ class Predictor:
             workers: sessions side by side, each with the threads of `options`.
             strict_features: features that are not like those of training are an error at the end of the samples, not a
                 warning.
+            gold: predictions also say what the samples' labels say, which then have to be labels of the task.
 
         Raises:
             UsageError: the bundle has no variant for this backend, no such input, or batch is below 1.
@@ -136,6 +139,7 @@ class Predictor:
         self.features = FeatureCheck(bundle.manifest.features)
         """How what it has answered compares with the features of training."""
         self.strict_features = strict_features
+        self.gold = gold
         self._process = os.getpid()
         self._loading = Lock()
         self._used: set[Bucket | None] = set()
@@ -280,7 +284,8 @@ class Predictor:
         modalities = sample.modalities(self.contract)
         answered = ~np.isnan(scores).any(axis=-1)
         decisions = self.task.decisions(np.where(answered[:, None], scores, 0))
-        known = [None] * len(sample.units) if sample.labels is None else self.task.gold(sample.labels)
+        said = sample.labels if self.gold else None
+        known = [None] * len(sample.units) if said is None else self.task.gold(said)
         rows = zip(sample.units, answered, decisions, scores, known, strict=True)
         for unit, has_answer, decision, row, gold in rows:
             none = Prediction(sample.id, unit, None, None, {}, modalities, split=sample.split, gold=gold)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from mer_export.layers.attention import Attention
 from mer_export.layers.bert.config import BertConfig
-from mer_export.layers.steps import real_steps
+from mer_export.layers.steps import real_steps, up_to
 
 
 class TokenInputs(NamedTuple):
@@ -27,8 +27,8 @@ def tokens(inputs: Mapping[str, Tensor], config: BertConfig) -> TokenInputs:
     """Text inputs of at least two positions, in which a missing text is the two special tokens alone."""
     ids, segments, lengths = (inputs[name] for name in TokenInputs._fields)
     missing = lengths == 0
-    extra = max(0, 2 - ids.shape[1])
-    ids, segments = functional.pad(ids, (0, extra)), functional.pad(segments, (0, extra))
+    steps = max(2, ids.shape[1])
+    ids, segments = up_to(ids, steps), up_to(segments, steps)
     return TokenInputs(
         torch.where(missing[:, None], _blank(ids, config), ids),
         torch.where(missing[:, None], 0, segments),
@@ -43,7 +43,7 @@ def by_padding(
 
     A row of padding alone, which the encoder has no answer for, becomes the two special tokens.
     """
-    ids = functional.pad(ids, (0, max(0, 2 - ids.shape[1])), value=config.padding_token)
+    ids = up_to(ids, max(2, ids.shape[1]), config.padding_token)
     lengths = (ids != config.padding_token).to(torch.int64).sum(dim=1)
     missing = lengths == 0
     return torch.where(missing[:, None], _blank(ids, config), ids), torch.where(missing, 2, lengths)

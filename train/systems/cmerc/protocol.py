@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mer_export.contract import Semantics
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
+from mer_export.layers.recurrent import in_one_piece
 from mer_export.models.cmerc.network import Cmerc
 from train.batches import Batch
 from train.protocol import Before, Protocol
@@ -84,7 +85,7 @@ class CmercProtocol(Protocol):
     def begin_epoch(self, model: Cmerc, epoch: int = 0) -> None:
         """Freezes the weights that the degraded views use until the next epoch."""
         if self.settings.calibrate or self.settings.contrast:
-            self.frozen = copy.deepcopy(model).eval().requires_grad_(False)
+            self.frozen = in_one_piece(copy.deepcopy(model)).eval().requires_grad_(False)
 
     def class_loss(self, log_prob: Tensor, labels: Tensor) -> Tensor:
         """Weighted negative log-likelihood or focal loss of labelled rows."""
