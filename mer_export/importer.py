@@ -48,7 +48,6 @@ def import_checkpoint(
     Raises:
         UsageError: with every missing, unexpected or misshapen entry.
     """
-
     read = read_checkpoint(system, checkpoints, resolved, key)
     bundle = Bundle.create(out, read.manifest, force)
     with bundle.commit() as change:
