@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from mer_export.checkpoints import weight_files
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
+from mer_export.untrusted.places import Allowed
 from mer_export.weights import WeightMap, import_weights, load_checkpoints, misfits, save_weights
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def import_checkpoint(
     out: Path,
     force: bool = False,
     key: str | None = None,
+    allowed: Allowed = Allowed(),
 ) -> tuple[Bundle, dict[str, int]]:
     """Makes a bundle from a state_dict with the authors' parameter names.
 
@@ -40,6 +43,7 @@ def import_checkpoint(
         out: the new bundle.
         force: replace an existing bundle.
         key: where in the file the weights are, if several sets of them fit: `ema`, `teacher.state_dict`.
+        allowed: where paths that `resolved` names may lead.
 
     Returns:
         The bundle, and how many entries were loaded, unused and kept at their own value.
@@ -47,6 +51,37 @@ def import_checkpoint(
     Raises:
         UsageError: with every missing, unexpected or misshapen entry.
     """
+    read = read_checkpoint(system, checkpoints, resolved, key, allowed)
+    bundle = Bundle.create(out, read.manifest, force)
+    with bundle.commit() as change:
+        change.write(CONFIG, yaml.safe_dump(read.resolved, sort_keys=False))
+        keep_tokenizers(change, read.data)
+        save_weights(read.model, change.file(WEIGHTS))
+    return bundle, read.report
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A checkpoint that has been read: what its bundle will say, the configuration completed from it, the network with
+    its weights, and how many entries were loaded, unused and kept."""
+
+    manifest: Manifest
+    resolved: dict[str, Any]
+    data: DataSpec
+    model: nn.Module
+    report: dict[str, int]
+
+
+def read_checkpoint(
+    system: str,
+    checkpoints: Path | Sequence[Path],
+    resolved: dict[str, Any],
+    key: str | None = None,
+    allowed: Allowed = Allowed(),
+) -> Imported:
+    """All of an import but the writing; arguments and errors as of `import_checkpoint`."""
+    # Nothing can be made of a checkpoint without it, which is said before large files are read.
+    import torch  # noqa: F401
 
     paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
     files = [f for p in paths for f in weight_files(p)]
@@ -56,8 +91,8 @@ def import_checkpoint(
     state = load_checkpoints(paths, table, networks.problems, key)
     resolved = resolved | {"model": table.fit(resolved["model"], state)}
     config, model = networks.of(state)
-    data = DataSpec.model_validate(resolved.get("data") or {})
-    found = {"state": state} | vectors_of(data.emotions, (Path(), paths[0].parent))
+    data = DataSpec.model_validate(resolved.get("data") or {}).allowing(allowed)
+    found = {"state": state} | vectors_of(data, (Path(), paths[0].parent))
     report = import_weights(model, state, table, config)
     manifest = Manifest(
         system=system,
@@ -67,12 +102,7 @@ def import_checkpoint(
         contract=record.complete(record.contract(config), config, found),
         provenance=_provenance(files, record),
     )
-    bundle = Bundle.create(out, manifest, force)
-    with bundle.commit() as change:
-        change.write(CONFIG, yaml.safe_dump(resolved, sort_keys=False))
-        keep_tokenizers(change, data)
-        save_weights(model, change.file(WEIGHTS))
-    return bundle, report
+    return Imported(manifest, resolved, data, model, report)
 
 
 def _provenance(files: list[Path], record: registry.System) -> dict[str, Any]:

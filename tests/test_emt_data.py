@@ -220,3 +220,13 @@ def test_the_aligned_file_of_the_shared_case_is_found_by_its_name() -> None:
     assert {n: len(s) for n, s in corpus.splits.items()} == {"train": 6, "valid": 3, "test": 3}
     for sample in corpus:
         assert len(sample.inputs["audio"]) == len(sample.inputs["vision"]) == len(sample.inputs["input_ids"])
+
+
+def test_an_utterance_of_a_dialogue_is_missing_with_all_its_vectors() -> None:
+    inputs = {"text": np.ones((2, 4, 3), np.float32), "audio": np.ones((4, 5), np.float32)}
+    sample = Sample("d", inputs, tuple("abcd"))
+    (found,) = incomplete([sample], {"text": 0.5, "audio": 1.0})
+    kept = found.kept["text"]
+    assert 0 < kept.sum() < 4
+    assert np.array_equal(found.inputs["text"], np.broadcast_to(kept[:, None], (2, 4, 3)))
+    assert not found.inputs["audio"].any()

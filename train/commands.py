@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mer_export.console import DryRun, Force, Json, Out, Quiet, Sets, Verbose, emit, emit_plan
+from mer_export.console import DryRun, Force, Json, Out, Outside, Quiet, Sets, Verbose, emit, emit_plan
 from mer_export.metrics import find
 from mer_export.terminal import columns, summary_line
 
@@ -19,13 +19,14 @@ def init(
     system: Annotated[str, typer.Argument(help="System to train; see `mer list`.")],
     data: Annotated[Path, typer.Argument(help="Your data set: a directory or file.")],
     sets: Sets = None,
+    outside: Outside = None,
 ) -> None:
     """Print the complete recipe that fits a data set, with what every setting means."""
     from train.commented import commented
     from train.own_data import own_config
 
     typer.echo(f"# mer train {system} --config THIS_FILE --data {data} --out runs/a")
-    typer.echo(commented(own_config(system, data, sets or ())), nl=False)
+    typer.echo(commented(own_config(system, data, sets or (), outside)), nl=False)
 
 
 def train(
@@ -35,6 +36,7 @@ def train(
     preset: Annotated[str | None, typer.Option("--preset", help="Named recipe, e.g. meld or m3net/meld.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    outside: Outside = None,
     seed: Seed = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, or one of several: cuda:1.")] = None,
     precision: Annotated[
@@ -55,19 +57,20 @@ def train(
     from mer_export.data.bundle_data import refuse_unread
     from train.config import TRAINING_READS, resolve_config
     from train.crossval import of_fold
-    from train.fit import fit
+    from train.fit import fit, preview
     from train.own_data import own_config
 
     given = {"seed": seed, "device": device, "precision": precision}
     if preset is None and config is None:
-        resolved = own_config(system, data, sets or (), **given)
+        resolved = own_config(system, data, sets or (), outside, **given)
     else:
-        resolved = resolve_config(system, preset, config, sets or (), **given)
+        resolved = resolve_config(system, preset, config, sets or (), outside, data, **given)
     refuse_unread(data, resolved.data, [s for s in sets or () if s.startswith("data.")], TRAINING_READS)
     if fold is not None:
         resolved = of_fold(resolved, fold)
     if dry_run:
-        return emit_plan("train", {"out": str(out), "data": str(data), **resolved.model_dump(mode="json")}, as_json)
+        plan = {"out": str(out), "plan": preview(resolved, data, out, force), **resolved.model_dump(mode="json")}
+        return emit_plan("train", plan, as_json)
     bundle = fit(resolved, data, out, force=force, quiet=quiet, tensorboard=tensorboard)
     result = bundle.manifest.provenance.get("result", {})
     emit({"bundle": str(out), **result}, as_json, lambda: [f"{out}: " + summary_line(result)])
@@ -82,6 +85,7 @@ def crossval(
     config: ConfigFile = None,
     folds: Annotated[list[int] | None, typer.Option("--fold", min=0, help="Repeat for several; default all.")] = None,
     sets: Sets = None,
+    outside: Outside = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -93,12 +97,14 @@ def crossval(
     from mer_export.data.formats.tab.folds import RUNS
     from train.config import resolve_config
     from train.crossval import cross_validate, of_fold
+    from train.fit import preview
 
-    resolved = resolve_config(system, preset, config, sets or (), seed=seed)
+    resolved = resolve_config(system, preset, config, sets or (), outside, data, seed=seed)
     chosen = folds or list(range(RUNS))
     if dry_run:
-        configs = {k: of_fold(resolved, k).model_dump(mode="json") for k in chosen}
-        return emit_plan("crossval", {"out": str(out), "folds": chosen, "config": configs[chosen[0]]}, as_json)
+        plans = {f"fold {k}": preview(of_fold(resolved, k), data, out / f"fold{k}", force) for k in chosen}
+        first = of_fold(resolved, chosen[0]).model_dump(mode="json")
+        return emit_plan("crossval", {"out": str(out), "folds": chosen, **plans, "config": first}, as_json)
     summary = cross_validate(resolved, data, out, chosen, force=force, quiet=quiet)
     rows = [
         (split, name, find(name).text(value["mean"]), find(name).text(value["std"]))
@@ -118,6 +124,7 @@ def import_(
     preset: Annotated[str | None, typer.Option("--preset", help="Recipe that the checkpoint was trained with.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    outside: Outside = None,
     key: Annotated[
         str | None, typer.Option("--key", help="Where in the file the weights are, if several sets of them fit: ema.")
     ] = None,
@@ -126,12 +133,15 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Make a bundle from the authors' checkpoint; every missing, unexpected or misshapen entry is an error."""
-    from mer_export.importer import import_checkpoint
+    from mer_export.importer import import_checkpoint, read_checkpoint
     from train.config import network_config
 
-    resolved = network_config(system, preset, config, sets or ())
+    resolved, allowed = network_config(system, preset, config, sets or (), outside)
     if dry_run:
-        return emit_plan("import", {"out": str(out), **resolved}, as_json)
-    _, report = import_checkpoint(system, checkpoints, resolved, out, force, key)
+        read = read_checkpoint(system, checkpoints, resolved, key, allowed)
+        buckets = [b.name for b in read.manifest.contract.buckets]
+        plan = {"out": str(out), "variant": read.manifest.variant, "buckets": buckets, **read.report}
+        return emit_plan("import", plan | {"config": read.resolved}, as_json)
+    _, report = import_checkpoint(system, checkpoints, resolved, out, force, key, allowed)
     emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {summary_line(report)}"])
     return None

@@ -24,6 +24,7 @@ from mer_export.errors import UsageError
 from mer_export.metrics.table import LOSSES
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
+from mer_export.untrusted.places import Allowed, Reach
 from mer_export.untrusted.yaml_files import read_yaml
 from train.encoders import from_folders
 from train.recipe import recipe
@@ -147,33 +148,44 @@ class TrainConfig(Strict):
         return self.seed if self.reseed == "same" else self.seed + 1 + epoch
 
 
-def load_preset(name: str, overrides: Iterable[str] = ()) -> TrainConfig:
-    """A preset with `a.b=value` overrides applied.
+def load_preset(
+    name: str, overrides: Iterable[str] = (), outside: Iterable[Path] | None = None, data: Path = Path()
+) -> TrainConfig:
+    """A preset with `a.b=value` overrides applied; see `resolve_config`.
 
     Raises:
         UsageError: unknown preset or field, or a value that does not fit.
     """
     if name not in PRESETS:
         raise UsageError(f"no preset {name!r}, there are {list(PRESETS)}")
-    return load_config(FOLDER / f"{name}.yaml", overrides)
+    return load_config(FOLDER / f"{name}.yaml", overrides, outside, data)
 
 
 def resolve_config(
-    system: str, preset: str | None, path: Path | None, overrides: Iterable[str] = (), **values: Any
+    system: str,
+    preset: str | None,
+    path: Path | None,
+    overrides: Iterable[str] = (),
+    outside: Iterable[Path] | None = None,
+    data: Path = Path(),
+    **values: Any,
 ) -> TrainConfig:
     """The configuration that a command line asks for: a preset or a file, overrides, then `values` that are not None.
 
+    Paths that the file names lead into the directory of `data`, or into `outside`.
+
     Raises:
         UsageError: unknown system or preset, both or neither given, a value that does not fit, or another system's.
+        InputError: the file names a path that leads elsewhere.
     """
     registry.get(system)
     overrides = [*overrides, *(f"{name}={value}" for name, value in values.items() if value is not None)]
     if (preset is None) == (path is None):
         raise UsageError("pass either --preset or --config; `mer list` names the presets, `mer init` writes a recipe")
     if preset is not None:
-        found = load_preset(preset if "/" in preset else f"{system}/{preset}", overrides)
+        found = load_preset(preset if "/" in preset else f"{system}/{preset}", overrides, outside, data)
     else:
-        found = load_config(Path(path or ""), overrides)
+        found = load_config(Path(path or ""), overrides, outside, data)
     if found.system != system:
         raise UsageError(f"{preset or path} is a recipe for {found.system}, not for {system}")
     return found
@@ -185,39 +197,71 @@ DESCRIBES = ("title", "system", "model", "data", "licence")
 """The sections that say what a network is and takes, apart from how it is trained."""
 
 
-def network_config(system: str, preset: str | None, path: Path | None, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """What is kept of a checkpoint's network: a whole configuration, or of a file without training what it says.
+def network_config(
+    system: str,
+    preset: str | None,
+    path: Path | None,
+    overrides: Iterable[str] = (),
+    outside: Iterable[Path] | None = None,
+) -> tuple[dict[str, Any], Allowed]:
+    """What is kept of a checkpoint's network, and where paths in it may lead.
+
+    A whole configuration; of a file without training what it says.
 
     Raises:
-        UsageError: as `resolve_config` does.
+        UsageError, InputError: as `resolve_config` does.
     """
+    overrides = [*overrides]
     said = read_settings(path) if path is not None and preset is None else {}
     if not said or "epochs" in said:
-        return resolve_config(system, preset, path, overrides).model_dump(mode="json")
+        whole = resolve_config(system, preset, path, overrides, outside)
+        return whole.model_dump(mode="json"), whole.data.allowed
     # Training asks for epochs; a checkpoint has had them.
     values = apply_overrides({"system": system, "epochs": 1, **said}, overrides)
-    found = parse_config(with_folders(values), source=str(path))
+    found = settled_config(values, str(path), Allowed.by(outside, apply_overrides({}, overrides)))
     if found.system != system:
         raise UsageError(f"{path} is for {found.system}, not for {system}")
-    return {n: v for n, v in found.model_dump(mode="json").items() if n in DESCRIBES}
+    return {n: v for n, v in found.model_dump(mode="json").items() if n in DESCRIBES}, found.data.allowed
 
 
-def load_config(path: Path | str, overrides: Iterable[str] = ()) -> TrainConfig:
-    """A configuration file with `a.b=value` overrides applied; raises UsageError as `load_preset` does.
+def load_config(
+    path: Path | str, overrides: Iterable[str] = (), outside: Iterable[Path] | None = None, data: Path = Path()
+) -> TrainConfig:
+    """A configuration file with `a.b=value` overrides applied; raises as `resolve_config` does.
 
     What it does not say of an encoder is taken from the encoder's folder.
     """
-    return parse_config(with_folders(apply_overrides(read_settings(Path(path)), overrides)), source=str(path))
+    overrides = [*overrides]
+    values = apply_overrides(read_settings(Path(path)), overrides)
+    return settled_config(values, str(path), Allowed.by(outside, apply_overrides({}, overrides)), data)
 
 
-def with_folders(values: dict[str, Any]) -> dict[str, Any]:
+def settled_config(values: dict[str, Any], source: str, allowed: Allowed, data: Path = Path()) -> TrainConfig:
+    """Settings as a checked configuration, completed from encoder folders; its paths lead beside `data` or as allowed.
+
+    Raises:
+        UsageError: a value that does not fit.
+        InputError: a path that leads elsewhere.
+    """
+    reach = Reach(data if data.is_dir() else data.parent, allowed)
+    config = parse_config(_with_folders(values, reach), source=source)
+    for name, folder in config.data.folders.items():
+        reach.path(folder, f"{source}: data.{name}", Path())
+    if config.init:
+        reach.path(config.init, f"{source}: init", Path())
+    return config.model_copy(update={"data": config.data.allowing(allowed)})
+
+
+def _with_folders(values: dict[str, Any], reach: Reach) -> dict[str, Any]:
     """Settings as they were written, completed from encoder folders; what is wrong with them is left to the checks."""
     model, protocol = values.get("model") or {}, values.get("protocol") or {}
-    if not isinstance(model, dict):
-        return values
     try:
         settings = recipe(values["system"]).settings.model_validate(protocol)
     except (KeyError, UsageError, ValidationError):
+        return values
+    for name, file in settings.files.items():
+        reach.path(file, f"protocol.{name}", Path())
+    if not isinstance(model, dict):
         return values
     completed = from_folders(model, settings)
     return values | {"model": completed} if completed else values

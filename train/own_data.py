@@ -22,7 +22,8 @@ from mer_export.data.tokens.tokenizer import load_tokenizer
 from mer_export.errors import UsageError
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem, resolve
-from train.config import OWN, TrainConfig, merged, parse_config, read_settings, with_folders
+from mer_export.untrusted.places import Allowed
+from train.config import OWN, TrainConfig, merged, read_settings, settled_config
 from train.encoders import RANDOM, special_tokens
 from train.recipe import recipe
 
@@ -65,12 +66,19 @@ class Own:
         return SMALL_ENCODER | special_tokens(tokenizer) | {"vocabulary": tokenizer.size, "positions": positions}
 
 
-def own_config(system: str, data: Path, overrides: Iterable[str] = (), **values: Any) -> TrainConfig:
+def own_config(
+    system: str,
+    data: Path,
+    overrides: Iterable[str] = (),
+    outside: Iterable[Path] | None = None,
+    **values: Any,
+) -> TrainConfig:
     """The configuration that fits a data set.
 
     Args:
         system: name in the registry.
         data: file or directory, in any format.
+        outside: folders beside the data that paths in files may lead to.
         overrides: `a.b=value`; those of the data section say how the data are read, `data.text=null` leaves text out.
         **values: fields that go before everything, unless they are None.
 
@@ -81,7 +89,8 @@ def own_config(system: str, data: Path, overrides: Iterable[str] = (), **values:
     record = registry.get(system)
     sets = [*overrides, *(f"{name}={value}" for name, value in values.items() if value is not None)]
     said = apply_overrides(read_settings(OWN / f"{system}.yaml"), sets)
-    spec = _spec(said.get("data") or {}).for_model(record.contract(record.config()))
+    allowed = Allowed.by(outside, apply_overrides({}, sets))
+    spec = _spec(said.get("data") or {}).allowing(allowed).for_model(record.contract(record.config()))
     found = facts(open_corpus(data, _all_speakers(data, spec)))
     if found.kind is None:
         raise UsageError(
@@ -92,7 +101,7 @@ def own_config(system: str, data: Path, overrides: Iterable[str] = (), **values:
     sections["data"] = spec.model_dump(mode="json") | sections.get("data", {})
     run = {"title": f"{system} on {data.resolve().name}", **_splits(found, data, said)}
     settled = apply_overrides(merged(merged(said | {"data": {}}, sections), run), sets)
-    return parse_config(with_folders(settled), source=f"a recipe for {data}")
+    return settled_config(settled, f"a recipe for {data}", allowed, data)
 
 
 def _spec(section: Mapping[str, Any]) -> DataSpec:

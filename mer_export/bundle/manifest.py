@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -45,9 +45,15 @@ class FileEntry(Strict):
 
 
 class FeatureStatistics(Strict):
-    """What the training data of one input looked like: the fingerprint that foreign features are held against."""
+    """What the training data of one input looked like: the fingerprint that foreign features are held against.
 
-    extractor: str = "unknown"
+    `extractor` and the `sha256` of its weights say what made them, where the data said so.
+    """
+
+    UNKNOWN: ClassVar[str] = "unknown"
+
+    extractor: str = UNKNOWN
+    sha256: str = ""
     width: int
     mean: float
     std: float
@@ -88,6 +94,12 @@ class Variant(Strict):
     @property
     def name(self) -> str:
         return f"{self.format}-{self.precision}-{self.form}"
+
+    @property
+    def models(self) -> list[str]:
+        """The files that a runtime loads: the model, or one for each stage."""
+        path = PurePosixPath(self.model)
+        return [str(path.parent.parent / s / path.name) for s in self.stages] or [self.model]
 
 
 class Manifest(Strict):

@@ -15,6 +15,7 @@ from mer_export.data.formats.table.rows import Row
 from mer_export.data.spec import ArraySource
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.arrays import load_array
+from mer_export.untrusted.places import SPLIT, Reach
 from mer_export.untrusted.tables import Columns, read_table
 
 ABOUT_ROWS = frozenset(
@@ -61,8 +62,8 @@ class _Opened:
 class ArrayFiles:
     """Array files, each read once and held against the rows of the table."""
 
-    def __init__(self, path: Path, rows: Sequence[Row]):
-        self.path = path
+    def __init__(self, reach: Reach, rows: Sequence[Row]):
+        self.reach = reach
         self.heights = {id(r.table): r.height for r in rows}
         self.in_split = Counter(r.split for r in rows)
         self._opened: dict[tuple[ArraySource, object], _Opened] = {}
@@ -85,10 +86,12 @@ class ArrayFiles:
     def _open(self, source: ArraySource, row: Row) -> _Opened:
         if source.file is None:
             return self._once((source, id(row.table)), lambda: _from_columns(source, row))
-        file = source.file.replace("{split}", row.split)
-        if "{" in file:
-            return _one_utterance(_open(self.path / _filled_in(file, row), source))
-        return self._once((source, file), lambda: _open(self.path / file, source))
+        if "{" in source.file.replace(SPLIT, ""):
+            path = self.reach.path(_filled_in(source.file, row), "the data section", split=row.split)
+            return _one_utterance(_open(path, source))
+        place = row.split if SPLIT in source.file else None
+        path = self.reach.path(source.file, "the data section", split=row.split)
+        return self._once((source, place), lambda: _open(path, source))
 
     def _once(self, key: tuple[ArraySource, object], open_: Callable[[], _Opened]) -> _Opened:
         if key not in self._opened:
@@ -104,7 +107,7 @@ class ArrayFiles:
             return _looked_up(source, opened, row)
         if row.array_row is not None:
             return row.array_row
-        if "{split}" in source.file:
+        if SPLIT in source.file:
             _same_height(opened, self.in_split[row.split])
             return row.in_split
         if len(self.heights) > 1:
@@ -115,7 +118,7 @@ class ArrayFiles:
 
 def _filled_in(file: str, row: Row) -> str:
     """The name of an utterance's own file, with the cells of its columns in it."""
-    for column in re.findall(r"{([^{}]+)}", file):
+    for column in re.findall(r"{([^{}]+)}", file.replace(SPLIT, "")):
         if column not in row.table:
             raise InputError(f"{file}: the table has no column {column!r}, there are {list(row.table)}")
         cell = row.cell(column)

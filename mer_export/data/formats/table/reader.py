@@ -20,6 +20,7 @@ from mer_export.data.formats.table.rows import Row, dialogue_rows, table_rows
 from mer_export.data.media.faces import FaceImages, image_files
 from mer_export.data.spec import ArraySource, DataSpec
 from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.places import SPLIT, Reach
 from mer_export.untrusted.yaml_files import read_yaml
 
 MAPPING = "table.yaml"
@@ -44,11 +45,10 @@ def located(path: Path, spec: DataSpec) -> tuple[Path, DataSpec]:
 
     A table alone is read as the `table.yaml` beside it says, which may describe another table of the same form.
     """
-    return (
-        (path.parent, DataSpec.model_validate(spec.model_dump() | {"table": path.name}))
-        if path.is_file()
-        else (path, spec)
-    )
+    if not path.is_file():
+        return path, spec
+    named = DataSpec.model_validate(spec.model_dump() | {"table": path.name})
+    return path.parent, named.allowing(spec.allowed)
 
 
 def source(path: Path, spec: DataSpec) -> TableSource:
@@ -70,12 +70,22 @@ def files(path: Path, spec: DataSpec) -> list[Path]:
     path, spec = located(path, spec)
     spec, _ = mapping(path, spec)
     patterns = [str(spec.table), *(s.file for _, s in spec.arrays if s.file)]
-    names = [p.replace("{split}", s) for p in patterns for s in (spec.splits if "{split}" in p else ("",))]
-    # Files of single utterances are named after cells.
-    own = [f for n in names if "{" in n for f in sorted(path.glob(re.sub(r"{[^{}]*}", "*", n)))]
-    found = [*(path / name for name in dict.fromkeys(names) if "{" not in name), *own]
+    reach = spec.reach(path)
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        for split in spec.splits if SPLIT in pattern else ("",):
+            found |= dict.fromkeys(_named(pattern, split, path, reach))
     # Data to label need not hold every split.
-    return [f for f in found if f.is_file()] if "{split}" in str(spec.table) else found
+    return [f for f in found if f.is_file()] if SPLIT in str(spec.table) else list(found)
+
+
+def _named(pattern: str, split: str, path: Path, reach: Reach) -> list[Path]:
+    """The files that a pattern means for a split: itself, or where cells stand in it what they may be."""
+    if "{" not in pattern.replace(SPLIT, ""):
+        return [reach.path(pattern, MAPPING, split=split)]
+    # Files of single utterances are named after cells; where each leads is asked when it is read.
+    reach.path(re.sub(r"{[^{}]*}", "x", pattern.replace(SPLIT, split)), MAPPING)
+    return sorted(path.glob(re.sub(r"{[^{}]*}", "*", pattern.replace(SPLIT, split))))
 
 
 class TableSource:
@@ -88,7 +98,8 @@ class TableSource:
         self.rows = table_rows(path, self.spec)
         if not self.rows:
             raise InputError(f"{path}: the table {self.spec.table} has no utterances in the chosen splits")
-        self.arrays = ArrayFiles(path, self.rows)
+        self.reach = self.spec.reach(path)
+        self.arrays = ArrayFiles(self.reach, self.rows)
         order = self.spec.splits or USUAL_ORDER
         found = dict.fromkeys(r.split for r in self.rows)
         self.splits = sorted(found, key=lambda s: order.index(s) if s in order else len(order))
@@ -103,7 +114,7 @@ class TableSource:
                 yield self._dialogue(rows)
 
     def _dialogue(self, rows: list[Row]) -> Dialogue:
-        first, per_file = rows[0], "{split}" in str(self.spec.table)
+        first, per_file = rows[0], SPLIT in str(self.spec.table)
         # Where every split has its own file, ids start again in each.
         parts = [first.split] if per_file else []
         parts += first.cells(self.spec.dialogue_columns)
@@ -125,17 +136,17 @@ class TableSource:
             score=_number(row, spec.score, name) if spec.score in row.table else None,
             indicators=_indicators(row, spec, name),
             sentence=row.cell(spec.sentence) if spec.sentence else None,
-            recording=self.path / recording if recording else None,
+            recording=self.reach.path(recording, name) if recording else None,
             features={m: tuple(self.arrays.steps(s, row) for s in found) for m, found in _features(spec).items()},
-            inputs=self._ready(row),
+            inputs=self._ready(row, name),
             row=row.at + HEADER_ROWS,
         )
 
-    def _ready(self, row: Row) -> dict[str, np.ndarray]:
+    def _ready(self, row: Row, name: str) -> dict[str, np.ndarray]:
         ready: dict[str, Any] = {n: self.arrays.ready(n, s, row) for n, s in self.spec.inputs.items()}
         faces = self.spec.faces
         if faces.images and faces.column and (folder := row.cell(faces.column)):
-            ready["images"] = FaceImages(image_files(self.path / folder), faces.size)
+            ready["images"] = FaceImages(image_files(self.reach.path(folder, name)), faces.size)
         return ready
 
 
@@ -146,7 +157,7 @@ def mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, Bound]:
     if file.is_file():
         own = read_yaml(file) or {}
         bound = {_identity(s): s.only_with_split for _, s in DataSpec().over(own, str(file)).arrays}
-        spec = spec.over(own, str(file))
+        spec = spec.over(own, str(file), path)
     _check(path, spec)
     return spec, bound
 
@@ -158,7 +169,7 @@ def _check(path: Path, spec: DataSpec) -> None:
             f"{path}: a dialogue table needs data.table and data.dialogue, or a {MAPPING} that says them: `mer inspect "
             f"{path} --draft` drafts one"
         )
-    if "{split}" in spec.table and not spec.splits:
+    if SPLIT in spec.table and not spec.splits:
         raise UsageError(f"data.table {spec.table} has one file per split: name the splits in data.splits")
     if spec.context is not None and not spec.dialogue:
         raise UsageError("data.context needs data.dialogue: windows end at the borders of a dialogue")
