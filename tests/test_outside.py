@@ -137,6 +137,22 @@ def test_a_link_leads_no_further_than_a_name(tmp_path: Path, secret: Path) -> No
         open_corpus(data)
 
 
+def test_a_file_of_each_utterance_stays_with_the_data_whatever_its_cells_say(tmp_path: Path, secret: Path) -> None:
+    data = lay(tmp_path / "data", unit="utterance", audio={"file": "clips/{who}.npy"})
+    (data / "clips").mkdir()
+    np.save(data / "clips" / "a.npy", np.ones((2, 3), np.float32))
+    assert [s.inputs["audio"].shape for s in open_corpus(data)] == [(2, 3)]
+    (data / "clips" / "a.npy").unlink()
+    (data / "clips" / "a.npy").symlink_to(secret)
+    with pytest.raises(InputError, match=REFUSED):
+        list(open_corpus(data))
+    for named in ("../{who}.npy", f"{secret.parent}/{{who}}.npy"):
+        with pytest.raises(InputError, match=REFUSED):
+            list(open_corpus(lay(tmp_path / "other", unit="utterance", audio={"file": named})))
+    with pytest.raises(InputError, match="which names no file"):
+        list(open_corpus(lay(tmp_path / "cells", {"who": "../a"}, unit="utterance", audio={"file": "{who}.npy"})))
+
+
 def test_a_tokenizer_that_the_data_bring_is_found_from_anywhere(tmp_path: Path) -> None:
     data = lay(tmp_path / "data", unit="utterance", sentence="said", tokenizer="tokenizer")
     word_pieces(data / "tokenizer")

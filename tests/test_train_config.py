@@ -137,10 +137,10 @@ def test_a_recipe_of_another_system_is_refused(tmp_path):
 def test_an_import_needs_the_model_section_of_a_file_only(tmp_path):
     file = tmp_path / "network.yaml"
     file.write_text("model: {audio_dim: 7, modalities: [audio], labels: [a, b]}\n")
-    found = network_config("emt", None, file, ["model.head_width=9"])
+    found, _ = network_config("emt", None, file, ["model.head_width=9"])
     assert set(found) == {"title", "system", "model", "data", "licence"}
     assert (found["model"]["audio_dim"], found["model"]["head_width"], found["system"]) == (7, 9, "emt")
     with pytest.raises(UsageError, match="audio_dimm"):
         network_config("emt", None, file, ["model.audio_dimm=9"])
-    whole = network_config("cmerc", "meld", None)
+    whole, _ = network_config("cmerc", "meld", None)
     assert whole == load_preset("cmerc/meld").model_dump(mode="json")
