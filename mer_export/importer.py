@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 def import_checkpoint(
     system: str,
-    checkpoints: Path | Sequence[Path],
+    checkpoints: Path | str | Sequence[Path | str],
     resolved: dict[str, Any],
-    out: Path,
+    out: Path | str,
     force: bool = False,
     key: str | None = None,
 ) -> tuple[Bundle, dict[str, int]]:
@@ -48,7 +48,7 @@ def import_checkpoint(
         UsageError: with every missing, unexpected or misshapen entry.
     """
 
-    paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
+    paths = [Path(p) for p in ([checkpoints] if isinstance(checkpoints, Path | str) else checkpoints)]
     files = [f for p in paths for f in weight_files(p)]
     record = registry.get(system)
     table = registry.resolve(record.weights)
