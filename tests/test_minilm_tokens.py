@@ -114,3 +114,10 @@ def test_ids_of_minilm_are_those_of_the_package(files: str, texts: str, tmp_path
     assert not different, f"{len(different)} of {len(given)}: {different[:5]!r}"
     assert len(given) >= fewest
     print(f"\n{files}: {len(given)} texts of {texts}, all ids equal")
+
+
+def test_ids_on_meld_are_those_of_the_package_s_plain_python_too() -> None:
+    slow = pytest.importorskip("transformers.models.bert.tokenization_bert_legacy").BertTokenizerLegacy
+    source, given = folder(), spoken()
+    ours, theirs = TextTokenizer.load(source), slow(str(source / "vocab.txt"))
+    assert [ours.encode(t).tolist() for t in given] == [theirs.encode(t) for t in given]
