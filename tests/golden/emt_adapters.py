@@ -9,7 +9,7 @@ import emt_data_adapters
 import numpy as np
 import torch
 from case import CannotMap, Case
-from emt_data_adapters import published
+from emt_data_adapters import SCALE_OF, published
 from safetensors.torch import load_file
 
 from mer_export import registry
@@ -125,7 +125,7 @@ def emt_config(options: dict[str, Any]) -> Any:
             "vision_dim": vision,
             "encoder_dropout": {"audio": options["a_lstm_dropout"], "vision": options["v_lstm_dropout"]},
             "restoration": {name: options[f"{theirs}_pred_dim"] for name, theirs in AUTHORS.items()},
-            "scale": "sims" if options["datasetName"] == "sims" else "mosi",
+            "scale": SCALE_OF[options["datasetName"]],
             "buckets": [{"text_len": 8, "audio_len": 8, "vision_len": 8}],
         }
     )

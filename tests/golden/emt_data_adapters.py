@@ -84,6 +84,9 @@ METRICS = {
     },
 }
 
+SCALE_OF = {"mosi": "mosi", "mosei": "mosi", "sims": "sims"}
+"""By the data set."""
+
 
 def published(scale: str, found: Mapping[str, float]) -> dict[str, np.ndarray]:
     """Metrics under the authors' names for a scale; theirs are fractions."""
@@ -92,11 +95,12 @@ def published(scale: str, found: Mapping[str, float]) -> dict[str, np.ndarray]:
 
 
 def metrics(case: Case) -> dict[str, Any]:
-    """Metrics of the scales that the case has, and the area under curves over the missing rate."""
+    """Metrics of the data sets that the case has, and the area under curves over the missing rate."""
     found: dict[str, Any] = {}
-    for scale in (s for s in METRICS if f"{s}_pred" in case.inputs):
-        values = SCALES[scale].measure(case.inputs[f"{scale}_true"], case.inputs[f"{scale}_pred"])
-        found |= {f"{scale}.{n}": v for n, v in published(scale, values).items()}
+    for dataset in (d for d in SCALE_OF if f"{d}_pred" in case.inputs):
+        scale = SCALE_OF[dataset]
+        values = SCALES[scale].measure(case.inputs[f"{dataset}_true"], case.inputs[f"{dataset}_pred"])
+        found |= {f"{dataset}.{n}": v for n, v in published(scale, values).items()}
     for name, curve in case.inputs.items():
         if name.startswith("curve_"):
             found[name.replace("curve", "auilc")] = area_over_rates(curve, case.config["rate_step"]).round(1)

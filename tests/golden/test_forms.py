@@ -40,6 +40,14 @@ def sims_alone(case: Case) -> Case:
     return replace(case, inputs=inputs, outputs=outputs)
 
 
+def of_mosei(case: Case) -> Case:
+    inputs, outputs = (
+        {n.replace("mosi", "mosei"): a for n, a in x.items() if n.startswith("mosi")}
+        for x in (case.inputs, case.outputs)
+    )
+    return replace(case, inputs=inputs, outputs=outputs)
+
+
 def on_sims(case: Case) -> Case:
     """The same epoch, its validation under the names of SIMS: scores in -1..1, zero among the negative."""
     parts = [f"valid{i}" for i in range(2)]
@@ -67,6 +75,7 @@ FORMS: dict[str, tuple[str, Change]] = {
     "an epoch without validation": ("emt/emt_train_epoch", split_left_out("valid")),
     "an epoch on SIMS": ("emt/emt_train_epoch", on_sims),
     "metrics of SIMS alone": ("emt/emt_metrics", sims_alone),
+    "metrics of MOSEI alone": ("emt/emt_metrics", of_mosei),
 }
 
 
