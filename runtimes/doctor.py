@@ -12,7 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mer_export.cuda import find_gpu
 from mer_export.errors import NotAvailableError
+from mer_export.exporters.tensorrt import MODULES, without_kernels
 from mer_export.install import Extra, install_hint
 from mer_export.machine import cpu_model
 
@@ -136,8 +138,10 @@ def _tensorrt() -> Check:
         module.Builder(module.Logger(module.Logger.ERROR))
     except Exception as error:
         return Check(**base, status="broken", detail=f"{flavours[0]}: {_first_line(error)}")
-    runs = "builds and runs engines" if _gpu().status == "ok" else "builds engines; running them needs a GPU"
-    return Check(**base, status="ok", version=module.__version__, detail=f"{flavours[0]}: {runs}")
+    gpu = find_gpu()
+    runs = "builds and runs engines" if gpu else "builds engines; running them needs a GPU"
+    lacking = gpu and without_kernels(module, MODULES[flavours[0]], gpu)
+    return Check(**base, status="ok", version=module.__version__, detail=f"{flavours[0]}: {lacking or runs}")
 
 
 def _version(package: str) -> str:

@@ -255,6 +255,18 @@ def test_a_real_engine_is_built_with_its_onnx_beside_it_and_refuses_to_run_witho
 
 
 @rtx
+def test_a_gpu_that_tensorrt_rtx_has_no_kernels_for_is_named_with_those_that_it_has() -> None:
+    from mer_export.cuda import Gpu
+    from mer_export.exporters.tensorrt import find_library, without_kernels
+
+    library, flavour = find_library()
+    said = without_kernels(library, flavour, Gpu("NVIDIA H200", "9.0"))
+    assert said is not None
+    assert "no kernels for the compute capability 9.0 of NVIDIA H200, only for 7.5, 8.0, " in said
+    assert without_kernels(library, flavour, Gpu("NVIDIA L4", "8.9")) is None
+
+
+@rtx
 def test_a_graph_that_tensorrt_cannot_read_is_refused_in_one_sentence(bundle: Bundle, tmp_path: Path) -> None:
     from mer_export.exporters.tensorrt import build_engine
 

@@ -42,7 +42,7 @@ def ways_on(bundle: Bundle, device: str) -> list[Way]:
 
 def name_of(way: Way) -> str:
     """A way in any bucket: `torch cuda graph fp32`, `onnxruntime cuda onnx fp16`."""
-    form = way.format if way.variant else ""
+    form = way.format if way.variant and way.format != way.backend else ""
     return " ".join(p for p in (way.runtime, form, way.precision if not way.options.reduced else "") if p)
 
 

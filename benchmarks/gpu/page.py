@@ -21,16 +21,40 @@ def markdown(found: dict[str, Any]) -> str:
     limits = limit_gflops(rows)
     gpu = "; ".join(", ".join(g.values()) for g in here["gpu"]) or "no GPU"
     lines = ["# Every network on a GPU", "", f"{gpu}; {here['cpu']}.", ""]
-    lines.append(", ".join(f"{k} {v}" for k, v in here["versions"].items()) + f", Python {here['python']}.")
+    versions = {k: v for run in found["runs"] for k, v in run["machine"]["versions"].items()}
+    lines.append(", ".join(f"{k} {v}" for k, v in versions.items()) + f", Python {here['python']}.")
     lines += ["", *(f"`{run['command']}`  " for run in found["runs"])]
     if found["runs"][0]["device"] == "cpu":
         lines += ["", "**A rehearsal on the CPU: these times say nothing about a GPU.**"]
+    lines += _fastest(rows)
     for part in dict.fromkeys(r["part"] for r in rows):
         lines += ["", f"## {part.capitalize()}"]
         own = [r for r in rows if r["part"] == part]
         for about in dict.fromkeys(map(_about, own)):
             lines += ["", *_section([r for r in own if _about(r) == about], about, COLUMNS[part], limits)]
     return "\n".join(lines) + "\n"
+
+
+def _fastest(rows: Sequence[Row]) -> list[str]:
+    """The fastest way of each precision, and how many times faster than eager PyTorch in fp32 it is."""
+    timed = [r for r in rows if r["part"] == "inference" and "ratio" in r]
+    if not timed:
+        return []
+    table_rows = []
+    for network, _, batch in dict.fromkeys(map(_about, timed)):
+        own = [r for r in timed if (r["network"], r["batch"]) == (network, batch)]
+        cells = []
+        for precisions in (("fp32",), ("tf32",), ("bf16", "fp16")):
+            best = max((r for r in own if r["precision"] in precisions), key=_median, default=None)
+            cells.append(f"{best['way']}: {_median(best):.1f}" if best else "–")
+        table_rows.append((network, str(batch), f"{own[0]['p50_ms']:.1f}", *cells))
+    header = ("network", "batch", "eager fp32, ms", "fastest in fp32", "in TF32", "in 16 bits")
+    note = "Times faster than eager PyTorch in fp32 on the same GPU, host arrays to host arrays; random weights."
+    return ["", "## The fastest ways", "", note, "", *table(header, table_rows)]
+
+
+def _median(row: Row) -> float:
+    return float(row["ratio"]["median"])
 
 
 def _section(rows: Sequence[Row], about: tuple[Any, ...], columns: Sequence[Column], limits: Limits) -> list[str]:

@@ -6,15 +6,20 @@ compiler is needed here alone.
 
 from __future__ import annotations
 
-import io
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from mer_export.errors import NotAvailableError
+import numpy as np
+
+from mer_export.errors import NotAvailableError, UsageError
 from mer_export.exporters.export_job import Exported, ExportJob, prove
 from mer_export.exporters.exported_program import capture
 from mer_export.exporters.format import NATIVE, ExportFormat
+from mer_export.launcher import module_command
 
 FORMAT = ExportFormat(
     "aot_inductor",
@@ -36,7 +41,7 @@ def export(job: ExportJob, path: Path) -> Exported:
         UsageError: the package does not give the model's answers.
     """
     import torch
-    from torch._inductor import aoti_compile_and_package, aoti_load_package
+    from torch._inductor import aoti_compile_and_package
 
     if not any(map(shutil.which, COMPILERS)):
         raise NotAvailableError(f"AOTInductor needs a C++ compiler, none of {list(COMPILERS)} is here: install one")
@@ -46,13 +51,13 @@ def export(job: ExportJob, path: Path) -> Exported:
     if job.device != "cpu":
         from torch.export.passes import move_to_device_pass
 
-        program = move_to_device_pass(program, job.device)
+        # With its number: the compiler holds devices of tensors against each other by name.
+        program = move_to_device_pass(program, f"{job.device}:{torch.cuda.current_device()}")
     with tempfile.TemporaryDirectory() as folder:
         # PyTorch insists on the ending and writes where it likes: a full disk must not leave half a package here.
-        made = aoti_compile_and_package(program, package_path=str(Path(folder) / "model.pt2"))
-        content = io.BytesIO(Path(made).read_bytes())
-    path.write_bytes(content.getbuffer())
-    _prove(job, aoti_load_package(str(path)))
+        made = Path(aoti_compile_and_package(program, package_path=f"{folder}/model.pt2"))
+        _prove(job, made, Path(folder))
+        path.write_bytes(made.read_bytes())
     options = {}
     if job.device == "cuda":
         major, minor = torch.cuda.get_device_capability()
@@ -60,14 +65,44 @@ def export(job: ExportJob, path: Path) -> Exported:
     return Exported(exporter=f"torch {torch.__version__} AOTInductor", options=options)
 
 
-def _prove(job: ExportJob, package: object) -> None:
-    import torch
+def _prove(job: ExportJob, package: Path, folder: Path) -> None:
+    """Runs the package on the example in a process of its own, which compiled code that is wrong may end."""
+    size = job.batch or job.items
+    feeds = [job.feed(size, start) for start in range(0, job.items, size)]
+    given, found = folder / "given.npz", folder / "found.npz"
+    np.savez(
+        given,
+        allow_pickle=False,
+        **{f"{i:06d} {k:03d}": a for i, feed in enumerate(feeds) for k, a in enumerate(feed.values())},
+    )
+    command = module_command(__name__, str(package), job.device, str(given), str(found))
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        why = f"signal {-done.returncode}" if done.returncode < 0 else said[-1] if said else "no reason given"
+        raise UsageError(f"the AOTInductor package does not run: {why}; it was not exported, use another format")
+    with np.load(found, allow_pickle=False) as arrays:
+        outputs = [arrays[name][: job.items] for name in sorted(arrays.files)]
+    prove(job, outputs, "the AOTInductor package")
 
-    assert callable(package)
-    # A fixed batch takes no other; the example may have more items.
-    tensors = [torch.from_numpy(job.example[s.name]).to(job.device) for s in job.contract.inputs]
-    if job.batch:
-        return
-    found = package(*tensors)
-    outputs = found if isinstance(found, tuple | list) else (found,)
-    prove(job, [o.cpu().numpy() for o in outputs], "the AOTInductor package")
+
+def main() -> None:
+    """Runs a package on arrays: its file, the device, what it is given, and where its outputs are to go."""
+    import torch
+    from torch._inductor import aoti_load_package
+
+    package, device, given, found = sys.argv[1:]
+    run = aoti_load_package(package, run_single_threaded=True, device_index=0 if device == "cuda" else -1)
+    parts: dict[str, list[Any]] = {}
+    with np.load(given, allow_pickle=False) as arrays:
+        for name in sorted(arrays.files):
+            parts.setdefault(name.split()[0], []).append(torch.from_numpy(arrays[name]).to(device))
+    with torch.no_grad():
+        # Outputs may lie in memory that the next call uses again.
+        made = [[o.cpu().numpy() for o in _listed(run(*tensors))] for tensors in parts.values()]
+    joined = [np.concatenate(outputs) for outputs in zip(*made, strict=True)]
+    np.savez(found, allow_pickle=False, **{f"{k:03d}": array for k, array in enumerate(joined)})
+
+
+def _listed(found: Any) -> list[Any]:
+    return list(found) if isinstance(found, tuple | list) else [found]

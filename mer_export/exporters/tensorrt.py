@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from mer_export.bucket import Bucket
 from mer_export.bundle import sha256
 from mer_export.contract import Contract
-from mer_export.cuda import find_gpu
+from mer_export.cuda import Gpu, find_gpu
 from mer_export.errors import BundleError, NotAvailableError, UsageError
 from mer_export.exporters import onnx as onnx_exporter
 from mer_export.exporters.export_job import Exported, ExportJob
@@ -81,6 +81,19 @@ def find_library() -> tuple[Any, str]:
             except (ImportError, OSError) as error:
                 raise NotAvailableError(f"{name} is installed but does not load: {error}") from None
     raise NotAvailableError(not_installed("TensorRT", "tensorrt", "tensorrt-rtx"))
+
+
+def without_kernels(library: Any, flavour: str, gpu: Gpu) -> str | None:
+    """Why a flavour runs nothing on a GPU, as its own list of compute capabilities says; None where it does not say."""
+    listed = getattr(library, "ComputeCapability", None)
+    known = [n.removeprefix("SM") for n in getattr(listed, "__members__", {}) if n.startswith("SM")]
+    if not known or gpu.capability.replace(".", "") in known:
+        return None
+    offered = ", ".join(f"{n[:-1]}.{n[-1]}" for n in known)
+    return (
+        f"{flavour} {library.__version__} has no kernels for the compute capability {gpu.capability} of {gpu.name}, "
+        f"only for {offered}: use regular TensorRT there, or --runtime onnxruntime --device cuda"
+    )
 
 
 def key_here(onnx_file: Path, batch: int, bucket: Bucket) -> EngineKey:

@@ -38,4 +38,6 @@ class AotInductorSession(TorchSession):
                 f"{path} was compiled for {made_for} and does not run on {self.options.kind}: "
                 f"run mer export --format aot_inductor --device {self.options.kind}"
             )
-        return aoti_load_package(str(path), device_index=self.options.number if self.options.on_gpu else -1), Ports()
+        number = self.options.number if self.options.on_gpu else -1
+        # Its own locks forbid a captured graph, and sessions take their calls one at a time.
+        return aoti_load_package(str(path), run_single_threaded=True, device_index=number), Ports()

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ BACKEND = Backend(
 )
 
 
+_SWITCHES = RLock()
+"""Threads of several sessions would put back each other's switches in the middle of a call."""
 AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -112,7 +115,7 @@ def computing_in(options: SessionOptions) -> Iterator[None]:
     """
     import torch
 
-    with tf32(options.reduced == "tf32") if options.on_gpu else nullcontext():
+    with _SWITCHES if options.on_gpu else nullcontext(), tf32(options.reduced == "tf32"):
         if options.reduced in AUTOCAST:
             with torch.autocast(options.kind, getattr(torch, AUTOCAST[options.reduced])):
                 yield

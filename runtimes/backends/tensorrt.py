@@ -11,7 +11,16 @@ from pydantic import ValidationError
 
 from mer_export.cuda import Device, find_gpu
 from mer_export.errors import BundleError, MerError, NotAvailableError
-from mer_export.exporters.tensorrt import ANY, ONNX_FILE, EngineKey, Reports, build_engine, find_library, key_here
+from mer_export.exporters.tensorrt import (
+    ANY,
+    ONNX_FILE,
+    EngineKey,
+    Reports,
+    build_engine,
+    find_library,
+    key_here,
+    without_kernels,
+)
 from runtimes.backends.backend import Backend
 from runtimes.backends.session import Port, Ports, Session, SessionOptions
 
@@ -40,7 +49,9 @@ class TensorRtSession(Session):
         library, flavour = find_library()
         self._reports = Reports(library)
         self._runtime = library.Runtime(self._reports.logger)
-        self._engine: Any = self._runtime.deserialize_cuda_engine(self._plan(path))
+        plan = self._plan(path)
+        self._check_valid(library, plan, path)
+        self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise BundleError(
                 f"runtime tensorrt cannot load {path}: {self._reports.last}: export it again on this machine"
@@ -53,6 +64,15 @@ class TensorRtSession(Session):
         }
         modes = library.TensorIOMode
         return Ports(self._declared(library, modes.INPUT), self._declared(library, modes.OUTPUT))
+
+    def _check_valid(self, library: Any, plan: bytes, path: Path) -> None:
+        """Asks the library what it thinks of an engine, where it can say: loading a wrong one says little."""
+        ask = getattr(self._runtime, "get_engine_validity", None)
+        if ask is None:
+            return
+        verdict, diagnostics = ask(plan)
+        if verdict == library.EngineValidity.INVALID:
+            raise NotAvailableError(f"{path} does not run on this machine: TensorRT says {diagnostics}")
 
     def prepare(self) -> None:
         self._context: Any = self._engine.create_execution_context()
@@ -69,12 +89,13 @@ class TensorRtSession(Session):
             library, flavour = find_library()
         except NotAvailableError as error:
             return str(error)
-        if find_gpu() is None:
+        gpu = find_gpu()
+        if gpu is None:
             return (
                 f"{flavour} {library.__version__} is installed, but this machine has no CUDA device: "
                 "run the engine on a machine with an NVIDIA GPU"
             )
-        return None
+        return without_kernels(library, flavour, gpu)
 
     def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         self._device.bind()

@@ -1,0 +1,111 @@
+"""AOTInductor packages: compiled once, proven in a process of their own, run where somebody vouches for them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_bundle import make_bundle, make_samples, randomise
+
+from mer_export import trust
+from mer_export.agreement.error import output_error
+from mer_export.agreement.policy import RULES
+from mer_export.bundle import Bundle, Variant
+from mer_export.data.collate import collate
+from mer_export.errors import BundleError, NotAvailableError, UntrustedError, UsageError
+from mer_export.exporters import aot_inductor, export_variant
+from runtimes.backends.session import SessionOptions
+from runtimes.backends.table import open_session
+from runtimes.predict.predictor import Predictor
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, aot_inductor.COMPILERS)), reason="AOTInductor needs a C++ compiler"
+)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Variant]:
+    """A small bundle, one of its buckets compiled for the CPU; this user has a key."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        bundle = make_bundle(tmp_path_factory.mktemp("compiled") / "bundle")
+        randomise(bundle)
+        variant = export_variant(bundle, "aot_inductor", bundle.manifest.contract.buckets[0], example=make_samples())
+    return Bundle.open(bundle.root, trust=True), variant
+
+
+def test_a_package_gives_the_answers_of_the_network_for_any_batch(compiled: tuple[Bundle, Variant]) -> None:
+    bundle, variant = compiled
+    contract, rule = bundle.manifest.contract, RULES["fp32"]
+    with open_session(bundle, variant, "aot_inductor") as session, open_session(bundle, None, "torch") as reference:
+        fitting = [s for s in make_samples(12) if variant.lengths.holds(s.lengths(contract))]
+        for size in (1, 3):
+            arrays = collate(fitting[:size], contract, variant.lengths)
+            wanted, found = reference.run(arrays), session.run(arrays)
+            for name in wanted:
+                assert output_error(name, [wanted[name]], [found[name]], rule.atol, rule.rtol).agrees
+
+
+def test_a_package_is_machine_code_that_runs_for_who_made_it_or_trusts_it_alone(
+    compiled: tuple[Bundle, Variant],
+) -> None:
+    bundle, variant = compiled
+    stranger = Bundle.open(bundle.root)
+    assert not trust.recognises(stranger, variant, [variant.model])
+    with pytest.raises(UntrustedError, match="machine code that you did not export"):
+        open_session(stranger, variant, "aot_inductor")
+
+
+def test_a_package_is_not_run_on_a_device_that_it_was_not_compiled_for(compiled: tuple[Bundle, Variant]) -> None:
+    bundle, _ = compiled
+    with pytest.raises(UsageError, match=r"no fp32 variant for runtime aot_inductor: .* --device cuda"):
+        Predictor(bundle, "aot_inductor", SessionOptions(device="cuda"))
+
+
+def test_compiling_for_a_device_that_is_not_here_says_so_before_any_work(bundle: Bundle) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(NotAvailableError, match="on a machine with a GPU alone"):
+        export_variant(bundle, "aot_inductor", bundle.manifest.contract.buckets[0], device="cuda")
+
+
+def test_a_package_that_ends_the_process_is_an_error_and_not_exported(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What PyTorch 2.11 made of two networks with recurrent layers for a GPU ended the process that loaded it."""
+    import torch._inductor
+
+    def broken(program: object, package_path: str) -> str:
+        Path(package_path).write_bytes(b"no package")
+        return package_path
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", broken)
+    before = sorted(p.name for p in bundle.root.rglob("*"))
+    with pytest.raises(UsageError, match=r"does not run: .*; it was not exported, use another format"):
+        export_variant(bundle, "aot_inductor", bundle.manifest.contract.buckets[0])
+    crash = subprocess.CompletedProcess([], -11, "", "")
+    monkeypatch.setattr(aot_inductor.subprocess, "run", lambda *_, **__: crash)
+    with pytest.raises(UsageError, match="does not run: signal 11; it was not exported"):
+        export_variant(bundle, "aot_inductor", bundle.manifest.contract.buckets[0])
+    assert sorted(p.name for p in bundle.root.rglob("*")) == before
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_bundle(tmp_path / "bundle")
+
+
+def test_a_file_that_is_no_package_is_named(compiled: tuple[Bundle, Variant], tmp_path: Path) -> None:
+    from runtimes.backends.aot_inductor import AotInductorSession
+    from runtimes.backends.session import Artefact
+
+    path = tmp_path / "model.aoti.pt2"
+    path.write_bytes(np.random.default_rng(0).bytes(2000))
+    with pytest.raises(BundleError, match=f"runtime aot_inductor cannot load {path}"):
+        AotInductorSession(Artefact(path, compiled[0].manifest.contract), SessionOptions())
