@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,30 +27,35 @@ from mer_export.console import (
     BundleArg,
     DataFormat,
     Device,
+    DryRun,
     Emotions,
     Force,
     GoalOpt,
     Json,
+    Overflow,
     Precision,
     Quiet,
     Runtime,
     Sets,
     Split,
+    StrictFeatures,
     Threads,
     Trust,
     Verbose,
     emit,
+    emit_plan,
     say_unless,
 )
 from mer_export.errors import UsageError
 from mer_export.metrics import find
-from mer_export.terminal import columns
+from mer_export.progress import progress_unless
+from mer_export.terminal import columns, summary_line
 from runtimes import commands as runtime_commands
 from train import commands as train_commands
 from train import data_commands
 
 if TYPE_CHECKING:
-    from mer_export.data.samples import Corpus
+    from mer_export.data.samples import Corpus, Sample
     from runtimes.predict.predictor import Predictor
 
 app = typer.Typer(
@@ -97,12 +102,15 @@ def eval_(
     threads: Threads = None,
     precision: Precision = None,
     goal: GoalOpt = None,
+    overflow: Overflow = "error",
     missing: Annotated[
         str | None,
         typer.Option("--missing-rate", metavar="RATES", help="Drop steps: 0.3, 0.0:1.0:0.1 or text,audio,vision."),
     ] = None,
     emotions: Emotions = None,
+    strict_features: StrictFeatures = False,
     sets: Sets = None,
+    dry_run: DryRun = False,
     trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -112,43 +120,78 @@ def eval_(
     from mer_export.data.bundle_data import bundle_corpus
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
-    from runtimes.predict.evaluate import evaluate
     from runtimes.predict.opening import open_predictor
+    from runtimes.predict.preview import preview
 
     opened = Bundle.open(bundle, trust)
     shared = emotion_table(emotions)
-    options = SessionOptions(device=device, threads=threads)
     corpus = bundle_corpus(opened, data, data_format, sets or (), [n for table in shared.values() for n in table])
-    choice = (opened, runtime, options, batch, precision, goal, "torch", say_unless(quiet))
-    if missing is not None:
-        with open_predictor(*choice, shared=shared) as predictor:
-            return _eval_missing(predictor, corpus, split, missing, say_unless(quiet), as_json)
     samples = corpus.split(split)
-    if semantics == "batch":
-        from train.evaluate import evaluate_published
-
-        if shared:
-            raise UsageError("--emotions goes with --semantics single")
-        asked = [v for v in (runtime, precision, goal) if v not in (None, "torch", "fp32")]
-        if asked:
-            raise UsageError(f"--semantics batch runs in PyTorch only: pass --runtime torch, not {' in '.join(asked)}")
-        metrics, ran, used = evaluate_published(opened, samples, batch or 16), "torch", "fp32"
-    else:
-        with open_predictor(*choice, shared=shared) as predictor:
-            metrics, ran, used = evaluate(predictor, samples), predictor.backend, predictor.precision
-    result = {"bundle": str(bundle), "split": split, "runtime": ran, "semantics": semantics, "metrics": metrics}
-    result |= {"precision": used}
-    emit(result, as_json, lambda: columns(("metric", "value"), [(k, find(k).text(v)) for k, v in metrics.items()]))
+    published = semantics == "batch"
+    if published:
+        _only_torch(runtime, precision, goal, shared)
+        runtime = "torch"
+    options, say = SessionOptions(device=device, threads=threads), say_unless(quiet)
+    chosen = open_predictor(
+        *(opened, runtime, options, batch, precision, goal, say),
+        overflow=overflow,
+        shared=shared,
+        strict_features=strict_features,
+    )
+    with chosen as predictor:
+        if dry_run:
+            plan = {"bundle": str(bundle), "data": str(data), "split": split, "semantics": semantics}
+            return emit_plan("eval", plan | preview(predictor, samples), as_json)
+        if missing is not None:
+            return _eval_missing(predictor, corpus, split, missing, quiet, as_json)
+        found = _published(predictor, samples, batch) if published else _evaluated(predictor, samples)
+    result = {"bundle": str(bundle), "split": split, "runtime": predictor.backend, "semantics": semantics, **found}
+    emit(result, as_json, lambda: _metric_lines(result))
     return None
 
 
-def _eval_missing(
-    predictor: Predictor, corpus: Corpus, split: str, rates: str, say: Callable[[str], None], as_json: bool
-) -> None:
+def _only_torch(runtime: str | None, precision: str | None, goal: str | None, shared: object) -> None:
+    """Raises UsageError where what is asked for does not go with the published semantics."""
+    if shared:
+        raise UsageError("--emotions goes with --semantics single")
+    asked = [v for v in (runtime, precision, goal) if v not in (None, "torch", "fp32")]
+    if asked:
+        raise UsageError(f"--semantics batch runs in PyTorch only: pass --runtime torch, not {' in '.join(asked)}")
+
+
+def _evaluated(predictor: Predictor, samples: list[Sample]) -> dict[str, Any]:
+    from runtimes.predict.evaluate import evaluate
+
+    found = evaluate(predictor, samples)
+    summary = {"variants": predictor.answered_by, **found.counts, **predictor.features.summary()}
+    return {"metrics": found.metrics, "precision": predictor.precision, **summary}
+
+
+def _published(predictor: Predictor, samples: list[Sample], batch: int | None) -> dict[str, Any]:
+    from train.evaluate import evaluate_published
+
+    predictor.features.add(samples)
+    predictor.features.tell(predictor.strict_features)
+    metrics = evaluate_published(predictor.bundle, samples, batch or 16)
+    return {"metrics": metrics, "precision": "fp32", **predictor.features.summary()}
+
+
+def _metric_lines(result: dict[str, Any]) -> list[str]:
+    """The metrics in columns, and below them what they were measured on and with."""
+    rows = [(name, find(name).text(value)) for name, value in result["metrics"].items()]
+    said = {n: v for n, v in result.items() if n not in ("metrics", "bundle", "foreign_features")}
+    if "variants" in said:
+        said["variants"] = " ".join(said["variants"])
+    return [*columns(("metric", "value"), rows), "", summary_line(said)]
+
+
+def _eval_missing(predictor: Predictor, corpus: Corpus, split: str, rates: str, quiet: bool, as_json: bool) -> None:
     from runtimes.predict import robustness
 
     samples, arrays = corpus.split(split), corpus.info.get("arrays", {}).get(split)
-    report = robustness.run_robustness(predictor, samples, robustness.parse_rates(rates), arrays, split, say)
+    report = robustness.run_robustness(
+        predictor, samples, robustness.parse_rates(rates), arrays, split, progress_unless(quiet)
+    )
     report.save(predictor.bundle)
     emit(report.model_dump(), as_json, lambda: report.page().splitlines())
 

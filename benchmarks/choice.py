@@ -18,6 +18,7 @@ from benchmarks.suite import NETWORKS, random_bundle, real_samples
 from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.markdown import table
+from mer_export.progress import Lines
 from runtimes.predict.machine_profile import Goal, Profile, choose, scores
 from runtimes.speed.planning import make_plan
 from runtimes.speed.tune import run_tune
@@ -52,7 +53,8 @@ def measure(name: str, count: int, buckets: int) -> dict[str, Any]:
         missing = export(bundle, name, [b.lengths for b in plan.buckets])
         bundle = Bundle.open(bundle.root)
         first, second = (
-            run_tune(bundle, samples, "these items", say=lambda text: output.say(f"{name}: {text}")) for _ in range(2)
+            run_tune(bundle, samples, "these items", progress=Lines(lambda text: output.say(f"{name}: {text}")))
+            for _ in range(2)
         )
     return {
         "buckets": len(plan.buckets),

@@ -25,6 +25,7 @@ from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.exporters import export_formats, export_variant
 from mer_export.markdown import table
+from mer_export.progress import Lines
 from runtimes.backends.way import find_ways
 from runtimes.parity.report import ParityReport
 from runtimes.parity.run import run_parity
@@ -85,7 +86,7 @@ def measure(network: str, formats: Sequence[str], precisions: Sequence[str], thr
             candidates=[w for w in find_ways(bundle, threads) if not w.is_eager],
             threads=threads,
             source="random items",
-            say=lambda text: output.say(f"{network}: parity, {text}"),
+            progress=Lines(lambda text: output.say(f"{network}: {text}")),
         )
     return {
         "machine": machine.describe(),

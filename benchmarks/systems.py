@@ -24,6 +24,7 @@ from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError
 from mer_export.exporters import export_formats, export_variant
 from mer_export.markdown import table
+from mer_export.progress import Lines
 from runtimes.backends.way import eager, find_ways, grouped_reasons
 from runtimes.parity.report import ParityReport, verdict_line
 from runtimes.parity.run import run_parity
@@ -151,7 +152,7 @@ def measure(
             candidates=[w for w in find_ways(bundle, threads) if not w.is_eager and not skip_parity],
             threads=threads,
             source="random items",
-            say=lambda text: output.say(f"{network}: parity, {text}"),
+            progress=Lines(lambda text: output.say(f"{network}: {text}")),
         )
         output.say(f"{network}: {verdict_line(parity)}")
         benches = [
@@ -162,7 +163,7 @@ def measure(
                 _rounds(bundle, network, batch, threads, rounds),
                 threads,
                 cold=batch == batches[0],
-                say=lambda text: output.say(f"{network}: {text}"),
+                progress=Lines(lambda text: output.say(f"{network}: {text}")),
             )
             for batch in batches
         ]

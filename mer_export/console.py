@@ -12,13 +12,14 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from mer_export import __version__
 from mer_export.agreement.policy import RULES
 from mer_export.cuda import DEVICES
+from mer_export.terminal import outline
 
 log = logging.getLogger("mer")
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.")]
@@ -52,7 +53,13 @@ GoalOpt = Annotated[
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the config.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Read the data, print what would be done, and stop.")]
+StrictFeatures = Annotated[
+    bool, typer.Option("--strict-features", help="Features unlike those of training are an error (exit code 2).")
+]
+Overflow = Annotated[
+    Literal["error", "window", "truncate"], typer.Option("--overflow", help="What to do with items that are too long.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Emotions = Annotated[
     Path | None,
@@ -106,15 +113,13 @@ def say_unless(quiet: bool) -> Callable[[str], None]:
     return (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
 
 
-def emit(value: Any, as_json: bool, render: Callable[[], Iterable[str]]) -> None:
-    """A result on standard output: as JSON, or as the lines of `render`."""
-    if as_json:
-        typer.echo(json.dumps(value, indent=1, default=str))
-    else:
-        for line in render():
-            typer.echo(line)
+def emit(value: Any, as_json: bool, render: Callable[[], Iterable[str]], err: bool = False) -> None:
+    """A result on standard output (or, with `err`, on standard error): as JSON, or as the lines of `render`."""
+    for line in [json.dumps(value, indent=1, default=str)] if as_json else render():
+        typer.echo(line, err=err)
 
 
 def emit_plan(command: str, plan: dict[str, Any], as_json: bool) -> None:
     """What a command would do, for `--dry-run`."""
-    emit({"command": command, **plan}, as_json, lambda: [f"{command}:", *(f"  {k}: {v}" for k, v in plan.items())])
+    said = {name: value for name, value in plan.items() if value not in (None, {}, [])}
+    emit({"command": command, **plan}, as_json, lambda: [f"{command}:", *outline(said, "  ")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,31 @@ def import_checkpoint(
     Raises:
         UsageError: with every missing, unexpected or misshapen entry.
     """
+    read = read_checkpoint(system, checkpoints, resolved, key)
+    bundle = Bundle.create(out, read.manifest, force)
+    with bundle.commit() as change:
+        change.write(CONFIG, yaml.safe_dump(read.resolved, sort_keys=False))
+        keep_tokenizers(change, read.data)
+        save_weights(read.model, change.file(WEIGHTS))
+    return bundle, read.report
 
+
+@dataclass(frozen=True)
+class Imported:
+    """A checkpoint that has been read: what its bundle will say, the configuration completed from it, the network with
+    its weights, and how many entries were loaded, unused and kept."""
+
+    manifest: Manifest
+    resolved: dict[str, Any]
+    data: DataSpec
+    model: nn.Module
+    report: dict[str, int]
+
+
+def read_checkpoint(
+    system: str, checkpoints: Path | str | Sequence[Path | str], resolved: dict[str, Any], key: str | None = None
+) -> Imported:
+    """All of an import but the writing; arguments and errors as of `import_checkpoint`."""
     paths = [Path(p) for p in ([checkpoints] if isinstance(checkpoints, Path | str) else checkpoints)]
     files = [f for p in paths for f in weight_files(p)]
     record = registry.get(system)
@@ -67,12 +92,7 @@ def import_checkpoint(
         contract=record.complete(record.contract(config), config, found),
         provenance=_provenance(files, record),
     )
-    bundle = Bundle.create(out, manifest, force)
-    with bundle.commit() as change:
-        change.write(CONFIG, yaml.safe_dump(resolved, sort_keys=False))
-        keep_tokenizers(change, data)
-        save_weights(model, change.file(WEIGHTS))
-    return bundle, report
+    return Imported(manifest, resolved, data, model, report)
 
 
 def _provenance(files: list[Path], record: registry.System) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class Task(BaseModel):
     a label holds where its probability is strictly above its threshold (`thresholds`, empty for 0.5). `regression`
     reads one score, clipped to `limits`; `labels` then name derived classes, which end at `edges` (each edge belongs
     to the class below it), or are the nearest integers where there are no edges. `scale` names the metrics that are
-    published for it.
+    published for it. `unanswered` is the label that the original's evaluation counts for a unit of which there is
+    nothing to read; None leaves such units out of the metrics. They get no label in any case.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,9 +34,12 @@ class Task(BaseModel):
     scale: Literal["mosi", "sims", "mtee"] | None = None
     limits: tuple[float, float] = (0.0, 0.0)
     edges: tuple[float, ...] = ()
+    unanswered: str | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
+        if self.unanswered is not None and (self.kind != "classification" or self.unanswered not in self.labels):
+            raise ValueError(f"unanswered is {self.unanswered!r}, which is none of the classes {list(self.labels)}")
         if (self.kind == "regression") != (self.scale is not None):
             raise ValueError(f"scale goes with regression and nothing else, here it is {self.scale} of {self.kind}")
         return self
@@ -111,6 +115,18 @@ class Task(BaseModel):
         found = self.decide(scores)
         return found[:, None] if self.exclusive else found
 
+    def gold(self, labels: np.ndarray) -> list[str | float | tuple[str, ...] | None]:
+        """What is true of each unit, in words: a class, a score, or the labels that hold; None where it is unknown."""
+        known = self.known(labels)
+        found: list[str | float | tuple[str, ...] | None] = [None] * len(labels)
+        for place, own in zip(np.flatnonzero(known), labels[known], strict=True):
+            if self.kind == "regression":
+                found[place] = shortest(own[None])[0]
+            else:
+                (truth,) = self.truth(own[None])
+                found[place] = self.labels[truth] if self.exclusive else self.holding(truth)
+        return found
+
     def holding(self, decision: np.ndarray) -> tuple[str, ...]:
         """The labels that one row of `decisions` says."""
         if self.exclusive:
@@ -122,6 +138,13 @@ class Task(BaseModel):
         if self.exclusive:
             return self.labels[decision]
         return self.labels[place] if decision else f"no {self.labels[place]}"
+
+    def unanswered_scores(self, units: int) -> np.ndarray:
+        """Rows (units, width) float32 that decide as `unanswered` says; NaN, which is no decision, where it is None."""
+        if self.unanswered is None:
+            return np.full((units, self.width), np.nan, dtype=np.float32)
+        row = np.arange(self.width) == self.labels.index(self.unanswered)
+        return np.tile(row.astype(np.float32), (units, 1))
 
     def margin(self, scores: np.ndarray) -> np.ndarray:
         """How far a decision is from another: top minus second score, or the distance to the nearest edge or cut."""
@@ -144,6 +167,11 @@ class Task(BaseModel):
         own = dict(zip(self.labels, self.thresholds, strict=True)) if self.thresholds else {}
         kept = tuple(own.get(n, THRESHOLD) for n in labels) if own else ()
         return self.model_copy(update={"labels": labels, "thresholds": kept})
+
+
+def shortest(values: np.ndarray) -> list[float]:
+    """Numbers whose digits are the fewest that tell these float32 apart; further ones would say nothing."""
+    return [float(str(v)) for v in values.astype(np.float32)]
 
 
 def known_units(labels: np.ndarray) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,11 +20,13 @@ from mer_export.console import (
     GoalOpt,
     Json,
     Out,
+    Overflow,
     Precision,
     Quiet,
     Runtime,
     Sets,
     Split,
+    StrictFeatures,
     Threads,
     Trust,
     Verbose,
@@ -32,11 +35,12 @@ from mer_export.console import (
     say_unless,
 )
 from mer_export.errors import UsageError
+from mer_export.progress import progress_unless
 from mer_export.terminal import columns, summary_line
 
 DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a directory or file.")]
-Overflow = Annotated[
-    Literal["error", "window", "truncate"], typer.Option("--overflow", help="What to do with items that are too long.")
+With = Annotated[
+    str | None, typer.Option("--with", metavar="COLUMNS", help="Further columns: split, gold (what the data say).")
 ]
 CudaGraph = Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: capture each shape as a CUDA graph.")]
 
@@ -86,7 +90,7 @@ def export(
     """Export a bundle's model: one artefact per format, precision and length bucket."""
     from mer_export.data.bundle_data import bundle_samples, bundle_spec
     from mer_export.data.open import stream_samples
-    from mer_export.exporters.export import export_variant, requests
+    from mer_export.exporters.export import export_variant, planned, requests
     from runtimes.speed import planning
 
     opened, say = Bundle.open(bundle), say_unless(quiet)
@@ -105,30 +109,25 @@ def export(
             return emit(found.model_dump(), as_json, lambda: [found.page()])
         say(found.page())
         found.save(opened)
-    if dry_run:
-        variants = [(name, reduced, dict(bucket), size) for name, reduced, bucket, size in jobs]
-        return emit_plan(
-            "export",
-            {"bundle": str(bundle), "opset": opset, "batch": batch, "device": device, "variants": variants},
-            as_json,
-        )
     example = None if data is None else bundle_samples(opened, data, data_format, split)
+    if dry_run:
+        how = partial(planned, opened, opset=opset, force=force, stages=stages, device=device)
+        made_of = "random values" if example is None else f"{len(example)} samples of {split}"
+        variants = {wanted.name: state for wanted, state in map(how, jobs)}
+        plan_of = {"bundle": str(bundle), "opset": opset, "batch": batch, "device": device, "examples": made_of}
+        return emit_plan("export", plan_of | {"variants": variants}, as_json)
     made = []
-    for name, precision, lengths, size in jobs:
-        variant = export_variant(
-            opened,
-            name,
-            lengths,
-            batch=size,
-            precision=precision,
-            opset=opset,
-            force=force,
-            example=example,
-            stages=stages,
-            device=device,
-        )
-        made.append(variant)
-        say(f"exported {variant.name}")
+    with progress_unless(quiet).over("export", len(jobs), "variant") as shown:
+        for name, precision, lengths, size in jobs:
+            shown.begin(f"{name} {precision} {lengths.name}")
+            made.append(
+                export_variant(
+                    *(opened, name, lengths, size, precision, opset, force),
+                    example=example,
+                    stages=stages,
+                    device=device,
+                )
+            )
     emit([v.model_dump() for v in made], as_json, lambda: (v.name for v in made))
     return None
 
@@ -147,7 +146,9 @@ def infer(
     precision: Precision = None,
     goal: GoalOpt = None,
     overflow: Overflow = "error",
+    beside: With = None,
     emotions: Emotions = None,
+    strict_features: StrictFeatures = False,
     sets: Sets = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -156,34 +157,46 @@ def infer(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Label every utterance: JSONL, CSV or Parquet by the ending of --out, in the order of the input."""
+    """Label every utterance: JSONL, CSV or Parquet by the ending of --out, in the order of the input; `-o -` prints."""
     from mer_export.data.bundle_data import bundle_spec
     from mer_export.data.open import stream_samples
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
     from runtimes.predict import output
     from runtimes.predict.opening import open_predictor
+    from runtimes.predict.preview import preview
 
     opened = Bundle.open(bundle, trust)
     spec = bundle_spec(opened, source, data_format, sets or ())
-    if dry_run:
-        plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "runtime": runtime, "batch": batch}
-        plan |= {"precision": precision, "goal": goal}
-        return emit_plan("infer", plan | {"overflow": overflow, "data": spec.model_dump(mode="json")}, as_json)
-    if out.exists() and not force:
+    columns_beside = [name.strip() for name in beside.split(",")] if beside else []
+    output.check_out(out)
+    if out != output.STDOUT and out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
-    say = say_unless(quiet)
     options = SessionOptions(device, threads, cuda_graph=cuda_graph)
     chosen = open_predictor(
         *(opened, runtime, options, batch, precision, goal),
-        say=say,
+        say=say_unless(quiet),
         overflow=overflow,
         shared=emotion_table(emotions),
+        strict_features=strict_features,
+        gold="gold" in columns_beside,
     )
     with chosen as predictor:
-        samples = stream_samples(source, spec, None if emotions else opened.manifest.task.labels, split)
-        summary = output.write(predictor.predict(samples), out, predictor.task, say=say)
-    emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {summary_line(summary)}"])
+        # Other emotions than the data are labelled with are no reason to refuse the data.
+        labels = None if emotions and not predictor.gold else predictor.task.labels
+        samples = stream_samples(source, spec, labels, split)
+        if dry_run:
+            plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "overflow": overflow}
+            plan |= preview(predictor, samples)
+            return emit_plan("infer", plan | {"data": spec.model_dump(mode="json")}, as_json)
+        answers = predictor.predict(samples)
+        counts = output.write(answers, out, predictor.task, columns_beside, progress_unless(quiet))
+        summary: dict[str, Any] = {**counts, "runtime": predictor.backend, "precision": predictor.precision}
+        summary |= {"variants": predictor.answered_by, **predictor.features.summary()}
+    said = summary | {"variants": " ".join(summary["variants"])}
+    said.pop("foreign_features", None)
+    # Standard output carries the predictions or the summary, never both.
+    emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {summary_line(said)}"], err=out == output.STDOUT)
     return None
 
 
@@ -192,6 +205,7 @@ def parity(
     data: Annotated[Path, typer.Option("--data", help="Data set to compare on.")],
     split: Split = "test",
     data_format: DataFormat = "auto",
+    runtime: Runtime = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
     atol: Annotated[
         list[str] | None,
@@ -200,6 +214,8 @@ def parity(
     rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="VALUE", help="Its relative part.")] = None,
     threads: Threads = 1,
     strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
+    strict_features: StrictFeatures = False,
+    dry_run: DryRun = False,
     trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -207,20 +223,30 @@ def parity(
 ) -> None:
     """Do all variants give PyTorch's answers? Exit code 3 if not."""
     from mer_export.agreement.policy import Policy
-    from mer_export.data.bundle_data import bundle_samples
+    from mer_export.data.bundle_data import bundle_corpus
+    from runtimes.backends.way import find_ways
     from runtimes.pages.report import write_report
     from runtimes.parity import run as checks
+    from runtimes.parity.report import ParityReport
 
     opened = Bundle.open(bundle, trust)
-    samples = bundle_samples(opened, data, data_format, split)[:limit]
     policy = Policy.parse(atol or [], rtol or [])
+    ways = find_ways(opened, threads, runtime)
+    samples = bundle_corpus(opened, data, data_format).split(split)[:limit]
+    if dry_run:
+        plan = {"bundle": str(bundle), "data": str(data), "split": split}
+        return emit_plan("parity", plan | checks.preview(opened, samples, ways, strict_features), as_json)
     report = checks.run_parity(
-        opened, samples, policy, threads=threads, source=f"{data.name}, {split}", say=say_unless(quiet)
+        *(opened, samples, policy, ways, threads),
+        source=f"{data.name}, {split}",
+        progress=progress_unless(quiet),
+        strict_features=strict_features,
     )
-    report.save(opened)
+    report.beside(ParityReport.load(opened) if runtime else None, opened).save(opened)
     write_report(opened)
     emit(report.model_dump(mode="json"), as_json, lambda: [report.page()])
     checks.require(report, strict)
+    return None
 
 
 def bench(
@@ -228,6 +254,7 @@ def bench(
     data: DataOpt = None,
     split: Split = "test",
     data_format: DataFormat = "auto",
+    runtime: Runtime = None,
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
     threads: Threads = 1,
@@ -236,6 +263,7 @@ def bench(
         Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
     ] = None,
     tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
+    dry_run: DryRun = False,
     trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -251,9 +279,13 @@ def bench(
     opened = Bundle.open(bundle, trust)
     allowed = regression.parse_tolerance(tolerance)
     earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
-    ways = find_ways(opened, threads) + (find_graphs(opened, threads) if cuda_graph else [])
+    ways = find_ways(opened, threads, runtime) + (find_graphs(opened, threads, runtime) if cuda_graph else [])
     samples = None if data is None else bundle_samples(opened, data, data_format, split)
-    report = benchmark.run_bench(opened, samples, batches or [1, 16], rounds, threads, ways=ways, say=say_unless(quiet))
+    sizes = batches or [1, 16]
+    if dry_run:
+        plan = {"bundle": str(bundle), "rounds": rounds, "threads": threads}
+        return emit_plan("bench", plan | benchmark.preview(opened, samples, sizes, ways), as_json)
+    report = benchmark.run_bench(opened, samples, sizes, rounds, threads, ways=ways, progress=progress_unless(quiet))
     found = regression.compare(report, earlier, allowed, str(baseline)) if earlier else None
     result = report.model_dump(mode="json") | ({"against": found.model_dump(mode="json")} if found else {})
     pages = [report.page(), *([regression.markdown(found)] if found else [])]
@@ -265,6 +297,7 @@ def bench(
         write_report(opened)
     if found:
         regression.require(found)
+    return None
 
 
 def tune(
@@ -274,6 +307,7 @@ def tune(
     data_format: DataFormat = "auto",
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
+    dry_run: DryRun = False,
     trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -286,8 +320,13 @@ def tune(
     opened = Bundle.open(bundle, trust)
     samples = None if data is None else bundle_samples(opened, data, data_format, split)
     source = {} if data is None else {"source": f"{data.name}, {split}"}
+    sizes = batches or tuning.BATCHES
+    if dry_run:
+        plan = {"bundle": str(bundle), **tuning.preview(opened, samples, sizes, precisions)}
+        return emit_plan("tune", plan, as_json)
     found = tuning.run_tune(
-        opened, samples, batches=batches or tuning.BATCHES, precisions=precisions, say=say_unless(quiet), **source
+        opened, samples, batches=sizes, precisions=precisions, progress=progress_unless(quiet), **source
     )
     found.save(opened)
     emit(found.model_dump(mode="json"), as_json, lambda: [found.page()])
+    return None

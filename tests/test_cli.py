@@ -193,7 +193,7 @@ def test_a_tuned_bundle_answers_by_goal(mer: Mer, work: Path, bundle: Path, tmp_
         found[goal] = json.loads(out)
     reference = json.loads(mer("eval", bundle, "--data", work / "data", "--json")[1])
     assert found["latency"]["metrics"] == found["throughput"]["metrics"] == reference["metrics"]
-    assert reference["runtime"] == "torch"
+    assert reference["runtime"] == "onnxruntime"
 
 
 def test_dry_run_prints_the_plan_and_does_nothing(mer: Mer, work: Path, tmp_path: Path) -> None:
@@ -201,9 +201,9 @@ def test_dry_run_prints_the_plan_and_does_nothing(mer: Mer, work: Path, tmp_path
         "train",
         "cmerc",
         "--preset",
-        "meld",
+        "sample/demo",
         "--data",
-        work,
+        work / "data",
         "--out",
         tmp_path / "x",
         "--dry-run",
@@ -212,7 +212,8 @@ def test_dry_run_prints_the_plan_and_does_nothing(mer: Mer, work: Path, tmp_path
         "5",
     )
     plan = json.loads(out)
-    assert (code, plan["seed"], plan["model"]["width"]) == (0, 5, 1024)
+    assert (code, plan["seed"], plan["model"]["width"]) == (0, 5, 64)
+    assert set(plan["plan"]["splits"]) == {"train", "test"}
     assert not (tmp_path / "x").exists()
     code, out, _ = mer("export", work / "bundle", "--seq-len", "utterances=12", "--dry-run")
     assert code == 0

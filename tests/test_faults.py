@@ -106,9 +106,9 @@ def test_a_path_that_cannot_be_is_named(mer: Mer, tmp_path: Path, words: list[st
         (["train", "cmerc", "--preset", "sample/demo", "--data", "{data}", "--out", "{new}"], "torch"),
         (["import", "cmerc", "{file}", "--preset", "meld", "--out", "{new}"], "torch"),
         (["export", "{bundle}", "--force"], "torch"),
-        (["eval", "{bundle}", "--data", "{data}"], "torch"),
+        (["eval", "{bundle}", "--data", "{data}", "--runtime", "torch"], "torch"),
         (["demo", "--out", "{new}"], "torch"),
-        (["infer", "{bundle}", "{data}", "--out", "{new}.jsonl"], "onnxruntime"),
+        (["infer", "{bundle}", "{data}", "--out", "{new}.jsonl", "--runtime", "onnxruntime"], "onnxruntime"),
     ],
 )
 def test_a_missing_package_comes_with_what_to_install(tmp_path: Path, words: list[str], package: str) -> None:

@@ -166,7 +166,8 @@ def test_the_command_line_scores_given_emotions(onnx_bundle: Bundle, tmp_path: P
     (tmp_path / "words.json").write_text(json.dumps({n: draw.normal(size=6).tolist() for n in ("bored", "calm")}))
     command = [sys.executable, "cli.py", "infer", str(onnx_bundle.root), str(tmp_path), "-o", str(tmp_path / "o.jsonl")]
     command += ["--emotions", str(tmp_path / "words.json"), *(part for s in sets for part in ("--set", s))]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([*command, "--with", "gold"], check=True, cwd=Path(__file__).parents[1])
     lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert [line["sample"] for line in lines] == ["a", "b"]
+    assert [line["gold"] for line in lines] == [["bored"], ["calm"]]
     assert set(lines[0]["probabilities"]) == {"bored", "calm"}

@@ -76,12 +76,12 @@ def test_it_learns_and_an_emotion_never_seen_is_recognised_by_its_word(five: Bun
     table = look_up(MOSEI, vectors)
     samples = open_corpus(data, DataSpec(), MOSEI).split("test")
     with Predictor(five, "torch", batch=32, shared={"emotions": table}) as predictor:
-        found = evaluate(predictor, samples)
+        found = evaluate(predictor, samples).metrics
         assert predictor.task.labels == MOSEI
     assert found["auc/sad"] > 75, "chance is 50"
     wrong = table | {"sad": tuple(np.random.default_rng(0).normal(size=16))}
     with Predictor(five, "torch", batch=32, shared={"emotions": wrong}) as predictor:
-        assert evaluate(predictor, samples)["auc/sad"] < found["auc/sad"]
+        assert evaluate(predictor, samples).metrics["auc/sad"] < found["auc/sad"]
 
 
 def test_a_few_examples_of_an_unseen_emotion_fine_tune_a_trained_model(

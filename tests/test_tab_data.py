@@ -212,8 +212,11 @@ def test_transcripts_and_recordings_in_json_lines_are_tokenized(speech: Path, tm
     assert second.labels is not None
     assert second.labels.tolist() == [1]
     file.write_text(json.dumps({"dialogue": "d", "utterances": [{"id": "a"}]}) + "\n")
+    (nothing,) = stream_samples(file, spec, ["angry", "sad"])
+    assert dict(nothing.inputs) == {}
+    file.write_text(json.dumps({"dialogue": "d", "utterances": [{"id": "a", "sentence": "words"}]}) + "\n")
     with pytest.raises(InputError, match="neither tokens nor anything to make them of"):
-        list(stream_samples(file, spec, ["angry", "sad"]))
+        list(stream_samples(file, DataSpec(context={"size": 1}), ["angry", "sad"]))
 
 
 def test_a_table_gives_windows_within_a_dialogue(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,14 @@ from mer_export.bundle import Bundle
 from mer_export.errors import BundleError, UsageError
 from mer_export.exporters import export_variant
 from runtimes.backends.session import SessionOptions
-from runtimes.backends.way import Way
+from runtimes.backends.way import Way, find_ways
+from runtimes.parity.report import CandidateReport
+from runtimes.parity.run import run_parity
 from runtimes.predict import machine_profile as profiles
 from runtimes.predict.machine_profile import Entry, Goal, Limits, Profile, choose
 from runtimes.predict.opening import open_predictor
 from runtimes.predict.predictor import Predictor
+from runtimes.predict.verdicts import failed
 from runtimes.speed import tune
 
 HERE = SessionOptions()
@@ -208,6 +212,37 @@ def test_a_goal_gives_the_answers_of_pytorch_in_order(bundle: Bundle, goal: str)
         assert said == [f"{goal}: {best.description}"]
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 if best.precision == "fp32" else 0.1)
+
+
+def failing(bundle: Bundle, which: Callable[[CandidateReport], bool]) -> Bundle:
+    """The bundle with a report of parity in which some candidates failed."""
+    report = run_parity(bundle, make_samples(4), candidates=[w for w in find_ways(bundle) if not w.why_not])
+    for candidate in filter(which, report.candidates):
+        candidate.verdict = "fail"
+    report.save(bundle)
+    return Bundle.open(bundle.root)
+
+
+@pytest.mark.parametrize("goal", ["latency", "throughput", "budget=10s"])
+def test_a_goal_never_takes_what_failed_parity_in_any_bucket(bundle: Bundle, goal: str) -> None:
+    best = choose(profiles.own_profile(bundle), Goal.parse(goal)).way
+    own = [e.way for e in profiles.own_profile(bundle).entries if e.way.in_any_bucket == best]
+    bundle = failing(bundle, lambda c: (c.runtime, c.variant) == (own[-1].runtime, own[-1].variant))
+    with open_predictor(bundle, None, HERE, goal=goal) as running:
+        assert (running.backend, running.options.reduced) != (best.backend, best.options.reduced)
+    with pytest.raises(UsageError, match=r"all that was measured here with .* failed parity"):
+        open_predictor(bundle, best.backend, HERE, precision=best.precision, goal=goal)
+
+
+def test_a_verdict_on_other_files_or_weights_says_nothing_of_these(bundle: Bundle) -> None:
+    bundle = failing(bundle, lambda c: c.runtime == "onnxruntime")
+    wrong = {("onnxruntime", v.name) for v in bundle.manifest.variants if v.format == "onnx"}
+    assert failed(bundle) == wrong
+    export_variant(bundle, "onnx", bundle.manifest.contract.buckets[0], opset=19)
+    again = Bundle.open(bundle.root)
+    assert failed(again) == {w for w in wrong if "utterances4" not in w[1]}
+    randomise(again, seed=9)
+    assert failed(Bundle.open(bundle.root)) == set()
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torchscript"])

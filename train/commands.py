@@ -41,13 +41,14 @@ def train(
     """Train a model into a bundle. Run the same command again after an interruption and it goes on."""
     from train.config import resolve_config
     from train.crossval import of_fold
-    from train.fit import fit
+    from train.fit import fit, preview
 
     resolved = resolve_config(system, preset, config, sets or (), seed=seed, device=device, precision=precision)
     if fold is not None:
         resolved = of_fold(resolved, fold)
     if dry_run:
-        return emit_plan("train", {"out": str(out), "data": str(data), **resolved.model_dump(mode="json")}, as_json)
+        plan = {"out": str(out), "plan": preview(resolved, data, out, force), **resolved.model_dump(mode="json")}
+        return emit_plan("train", plan, as_json)
     bundle = fit(resolved, data, out, force=force, quiet=quiet, tensorboard=tensorboard)
     result = bundle.manifest.provenance.get("result", {})
     emit({"bundle": str(out), **result}, as_json, lambda: [f"{out}: " + summary_line(result)])
@@ -73,12 +74,14 @@ def crossval(
     from mer_export.data.formats.tab.folds import RUNS
     from train.config import resolve_config
     from train.crossval import cross_validate, of_fold
+    from train.fit import preview
 
     resolved = resolve_config(system, preset, config, sets or (), seed=seed)
     chosen = folds or list(range(RUNS))
     if dry_run:
-        configs = {k: of_fold(resolved, k).model_dump(mode="json") for k in chosen}
-        return emit_plan("crossval", {"out": str(out), "folds": chosen, "config": configs[chosen[0]]}, as_json)
+        plans = {f"fold {k}": preview(of_fold(resolved, k), data, out / f"fold{k}", force) for k in chosen}
+        first = of_fold(resolved, chosen[0]).model_dump(mode="json")
+        return emit_plan("crossval", {"out": str(out), "folds": chosen, **plans, "config": first}, as_json)
     summary = cross_validate(resolved, data, out, chosen, force=force, quiet=quiet)
     rows = [
         (split, name, find(name).text(value["mean"]), find(name).text(value["std"]))
@@ -106,12 +109,15 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Make a bundle from the authors' checkpoint; every missing, unexpected or misshapen entry is an error."""
-    from mer_export.importer import import_checkpoint
+    from mer_export.importer import import_checkpoint, read_checkpoint
     from train.config import resolve_config
 
     resolved = resolve_config(system, preset, config, sets or ())
     if dry_run:
-        return emit_plan("import", {"out": str(out), **resolved.model_dump(mode="json")}, as_json)
+        read = read_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), key)
+        buckets = [b.name for b in read.manifest.contract.buckets]
+        plan = {"out": str(out), "variant": read.manifest.variant, "buckets": buckets, **read.report}
+        return emit_plan("import", plan | {"config": read.resolved}, as_json)
     _, report = import_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), out, force, key)
     emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {summary_line(report)}"])
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -87,6 +88,22 @@ def check_sources(settings: Settings, model: Any, start: bool) -> None:
             )
         if source.path is not None and source.setting not in used:
             raise UsageError(f"{name} is {source.path}, and this model has no such encoder: leave {name} out")
+
+
+def describe_sources(settings: Settings, model: Any, start: bool) -> dict[str, str]:
+    """Where each encoder of a model comes from, in words, and which are missing; arguments as of `check_sources`."""
+    used = [s for s in settings.sources if s.section in model.pretrained]
+    return {f"protocol.{s.setting}": _where_from(s, start) for s in used}
+
+
+def _where_from(source: Source, start: bool) -> str:
+    if not start:
+        return "of the bundle that the run starts from"
+    if source.value is None:
+        return f"missing: set it to the encoder's file or folder, or to {RANDOM}"
+    if source.path is None:
+        return "random weights"
+    return source.path if Path(source.path).exists() else f"missing: {source.path} does not exist"
 
 
 def _completed(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,23 +21,24 @@ import yaml
 from mer_export import registry
 from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract, Semantics
+from mer_export.data.collate import collate
 from mer_export.data.open import open_corpus
-from mer_export.data.samples import Corpus, Sample
+from mer_export.data.samples import Corpus, Sample, readable
 from mer_export.data.spec import DataSpec, written_in_full
 from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.install import not_installed
 from mer_export.metrics.table import find, main
+from mer_export.progress import SILENT, Progress, progress_unless
 from mer_export.task import Task
 from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import load_from_bundle, save_weights
 from train.config import TrainConfig, dump_config, first_difference
 from train.devices import computing, describe, make_accelerator
-from train.encoders import RANDOM, Settings, check_sources
+from train.encoders import RANDOM, Settings, check_sources, describe_sources
 from train.evaluate import evaluate
 from train.loop import Phase, set_statistics
-from train.progress import Quiet, default_progress
 from train.protocol import Before
 from train.provenance import feature_statistics, provenance
 from train.recipe import protocol_class, recipe
@@ -46,6 +48,8 @@ from train.state import DIFFICULTY, RunState, load_tensors, phase_state, read_st
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import nn
+
+log = logging.getLogger("mer")
 
 EVALUATION = "train/evaluation.json"
 
@@ -70,7 +74,7 @@ class Prepared:
     @property
     def unchanged(self) -> list[Sample]:
         """The training items as read."""
-        return _labelled(self.source, self.config.train_splits, self.task)
+        return readable(_labelled(self.source, self.config.train_splits, self.task), self.contract)
 
     @property
     def measured(self) -> dict[str, list[Sample]]:
@@ -115,7 +119,7 @@ def fit(
     if bundle is not None and state.finished:
         return bundle
     accelerator.wait_for_everyone()
-    shown = default_progress() if accelerator.is_main_process and not quiet else Quiet()
+    shown = progress_unless(quiet) if accelerator.is_main_process else SILENT
     resumed = bundle is not None
     if bundle is None and accelerator.is_main_process:
         bundle = Bundle.create(out, _manifest(prepared, made_by), force=force)
@@ -133,6 +137,50 @@ def fit(
     return Bundle.open(out)
 
 
+def preview(config: TrainConfig, data_path: Path | str, out: Path | str, force: bool = False) -> dict[str, Any]:
+    """What `fit` would do, found out by reading the data: their splits, the steps, and the encoders it starts from.
+
+    Raises:
+        UsageError: a split is missing, or `out` holds what the run would not replace.
+        InputError: data that the model cannot take.
+    """
+    prepared = _prepare(config, Path(data_path), draws_weights=False)
+    there = (Path(out) / MANIFEST).is_file() and not force
+    bundle, state = (
+        _existing(Path(out), prepared, provenance(prepared.source, config.licence), True)
+        if there
+        else (
+            None,
+            RunState(),
+        )
+    )
+    contract, task, items = prepared.contract, prepared.task, len(prepared.samples)
+    for sample in prepared.samples:
+        # Padding is where values are checked.
+        collate([sample], contract)
+    begun = f"goes on after epoch {state.epoch}" if not state.finished else "is finished already"
+    return {
+        "run": "starts" if bundle is None else begun,
+        "data": str(data_path),
+        "format": prepared.source.format,
+        "splits": {n: split_counts(samples, contract, task) for n, samples in prepared.corpus.splits.items()},
+        "training": {"items": items, "steps_per_epoch": math.ceil(items / config.batch), "epochs": config.epochs},
+        "evaluated": list(prepared.measured),
+        "encoders": describe_sources(prepared.settings, prepared.model_config, bundle is None and config.init is None),
+        "buckets": [b.name for b in contract.buckets],
+    }
+
+
+def split_counts(samples: Sequence[Sample], contract: Contract, task: Task) -> dict[str, int]:
+    """Items, units, how many of those are labelled, and items of which there is nothing to read."""
+    return {
+        "items": len(samples),
+        "units": sum(len(s.units) for s in samples),
+        "labelled": sum(int(task.known(s.labels).sum()) for s in samples if s.labels is not None),
+        "nothing_to_read": len(samples) - len(readable(samples, contract)),
+    }
+
+
 class Run:
     """The main phase: epochs, the choice of weights, and one commit per epoch."""
 
@@ -142,7 +190,7 @@ class Run:
         bundle: Bundle | None,
         state: RunState,
         difficulty: dict[str, float] | None,
-        progress: Quiet,
+        progress: Progress,
         writer: Any,
         resumed: bool,
     ):
@@ -168,7 +216,7 @@ class Run:
         from accelerate.utils import broadcast_object_list
 
         config, accelerator = self.prepared.config, self.prepared.accelerator
-        self.progress.start(config.title or config.system, config.epochs, self.state.epoch)
+        self.progress.start(config.title or config.system, config.epochs, "epoch", self.state.epoch)
         while self.state.epoch < config.epochs and not self._out_of_patience():
             record = self.phase.epoch(self.state.epoch)
             self.state.epoch += 1
@@ -209,7 +257,7 @@ class Run:
         last = self.state.epoch == config.epochs
         if better or last or self.state.epoch % config.save_every == 0 or self._patience_ran_out():
             self._commit(keep=better or config.keep.rule == "last")
-        self.progress.epoch(record)
+        self.progress.end(summary(record))
         if self.writer is not None:
             _write_scalars(self.writer, record)
 
@@ -268,7 +316,8 @@ def _prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
     contract = system.contract(model_config)
     source = open_corpus(data, config.data.for_model(contract), labels=task.labels)
     corpus = protocol_class(config.system)(settings).views(source, model_config)
-    samples = _labelled(corpus, config.train_splits, task)
+    samples = readable(_labelled(corpus, config.train_splits, task), contract)
+    _say_unread(source, contract, task)
     if not samples:
         raise UsageError(f"{data}: no labelled item in the training split {list(config.train_splits)}")
     chosen = config.keep.rule == "best" or config.keep.patience is not None
@@ -289,6 +338,15 @@ def _prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
         data=data,
         accelerator=make_accelerator(config),
     )
+
+
+def _say_unread(corpus: Corpus, contract: Contract, task: Task) -> None:
+    """Warns of units that training does without."""
+    scored = f"counted as {task.unanswered}, as the original does" if task.unanswered else "left out of metrics"
+    named = ", ".join(contract.modalities)
+    for split, samples in corpus.splits.items():
+        if unread := len(samples) - len(readable(samples, contract)):
+            log.warning("%s: %d items have none of %s: not trained on, %s", split, unread, named, scored)
 
 
 def _labelled(corpus: Corpus, splits: Sequence[str], task: Task) -> list[Sample]:
@@ -340,12 +398,12 @@ def _manifest(prepared: Prepared, made_by: dict[str, Any]) -> Manifest:
         config=prepared.model_config.model_dump(mode="json"),
         task=prepared.task,
         contract=prepared.contract,
-        features=feature_statistics(prepared.unchanged, prepared.contract),
+        features=feature_statistics(prepared.unchanged, prepared.contract, prepared.source.info["extractors"]),
         provenance=made_by,
     )
 
 
-def _difficulty(prepared: Prepared, bundle: Bundle | None, progress: Quiet) -> dict[str, float] | None:
+def _difficulty(prepared: Prepared, bundle: Bundle | None, progress: Progress) -> dict[str, float] | None:
     """What the protocol has to know of each item: from the resumed bundle, else found now and the same for all."""
     from accelerate.utils import broadcast_object_list
 
@@ -356,16 +414,16 @@ def _difficulty(prepared: Prepared, bundle: Bundle | None, progress: Quiet) -> d
     return broadcast_object_list([protocol.find_difficulty(Before(prepared.data, dataset, prepared.samples, first))])[0]
 
 
-def _first_model(prepared: Prepared, progress: Quiet, title: str, settings: Any, epochs: int) -> nn.Module:
+def _first_model(prepared: Prepared, progress: Progress, title: str, settings: Any, epochs: int) -> nn.Module:
     """A model like the run's own, trained with other protocol settings."""
     config = prepared.config
     seed_everything(config.seed)
     model = registry.get(config.system).build(prepared.model_config)
     set_statistics(model, prepared.unchanged)
     phase = Phase(config, settings, model, prepared.contract, prepared.samples, prepared.accelerator)
-    progress.start(title, epochs, 0)
+    progress.start(title, epochs, "epoch")
     for number in range(epochs):
-        progress.epoch(phase.epoch(number))
+        progress.end(summary(phase.epoch(number)))
     progress.close()
     return phase.kept
 
@@ -377,6 +435,14 @@ def _headline(found: dict[str, dict[Semantics, dict[str, float]]], epoch: int | 
     split = list(found)[-1]
     metrics = found[split]["single"]
     return {"epoch": epoch, "split": split} | main(metrics)
+
+
+def summary(record: dict[str, Any]) -> str:
+    """Loss and main metrics of an epoch in a few words."""
+    parts = [f"loss {record['train']['total']:.4f}"]
+    for split, metrics in record.get("splits", {}).items():
+        parts.append(f"{split}: " + " ".join(f"{find(n).title} {find(n).text(v)}" for n, v in main(metrics).items()))
+    return "  ".join(parts)
 
 
 def _tensorboard(out: Path) -> Any:

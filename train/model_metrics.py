@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mer_export.contract import Contract, Semantics
-from mer_export.data.samples import Sample
+from mer_export.data.samples import Sample, readable
 from mer_export.errors import InputError, UnsupportedError
 from mer_export.metrics import find
 from mer_export.metrics.measure import measure
@@ -48,11 +48,14 @@ def evaluate_model(
     mean: LossMean = LossMean(),
     published: Published | None = None,
 ) -> dict[str, float]:
-    """Metrics of a model on labelled samples, rounded as published; leaves it in evaluation mode."""
+    """Metrics of a model on labelled samples, rounded as published; leaves it in evaluation mode.
+
+    Units of which there is nothing to read count as the original counts them (`Task.unanswered`), or not at all.
+    """
     device = next(model.parameters()).device
     model.eval()
     scores, labels = [], []
-    for made in feed(in_batches(samples, batch), partial(host_batch, contract=contract), device):
+    for made in feed(in_batches(readable(samples, contract), batch), partial(host_batch, contract=contract), device):
         if not len(made.labels):
             continue
         scores.append(made.rows(forward(model, made.inputs, semantics)))
@@ -60,7 +63,15 @@ def evaluate_model(
     if not labels:
         raise InputError("none of these samples has a label: nothing to evaluate")
     further = published(scores, labels) if published and semantics == "batch" else {}
-    return batch_metrics(task, scores, labels, class_loss, mean) | {n: find(n).rounded(v) for n, v in further.items()}
+    unread = _unread_labels(samples, contract, task)
+    found = batch_metrics(task, scores, labels, class_loss, mean, unread)
+    return found | {n: find(n).rounded(v) for n, v in further.items()}
+
+
+def _unread_labels(samples: Sequence[Sample], contract: Contract, task: Task) -> np.ndarray:
+    """What is true of the units that count though there is nothing of them to read."""
+    found = [s.labels for s in samples if s.labels is not None and not s.readable(contract)]
+    return np.concatenate(found) if found and task.unanswered is not None else np.zeros(0, dtype=np.int64)
 
 
 @torch.no_grad()
@@ -81,9 +92,16 @@ def batch_metrics(
     labels: Sequence[Tensor],
     class_loss: ClassLoss | None,
     mean: LossMean = LossMean(),
+    unread: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Metrics over all rows of all batches, rounded; `loss` is the mean over batches where there is a loss."""
-    metrics = measure(task, torch.cat(list(labels)).cpu().numpy(), torch.cat(list(scores)).cpu().numpy())
+    """Metrics over all rows of all batches, rounded; `loss` is the mean over batches where there is a loss.
+
+    `unread` are the labels of further units, which count as `Task.unanswered` and have no loss.
+    """
+    truth, rows = torch.cat(list(labels)).cpu().numpy(), torch.cat(list(scores)).cpu().numpy()
+    if unread is not None and len(unread):
+        truth, rows = np.concatenate([truth, unread]), np.concatenate([rows, task.unanswered_scores(len(unread))])
+    metrics = measure(task, truth, rows)
     rounded = {name: find(name).rounded(value) for name, value in metrics.items()}
     if class_loss is None:
         return rounded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from mer_export.bundle import FeatureStatistics
 from mer_export.contract import Contract
 from mer_export.data.samples import Corpus, Sample
+from mer_export.data.spec import Extractor
 
 PACKAGES = ("mer", "torch", "numpy", "accelerate", "safetensors")
 
@@ -62,8 +63,10 @@ def fingerprint(corpus: Corpus) -> str:
     return digest.hexdigest()
 
 
-def feature_statistics(samples: Sequence[Sample], contract: Contract) -> dict[str, FeatureStatistics]:
-    """Overall mean, spread and range of each float input over the samples that have it."""
+def feature_statistics(
+    samples: Sequence[Sample], contract: Contract, extractors: Mapping[str, Extractor]
+) -> dict[str, FeatureStatistics]:
+    """Overall mean, spread and range of each float input over the samples that have it, and what made it."""
     found = {}
     for spec in contract.features:
         width = spec.dims[-1]
@@ -79,6 +82,7 @@ def feature_statistics(samples: Sequence[Sample], contract: Contract) -> dict[st
             std=float(values.std(dtype=np.float64)),
             minimum=float(values.min()),
             maximum=float(values.max()),
+            **({"extractor": made.name, "sha256": made.sha256} if (made := extractors.get(spec.name)) else {}),
         )
     return found
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -45,9 +45,15 @@ class FileEntry(Strict):
 
 
 class FeatureStatistics(Strict):
-    """What the training data of one input looked like: the fingerprint that foreign features are held against."""
+    """What the training data of one input looked like: the fingerprint that foreign features are held against.
 
-    extractor: str = "unknown"
+    `extractor` and the `sha256` of its weights say what made them, where the data said so.
+    """
+
+    UNKNOWN: ClassVar[str] = "unknown"
+
+    extractor: str = UNKNOWN
+    sha256: str = ""
     width: int
     mean: float
     std: float

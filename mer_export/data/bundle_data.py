@@ -8,12 +8,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from mer_export.bundle import CONFIG, Bundle
+from mer_export.data.feature_check import extractor_problem
 from mer_export.data.formats.format import known_formats
-from mer_export.data.open import detect, open_corpus
+from mer_export.data.open import detect, open_corpus, said_extractors
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.tokenizer import with_kept
-from mer_export.errors import UsageError
+from mer_export.errors import InputError, UsageError
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
 from mer_export.untrusted.yaml_files import read_yaml
@@ -63,15 +64,21 @@ def _refuse_unread(path: Path, spec: DataSpec, sets: Sequence[str]) -> None:
     reads = known_formats()[name].reads
     for said in sets:
         field = said.partition("=")[0].strip().split(".")[1]
-        if field not in ("format", *reads) or (field in spec.sources and "table" not in reads):
+        if field not in ("format", "extractors", *reads) or (field in spec.sources and "table" not in reads):
             raise UsageError(f"--set {said}: the format {name} does not read it, leave it out; it reads {list(reads)}")
 
 
 def bundle_spec(bundle: Bundle, path: Path, data_format: str = AUTO, sets: Sequence[str] = ()) -> DataSpec:
-    """How a bundle reads `path`."""
+    """How a bundle reads `path`; raises InputError where other extractors made its features."""
     configured = read_yaml(bundle.path(CONFIG)) if CONFIG in bundle.manifest.files else {}
-    spec = with_kept(DataSpec.model_validate(configured.get("data") or {}), bundle)
-    return choose_spec(path, data_format, spec.for_model(bundle.manifest.contract), sets)
+    # What made the training features says nothing of these.
+    section = {n: v for n, v in (configured.get("data") or {}).items() if n != "extractors"}
+    spec = with_kept(DataSpec.model_validate(section), bundle)
+    chosen = choose_spec(path, data_format, spec.for_model(bundle.manifest.contract), sets)
+    known = {n: s for n, s in bundle.manifest.features.items() if s.extractor != s.UNKNOWN}
+    if known and (problem := extractor_problem(known, said_extractors(path, chosen))):
+        raise InputError(f"{path}: {problem}")
+    return chosen
 
 
 def bundle_corpus(

@@ -9,7 +9,7 @@ import numpy as np
 from mer_export.bucket import Bucket
 from mer_export.contract import Contract, TensorSpec
 from mer_export.data.collate import collate
-from mer_export.data.samples import Sample
+from mer_export.data.samples import Sample, readable
 
 KEPT_SAMPLES = 4
 """How many example items are kept beside an export."""
@@ -23,7 +23,7 @@ def repeat(array: np.ndarray, size: int) -> np.ndarray:
 def example_inputs(contract: Contract, bucket: Bucket, samples: Sequence[Sample] | None) -> dict[str, np.ndarray]:
     """A few real samples that fit the bucket, longest first, padded to it; random values where there are none."""
     if samples:
-        real = [(s.lengths(contract), s) for s in samples]
+        real = [(s.lengths(contract), s) for s in readable(samples, contract)]
         fitting = [(n, s) for n, s in real if bucket.holds(n)]
         fitting.sort(key=lambda pair: tuple(pair[0].values()), reverse=True)
         if fitting:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mer_export.data.dialogues import USUAL_ORDER, Dialogue, Source, distinct
@@ -10,7 +11,7 @@ from mer_export.data.formats.format import Format, known_formats
 from mer_export.data.labels import LabelReader, said_labels
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.shapes.shape import SHAPES
-from mer_export.data.spec import DataSpec
+from mer_export.data.spec import DataSpec, Extractor
 from mer_export.errors import InputError, UsageError
 
 
@@ -29,13 +30,23 @@ def open_corpus(path: Path | str, spec: DataSpec | None = None, labels: Sequence
     found = known_formats()[detect(path, spec)]
     if found.open:
         return OpenData(path, found, spec, labels).corpus()
-    return found.load().read(path, spec, labels)
+    corpus: Corpus = found.load().read(path, spec, labels)
+    corpus.info["extractors"] = spec.extractors
+    return corpus
+
+
+def said_extractors(path: Path, spec: DataSpec) -> Mapping[str, Extractor]:
+    """What made the features of a data set, by input, as far as it or `spec` says."""
+    found = known_formats()[detect(path, spec)]
+    source: Source | None = found.load().source(path, spec) if found.open else None
+    return (source.spec if source else spec).extractors
 
 
 def stream_samples(
     path: Path | str, spec: DataSpec | None = None, labels: Sequence[str] | None = None, split: str | None = None
 ) -> Iterator[Sample]:
-    """Yields samples in file order, one split or all; Parquet and JSON lines are read with bounded memory.
+    """Yields samples in file order, one split or all, each with its `split`; Parquet and JSON lines are read with
+    bounded memory.
 
     Raises:
         InputError: as `open_corpus`.
@@ -44,11 +55,13 @@ def stream_samples(
     path, spec = Path(path), spec or DataSpec()
     found = known_formats()[detect(path, spec)]
     if found.open:
-        for _, sample in OpenData(path, found, spec, labels).samples(split):
-            yield sample
+        for dialogue, sample in OpenData(path, found, spec, labels).samples(split):
+            yield replace(sample, split=dialogue.split)
         return
-    corpus = found.load().read(path, spec, labels)
-    yield from corpus if split is None else corpus.split(split)
+    corpus: Corpus = found.load().read(path, spec, labels)
+    for name in corpus.splits if split is None else [split]:
+        for sample in corpus.split(name):
+            yield replace(sample, split=name)
 
 
 def sentences(path: Path | str, spec: DataSpec, split: str) -> list[str]:
@@ -92,6 +105,7 @@ class OpenData:
                 said[sample.id] = [words[unit] for unit in sample.units]
             scores |= sample.labels is not None and sample.labels.dtype.kind == "f" and sample.labels.ndim == 1
         info = {"labels": [] if scores else list(self.labels.labels), "speakers": self.spec.speakers, "sentences": said}
+        info["extractors"] = self.spec.extractors
         order = self.source.splits or sorted(splits, key=_usual_place)
         return Corpus({name: splits[name] for name in order}, self.format, info | dict(self.source.info))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +19,14 @@ class Sample:
     `inputs` holds an array per contract input, without the batch dim; a modality that is missing is absent.
     `units` are the ids of what is predicted, one per row of the output. `labels` has one entry per unit: a class
     (int64, -1 where a unit has none), a score (float32, NaN where a unit has none), or a row of label indicators
-    (float32, NaN where a unit has none); it is None for unlabelled data.
+    (float32, NaN where a unit has none); it is None for unlabelled data. `split` is the part of the data it is from.
     """
 
     id: str
     inputs: Mapping[str, np.ndarray]
     units: tuple[str, ...]
     labels: np.ndarray | None = None
+    split: str | None = None
 
     def lengths(self, contract: Contract) -> dict[str, int]:
         """The real length of each sequence dim, 0 where its modality is missing.
@@ -69,10 +70,19 @@ class Sample:
             raise InputError(f"{self.id}: no input gives the length of {missing}")
         return {d: known[d] for d in contract.sequence_dims}
 
+    def readable(self, contract: Contract) -> bool:
+        """Whether it has anything to judge it by: one modality at least, of a model that reads some."""
+        return not contract.modalities or bool(self.modalities(contract))
+
     def modalities(self, contract: Contract) -> tuple[str, ...]:
         """The modalities this sample has, in contract order."""
         present = {s.modality for s in contract.features if s.name in self.inputs}
         return tuple(m for m in contract.modalities if m in present)
+
+
+def readable(samples: Iterable[Sample], contract: Contract) -> list[Sample]:
+    """Those that have anything to judge them by."""
+    return [s for s in samples if s.readable(contract)]
 
 
 @dataclass

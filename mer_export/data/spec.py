@@ -106,6 +106,20 @@ class ArraySource(BaseModel):
         return self
 
 
+class Extractor(BaseModel):
+    """What made features: its name, and the SHA-256 of its weights where there are some."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
 class EmotionData(Section):
     """Emotion words, and which part of the authors' utterance sets is read (MTEE).
 
@@ -227,6 +241,8 @@ class DataSpec(Section):
     vision: tuple[ArraySource, ...] = ()
     inputs: dict[str, ArraySource] = Field(default_factory=dict)
     """Arrays that go into the model as they are, by input: token ids, context windows, logits of faces."""
+    extractors: dict[str, Extractor] = Field(default_factory=dict)
+    """What made the features, by input: a name, or a name and the SHA-256 of its weights."""
 
     @model_validator(mode="before")
     @classmethod

@@ -57,23 +57,11 @@ def export_variant(
         NotAvailableError: a package that the format needs is missing.
     """
     record = check_request(bundle, format, lengths, batch, precision, opset, stages, device)
-    bucket = bundle.manifest.contract.bucket(lengths)
-    parts = _stages(bundle) if stages else ()
-    made_from = {"weights": bundle.manifest.files[WEIGHTS].sha256} | ({"opset": opset} if record.uses_opset else {})
-    if device != "cpu":
-        made_from["device"] = device
-    wanted = Variant(
-        format=format,
-        precision=precision,
-        lengths=bucket,
-        batch=batch or (0 if record.dynamic_batch else 1),
-        model="",
-        exporter="",
-        stages=tuple(p.name for p in parts),
-        options=made_from,
-    )
+    made_from = _made_from(bundle, record, opset, device)
+    wanted = _wanted(bundle, record, format, precision, lengths, batch, stages, made_from)
+    bucket, parts = wanted.lengths, _stages(bundle) if stages else ()
     there = _existing(bundle, wanted.name)
-    if there and not force and all(there.options.get(k) == v for k, v in made_from.items()):
+    if there and not force and _up_to_date(there, made_from):
         log.info("%s is up to date, pass --force to export it again", there.name)
         return there
     job = _job(bundle, wanted, opset, example, _fp32_graph(bundle, wanted, made_from))
@@ -103,6 +91,52 @@ def export_variant(
         change.add_variant(variant)
     log.info("exported %s", variant.name)
     return variant
+
+
+def planned(
+    bundle: Bundle, request: tuple[str, str, Bucket, int], opset: int, force: bool, stages: bool, device: str = "cpu"
+) -> tuple[Variant, str]:
+    """The variant that a request of `requests` would make, without its file, and what would become of it."""
+    format, precision, lengths, batch = request
+    record = export_formats()[format]
+    made_from = _made_from(bundle, record, opset, device)
+    wanted = _wanted(bundle, record, format, precision, lengths, batch, stages, made_from)
+    there = _existing(bundle, wanted.name)
+    if there is None:
+        return wanted, "new"
+    current = not force and _up_to_date(there, made_from)
+    return wanted, "up to date" if current else "exported again"
+
+
+def _wanted(
+    bundle: Bundle,
+    record: ExportFormat,
+    format: str,
+    precision: str,
+    lengths: Mapping[str, int],
+    batch: int,
+    stages: bool,
+    made_from: dict[str, Any],
+) -> Variant:
+    return Variant(
+        format=format,
+        precision=precision,
+        lengths=bundle.manifest.contract.bucket(lengths),
+        batch=batch or (0 if record.dynamic_batch else 1),
+        model="",
+        exporter="",
+        stages=tuple(p.name for p in _stages(bundle)) if stages else (),
+        options=made_from,
+    )
+
+
+def _made_from(bundle: Bundle, record: ExportFormat, opset: int, device: str) -> dict[str, Any]:
+    found = {"weights": bundle.manifest.files[WEIGHTS].sha256} | ({"opset": opset} if record.uses_opset else {})
+    return found | ({"device": device} if device != "cpu" else {})
+
+
+def _up_to_date(there: Variant, made_from: Mapping[str, Any]) -> bool:
+    return all(there.options.get(k) == v for k, v in made_from.items())
 
 
 def requests(

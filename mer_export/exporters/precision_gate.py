@@ -15,7 +15,7 @@ from mer_export.agreement.verdict import findings
 from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.example_inputs import repeat
-from mer_export.data.samples import Sample
+from mer_export.data.samples import Sample, readable
 from mer_export.errors import NotAvailableError, ParityError
 from mer_export.exporters.export_job import ExportJob
 from mer_export.install import not_installed
@@ -102,7 +102,7 @@ def _chunks(job: ExportJob) -> Iterator[tuple[Arrays, Sequence[Sample]]]:
     emptied = {s.name: s.padding or 0 for s in job.contract.inputs if s.counts or s.padding is not None}
     for name, nothing in emptied.items() if len(emptied) > 1 else ():
         yield job.example | {name: np.full_like(job.example[name], nothing)}, ()
-    fitting = [s for s in job.samples if job.lengths.holds(s.lengths(job.contract))]
+    fitting = [s for s in readable(job.samples, job.contract) if job.lengths.holds(s.lengths(job.contract))]
     for start in range(0, len(fitting), BATCH):
         part = fitting[start : start + BATCH]
         yield collate(part, job.contract, job.lengths), part

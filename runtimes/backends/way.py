@@ -12,7 +12,7 @@ from mer_export.bundle import WEIGHTS, Bundle, Strict, Variant
 from mer_export.errors import MerError, NotAvailableError
 from runtimes.backends.admission import refusal
 from runtimes.backends.session import Session, SessionOptions
-from runtimes.backends.table import backend_problem, known_backends, open_session
+from runtimes.backends.table import backend_problem, check_options, find_backend, known_backends, open_session
 
 EAGER = "torch"
 """The backend that runs the bundle's own weights."""
@@ -107,15 +107,19 @@ def eager(threads: int | None = None) -> Way:
     return Way(backend=EAGER, options=SessionOptions(threads=threads))
 
 
-def find_ways(bundle: Bundle, threads: int | None = None) -> list[Way]:
-    """Every variant on every backend and device that takes it, eager first, with the reason where it cannot run here.
+def find_ways(bundle: Bundle, threads: int | None = None, runtime: str | None = None) -> list[Way]:
+    """Every variant on every backend (or that of `runtime`) and device that takes it, eager first, with the reason
+    where it cannot run here.
 
     What comes in stages is there twice: as it answers, and keeping nothing from call to call, so that a benchmark sees
     all of its work.
+
+    Raises:
+        UsageError: no such runtime.
     """
     found: list[Way] = []
     refused = {v.name: refusal(bundle, v) for v in bundle.manifest.variants}
-    for backend in known_backends().values():
+    for backend in known_backends().values() if runtime is None else [find_backend(runtime)]:
         for offered in backend.offers:
             options, problem = replace(offered, threads=threads), backend_problem(backend.name, offered)
             if problem and offered.reduced and offered.on_gpu:
@@ -133,15 +137,18 @@ def find_ways(bundle: Bundle, threads: int | None = None) -> list[Way]:
     return found
 
 
-def find_graphs(bundle: Bundle, threads: int | None = None) -> list[Way]:
+def find_graphs(bundle: Bundle, threads: int | None = None, runtime: str | None = None) -> list[Way]:
     """Every way on CUDA that can be captured, as a CUDA graph.
 
     Raises:
         NotAvailableError: none of them runs on this machine.
+        UnsupportedError: the runtime that is named captures none.
     """
+    if runtime is not None:
+        check_options(runtime, SessionOptions(device="cuda", cuda_graph=True))
     found = [
         w.having(cuda_graph=True)
-        for w in find_ways(bundle, threads)
+        for w in find_ways(bundle, threads, runtime)
         if w.options.on_gpu and known_backends()[w.backend].captures
     ]
     if all(w.why_not for w in found):

@@ -7,14 +7,15 @@ from typing import Any
 from pydantic import Field
 
 from mer_export.agreement.compare import Comparison
-from mer_export.agreement.policy import Policy, Verdict
+from mer_export.agreement.policy import Policy, Verdict, gravest
 from mer_export.bucket import Bucket
-from mer_export.bundle import Strict
+from mer_export.bundle import Bundle, Strict
 from mer_export.markdown import some, table
 from mer_export.metrics import find
 from mer_export.report import Report
 from runtimes.backends.way import grouped_reasons
 from runtimes.parity.invariance import Invariance
+from runtimes.predict.verdicts import PATH
 
 SHOWN_FLIPS = 20
 
@@ -25,6 +26,8 @@ class CandidateReport(Strict):
     name: str
     runtime: str
     variant: str | None
+    sha256: str = ""
+    """Of the variant's file: which one was judged."""
     format: str
     precision: str
     """Precision it computes in: the variant's, or what that is reduced to."""
@@ -38,6 +41,8 @@ class CandidateReport(Strict):
     comparison: Comparison | None = None
     invariances: list[Invariance] = Field(default_factory=list)
     seconds: float = 0.0
+    earlier: bool = False
+    """Whether an earlier run judged it, as the last one was restricted to another runtime."""
 
 
 class ParityReport(Report):
@@ -56,6 +61,10 @@ class ParityReport(Report):
     samples: int
     units: int
     labelled: int
+    left_out: int = 0
+    """Samples of which there is nothing to read."""
+    features: str = "not known"
+    """How the samples compare with the features of training."""
     probes: int
     flips: int | None = None
     """Decisions on the data that some candidate changes, each of them once; None in reports of earlier releases."""
@@ -64,7 +73,7 @@ class ParityReport(Report):
 
     @classmethod
     def path(cls) -> str:
-        return "reports/parity.json"
+        return PATH
 
     @classmethod
     def command(cls) -> str:
@@ -77,6 +86,18 @@ class ParityReport(Report):
     def ran(self) -> list[CandidateReport]:
         """Candidates that this machine could run."""
         return [c for c in self.candidates if c.verdict != "not run"]
+
+    def beside(self, earlier: ParityReport | None, bundle: Bundle) -> ParityReport:
+        """This report with what an earlier one says of runtimes that were not asked now, of the same files."""
+        asked = {c.runtime for c in self.candidates}
+        now = {v.name: bundle.manifest.files[v.model].sha256 for v in bundle.manifest.variants} | {None: ""}
+        kept = [
+            c.model_copy(update={"earlier": True})
+            for c in (earlier.candidates if earlier and earlier.weights_sha256 == self.weights_sha256 else [])
+            if c.runtime not in asked and now.get(c.variant) == c.sha256
+        ]
+        candidates = [*self.candidates, *kept]
+        return self.model_copy(update={"candidates": candidates, "verdict": gravest(c.verdict for c in candidates)})
 
     @property
     def changed(self) -> int:
@@ -110,7 +131,8 @@ def parity_markdown(report: ParityReport) -> str:
         "",
         f"Reference: {report.reference['how']} (torch {report.reference.get('torch', '?')}). "
         f"Data: {report.source or 'samples'}: {report.samples} samples, {report.units} units "
-        f"({report.labelled} labelled), and {report.probes} probes made from them.",
+        f"({report.labelled} labelled), and {report.probes} probes made from them{_left_out(report)}. "
+        f"Features: {report.features}.",
         "",
         *table(
             (
@@ -145,9 +167,14 @@ def parity_markdown(report: ParityReport) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _left_out(report: ParityReport) -> str:
+    return f"; {report.left_out} samples have nothing to read and are left out" if report.left_out else ""
+
+
 def _parity_row(candidate: CandidateReport, report: ParityReport) -> tuple[object, ...]:
     bucket = candidate.lengths.name if candidate.lengths is not None else "any"
-    start = (candidate.verdict, candidate.runtime, candidate.format, candidate.precision, bucket)
+    verdict = f"{candidate.verdict} (earlier run)" if candidate.earlier else candidate.verdict
+    start = (verdict, candidate.runtime, candidate.format, candidate.precision, bucket)
     found = candidate.comparison
     if found is None:
         return (*start, *["–"] * 7)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from mer_export.agreement.answers import Compared, Outputs, rows
 from mer_export.agreement.compare import compare
@@ -19,11 +20,14 @@ from mer_export.agreement.verdict import Finding, findings
 from mer_export.bucket import Bucket, bucket_for
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import Contract
-from mer_export.data.samples import Sample
+from mer_export.data.feature_check import FeatureCheck
+from mer_export.data.samples import Sample, readable
 from mer_export.errors import NotAvailableError, ParityError, UsageError
+from mer_export.markdown import some
+from mer_export.progress import SILENT, Progress
 from mer_export.task import Task
 from runtimes.backends.session import Session
-from runtimes.backends.way import Way, eager, find_ways, why_broken
+from runtimes.backends.way import Way, eager, find_ways, grouped_reasons, why_broken
 from runtimes.parity import invariance
 from runtimes.parity.invariance import Runner
 from runtimes.parity.probes import probes
@@ -42,9 +46,10 @@ def run_parity(
     candidates: Sequence[Way] | None = None,
     threads: int | None = None,
     source: str = "",
-    say: Callable[[str], None] | None = None,
+    progress: Progress = SILENT,
+    strict_features: bool = False,
 ) -> ParityReport:
-    """Compares every candidate with eager PyTorch.
+    """Compares every candidate with eager PyTorch. Samples of which there is nothing to read are left out and counted.
 
     Args:
         bundle: opened bundle.
@@ -53,27 +58,34 @@ def run_parity(
         candidates: what to compare; None for everything in the bundle on every backend of this machine.
         threads: threads of every runtime; None leaves their defaults.
         source: where the samples come from, for the report.
-        say: called with each candidate's name before it runs.
+        progress: shows each candidate as it runs.
+        strict_features: samples that are not like those of training are an error, not a warning.
 
     Raises:
         UsageError: no samples, or a tolerance for an output that does not exist.
+        InputError: foreign features, where that is strict.
         NotAvailableError: PyTorch is missing, there is no reference then.
     """
     policy, manifest = policy or Policy(), bundle.manifest
     policy.check_names(s.name for s in manifest.contract.outputs)
+    given, samples = len(samples), readable(samples, manifest.contract)
     if not samples:
         raise UsageError("parity needs at least one sample: pass --data with a non-empty split")
+    features = FeatureCheck(manifest.features)
+    features.add(samples)
+    features.tell(strict_features)
     chosen = list(find_ways(bundle, threads) if candidates is None else candidates)
     for candidate in chosen:
         policy.rule(candidate.precision)
     items = _Items(bundle, samples, [c.bucket for c in chosen if c.bucket is not None])
     reports, kept = [], []
-    for candidate in chosen:
-        if say and not candidate.why_not:
-            say(candidate.name)
-        report, outputs = _examine(bundle, candidate, items, policy)
-        reports.append(report)
-        kept.append(outputs)
+    with progress.over("parity", sum(not c.why_not for c in chosen), "candidate") as shown:
+        for candidate in chosen:
+            if not candidate.why_not:
+                shown.begin(candidate.name)
+            report, outputs = _examine(bundle, candidate, items, policy)
+            reports.append(report)
+            kept.append(outputs)
     _add_bucket_invariance(chosen, reports, kept, items, manifest.task, policy)
     for report in reports:
         report.verdict, report.reasons = judge(report, manifest.task, policy)
@@ -89,11 +101,33 @@ def run_parity(
         samples=len(samples),
         units=sum(len(s.units) for s in samples),
         labelled=sum(int(manifest.task.known(s.labels).sum()) for s in samples if s.labels is not None),
+        left_out=given - len(samples),
+        features=features.verdict,
         probes=len(items.probes),
         flips=_changed(items, kept, manifest.task),
         policy=policy,
         candidates=reports,
     )
+
+
+def preview(bundle: Bundle, samples: Sequence[Sample], ways: Sequence[Way], strict_features: bool) -> dict[str, Any]:
+    """What `run_parity` would do, without running anything: counts, candidates, what cannot run here and why."""
+    manifest = bundle.manifest
+    real = readable(samples, manifest.contract)
+    features = FeatureCheck(manifest.features)
+    features.add(real)
+    features.tell(strict_features)
+    buckets = dict.fromkeys([*manifest.contract.buckets, *(w.bucket for w in ways if w.bucket is not None)])
+    not_run = grouped_reasons([(w.name, w.why_not) for w in ways if w.why_not])
+    return {
+        "samples": len(real),
+        "units": sum(len(s.units) for s in real),
+        "left_out": len(samples) - len(real),
+        "probes": len(probes(real, manifest.contract, list(buckets))),
+        "candidates": [w.name for w in ways if not w.why_not],
+        "not_run": {reason: some(names) for reason, names in not_run},
+        **features.summary(),
+    }
 
 
 def require(report: ParityReport, strict: bool = False) -> None:
@@ -179,6 +213,7 @@ def _examine(
         name=candidate.name,
         runtime=candidate.runtime,
         variant=candidate.variant,
+        sha256=bundle.manifest.files[bundle.find(candidate.variant).model].sha256 if candidate.variant else "",
         format=candidate.format,
         precision=candidate.precision,
         lengths=candidate.bucket,

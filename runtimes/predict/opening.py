@@ -1,16 +1,22 @@
-"""The predictor that a command line asks for: as its options say, or as the machine profile says for a goal."""
+"""The predictor that a command line asks for: as its options say, as the machine profile says for a goal, or else on
+what is installed here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from mer_export.bundle import Bundle
 from mer_export.errors import UsageError
+from runtimes.backends.backend import Backend
 from runtimes.backends.session import SessionOptions
-from runtimes.backends.table import check_options
-from runtimes.predict.machine_profile import Goal, Limits, choose, own_profile, variants_of
+from runtimes.backends.table import backend_problem, check_options, known_backends
+from runtimes.predict.machine_profile import Goal, Limits, Profile, choose, own_profile, scores, variants_of
 from runtimes.predict.predictor import Predictor
+from runtimes.predict.verdicts import failed
+
+USUAL = "onnxruntime"
 
 
 def open_predictor(
@@ -20,11 +26,11 @@ def open_predictor(
     batch: int | None = None,
     precision: str | None = None,
     goal: str | None = None,
-    default: str = "onnxruntime",
     say: Callable[[str], None] | None = None,
     **rest: Any,
 ) -> Predictor:
-    """Without a goal: `backend` or the default in `precision` or fp32. With one: what the profile says.
+    """Without a goal: `backend` or what is installed (`installed_backend`) in `precision` or fp32. With one: what the
+    profile says, leaving out what failed parity.
 
     Args:
         bundle: opened bundle.
@@ -33,7 +39,6 @@ def open_predictor(
         batch: items per run.
         precision: of the variants, or what the runtime makes of fp32 ones.
         goal: `latency`, `throughput` or `budget=5ms`; all that is given beside it restricts the choice.
-        default: the backend where none is given.
         say: told what was chosen.
         rest: further arguments of `Predictor`.
 
@@ -41,14 +46,22 @@ def open_predictor(
         UsageError: no profile of this machine, one that is out of date, or nothing in it that keeps goal and limits.
     """
     if goal is None:
-        check_options(backend or default, options)
-        return Predictor(bundle, backend or default, options, batch, precision=precision or "fp32", **rest)
+        precision = precision or "fp32"
+        backend = backend or installed_backend(bundle, options, precision)
+        check_options(backend, options)
+        return Predictor(bundle, backend, options, batch, precision=precision, **rest)
     if options.cuda_graph:
         raise UsageError("--goal chooses from what mer tune measured, which is without CUDA graphs: leave one out")
     wanted = Goal.parse(goal)
     limits = Limits(backend, precision, options.threads, batch, options.device)
     profile = own_profile(bundle)
-    way = choose(profile, wanted, limits).way
+    proven = _proven(bundle, profile)
+    if not scores(proven, limits) and scores(profile, limits):
+        raise UsageError(
+            f"--goal {goal}: all that was measured here with {limits.text} failed parity: export it again, or name "
+            "--runtime without --goal"
+        )
+    way = choose(proven, wanted, limits).way
     if say:
         say(f"{goal}: {way.description}")
     return Predictor(
@@ -61,3 +74,31 @@ def open_predictor(
         workers=way.workers,
         **rest,
     )
+
+
+def installed_backend(bundle: Bundle, options: SessionOptions, precision: str = "fp32") -> str:
+    """ONNX Runtime where it is installed and has variants; else another one that is and has, PyTorch's eager last.
+
+    Where none is, it is ONNX Runtime, whose error says what to export or install.
+    """
+    known = known_backends()
+    return next((n for n in (USUAL, *reversed(known)) if _able(bundle, known[n], options, precision)), USUAL)
+
+
+def _able(bundle: Bundle, record: Backend, options: SessionOptions, precision: str) -> bool:
+    """Whether a backend is installed and has variants (or weights) to answer with in this precision."""
+    stored = record.stored(precision, options.kind)
+    there = any(v.precision == stored for v in record.usable(bundle.manifest.variants, options.kind))
+    ready = stored in record.precisions and (there or not record.formats)
+    if not ready or (options.cuda_graph and not record.captures):
+        return False
+    as_asked = replace(options, reduced=record.reduced(precision, options.kind))
+    return backend_problem(record.name, as_asked) is None
+
+
+def _proven(bundle: Bundle, profile: Profile) -> Profile:
+    """The profile without ways that failed parity in some bucket."""
+    wrong = failed(bundle)
+    broken = {e.way.in_any_bucket for e in profile.entries if (e.way.runtime, e.way.variant) in wrong}
+    kept = [e for e in profile.entries if e.way.in_any_bucket not in broken]
+    return profile.model_copy(update={"entries": kept})

@@ -6,22 +6,31 @@ import contextlib
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from mer_export.errors import NotAvailableError, UsageError
+from mer_export.errors import InputError, NotAvailableError, UsageError
 from mer_export.install import not_installed
+from mer_export.progress import SILENT, Progress
 from mer_export.task import Task
 from runtimes.predict.predictor import Prediction
 
 GROUP = 4096
 """Units per Parquet row group, and between two progress reports."""
+STDOUT = Path("-")
+BESIDE = ("split", "gold")
+"""Columns that are written where they are asked for: where a unit is from, and what the data say of it."""
 
 
 def write(
-    predictions: Iterable[Prediction], path: Path, task: Task, say: Callable[[str], None] | None = None
+    predictions: Iterable[Prediction],
+    path: Path,
+    task: Task,
+    beside: Sequence[str] = (),
+    progress: Progress = SILENT,
 ) -> dict[str, int]:
     """Writes every prediction; the ending of `path` chooses the format.
 
@@ -33,65 +42,107 @@ def write(
 
     Args:
         predictions: in the order to keep.
-        path: .jsonl, .csv or .parquet; an existing file is replaced when all is written.
+        path: .jsonl, .csv or .parquet; an existing file is replaced when all is written, a missing folder is made. `-`
+            is standard output, as JSONL.
         task: names the classes.
-        say: receives progress.
+        beside: further columns, of `BESIDE`.
+        progress: shows how many units are done.
 
     Returns:
-        How many units and samples there are, and how many units have no prediction.
+        How many units and samples there are, how many units have no prediction, and of how many of those there was
+        nothing to read.
 
     Raises:
-        UsageError: another ending, or a directory that does not exist.
+        UsageError: another ending, a column that does not exist, or a file where a folder would have to be.
+        InputError: there is nothing to read of any unit.
         NotAvailableError: Parquet without pyarrow.
     """
-    if path.suffix not in WRITERS:
-        raise UsageError(f"--out {path}: the ending must be one of {list(WRITERS)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"--out {path}: there is not a directory {path.parent}")
-    counts = {"units": 0, "samples": 0, "without_prediction": 0}
-    with _replacing(path) as temporary:
-        WRITERS[path.suffix](_counted(predictions, counts, say), temporary, task)
-    return counts
+    check_out(path)
+    unknown = [name for name in beside if name not in BESIDE]
+    if unknown:
+        raise UsageError(f"--with {unknown[0]}: there are {' and '.join(BESIDE)}")
+    counts = {"units": 0, "samples": 0, "without_prediction": 0, "nothing_to_read": 0}
+    with progress.over("infer", None) as shown:
+        rows = _counted(predictions, counts, shown)
+        if path == STDOUT:
+            _jsonl(rows, sys.stdout, task, beside)
+            return _said(counts)
+        _make_folder(path)
+        with _replacing(path) as temporary:
+            WRITERS[path.suffix](rows, temporary, task, beside)
+    return _said(counts)
 
 
-def _write_jsonl(predictions: Iterable[Prediction], path: Path, task: Task) -> None:
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"--out {path}: there is not a directory {path.parent}, but a file in its way") from None
+
+
+def _said(counts: dict[str, int]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if count or name != "nothing_to_read"}
+
+
+def check_out(path: Path) -> None:
+    """Raises UsageError where predictions cannot be written to `path`, by its ending."""
+    if path != STDOUT and path.suffix not in WRITERS:
+        raise UsageError(f"--out {path}: the ending must be one of {list(WRITERS)}, or it is - for standard output")
+
+
+def _jsonl(predictions: Iterable[Prediction], stream: TextIO, task: Task, beside: Sequence[str]) -> None:
     regression = task.kind == "regression"
+    for p in predictions:
+        row = {
+            "sample": p.sample,
+            "unit": p.unit,
+            "label": p.label,
+            **({"score": p.score} if regression else {"probabilities": p.probabilities or None}),
+            "modalities": p.modalities,
+        }
+        if not task.exclusive:
+            row["labels"] = p.labels
+        row |= {name: getattr(p, name) for name in beside}
+        # Whoever reads along sees each row when it is there.
+        print(json.dumps(row, ensure_ascii=False), file=stream, flush=stream is sys.stdout)
+
+
+def _write_jsonl(predictions: Iterable[Prediction], path: Path, task: Task, beside: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8") as stream:
-        for p in predictions:
-            row = {
-                "sample": p.sample,
-                "unit": p.unit,
-                "label": p.label,
-                **({"score": p.score} if regression else {"probabilities": p.probabilities or None}),
-                "modalities": p.modalities,
-            }
-            if not task.exclusive:
-                row["labels"] = p.labels
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        _jsonl(predictions, stream, task, beside)
 
 
-def _write_csv(predictions: Iterable[Prediction], path: Path, task: Task) -> None:
+def _write_csv(predictions: Iterable[Prediction], path: Path, task: Task, beside: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         several = not task.exclusive
         head = ["sample", "unit", "label", *(["labels"] if several else []), "modalities"]
-        writer.writerow([*head, *task.columns()])
+        writer.writerow([*head, *task.columns(), *beside])
         for p in predictions:
             numbers = [repr(n) for n in p.numbers] or [""] * len(task.columns())
             held = ["+".join(p.labels)] if several else []
-            writer.writerow([p.sample, p.unit, p.label or "", *held, "+".join(p.modalities), *numbers])
+            further = [_cell(getattr(p, name)) for name in beside]
+            writer.writerow([p.sample, p.unit, p.label or "", *held, "+".join(p.modalities), *numbers, *further])
 
 
-def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task) -> None:
+def _cell(value: str | float | tuple[str, ...] | None) -> str:
+    if value is None:
+        return ""
+    return "+".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task, beside: Sequence[str]) -> None:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise NotAvailableError(not_installed("pyarrow", "columnar")) from None
     text = pyarrow.string()
+    gold = pyarrow.float64() if task.kind == "regression" else text if task.exclusive else pyarrow.list_(text)
     fields = [("sample", text), ("unit", text), ("label", text), ("modalities", pyarrow.list_(text))]
     fields += [] if task.exclusive else [("labels", pyarrow.list_(text))]
-    schema = pyarrow.schema([*fields, *((name, pyarrow.float64()) for name in task.columns())])
+    fields += [(name, pyarrow.float64()) for name in task.columns()]
+    schema = pyarrow.schema([*fields, *((name, gold if name == "gold" else text) for name in beside)])
     with parquet.ParquetWriter(path, schema) as writer:
         rows = iter(predictions)
         while group := list(islice(rows, GROUP)):
@@ -105,28 +156,33 @@ def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task) ->
                 columns["labels"] = [list(p.labels) for p in group]
             for place, name in enumerate(task.columns()):
                 columns[name] = [p.numbers[place] if p.numbers else None for p in group]
+            columns |= {name: [getattr(p, name) for p in group] for name in beside}
             writer.write_table(pyarrow.table(columns, schema=schema))
 
 
-WRITERS: dict[str, Callable[[Iterable[Prediction], Path, Task], None]] = {
+WRITERS: dict[str, Callable[[Iterable[Prediction], Path, Task, Sequence[str]], None]] = {
     ".jsonl": _write_jsonl,
     ".csv": _write_csv,
     ".parquet": _write_parquet,
 }
 
 
-def _counted(
-    predictions: Iterable[Prediction], counts: dict[str, int], say: Callable[[str], None] | None
-) -> Iterator[Prediction]:
+def _counted(predictions: Iterable[Prediction], counts: dict[str, int], progress: Progress) -> Iterator[Prediction]:
     last = None
     for prediction in predictions:
         counts["units"] += 1
         counts["samples"] += prediction.sample != last
         counts["without_prediction"] += prediction.label is None
+        counts["nothing_to_read"] += prediction.label is None and not prediction.modalities
         last = prediction.sample
-        if say and counts["units"] % GROUP == 0:
-            say(f"{counts['units']} units")
+        if counts["units"] % GROUP == 0:
+            progress.end(f"{counts['units']} units")
         yield prediction
+    if counts["units"] and counts["nothing_to_read"] == counts["units"]:
+        raise InputError(
+            f"there is nothing to read of any of the {counts['units']} units: the data lack every modality of the "
+            "model, see mer inspect"
+        )
 
 
 @contextlib.contextmanager

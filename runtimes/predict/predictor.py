@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -16,11 +16,12 @@ from mer_export.bucket import Bucket, bucket_for
 from mer_export.bundle import Bundle, Variant
 from mer_export.contract import Lengths, Table
 from mer_export.data.collate import collate
+from mer_export.data.feature_check import FeatureCheck
 from mer_export.data.given import Given, checked
 from mer_export.data.overflow import Piece, fit
 from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError, UsageError
-from mer_export.task import with_shared
+from mer_export.task import shortest, with_shared
 from runtimes.backends.session import Session, SessionOptions, check_process
 from runtimes.backends.session_pool import Crew
 from runtimes.backends.table import find_backend, known_backends, open_session
@@ -40,8 +41,10 @@ class Prediction:
     """The answer for one unit.
 
     `label` and `index` are of the class (of a regression, the derived one), or of the most probable label where a unit
-    has any number; `labels` are all that hold. They are None and empty where overflow left a unit without an answer. A
-    regression has a `score` and no probabilities.
+    has any number; `labels` are all that hold. They are None and empty where overflow left a unit without an answer, or
+    where nothing of it can be read (no `modalities`). A regression has a `score` and no probabilities. `gold` is what
+    the data say of the unit, where that is asked for: a class, a score, or all labels that hold; `split` is its part of
+    the data.
     """
 
     sample: str
@@ -52,6 +55,8 @@ class Prediction:
     modalities: tuple[str, ...]
     labels: tuple[str, ...] = ()
     score: float | None = None
+    split: str | None = field(default=None, compare=False)
+    gold: str | float | tuple[str, ...] | None = field(default=None, compare=False)
 
     @property
     def numbers(self) -> tuple[float, ...]:
@@ -85,6 +90,8 @@ class Predictor:
         variants: Sequence[Variant] | None = None,
         shared: Mapping[str, Table] | None = None,
         workers: int = 1,
+        strict_features: bool = False,
+        gold: bool = False,
     ):
         """Finds the variants to use; each is loaded when a sample first needs it.
 
@@ -101,6 +108,9 @@ class Predictor:
             shared: other values of inputs that all samples share, e.g. `{"emotions": {"bored": vector, ...}}`; where
                 the outputs have one score per row, the rows are the labels of the answers.
             workers: sessions side by side, each with the threads of `options`.
+            strict_features: features that are not like those of training are an error at the end of the samples, not a
+                warning.
+            gold: predictions also say what the samples' labels say, which then have to be labels of the task.
 
         Raises:
             UsageError: the bundle has no variant for this backend, no such input, or batch is below 1.
@@ -126,8 +136,13 @@ class Predictor:
         """Buckets there are variants for, least first; empty where the backend takes any length."""
         self._longest = self._find_longest()
         self.workers = workers
+        self.features = FeatureCheck(bundle.manifest.features)
+        """How what it has answered compares with the features of training."""
+        self.strict_features = strict_features
+        self.gold = gold
         self._process = os.getpid()
         self._loading = Lock()
+        self._used: set[Bucket | None] = set()
         self._sessions: dict[Bucket | None, Session] = {}
         self._crews: dict[Bucket | None, Crew] = {}
 
@@ -140,6 +155,8 @@ class Predictor:
                 a sample is one unit) if they matter. Names, dtypes and dims are those of `contract.features`; a
                 single vector stands for one step or one utterance.
 
+        A unit of which the model can read nothing has no label.
+
         Raises:
             InputError: a sample that the model cannot take.
             UsageError: called in a forked child of the process that opened the predictor.
@@ -150,9 +167,36 @@ class Predictor:
     def scores(self, samples: Iterable[Given]) -> list[np.ndarray]:
         """Raw rows of the task's output for each sample, float32 `(units, outputs)`.
 
-        Rows that overflow left without a prediction are NaN.
+        Rows of units without a prediction are NaN.
         """
         return [scores for _, scores in self._answers(samples)]
+
+    @property
+    def answered_by(self) -> list[str]:
+        """The names of the variants that answered so far, least bucket first; `eager` are the bundle's own weights."""
+        used = [self._variants[b] for b in (None, *self.buckets) if b in self._used]
+        return ["eager" if v is None else v.name for v in used]
+
+    def route(self, sample: Sample) -> Iterator[tuple[Bucket | None, Piece, Lengths]]:
+        """The parts of a sample that run apart, each with the bucket that it goes to and its real lengths.
+
+        Nothing where the model can read nothing of it; raises InputError as `predict` does.
+        """
+        if sample.readable(self.contract):
+            for piece in fit(sample, self.contract, self._longest, self.overflow):
+                lengths = piece.sample.lengths(self.contract)
+                yield bucket_for(lengths, self.buckets), piece, lengths
+
+    def variant(self, bucket: Bucket | None) -> Variant | None:
+        """What runs a bucket; None for the bundle's own weights."""
+        return self._variants[bucket]
+
+    def batch_for(self, bucket: Bucket | None) -> int:
+        """How many items of a bucket run together at most."""
+        variant = self._variants[bucket]
+        if variant is not None and variant.batch:
+            return variant.batch
+        return self.batch if bucket is None else self._planned.get(bucket, self.batch)
 
     def session(self, bucket: Bucket | None = None, batch: int | None = None) -> Session:
         """The loaded model for a bucket (None: the only one of a backend that takes any length).
@@ -162,7 +206,7 @@ class Predictor:
         check_process(self._process)
         with self._loading:
             if bucket not in self._sessions:
-                self._sessions[bucket] = self._open(bucket, batch or self._batch_for(bucket))
+                self._sessions[bucket] = self._open(bucket, batch or self.batch_for(bucket))
             return self._sessions[bucket]
 
     def _crew(self, bucket: Bucket | None, batch: int) -> Crew:
@@ -196,19 +240,22 @@ class Predictor:
 
     def _answers(self, samples: Iterable[Given]) -> Iterator[tuple[Sample, np.ndarray]]:
         for chunk in _chunks(checked(samples, self.contract)):
-            yield from zip(chunk, self._run_chunk(chunk), strict=True)
+            rows = self._run_chunk(chunk)
+            self.features.add(chunk)
+            yield from zip(chunk, rows, strict=True)
+        self.features.tell(self.strict_features)
 
     def _run_chunk(self, chunk: list[Sample]) -> list[np.ndarray]:
         """Rows per sample of one chunk: sorted by bucket and length, run in batches, put back in order."""
         work: dict[Bucket | None, list[_Work]] = {}
         for number, sample in enumerate(chunk):
-            for piece in fit(sample, self.contract, self._longest, self.overflow):
-                lengths = piece.sample.lengths(self.contract)
-                work.setdefault(self._bucket(lengths), []).append(_Work(number, piece, lengths))
+            for bucket, piece, lengths in self.route(sample):
+                work.setdefault(bucket, []).append(_Work(number, piece, lengths))
         rows = [np.full((len(s.units), self.task.width), np.nan, dtype=np.float32) for s in chunk]
         for bucket, pieces in work.items():
+            self._used.add(bucket)
             pieces.sort(key=lambda w: tuple(w.lengths.values()))
-            size = self._batch_for(bucket)
+            size = self.batch_for(bucket)
             batches = [pieces[i : i + size] for i in range(0, len(pieces), size)]
             for alike, answers in zip(batches, self._run_batches(bucket, batches), strict=True):
                 for item, found in zip(alike, answers, strict=True):
@@ -233,38 +280,26 @@ class Predictor:
             return [output[i : i + 1, :width] for i in range(len(alike))]
         return [output[i, : w.lengths[unit_dim]] for i, w in enumerate(alike)]
 
-    def _bucket(self, lengths: Lengths) -> Bucket | None:
-        """The least bucket that holds `lengths`; None (pad to the longest of the batch) without variants."""
-        return bucket_for(lengths, self.buckets)
-
-    def _batch_for(self, bucket: Bucket | None) -> int:
-        variant = self._variants[bucket]
-        if variant is not None and variant.batch:
-            return variant.batch
-        return self.batch if bucket is None else self._planned.get(bucket, self.batch)
-
     def _read(self, sample: Sample, scores: np.ndarray) -> Iterator[Prediction]:
         modalities = sample.modalities(self.contract)
         answered = ~np.isnan(scores).any(axis=-1)
         decisions = self.task.decisions(np.where(answered[:, None], scores, 0))
-        for unit, has_answer, decision, row in zip(sample.units, answered, decisions, scores, strict=True):
-            if has_answer:
-                yield self._answer(sample.id, unit, modalities, decision, row)
-            else:
-                yield Prediction(sample.id, unit, None, None, {}, modalities)
+        said = sample.labels if self.gold else None
+        known = [None] * len(sample.units) if said is None else self.task.gold(said)
+        rows = zip(sample.units, answered, decisions, scores, known, strict=True)
+        for unit, has_answer, decision, row, gold in rows:
+            none = Prediction(sample.id, unit, None, None, {}, modalities, split=sample.split, gold=gold)
+            yield self._answer(none, decision, row) if has_answer else none
 
-    def _answer(
-        self, sample: str, unit: str, modalities: tuple[str, ...], decision: np.ndarray, row: np.ndarray
-    ) -> Prediction:
-        task, named, score = self.task, {}, None
+    def _answer(self, unit: Prediction, decision: np.ndarray, row: np.ndarray) -> Prediction:
+        """What the scores of a unit say, with no more digits than they have."""
+        task = self.task
         index = int(decision[0]) if task.exclusive else int(np.argmax(row))
+        found = replace(unit, label=task.labels[index], index=index, labels=task.holding(decision))
         if task.kind == "regression":
-            score = float(row[0])
-        else:
-            named = {n: float(p) for n, p in zip(task.labels, task.probabilities(row), strict=True)}
-        return Prediction(
-            sample, unit, task.labels[index], index, named, modalities, labels=task.holding(decision), score=score
-        )
+            return replace(found, score=shortest(row)[0])
+        named = dict(zip(task.labels, shortest(task.probabilities(row)), strict=True))
+        return replace(found, probabilities=named)
 
 
 def load(path: Path | str, backend: str = "onnxruntime", trust: bool = False, **options: Any) -> Predictor:

@@ -6,7 +6,7 @@ every rate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +20,7 @@ from mer_export.errors import UsageError
 from mer_export.markdown import table
 from mer_export.metrics import find
 from mer_export.metrics.measure import area_over_rates
+from mer_export.progress import SILENT, Progress
 from mer_export.report import Report
 from runtimes.predict.evaluate import evaluate
 from runtimes.predict.predictor import Predictor
@@ -94,7 +95,7 @@ def run_robustness(
     rates: Sequence[Rate],
     arrays: Lengths | None = None,
     split: str = "",
-    say: Callable[[str], None] | None = None,
+    progress: Progress = SILENT,
 ) -> RobustnessReport:
     """Evaluates the incomplete views of a whole split at every rate.
 
@@ -104,16 +105,16 @@ def run_robustness(
         rates: in the order to report.
         arrays: lengths of the padded arrays of the split, where it came from such.
         split: its name, for the report.
-        say: called with each rate before it runs.
+        progress: shows each rate as it runs.
     """
     found: dict[str, list[float]] = {}
     unknown = (predictor.bundle.manifest.config.get("bert") or {}).get("unknown_token", UNKNOWN_TOKEN)
-    for rate in rates:
-        if say:
-            say(f"missing rate {rate.name}")
-        views = incomplete(samples, rate.model_dump(), arrays, unknown_token=unknown)
-        for name, value in evaluate(predictor, views).items():
-            found.setdefault(name, []).append(value)
+    with progress.over("missing data", len(rates), "rate") as shown:
+        for rate in rates:
+            shown.begin(f"missing rate {rate.name}")
+            views = incomplete(samples, rate.model_dump(), arrays, unknown_token=unknown)
+            for name, value in evaluate(predictor, views).metrics.items():
+                found.setdefault(name, []).append(value)
     step = _step([r.text for r in rates]) if all(r.text == r.audio == r.vision for r in rates) else None
     return RobustnessReport(
         split=split,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,10 +19,12 @@ from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.example_inputs import random_inputs
-from mer_export.data.samples import Sample
+from mer_export.data.samples import Sample, readable
 from mer_export.errors import UsageError
+from mer_export.markdown import some
+from mer_export.progress import SILENT, Progress
 from runtimes.backends.session import Session
-from runtimes.backends.way import Way, eager, find_ways, in_memory, why_broken
+from runtimes.backends.way import Way, eager, find_ways, grouped_reasons, in_memory, why_broken
 from runtimes.speed.bench_report import BASE, UNPADDED, BenchReport, Case, Row
 from runtimes.speed.start_up import ColdStart, cold_start
 from runtimes.speed.timing import Call, WarmUp, interleave, ratio, warm_up
@@ -37,7 +40,7 @@ def run_bench(
     threads: int | None = 1,
     ways: Sequence[Way] | None = None,
     cold: bool = True,
-    say: Callable[[str], None] | None = None,
+    progress: Progress = SILENT,
 ) -> BenchReport:
     """Times every way that this machine can run. One that breaks is named in `not_run`, with the reason.
 
@@ -49,7 +52,7 @@ def run_bench(
         threads: threads of every runtime; None leaves their defaults.
         ways: what to time; None for everything in the bundle.
         cold: measure start-up and memory of each runtime in a process of its own.
-        say: called before each case.
+        progress: shows each case and cold start as it runs.
 
     Raises:
         NotAvailableError: PyTorch is missing, there is nothing to compare with then.
@@ -61,20 +64,23 @@ def run_bench(
     started = machine.describe()
     cases = []
     buckets = _buckets(bundle, able)
-    for bucket in buckets:
-        fitting = fitting_samples(samples, bundle.manifest.contract, bucket, buckets) if samples else []
-        if samples and not fitting:
-            not_run.append((bucket.name, "no sample is short enough for this bucket"))
-            continue
-        here = [w for w in able if w.bucket in (None, bucket)]
-        for batch in batches:
-            if say:
-                say(f"{bucket.name}, batch {batch}: eager and {len(here)} ways to run")
-            cases.append(_case(bundle, here, bucket, batch, fitting, rounds, threads, not_run))
-    if not cases:
-        raise UsageError("no sample fits a bucket of this bundle: export a longer one or leave --data out")
     cold_ways = _one_per_runtime([eager(threads), *able]) if cold else []
-    starts = [cold_start(bundle.root, w, trust=bundle.trust) for w in cold_ways]
+    with progress.over("bench", len(buckets) * len(batches) + len(cold_ways), "case") as shown:
+        for bucket in buckets:
+            fitting = fitting_samples(samples, bundle.manifest.contract, bucket, buckets) if samples else []
+            here = [w for w in able if w.bucket in (None, bucket)]
+            if samples and not fitting:
+                not_run.append((bucket.name, "no sample is short enough for this bucket"))
+            for batch in batches:
+                shown.begin(f"{bucket.name}, batch {batch}: eager and {len(here)} ways to run")
+                if fitting or not samples:
+                    cases.append(_case(bundle, here, bucket, batch, fitting, rounds, threads, not_run))
+        if not cases:
+            raise UsageError("no sample fits a bucket of this bundle: export a longer one or leave --data out")
+        starts = []
+        for way in cold_ways:
+            shown.begin(f"{way.name}: start-up")
+            starts.append(cold_start(bundle.root, way, trust=bundle.trust))
     return BenchReport(
         system=bundle.manifest.system,
         weights_sha256=bundle.manifest.files[WEIGHTS].sha256,
@@ -89,6 +95,21 @@ def run_bench(
         cold=[s for s in starts if isinstance(s, ColdStart)],
         not_run=list(dict.fromkeys(not_run)) + [("cold start", s) for s in starts if isinstance(s, str)],
     )
+
+
+def preview(
+    bundle: Bundle, samples: Sequence[Sample] | None, batches: Sequence[int], ways: Sequence[Way]
+) -> dict[str, Any]:
+    """What `run_bench` would do, without running anything."""
+    able = [w for w in ways if w.why_not is None and not w.is_eager]
+    buckets, cases = _buckets(bundle, able), {}
+    for bucket in buckets:
+        fitting = fitting_samples(samples, bundle.manifest.contract, bucket, buckets) if samples else []
+        here = [w.name for w in able if w.bucket in (None, bucket)]
+        inputs = "random values" if not samples else f"{len(fitting)} samples"
+        cases[bucket.name] = {"inputs": inputs, "batches": list(batches), "ways": [eager().name, *here]}
+    not_run = grouped_reasons([(w.name, w.why_not) for w in ways if w.why_not])
+    return {"cases": cases, "not_run": {reason: some(names) for reason, names in not_run}}
 
 
 def _case(
@@ -228,7 +249,9 @@ def fitting_samples(
     samples: Sequence[Sample], contract: Contract, bucket: Bucket, buckets: Sequence[Bucket]
 ) -> list[Sample]:
     """Samples that are routed to this bucket, by length; those of shorter buckets where there is none."""
-    real = sorted(((s.lengths(contract), s) for s in samples), key=lambda pair: tuple(pair[0].values()))
+    real = sorted(
+        ((s.lengths(contract), s) for s in readable(samples, contract)), key=lambda pair: tuple(pair[0].values())
+    )
     held = [(own, s) for own, s in real if bucket.holds(own)]
     routed = [s for own, s in held if bucket_for(own, buckets) == bucket]
     return routed or [s for _, s in held]

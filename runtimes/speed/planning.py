@@ -30,7 +30,7 @@ def read_lengths(samples: Iterable[Sample], contract: Contract) -> np.ndarray:
     dims = varying(contract)
     if not dims:
         raise UsageError("this model has no sequence dim that its samples decide: there is nothing to plan")
-    rows = [[own[d] for d in dims] for own in (s.lengths(contract) for s in samples)]
+    rows = [[own[d] for d in dims] for own in (s.lengths(contract) for s in samples if s.readable(contract))]
     if not rows:
         raise UsageError("the data has no samples to plan for")
     least = [max(1, contract.shortest.get(d, 1)) for d in dims]

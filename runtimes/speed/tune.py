@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +14,9 @@ from mer_export import machine
 from mer_export.bucket import Bucket, bucket_for
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import Contract
-from mer_export.data.samples import Sample
+from mer_export.data.samples import Sample, readable
 from mer_export.errors import UnsupportedError, UsageError
+from mer_export.progress import SILENT, Progress
 from runtimes.backends.session import Session
 from runtimes.backends.session_pool import Crew
 from runtimes.backends.way import Way, find_ways, in_memory, why_broken
@@ -50,7 +52,7 @@ def run_tune(
     source: str = "random values, all buckets alike",
     batches: Sequence[int] = BATCHES,
     precisions: Sequence[str] | None = None,
-    say: Callable[[str], None] | None = None,
+    progress: Progress = SILENT,
 ) -> Profile:
     """Times all exported variants and gives the profile of this machine. What breaks is named in its `not_run`.
 
@@ -60,7 +62,7 @@ def run_tune(
         source: what the data is called in the profile.
         batches: sizes to try where a variant takes any.
         precisions: only answers in these.
-        say: receives progress.
+        progress: shows each bucket in each pass as it is timed.
 
     Raises:
         UsageError: nothing exported that runs here, or no sample fits.
@@ -71,26 +73,45 @@ def run_tune(
     timed: dict[Way, Timed] = {}
     broken: dict[Way, Exception] = {}
     profile = _profile(bundle, source, [], shares, broken)
-    for number in range(PASSES):
-        wanted = _near(profile) if number else None
-        for bucket in buckets:
-            here = [w for w in ways if w.bucket == bucket]
-            fitting = fitting_samples(samples, contract, bucket, buckets) if samples else []
-            if samples and not fitting:
-                continue
-            inputs = partial(_arrays, contract, bucket, fitting)
-            for group in in_memory(bundle, here, sessions=sum(workers for _, workers in _parallel())):
-                for plain, way, seconds in _time(bundle, group, inputs, batches, wanted, broken, say):
-                    timed.setdefault(way, Timed(way, (plain.in_any_bucket, bucket))).ms.append(1000 * seconds)
-        sound = [t for way, t in timed.items() if way not in broken]
-        if broken and not sound:
-            way, error = next(iter(broken.items()))
-            raise UnsupportedError(f"nothing that was exported runs here: {way.name}: {why_broken(error)}")
-        # What a broken variant would have answered goes to the next bucket.
-        places = {t.place for t in sound}
-        shares = _shares([w for w in ways if (w.in_any_bucket, w.bucket) in places], contract, samples)
-        profile = _profile(bundle, source, sound, shares, broken)
+    with progress.over("tune", PASSES * len(buckets), "bucket") as shown:
+        for number in range(PASSES):
+            wanted = _near(profile) if number else None
+            for bucket in buckets:
+                here = [w for w in ways if w.bucket == bucket]
+                shown.begin(f"{bucket.name}: {len(here)} ways to run, pass {number + 1} of {PASSES}")
+                fitting = fitting_samples(samples, contract, bucket, buckets) if samples else []
+                if samples and not fitting:
+                    continue
+                inputs = partial(_arrays, contract, bucket, fitting)
+                for group in in_memory(bundle, here, sessions=sum(workers for _, workers in _parallel())):
+                    for plain, way, seconds in _time(bundle, group, inputs, batches, wanted, broken):
+                        timed.setdefault(way, Timed(way, (plain.in_any_bucket, bucket))).ms.append(1000 * seconds)
+            sound = [t for way, t in timed.items() if way not in broken]
+            if broken and not sound:
+                way, error = next(iter(broken.items()))
+                raise UnsupportedError(f"nothing that was exported runs here: {way.name}: {why_broken(error)}")
+            # What a broken variant would have answered goes to the next bucket.
+            places = {t.place for t in sound}
+            shares = _shares([w for w in ways if (w.in_any_bucket, w.bucket) in places], contract, samples)
+            profile = _profile(bundle, source, sound, shares, broken)
     return profile
+
+
+def preview(
+    bundle: Bundle, samples: Sequence[Sample] | None, batches: Sequence[int], precisions: Sequence[str] | None
+) -> dict[str, Any]:
+    """What `run_tune` would do, without running anything; raises as it does."""
+    ways, contract = _ways(bundle, precisions), bundle.manifest.contract
+    shares, buckets = _shares(ways, contract, samples), {}
+    for bucket in _buckets(ways):
+        here = [w for w in ways if w.bucket == bucket]
+        settings = [w for way in here for t, n in _parallel() for w in _spread(way, batches, t, n)]
+        part = max(shares[w.in_any_bucket, bucket] for w in here)
+        names = [w.name for w in here]
+        buckets[bucket.name] = {"part of the data": f"{part:.0%}", "ways": names, "settings": len(settings)}
+    spread = [f"{threads} threads, {workers} sessions" for threads, workers in _parallel()]
+    found = {"passes": PASSES, "rounds": ROUNDS, "spread": spread, "batches": list(batches)}
+    return {"machine": machine_class(), **found, "buckets": buckets}
 
 
 def _profile(
@@ -122,7 +143,6 @@ def _time(
     batches: Sequence[int],
     wanted: set[Way] | None,
     broken: dict[Way, Exception],
-    say: Callable[[str], None] | None,
 ) -> list[tuple[Way, Way, np.ndarray]]:
     """(way, the same spread over threads, seconds of its calls) of ways for one bucket, interleaved.
 
@@ -155,8 +175,6 @@ def _time(
                     calls[name] = call
                     if min(map(min, first[name].wall)) > LONGEST_CALL:
                         break
-        if say and ways and ways[0].bucket is not None:
-            say(f"{ways[0].bucket.name}: {len(calls)} ways to run, {ROUNDS} rounds")
         turns = interleave(calls, ROUNDS, broken=failed)
     broken |= {found[name][1]: error for name, error in failed.items()}
     return [(*found[name], np.concatenate(own.wall)) for name, own in turns.items()]
@@ -222,7 +240,8 @@ def _shares(ways: Sequence[Way], contract: Contract, samples: Sequence[Sample] |
     Items that fit no bucket at all count for none; of ways that lack a long bucket the parts do not add up.
     """
     buckets = _buckets(ways)
-    items: list[Mapping[str, int]] = [s.lengths(contract) for s in samples] if samples else [*buckets]
+    real = readable(samples or (), contract)
+    items: list[Mapping[str, int]] = [s.lengths(contract) for s in real] if samples else [*buckets]
     items = [n for n in items if bucket_for(n, buckets) is not None]
     if not items:
         raise UsageError("no sample fits a bucket of this bundle: export a longer one or leave --data out")

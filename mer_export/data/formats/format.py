@@ -17,7 +17,7 @@ from mer_export.registry import resolve
 
 OPEN = (
     *("unit", "context", "tokenizer", "packing", "faces", "splits", "speakers", "label_names", "label_columns"),
-    *("text", "audio", "vision"),
+    *("text", "audio", "vision", "extractors"),
 )
 """Fields of the data section that every open format reads; where no table is described, a modality is only left out."""
 

@@ -27,7 +27,8 @@ def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator
     `text`; without any, a sentence encoder makes them where every utterance has a sentence.
 
     Raises:
-        InputError: sentence vectors of another width or of some utterances only, or an utterance without anything.
+        InputError: sentence vectors of another width or of some utterances only, or a sentence or recording that
+            nothing makes tokens of.
     """
     context = spec.context or ContextData()
     windows = _windows(dialogue, context)
@@ -38,7 +39,7 @@ def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator
             WINDOW: utterance.inputs.get(WINDOW, window),
         }
         inputs = {n: a for n, a in made.items() if a is not None}
-        if not inputs:
+        if not inputs and (utterance.sentence or utterance.recording):
             raise InputError(f"{utterance.id} has neither tokens nor anything to make them of: see docs/data.md")
         yield Sample(utterance.id, inputs, (utterance.id,), labels.targets([utterance]))
 

@@ -139,7 +139,10 @@ def contract(config: FacialMmtConfig) -> Contract:
 
 
 def task(config: FacialMmtConfig) -> Task:
-    return Task(output="logits", labels=config.labels)
+    """Of an utterance without a face the original's vision model scores NaN, whose arg-max is the first class."""
+    return Task(
+        output="logits", labels=config.labels, unanswered=config.labels[0] if config.variant == "vision" else None
+    )
 
 
 def text_inputs(config: FacialMmtConfig) -> tuple[TensorSpec, ...]:

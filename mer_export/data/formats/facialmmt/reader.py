@@ -191,10 +191,7 @@ def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec)
             _add_faces(inputs, found, place.utterance, logits, folder, spec)
         labels = found.get("labels")
         label = None if labels is None else np.asarray([int(labels[row])], dtype=np.int64)
-        if inputs:
-            samples.append(Sample(name, inputs, (name,), label))
-    if left := len(found["vision"]) - len(samples):
-        log.warning("%s, %s: %d utterances have nothing to read and are left out", folder, split, left)
+        samples.append(Sample(name, inputs, (name,), label))
     return samples
 
 

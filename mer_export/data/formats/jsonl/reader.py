@@ -24,7 +24,7 @@ from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.json_files import parse_json
 
 SUFFIXES = (".jsonl", ".ndjson")
-HEADER = {"labels": "label_names", "speakers": "speakers", "unit": "unit"}
+HEADER = {"labels": "label_names", "speakers": "speakers", "unit": "unit", "extractors": "extractors"}
 """What the first line may say, and the fields of the data section that say the same."""
 
 

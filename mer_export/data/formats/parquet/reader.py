@@ -46,7 +46,8 @@ class ParquetSource:
         with open_parquet(path) as file:
             self.meta = _metadata(path, file)
         declared = {"label_names": self.meta["labels"], "speakers": self.meta["speakers"]}
-        self.spec = spec.over(declared | {"unit": self.meta.get("unit", "dialogue")}, str(path))
+        declared |= {n: self.meta[n] for n in ("unit", "extractors") if n in self.meta}
+        self.spec = spec.over(declared, str(path))
         self.modalities = [m for m in MODALITIES if m not in self.spec.switched_off]
         wanted = self.spec.splits
         self.splits = [s for s in self.meta["splits"] if not wanted or s in wanted]

@@ -96,6 +96,8 @@ class _Table:
             "dims": self.dims,
             "source_format": corpus.format,
         }
+        if said := corpus.info.get("extractors"):
+            meta["extractors"] = {n: e.model_dump() for n, e in said.items()}
         return arrow.schema(fields, metadata={layout.KEY: json.dumps(meta).encode()})
 
     def rows(self, sample: Sample, split: str) -> Iterator[dict[str, Any]]:
