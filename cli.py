@@ -11,7 +11,6 @@ input, 3 parity failed, 4 performance gate failed, 5 not available on this machi
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from mer_export.console import (
     Force,
     GoalOpt,
     Json,
+    Outside,
     Overflow,
     Precision,
     Quiet,
@@ -48,6 +48,7 @@ from mer_export.console import (
 )
 from mer_export.errors import UsageError
 from mer_export.metrics import find
+from mer_export.outlets import open_outlets
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns, summary_line
 from runtimes import commands as runtime_commands
@@ -110,6 +111,7 @@ def eval_(
     emotions: Emotions = None,
     strict_features: StrictFeatures = False,
     sets: Sets = None,
+    outside: Outside = None,
     dry_run: DryRun = False,
     trust: Trust = False,
     verbose: Verbose = 0,
@@ -125,7 +127,8 @@ def eval_(
 
     opened = Bundle.open(bundle, trust)
     shared = emotion_table(emotions)
-    corpus = bundle_corpus(opened, data, data_format, sets or (), [n for table in shared.values() for n in table])
+    named = [n for table in shared.values() for n in table]
+    corpus = bundle_corpus(opened, data, data_format, sets or (), named, outside)
     samples = corpus.split(split)
     published = semantics == "batch"
     if published:
@@ -267,16 +270,12 @@ def _global(
 
 def main() -> None:
     """Runs the command line; errors become one sentence and an exit code."""
+    open_outlets()
     try:
         code = _run()
-        if sys.stdout:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output has seen enough.
-        code = 0
+        sys.stdout.flush()
     except Exception as error:
         code = _fail(error)
-    _end_output()
     sys.exit(code)
 
 
@@ -284,8 +283,6 @@ def _run() -> int:
     try:
         app()
     except SystemExit as stop:
-        if isinstance(stop.__context__, BrokenPipeError):
-            raise stop.__context__ from None
         if not isinstance(stop.code, int | None):
             raise
         if stop.code == faults.INTERRUPTED:
@@ -299,20 +296,8 @@ def _fail(error: Exception) -> int:
         raise error
     known = faults.explain(error)
     sentence = known or f"internal error: {type(error).__name__}: {error} (mer --debug shows where)"
-    with contextlib.suppress(OSError):
-        typer.echo(f"mer: {sentence}", err=True)
+    typer.echo(f"mer: {sentence}", err=True)
     return known.exit_code if known else 1
-
-
-def _end_output() -> None:
-    """What could not be written to standard output would fail once more when Python ends."""
-    stream = sys.__stdout__
-    if stream is None:
-        return
-    try:
-        stream.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -52,6 +52,10 @@ GoalOpt = Annotated[
     typer.Option("--goal", help="latency, throughput or budget=5ms: run as mer tune found best; options restrict it."),
 ]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override one value of the config.")]
+Outside = Annotated[
+    list[Path] | None,
+    typer.Option("--outside", metavar="DIR", help="Paths that the files name may lead there too; repeatable."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Read the data, print what would be done, and stop.")]
 StrictFeatures = Annotated[

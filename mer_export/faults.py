@@ -5,9 +5,11 @@ Whatever stands in no table here is a bug of ours, and the command line says so.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 
 from mer_export.errors import MerError, NotAvailableError, UsageError
 from mer_export.install import Extra, install_hint, not_installed
@@ -63,6 +65,21 @@ PACKAGES: dict[str, tuple[Extra, ...]] = {
 
 RUST = re.compile(r"\(os error (\d+)\)")
 """How libraries written in Rust (safetensors, tokenizers) say which error the operating system gave."""
+
+
+@contextlib.contextmanager
+def at(path: object) -> Iterator[None]:
+    """Names a file or folder in errors of the operating system that name none: a write does not say where it failed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:
+        if found := RUST.search(str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        raise
 
 
 def explain(error: BaseException) -> MerError | None:

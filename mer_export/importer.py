@@ -15,6 +15,7 @@ from mer_export.checkpoints import weight_files
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
+from mer_export.untrusted.places import Allowed
 from mer_export.weights import WeightMap, import_weights, load_checkpoints, misfits, save_weights
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def import_checkpoint(
     out: Path | str,
     force: bool = False,
     key: str | None = None,
+    allowed: Allowed = Allowed(),
 ) -> tuple[Bundle, dict[str, int]]:
     """Makes a bundle from a state_dict with the authors' parameter names.
 
@@ -41,6 +43,7 @@ def import_checkpoint(
         out: the new bundle.
         force: replace an existing bundle.
         key: where in the file the weights are, if several sets of them fit: `ema`, `teacher.state_dict`.
+        allowed: where paths that `resolved` names may lead.
 
     Returns:
         The bundle, and how many entries were loaded, unused and kept at their own value.
@@ -48,7 +51,7 @@ def import_checkpoint(
     Raises:
         UsageError: with every missing, unexpected or misshapen entry.
     """
-    read = read_checkpoint(system, checkpoints, resolved, key)
+    read = read_checkpoint(system, checkpoints, resolved, key, allowed)
     bundle = Bundle.create(out, read.manifest, force)
     with bundle.commit() as change:
         change.write(CONFIG, yaml.safe_dump(read.resolved, sort_keys=False))
@@ -70,9 +73,16 @@ class Imported:
 
 
 def read_checkpoint(
-    system: str, checkpoints: Path | str | Sequence[Path | str], resolved: dict[str, Any], key: str | None = None
+    system: str,
+    checkpoints: Path | str | Sequence[Path | str],
+    resolved: dict[str, Any],
+    key: str | None = None,
+    allowed: Allowed = Allowed(),
 ) -> Imported:
     """All of an import but the writing; arguments and errors as of `import_checkpoint`."""
+    # Nothing can be made of a checkpoint without it, which is said before large files are read.
+    import torch  # noqa: F401
+
     paths = [Path(p) for p in ([checkpoints] if isinstance(checkpoints, Path | str) else checkpoints)]
     files = [f for p in paths for f in weight_files(p)]
     record = registry.get(system)
@@ -81,8 +91,8 @@ def read_checkpoint(
     state = load_checkpoints(paths, table, networks.problems, key)
     resolved = resolved | {"model": table.fit(resolved["model"], state)}
     config, model = networks.of(state)
-    data = DataSpec.model_validate(resolved.get("data") or {})
-    found = {"state": state} | vectors_of(data.emotions, (Path(), paths[0].parent))
+    data = DataSpec.model_validate(resolved.get("data") or {}).allowing(allowed)
+    found = {"state": state} | vectors_of(data, (Path(), paths[0].parent))
     report = import_weights(model, state, table, config)
     manifest = Manifest(
         system=system,

@@ -20,6 +20,7 @@ from mer_export.console import (
     GoalOpt,
     Json,
     Out,
+    Outside,
     Overflow,
     Precision,
     Quiet,
@@ -80,6 +81,7 @@ def export(
     data: DataOpt = None,
     data_format: DataFormat = "auto",
     split: Split = "test",
+    outside: Outside = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="With --plan: threads of one call.")] = 1,
     force: Force = False,
     dry_run: DryRun = False,
@@ -101,7 +103,9 @@ def export(
     if plan:
         if seq_len:
             raise UsageError("--plan chooses the lengths: leave --seq-len out")
-        seen = stream_samples(plan, bundle_spec(opened, plan, data_format), opened.manifest.task.labels)
+        seen = stream_samples(
+            plan, bundle_spec(opened, plan, data_format, outside=outside), opened.manifest.task.labels
+        )
         found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
         sizes = [(b.lengths, b.batch) for b in found.buckets]
         jobs = requests(opened, formats, precisions, sizes, batch, opset, stages, device)
@@ -109,7 +113,7 @@ def export(
             return emit(found.model_dump(), as_json, lambda: [found.page()])
         say(found.page())
         found.save(opened)
-    example = None if data is None else bundle_samples(opened, data, data_format, split)
+    example = None if data is None else bundle_samples(opened, data, data_format, split, outside)
     if dry_run:
         how = partial(planned, opened, opset=opset, force=force, stages=stages, device=device)
         made_of = "random values" if example is None else f"{len(example)} samples of {split}"
@@ -150,6 +154,7 @@ def infer(
     emotions: Emotions = None,
     strict_features: StrictFeatures = False,
     sets: Sets = None,
+    outside: Outside = None,
     force: Force = False,
     dry_run: DryRun = False,
     trust: Trust = False,
@@ -167,7 +172,7 @@ def infer(
     from runtimes.predict.preview import preview
 
     opened = Bundle.open(bundle, trust)
-    spec = bundle_spec(opened, source, data_format, sets or ())
+    spec = bundle_spec(opened, source, data_format, sets or (), outside)
     columns_beside = [name.strip() for name in beside.split(",")] if beside else []
     output.check_out(out)
     if out != output.STDOUT and out.exists() and not force:
@@ -205,6 +210,7 @@ def parity(
     data: Annotated[Path, typer.Option("--data", help="Data set to compare on.")],
     split: Split = "test",
     data_format: DataFormat = "auto",
+    outside: Outside = None,
     runtime: Runtime = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
     atol: Annotated[
@@ -223,7 +229,7 @@ def parity(
 ) -> None:
     """Do all variants give PyTorch's answers? Exit code 3 if not."""
     from mer_export.agreement.policy import Policy
-    from mer_export.data.bundle_data import bundle_corpus
+    from mer_export.data.bundle_data import bundle_samples
     from runtimes.backends.way import find_ways
     from runtimes.pages.report import write_report
     from runtimes.parity import run as checks
@@ -232,7 +238,7 @@ def parity(
     opened = Bundle.open(bundle, trust)
     policy = Policy.parse(atol or [], rtol or [])
     ways = find_ways(opened, threads, runtime)
-    samples = bundle_corpus(opened, data, data_format).split(split)[:limit]
+    samples = bundle_samples(opened, data, data_format, split, outside)[:limit]
     if dry_run:
         plan = {"bundle": str(bundle), "data": str(data), "split": split}
         return emit_plan("parity", plan | checks.preview(opened, samples, ways, strict_features), as_json)
@@ -254,6 +260,7 @@ def bench(
     data: DataOpt = None,
     split: Split = "test",
     data_format: DataFormat = "auto",
+    outside: Outside = None,
     runtime: Runtime = None,
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
@@ -280,7 +287,7 @@ def bench(
     allowed = regression.parse_tolerance(tolerance)
     earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
     ways = find_ways(opened, threads, runtime) + (find_graphs(opened, threads, runtime) if cuda_graph else [])
-    samples = None if data is None else bundle_samples(opened, data, data_format, split)
+    samples = None if data is None else bundle_samples(opened, data, data_format, split, outside)
     sizes = batches or [1, 16]
     if dry_run:
         plan = {"bundle": str(bundle), "rounds": rounds, "threads": threads}
@@ -305,6 +312,7 @@ def tune(
     data: DataOpt = None,
     split: Split = "test",
     data_format: DataFormat = "auto",
+    outside: Outside = None,
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
     dry_run: DryRun = False,
@@ -318,7 +326,7 @@ def tune(
     from runtimes.speed import tune as tuning
 
     opened = Bundle.open(bundle, trust)
-    samples = None if data is None else bundle_samples(opened, data, data_format, split)
+    samples = None if data is None else bundle_samples(opened, data, data_format, split, outside)
     source = {} if data is None else {"source": f"{data.name}, {split}"}
     sizes = batches or tuning.BATCHES
     if dry_run:

@@ -162,3 +162,13 @@ def test_the_command_normalises_beside_the_original_which_it_then_stands_for(fol
         assert mmsa.files(folder, DataSpec(format="mmsa", dataset="sims")) == [made]
     finally:
         made.unlink()
+
+
+def test_an_utterance_of_a_dialogue_is_missing_with_all_its_vectors() -> None:
+    inputs = {"text": np.ones((2, 4, 3), np.float32), "audio": np.ones((4, 5), np.float32)}
+    sample = Sample("d", inputs, tuple("abcd"))
+    (found,) = incomplete([sample], {"text": 0.5, "audio": 1.0})
+    kept = found.kept["text"]
+    assert 0 < kept.sum() < 4
+    assert np.array_equal(found.inputs["text"], np.broadcast_to(kept[:, None], (2, 4, 3)))
+    assert not found.inputs["audio"].any()

@@ -57,6 +57,28 @@ def test_anything_else_is_a_bug_of_ours(error: Exception) -> None:
     assert faults.explain(error) is None
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_write_that_fails_names_what_was_written(error: Exception) -> None:
+    with pytest.raises(OSError, match="No space") as caught, faults.at("runs/a"):
+        raise error
+    assert str(faults.explain(caught.value)) == f"runs/a: {faults.ADVICE[errno.ENOSPC]}"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file", "b"), ValueError("x"), OSError("x")])
+def test_an_error_that_names_its_file_or_is_of_another_kind_stays_what_it_is(error: Exception) -> None:
+    before = str(error)
+    with pytest.raises(type(error)) as caught, faults.at("a"):
+        raise error
+    assert caught.value is error
+    assert str(error) == before
+
+
 def sentence_of(err: str) -> str:
     last = err.strip().splitlines()[-1]
     assert last.startswith("mer: "), err
@@ -131,17 +153,42 @@ def mer_process(*words: str, **options: object) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("words", [("list",), ("list", "--json"), ("--help",), ("--version",)])
 def test_a_full_standard_output_is_said(words: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full, mer_process(*words, stdout=full) as running:
-        assert sentence_of(running.communicate()[1]) == "mer: the disk is full: free some space or write elsewhere"
+        assert sentence_of(running.communicate()[1]) == (
+            "mer: standard output: the disk is full: free some space or write elsewhere"
+        )
     assert running.returncode == 2
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def gone() -> int:
+    """A pipe that nobody reads any more."""
     read, write = os.pipe()
     os.close(read)
-    with mer_process("list", stdout=write) as running:
+    return write
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    with mer_process("list", stdout=gone()) as running:
         assert running.communicate()[1] == ""
-    os.close(write)
     assert running.returncode == 0
+
+
+def test_a_reader_that_has_gone_changes_no_exit_code(tmp_path: Path) -> None:
+    # It prints its report, and then says with its exit code what of it is missing.
+    code = "import sys; sys.modules['torch'] = None; import cli; cli.main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "doctor", "--require", "torch"], stdout=gone(), stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert "torch" in sentence_of(running.communicate()[1])
+    assert running.returncode == 5
+
+
+def test_progress_that_nobody_takes_does_not_stop_the_work(tmp_path: Path) -> None:
+    for number, error in enumerate([gone(), os.open("/dev/full", os.O_WRONLY)]):
+        out = tmp_path / str(number)
+        with subprocess.Popen(module_command("cli", "synth", "cmerc", "--out", str(out)), stderr=error) as running:
+            pass
+        assert running.returncode == 0
+        assert list(out.iterdir())
 
 
 def test_a_closed_standard_output_is_the_null_device() -> None:

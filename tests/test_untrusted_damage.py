@@ -21,7 +21,7 @@ from mer_export.errors import MerError
 from mer_export.untrusted.hdf5 import save_hdf5
 
 MUTATIONS = 150
-"""Of each file in this run; `python tests/test_untrusted_damage.py 2000` does a long one."""
+"""Of each file in this run; `python tests/test_untrusted_damage.py 2000 [NAME ...]` does a long one."""
 
 
 def samples(folder: Path) -> dict[str, bytes]:
@@ -118,7 +118,7 @@ def test_damage_gives_a_value_or_a_sentence(tmp_path: Path, name: str) -> None:
 if __name__ == "__main__":
     from tempfile import TemporaryDirectory
 
-    for reader in READERS:
+    for reader in sys.argv[2:] or READERS:
         with TemporaryDirectory() as place:
             whole = samples(Path(place))
             print(reader, dict(read_mutated(reader, whole[reader], Path(place), int(sys.argv[1]), seed=1)), flush=True)

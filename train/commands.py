@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mer_export.console import DryRun, Force, Json, Out, Quiet, Sets, Verbose, emit, emit_plan
+from mer_export.console import DryRun, Force, Json, Out, Outside, Quiet, Sets, Verbose, emit, emit_plan
 from mer_export.metrics import find
 from mer_export.terminal import columns, summary_line
 
@@ -22,6 +22,7 @@ def train(
     preset: Annotated[str | None, typer.Option("--preset", help="Named recipe, e.g. meld or m3net/meld.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    outside: Outside = None,
     seed: Seed = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, or one of several: cuda:1.")] = None,
     precision: Annotated[
@@ -43,7 +44,9 @@ def train(
     from train.crossval import of_fold
     from train.fit import fit, preview
 
-    resolved = resolve_config(system, preset, config, sets or (), seed=seed, device=device, precision=precision)
+    resolved = resolve_config(
+        system, preset, config, sets or (), outside, data, seed=seed, device=device, precision=precision
+    )
     if fold is not None:
         resolved = of_fold(resolved, fold)
     if dry_run:
@@ -63,6 +66,7 @@ def crossval(
     config: ConfigFile = None,
     folds: Annotated[list[int] | None, typer.Option("--fold", min=0, help="Repeat for several; default all.")] = None,
     sets: Sets = None,
+    outside: Outside = None,
     seed: Seed = None,
     force: Force = False,
     dry_run: DryRun = False,
@@ -76,7 +80,7 @@ def crossval(
     from train.crossval import cross_validate, of_fold
     from train.fit import preview
 
-    resolved = resolve_config(system, preset, config, sets or (), seed=seed)
+    resolved = resolve_config(system, preset, config, sets or (), outside, data, seed=seed)
     chosen = folds or list(range(RUNS))
     if dry_run:
         plans = {f"fold {k}": preview(of_fold(resolved, k), data, out / f"fold{k}", force) for k in chosen}
@@ -101,6 +105,7 @@ def import_(
     preset: Annotated[str | None, typer.Option("--preset", help="Recipe that the checkpoint was trained with.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    outside: Outside = None,
     key: Annotated[
         str | None, typer.Option("--key", help="Where in the file the weights are, if several sets of them fit: ema.")
     ] = None,
@@ -112,12 +117,14 @@ def import_(
     from mer_export.importer import import_checkpoint, read_checkpoint
     from train.config import resolve_config
 
-    resolved = resolve_config(system, preset, config, sets or ())
+    resolved = resolve_config(system, preset, config, sets or (), outside)
     if dry_run:
-        read = read_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), key)
+        read = read_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), key, resolved.data.allowed)
         buckets = [b.name for b in read.manifest.contract.buckets]
         plan = {"out": str(out), "variant": read.manifest.variant, "buckets": buckets, **read.report}
         return emit_plan("import", plan | {"config": read.resolved}, as_json)
-    _, report = import_checkpoint(system, checkpoints, resolved.model_dump(mode="json"), out, force, key)
+    _, report = import_checkpoint(
+        system, checkpoints, resolved.model_dump(mode="json"), out, force, key, resolved.data.allowed
+    )
     emit({"bundle": str(out), **report}, as_json, lambda: [f"{out}: {summary_line(report)}"])
     return None

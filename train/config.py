@@ -23,6 +23,7 @@ from mer_export.errors import UsageError
 from mer_export.metrics.table import LOSSES
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
+from mer_export.untrusted.places import Allowed, Reach
 from mer_export.untrusted.yaml_files import read_yaml
 from train.encoders import from_folders
 from train.recipe import recipe
@@ -135,50 +136,73 @@ class TrainConfig(Strict):
         return self.seed if self.reseed == "same" else self.seed + 1 + epoch
 
 
-def load_preset(name: str, overrides: Iterable[str] = ()) -> TrainConfig:
-    """A preset with `a.b=value` overrides applied.
+def load_preset(
+    name: str, overrides: Iterable[str] = (), outside: Iterable[Path] | None = None, data: Path = Path()
+) -> TrainConfig:
+    """A preset with `a.b=value` overrides applied; see `resolve_config`.
 
     Raises:
         UsageError: unknown preset or field, or a value that does not fit.
     """
     if name not in PRESETS:
         raise UsageError(f"no preset {name!r}, there are {list(PRESETS)}")
-    return load_config(FOLDER / f"{name}.yaml", overrides)
+    return load_config(FOLDER / f"{name}.yaml", overrides, outside, data)
 
 
 def resolve_config(
-    system: str, preset: str | None, path: Path | None, overrides: Iterable[str] = (), **values: Any
+    system: str,
+    preset: str | None,
+    path: Path | None,
+    overrides: Iterable[str] = (),
+    outside: Iterable[Path] | None = None,
+    data: Path = Path(),
+    **values: Any,
 ) -> TrainConfig:
     """The configuration that a command line asks for: a preset or a file, overrides, then `values` that are not None.
 
+    Paths that the file names lead into the directory of `data`, or into `outside`.
+
     Raises:
         UsageError: unknown system or preset, both or neither given, or a value that does not fit.
+        InputError: the file names a path that leads elsewhere.
     """
     registry.get(system)
     overrides = [*overrides, *(f"{name}={value}" for name, value in values.items() if value is not None)]
     if preset is not None and path is None:
-        return load_preset(preset if "/" in preset else f"{system}/{preset}", overrides)
+        return load_preset(preset if "/" in preset else f"{system}/{preset}", overrides, outside, data)
     if path is not None and preset is None:
-        return load_config(path, overrides)
+        return load_config(path, overrides, outside, data)
     raise UsageError("pass either --preset or --config; `mer list` names the presets")
 
 
-def load_config(path: Path | str, overrides: Iterable[str] = ()) -> TrainConfig:
-    """A configuration file with `a.b=value` overrides applied; raises UsageError as `load_preset` does.
+def load_config(
+    path: Path | str, overrides: Iterable[str] = (), outside: Iterable[Path] | None = None, data: Path = Path()
+) -> TrainConfig:
+    """A configuration file with `a.b=value` overrides applied; raises as `resolve_config` does.
 
     What it does not say of an encoder is taken from the encoder's folder.
     """
-    return parse_config(_with_folders(apply_overrides(_read(Path(path)), overrides)), source=str(path))
+    overrides = [*overrides]
+    allowed = Allowed.by(outside, apply_overrides({}, overrides))
+    reach = Reach(data if data.is_dir() else data.parent, allowed)
+    config = parse_config(_with_folders(apply_overrides(_read(Path(path)), overrides), reach), source=str(path))
+    for name, folder in config.data.folders.items():
+        reach.path(folder, f"{path}: data.{name}", Path())
+    if config.init:
+        reach.path(config.init, f"{path}: init", Path())
+    return config.model_copy(update={"data": config.data.allowing(allowed)})
 
 
-def _with_folders(values: dict[str, Any]) -> dict[str, Any]:
+def _with_folders(values: dict[str, Any], reach: Reach) -> dict[str, Any]:
     """Settings as they were written, completed from encoder folders; what is wrong with them is left to the checks."""
     model, protocol = values.get("model") or {}, values.get("protocol") or {}
-    if not isinstance(model, dict):
-        return values
     try:
         settings = recipe(values["system"]).settings.model_validate(protocol)
     except (KeyError, UsageError, ValidationError):
+        return values
+    for name, file in settings.files.items():
+        reach.path(file, f"protocol.{name}", Path())
+    if not isinstance(model, dict):
         return values
     completed = from_folders(model, settings)
     return values | {"model": completed} if completed else values

@@ -21,7 +21,8 @@ def of_fold(config: TrainConfig, fold: int) -> TrainConfig:
     """The configuration of one fold; raises UsageError where its data have none."""
     if config.data.context is None:
         raise UsageError(f"{config.system} data have no folds: --fold is for data with a context section (tab)")
-    return parse_config(apply_overrides(config.model_dump(mode="json"), [f"data.context.fold={fold}"]))
+    found = parse_config(apply_overrides(config.model_dump(mode="json"), [f"data.context.fold={fold}"]))
+    return found.model_copy(update={"data": found.data.allowing(config.data.allowed)})
 
 
 def cross_validate(

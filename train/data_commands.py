@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from mer_export.console import DataFormat, Force, Json, Out, Quiet, Sets, Split, Verbose, emit, say_unless
+from mer_export import faults
+from mer_export.console import DataFormat, Force, Json, Out, Outside, Quiet, Sets, Split, Verbose, emit, say_unless
 from mer_export.errors import UsageError
 from mer_export.terminal import outline, summary_line
 
@@ -36,7 +37,9 @@ def synth(
     from mer_export.overrides import apply_overrides
 
     folder, chosen = out or Path(f"{system}-synthetic"), dataset or first_dataset(system)
-    files = synthesise(system, chosen, folder, dialogues=items, seed=seed, **apply_overrides({}, sets or []))
+    values = apply_overrides({}, sets or [])
+    with faults.at(folder):
+        files = synthesise(system, chosen, folder, dialogues=items, seed=seed, **values)
     emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
     # Other widths than the real data set's need another network than the preset's.
     say_unless(quiet or bool(sets))(_training_line(system, chosen, folder))
@@ -54,13 +57,15 @@ def _training_line(system: str, dataset: str, data: Path) -> str:
 def inspect(
     path: Annotated[Path, typer.Argument(help="A bundle, a data set, or any supported file.")],
     data_format: DataFormat = "auto",
+    outside: Outside = None,
     as_json: Json = False,
 ) -> None:
     """What a bundle or data set holds: contract and variants; splits, lengths, labels, problems. Executes nothing."""
     from mer_export.data.inspect import inspect_file
     from mer_export.data.spec import DataSpec
+    from mer_export.untrusted.places import Allowed
 
-    report = inspect_file(path, DataSpec(format=data_format))
+    report = inspect_file(path, DataSpec(format=data_format).allowing(Allowed.by(outside)))
     emit(report, as_json, lambda: outline(report))
 
 
@@ -70,6 +75,7 @@ def convert(
     out: Out,
     preset: Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")] = None,
     data_format: DataFormat = "auto",
+    outside: Outside = None,
     force: Force = False,
 ) -> None:
     """Convert a data set to Parquet: one row per utterance, lists of numbers per input, split and labels."""
@@ -83,9 +89,9 @@ def convert(
         raise UsageError(f"{out} exists: pass --force to replace it")
     configured, labels = DataSpec(), None
     if preset:
-        config = load_preset(preset)
+        config = load_preset(preset, (), outside, source)
         configured, labels = config.data, config.model.get("labels")
-    spec = choose_spec(source, data_format, configured)
+    spec = choose_spec(source, data_format, configured, (), outside)
     rows = write_parquet(open_corpus(source, spec, labels), out)
     typer.echo(f"{out}: {rows} utterances")
 
@@ -125,7 +131,8 @@ def iemocap(
     """Cut the IEMOCAP release into utterances in the files of tab: transcripts, recordings, tokens, context windows."""
     from mer_export.data.formats.tab.prepare import SIZES, prepare
 
-    done = prepare(release, out, tokenizer, speech, encoder, sizes or SIZES, force)
+    with faults.at(out):
+        done = prepare(release, out, tokenizer, speech, encoder, sizes or SIZES, force)
     emit(done, as_json, lambda: [f"{out}: {summary_line(done)}"])
 
 
@@ -136,6 +143,7 @@ def byte_pairs(
     size: Annotated[int, typer.Option("--size", min=300, help="Symbols of the vocabulary.")] = 4000,
     preset: Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")] = None,
     split: Split = "train",
+    outside: Outside = None,
     force: Force = False,
 ) -> None:
     """Train a small byte-pair tokenizer from lower-cased sentences: vocab.json and merges.txt."""
@@ -147,10 +155,12 @@ def byte_pairs(
 
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
-    spec = choose_spec(source, "auto", load_preset(preset).data if preset else DataSpec())
+    configured = load_preset(preset, (), outside, source).data if preset else DataSpec()
+    spec = choose_spec(source, "auto", configured, (), outside)
     data = source.is_dir() or open_file_format(source, spec)
     texts = sentences(source, spec, split) if data else source.read_text(encoding="utf-8").splitlines()
-    symbols = train_byte_pairs((t.lower() for t in texts), size, out)
+    with faults.at(out):
+        symbols = train_byte_pairs((t.lower() for t in texts), size, out)
     typer.echo(f"{out}: {symbols} symbols from {len(texts)} sentences")
 
 
@@ -167,7 +177,8 @@ def sentence_encoder(
     """Make a sentence encoder that runs without PyTorch, so that transcripts alone give context windows."""
     from mer_export.exporters.encoders.sentence import export_encoder
 
-    files = export_encoder(source, out, pooling, force)
+    with faults.at(out):
+        files = export_encoder(source, out, pooling, force)
     emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
 
 
@@ -186,5 +197,6 @@ def speech_tokenizer(
     """Make a speech tokenizer that runs without PyTorch: vq-wav2vec for any length, and its dictionary."""
     from mer_export.exporters.encoders.speech import import_tokenizer
 
-    files = import_tokenizer(checkpoint, dictionary, out, rate, force)
+    with faults.at(out):
+        files = import_tokenizer(checkpoint, dictionary, out, rate, force)
     emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))

@@ -51,6 +51,11 @@ class Settings(BaseModel):
         """The encoders that may start from pre-trained weights."""
         return ()
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The files and folders beside the data that it names, by setting."""
+        return {s.setting: s.path for s in self.sources if s.path is not None}
+
 
 def from_folders(model: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """The `model:` section as it was written, completed with what the folders of its encoders say.

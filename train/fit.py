@@ -325,7 +325,7 @@ def _prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
         raise UsageError(f"keep.split {config.keep.split!r} is not evaluated: there are {list(corpus.splits)}")
     if config.plateau is not None and config.plateau.split not in {*corpus.splits} & {*config.evaluate_splits}:
         raise UsageError(f"plateau.split {config.plateau.split!r} is not evaluated: there are {list(corpus.splits)}")
-    vectors = vectors_of(config.data.emotions, (data if data.is_dir() else data.parent, Path()))
+    vectors = vectors_of(config.data, (data if data.is_dir() else data.parent, Path()))
     return Prepared(
         config=config,
         model_config=model_config,
@@ -411,7 +411,8 @@ def _difficulty(prepared: Prepared, bundle: Bundle | None, progress: Progress) -
         return json.loads(bundle.path(DIFFICULTY).read_text())
     protocol = protocol_class(prepared.config.system)(prepared.settings)
     dataset, first = prepared.corpus.info.get("dataset"), partial(_first_model, prepared, progress)
-    return broadcast_object_list([protocol.find_difficulty(Before(prepared.data, dataset, prepared.samples, first))])[0]
+    data, reach = prepared.data, prepared.config.data.reach(prepared.data)
+    return broadcast_object_list([protocol.find_difficulty(Before(data, reach, dataset, prepared.samples, first))])[0]
 
 
 def _first_model(prepared: Prepared, progress: Progress, title: str, settings: Any, epochs: int) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mer_export.contract import Contract, Semantics
 from mer_export.data.samples import Corpus, Sample
 from mer_export.task import Task
+from mer_export.untrusted.places import Reach
 from train.batches import host_batch, in_batches
 from train.config import TrainConfig
 from train.model_metrics import LossMean, evaluate_model
@@ -42,10 +43,12 @@ class AuxiliaryPass:
 class Before:
     """What a protocol can work with before its run: the data, and a way to train a first model on `samples`.
 
-    `train` takes what the progress calls it, protocol settings, and a number of epochs.
+    `reach` says where paths lead that settings name. `train` takes what the progress calls it, protocol settings, and a
+    number of epochs.
     """
 
     data: Path
+    reach: Reach
     dataset: str | None
     samples: Sequence[Sample]
     train: Callable[[str, Any, int], nn.Module]

@@ -13,7 +13,7 @@ writers apart, `files` opens nothing through a link. Nothing in a bundle is ever
 
 from mer_export.bundle.bundle import Bundle
 from mer_export.bundle.commit import Commit
-from mer_export.bundle.files import sha256, write_atomic
+from mer_export.bundle.files import replacing, sha256, write_atomic
 from mer_export.bundle.manifest import (
     CONFIG,
     JOURNAL,
@@ -45,6 +45,7 @@ __all__ = [
     "Manifest",
     "Strict",
     "Variant",
+    "replacing",
     "seal",
     "sha256",
     "write_atomic",

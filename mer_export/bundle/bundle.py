@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from mer_export import faults
 from mer_export.bundle import holds
 from mer_export.bundle.commit import Commit, abandon, begin, finish, land, read_data_files
 from mer_export.bundle.consistency import require_consistent
@@ -119,9 +120,11 @@ class Bundle:
         """
         own = [n for n in self.manifest.files if n.startswith(f"variants/{variant.name}/")]
         paths = {}
-        for name in dict.fromkeys([*own, variant.model]):
+        models = {variant.model, *variant.models}
+        for name in dict.fromkeys([*own, *sorted(models)]):
             paths[name] = self.path(name)
-            for data in read_data_files(paths[name]):
+            form = variant.format if name in models else None
+            for data in read_data_files(paths[name], form):
                 beside = str(PurePosixPath(name).with_name(data)) if PurePosixPath(data).name == data else data
                 if beside not in self.manifest.files:
                     raise BundleError(
@@ -187,7 +190,7 @@ class Bundle:
 
         It starts from the bundle as it stands now, with what other processes have added since this one opened it.
         """
-        with self.lock():
+        with faults.at(self.root), self.lock():
             change = begin(self.root, self.manifest)
             try:
                 yield change

@@ -39,6 +39,9 @@ from mer_export.bundle.manifest import (
 from mer_export.errors import BundleError
 from mer_export.untrusted.onnx_files import data_files
 
+ONNX = "onnx"
+"""Name of the format, and ending."""
+
 
 class Commit:
     """What a transaction is about to change."""
@@ -82,8 +85,9 @@ class Commit:
         """Takes out data files that no variant with its model in the same folder reads any more."""
         data = [n for n in map(PurePosixPath, self.manifest.files) if n.suffix == ".weights"]
         for folder in folders & {str(n.parent) for n in data}:
-            models = [v.model for v in self.manifest.variants if str(PurePosixPath(v.model).parent) == folder]
-            read = {n for m in models for n in read_data_files((self.staging if m in staged else self.root) / m)}
+            beside = [v for v in self.manifest.variants if str(PurePosixPath(v.model).parent) == folder]
+            models = [((self.staging if v.model in staged else self.root) / v.model, v.format) for v in beside]
+            read = {n for path, form in models for n in read_data_files(path, form)}
             for name in (n for n in data if str(n.parent) == folder and n.name not in read):
                 self.remove(str(name))
 
@@ -176,10 +180,10 @@ def finish(root: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
 
 
-def read_data_files(path: Path) -> list[str]:
-    """The data files that a model file reads; none but those of ONNX files do."""
+def read_data_files(path: Path, form: str | None) -> list[str]:
+    """The data files that a file reads; none but ONNX files do: by their ending, or as the model of that format."""
     try:
-        return data_files(path) if path.suffix == ".onnx" else []
+        return data_files(path) if ONNX in (path.suffix[1:], form) else []
     except ValueError as error:
         raise BundleError(f"{path} is not an ONNX file: {error}") from None
 

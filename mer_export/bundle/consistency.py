@@ -163,11 +163,10 @@ def _variant_problems(variant: Variant, manifest: Manifest) -> Iterator[str]:
     if not PART.fullmatch(variant.format) or not PART.fullmatch(variant.precision) or variant.batch < 0:
         yield f"a variant is {variant.format!r} in {variant.precision!r} with batch {variant.batch}"
     yield from _length_problems(f"variant {variant.name}", variant.lengths, manifest.contract)
-    path = PurePosixPath(variant.model)
-    if variant.model not in manifest.files or path.parts[:1] != ("variants",):
+    if variant.model not in manifest.files or PurePosixPath(variant.model).parts[:1] != ("variants",):
         yield f"variant {variant.name} has a model {variant.model!r}, which is not a file of its own"
-    for stage in variant.stages:
-        if str(path.parent.parent / stage / path.name) not in manifest.files:
+    for stage, model in zip(variant.stages, variant.models, strict=False):
+        if model not in manifest.files:
             yield f"variant {variant.name} has no file for its stage {stage!r}"
 
 

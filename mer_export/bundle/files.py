@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from mer_export import faults
 from mer_export.errors import BundleError
 
 
@@ -97,14 +100,56 @@ def refuse_links(root: Path) -> None:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Writes a file so that a reader or a killed writer sees the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        write_new(temporary, content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync(path.parent)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` to write; it takes its place when the block ends well, and is gone otherwise.
+
+    It is locked as long as its process lives, so what a killed one left is known, and removed by the next.
+    """
+    with faults.at(path):
+        _drop_leftovers(path)
+        temporary, descriptor = _scratch(path)
+        try:
+            yield temporary
+            os.fsync(descriptor)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+            os.close(descriptor)
+        with contextlib.suppress(PermissionError):
+            fsync(path.parent)
+
+
+def _scratch(path: Path) -> tuple[Path, int]:
+    """A new locked file beside `path`, under a name of its own."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        # Some file systems have no locks: nobody removes leftovers there either.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        # Another process took it for a leftover before it was locked.
+        os.close(descriptor)
+
+
+def _drop_leftovers(path: Path) -> None:
+    """Removes what writers of `path` left that were killed; those that live hold theirs."""
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        names = [e.name for e in entries if e.name.startswith(f".{path.name}.") and e.name.endswith(".tmp")]
+    for leftover in (path.with_name(n) for n in names):
+        with contextlib.suppress(OSError, BundleError):
+            descriptor = open_plain(leftover, os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                leftover.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def write_new(path: Path, content: bytes, mode: int = 0o666) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -94,6 +94,12 @@ class Variant(Strict):
     @property
     def name(self) -> str:
         return f"{self.format}-{self.precision}-{self.form}"
+
+    @property
+    def models(self) -> list[str]:
+        """The files that a runtime loads: the model, or one for each stage."""
+        path = PurePosixPath(self.model)
+        return [str(path.parent.parent / s / path.name) for s in self.stages] or [self.model]
 
 
 class Manifest(Strict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,6 +17,7 @@ from mer_export.data.tokens.tokenizer import with_kept
 from mer_export.errors import InputError, UsageError
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
+from mer_export.untrusted.places import Allowed, Reach
 from mer_export.untrusted.yaml_files import read_yaml
 
 AUTO = "auto"
@@ -24,7 +25,14 @@ KEPT = ("unit", "context", "tokenizer", "packing", "faces")
 """Parts of a data section that hold in any format."""
 
 
-def choose_spec(path: Path, data_format: str, configured: DataSpec, sets: Sequence[str] = ()) -> DataSpec:
+def choose_spec(
+    path: Path,
+    data_format: str,
+    configured: DataSpec,
+    sets: Sequence[str] = (),
+    outside: Iterable[Path] | None = None,
+    own: Path | None = None,
+) -> DataSpec:
     """How to read `path`: as `configured` where that describes its format, else by the files; `sets` lie over either.
 
     Args:
@@ -32,11 +40,15 @@ def choose_spec(path: Path, data_format: str, configured: DataSpec, sets: Sequen
         data_format: name of its format, or auto.
         configured: the data section of a bundle or preset.
         sets: overrides such as `data.emotions.zsl=null`.
+        outside: folders that paths in files may lead to.
+        own: the bundle that `configured` comes with.
 
     Raises:
+        InputError: a file names a folder elsewhere.
         UsageError: an override that is not of the data section, that the format does not read, or that contradicts
             `data_format`.
     """
+    configured = configured.allowing(Allowed.by(outside, apply_overrides({}, sets)))
     said = [*sets] if data_format == AUTO else [f"data.format={data_format}", *sets]
     spec = _override(configured, said)
     if data_format not in (AUTO, spec.format):
@@ -44,9 +56,12 @@ def choose_spec(path: Path, data_format: str, configured: DataSpec, sets: Sequen
     if not _describes(configured if data_format != AUTO else spec, path, spec.format):
         # Data in another format still take the same shape, with the same tokenizer and packing.
         kept = {n: getattr(configured, n) for n in KEPT if n in configured.model_fields_set}
-        spec = _override(DataSpec(**kept), said)
+        spec = _override(DataSpec(**kept).allowing(configured.allowed), said)
     if sets:
         _refuse_unread(path, spec, sets)
+    reach = Reach(path if path.is_dir() else path.parent, spec.allowed, *([own] if own else []))
+    for name, folder in spec.folders.items():
+        reach.path(folder, f"data.{name}", Path())
     return spec
 
 
@@ -68,13 +83,19 @@ def _refuse_unread(path: Path, spec: DataSpec, sets: Sequence[str]) -> None:
             raise UsageError(f"--set {said}: the format {name} does not read it, leave it out; it reads {list(reads)}")
 
 
-def bundle_spec(bundle: Bundle, path: Path, data_format: str = AUTO, sets: Sequence[str] = ()) -> DataSpec:
+def bundle_spec(
+    bundle: Bundle,
+    path: Path,
+    data_format: str = AUTO,
+    sets: Sequence[str] = (),
+    outside: Iterable[Path] | None = None,
+) -> DataSpec:
     """How a bundle reads `path`; raises InputError where other extractors made its features."""
     configured = read_yaml(bundle.path(CONFIG)) if CONFIG in bundle.manifest.files else {}
     # What made the training features says nothing of these.
     section = {n: v for n, v in (configured.get("data") or {}).items() if n != "extractors"}
     spec = with_kept(DataSpec.model_validate(section), bundle)
-    chosen = choose_spec(path, data_format, spec.for_model(bundle.manifest.contract), sets)
+    chosen = choose_spec(path, data_format, spec.for_model(bundle.manifest.contract), sets, outside, bundle.root)
     known = {n: s for n, s in bundle.manifest.features.items() if s.extractor != s.UNKNOWN}
     if known and (problem := extractor_problem(known, said_extractors(path, chosen))):
         raise InputError(f"{path}: {problem}")
@@ -87,14 +108,19 @@ def bundle_corpus(
     data_format: str = AUTO,
     sets: Sequence[str] = (),
     labels: Sequence[str] | None = None,
+    outside: Iterable[Path] | None = None,
 ) -> Corpus:
     """A data set as the bundle reads it, with the labels of its task or others."""
-    return open_corpus(path, bundle_spec(bundle, path, data_format, sets), labels or bundle.manifest.task.labels)
+    return open_corpus(
+        path, bundle_spec(bundle, path, data_format, sets, outside), labels or bundle.manifest.task.labels
+    )
 
 
-def bundle_samples(bundle: Bundle, path: Path, data_format: str, split: str) -> list[Sample]:
+def bundle_samples(
+    bundle: Bundle, path: Path, data_format: str, split: str, outside: Iterable[Path] | None = None
+) -> list[Sample]:
     """One split of a data set as the bundle reads it."""
-    return bundle_corpus(bundle, path, data_format).split(split)
+    return bundle_corpus(bundle, path, data_format, outside=outside).split(split)
 
 
 def _override(spec: DataSpec, sets: Sequence[str]) -> DataSpec:
@@ -102,6 +128,6 @@ def _override(spec: DataSpec, sets: Sequence[str]) -> DataSpec:
     if set(values) != {"data"}:
         raise UsageError(f"--set changes the data section here, write it as data.field=value: {list(sets)}")
     try:
-        return DataSpec.model_validate(values["data"])
+        return DataSpec.model_validate(values["data"]).allowing(spec.allowed)
     except ValidationError as error:
         raise UsageError(f"data: {first_problem(error)}") from None

@@ -72,7 +72,8 @@ def _kept(
     found = [
         s.inputs.get(TOKENS, s.inputs.get(modality)) if modality == "text" else s.inputs.get(modality) for s in samples
     ]
-    lengths = [0 if array is None else len(array) for array in found]
+    # Of a dialogue's text there may be several vectors side by side: (vectors, utterances, width).
+    lengths = [0 if array is None else array.shape[max(0, array.ndim - 2)] for array in found]
     steps = arrays[f"{modality}_len"] if arrays else max(lengths, default=0)
     draw = np.random.RandomState(seed).uniform(size=(len(samples), steps))
     rows: list[np.ndarray | None] = []

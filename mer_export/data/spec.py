@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
@@ -20,6 +22,7 @@ from pydantic_core import PydanticUndefined
 from mer_export.contract import Contract
 from mer_export.errors import InputError
 from mer_export.registry import first_problem
+from mer_export.untrusted.places import Allowed, Reach
 from mer_export.untrusted.tables import UTF8
 
 Shape = Literal["dialogue", "utterance", "context", "packed"]
@@ -243,6 +246,8 @@ class DataSpec(Section):
     """Arrays that go into the model as they are, by input: token ids, context windows, logits of faces."""
     extractors: dict[str, Extractor] = Field(default_factory=dict)
     """What made the features, by input: a name, or a name and the SHA-256 of its weights."""
+    _allowed: Allowed = PrivateAttr(default_factory=Allowed)
+    # Private, as no file may say it.
 
     @model_validator(mode="before")
     @classmethod
@@ -289,17 +294,61 @@ class DataSpec(Section):
         dialogues = "utterances" in contract.sequence_dims
         return self if dialogues else self.model_copy(update={"unit": "utterance"})
 
-    def over(self, declared: Mapping[str, Any], where: str) -> DataSpec:
+    @property
+    def allowed(self) -> Allowed:
+        """Where paths may lead that files name; the command line alone says it."""
+        return self._allowed
+
+    def allowing(self, allowed: Allowed) -> DataSpec:
+        """The same, and paths may lead there too."""
+        found = self.model_copy()
+        found._allowed = self._allowed | allowed
+        return found
+
+    def reach(self, data: Path) -> Reach:
+        """How far the paths lead that a data set names, `data` being its directory or file."""
+        images = (self.faces.root,) if self.faces.root else ()
+        return Reach(data if data.is_dir() else data.parent, self._allowed, *images)
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """The folders beside the data that it names, by field."""
+        found = {"tokenizer": self.tokenizer, "faces.root": self.faces.root}
+        if self.context is not None:
+            found |= {"context.encoder": self.context.encoder, "context.speech": self.context.speech}
+        return {name: folder for name, folder in found.items() if folder}
+
+    def over(self, declared: Mapping[str, Any], where: str, home: Path | None = None) -> DataSpec:
         """What data say of themselves, and over it the fields of this section that are said.
 
+        Args:
+            declared: the fields.
+            where: what declares them.
+            home: directory of the data; folders that they name are relative to it.
+
         Raises:
-            InputError: the data say something that is not a field.
+            InputError: the data say something that is not a field, or name a folder elsewhere.
         """
         try:
             own = DataSpec.model_validate(declared)
         except ValidationError as error:
             raise InputError(f"{where}: {first_problem(error)}") from None
-        return DataSpec.model_validate(_merged(own.model_dump(), self.model_dump()))
+        found = DataSpec.model_validate(_merged(own.model_dump(), self.model_dump())).allowing(self._allowed)
+        if home is None:
+            return found
+        said, reach = self.folders, Reach(home, self._allowed)
+        brought = {n: f for n, f in own.folders.items() if found.folders.get(n) == f != said.get(n)}
+        return found._with_folders({n: str(reach.path(f, f"{where}: {n}")) for n, f in brought.items()})
+
+    def _with_folders(self, folders: Mapping[str, str]) -> DataSpec:
+        changed: dict[str, Any] = {}
+        for name, folder in folders.items():
+            section, _, field = name.rpartition(".")
+            if section:
+                changed[section] = changed.get(section, getattr(self, section)).model_copy(update={field: folder})
+            else:
+                changed[field] = folder
+        return self.model_copy(update=changed)
 
 
 def _merged(own: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mer_export.contract import Table
-from mer_export.data.spec import EmotionData
+from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
 from mer_export.untrusted.arrays import load_array
 from mer_export.untrusted.impostors import refuse_impostor
@@ -53,21 +53,26 @@ def read_word_vectors(path: Path | str, words: Collection[str] | None = None) ->
     return vectors
 
 
-def vectors_of(options: EmotionData, folders: Iterable[Path]) -> dict[str, Any]:
-    """What `registry.System.complete` wants of word vectors: those of the file that `options` names.
+def vectors_of(spec: DataSpec, folders: Iterable[Path]) -> dict[str, Any]:
+    """What `registry.System.complete` wants of word vectors: those of the file that `emotions.vectors` names.
 
     Args:
-        options: the `data.emotions` section.
+        spec: the data section.
         folders: where the file is looked for, in order.
 
     Returns:
         `vectors` and `capitalise`; empty where no file is named, or the named one is in no folder.
+
+    Raises:
+        InputError: the file is damaged, or lies outside of the folder and the user did not say so.
     """
+    options = spec.emotions
     if options.vectors is None:
         return {}
     for folder in folders:
         if (folder / options.vectors).is_file():
-            return {"vectors": read_word_vectors(folder / options.vectors), "capitalise": options.capitalise}
+            file = spec.reach(folder).path(options.vectors, "data.emotions.vectors")
+            return {"vectors": read_word_vectors(file), "capitalise": options.capitalise}
     return {}
 
 

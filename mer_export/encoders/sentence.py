@@ -14,6 +14,7 @@ import numpy as np
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.errors import InputError, NotAvailableError
 from mer_export.install import not_installed
+from mer_export.untrusted.onnx_files import require_own_data
 
 CONFIG, MODEL = "config.json", "model.onnx"
 
@@ -43,6 +44,7 @@ class SentenceEncoder:
             import onnxruntime
         except ImportError:
             raise NotAvailableError(not_installed("onnxruntime, which makes sentence vectors,", "cpu", "gpu")) from None
+        require_own_data(folder / MODEL)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])

@@ -15,6 +15,7 @@ from mer_export.data.tokens.speech_dictionary import SpeechDictionary
 from mer_export.encoders.vq_wav2vec.config import VqConfig
 from mer_export.errors import InputError, NotAvailableError, UsageError
 from mer_export.install import not_installed
+from mer_export.untrusted.onnx_files import require_own_data
 
 CONFIG, MODEL, DICTIONARY, WEIGHTS, TRACED = "config.json", "model.onnx", "dict.txt", "model.safetensors", "model.ts"
 RATES = {"faithful": 22050, "correct": 16000}
@@ -55,6 +56,7 @@ class SpeechTokenizer:
                 not_installed("onnxruntime, which reads wav files into tokens,", "cpu", "gpu")
             ) from None
         dictionary = SpeechDictionary.load(folder / DICTIONARY)
+        require_own_data(folder / MODEL)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])

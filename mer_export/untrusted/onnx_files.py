@@ -10,6 +10,9 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
+from mer_export.errors import InputError
+from mer_export.untrusted.places import Reach
+
 MESSAGES: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -42,6 +45,17 @@ def data_files(path: Path) -> list[str]:
     ):
         names = list(_names(view, 0, len(view), "model", 0))
     return list(dict.fromkeys(name.decode() for name in names))
+
+
+def require_own_data(path: Path) -> None:
+    """Raises InputError for an ONNX file that is damaged, or whose data files are not in its folder."""
+    try:
+        names = data_files(path)
+    except ValueError as error:
+        raise InputError(f"{path} is not an ONNX file: {error}") from None
+    reach = Reach(path.parent)
+    for name in names:
+        reach.path(name, str(path))
 
 
 def _names(view: memoryview, start: int, end: int, message: str, depth: int) -> Iterator[bytes]:

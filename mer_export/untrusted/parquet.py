@@ -31,15 +31,17 @@ def open_parquet(path: Path) -> Iterator[Any]:
     """An open `ParquetFile`; raises InputError where the file, or what is read of it, is damaged."""
     arrow, parquet = pyarrow_modules()
     refuse_impostor(path)
+    # Names and values that are not UTF-8 fail in Python, the rest in the library.
+    damage = (OSError, UnicodeError, arrow.ArrowException)
     try:
         file = parquet.ParquetFile(path)
-    except (OSError, arrow.ArrowException) as error:
+    except damage as error:
         raise InputError(f"{path} is not a readable Parquet file: {_short(error)}") from None
     try:
         with file:
             _check(file, path)
             yield file
-    except (OSError, arrow.ArrowException) as error:
+    except damage as error:
         raise InputError(f"{path} is damaged: {_short(error)}") from None
 
 

@@ -80,4 +80,4 @@ def _undecodable(path: Path, encoding: str) -> str:
 def _read_parquet(path: Path) -> Columns:
     with open_parquet(path) as file:
         table = file.read()
-    return {n: ["" if v is None else str(v) for v in table.column(n).to_pylist()] for n in table.column_names}
+        return {n: ["" if v is None else str(v) for v in table.column(n).to_pylist()] for n in table.column_names}

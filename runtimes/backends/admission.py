@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 from mer_export.bundle import Bundle, Variant
 from mer_export.errors import UntrustedError
 from mer_export.exporters.format import NATIVE, export_formats
@@ -23,15 +21,14 @@ def admit(bundle: Bundle, variant: Variant) -> None:
     known = export_formats().get(variant.format)
     if bundle.trust or known is None or known.program is None:
         return
-    names = program_files(variant)
-    if recognises(bundle, variant, names):
+    if recognises(bundle, variant, variant.models):
         return
     if known.program == NATIVE:
         raise UntrustedError(
             f"{bundle.root}: {variant.name} is machine code that you did not export: "
             f"run mer export --format {variant.format} --force, or pass --trust if you know who made it"
         )
-    for name in names:
+    for name in variant.models:
         key = (variant.format, bundle.manifest.files[name].sha256)
         if key not in _passed:
             resolve(known.program)(bundle.path(name))
@@ -49,9 +46,3 @@ def refusal(bundle: Bundle, variant: Variant) -> str | None:
     except UntrustedError as error:
         return str(error)
     return None
-
-
-def program_files(variant: Variant) -> list[str]:
-    """The files of a variant that are programs: its model file, or those of all its stages."""
-    path = PurePosixPath(variant.model)
-    return [str(path.parent.parent / s / path.name) for s in variant.stages] or [variant.model]

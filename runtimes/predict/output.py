@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from mer_export.bundle import replacing
 from mer_export.errors import InputError, NotAvailableError, UsageError
 from mer_export.install import not_installed
 from mer_export.progress import SILENT, Progress
@@ -68,7 +67,7 @@ def write(
             _jsonl(rows, sys.stdout, task, beside)
             return _said(counts)
         _make_folder(path)
-        with _replacing(path) as temporary:
+        with replacing(path) as temporary:
             WRITERS[path.suffix](rows, temporary, task, beside)
     return _said(counts)
 
@@ -183,16 +182,3 @@ def _counted(predictions: Iterable[Prediction], counts: dict[str, int], progress
             f"there is nothing to read of any of the {counts['units']} units: the data lack every modality of the "
             "model, see mer inspect"
         )
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the block ends well, and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mer_export.bundle.files import refuse_links
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.data.tokens.tokenizer_json import TEXT_FILES, text_files
@@ -48,8 +49,10 @@ def keep_tokenizers(change: Commit, spec: DataSpec) -> None:
 
 
 def with_kept(spec: DataSpec, bundle: Bundle) -> DataSpec:
-    """The data section with the tokenizers that the bundle keeps."""
+    """The data section with the tokenizers that the bundle keeps; raises BundleError where a link lies among them."""
     names = [n for n in bundle.manifest.files if n.startswith(f"{FOLDER}/")]
+    # Readers of a folder take what they find there, listed or not.
+    refuse_links(bundle.root / FOLDER)
     for name in names:
         bundle.path(name)
     changed: dict[str, Any] = {}

@@ -56,7 +56,7 @@ class CmercProtocol(Protocol):
             return measure_difficulty(plain, before.samples)
         if rule.difficulty == "file":
             return read_difficulty(find_difficulty(before.data, before.dataset))
-        return read_difficulty(before.data / rule.difficulty)
+        return read_difficulty(before.reach.path(rule.difficulty, "protocol.curriculum.difficulty"))
 
     def prepare(self, model: Cmerc, samples: Sequence[Sample], device: torch.device) -> Stepped:
         """Takes what it needs from the training split and gives the module that training calls."""

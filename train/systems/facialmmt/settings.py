@@ -50,6 +50,12 @@ class FacialMmtSettings(Settings):
     auxiliary: Auxiliary = Auxiliary()
 
     @property
+    def files(self) -> dict[str, str]:
+        """Those of the encoders, and Aff-Wild2."""
+        own = {"auxiliary.data": self.auxiliary.data} if self.auxiliary.data else {}
+        return super().files | own
+
+    @property
     def sources(self) -> tuple[Source, ...]:
         """The text encoder and the expression model. Dialogues are padded with id 0 whatever the folder says."""
         return (

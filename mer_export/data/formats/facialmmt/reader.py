@@ -12,7 +12,7 @@ Public repository: NUSTM/FacialMMT.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mer_export.errors import InputError
 from mer_export.untrusted.arrays import check_arrays
 from mer_export.untrusted.json_files import read_json_object
 from mer_export.untrusted.pickles import load_pickle
+from mer_export.untrusted.places import Reach
 
 log = logging.getLogger("mer")
 
@@ -67,7 +68,7 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
         found = _content(folder, split)
         if found is None:
             continue
-        splits[split] = _samples(found, folder, split, spec)
+        splits[split] = _samples(found, folder, split, spec, spec.reach(path))
         arrays[split] = {f"{m}_len": found[m].shape[1] for m in ("audio", "vision") if m in found}
     if not any("input_ids" in s.inputs for found in splits.values() for s in found) and folder.name != UNIMODAL:
         log.warning("%s has no texts: put CSV files there and set data.tokenizer, or a .dt file", folder)
@@ -165,7 +166,7 @@ def _array(content: Mapping[str, Any], name: str, file: Path) -> np.ndarray:
     return value
 
 
-def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec) -> list[Sample]:
+def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec, reach: Reach) -> list[Sample]:
     packed = texts.packed(folder, split, found, spec)
     expressions = folder / EXPRESSIONS.format(split=split)
     if expressions.is_file():
@@ -188,7 +189,7 @@ def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec)
             ):
                 inputs[m] = frames
         if place and "vision" in inputs:
-            _add_faces(inputs, found, place.utterance, logits, folder, spec)
+            _add_faces(inputs, found, place.utterance, logits, lambda p: _located(p, folder, spec, reach), spec)
         labels = found.get("labels")
         label = None if labels is None else np.asarray([int(labels[row])], dtype=np.int64)
         samples.append(Sample(name, inputs, (name,), label))
@@ -196,13 +197,17 @@ def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec)
 
 
 def _add_faces(
-    inputs: dict[str, Any], found: Mapping[str, Any], name: str, logits: Mapping[str, Any], folder: Path, spec: DataSpec
+    inputs: dict[str, Any],
+    found: Mapping[str, Any],
+    name: str,
+    logits: Mapping[str, Any],
+    locate: Callable[[str], Path],
+    spec: DataSpec,
 ) -> None:
     """Face crops, or the logits of the expression model; as many frames as have both."""
     if spec.faces.images and (paths := found.get("faces", {}).get(name)):
         frames = min(len(paths), len(inputs["vision"]))
-        located = [_located(str(p), folder, spec) for p in paths[:frames]]
-        inputs["images"] = FaceImages(located, spec.faces.size)
+        inputs["images"] = FaceImages([locate(str(p)) for p in paths[:frames]], spec.faces.size)
         inputs["vision"] = inputs["vision"][:frames]
     elif name in logits:
         frames = min(len(logits[name]), len(inputs["vision"]))
@@ -210,10 +215,10 @@ def _add_faces(
         inputs["vision"] = inputs["vision"][:frames]
 
 
-def _located(path: str, folder: Path, spec: DataSpec) -> Path:
+def _located(path: str, folder: Path, spec: DataSpec, reach: Reach) -> Path:
     """Where an image is here; its list was made on another machine."""
     rest = path.removeprefix(spec.faces.replace).lstrip("/") if spec.faces.replace else path
-    return Path(spec.faces.root or folder) / rest
+    return reach.path(rest, f"{folder}: a list of faces", Path(spec.faces.root or folder))
 
 
 def _frames(array: np.ndarray, mask: np.ndarray, modality: str, where: str) -> np.ndarray | None:

@@ -53,6 +53,7 @@ class LineSource:
     def __init__(self, path: Path, spec: DataSpec):
         self.path = path
         self.spec = spec.over(_declared(path), f"{path}: line 1")
+        self.reach = self.spec.reach(path)
         self.modalities = [m for m in MODALITIES if m not in self.spec.switched_off]
         self.splits: tuple[str, ...] = ()
         self.info: dict[str, Any] = {}
@@ -83,10 +84,9 @@ class LineSource:
         return Dialogue(name, split, utterances, where)
 
     def _utterance(self, given: dict[str, Any], name: str, where: str) -> Utterance:
-        folder = self.path.parent
         ready: dict[str, Any] = {n: ready_array(n, given[n], where) for n in READY if given.get(n) is not None}
         if self.spec.faces.images and given.get(IMAGES):
-            ready[IMAGES] = FaceImages([folder / str(p) for p in given[IMAGES]], self.spec.faces.size)
+            ready[IMAGES] = FaceImages([self.reach.path(str(p), where) for p in given[IMAGES]], self.spec.faces.size)
         return Utterance(
             id=str(given.get("id", name)),
             speaker=given.get("speaker", 0),
@@ -94,7 +94,7 @@ class LineSource:
             score=_number(given["score"]) if "score" in given else None,
             indicators=_indicators(given),
             sentence=None if given.get("sentence") is None else str(given["sentence"]),
-            recording=folder / str(given["recording"]) if given.get("recording") else None,
+            recording=self.reach.path(str(given["recording"]), where) if given.get("recording") else None,
             features={m: (_steps(given[m], m),) for m in self.modalities if given.get(m) is not None},
             inputs=ready,
         )

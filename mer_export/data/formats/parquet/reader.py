@@ -48,6 +48,7 @@ class ParquetSource:
         declared = {"label_names": self.meta["labels"], "speakers": self.meta["speakers"]}
         declared |= {n: self.meta[n] for n in ("unit", "extractors") if n in self.meta}
         self.spec = spec.over(declared, str(path))
+        self.reach = self.spec.reach(path)
         self.modalities = [m for m in MODALITIES if m not in self.spec.switched_off]
         wanted = self.spec.splits
         self.splits = [s for s in self.meta["splits"] if not wanted or s in wanted]
@@ -77,7 +78,7 @@ class ParquetSource:
         wide = {n: self._rows_of(v, n, where) if READY[n].ndim > 1 else v for n, v in given.items()}
         ready: dict[str, Any] = {n: ready_array(n, v, where) for n, v in wide.items()}
         if self.spec.faces.images and row.get(IMAGES) is not None:
-            ready[IMAGES] = FaceImages([self.path.parent / p for p in row[IMAGES]], self.spec.faces.size)
+            ready[IMAGES] = FaceImages([self.reach.path(str(p), where) for p in row[IMAGES]], self.spec.faces.size)
         labels = row.get("labels")
         return Utterance(
             id=str(row["utterance"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mer_export.bundle import replacing
 from mer_export.data.dialogues import IMAGES, MODALITIES, READY
 from mer_export.data.formats.parquet import layout
 from mer_export.data.media.faces import FaceImages
@@ -44,20 +44,13 @@ def write_parquet(corpus: Corpus, path: Path | str) -> int:
     path = Path(path)
     table = _Table.of(corpus, path.parent)
     schema = table.schema(arrow, corpus)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for split, samples in corpus.splits.items():
-                for group in _groups(samples):
-                    rows = [row for sample in group for row in table.rows(sample, split)]
-                    columns = {name: [row.get(name) for row in rows] for name in schema.names}
-                    writer.write_table(arrow.Table.from_pydict(columns, schema=schema))
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, parquet.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        for split, samples in corpus.splits.items():
+            for group in _groups(samples):
+                rows = [row for sample in group for row in table.rows(sample, split)]
+                columns = {name: [row.get(name) for row in rows] for name in schema.names}
+                writer.write_table(arrow.Table.from_pydict(columns, schema=schema))
     return sum(len(sample.units) for sample in corpus)
 
 

@@ -82,7 +82,7 @@ def read_table(path: Path) -> list[Row]:
     for number, line in enumerate(_content(path).splitlines(), start=1):
         name, _, label = line.strip().partition("\t")
         match = NAME.match(name)
-        if match is None or not label.strip().isdecimal() or int(label) >= len(CLASSES):
+        if match is None or "/" in name or not label.strip().isdecimal() or int(label) >= len(CLASSES):
             raise InputError(f"{path}: line {number} is {line!r}, expected `name<TAB>label id 0..{len(CLASSES) - 1}`")
         stem = name.rsplit(".", 1)[0]
         older = f"{match[1]}_s_{match[3]}_{match[4]}"

@@ -14,6 +14,7 @@ from mer_export.data.formats.table.rows import Row
 from mer_export.data.spec import ArraySource
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.arrays import load_array
+from mer_export.untrusted.places import SPLIT, Reach
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class _Opened:
 class ArrayFiles:
     """Array files, each read once and held against the rows of the table."""
 
-    def __init__(self, path: Path, rows: Sequence[Row]):
-        self.path = path
+    def __init__(self, reach: Reach, rows: Sequence[Row]):
+        self.reach = reach
         self.heights = {id(r.table): r.height for r in rows}
         self.in_split = Counter(r.split for r in rows)
         self._opened: dict[tuple[ArraySource, object], _Opened] = {}
@@ -62,11 +63,15 @@ class ArrayFiles:
         return ready_array(name, opened.row(self._place(source, opened, row)), opened.where)
 
     def _open(self, source: ArraySource, row: Row) -> _Opened:
-        file = source.file and source.file.replace("{split}", row.split)
-        key = source, file or id(row.table)
+        key = source, id(row.table) if source.file is None else row.split if SPLIT in source.file else None
         if key not in self._opened:
-            self._opened[key] = _open(self.path / file, source) if file else _from_columns(source, row)
+            self._opened[key] = self._read(source, row)
         return self._opened[key]
+
+    def _read(self, source: ArraySource, row: Row) -> _Opened:
+        if source.file is None:
+            return _from_columns(source, row)
+        return _open(self.reach.path(source.file, "the data section", split=row.split), source)
 
     def _place(self, source: ArraySource, opened: _Opened, row: Row) -> int:
         if source.file is None:
@@ -75,7 +80,7 @@ class ArrayFiles:
             return _looked_up(source, opened, row)
         if row.array_row is not None:
             return row.array_row
-        if "{split}" in source.file:
+        if SPLIT in source.file:
             _same_height(opened, self.in_split[row.split])
             return row.in_split
         if len(self.heights) > 1:

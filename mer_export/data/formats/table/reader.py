@@ -19,6 +19,7 @@ from mer_export.data.formats.table.rows import Row, dialogue_rows, table_rows
 from mer_export.data.media.faces import FaceImages, image_files
 from mer_export.data.spec import ArraySource, DataSpec
 from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.places import SPLIT
 from mer_export.untrusted.yaml_files import read_yaml
 
 MAPPING = "table.yaml"
@@ -49,8 +50,9 @@ def files(path: Path, spec: DataSpec) -> list[Path]:
     """The files of the data set."""
     spec, _ = mapping(path, spec)
     patterns = [str(spec.table), *(s.file for _, s in spec.arrays if s.file)]
-    names = [p.replace("{split}", s) for p in patterns for s in (spec.splits if "{split}" in p else ("",))]
-    return [path / name for name in dict.fromkeys(names)]
+    reach = spec.reach(path)
+    found = (reach.path(p, MAPPING, split=s) for p in patterns for s in (spec.splits if SPLIT in p else ("",)))
+    return list(dict.fromkeys(found))
 
 
 class TableSource:
@@ -63,7 +65,8 @@ class TableSource:
         self.rows = table_rows(path, self.spec)
         if not self.rows:
             raise InputError(f"{path}: the table {self.spec.table} has no utterances in the chosen splits")
-        self.arrays = ArrayFiles(path, self.rows)
+        self.reach = self.spec.reach(path)
+        self.arrays = ArrayFiles(self.reach, self.rows)
         order = self.spec.splits or USUAL_ORDER
         found = dict.fromkeys(r.split for r in self.rows)
         self.splits = sorted(found, key=lambda s: order.index(s) if s in order else len(order))
@@ -78,7 +81,7 @@ class TableSource:
                 yield self._dialogue(rows)
 
     def _dialogue(self, rows: list[Row]) -> Dialogue:
-        first, per_file = rows[0], "{split}" in str(self.spec.table)
+        first, per_file = rows[0], SPLIT in str(self.spec.table)
         # Where every split has its own file, ids start again in each.
         parts = [first.split] if per_file else []
         parts += first.cells(self.spec.dialogue_columns)
@@ -100,16 +103,16 @@ class TableSource:
             score=_number(row, spec.score, name) if spec.score in row.table else None,
             indicators=_indicators(row, spec, name),
             sentence=row.cell(spec.sentence) if spec.sentence else None,
-            recording=self.path / recording if recording else None,
+            recording=self.reach.path(recording, name) if recording else None,
             features={m: tuple(self.arrays.steps(s, row) for s in found) for m, found in _features(spec).items()},
-            inputs=self._ready(row),
+            inputs=self._ready(row, name),
         )
 
-    def _ready(self, row: Row) -> dict[str, np.ndarray]:
+    def _ready(self, row: Row, name: str) -> dict[str, np.ndarray]:
         ready: dict[str, Any] = {n: self.arrays.ready(n, s, row) for n, s in self.spec.inputs.items()}
         faces = self.spec.faces
         if faces.images and faces.column and (folder := row.cell(faces.column)):
-            ready["images"] = FaceImages(image_files(self.path / folder), faces.size)
+            ready["images"] = FaceImages(image_files(self.reach.path(folder, name)), faces.size)
         return ready
 
 
@@ -120,7 +123,7 @@ def mapping(path: Path, spec: DataSpec) -> tuple[DataSpec, Bound]:
     if file.is_file():
         own = read_yaml(file) or {}
         bound = {_identity(s): s.only_with_split for _, s in DataSpec().over(own, str(file)).arrays}
-        spec = spec.over(own, str(file))
+        spec = spec.over(own, str(file), path)
     _check(path, spec)
     return spec, bound
 
@@ -129,7 +132,7 @@ def _check(path: Path, spec: DataSpec) -> None:
     """Refuses a mapping that is incomplete or says two things."""
     if spec.table is None or (not spec.dialogue and spec.shape == "dialogue"):
         raise UsageError(f"{path}: a dialogue table needs data.table and data.dialogue, or a {MAPPING} that says them")
-    if "{split}" in spec.table and not spec.splits:
+    if SPLIT in spec.table and not spec.splits:
         raise UsageError(f"data.table {spec.table} has one file per split: name the splits in data.splits")
     if spec.context is not None and not spec.dialogue:
         raise UsageError("data.context needs data.dialogue: windows end at the borders of a dialogue")

@@ -9,6 +9,7 @@ from pathlib import Path
 from mer_export.data.dialogues import ALL
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
+from mer_export.untrusted.places import SPLIT
 from mer_export.untrusted.tables import Columns, read_table
 
 
@@ -42,18 +43,19 @@ def table_rows(path: Path, spec: DataSpec) -> list[Row]:
     Raises:
         InputError: a file or column is missing, or a row number of the arrays is none.
     """
-    table = str(spec.table)
-    if "{split}" in table:
+    table, reach = str(spec.table), spec.reach(path)
+    if SPLIT in table:
         found: list[Row] = []
-        present = [(s, path / table.replace("{split}", s)) for s in spec.splits]
+        present = [(s, reach.path(table, "data.table", split=s)) for s in spec.splits]
         # Data to label need not hold every split; whoever asks for an absent one is told.
         for split, file in [(s, f) for s, f in present if f.is_file()] or present[:1]:
             columns = read_table(file, spec.encoding, spec.separator)
             _require(columns, spec, file)
             found += [Row(columns, i, split, i, _array_row(columns, i, spec)) for i in range(_height(columns))]
         return found
-    columns = read_table(path / table, spec.encoding, spec.separator)
-    _require(columns, spec, path / table)
+    file = reach.path(table, "data.table")
+    columns = read_table(file, spec.encoding, spec.separator)
+    _require(columns, spec, file)
     divided = spec.split in columns
     counts: dict[str, int] = {}
     rows = []
@@ -73,7 +75,7 @@ def dialogue_rows(rows: Sequence[Row], spec: DataSpec) -> list[list[Row]]:
     groups: dict[tuple[str, tuple[str, ...]], list[Row]] = {}
     home: dict[tuple[str, ...], str] = {}
     # Where every split has its own file, ids start again in each. Utterances on their own may be divided as one likes.
-    free = "{split}" in str(spec.table) or spec.shape == "utterance"
+    free = SPLIT in str(spec.table) or spec.shape == "utterance"
     for row in rows:
         dialogue = row.cells(spec.dialogue_columns)
         if not free and home.setdefault(dialogue, row.split) != row.split:
