@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 def import_checkpoint(
     system: str,
-    checkpoints: Path | Sequence[Path],
+    checkpoints: Path | str | Sequence[Path | str],
     resolved: dict[str, Any],
-    out: Path,
+    out: Path | str,
     force: bool = False,
     key: str | None = None,
     allowed: Allowed = Allowed(),
@@ -74,7 +74,7 @@ class Imported:
 
 def read_checkpoint(
     system: str,
-    checkpoints: Path | Sequence[Path],
+    checkpoints: Path | str | Sequence[Path | str],
     resolved: dict[str, Any],
     key: str | None = None,
     allowed: Allowed = Allowed(),
@@ -83,7 +83,7 @@ def read_checkpoint(
     # Nothing can be made of a checkpoint without it, which is said before large files are read.
     import torch  # noqa: F401
 
-    paths = [checkpoints] if isinstance(checkpoints, Path) else list(checkpoints)
+    paths = [Path(p) for p in ([checkpoints] if isinstance(checkpoints, Path | str) else checkpoints)]
     files = [f for p in paths for f in weight_files(p)]
     record = registry.get(system)
     table = registry.resolve(record.weights)

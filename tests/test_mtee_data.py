@@ -14,6 +14,7 @@ import torch
 
 from mer_export.data.formats.mtee import shots
 from mer_export.data.formats.mtee.reader import FACET_WARNING, IEMOCAP_LABELS, MOSEI_LABELS
+from mer_export.data.formats.pickle_writer import dump_plain
 from mer_export.data.inspect import inspect_file
 from mer_export.data.open import known_format, open_corpus
 from mer_export.data.spec import DataSpec
@@ -116,6 +117,18 @@ def test_a_model_of_some_emotions_reads_their_columns(mosei: Path) -> None:
     )
     with pytest.raises(InputError, match=r"has no labels \['bored'\]"):
         open_corpus(mosei, spec(), ["sad", "bored"])
+
+
+def test_a_pickle_of_some_phases_gives_those(iemocap: Path, tmp_path: Path) -> None:
+    content = load_pickle(iemocap / "iemocap_data.pkl")
+    for kept in (("train",), ("test", "train")):
+        (tmp_path / "iemocap_data.pkl").write_bytes(dump_plain({p: content[p] for p in kept}))
+        found = open_corpus(tmp_path, spec())
+        assert set(found.splits) == set(kept)
+        assert np.array_equal(labels_of(found, "train"), labels_of(open_corpus(iemocap, spec()), "train"))
+    (tmp_path / "iemocap_data.pkl").write_bytes(dump_plain({"dev": content["test"]}))
+    with pytest.raises(InputError, match="has no phase 'train'"):
+        open_corpus(tmp_path, spec())
 
 
 def test_inspect_counts_every_label(mosei: Path) -> None:

@@ -9,7 +9,7 @@ import emt_data_adapters
 import numpy as np
 import torch
 from case import CannotMap, Case
-from emt_data_adapters import published
+from emt_data_adapters import SCALE_OF, published
 from safetensors.torch import load_file
 
 from mer_export import registry
@@ -125,7 +125,7 @@ def emt_config(options: dict[str, Any]) -> Any:
             "vision_dim": vision,
             "encoder_dropout": {"audio": options["a_lstm_dropout"], "vision": options["v_lstm_dropout"]},
             "restoration": {name: options[f"{theirs}_pred_dim"] for name, theirs in AUTHORS.items()},
-            "scale": "sims" if options["datasetName"] == "sims" else "mosi",
+            "scale": SCALE_OF[options["datasetName"]],
             "buckets": [{"text_len": 8, "audio_len": 8, "vision_len": 8}],
         }
     )
@@ -252,7 +252,7 @@ def emt_loss(case: Case) -> dict[str, Any]:
 
 
 def emt_epoch(case: Case) -> dict[str, Any]:
-    """One epoch of the protocol, then validation; the weights after it are compared here."""
+    """One epoch of the protocol, then validation where the case has it; the weights after it are compared here."""
     config = emt_config(case.config)
     model: Emt = load_model(case, "emt", config)
     protocol = protocol_of(case.config)
@@ -267,21 +267,28 @@ def emt_epoch(case: Case) -> dict[str, Any]:
         updates.before(number)
         parts["total"].backward()
         steps += updates.after(number)
-    module.eval()
+    found |= _validation(case, protocol, module.eval(), config)
+    _compare_weights(case, model, config, steps)
+    return found
+
+
+@torch.no_grad()
+def _validation(case: Case, protocol: EmtProtocol, module: Any, config: Any) -> dict[str, Any]:
+    """Losses and metrics of the held-out batches, under the names that the authors have for the data set's scale."""
+    found: dict[str, Any] = {}
     totals, scores, labels = [], [], []
-    with torch.no_grad():
-        for prefix in _prefixes(case.inputs, "valid"):
-            batch = batch_of(case.inputs, f"{prefix}.")
-            parts = _run(protocol, module, batch, prefix, found)
-            totals.append({n: float(parts[n]) for n in ("total", "prediction")})
-            scores.append(found[f"{prefix}.pred_m"])
-            labels.append(batch.labels.numpy())
-    task = registry.get("emt").task(config)
-    metrics = measure(task, np.concatenate(labels), np.concatenate(scores))
-    found |= {f"valid.{n}": v for n, v in published("mosi", metrics).items()}
+    for prefix in _prefixes(case.inputs, "valid"):
+        batch = batch_of(case.inputs, f"{prefix}.")
+        parts = _run(protocol, module, batch, prefix, found)
+        totals.append({n: float(parts[n]) for n in ("total", "prediction")})
+        scores.append(found[f"{prefix}.pred_m"])
+        labels.append(batch.labels.numpy())
+    if not totals:
+        return found
+    metrics = measure(registry.get("emt").task(config), np.concatenate(labels), np.concatenate(scores))
+    found |= {f"valid.{n}": v for n, v in published(config.scale, metrics).items()}
     for theirs, ours in (("Loss", "total"), ("Loss(pred_m)", "prediction")):
         found[f"valid.{theirs}"] = np.asarray([np.mean([t[ours] for t in totals])])
-    _compare_weights(case, model, config, steps)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from mer_export.models.utterance import MODALITIES
 
 
 def masks(case: Case) -> dict[str, Any]:
-    """Incomplete views of every split at every setting of the rates."""
+    """Incomplete views of every split that the case has, at every setting of the rates."""
     seeds = dict(zip(MODALITIES, case.config["missing_seed"], strict=True))
     found: dict[str, Any] = {}
-    for split in ("train", "valid", "test"):
+    for split in sorted({n.split(".")[0].removeprefix("raw_") for n in case.inputs}):
         prefix = f"raw_{split}."
         raw = {n.removeprefix(prefix): a for n, a in case.inputs.items() if n.startswith(prefix)}
         items, arrays = split_samples(raw, split), array_lengths(raw)
@@ -83,19 +84,23 @@ METRICS = {
     },
 }
 
+SCALE_OF = {"mosi": "mosi", "mosei": "mosi", "sims": "sims"}
+"""By the data set."""
 
-def published(scale: str, found: dict[str, float]) -> dict[str, np.ndarray]:
-    """Metrics under the authors' names; theirs are fractions."""
+
+def published(scale: str, found: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Metrics under the authors' names for a scale; theirs are fractions."""
     names = METRICS[scale]
     return {names[n]: np.asarray([v if n in ("mae", "corr") else v / 100]) for n, v in found.items()}
 
 
 def metrics(case: Case) -> dict[str, Any]:
-    """Metrics of both scales, and the area under curves over the missing rate."""
+    """Metrics of the data sets that the case has, and the area under curves over the missing rate."""
     found: dict[str, Any] = {}
-    for scale in METRICS:
-        values = SCALES[scale].measure(case.inputs[f"{scale}_true"], case.inputs[f"{scale}_pred"])
-        found |= {f"{scale}.{n}": v for n, v in published(scale, values).items()}
+    for dataset in (d for d in SCALE_OF if f"{d}_pred" in case.inputs):
+        scale = SCALE_OF[dataset]
+        values = SCALES[scale].measure(case.inputs[f"{dataset}_true"], case.inputs[f"{dataset}_pred"])
+        found |= {f"{dataset}.{n}": v for n, v in published(scale, values).items()}
     for name, curve in case.inputs.items():
         if name.startswith("curve_"):
             found[name.replace("curve", "auilc")] = area_over_rates(curve, case.config["rate_step"]).round(1)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from mer_export import registry
 from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
+from mer_export.data.formats.pickle_writer import dump_plain
 from mer_export.data.open import open_corpus
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
@@ -281,10 +282,25 @@ def metric(case: Case) -> dict[str, Any]:
     return found | {"overall": np.asarray(multilabel_metrics.set_accuracy(truths, predictions))}
 
 
-HDF5 = {
-    "mosei_emo": {"text_{p}_emb.h5": "text", "audio_{p}.h5": "audio", "video_{p}.h5": "vision", "ey_{p}.h5": "ey"},
-}
-"""File names of cases that hold arrays only, and which input goes into each."""
+def write_mosei(folder: Path, options: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    names = {"text": "text_{}_emb.h5", "audio": "audio_{}.h5", "vision": "video_{}.h5", "ey": "ey_{}.h5"}
+    for key, name in names.items():
+        save_hdf5(folder / name.format(options["phase"]), "d1", arrays[key])
+
+
+def write_iemocap(folder: Path, options: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    """One phase of the four classes, and the finer ones of a zero-shot case."""
+    name = "iemocap_data.pkl" if options["aligned"] else "iemocap_data_noalign.pkl"
+    phase = {key: arrays[key] for key in (*MODALITIES, "labels")}
+    (folder / name).write_bytes(dump_plain({options["phase"]: phase}))
+    finer = {"text9": "text_{}.p", "covarep9": "covarep_{}.p", "facet9": "facet_{}.p", "y9": "y_{}.p"}
+    for key, name in finer.items():
+        if key in arrays:
+            (folder / name.format(options["phase"])).write_bytes(dump_plain(arrays[key]))
+
+
+WRITERS = {"mosei_emo": write_mosei, "iemocap": write_iemocap}
+"""What writes the authors' files of a case that holds arrays only, by data set."""
 
 
 def data(case: Case) -> dict[str, Any]:
@@ -295,10 +311,9 @@ def data(case: Case) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         if not folder.is_dir():
             folder = Path(scratch)
-            if options["dataset"] not in HDF5:
+            if options["dataset"] not in WRITERS:
                 raise CannotMap(f"a case of {options['dataset']} without files")
-            for name, key in HDF5[options["dataset"]].items():
-                save_hdf5(folder / name.replace("{p}", options["phase"]), "d1", case.inputs[key])
+            WRITERS[options["dataset"]](folder, options, case.inputs)
         found = read(folder, options)
     caches = list(folder.glob("*.pt"))
     if caches and options["zsl"] < 0 and options["fsl"] < 0:
@@ -312,9 +327,11 @@ def data(case: Case) -> dict[str, Any]:
 
 
 def read(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    # The original knows few-shot of CMU-MOSEI alone and ignores the index elsewhere, which the product refuses.
+    few = options["fsl"] if options["dataset"] == "mosei_emo" else -1
     emotions = {
         "zsl": options["zsl"] if options["zsl"] >= 0 else None,
-        "fsl": options["fsl"] if options["fsl"] >= 0 else None,
+        "fsl": few if few >= 0 else None,
         "aligned": options["aligned"],
         "steps": options["data_seq_len"],
     }

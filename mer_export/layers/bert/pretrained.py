@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TYPES, POSITIONS = (f"embeddings.{t}_embeddings.weight" for t in ("token_type", "position"))
-HEADS = ("cls.", "lm_head.", "classifier.", "discriminator_predictions.")
+HEADS = (
+    *("cls.", "lm_head.", "classifier.", "qa_outputs."),
+    *("discriminator_predictions.", "generator_predictions.", "generator_lm_head."),
+)
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 

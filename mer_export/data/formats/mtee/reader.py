@@ -54,12 +54,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One of the authors' data sets. `files` gives the names that must be there for a phase; `load` reads it."""
+    """One of the authors' data sets. `files` gives the names that must be there for a phase.
+
+    `load` reads it, and gives None where a pickle of all phases lacks this one.
+    """
 
     labels: tuple[str, ...]
     cache: str
     files: Callable[[str, EmotionData], list[str]]
-    load: Callable[[Path, str, EmotionData], Phase]
+    load: Callable[[Path, str, EmotionData], Phase | None]
     zero_shot: Callable[[Path, str, Phase, int], Phase] | None = None
     few_shot: bool = False
 
@@ -170,9 +173,8 @@ def _columns(path: Path, own: Sequence[str], labels: Sequence[str] | None) -> li
 
 def _phase(path: Path, name: str, dataset: Dataset, phase: str, options: EmotionData) -> Phase | None:
     few = options.fsl if phase == "train" else None
-    if _there(path, dataset, phase, options):
-        found = dataset.load(path, phase, options)
-    else:
+    found = dataset.load(path, phase, options) if _there(path, dataset, phase, options) else None
+    if found is None:
         cache = _cache(path, dataset, name, phase, options)
         if cache is None:
             return None
@@ -275,12 +277,16 @@ def _mosei_zero_shot(_path: Path, _phase: str, found: Phase, k: int) -> Phase:
     return replace(kept, labels=np.delete(kept.labels, k, axis=1))
 
 
-def _from_pickle(path: Path, phase: str, name: str) -> tuple[dict[str, Any], Path]:
-    content = load_pickle(path / name)
-    part = content.get(phase) if isinstance(content, dict) else None
+def _from_pickle(file: Path, phase: str) -> dict[str, Any] | None:
+    """A phase of a pickle that holds them all; None where it holds others only."""
+    content = load_pickle(file)
+    phases = {p: content[p] for p in PHASES if p in content} if isinstance(content, dict) else {}
+    if phases and phase not in phases:
+        return None
+    part = phases.get(phase)
     if not isinstance(part, dict) or not {*MODALITIES, "labels"} <= set(part):
-        raise InputError(f"{path / name} has no phase {phase!r} with text, audio, vision and labels")
-    return part, path / name
+        raise InputError(f"{file} has no phase {phase!r} with text, audio, vision and labels")
+    return part
 
 
 def _aligned(name: str, options: EmotionData) -> str:
@@ -292,8 +298,11 @@ def _iemocap_files(phase: str, options: EmotionData) -> list[str]:
     return [_aligned("iemocap_data", options), *finer]
 
 
-def _iemocap(path: Path, phase: str, options: EmotionData) -> Phase:
-    part, file = _from_pickle(path, phase, _aligned("iemocap_data", options))
+def _iemocap(path: Path, phase: str, options: EmotionData) -> Phase | None:
+    file = path / _aligned("iemocap_data", options)
+    part = _from_pickle(file, phase)
+    if part is None:
+        return None
     labels = np.asarray(part["labels"])
     if labels.ndim != 3 or labels.shape[1:] != (len(IEMOCAP_LABELS), 2):
         raise InputError(f"{file}: labels have shape {labels.shape}, expected (samples, 4, 2)")
@@ -339,7 +348,7 @@ def _mosi_files(phase: str, options: EmotionData) -> list[str]:
     return [f"X_{phase}.h5", f"y_{phase}.h5"] if options.steps == SHORT_STEPS else [_aligned("mosi_data", options)]
 
 
-def _mosi(path: Path, phase: str, options: EmotionData) -> Phase:
+def _mosi(path: Path, phase: str, options: EmotionData) -> Phase | None:
     if options.steps == SHORT_STEPS:
         x, labels = (load_hdf5(path / n, "data") for n in _mosi_files(phase, options))
         if x.ndim != 3 or x.shape[2] <= MOSI_COLUMNS["vision"].start:
@@ -347,11 +356,13 @@ def _mosi(path: Path, phase: str, options: EmotionData) -> Phase:
                 f"{path / _mosi_files(phase, options)[0]} has shape {x.shape}, expected (samples, 20, 325)"
             )
         return _checked(path, {m: x[:, :, columns] for m, columns in MOSI_COLUMNS.items()}, labels)
-    return _with_ids(path, phase, _aligned("mosi_data", options))
+    return _with_ids(path / _aligned("mosi_data", options), phase)
 
 
-def _with_ids(path: Path, phase: str, name: str) -> Phase:
-    part, file = _from_pickle(path, phase, name)
+def _with_ids(file: Path, phase: str) -> Phase | None:
+    part = _from_pickle(file, phase)
+    if part is None:
+        return None
     ids = [_identity(i) for i in part["id"]] if "id" in part else None
     return _checked(file, {m: part[m] for m in MODALITIES}, part["labels"], ids)
 
@@ -362,9 +373,9 @@ def _senti_files(phase: str, options: EmotionData) -> list[str]:
     return [_aligned("mosei_senti_data", options)]
 
 
-def _senti(path: Path, phase: str, options: EmotionData) -> Phase:
+def _senti(path: Path, phase: str, options: EmotionData) -> Phase | None:
     if options.steps != SHORT_STEPS:
-        return _with_ids(path, phase, _aligned("mosei_senti_data", options))
+        return _with_ids(path / _aligned("mosei_senti_data", options), phase)
     *features, labels = (load_hdf5(path / n, "d1") for n in _senti_files(phase, options))
     return _checked(path, dict(zip(MODALITIES, features, strict=True)), labels)
 
