@@ -69,9 +69,12 @@ def _undrawn() -> Any:
         def __torch_function__(
             self, function: Any, types: Any, arguments: Any = (), named: Mapping[str, Any] | None = None
         ) -> Any:
-            if function in drawing:
-                return arguments[0] if arguments else (named or {})["tensor"]
-            return function(*arguments, **(named or {}))
+            if function not in drawing:
+                return function(*arguments, **(named or {}))
+            tensor = arguments[0] if arguments else (named or {})["tensor"]
+            # Not left as memory happens to be: what draws from a part of a distribution draws until all lies in it.
+            tensor.detach().zero_()
+            return tensor
 
     return Undrawn()
 
