@@ -75,23 +75,15 @@ def test_compiling_for_a_device_that_is_not_here_says_so_before_any_work(bundle:
         export_variant(bundle, "aot_inductor", bundle.manifest.contract.buckets[0], device="cuda")
 
 
+@pytest.mark.parametrize(("status", "said"), [(-11, "signal 11"), (1, "the compiler's last word")])
 def test_a_package_that_ends_the_process_is_an_error_and_not_exported(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, status: int, said: str
 ) -> None:
     """What PyTorch 2.11 made of two networks with recurrent layers for a GPU ended the process that loaded it."""
-    import torch._inductor
-
-    def broken(program: object, package_path: str) -> str:
-        Path(package_path).write_bytes(b"no package")
-        return package_path
-
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", broken)
+    ended = subprocess.CompletedProcess([], status, "", "one line\nthe compiler's last word\n")
+    monkeypatch.setattr(aot_inductor.subprocess, "run", lambda *_, **__: ended)
     before = sorted(p.name for p in bundle.root.rglob("*"))
-    with pytest.raises(UsageError, match=r"does not run: .*; it was not exported, use another format"):
-        export_variant(bundle, "aot_inductor", bundle.manifest.contract.buckets[0])
-    crash = subprocess.CompletedProcess([], -11, "", "")
-    monkeypatch.setattr(aot_inductor.subprocess, "run", lambda *_, **__: crash)
-    with pytest.raises(UsageError, match="does not run: signal 11; it was not exported"):
+    with pytest.raises(UsageError, match=f"makes no package that runs: {said}; it was not exported"):
         export_variant(bundle, "aot_inductor", bundle.manifest.contract.buckets[0])
     assert sorted(p.name for p in bundle.root.rglob("*")) == before
 

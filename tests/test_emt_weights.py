@@ -26,7 +26,7 @@ PUBLISHED = {
     "mosei": (2_115_583, 767_874, 478_337, 109_482_240),
     "sims": (1_525_592, 453_730, 30_497, 102_267_648),
 }
-TOKENS = [n for n in CONFIGS if n != "emt vectors"]
+TOKENS = [n for n in CONFIGS if "vectors" not in n]
 
 
 def build(name: str) -> tuple[Any, Any, Any]:

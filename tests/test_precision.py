@@ -352,7 +352,7 @@ def test_the_predictor_answers_in_the_precision_that_is_asked_for(case: tuple[Bu
 
 def test_a_runtime_without_the_precision_says_which_has_it(case: tuple[Bundle, list[Sample]]) -> None:
     bundle, _ = case
-    with pytest.raises(UnsupportedError, match=r"tensorrt does not run int8, .*onnxruntime.*openvino"):
+    with pytest.raises(UnsupportedError, match=r"tensorrt does not run int8 on cpu: .*onnxruntime.*openvino"):
         Predictor(bundle, "tensorrt", precision="int8")
     with pytest.raises(UnsupportedError, match="torchscript does not run int8"):
         Predictor(bundle, "torchscript", precision="int8")

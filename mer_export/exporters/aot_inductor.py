@@ -36,27 +36,23 @@ COMPILERS = ("g++", "clang++", "c++")
 def export(job: ExportJob, path: Path) -> Exported:
     """Compiles at the bucket's lengths for `job.device`, with a fixed or a dynamic batch dim.
 
+    A process of its own compiles and then runs the package on the example: the compiler depends on what else was
+    imported, and compiled code that is wrong may end a process.
+
     Raises:
         NotAvailableError: no C++ compiler, or no such device.
-        UsageError: the package does not give the model's answers.
+        UsageError: the package does not compile, does not run, or does not give the model's answers.
     """
     import torch
-    from torch._inductor import aoti_compile_and_package
 
     if not any(map(shutil.which, COMPILERS)):
         raise NotAvailableError(f"AOTInductor needs a C++ compiler, none of {list(COMPILERS)} is here: install one")
     if job.device == "cuda" and not torch.cuda.is_available():
         raise NotAvailableError("AOTInductor compiles for CUDA on a machine with a GPU alone: pass --device cpu")
-    program = capture(job)
-    if job.device != "cpu":
-        from torch.export.passes import move_to_device_pass
-
-        # With its number: the compiler holds devices of tensors against each other by name.
-        program = move_to_device_pass(program, f"{job.device}:{torch.cuda.current_device()}")
     with tempfile.TemporaryDirectory() as folder:
-        # PyTorch insists on the ending and writes where it likes: a full disk must not leave half a package here.
-        made = Path(aoti_compile_and_package(program, package_path=f"{folder}/model.pt2"))
-        _prove(job, made, Path(folder))
+        # Elsewhere at first: a full disk must not leave half a package.
+        made = Path(folder) / "model.pt2"
+        _compile(job, made, Path(folder))
         path.write_bytes(made.read_bytes())
     options = {}
     if job.device == "cuda":
@@ -65,39 +61,45 @@ def export(job: ExportJob, path: Path) -> Exported:
     return Exported(exporter=f"torch {torch.__version__} AOTInductor", options=options)
 
 
-def _prove(job: ExportJob, package: Path, folder: Path) -> None:
-    """Runs the package on the example in a process of its own, which compiled code that is wrong may end."""
+def _compile(job: ExportJob, package: Path, folder: Path) -> None:
+    import torch
+
     size = job.batch or job.items
     feeds = [job.feed(size, start) for start in range(0, job.items, size)]
-    given, found = folder / "given.npz", folder / "found.npz"
-    np.savez(
-        given,
-        allow_pickle=False,
-        **{f"{i:06d} {k:03d}": a for i, feed in enumerate(feeds) for k, a in enumerate(feed.values())},
-    )
-    command = module_command(__name__, str(package), job.device, str(given), str(found))
+    program, given, found = folder / "program.pt2", folder / "given.npz", folder / "found.npz"
+    torch.export.save(capture(job), program)
+    arrays = {f"{i:06d} {k:03d}": a for i, feed in enumerate(feeds) for k, a in enumerate(feed.values())}
+    np.savez(given, allow_pickle=False, **arrays)
+    command = module_command(__name__, *map(str, (program, package, given, found)), job.device)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip().splitlines()
         why = f"signal {-done.returncode}" if done.returncode < 0 else said[-1] if said else "no reason given"
-        raise UsageError(f"the AOTInductor package does not run: {why}; it was not exported, use another format")
-    with np.load(found, allow_pickle=False) as arrays:
-        outputs = [arrays[name][: job.items] for name in sorted(arrays.files)]
+        raise UsageError(f"AOTInductor makes no package that runs: {why}; it was not exported, use another format")
+    with np.load(found, allow_pickle=False) as made:
+        outputs = [made[name][: job.items] for name in sorted(made.files)]
     prove(job, outputs, "the AOTInductor package")
 
 
 def main() -> None:
-    """Runs a package on arrays: its file, the device, what it is given, and where its outputs are to go."""
+    """Compiles a program and runs it on arrays: both files, what the package is given, where its outputs go, device."""
     import torch
-    from torch._inductor import aoti_load_package
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
 
-    package, device, given, found = sys.argv[1:]
-    run = aoti_load_package(package, run_single_threaded=True, device_index=0 if device == "cuda" else -1)
-    parts: dict[str, list[Any]] = {}
-    with np.load(given, allow_pickle=False) as arrays:
-        for name in sorted(arrays.files):
-            parts.setdefault(name.split()[0], []).append(torch.from_numpy(arrays[name]).to(device))
+    source, package, given, found, device = sys.argv[1:]
+    program = torch.export.load(source)
+    if device == "cuda":
+        from torch.export.passes import move_to_device_pass
+
+        # With its number: the compiler holds devices of tensors against each other by name.
+        program = move_to_device_pass(program, f"cuda:{torch.cuda.current_device()}")
     with torch.no_grad():
+        aoti_compile_and_package(program, package_path=package)
+        run = aoti_load_package(package, run_single_threaded=True, device_index=0 if device == "cuda" else -1)
+        parts: dict[str, list[Any]] = {}
+        with np.load(given, allow_pickle=False) as arrays:
+            for name in sorted(arrays.files):
+                parts.setdefault(name.split()[0], []).append(torch.from_numpy(arrays[name]).to(device))
         # Outputs may lie in memory that the next call uses again.
         made = [[o.cpu().numpy() for o in _listed(run(*tensors))] for tensors in parts.values()]
     joined = [np.concatenate(outputs) for outputs in zip(*made, strict=True)]
