@@ -94,9 +94,7 @@ def test_the_only_form_runs_on_every_device(there: str, tmp_path: Path) -> None:
 
 
 def test_a_format_with_one_form_for_every_device_is_not_exported_for_one(both: Bundle) -> None:
-    with pytest.raises(
-        UnsupportedError, match=r"torchscript has one form for every device.*'onnx', 'aot_inductor'"
-    ):
+    with pytest.raises(UnsupportedError, match=r"torchscript has one form for every device.*'onnx', 'aot_inductor'"):
         export_variant(both, "torchscript", FOUR, device="cuda")
 
 
@@ -108,7 +106,5 @@ def test_a_refused_capture_says_why_and_what_to_do(both: Bundle, monkeypatch: py
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
     path, contract = both.variant_files(both.manifest.variants[0]), both.manifest.contract
-    with pytest.raises(
-        UnsupportedError, match="on the CPU: run mer export --format onnx --device cuda"
-    ):
+    with pytest.raises(UnsupportedError, match="on the CPU: run mer export --format onnx --device cuda"):
         OnnxRuntimeSession(Artefact(path, contract, FOUR), SessionOptions(device="cuda", cuda_graph=True))

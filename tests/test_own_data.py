@@ -16,6 +16,7 @@ from conftest import Mer
 from mer_export import registry
 from mer_export.bundle import Bundle
 from mer_export.data.bundle_data import bundle_corpus
+from mer_export.data.synthetic import synthesise
 from mer_export.data.tokens.byte_pair_training import train_byte_pairs
 from mer_export.errors import InputError, UsageError
 from runtimes.predict.predictor import Predictor
@@ -79,6 +80,12 @@ def walk() -> list[list[str]]:
     page = (ROOT / "docs" / "training.md").read_text()
     section = page.split("\n## Your own data\n")[1].split("\n## ")[0]
     return [shlex.split(line)[1:] for line in section.splitlines() if line.startswith("    mer ")][:4]
+
+
+def test_a_system_for_utterances_refuses_files_of_whole_dialogues(tmp_path: Path) -> None:
+    synthesise("cmerc", "meld", tmp_path, dialogues=6)
+    with pytest.raises(UsageError, match="holds whole dialogues in files that emt does not read: train cmerc"):
+        own_config("emt", tmp_path)
 
 
 def test_four_commands_lead_from_a_table_to_predictions(

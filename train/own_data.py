@@ -90,8 +90,12 @@ def own_config(
     sets = [*overrides, *(f"{name}={value}" for name, value in values.items() if value is not None)]
     said = apply_overrides(read_settings(OWN / f"{system}.yaml"), sets)
     allowed = Allowed.by(outside, apply_overrides({}, sets))
-    spec = _spec(said.get("data") or {}).allowing(allowed).for_model(record.contract(record.config()))
-    found = facts(open_corpus(data, _all_speakers(data, spec)))
+    contract = record.contract(record.config())
+    spec = _spec(said.get("data") or {}).allowing(allowed).for_model(contract)
+    corpus = open_corpus(data, _all_speakers(data, spec))
+    if contract.unit_dim is None and any(len(s.units) > 1 for s in corpus):
+        raise UsageError(f"{data} holds whole dialogues in files that {system} does not read: train cmerc on them")
+    found = facts(corpus)
     if found.kind is None:
         raise UsageError(
             f"{data} has no labels to train on: name their column in data.label, data.score or label_columns"
