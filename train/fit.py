@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +20,9 @@ from mer_export import registry
 from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract, Semantics
 from mer_export.data.collate import collate
-from mer_export.data.open import open_corpus
-from mer_export.data.samples import Corpus, Sample, readable
+from mer_export.data.samples import Sample, readable
 from mer_export.data.spec import DataSpec, written_in_full
 from mer_export.data.tokens.tokenizer import keep_tokenizers
-from mer_export.data.word_vectors import vectors_of
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.install import not_installed
 from mer_export.metrics.table import find, main
@@ -35,51 +31,21 @@ from mer_export.task import Task
 from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import load_from_bundle, save_weights
 from train.config import TrainConfig, dump_config, first_difference
-from train.devices import computing, describe, make_accelerator
-from train.encoders import RANDOM, Settings, check_sources, describe_sources
+from train.devices import computing, describe
+from train.encoders import RANDOM, describe_sources
 from train.evaluate import evaluate
 from train.loop import Phase, set_statistics
+from train.prepared import Prepared, prepare
 from train.protocol import Before
 from train.provenance import feature_statistics, provenance
-from train.recipe import protocol_class, recipe
+from train.recipe import protocol_class
 from train.seeds import seed_everything
 from train.state import DIFFICULTY, RunState, load_tensors, phase_state, read_state
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from torch import nn
 
-log = logging.getLogger("mer")
-
 EVALUATION = "train/evaluation.json"
-
-
-@dataclass
-class Prepared:
-    """What stays the same through a run."""
-
-    config: TrainConfig
-    model_config: Any
-    settings: Settings
-    contract: Contract
-    task: Task
-    source: Corpus
-    """The data as read."""
-    corpus: Corpus
-    """The data as the protocol sees them."""
-    samples: list[Sample]
-    data: Path
-    accelerator: Accelerator
-
-    @property
-    def unchanged(self) -> list[Sample]:
-        """The training items as read."""
-        return readable(_labelled(self.source, self.config.train_splits, self.task), self.contract)
-
-    @property
-    def measured(self) -> dict[str, list[Sample]]:
-        """The labelled splits that are evaluated."""
-        return {n: self.corpus.splits[n] for n in self.config.evaluate_splits if n in self.corpus.splits}
 
 
 def fit(
@@ -110,7 +76,7 @@ def fit(
         InputError: data that the model cannot take.
     """
     begun = not force and (Path(out) / MANIFEST).is_file()
-    prepared = _prepare(config, Path(data_path), draws_weights=not begun and config.init is None)
+    prepared = prepare(config, Path(data_path), draws_weights=not begun and config.init is None)
     made_by = provenance(prepared.source, config.licence)
     if config.init:
         made_by["init"] = Bundle.open(config.init).manifest.files[WEIGHTS].sha256
@@ -144,7 +110,7 @@ def preview(config: TrainConfig, data_path: Path | str, out: Path | str, force: 
         UsageError: a split is missing, or `out` holds what the run would not replace.
         InputError: data that the model cannot take.
     """
-    prepared = _prepare(config, Path(data_path), draws_weights=False)
+    prepared = prepare(config, Path(data_path), draws_weights=False)
     there = (Path(out) / MANIFEST).is_file() and not force
     bundle, state = (
         _existing(Path(out), prepared, provenance(prepared.source, config.licence), True)
@@ -305,53 +271,6 @@ class Run:
         from accelerate.utils import broadcast_object_list
 
         return bool(broadcast_object_list([self._patience_ran_out()])[0])
-
-
-def _prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
-    system = registry.get(config.system)
-    model_config = system.parse(config.model)
-    task = system.task(model_config)
-    settings = recipe(config.system).settings.model_validate(config.protocol)
-    check_sources(settings, model_config, draws_weights)
-    contract = system.contract(model_config)
-    source = open_corpus(data, config.data.for_model(contract), labels=task.labels)
-    corpus = protocol_class(config.system)(settings).views(source, model_config)
-    samples = readable(_labelled(corpus, config.train_splits, task), contract)
-    _say_unread(source, contract, task)
-    if not samples:
-        raise UsageError(f"{data}: no labelled item in the training split {list(config.train_splits)}")
-    chosen = config.keep.rule == "best" or config.keep.patience is not None
-    if chosen and config.keep.split not in {*corpus.splits} & {*config.evaluate_splits}:
-        raise UsageError(f"keep.split {config.keep.split!r} is not evaluated: there are {list(corpus.splits)}")
-    if config.plateau is not None and config.plateau.split not in {*corpus.splits} & {*config.evaluate_splits}:
-        raise UsageError(f"plateau.split {config.plateau.split!r} is not evaluated: there are {list(corpus.splits)}")
-    vectors = vectors_of(config.data, (data if data.is_dir() else data.parent, Path()))
-    return Prepared(
-        config=config,
-        model_config=model_config,
-        settings=settings,
-        contract=system.complete(contract, model_config, vectors),
-        task=task,
-        source=source,
-        corpus=corpus,
-        samples=samples,
-        data=data,
-        accelerator=make_accelerator(config),
-    )
-
-
-def _say_unread(corpus: Corpus, contract: Contract, task: Task) -> None:
-    """Warns of units that training does without."""
-    scored = f"counted as {task.unanswered}, as the original does" if task.unanswered else "left out of metrics"
-    named = ", ".join(contract.modalities)
-    for split, samples in corpus.splits.items():
-        if unread := len(samples) - len(readable(samples, contract)):
-            log.warning("%s: %d items have none of %s: not trained on, %s", split, unread, named, scored)
-
-
-def _labelled(corpus: Corpus, splits: Sequence[str], task: Task) -> list[Sample]:
-    samples = [s for name in splits for s in corpus.split(name)]
-    return [s for s in samples if s.labels is not None and task.known(s.labels).any()]
 
 
 def _existing(
