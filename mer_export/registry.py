@@ -51,6 +51,8 @@ class System:
     shared: str | None = None
     stages: str | None = None
     """A function of a config that gives the stages which can be exported apart."""
+    examples: str | None = None
+    """A function of a bundle that gives samples to prove exports on, where random numbers are none."""
 
     def parse(self, values: dict[str, Any]) -> Any:
         """A checked config of this system; raises UsageError naming the first wrong value."""
