@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mer_export.data.media.recordings import read_recording, resample
+from mer_export.data.media.sound import read_sound
 from mer_export.data.tokens.speech_dictionary import SpeechDictionary
 from mer_export.encoders.vq_wav2vec.config import VqConfig
 from mer_export.errors import InputError, NotAvailableError
@@ -67,10 +67,10 @@ class SpeechTokenizer:
         return self.dictionary.encode(indices[0])
 
     def encode_file(self, path: Path) -> np.ndarray:
-        """Ids of a wav file: channels averaged, resampled."""
-        samples, rate = read_recording(path)
+        """Ids of the sound of a file: channels averaged, resampled."""
+        sound = read_sound(path)
         try:
-            return self.encode(resample(samples.mean(axis=1), rate, self.rate))
+            return self.encode(sound.mono(self.rate))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
