@@ -66,9 +66,10 @@ class SpeechTokenizer:
         (indices,) = self.session.run(None, {"audio": audio[None].astype(np.float32)})
         return self.dictionary.encode(indices[0])
 
-    def encode_file(self, path: Path) -> np.ndarray:
-        """Ids of a wav file: channels averaged, resampled."""
+    def encode_file(self, path: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
+        """Ids of a wav file, or of what lies between two times (s): channels averaged, resampled."""
         samples, rate = read_recording(path)
+        samples = samples[round((start or 0) * rate) : None if end is None else round(end * rate)]
         try:
             return self.encode(resample(samples.mean(axis=1), rate, self.rate))
         except InputError as error:
@@ -81,6 +82,8 @@ def load_speech_tokenizer(folder: str) -> SpeechTokenizer:
     return SpeechTokenizer.load(folder)
 
 
-def speech_tokens(folder: str, recording: Path) -> np.ndarray:
-    """Ids (int64) of a wav file through the speech tokenizer of a folder."""
-    return load_speech_tokenizer(folder).encode_file(recording)
+def speech_tokens(
+    folder: str, recording: Path, start: float | None = None, end: float | None = None
+) -> np.ndarray:
+    """Ids (int64) of a wav file, or of what lies between two times (s), through the speech tokenizer of a folder."""
+    return load_speech_tokenizer(folder).encode_file(recording, start, end)
