@@ -82,8 +82,6 @@ def load_speech_tokenizer(folder: str) -> SpeechTokenizer:
     return SpeechTokenizer.load(folder)
 
 
-def speech_tokens(
-    folder: str, recording: Path, start: float | None = None, end: float | None = None
-) -> np.ndarray:
+def speech_tokens(folder: str, recording: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
     """Ids (int64) of a wav file, or of what lies between two times (s), through the speech tokenizer of a folder."""
     return load_speech_tokenizer(folder).encode_file(recording, start, end)

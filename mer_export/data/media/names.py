@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
-SOUNDS = frozenset(".wav .wave .flac .ogg .oga .opus .mp3 .m4a .aac .aif .aiff".split())
-VIDEOS = frozenset(".mp4 .m4v .mov .mkv .webm .avi .flv .mpg .mpeg .ts .ogv .3gp".split())
+SOUNDS = frozenset([".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff"])
+VIDEOS = frozenset([".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv", ".mpg", ".mpeg", ".ts", ".ogv", ".3gp"])
 
 
 def is_media(name: str) -> bool:

@@ -62,6 +62,4 @@ def extract(sound: np.ndarray, rate: int, level: Level, version: str) -> np.ndar
 def _smile(level: Level) -> Any:
     import opensmile
 
-    return opensmile.Smile(
-        feature_set=opensmile.FeatureSet[SET], feature_level=getattr(opensmile.FeatureLevel, level)
-    )
+    return opensmile.Smile(feature_set=opensmile.FeatureSet[SET], feature_level=getattr(opensmile.FeatureLevel, level))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cache
-from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Scale = Literal["slaney", "htk"]
+from mer_export.encoders.mel import Scale, mel_filters
+
 CHUNK = 4096
 """Windows that are transformed at a time, so that a long recording takes no more memory than its features."""
 
@@ -49,7 +47,7 @@ def log_mel(sound: np.ndarray, rate: int, spectrum: Spectrum) -> np.ndarray:
     fft = 1 << (size - 1).bit_length()
     # Periodic, as spectra are taken of it.
     hann = np.hanning(size + 1)[:-1]
-    filters = mel_filters(rate, fft, spectrum)
+    filters = mel_filters(rate, fft, spectrum.mels, spectrum.scale, spectrum.low, spectrum.high)
 
     def chunks() -> Iterator[np.ndarray]:
         for start in range(0, len(windows), CHUNK):
@@ -61,40 +59,8 @@ def log_mel(sound: np.ndarray, rate: int, spectrum: Spectrum) -> np.ndarray:
 
 def mfcc(sound: np.ndarray, rate: int, spectrum: Spectrum, coefficients: int) -> np.ndarray:
     """(frames, coefficients) float32: the first ones of the orthonormal DCT-II of a log-mel spectrogram."""
-    return (log_mel(sound, rate, spectrum).astype(np.float64) @ _cosines(spectrum.mels, coefficients)).astype(np.float32)
-
-
-@cache
-def mel_filters(rate: int, fft: int, spectrum: Spectrum) -> np.ndarray:
-    """Triangles (fft // 2 + 1, mels) float64 whose edges are evenly spaced on the scale."""
-    scale = SCALES[spectrum.scale]
-    ends = (scale.mel(spectrum.low), scale.mel(spectrum.high or rate / 2))
-    edges = np.asarray([scale.hertz(m) for m in np.linspace(*ends, spectrum.mels + 2)])
-    slopes = edges[None, :] - np.linspace(0, rate / 2, fft // 2 + 1)[:, None]
-    widths = np.diff(edges)
-    triangles = np.maximum(0.0, np.minimum(-slopes[:, :-2] / widths[:-1], slopes[:, 2:] / widths[1:]))
-    return triangles * (2.0 / (edges[2:] - edges[:-2])) if scale.equal_area else triangles
-
-
-@dataclass(frozen=True)
-class _MelScale:
-    mel: Callable[[float], float]
-    hertz: Callable[[float], float]
-    equal_area: bool
-
-
-KNEE, FACTOR = 1000.0, math.log(6.4) / 27
-"""Slaney's scale is linear below the knee, 15 mel long; above it 27 mel are a factor of 6.4."""
-SCALES: dict[Scale, _MelScale] = {
-    "slaney": _MelScale(
-        lambda f: 15 * f / KNEE if f < KNEE else 15 + math.log(f / KNEE) / FACTOR,
-        lambda m: KNEE * m / 15 if m < 15 else KNEE * math.exp(FACTOR * (m - 15)),
-        equal_area=True,
-    ),
-    "htk": _MelScale(
-        lambda f: 2595 * math.log10(1 + f / 700), lambda m: 700 * (10 ** (m / 2595) - 1), equal_area=False
-    ),
-}
+    logs = log_mel(sound, rate, spectrum).astype(np.float64)
+    return (logs @ _cosines(spectrum.mels, coefficients)).astype(np.float32)
 
 
 @cache

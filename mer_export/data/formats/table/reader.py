@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from mer_export.data.dialogues import READY, USUAL_ORDER, Dialogue, Recording, Utterance
-from mer_export.data.media.times import seconds
 from mer_export.data.formats.table.arrays import ArrayFiles
 from mer_export.data.formats.table.rows import Row, dialogue_rows, table_rows
 from mer_export.data.media.faces import FaceImages, image_files
+from mer_export.data.media.times import seconds
 from mer_export.data.spec import ArraySource, DataSpec
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.places import SPLIT, Reach

@@ -12,7 +12,6 @@ from mer_export.errors import InputError
 from mer_export.untrusted.places import SPLIT
 from mer_export.untrusted.tables import Columns, read_table
 
-
 REQUIRED = ("order", "utterance", "speaker", "sentence", "recording", "start", "end", "row")
 """Fields of the data section whose columns a table must have."""
 
