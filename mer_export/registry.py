@@ -46,13 +46,15 @@ class System:
     variant_of: Callable[[Any], str]
     contract: Callable[[Any], Contract]
     task: Callable[[Any], Task]
-    network: str
+    network: str = ""
     weights: str = ""
     shared: str | None = None
     stages: str | None = None
     """A function of a config that gives the stages which can be exported apart."""
     examples: str | None = None
     """A function of a bundle that gives samples to prove exports on, where random numbers are none."""
+    compute: str | None = None
+    """Of an encoder without a network: a function of a config that gives what makes features of a raw thing."""
 
     def parse(self, values: dict[str, Any]) -> Any:
         """A checked config of this system; raises UsageError naming the first wrong value."""
@@ -74,8 +76,14 @@ class System:
             raise UnsupportedError(f"{self.name} {self.variant_of(config)} has no stages: export it without --stages")
         return found
 
+    def require_network(self) -> None:
+        """Raises UnsupportedError where features are computed without one."""
+        if not self.network:
+            raise UnsupportedError(f"encoders of kind {self.name} have no network: there is nothing to export")
+
     def build(self, config: Any) -> nn.Module:
-        """The network with fresh weights, in evaluation mode."""
+        """The network with fresh weights, in evaluation mode; raises as `require_network` does."""
+        self.require_network()
         return resolve(self.network)(config).eval()
 
 

@@ -10,7 +10,11 @@ from typing import Any, Self
 
 import numpy as np
 
+from mer_export import registry
+from mer_export.data.samples import Sample
 from mer_export.encoders.encoder import Encoder
+from mer_export.errors import InputError
+from mer_export.registry import resolve
 from runtimes.backends.session import SessionOptions
 from runtimes.predict.opening import open_predictor
 
@@ -38,7 +42,19 @@ class Encoding:
         Raises:
             InputError: something that the encoder cannot read (see `Encoder.samples`).
         """
-        parts = (s for number, raw in enumerate(raws) for s in self.encoder.samples(raw, str(number)))
+        return self.finish(self.prepare(raw, str(number)) for number, raw in enumerate(raws))
+
+    def prepare(self, raw: Any, name: str) -> list[Sample]:
+        """What comes before the network, in whatever thread; `name` differs from those before and after it.
+
+        Raises:
+            InputError: see `Encoder.samples`.
+        """
+        return self.encoder.samples(raw, name)
+
+    def finish(self, prepared: Iterable[list[Sample]]) -> Iterator[np.ndarray]:
+        """Features of each prepared thing, in order."""
+        parts = (sample for samples in prepared for sample in samples)
         for _, group in groupby(self.predictor.answers(parts), key=lambda pair: pair[0].id):
             samples, rows = zip(*group, strict=True)
             yield self.encoder.join(rows, samples)
@@ -54,6 +70,28 @@ class Encoding:
         self.close()
 
 
+class SignalEncoding(Encoding):
+    """An encoder without a network: all that it does comes before one. No backend is needed."""
+
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
+        self.compute = resolve(str(registry.get(encoder.bundle.manifest.system).compute))(encoder.config)
+
+    def prepare(self, raw: Any, name: str) -> Any:
+        """The features themselves."""
+        try:
+            return self.compute(raw)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+
+    def finish(self, prepared: Iterable[Any]) -> Iterator[np.ndarray]:
+        """Passes them on."""
+        return iter(prepared)
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+
 def open_encoder(folder: Path | str, backend: str | None = None, trust: bool = False, **options: Any) -> Encoding:
     """An encoder's folder, ready to encode: `open_encoder("encoders/minilm").encode(["How are you?"])`.
 
@@ -63,4 +101,7 @@ def open_encoder(folder: Path | str, backend: str | None = None, trust: bool = F
         trust: run programs in it whoever wrote them.
         options: further arguments of `Encoding`.
     """
-    return Encoding(Encoder.open(folder, trust), backend, **options)
+    encoder = Encoder.open(folder, trust)
+    if registry.get(encoder.bundle.manifest.system).compute:
+        return SignalEncoding(encoder)
+    return Encoding(encoder, backend, **options)

@@ -184,6 +184,7 @@ def check_request(
     device: str = "cpu",
 ) -> ExportFormat:
     """The format of a possible request; raises as `export_variant` does, before any work."""
+    registry.get(bundle.manifest.system).require_network()
     if format not in export_formats():
         raise UsageError(f"no format {format!r}, there are {list(export_formats())}")
     record = export_formats()[format]
