@@ -18,7 +18,9 @@ from mer_export.console import (
     Emotions,
     Force,
     GoalOpt,
+    InPrecision,
     Json,
+    OnDevice,
     Out,
     Outside,
     Overflow,
@@ -212,6 +214,8 @@ def parity(
     data_format: DataFormat = "auto",
     outside: Outside = None,
     runtime: Runtime = None,
+    device: OnDevice = None,
+    precision: InPrecision = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
     atol: Annotated[
         list[str] | None,
@@ -230,14 +234,14 @@ def parity(
     """Do all variants give PyTorch's answers? Exit code 3 if not."""
     from mer_export.agreement.policy import Policy
     from mer_export.data.bundle_data import bundle_samples
-    from runtimes.backends.way import find_ways
+    from runtimes.backends.way import find_ways, only
     from runtimes.pages.report import write_report
     from runtimes.parity import run as checks
     from runtimes.parity.report import ParityReport
 
     opened = Bundle.open(bundle, trust)
     policy = Policy.parse(atol or [], rtol or [])
-    ways = find_ways(opened, threads, runtime)
+    ways = only(find_ways(opened, threads, runtime), device, precision)
     samples = bundle_samples(opened, data, data_format, split, outside)[:limit]
     if dry_run:
         plan = {"bundle": str(bundle), "data": str(data), "split": split}
@@ -248,7 +252,7 @@ def parity(
         progress=progress_unless(quiet),
         strict_features=strict_features,
     )
-    report.beside(ParityReport.load(opened) if runtime else None, opened).save(opened)
+    report.beside(ParityReport.load(opened) if runtime or device or precision else None, opened).save(opened)
     write_report(opened)
     emit(report.model_dump(mode="json"), as_json, lambda: [report.page()])
     checks.require(report, strict)
