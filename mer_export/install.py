@@ -21,6 +21,7 @@ Extra = Literal[
     "media",
     "report",
     "tensorboard",
+    "serve",
 ]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mer_export.bucket import Bucket, bucket_for
 from mer_export.bundle import Bundle, Variant
-from mer_export.contract import Lengths, Table
+from mer_export.contract import Lengths, Table, TensorSpec
 from mer_export.data.collate import collate
 from mer_export.data.feature_check import FeatureCheck
 from mer_export.data.given import Given, checked
@@ -236,11 +236,8 @@ class Predictor:
     def cut(self, outputs: Mapping[str, np.ndarray], parts: Sequence[Part]) -> list[dict[str, np.ndarray]]:
         """What is real of the outputs of `pad`'s arrays: every output of each part, without batch dim and padding."""
         return [
-            {
-                s.name: outputs[s.name][(i, *(slice(p.lengths[d] if isinstance(d, str) else d) for d in s.dims[1:]))]
-                for s in self.contract.outputs
-            }
-            for i, p in enumerate(parts)
+            {s.name: outputs[s.name][i][_real(s, part.lengths)] for s in self.contract.outputs}
+            for i, part in enumerate(parts)
         ]
 
     def rows(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -248,6 +245,10 @@ class Predictor:
         scores = outputs[self.task.output]
         # Past the labels there may be slots for more of them.
         return scores[None, : self.task.width] if self.contract.unit_dim is None else scores
+
+    def unanswered(self, units: int) -> np.ndarray:
+        """Rows of scores for units without an answer."""
+        return np.full((units, self.task.width), np.nan, dtype=np.float32)
 
     def _crew(self, bucket: Bucket | None, batch: int) -> Crew:
         check_process(self._process)
@@ -291,7 +292,7 @@ class Predictor:
         for number, sample in enumerate(chunk):
             for part in self.route(sample):
                 work.setdefault(part.bucket, []).append(_Work(number, part))
-        rows = [np.full((len(s.units), self.task.width), np.nan, dtype=np.float32) for s in chunk]
+        rows = [self.unanswered(len(s.units)) for s in chunk]
         for bucket, items in work.items():
             self._used.add(bucket)
             items.sort(key=lambda w: tuple(w.part.lengths.values()))
@@ -355,6 +356,11 @@ def load(path: Path | str, backend: str = "onnxruntime", trust: bool = False, **
     """
     own = {k: options.pop(k) for k in ("device", "threads", "cuda_graph", "reuse") if k in options}
     return Predictor(Bundle.open(path, trust), backend, SessionOptions(**own), **options)
+
+
+def _real(spec: TensorSpec, lengths: Lengths) -> tuple[slice, ...]:
+    """Where the values of one item stand that are no padding."""
+    return tuple(slice(lengths[d] if isinstance(d, str) else d) for d in spec.dims[1:])
 
 
 def _by_bucket(
