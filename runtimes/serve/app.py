@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Mapping
-from functools import wraps
 from secrets import token_hex
 from time import perf_counter
 
@@ -19,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runtimes.serve import reading
 from runtimes.serve.journal import note, note_failure
 from runtimes.serve.refusals import Refusal, as_refusal
-from runtimes.serve.service import Handler, Service
+from runtimes.serve.service import Endpoint, Handler, Service
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """What a browser calls this machine: a page of somebody else's that has its own name lead here does not."""
@@ -32,7 +31,6 @@ class Gate:
         """`token` None asks for none; `hosts` are the names that the server may be asked under, None is any."""
         self.app, self.service, self.hosts = app, service, hosts
         self._token = None if token is None else f"Bearer {token}".encode()
-        self._routes = {e.answer.__name__: e.path for e in reversed(service.endpoints)}
         self._open = {e.path for e in service.endpoints if e.open}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,8 +49,7 @@ class Gate:
             await self._answer(scope, receive, watched)
         finally:
             seconds = perf_counter() - begun
-            route = self._routes.get(getattr(scope.get("endpoint"), "__name__", ""), "other")
-            model = state.get("model", "")
+            route, model = state.get("route", "other"), state.get("model", "")
             self.service.metrics.requests.labels(model, route, status).inc()
             self.service.metrics.seconds.labels(route).observe(seconds)
             said = {"request": number, "method": scope["method"], "route": route, "model": model or None}
@@ -85,7 +82,7 @@ class Gate:
 
 def build(service: Service, token: str | None = None, hosts: frozenset[str] | None = None) -> ASGIApp:
     """The ASGI application."""
-    routes = [Route(e.path, _guarded(e.answer), methods=[e.method]) for e in service.endpoints]
+    routes = [Route(e.path, _guarded(e), methods=[e.method]) for e in service.endpoints]
     return Gate(Starlette(routes=routes, exception_handlers={HTTPException: _not_routed}), service, token, hosts)
 
 
@@ -95,13 +92,13 @@ def refused(refusal: Refusal) -> Response:
     return Response(content, refusal.status, refusal.headers, reading.JSON)
 
 
-def _guarded(answer: Handler) -> Handler:
-    """The same, with errors as answers; what is our own fault is logged, without what was sent."""
+def _guarded(endpoint: Endpoint) -> Handler:
+    """What answers, with errors as answers; what is our own fault is logged, without what was sent."""
 
-    @wraps(answer)
     async def guarded(request: Request) -> Response:
+        request.state.route = endpoint.path
         try:
-            return await answer(request)
+            return await endpoint.answer(request)
         except Exception as error:
             refusal = as_refusal(error, request.state.number)
             if refusal.status == 500:

@@ -28,10 +28,12 @@ class JsonLines(logging.Formatter):
 
 
 def start(level: int) -> None:
-    """From now on everything that the project logs is JSON on standard error."""
+    """From now on everything that is logged is JSON on standard error: from `level` on, of others warnings alone."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
-    log.handlers, log.propagate = [handler], False
+    logging.root.handlers = [handler]
+    logging.captureWarnings(True)
+    log.handlers = []
     log.setLevel(level)
 
 
