@@ -45,6 +45,7 @@ DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a direct
 With = Annotated[
     str | None, typer.Option("--with", metavar="COLUMNS", help="Further columns: split, gold (what the data say).")
 ]
+Bundles = Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Bundle directories.")]
 CudaGraph = Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: capture each shape as a CUDA graph.")]
 
 
@@ -342,3 +343,49 @@ def tune(
     found.save(opened)
     emit(found.model_dump(mode="json"), as_json, lambda: [found.page()])
     return None
+
+
+def serve(
+    bundles: Bundles,
+    host: Annotated[str, typer.Option("--host", help="Where to listen; others than this machine need a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="Only who sends this file's word as bearer token may ask.")
+    ] = None,
+    no_token: Annotated[bool, typer.Option("--no-token", help="Whoever reaches --host may ask.")] = False,
+    runtime: Runtime = None,
+    precision: Precision = None,
+    device: Device = "cpu",
+    goal: GoalOpt = None,
+    threads: Threads = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Sessions side by side; default one per core.")
+    ] = None,
+    batch: Batch = None,
+    overflow: Overflow = "error",
+    queue: Annotated[int, typer.Option("--queue", min=1, help="Items that may wait; more get 503.")] = 1024,
+    deadline: Annotated[
+        float, typer.Option("--deadline", min=0.001, help="Seconds until a request without an answer gets 504.")
+    ] = 30.0,
+    max_body: Annotated[int, typer.Option("--max-body", min=1, help="MiB of a request; more get 413.")] = 32,
+    trust: Trust = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Serve bundles over HTTP: Open Inference Protocol v2, dialogues as JSON, a page to try them on.
+
+    Prints its address once requests are answered, logs to standard error. SIGTERM or Ctrl-C ends it when all that was
+    accepted is answered.
+    """
+    import logging
+
+    from runtimes.serve import journal
+    from runtimes.serve.models import How
+    from runtimes.serve.server import Limits, Place, read_token, serve_until_told
+
+    journal.start(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    how = How(runtime, precision, goal, device, threads, workers, batch, overflow, trust, queue)
+    place = Place(host, port, read_token(token_file) if token_file else None, no_token)
+    serve_until_told(bundles, how, Limits(max_body << 20, deadline), place, typer.echo)
