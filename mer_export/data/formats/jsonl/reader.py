@@ -112,11 +112,17 @@ class DialogueReader:
     def _recording(self, given: dict[str, Any], where: str) -> Recording | None:
         if not given.get("recording"):
             return None
-        if self.reach is None:
-            name = str(given["recording"])
-            raise InputError(f"{where} names the file {name!r}, and no file is read here: send what is in it")
         start, end = (seconds(given.get(n), f"{where}: {n}") for n in ("start", "end"))
-        return Recording(str(given["recording"]), where, self.reach, start, end)
+        return Recording(str(given["recording"]), where, self._files(given["recording"], where), start, end)
+
+    def _path(self, name: object, where: str) -> Path:
+        return self._files(name, where).path(str(name), where)
+
+    def _files(self, name: object, where: str) -> Reach:
+        """Where files may lie; raises InputError where none is read."""
+        if self.reach is None:
+            raise InputError(f"{where} names the file {str(name)!r}, and no file is read here: send what is in it")
+        return self.reach
 
 
 def _label(given: dict[str, Any]) -> str | int | float | None:
