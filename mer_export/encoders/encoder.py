@@ -38,12 +38,15 @@ class Encoder:
             BundleError: no bundle, or a damaged one.
             UsageError: a bundle of something else.
         """
-        bundle = Bundle.open(folder, trust)
-        config = registry.get(bundle.manifest.system).parse(bundle.manifest.config)
+        return cls.of(Bundle.open(folder, trust))
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Encoder:
+        """The encoder that an opened bundle is; raises UsageError where it is something else."""
+        manifest = bundle.manifest
+        config = registry.get(manifest.system).parse(manifest.config)
         if not isinstance(config, EncoderConfig):
-            raise UsageError(
-                f"{folder} is a model ({bundle.manifest.system}) and no encoder: make one with mer encoder"
-            )
+            raise UsageError(f"{bundle.root} is a model ({manifest.system}) and no encoder: make one with mer encoder")
         return cls(bundle, config)
 
     @property
@@ -75,8 +78,11 @@ class Encoder:
         Raises:
             InputError: nothing to read, or of another kind.
         """
-        found = self._read(raw, name)
-        return found if self.sequence else [replace(s, units=(name,)) for s in found]
+        return self.as_one(self._read(raw, name))
+
+    def as_one(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Samples whose unit is the whole, where the encoder pools."""
+        return [s if self.sequence else replace(s, units=(s.id,)) for s in samples]
 
     def _read(self, raw: Any, name: str) -> list[Sample]:
         if isinstance(self.input, TextInput):

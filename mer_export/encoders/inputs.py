@@ -90,7 +90,13 @@ class SoundInput(EncoderInput):
         width = self.hop if self.form == "waveform" else self.mels * self.hop // LogMel.HOP
         return (
             TensorSpec(name="sound", dtype="float32", dims=(BATCH, "frames", width), modality="audio"),
-            TensorSpec(name="samples", dtype="int64", dims=(BATCH, 1), description="real samples of the window"),
+            TensorSpec(
+                name="samples",
+                dtype="int64",
+                dims=(BATCH, 1),
+                below=self.most * self.hop + 1,
+                description="real samples of the window",
+            ),
         )
 
     @property

@@ -239,6 +239,9 @@ def _job(
     from mer_export.weights import bundle_model
 
     model, contract = bundle_model(bundle), bundle.manifest.contract
+    system = registry.get(bundle.manifest.system)
+    if not example and system.examples:
+        example = registry.resolve(system.examples)(bundle)
     for name in getattr(model, "training_only", ()):
         delattr(model, name)
     for parameter in model.parameters():

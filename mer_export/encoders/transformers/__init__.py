@@ -19,4 +19,5 @@ SYSTEM = System(
     contract=contract,
     task=task,
     network="mer_export.encoders.transformers.network:TransformersEncoder",
+    examples="mer_export.encoders.examples:examples",
 )

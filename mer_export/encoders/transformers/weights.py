@@ -17,8 +17,13 @@ OLD_NAMES = (
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
     (re.compile(r"\.conv\.weight_g$"), ".conv.parametrizations.weight.original0"),
     (re.compile(r"\.conv\.weight_v$"), ".conv.parametrizations.weight.original1"),
+    (re.compile(r"attention\.attention\.(q|k|v)(uery|ey|alue)\."), r"attention.\1_proj."),
+    (re.compile(r"attention\.output\.dense\."), "attention.o_proj."),
+    (re.compile(r"\.intermediate\.dense\."), ".mlp.fc1."),
+    (re.compile(r"(layer\.\d+)\.output\.dense\."), r"\1.mlp.fc2."),
+    (re.compile(r"^encoder\.layer\."), "layers."),
 )
-"""Of earlier versions of the package and of PyTorch."""
+"""Names in files that the networks of today have others for, tried one after the other."""
 UNREAD = re.compile(
     r"(^|\.)(pooler|head)\.|position_ids$|relative_position\w*index$|^lm_head\.|^cls\.|^masked_spec_embed$"
 )
@@ -37,7 +42,7 @@ def load_folder(model: TransformersEncoder, state: State, where: str) -> None:
     import torch
 
     config, own = model.config, model.network.state_dict()
-    found = _part({_present(n): t for n, t in state.items()}, set(own), KINDS[config.kind].prefixes)
+    found = _part(state, set(own), KINDS[config.kind].prefixes)
     if config.record.form == "log_mel" and POSITIONS in found:
         found[POSITIONS] = found[POSITIONS][: len(own[POSITIONS])]
     problems = [f"missing {n}" for n in own if n not in found and not UNREAD.search(n)]
@@ -55,16 +60,20 @@ def load_folder(model: TransformersEncoder, state: State, where: str) -> None:
     model.network.load_state_dict(own | {n: found[n].to(torch.float32) for n in own if n in found})
 
 
-def _present(name: str) -> str:
-    for old, new in OLD_NAMES:
-        name = old.sub(new, name)
-    return name
-
-
 def _part(state: State, own: set[str], prefixes: tuple[str, ...]) -> State:
     """The entries of the encoder, named as it names them: the part of the file that has most of them."""
     parts = [state, *({n.removeprefix(p): t for n, t in state.items() if n.startswith(p)} for p in prefixes)]
-    return dict(max(parts, key=lambda part: len(own & set(part))))
+    named = [{_present(n, own): t for n, t in part.items()} for part in parts]
+    return max(named, key=lambda part: len(own & part.keys()))
+
+
+def _present(name: str, own: set[str]) -> str:
+    found = name
+    for old, new in OLD_NAMES:
+        if found in own:
+            return found
+        found = old.sub(new, found)
+    return found if found in own else name
 
 
 def _unread(name: str, last: int) -> bool:

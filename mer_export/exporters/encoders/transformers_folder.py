@@ -110,7 +110,7 @@ def read_folder(source: Path, wanted: Wanted) -> tuple[TransformersConfig, Trans
     size = hidden(network)
     layers = tuple(sorted(set(wanted.layers))) or (depth(network),)
     pooling, unit = _pooling(source, KINDS[kind], wanted)
-    config = SYSTEM.parse(
+    config: TransformersConfig = SYSTEM.parse(
         {
             "kind": kind,
             "network": network,
@@ -128,7 +128,9 @@ def read_folder(source: Path, wanted: Wanted) -> tuple[TransformersConfig, Trans
             ),
         }
     )
-    model = SYSTEM.build(config)
+    from mer_export.encoders.transformers.network import TransformersEncoder
+
+    model = TransformersEncoder(config).eval()
     load_folder(model, usual_state(read_checkpoint(source)), str(source))
     return config, model
 
