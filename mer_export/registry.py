@@ -51,10 +51,10 @@ class System:
     shared: str | None = None
     stages: str | None = None
     """A function of a config that gives the stages which can be exported apart."""
-    compute: str | None = None
-    """Of an encoder without a network: a function of a config that gives what makes features of a raw thing."""
     examples: str | None = None
     """A function of a bundle that gives samples to prove exports on, where random numbers are none."""
+    compute: str | None = None
+    """Of an encoder without a network: a function of a config that gives what makes features of a raw thing."""
 
     def parse(self, values: dict[str, Any]) -> Any:
         """A checked config of this system; raises UsageError naming the first wrong value."""

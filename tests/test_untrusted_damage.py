@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import save_file
 from test_untrusted import READERS
 
-from mer_export.data.media.recordings import write_recording
+from mer_export.data.media.sound import write_sound
 from mer_export.errors import MerError
 from mer_export.untrusted.hdf5 import save_hdf5
 
@@ -58,7 +58,7 @@ def samples(folder: Path) -> dict[str, bytes]:
 
     parquet.write_table(pyarrow.table({"id": [1, 2], "label": ["joy", "sad"]}), folder / "x.parquet")
     save_hdf5(folder / "x.h5", "d1", array)
-    write_recording(folder / "x.wav", rng.integers(-99, 99, 200), 16000)
+    write_sound(folder / "x.wav", rng.integers(-99, 99, 200), 16000)
     Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / "x.png")
     import onnx.helper as make
 

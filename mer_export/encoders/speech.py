@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mer_export.data.media.recordings import read_recording, resample
+from mer_export.data.media.sound import read_sound
 from mer_export.data.tokens.speech_dictionary import SpeechDictionary
 from mer_export.encoders.vq_wav2vec.config import VqConfig
 from mer_export.errors import InputError, NotAvailableError
@@ -67,11 +67,10 @@ class SpeechTokenizer:
         return self.dictionary.encode(indices[0])
 
     def encode_file(self, path: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
-        """Ids of a wav file, or of what lies between two times (s): channels averaged, resampled."""
-        samples, rate = read_recording(path)
-        samples = samples[round((start or 0) * rate) : None if end is None else round(end * rate)]
+        """Ids of the sound of a file, or of what lies between two times (s): channels averaged, resampled."""
+        sound = read_sound(path, start, end)
         try:
-            return self.encode(resample(samples.mean(axis=1), rate, self.rate))
+            return self.encode(sound.mono(self.rate))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 

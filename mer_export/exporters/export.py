@@ -16,6 +16,7 @@ from mer_export.errors import UnsupportedError, UsageError
 from mer_export.exporters import staged
 from mer_export.exporters.export_job import ExportJob, Graph, write_samples
 from mer_export.exporters.format import DEFAULT_OPSET, OPSETS, ExportFormat, export_formats
+from mer_export.kept import Kept
 from mer_export.reference import run_model
 from mer_export.stages import Stage
 from mer_export.trust import mark
@@ -260,4 +261,5 @@ def _job(
         task=bundle.manifest.task,
         samples=example or (),
         graph=graph,
+        kept=Kept.beside(bundle.root),
     )

@@ -53,4 +53,4 @@ def _pooled(states: np.ndarray, config: SignalConfig) -> np.ndarray:
     if config.pooling == "none":
         return averaged(states, config.every) if config.every > 1 else states
     vector = POOLED[config.pooling](states)
-    return vector / np.float32(max(float(np.linalg.norm(vector)), 1e-12)) if config.unit else vector
+    return vector / max(np.linalg.norm(vector), np.float32(1e-12)) if config.unit else vector
