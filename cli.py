@@ -246,6 +246,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "parity": runtime_commands.parity,
     "bench": runtime_commands.bench,
     "tune": runtime_commands.tune,
+    "serve": runtime_commands.serve,
     "demo": demo,
 }
 """In the order of `mer --help`."""

@@ -107,29 +107,37 @@ def _cut_off(path: Path, claimed: int, held: int) -> InputError:
     return InputError(f"{path} claims {claimed} bytes and has {held}: it was cut off, get it again")
 
 
-# --- wav, avi --------------------------------------------------------------------------------------------------------
+# --- wav, aiff, avi --------------------------------------------------------------------------------------------------
+
+CHUNKS = {b"RIFF": ("<I", b"data"), b"RF64": ("<I", b"data"), b"RIFX": (">I", b"data"), b"FORM": (">I", b"SSND")}
+"""How a file begins, to how it writes a length, and the chunk that holds its samples."""
 
 
-def _wav(path: Path, held: int) -> None:
-    """libsndfile reads what there is, so a wav that was cut off would be a shorter recording."""
+def _chunked(path: Path, held: int) -> None:
+    """libsndfile reads what there is, so a file that was cut off would be a shorter recording."""
     with path.open("rb") as stream:
-        if stream.read(4) != b"RIFF":
-            return
+        order, samples = CHUNKS[stream.read(4)]
+        long = None
         stream.seek(12)
         while len(head := stream.read(8)) == 8:
-            (size,) = struct.unpack("<I", head[4:])
-            if head[:4] != b"data":
-                stream.seek(size + size % 2, 1)
-                continue
-            rest = held - stream.tell()
-            if size == 0 and rest:
-                raise InputError(
-                    f"{path} claims no sound and {rest} bytes follow: whoever wrote it did not finish the header, "
-                    "write it again from its source"
-                )
-            if size != OPEN_END and size > rest:
-                raise InputError(f"{path} claims {size} bytes of sound and has {rest}: it was cut off, get it again")
-            return
+            (size,) = struct.unpack(order, head[4:])
+            begin = stream.tell()
+            if head[:4] == b"ds64":
+                long = int.from_bytes(stream.read(16)[8:], "little")
+            if head[:4] == samples:
+                _require_samples(path, long if long is not None and size == OPEN_END else size, held - begin)
+                return
+            stream.seek(begin + size + size % 2)
+
+
+def _require_samples(path: Path, claimed: int, rest: int) -> None:
+    if claimed == 0 and rest:
+        raise InputError(
+            f"{path} claims no sound and {rest} bytes follow: whoever wrote it did not finish, write it again "
+            "from its source"
+        )
+    if claimed != OPEN_END and claimed > rest:
+        raise InputError(f"{path} claims {claimed} bytes of sound and has {rest}: it was cut off, get it again")
 
 
 def _avi(path: Path, held: int) -> None:
@@ -139,25 +147,43 @@ def _avi(path: Path, held: int) -> None:
         raise _cut_off(path, size + 8, held)
 
 
+# --- ogg -------------------------------------------------------------------------------------------------------------
+
+LONGEST_PAGE = 1 << 16
+LAST = 4
+"""The flag of a last page."""
+
+
+def _ogg(path: Path, held: int) -> None:
+    """Ogg says no length, but its last page says that it is the last."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, held - LONGEST_PAGE))
+        end = stream.read()
+    page = end[max(0, end.rfind(b"OggS\0")) :]
+    segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    if len(page) < 27 or not page[5] & LAST or len(page) < 27 + page[26] + sum(segments):
+        raise InputError(f"{path} has {held} bytes and no last page: it was cut off, get it again")
+
+
 # --- matroska --------------------------------------------------------------------------------------------------------
 
 SEGMENT = 0x18538067
 
 
 def _matroska(path: Path, held: int) -> None:
+    at = 0
     with path.open("rb") as stream:
-        for _ in range(8):
-            name, size = _number(stream.read(4), keep=True)[0], _number(stream.read(8))
-            if name is None or size[0] is None:
+        while at < held:
+            stream.seek(at)
+            head = stream.read(12)
+            name, width = _number(head[:4], keep=True)
+            size, length = _number(head[width : width + 8])
+            if name is None or size is None:
                 return
-            stream.seek(size[1] - 8, 1)
-            if name == SEGMENT:
-                end = stream.tell() + size[0]
-                # All bits set: written without knowing the size.
-                if size[0] != (1 << 7 * size[1]) - 1 and end > held:
-                    raise _cut_off(path, end, held)
-                return
-            stream.seek(size[0], 1)
+            at += width + length + size
+            # All bits set: written without knowing the size.
+            if name == SEGMENT and size != (1 << 7 * length) - 1 and at > held:
+                raise _cut_off(path, at, held)
 
 
 def _number(content: bytes, keep: bool = False) -> tuple[int | None, int]:
@@ -186,7 +212,7 @@ Boxes = dict[bytes, np.ndarray]
 def _mp4(path: Path, held: int) -> None:
     indexed, at = False, 0
     with path.open("rb") as stream:
-        while len(head := stream.read(16)) >= 8:
+        while at < held and len(head := stream.read(16)) >= 8:
             size, header = _box(head, held - at)
             kind = head[4:8]
             if size < header:
@@ -198,7 +224,7 @@ def _mp4(path: Path, held: int) -> None:
                 _Index(path, held).check(stream.read(size - header))
                 indexed = True
             at += size
-            stream.seek(at)
+            stream.seek(min(at, held))
     if not indexed:
         raise InputError(f"{path} has no index (moov): it was cut off or never finished, get it again")
 
@@ -282,5 +308,13 @@ def _boxes(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += size
 
 
-CLAIMS = {"wav": _wav, "avi": _avi, "matroska": _matroska, "mp4": _mp4}
+CLAIMS = {
+    "wav": _chunked,
+    "aiff": _chunked,
+    "ogg": _ogg,
+    "ogg video": _ogg,
+    "avi": _avi,
+    "matroska": _matroska,
+    "mp4": _mp4,
+}
 """Kind of file to what holds its claims against it."""

@@ -52,7 +52,8 @@ def opened(path: Path, kind: Kind, track: Type) -> Iterator[tuple[Any, Any]]:
             av.open(file, format=kind.demuxer, options=LIMITS, io_open=_refuse, metadata_errors="replace") as container,
         ):
             yield container, _best(path, container, track, av.stream.Disposition.attached_pic)
-    except (av.FFmpegError, OSError, ValueError, EOFError) as error:
+    # PyAV knows no track that shows up within a file: IndexError.
+    except (av.FFmpegError, OSError, ValueError, EOFError, IndexError) as error:
         raise InputError(f"{path} cannot be decoded as {kind.name} ({_reason(error)}): it is damaged") from None
 
 
