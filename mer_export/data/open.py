@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,7 +107,7 @@ class OpenData:
             scores |= sample.labels is not None and sample.labels.dtype.kind == "f" and sample.labels.ndim == 1
         info = {"labels": [] if scores else list(self.labels.labels), "speakers": self.spec.speakers, "sentences": said}
         info["extractors"] = self.spec.extractors
-        order = self.source.splits or sorted(splits, key=_usual_place)
+        order = self.source.splits or usual_order(splits)
         return Corpus({name: splits[name] for name in order}, self.format, info | dict(self.source.info))
 
 
@@ -149,5 +149,6 @@ def open_file_format(path: Path, spec: DataSpec) -> str | None:
     return next((n for n, reader in readers.items() if reader.detect(path, spec)), None)
 
 
-def _usual_place(split: str) -> int:
-    return USUAL_ORDER.index(split) if split in USUAL_ORDER else len(USUAL_ORDER)
+def usual_order(splits: Iterable[str]) -> list[str]:
+    """Names of splits: train, dev, valid, test, then others."""
+    return sorted(splits, key=lambda s: USUAL_ORDER.index(s) if s in USUAL_ORDER else len(USUAL_ORDER))
