@@ -95,7 +95,7 @@ class OpenData:
     """An open source, the shape that its utterances take, and the labels of the model (or its own)."""
 
     def __init__(self, path: Path, found: Format, spec: DataSpec, labels: Sequence[str] | None = None):
-        self.format = found.name
+        self.path, self.format = path, found.name
         self.source: Source = found.load().source(path, spec)
         self.spec = self.source.spec
         names = self.spec.label_columns or self.spec.label_names

@@ -75,15 +75,8 @@ class Encoder:
         read, reading = _Read(name, utterance), Reading(utterance)
         try:
             for modality, encodings in self.media.items():
-                if modality in utterance.features:
-                    continue
-                read.prepared[modality] = [
-                    [
-                        e.prepare(raw, f"{name} {k}" if k else name)
-                        for k, raw in enumerate(reading.raws(e.encoder.input))
-                    ]
-                    for e in encodings
-                ]
+                if modality not in utterance.features:
+                    read.prepared[modality] = [_prepared(e, reading, name) for e in encodings]
         except (InputError, OSError) as error:
             return _Read(name, utterance, problem=str(error))
         return read

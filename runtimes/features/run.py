@@ -12,10 +12,11 @@ from mer_export import faults
 from mer_export.data.dialogues import Dialogue
 from mer_export.data.formats.parquet.rows import RowWriter, writing
 from mer_export.data.open import OpenData
-from mer_export.encoders.attached import Chosen
+from mer_export.encoders.attached import Chosen, found_beside, save_beside
 from mer_export.encoders.reading import check_together
 from mer_export.errors import InputError
 from mer_export.progress import SILENT, Progress, TimeLeft
+from mer_export.terminal import summary_line
 from mer_export.untrusted.parquet import open_parquet
 from runtimes.encode import load_encoder
 from runtimes.features.encoded import Encoder, Loaded, Outcome
@@ -56,13 +57,36 @@ class Summary:
     missing: dict[str, int]
     failures: Sequence[Failure]
     failed: Path
-    extractors: dict[str, dict[str, str]]
     resumed: int
 
     def said(self) -> dict[str, Any]:
         """As values for a person or a program."""
         failed = {"failed": len(self.failures), **({"failed_csv": str(self.failed)} if self.failures else {})}
         return {"out": str(self.out), "utterances": self.utterances, **failed, "missing": self.missing}
+
+    def lines(self) -> list[str]:
+        """As lines for a person."""
+        counts = {"utterances": self.utterances, "failed": len(self.failures)}
+        counts |= {f"without {name}": count for name, count in self.missing.items() if count}
+        said = [f"{self.out}: {summary_line(counts)}"]
+        return [*said, f"{self.failed}: why {len(self.failures)} could not be read"] if self.failures else said
+
+
+def preview(request: Request) -> dict[str, Any]:
+    """What a run would do, after the descriptions were read; raises as `make_features`."""
+    plan = _planned(request)
+    head = plan.head
+    return {
+        "data": request.data.labels.where,
+        "out": str(request.out),
+        "utterances": plan.utterances,
+        "splits": {name: sum(sizes) for name, sizes in plan.sizes.items()},
+        "sentences": len(plan.sentences),
+        "unit": head.unit,
+        "widths": dict(head.dims),
+        "labels": list(head.labels),
+        "extractors": {n: e.model_dump() for n, e in head.extractors.items()},
+    }
 
 
 def make_features(request: Request, progress: Progress = SILENT) -> Summary:
@@ -73,9 +97,7 @@ def make_features(request: Request, progress: Progress = SILENT) -> Summary:
         InputError: the data are damaged, nothing could be read, or with `strict` something could not.
         NotAvailableError: a package is missing.
     """
-    for name, encoders in request.chosen.items():
-        check_together(name, encoders)
-    plan = make_plan(request.data, request.chosen)
+    plan = _planned(request)
     with faults.at(request.out), ExitStack() as stack:
         loaded: Loaded = {
             n: [stack.enter_context(load_encoder(e, **request.options)) for e in encoders]
@@ -85,6 +107,12 @@ def make_features(request: Request, progress: Progress = SILENT) -> Summary:
         wanted = {"data": plan.digest, "encoders": identities}
         parts = stack.enter_context(Parts.open(request.out, wanted, request.force))
         return _Run(request, plan, parts, Encoder(loaded, plan.sentences, request.workers)).all(progress)
+
+
+def _planned(request: Request) -> Plan:
+    for name, encoders in request.chosen.items():
+        check_together(name, encoders)
+    return make_plan(request.data, request.chosen)
 
 
 @dataclass
@@ -118,10 +146,13 @@ class _Run:
             self.parts.remove()
             raise InputError(f"none of {len(total.failures)} utterances could be read, see {failed}: {first.reason}")
         self._join()
-        extractors = {n: e.model_dump() for n, e in self.plan.head.extractors.items()}
-        return Summary(
-            self.request.out, total.utterances, total.missing, total.failures, failed, extractors, len(self.done)
-        )
+        save_beside(self.request.out, self._encoders())
+        return Summary(self.request.out, total.utterances, total.missing, total.failures, failed, len(self.done))
+
+    def _encoders(self) -> Chosen:
+        """Those of this run, and of stored features those that stand beside the data."""
+        said = {n: e for n, e in self.plan.head.extractors.items() if n not in self.request.chosen}
+        return {**found_beside(self.request.data.path, said), **self.request.chosen}
 
     def _records(self) -> Iterator[tuple[Record, bool]]:
         """What came of each block, and whether it was made now."""
