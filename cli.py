@@ -239,6 +239,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "crossval": train_commands.crossval,
     "import": train_commands.import_,
     "encoder": encoder_commands.encoder,
+    "features": encoder_commands.features,
     "attach": encoder_commands.attach,
     "export": runtime_commands.export,
     "infer": runtime_commands.infer,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_encoders import KINDS, PICTURES, SOUNDS, raw_things, save_folder
 
+from benchmarks.small_encoders import KINDS, PICTURES, SOUNDS, raw_things, save_folder
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.encoders.encoder import Encoder
 from mer_export.encoders.log_mel import LogMel

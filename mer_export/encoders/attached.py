@@ -19,14 +19,14 @@ Chosen = Mapping[str, Sequence[Encoder]]
 """Encoders by input; the features of several stand side by side."""
 
 
-def named(words: Sequence[str]) -> dict[str, list[Encoder]]:
+def named(words: Sequence[str], trust: bool = False) -> dict[str, list[Encoder]]:
     """`text=encoders/minilm`, or an input several times; raises UsageError for another form, BundleError as `open`."""
     found: dict[str, list[Encoder]] = {}
     for word in words:
         name, sign, folder = word.partition("=")
         if not sign or not name or not folder:
             raise UsageError(f"{word!r} names no encoder: write INPUT=FOLDER, such as text=encoders/minilm")
-        found.setdefault(name, []).append(Encoder.open(folder))
+        found.setdefault(name, []).append(Encoder.open(folder, trust))
     return found
 
 
@@ -103,7 +103,7 @@ def _served(bundle: Bundle) -> tuple[Manifest, list[str]]:
 
 def place_beside(data: Path) -> Path:
     """Where the encoders of a data set stand: `clips.encoders` beside `clips.parquet`."""
-    return data.with_name(f"{data.stem if data.is_file() or data.suffix else data.name}.{FOLDER}")
+    return data.with_name(f"{data.stem}.{FOLDER}")
 
 
 def save_beside(data: Path, chosen: Chosen) -> Path:

@@ -156,7 +156,7 @@ class PictureInput(EncoderInput):
     """A picture (height, width, 3) uint8 RGB as (3, `height`, `width`) float32.
 
     It is brought to the size `resize` (one number: its shorter side), cut to its middle where that is larger, scaled to
-    0..1 and standardised by channel.
+    0..1 and standardised by channel. Of a video `frames` pictures are read, spread evenly, or `fps` a second.
     """
 
     unit: ClassVar[str] = "picture"
@@ -169,6 +169,8 @@ class PictureInput(EncoderInput):
     resample: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    frames: Positive = 8
+    fps: float | None = Field(None, gt=0)
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
