@@ -277,6 +277,13 @@ def test_frames_have_the_times_that_the_file_gives_them(video: Path) -> None:
     assert [f.time for f in frames] == pytest.approx([t / 50 for t in TIMES], abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", [kind for kind, (_, codec, _) in VIDEOS.items() if codec])
+def test_frames_of_every_kind_come_in_order(tmp_path: Path, kind: str) -> None:
+    frames = list(read_frames(made(tmp_path, kind)))
+    assert [number_of(f) for f in frames] == list(range(12))
+    assert np.diff([f.time for f in frames]) == pytest.approx([0.04] * 11, abs=2e-3)
+
+
 @pytest.mark.parametrize("count", [1, 3, 5, 40])
 def test_frames_are_sampled_evenly_over_the_clip(video: Path, count: int) -> None:
     end = (TIMES[-1] + 1) / 50
@@ -516,6 +523,15 @@ def test_a_gap_of_years_is_no_silence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unfold to far more"):
         read_frames(far, rate=50)
     assert len(list(read_frames(far))) == 3
+
+
+def test_a_codec_that_is_not_in_the_table_is_named(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mov"), "w") as out:
+        pictures = out.add_stream("png", rate=25)
+        pictures.width, pictures.height, pictures.pix_fmt = WIDTH, HEIGHT, "rgb24"
+        out.mux([*pictures.encode(av.VideoFrame.from_ndarray(colour(1), format="rgb24")), *pictures.encode()])
+    with pytest.raises(InputError, match="has pictures in png, which is not read: convert it to h264 and aac in mp4"):
+        read_frames(tmp_path / "a.mov")
 
 
 def test_pictures_of_a_huge_size_are_not_decoded(tmp_path: Path) -> None:
