@@ -252,6 +252,11 @@ def test_a_part_that_is_none_is_refused(video: Path, start: float, end: float | 
             read(video, start, end)
 
 
+def test_a_part_too_short_for_a_sample_is_named(video: Path) -> None:
+    with pytest.raises(InputError, match=r"from start 0\.1 to its end there is no sample at 16000 Hz"):
+        read_sound(video, 0.1, 0.100001)
+
+
 def test_mono_is_the_mean_of_the_channels_at_the_rate_that_is_asked_for(tmp_path: Path) -> None:
     soxr = pytest.importorskip("soxr")
     both = np.stack([tone(), np.random.default_rng(0).uniform(-0.5, 0.5, 8000).astype(np.float32)], axis=1)

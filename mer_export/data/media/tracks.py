@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from mer_export.errors import InputError, MissingTrack, NotAvailableError
 from mer_export.install import not_installed
@@ -49,30 +49,25 @@ def opened(path: Path, kind: Kind, track: Type) -> Iterator[tuple[Any, Any]]:
     """
     if not kind.demuxer:
         raise MissingTrack(f"{path} has no {WORDS[track]}, it is a {kind.name} file")
-    av = library("av", "reads video files")
+    av = _av()
     try:
-        with (
-            path.open("rb") as file,
-            av.open(
-                file, format=kind.demuxer, options=_limits(), io_open=_refuse, metadata_errors="replace"
-            ) as container,
-        ):
+        # From 18 on: where tracks show up late, options crash the versions before. Tags may be in any encoding.
+        how = {"format": kind.demuxer, "options": _limits(), "io_open": _refuse, "metadata_errors": "replace"}
+        with path.open("rb") as file, av.open(file, **how) as container:
             yield container, _best(path, container, track, av.stream.Disposition.attached_pic)
     # PyAV knows no track that shows up within a file: IndexError.
     except (av.FFmpegError, OSError, ValueError, EOFError, IndexError) as error:
         raise InputError(f"{path} cannot be decoded as {kind.name} ({_reason(error)}): it is damaged") from None
 
 
-def _container(file: BinaryIO, kind: Kind) -> Any:
-    av = library("av", "reads video files")
-    # From 18 on: where tracks show up late, options crash the versions before.
-    return av.open(file, format=kind.demuxer, options=_limits(), io_open=_refuse, metadata_errors="replace")
+def _av() -> Any:
+    return library("av", "reads video files")
 
 
 @cache
 def _limits() -> dict[str, str]:
     """What the library is told: it also decodes where it only looks at what a file holds."""
-    plain = {c for c in library("av", "reads video files").codecs_available if c.startswith(PCM)}
+    plain = {c for c in _av().codecs_available if c.startswith(PCM)}
     return {"max_pixels": str(MOST_PIXELS), "codec_whitelist": ",".join(sorted(CODECS | plain))}
 
 
