@@ -239,6 +239,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "crossval": train_commands.crossval,
     "import": train_commands.import_,
     "encoder": encoder_commands.encoder,
+    "features": encoder_commands.features,
     "attach": encoder_commands.attach,
     "export": runtime_commands.export,
     "infer": runtime_commands.infer,
@@ -246,6 +247,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "parity": runtime_commands.parity,
     "bench": runtime_commands.bench,
     "tune": runtime_commands.tune,
+    "serve": runtime_commands.serve,
     "demo": demo,
 }
 """In the order of `mer --help`."""

@@ -63,6 +63,10 @@ PACKAGES: dict[str, tuple[Extra, ...]] = {
     "matplotlib": ("report",),
     "jinja2": ("report",),
     "tensorboard": ("tensorboard",),
+    "starlette": ("serve",),
+    "uvicorn": ("serve",),
+    "h11": ("serve",),
+    "prometheus_client": ("serve",),
 }
 """Which extras bring what is imported by that name."""
 

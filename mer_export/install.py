@@ -22,6 +22,7 @@ Extra = Literal[
     "opensmile",
     "report",
     "tensorboard",
+    "serve",
 ]
 
 

@@ -36,6 +36,12 @@ class Encoding:
         options = options or SessionOptions()
         self.predictor = open_predictor(encoder.bundle, backend, options, batch, precision, workers=workers)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What decides its numbers to the last digit: the encoder, and what runs it in which precision."""
+        ran = {"runtime": self.predictor.backend, "precision": self.predictor.precision}
+        return {**self.encoder.identity.model_dump(), **ran}
+
     def encode(self, raws: Iterable[Any]) -> Iterator[np.ndarray]:
         """Features of each raw thing, in order: (width,) or (steps, width) float32.
 
@@ -77,6 +83,11 @@ class SignalEncoding(Encoding):
         self.encoder = encoder
         self.compute = resolve(str(registry.get(encoder.bundle.manifest.system).compute))(encoder.config)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """That of the encoder: nothing else decides its numbers."""
+        return self.encoder.identity.model_dump()
+
     def prepare(self, raw: Any, name: str) -> Any:
         """The features themselves."""
         try:
@@ -101,7 +112,11 @@ def open_encoder(folder: Path | str, backend: str | None = None, trust: bool = F
         trust: run programs in it whoever wrote them.
         options: further arguments of `Encoding`.
     """
-    encoder = Encoder.open(folder, trust)
+    return load_encoder(Encoder.open(folder, trust), backend, **options)
+
+
+def load_encoder(encoder: Encoder, backend: str | None = None, **options: Any) -> Encoding:
+    """An opened encoder, ready to encode; raises as `Encoding` does."""
     if registry.get(encoder.bundle.manifest.system).compute:
         return SignalEncoding(encoder)
     return Encoding(encoder, backend, **options)

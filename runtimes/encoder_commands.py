@@ -1,4 +1,4 @@
-"""`mer encoder` and `mer attach`: an encoder made of somebody's folder, and taken along by a model."""
+"""`mer encoder`, `features` and `attach`: an encoder made of somebody's folder, used, and taken along by a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,27 @@ import typer
 
 from mer_export import faults
 from mer_export.bundle import Bundle
-from mer_export.console import BundleArg, Force, Json, Out, Quiet, Verbose, emit
+from mer_export.console import (
+    Batch,
+    BundleArg,
+    DataFormat,
+    Device,
+    DryRun,
+    Force,
+    Json,
+    Out,
+    Outside,
+    Precision,
+    Quiet,
+    Runtime,
+    Sets,
+    Threads,
+    Trust,
+    Verbose,
+    emit,
+    emit_plan,
+    say_unless,
+)
 from mer_export.progress import progress_unless
 from mer_export.terminal import outline
 
@@ -88,3 +108,46 @@ def attach(
         take_along(opened, named(encoders), force)
     said = {"bundle": str(bundle), "encoders": opened.manifest.encoders}
     emit(said, as_json, lambda: outline(said))
+
+
+def features(
+    source: Annotated[
+        Path, typer.Argument(metavar="CLIPS", help="Table, JSON lines, Parquet or folder of recordings.")
+    ],
+    out: Out,
+    encoders: Annotated[
+        list[str], typer.Option("--encoder", metavar="INPUT=ENCODER", help="Such as audio=encoders/hubert; repeatable.")
+    ],
+    runtime: Runtime = None,
+    precision: Precision = None,
+    batch: Batch = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Threads that decode while encoders compute.")] = 2,
+    strict: Annotated[bool, typer.Option("--strict", help="The first utterance that cannot be read ends it.")] = False,
+    data_format: DataFormat = "auto",
+    sets: Sets = None,
+    outside: Outside = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    trust: Trust = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Recordings and transcripts through encoders into a data set to train on. Run again after a kill to go on."""
+    from mer_export.data.formats.parquet.rows import new_file
+    from mer_export.encoders.attached import named
+    from runtimes.backends.session import SessionOptions
+    from runtimes.features.clips import open_clips
+    from runtimes.features.run import Request, make_features, preview
+
+    chosen = named(encoders, trust)
+    data = open_clips(source, data_format, sets or (), outside, say_unless(quiet))
+    how = {"backend": runtime, "options": SessionOptions(device, threads), "batch": batch, "precision": precision}
+    request = Request(data, chosen, new_file(out, force), workers, strict, force, how)
+    if dry_run:
+        return emit_plan("features", preview(request), as_json)
+    summary = make_features(request, progress_unless(quiet))
+    emit(summary.said(), as_json, summary.lines)
+    return None

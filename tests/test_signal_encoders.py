@@ -6,6 +6,7 @@ import csv
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -102,10 +103,8 @@ def test_a_signal_has_nothing_to_export(mer: Mer, tmp_path: Path) -> None:
     bundle = write_signal_encoder("mfcc", tmp_path / "mfcc")
     assert bundle.verify() == 0
     code, _, err = mer("export", tmp_path / "mfcc")
-    assert (code, "encoders of kind signal have no network: there is nothing to export" in err) == (
-        UnsupportedError.exit_code,
-        True,
-    )
+    assert code == UnsupportedError.exit_code
+    assert "encoders of kind signal have no network: there is nothing to export" in err
 
 
 def test_without_opensmile_the_extra_and_its_licence_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -114,12 +113,9 @@ def test_without_opensmile_the_extra_and_its_licence_are_named(monkeypatch: pyte
         write_signal_encoder("egemaps", tmp_path / "e")
 
 
+@pytest.mark.skipif(find_spec("opensmile") is None, reason="opensmile is not installed")
 class TestEgemaps:
     """With the opensmile package."""
-
-    @pytest.fixture(scope="class", autouse=True)
-    def _package(self) -> None:
-        pytest.importorskip("opensmile")
 
     def test_functionals_are_a_vector_and_descriptors_a_sequence(self, tmp_path: Path) -> None:
         for kind, shape in (("egemaps", (88,)), ("egemaps_lld", (10, 25))):
@@ -137,7 +133,7 @@ class TestEgemaps:
         monkeypatch.setattr(egemaps, "installed", lambda: "1.0")
         with (
             open_encoder(folder) as encoding,
-            pytest.raises(NotAvailableError, match=r"1\.0 is installed .* opensmile=="),
+            pytest.raises(NotAvailableError, match=r"1\.0 is installed .*: install that version"),
         ):
             next(encoding.encode([NOISE]))
 

@@ -91,6 +91,12 @@ def draft(path: Path, spec: DataSpec | None = None) -> str:
     return "\n".join(_lines(head | section, features, open_, unused)) + "\n"
 
 
+def drafted(path: Path, spec: DataSpec) -> tuple[DataSpec, list[str]]:
+    """What a draft says as a data section, and its lines without comments; raises as `draft`."""
+    text = draft(path, spec)
+    return DataSpec.model_validate(yaml.safe_load(text)), [n for n in text.splitlines() if not n.startswith("#")]
+
+
 def _lines(
     section: dict[str, Any], features: dict[str, list[Any]], open_: list[str], unused: list[str]
 ) -> Iterator[str]:

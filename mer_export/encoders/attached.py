@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
 
 from mer_export.bundle import Bundle, Commit, Variant
-from mer_export.bundle.manifest import MANIFEST, seal
+from mer_export.bundle.manifest import MANIFEST, Manifest, seal
 from mer_export.data.spec import Extractor
-from mer_export.encoders.encoder import Encoder
+from mer_export.encoders.encoder import TOKENIZER, Encoder
 from mer_export.errors import UsageError
 
 FOLDER = "encoders"
@@ -18,14 +19,14 @@ Chosen = Mapping[str, Sequence[Encoder]]
 """Encoders by input; the features of several stand side by side."""
 
 
-def named(words: Sequence[str]) -> dict[str, list[Encoder]]:
+def named(words: Sequence[str], trust: bool = False) -> dict[str, list[Encoder]]:
     """`text=encoders/minilm`, or an input several times; raises UsageError for another form, BundleError as `open`."""
     found: dict[str, list[Encoder]] = {}
     for word in words:
         name, sign, folder = word.partition("=")
         if not sign or not name or not folder:
             raise UsageError(f"{word!r} names no encoder: write INPUT=FOLDER, such as text=encoders/minilm")
-        found.setdefault(name, []).append(Encoder.open(folder))
+        found.setdefault(name, []).append(Encoder.open(folder, trust))
     return found
 
 
@@ -40,14 +41,17 @@ def together(encoders: Sequence[Encoder]) -> Extractor:
 
 
 def attach(bundle: Bundle, chosen: Chosen, force: bool = False) -> None:
-    """Copies encoders into a bundle.
+    """Copies encoders into a bundle; those that it has already are left as they are.
 
     Raises:
         UsageError: no such input, one that has encoders already, or encoders that its training features are not of.
     """
-    check(bundle, chosen, force)
-    with bundle.commit() as change:
-        keep(change, chosen)
+    there = attached(bundle)
+    fresh = {n: e for n, e in chosen.items() if n not in there or together(there[n]) != together(e)}
+    check(bundle, fresh, force)
+    if fresh:
+        with bundle.commit() as change:
+            keep(change, fresh)
 
 
 def check(bundle: Bundle, chosen: Chosen, force: bool = False) -> None:
@@ -82,13 +86,61 @@ def keep(change: Commit, chosen: Chosen) -> None:
 
 
 def _copy(change: Commit, place: str, bundle: Bundle) -> None:
-    manifest = bundle.manifest.model_copy(deep=True)
-    served = {n for v in manifest.variants for n in _files(bundle, v)}
-    served |= {n for n in manifest.files if n.startswith("tokenizer/")}
-    manifest.files = {n: e for n, e in manifest.files.items() if n in served}
-    for name in sorted(served):
+    manifest, served = _served(bundle)
+    for name in served:
         shutil.copyfile(bundle.path(name), change.file(f"{place}/{name}"))
     change.write(f"{place}/{MANIFEST}", seal(manifest))
+
+
+def _served(bundle: Bundle) -> tuple[Manifest, list[str]]:
+    """An encoder without its weights, samples and reports, which only exporting and PyTorch read."""
+    manifest = bundle.manifest.model_copy(deep=True)
+    served = {n for v in manifest.variants for n in _files(bundle, v)}
+    served |= {n for n in manifest.files if n.startswith(f"{TOKENIZER}/")}
+    manifest.files = {n: e for n, e in manifest.files.items() if n in served}
+    return manifest, sorted(served)
+
+
+def place_beside(data: Path) -> Path:
+    """Where the encoders of a data set stand: `clips.encoders` beside `clips.parquet`."""
+    return data.with_name(f"{data.stem}.{FOLDER}")
+
+
+def save_beside(data: Path, chosen: Chosen) -> Path:
+    """Keeps the encoders that a data set was made with beside it, for whoever trains on it; replaces others."""
+    place = place_beside(data)
+    fresh = place.with_name(f"{place.name}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    for name, encoders in chosen.items():
+        for number, encoder in enumerate(encoders):
+            folder = fresh / name / str(number)
+            manifest, served = _served(encoder.bundle)
+            for file in served:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(encoder.bundle.path(file), folder / file)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / MANIFEST).write_bytes(seal(manifest))
+    shutil.rmtree(place, ignore_errors=True)
+    fresh.replace(place)
+    return place
+
+
+def found_beside(data: Path, said: Mapping[str, Extractor]) -> dict[str, list[Encoder]]:
+    """The encoders beside a data set that its features are of, by input.
+
+    Args:
+        data: the data set.
+        said: what it says of its features.
+
+    Raises:
+        BundleError: one of them is damaged.
+    """
+    found: dict[str, list[Encoder]] = {}
+    for folder in sorted(p for p in place_beside(data).glob("*") if p.is_dir()):
+        encoders = [Encoder.open(p) for p in sorted(folder.iterdir(), key=lambda p: int(p.name))]
+        if folder.name in said and together(encoders).sha256 == said[folder.name].sha256:
+            found[folder.name] = encoders
+    return found
 
 
 def _files(bundle: Bundle, variant: Variant) -> list[str]:

@@ -105,8 +105,13 @@ class SoundInput(EncoderInput):
         return round(self.window * self.rate) // self.hop
 
     @property
+    def fills(self) -> bool:
+        """Whether every window is a whole one, silent where there is no more sound."""
+        return self.form == "log_mel"
+
+    @property
     def lengths(self) -> tuple[Bucket, ...]:
-        if self.form == "log_mel":
+        if self.fills:
             return (Bucket(frames=self.most),)
         usual = sorted({math.ceil(self.most / part) for part in (4, 2, 1)})
         return tuple(Bucket(frames=n) for n in self.buckets or usual)
@@ -132,7 +137,7 @@ class SoundInput(EncoderInput):
             if self.normalise:
                 wide = sound.astype(np.float64)
                 sound = ((wide - wide.mean()) / np.sqrt(wide.var() + 1e-7)).astype(np.float32)
-            count = math.ceil(max(real, self.field) / self.hop)
+            count = self.most if self.fills else math.ceil(max(real, self.field) / self.hop)
             rows = np.pad(sound, (0, count * self.hop - real)).reshape(count, self.hop)
         heard = np.asarray([max(real, self.field) if self.form == "waveform" else real], dtype=np.int64)
         return Sample(name, {"sound": rows, "samples": heard}, tuple(map(str, range(len(rows)))))
@@ -151,7 +156,7 @@ class PictureInput(EncoderInput):
     """A picture (height, width, 3) uint8 RGB as (3, `height`, `width`) float32.
 
     It is brought to the size `resize` (one number: its shorter side), cut to its middle where that is larger, scaled to
-    0..1 and standardised by channel.
+    0..1 and standardised by channel. Of a video `frames` pictures are read, spread evenly, or `fps` a second.
     """
 
     unit: ClassVar[str] = "picture"
@@ -164,6 +169,8 @@ class PictureInput(EncoderInput):
     resample: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    frames: Positive = 8
+    fps: float | None = Field(None, gt=0)
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:

@@ -47,7 +47,7 @@ def extract(sound: np.ndarray, rate: int, level: Level, version: str) -> np.ndar
     if installed() != version:
         raise NotAvailableError(
             f"these features were made by {PACKAGE} {version}, {installed()} is installed and may give others: "
-            f"pip install {PACKAGE}=={version}"
+            f"install that version"
         )
     with warnings.catch_warnings():
         # It warns and gives NaN, which is an error here.

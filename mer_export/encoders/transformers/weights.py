@@ -46,7 +46,7 @@ def load_folder(model: TransformersEncoder, state: State, where: str) -> None:
     if config.record.form == "log_mel" and POSITIONS in found:
         found[POSITIONS] = found[POSITIONS][: len(own[POSITIONS])]
     problems = [f"missing {n}" for n in own if n not in found and not UNREAD.search(n)]
-    problems += [f"unexpected {n}" for n in found if n not in own and not _unread(n, config.layers[-1])]
+    problems += [f"unexpected {n}" for n in found if n not in own and not _unread(n, config.layers[-1], config.depth)]
     problems += [
         f"{n} is {tuple(found[n].shape)}, expected {tuple(t.shape)}"
         for n, t in own.items()
@@ -76,6 +76,7 @@ def _present(name: str, own: set[str]) -> str:
     return found if found in own else name
 
 
-def _unread(name: str, last: int) -> bool:
+def _unread(name: str, last: int, depth: int) -> bool:
+    """Whether nothing reads an entry: a head, or one of the layers after the last one that is read."""
     layer = LAYER.search(name)
-    return bool(UNREAD.search(name)) or (layer is not None and int(layer[2]) >= last)
+    return bool(UNREAD.search(name)) or (layer is not None and last <= int(layer[2]) < depth)
