@@ -13,8 +13,8 @@ from mer_export.agreement.metrics import metric_differences
 from mer_export.agreement.policy import Policy, gravest
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
-from mer_export.data.samples import Sample
 from mer_export.cuda import find_gpu
+from mer_export.data.samples import Sample
 from mer_export.errors import NotAvailableError, ParityError, UsageError
 from mer_export.exporters import export_variant
 from mer_export.task import Task
