@@ -381,6 +381,7 @@ async def test_features_unlike_those_of_training_are_counted_and_told(
         }
         server.service.models["cmerc"].engine.predictor.features = FeatureCheck(known)
         assert (await server.ask("POST", INFER, *tensors(samples[:1], True))).status == 200
+        server.service.models["cmerc"].judge_features()
         assert counted(server, 'mer_foreign_features{input="audio",model="cmerc"}') == 1
         assert counted(server, 'mer_foreign_features{input="vision",model="cmerc"}') == 0
         assert "features are not like those that the model was trained on: audio" in caplog.text
