@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 from serving import JSON, Answer, Inside, in_a_loop, inside, outputs, tensors
 from small_emt import make_emt
 
+import cli
 from mer_export.bundle import MANIFEST, Bundle, FeatureStatistics
 from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.feature_check import FeatureCheck
@@ -464,3 +466,14 @@ def test_sessions_share_the_cores_out(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     }
     assert list(shared.values()) == [(1, 8), (2, 4), (4, 2), (3, 1), (16, 1), (None, 1)]
+
+
+@in_a_loop
+async def test_the_documentation_names_every_endpoint_and_option() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+    async with inside(BUNDLE) as server:
+        paths = (await server.ask("GET", "/openapi.json")).said["paths"]
+    named = {line.split("`")[1] for line in page.splitlines() if line.startswith(("| `GET", "| `POST"))}
+    assert named == {f"{method.upper()} {path}" for path, own in paths.items() for method in own}
+    options = {o for p in typer.main.get_command(cli.app).commands["serve"].params for o in p.opts if len(o) > 2}
+    assert options - {"--help", "--verbose", "bundles"} <= {w.strip("`,.()") for w in page.split()}
