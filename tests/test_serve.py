@@ -331,10 +331,12 @@ def test_random_requests_of_its_own_description_are_no_fault_of_the_server(serve
     tried = 0
     for found in schema.get_all_operations():
         operation = found.ok()
+        if operation.method != "post":
+            continue
 
         @given(case=operation.as_strategy())
         @settings(
-            max_examples=8,
+            max_examples=10,
             deadline=None,
             database=None,
             derandomize=True,
@@ -346,7 +348,7 @@ def test_random_requests_of_its_own_description_are_no_fault_of_the_server(serve
             tried += 1
 
         fuzzed()
-    assert tried > 40
+    assert tried > 30
     assert server.ask("GET", "/v2/health/live").status == 200
 
 

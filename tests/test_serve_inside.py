@@ -354,6 +354,9 @@ async def test_a_sentence_becomes_tokens_where_the_bundle_keeps_a_tokenizer(tmp_
     async with inside(bundle.root, how=How(runtime="torch", workers=1)) as server:
         said = (await server.ask("GET", "/v1/models")).said["models"][0]
         assert said["sentences"]
+        assert said["example"]["utterances"][0] == {"id": "u1", "speaker": "Ann", "sentence": "How was your day?"}
+        answer = await server.ask("POST", PREDICT, json.dumps(said["example"]).encode(), JSON)
+        assert [p["modalities"] for p in answer.said["predictions"]] == [["text"]] * 3
         body = json.dumps({"utterances": [{"id": "u1", "sentence": "How was your day?"}]}).encode()
         (found,) = (await server.ask("POST", PREDICT, body, JSON)).said["predictions"]
         assert (found["unit"], found["modalities"]) == ("u1", ["text"])
