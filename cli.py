@@ -52,6 +52,7 @@ from mer_export.outlets import open_outlets
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns, summary_line
 from runtimes import commands as runtime_commands
+from runtimes import encoder_commands
 from train import commands as train_commands
 from train import data_commands
 
@@ -237,6 +238,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_commands.train,
     "crossval": train_commands.crossval,
     "import": train_commands.import_,
+    "encoder": encoder_commands.encoder,
+    "features": encoder_commands.features,
+    "attach": encoder_commands.attach,
     "export": runtime_commands.export,
     "infer": runtime_commands.infer,
     "eval": eval_,

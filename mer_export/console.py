@@ -36,6 +36,15 @@ Device = Annotated[
         help="Where it runs; never falls back.",
     ),
 ]
+OnDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="[cpu|cuda|cuda:N]",
+        callback=lambda value: value and _known_device(value),
+        help="What runs there alone; default all devices.",
+    ),
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of one inference call.")]
 Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Items per call; default as planned, else 16.")]
 Precision = Annotated[
@@ -45,6 +54,15 @@ Precision = Annotated[
         metavar=f"[{'|'.join(RULES)}]",
         callback=lambda value: _known_precision(value),
         help="One that was exported, or bf16 or int8, which OpenVINO makes of fp32; default fp32, with --goal any.",
+    ),
+]
+InPrecision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar=f"[{'|'.join(RULES)}]",
+        callback=lambda value: _known_precision(value),
+        help="What computes in it alone, exported or made by a runtime; default all.",
     ),
 ]
 GoalOpt = Annotated[

@@ -22,26 +22,33 @@ DEVICES = r"cpu|cuda(:\d+)?"
 
 @dataclass(frozen=True)
 class Gpu:
-    """The first CUDA device: its name and compute capability, e.g. `9.0`."""
+    """A CUDA device: its name and compute capability, e.g. `9.0`."""
 
     name: str
     capability: str
 
 
 @cache
-def find_gpu() -> Gpu | None:
-    """The first CUDA device of this machine, or None."""
+def find_gpu(number: int = 0) -> Gpu | None:
+    """The CUDA device of that number, or None."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = load_driver()
     except OSError:
         return None
     device, name, parts = ctypes.c_int(), ctypes.create_string_buffer(256), (ctypes.c_int * 2)()
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, 256, device):
+    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), number):
+        return None
+    if driver.cuDeviceGetName(name, 256, device):
         return None
     for place, attribute in enumerate((MAJOR, MINOR)):
         if driver.cuDeviceGetAttribute(ctypes.byref(parts, place * ctypes.sizeof(ctypes.c_int)), attribute, device):
             return None
     return Gpu(name.value.decode(), f"{parts[0]}.{parts[1]}")
+
+
+def load_driver() -> Any:
+    """The functions of the CUDA driver; raises OSError where there is none."""
+    return ctypes.CDLL("libcuda.so.1")
 
 
 @contextlib.contextmanager
@@ -73,17 +80,27 @@ def _round_to_tf32(switches: tuple[Any, ...], values: list[str]) -> None:
         switch.fp32_precision = value
 
 
-class Device:
-    """The first CUDA device with a stream of its own. Memory is freed by `close`."""
+def no_gpu(number: int) -> str:
+    """Why nothing runs on the CUDA device of that number, which is not there."""
+    if number and find_gpu() is not None:
+        there = next(n for n in range(1, number + 1) if find_gpu(n) is None)
+        return f"no device cuda:{number}, this machine has cuda:0 to cuda:{there - 1}"
+    return "this machine has no CUDA device: run on a machine with an NVIDIA GPU"
 
-    def __init__(self) -> None:
-        if find_gpu() is None:
-            raise NotAvailableError("this machine has no CUDA device: run on a machine with an NVIDIA GPU")
-        self._driver = ctypes.CDLL("libcuda.so.1")
+
+class Device:
+    """A CUDA device with a stream of its own, current in the thread that made it. Memory is freed by `close`."""
+
+    def __init__(self, number: int = 0) -> None:
+        """Raises NotAvailableError where there is no such device."""
+        if find_gpu(number) is None:
+            raise NotAvailableError(no_gpu(number))
+        self._driver = load_driver()
         self._memory: list[int] = []
+        self._pinned: list[int] = []
         self._number = ctypes.c_int()
         self._context, self._stream = ctypes.c_void_p(), ctypes.c_void_p()
-        self._call("cuDeviceGet", ctypes.byref(self._number), 0)
+        self._call("cuDeviceGet", ctypes.byref(self._number), number)
         # The primary context is the one that libraries on top of the CUDA runtime share.
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._number)
         self.bind()
@@ -104,6 +121,14 @@ class Device:
         self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(size, 1)))
         self._memory.append(address.value)
         return address.value
+
+    def pinned(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Page-locked memory of the host, which is copied from and to without the driver's own copy; see `close`."""
+        address, size = ctypes.c_void_p(), int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self._call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(max(size, 1)), 0)
+        self._pinned.append(address.value or 0)
+        held: Any = (ctypes.c_byte * max(size, 1)).from_address(address.value or 0)
+        return np.frombuffer(held, dtype=dtype, count=int(np.prod(shape))).reshape(shape)
 
     def upload(self, address: int, array: np.ndarray) -> None:
         """Starts copying a contiguous array to the device; it must live until `synchronise`."""
@@ -130,16 +155,24 @@ class Device:
         self._call("cuStreamSynchronize", self._stream)
 
     def close(self) -> None:
-        """Frees memory and stream."""
+        """Frees memory and stream; arrays of `pinned` are not to be touched afterwards."""
         if not self._stream.value:
             return
         self.bind()
         for address in self._memory:
             self._call("cuMemFree_v2", ctypes.c_uint64(address))
-        self._memory = []
+        for address in self._pinned:
+            self._call("cuMemFreeHost", ctypes.c_void_p(address))
+        self._memory, self._pinned = [], []
         self._call("cuStreamDestroy_v2", self._stream)
         self._stream = ctypes.c_void_p()
         self._call("cuDevicePrimaryCtxRelease_v2", self._number)
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._driver, name)(*arguments)

@@ -19,6 +19,7 @@ Extra = Literal[
     "text",
     "faces",
     "media",
+    "opensmile",
     "report",
     "tensorboard",
     "serve",

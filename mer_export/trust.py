@@ -60,6 +60,18 @@ def recognises(bundle: Bundle, variant: Variant, names: list[str]) -> bool:
     return hmac.compare_digest(own, variant.mac)
 
 
+def seal(name: str, content: bytes, make_key: bool = False) -> bytes | None:
+    """A keyed digest of what this user made under a name; None where there is no key.
+
+    `make_key` makes one where there is none; it raises OSError or BundleError where that cannot be.
+    """
+    key = _key() or (_new_key() if make_key else None)
+    if key is None:
+        return None
+    said = json.dumps(["mer kept", name, hashlib.sha256(content).hexdigest()])
+    return hmac.digest(key, said.encode(), "sha256")
+
+
 def _digest(key: bytes, variant: Variant, digests: Mapping[str, str]) -> str:
     said = json.dumps(["mer program", variant.name, sorted(digests.items())])
     return hmac.new(key, said.encode(), hashlib.sha256).hexdigest()

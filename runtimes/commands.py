@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,9 @@ from mer_export.console import (
     Emotions,
     Force,
     GoalOpt,
+    InPrecision,
     Json,
+    OnDevice,
     Out,
     Outside,
     Overflow,
@@ -168,6 +171,7 @@ def infer(
     from mer_export.data.open import stream_samples
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
+    from runtimes.features.completed import Completion
     from runtimes.predict import output
     from runtimes.predict.opening import open_predictor
     from runtimes.predict.preview import preview
@@ -187,10 +191,11 @@ def infer(
         strict_features=strict_features,
         gold="gold" in columns_beside,
     )
-    with chosen as predictor:
+    completion = Completion.of(opened, backend=runtime, options=options) if opened.manifest.encoders else None
+    with chosen as predictor, completion or nullcontext():
         # Other emotions than the data are labelled with are no reason to refuse the data.
         labels = None if emotions and not predictor.gold else predictor.task.labels
-        samples = stream_samples(source, spec, labels, split)
+        samples = stream_samples(source, spec, labels, split, completion)
         if dry_run:
             plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "overflow": overflow}
             plan |= preview(predictor, samples)
@@ -199,6 +204,7 @@ def infer(
         counts = output.write(answers, out, predictor.task, columns_beside, progress_unless(quiet))
         summary: dict[str, Any] = {**counts, "runtime": predictor.backend, "precision": predictor.precision}
         summary |= {"variants": predictor.answered_by, **predictor.features.summary()}
+        summary |= {"unreadable": completion.unreadable} if completion else {}
     said = summary | {"variants": " ".join(summary["variants"])}
     said.pop("foreign_features", None)
     # Standard output carries the predictions or the summary, never both.
@@ -213,6 +219,8 @@ def parity(
     data_format: DataFormat = "auto",
     outside: Outside = None,
     runtime: Runtime = None,
+    device: OnDevice = None,
+    precision: InPrecision = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
     atol: Annotated[
         list[str] | None,
@@ -231,14 +239,14 @@ def parity(
     """Do all variants give PyTorch's answers? Exit code 3 if not."""
     from mer_export.agreement.policy import Policy
     from mer_export.data.bundle_data import bundle_samples
-    from runtimes.backends.way import find_ways
+    from runtimes.backends.way import find_ways, only
     from runtimes.pages.report import write_report
     from runtimes.parity import run as checks
     from runtimes.parity.report import ParityReport
 
     opened = Bundle.open(bundle, trust)
     policy = Policy.parse(atol or [], rtol or [])
-    ways = find_ways(opened, threads, runtime)
+    ways = only(find_ways(opened, threads, runtime), device, precision)
     samples = bundle_samples(opened, data, data_format, split, outside)[:limit]
     if dry_run:
         plan = {"bundle": str(bundle), "data": str(data), "split": split}
@@ -249,7 +257,7 @@ def parity(
         progress=progress_unless(quiet),
         strict_features=strict_features,
     )
-    report.beside(ParityReport.load(opened) if runtime else None, opened).save(opened)
+    report.beside(ParityReport.load(opened) if runtime or device or precision else None, opened).save(opened)
     write_report(opened)
     emit(report.model_dump(mode="json"), as_json, lambda: [report.page()])
     checks.require(report, strict)

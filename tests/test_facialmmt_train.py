@@ -18,7 +18,7 @@ from mer_export.errors import InputError, UsageError
 from mer_export.models.facialmmt.swin_names import load_face_recognition
 from mer_export.weights import bundle_model, load_checkpoint
 from train.adamw import AdamW
-from train.batches import make_batch
+from train.batches import each_tensor, make_batch
 from train.config import PRESETS, TrainConfig, load_preset
 from train.fit import fit
 from train.loop import Phase
@@ -98,6 +98,26 @@ def test_utterances_of_a_dialogue_share_its_text_and_nothing_changes(tmp_path: P
         error = (EncodedOnce(model)(**batch.inputs) - model(**batch.inputs)).abs().max()
     assert seen == [2, 5]
     assert error < 1e-5
+
+
+def test_a_step_asks_nothing_of_the_device_and_answers_as_one_that_does(tmp_path: Path) -> None:
+    bundle = make(tmp_path / "b", "end_to_end")
+    contract, model = bundle.manifest.contract, bundle_model(bundle)
+    protocol = FacialMmtProtocol(FacialMmtSettings())
+    samples = [*utterances(contract), *utterances(contract, 2, seed=1)]
+    known, asked = protocol.collate(samples, contract), make_batch(samples, contract, torch.device("cpu"))
+    assert set(known.inputs) - set(asked.inputs) == {"text_rows", "text_place", "face_rows"}
+    module = EncodedOnce(model).train()
+    losses = []
+    for batch in (known, asked):
+        seed_everything(0)
+        losses.append(protocol.step(module, batch)["total"])
+    assert losses[0].item() == losses[1].item()
+    # A tensor without values has nothing to ask for: whatever looks at one fails.
+    module.to("meta")
+    protocol.step(module, each_tensor(known, lambda tensor: tensor.to("meta")))["total"].backward()
+    with pytest.raises(NotImplementedError):
+        protocol.step(module, each_tensor(asked, lambda tensor: tensor.to("meta")))
 
 
 def test_batches_by_dialogue_never_mix_dialogues(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from mer_export.agreement.metrics import metric_differences
 from mer_export.agreement.policy import Policy, gravest
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
+from mer_export.cuda import find_gpu
 from mer_export.data.samples import Sample
-from mer_export.errors import ParityError, UsageError
+from mer_export.errors import NotAvailableError, ParityError, UsageError
 from mer_export.exporters import export_variant
 from mer_export.task import Task
-from runtimes.backends.session import Session
-from runtimes.backends.way import Way, find_ways
+from runtimes.backends.session import Session, SessionOptions
+from runtimes.backends.way import Way, find_ways, only
 from runtimes.parity import run as parity
 from runtimes.parity.probes import probes
 
@@ -267,3 +268,39 @@ def test_the_gravest_verdict_wins() -> None:
     assert gravest(["pass", "not run", "warn"]) == "warn"
     assert gravest(["fail", "warn"]) == "fail"
     assert gravest([]) == "not run"
+
+
+class OnGpu(Tampered, frozen=True):
+    """A way that says it is on a GPU, computed on the CPU."""
+
+    def open(self, bundle: Bundle) -> Session:
+        return Tampered(**dict(self) | {"options": SessionOptions()}).open(bundle)
+
+
+def test_what_a_gpu_rounds_is_held_against_float32_on_the_cpu_by_the_rule_of_its_precision(bundle: Bundle) -> None:
+    within = {"tf32": 5e-3, "fp16": 1e-2, "bf16": 4e-2}
+    ways = [
+        OnGpu(
+            backend="torch",
+            options=SessionOptions(device="cuda", reduced=reduced),
+            precision=reduced,
+            change=lambda out, _, by=by: out + np.float32(by),
+        )
+        for reduced, by in [*within.items(), ("tf32", 0.05)]
+    ]
+    report = parity.run_parity(bundle, make_samples(1), candidates=ways)
+    assert (report.reference["device"], report.reference["precision"]) == ("cpu", "fp32")
+    assert [c.runtime for c in report.candidates] == [f"torch {p} cuda" for p in (*within, "tf32")]
+    assert [c.verdict == "fail" for c in report.candidates] == [False, False, False, True]
+
+
+def test_a_part_of_the_candidates_is_asked_by_device_and_precision(bundle: Bundle) -> None:
+    ways = find_ways(bundle)
+    assert {w.options.kind for w in only(ways, "cpu")} == {"cpu"}
+    assert {w.precision for w in only(ways, None, "fp32")} == {"fp32"}
+    assert {w.options.device for w in only(ways, "cuda:1")} == {"cuda:1"}
+    with pytest.raises(UsageError, match=r"nothing here runs in int8 on cpu, there are \['fp32'\]: export it first"):
+        only(ways, "cpu", "int8")
+    if not find_gpu():
+        with pytest.raises(NotAvailableError, match=r"nothing runs in tf32 on cuda: torch .* finds no CUDA device"):
+            only(ways, "cuda", "tf32")

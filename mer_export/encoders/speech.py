@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mer_export.data.media.recordings import read_recording, resample
+from mer_export.data.media.sound import read_sound
 from mer_export.data.tokens.speech_dictionary import SpeechDictionary
 from mer_export.encoders.vq_wav2vec.config import VqConfig
 from mer_export.errors import InputError, NotAvailableError
@@ -66,11 +66,11 @@ class SpeechTokenizer:
         (indices,) = self.session.run(None, {"audio": audio[None].astype(np.float32)})
         return self.dictionary.encode(indices[0])
 
-    def encode_file(self, path: Path) -> np.ndarray:
-        """Ids of a wav file: channels averaged, resampled."""
-        samples, rate = read_recording(path)
+    def encode_file(self, path: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
+        """Ids of the sound of a file, or of what lies between two times (s): channels averaged, resampled."""
+        sound = read_sound(path, start, end)
         try:
-            return self.encode(resample(samples.mean(axis=1), rate, self.rate))
+            return self.encode(sound.mono(self.rate))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
@@ -81,6 +81,6 @@ def load_speech_tokenizer(folder: str) -> SpeechTokenizer:
     return SpeechTokenizer.load(folder)
 
 
-def speech_tokens(folder: str, recording: Path) -> np.ndarray:
-    """Ids (int64) of a wav file through the speech tokenizer of a folder."""
-    return load_speech_tokenizer(folder).encode_file(recording)
+def speech_tokens(folder: str, recording: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
+    """Ids (int64) of a wav file, or of what lies between two times (s), through the speech tokenizer of a folder."""
+    return load_speech_tokenizer(folder).encode_file(recording, start, end)

@@ -16,6 +16,7 @@ from mer_export.errors import UnsupportedError, UsageError
 from mer_export.exporters import staged
 from mer_export.exporters.export_job import ExportJob, Graph, write_samples
 from mer_export.exporters.format import DEFAULT_OPSET, OPSETS, ExportFormat, export_formats
+from mer_export.kept import Kept
 from mer_export.reference import run_model
 from mer_export.stages import Stage
 from mer_export.trust import mark
@@ -184,6 +185,7 @@ def check_request(
     device: str = "cpu",
 ) -> ExportFormat:
     """The format of a possible request; raises as `export_variant` does, before any work."""
+    registry.get(bundle.manifest.system).require_network()
     if format not in export_formats():
         raise UsageError(f"no format {format!r}, there are {list(export_formats())}")
     record = export_formats()[format]
@@ -238,6 +240,9 @@ def _job(
     from mer_export.weights import bundle_model
 
     model, contract = bundle_model(bundle), bundle.manifest.contract
+    system = registry.get(bundle.manifest.system)
+    if not example and system.examples:
+        example = registry.resolve(system.examples)(bundle)
     for name in getattr(model, "training_only", ()):
         delattr(model, name)
     for parameter in model.parameters():
@@ -256,4 +261,5 @@ def _job(
         task=bundle.manifest.task,
         samples=example or (),
         graph=graph,
+        kept=Kept.beside(bundle.root),
     )

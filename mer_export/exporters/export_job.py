@@ -16,6 +16,7 @@ from mer_export.contract import BATCH, Contract
 from mer_export.data.example_inputs import repeat
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
+from mer_export.kept import Kept
 from mer_export.task import Task
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ class ExportJob:
     samples: Sequence[Sample] = ()
     graph: Graph | None = None
     """The same model in fp32, where the bundle has it as ONNX already."""
+    kept: Kept | None = None
+    """Where an exporter may keep what it learns for the next export of this bundle."""
 
     def module(self) -> nn.Module:
         """The model with the contract's inputs by position, which is what exporters take."""

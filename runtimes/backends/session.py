@@ -18,6 +18,7 @@ from pydantic import ConfigDict
 from mer_export.bucket import Bucket
 from mer_export.contract import BATCH, Contract, TensorSpec
 from mer_export.errors import BundleError, MerError, UsageError
+from mer_export.kept import Kept
 
 Reduced = Literal["tf32", "bf16", "fp16", "int8"]
 
@@ -59,7 +60,7 @@ class SessionOptions:
 @dataclass(frozen=True)
 class Artefact:
     """What a session loads: a file and the contract that it keeps. `bucket` None and `batch` 0 mean any; `options` is
-    what its exporter noted."""
+    what its exporter noted; `kept` is where a backend may leave what it made of the file."""
 
     path: Path
     contract: Contract
@@ -67,6 +68,7 @@ class Artefact:
     batch: int = 0
     precision: str = "fp32"
     options: Mapping[str, Any] = field(default_factory=dict)
+    kept: Kept | None = None
 
 
 class Port(NamedTuple):

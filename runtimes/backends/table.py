@@ -12,6 +12,7 @@ from mer_export import registry
 from mer_export.bundle import Bundle, Variant
 from mer_export.cuda import DEVICES
 from mer_export.errors import NotAvailableError, UnsupportedError, UsageError
+from mer_export.kept import Kept
 from mer_export.registry import resolve
 from runtimes.backends.admission import admit
 from runtimes.backends.backend import Backend
@@ -56,7 +57,13 @@ def _load(kind: type[Session], bundle: Bundle, variant: Variant | None, options:
     if variant is None:
         return kind(Artefact(bundle.root, contract), options)
     artefact = Artefact(
-        bundle.variant_files(variant), contract, variant.lengths, variant.batch, variant.precision, variant.options
+        bundle.variant_files(variant),
+        contract,
+        variant.lengths,
+        variant.batch,
+        variant.precision,
+        variant.options,
+        Kept.beside(bundle.root),
     )
     admit(bundle, variant)
     if not variant.stages:

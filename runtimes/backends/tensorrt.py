@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from mer_export.cuda import Device, find_gpu
-from mer_export.errors import BundleError, MerError, NotAvailableError
+from mer_export.cuda import Device, find_gpu, no_gpu
+from mer_export.errors import MerError, NotAvailableError
 from mer_export.exporters.tensorrt import (
     ANY,
     ONNX_FILE,
     EngineKey,
-    Reports,
     build_engine,
     find_library,
     key_here,
+    layer_precisions,
+    load_engine,
     without_kernels,
 )
 from runtimes.backends.backend import Backend
@@ -47,40 +48,30 @@ class TensorRtSession(Session):
 
     def load(self, path: Path) -> Ports:
         library, flavour = find_library()
-        self._reports = Reports(library)
-        self._runtime = library.Runtime(self._reports.logger)
-        plan = self._plan(path)
-        self._check_valid(library, plan, path)
-        self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise BundleError(
-                f"runtime tensorrt cannot load {path}: {self._reports.last}: export it again on this machine"
-            )
-        gpu = find_gpu()
+        # Whatever the library does from here on, it does on the device that is current in its thread.
+        self._device = Device(self.options.number)
+        gpu = find_gpu(self.options.number)
+        self._runtime, self._engine, self._reports = load_engine(library, self._plan(path), path)
         self.info |= {
             flavour: str(library.__version__),
             "gpu": gpu.name if gpu else None,
             "capability": gpu.capability if gpu else None,
+            "layers": layer_precisions(library, self._engine),
         }
+        self._quiet = library.ProfilingVerbosity.NONE
         modes = library.TensorIOMode
         return Ports(self._declared(library, modes.INPUT), self._declared(library, modes.OUTPUT))
 
-    def _check_valid(self, library: Any, plan: bytes, path: Path) -> None:
-        """Asks the library what it thinks of an engine, where it can say: loading a wrong one says little."""
-        ask = getattr(self._runtime, "get_engine_validity", None)
-        if ask is None:
-            return
-        verdict, diagnostics = ask(plan)
-        if verdict == library.EngineValidity.INVALID:
-            raise NotAvailableError(f"{path} does not run on this machine: TensorRT says {diagnostics}")
-
     def prepare(self) -> None:
         self._context: Any = self._engine.create_execution_context()
-        self._device = Device()
+        # The engine was built to say much of itself, which would cost time in every call.
+        self._context.nvtx_verbosity = self._quiet
         self._addresses: dict[str, int] = {}
+        self._host: dict[str, np.ndarray] = {}
         for spec in (*self.contract.inputs, *self.contract.outputs):
-            size = int(np.prod(spec.shape(self.batch, self.shape))) * np.dtype(spec.dtype).itemsize
-            self._addresses[spec.name] = self._device.allocate(size)
+            shape = spec.shape(self.batch, self.shape)
+            self._host[spec.name] = self._device.pinned(shape, spec.dtype)
+            self._addresses[spec.name] = self._device.allocate(self._host[spec.name].nbytes)
             self._context.set_tensor_address(spec.name, self._addresses[spec.name])
 
     @classmethod
@@ -89,46 +80,57 @@ class TensorRtSession(Session):
             library, flavour = find_library()
         except NotAvailableError as error:
             return str(error)
-        gpu = find_gpu()
+        gpu = find_gpu(options.number)
         if gpu is None:
-            return (
-                f"{flavour} {library.__version__} is installed, but this machine has no CUDA device: "
-                "run the engine on a machine with an NVIDIA GPU"
-            )
+            return f"{flavour} {library.__version__} is installed, but {no_gpu(options.number)}"
         return without_kernels(library, flavour, gpu)
 
     def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        # Any thread may call, and each has a current device of its own.
         self._device.bind()
-        # Held until the stream is done: a copy made contiguous here would be freed while it is still read.
-        sources = {s.name: np.ascontiguousarray(inputs[s.name]) for s in self.contract.inputs}
-        for name, array in sources.items():
-            self._device.upload(self._addresses[name], array)
+        for spec in self.contract.inputs:
+            np.copyto(self._host[spec.name], inputs[spec.name])
+            self._device.upload(self._addresses[spec.name], self._host[spec.name])
         if not self._context.execute_async_v3(self._device.stream):
             raise MerError(f"the TensorRT engine failed: {self._reports.last or 'no reason given'}")
-        outputs = {s.name: np.empty(s.shape(self.batch, self.shape), dtype=s.dtype) for s in self.contract.outputs}
-        for name, array in outputs.items():
-            self._device.download(array, self._addresses[name])
+        names = [s.name for s in self.contract.outputs]
+        for name in names:
+            self._device.download(self._host[name], self._addresses[name])
         self._device.synchronise()
-        return outputs
+        return {name: self._host[name].copy() for name in names}
 
     def close(self) -> None:
-        self._context = self._engine = None
+        if self._engine is None:
+            return
+        self._device.bind()
+        # In this order: each belongs to the one after it.
+        self._context = None
+        self._engine = None
+        self._runtime = None
+        self._host = {}
         self._device.close()
 
     def _plan(self, path: Path) -> bytes:
-        """The engine, or one built now from the ONNX file beside it where the stored one cannot run here."""
-        onnx_file = path.with_name(ONNX_FILE)
+        """The engine, or where the stored one cannot run here one made of the ONNX file beside it, now or before."""
+        onnx_file, kept = path.with_name(ONNX_FILE), self.artefact.kept
         key = EngineKey.model_validate(self.artefact.options.get("engine_key"))
-        differences = stale(key, key_here(onnx_file, self.batch, key.lengths))
+        here = key_here(onnx_file, self.batch, key.lengths, self.options.number)
+        differences = stale(key, here)
         if not differences:
             return path.read_bytes()
+        if kept and (plan := kept.read(here.file)):
+            log.info("%s was built for another environment: %s has one for this", path.parent.name, kept.folder)
+            return plan
         log.warning(
-            "%s was built for another environment (%s): building it again from %s, export it again to keep the result",
+            "%s was built for another environment (%s): building it again from %s",
             path.parent.name,
             "; ".join(differences),
             onnx_file.name,
         )
-        return build_engine(onnx_file, self.contract)
+        plan = build_engine(onnx_file, self.contract, here, kept)
+        if kept is None or not kept.write(here.file, plan):
+            log.warning("the new engine of %s cannot be kept: export it again on this machine", path.parent.name)
+        return plan
 
     def _declared(self, library: Any, mode: Any) -> dict[str, Port]:
         engine = self._engine

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 from mer_export import machine
 from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle, Strict, Variant
-from mer_export.errors import MerError, NotAvailableError
+from mer_export.errors import MerError, NotAvailableError, UsageError
 from runtimes.backends.admission import refusal
 from runtimes.backends.session import Session, SessionOptions
 from runtimes.backends.table import backend_problem, check_options, find_backend, known_backends, open_session
@@ -135,6 +135,28 @@ def find_ways(bundle: Bundle, threads: int | None = None, runtime: str | None = 
                 way = Way.of(variant, backend.name, options, why_not=problem or refused[variant.name])
                 found += [way, way.having(reuse=False)] if variant.stages else [way]
     return found
+
+
+def only(ways: Sequence[Way], device: str | None = None, precision: str | None = None) -> list[Way]:
+    """Those of `find_ways` on one device and in one precision; None takes any.
+
+    Raises:
+        NotAvailableError: none of them, because nothing runs on that device here.
+        UsageError: none of them, because nothing was exported in that precision and no runtime makes it.
+    """
+    there = [
+        w.having(device=device) if device else w
+        for w in ways
+        if device is None or w.options.kind == SessionOptions(device).kind
+    ]
+    found = [w for w in there if precision in (None, w.precision)]
+    if found or not ways:
+        return found
+    where = f" on {device}" if device else ""
+    if there and all(w.why_not for w in there):
+        raise NotAvailableError(f"nothing runs in {precision}{where}: {there[0].why_not}")
+    known = list(dict.fromkeys(w.precision for w in there))
+    raise UsageError(f"nothing here runs in {precision or 'any precision'}{where}, there are {known}: export it first")
 
 
 def find_graphs(bundle: Bundle, threads: int | None = None, runtime: str | None = None) -> list[Way]:

@@ -88,13 +88,13 @@ class ParityReport(Report):
         return [c for c in self.candidates if c.verdict != "not run"]
 
     def beside(self, earlier: ParityReport | None, bundle: Bundle) -> ParityReport:
-        """This report with what an earlier one says of runtimes that were not asked now, of the same files."""
-        asked = {c.runtime for c in self.candidates}
+        """This report with what an earlier one says of candidates that were not asked now, of the same files."""
+        asked = {c.name for c in self.candidates}
         now = {v.name: bundle.manifest.files[v.model].sha256 for v in bundle.manifest.variants} | {None: ""}
         kept = [
             c.model_copy(update={"earlier": True})
             for c in (earlier.candidates if earlier and earlier.weights_sha256 == self.weights_sha256 else [])
-            if c.runtime not in asked and now.get(c.variant) == c.sha256
+            if c.name not in asked and now.get(c.variant) == c.sha256
         ]
         candidates = [*self.candidates, *kept]
         return self.model_copy(update={"candidates": candidates, "verdict": gravest(c.verdict for c in candidates)})

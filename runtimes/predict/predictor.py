@@ -169,7 +169,7 @@ class Predictor:
             InputError: a sample that the model cannot take.
             UsageError: called in a forked child of the process that opened the predictor.
         """
-        for sample, scores in self._answers(samples):
+        for sample, scores in self.answers(samples):
             yield from self.read(sample, scores)
 
     def scores(self, samples: Iterable[Given]) -> list[np.ndarray]:
@@ -177,7 +177,7 @@ class Predictor:
 
         Rows of units without a prediction are NaN.
         """
-        return [scores for _, scores in self._answers(samples)]
+        return [scores for _, scores in self.answers(samples)]
 
     @property
     def answered_by(self) -> list[str]:
@@ -279,7 +279,8 @@ class Predictor:
             return self.contract.longest
         return {d: max(b[d] for b in self.buckets) for d in self.contract.sequence_dims}
 
-    def _answers(self, samples: Iterable[Given]) -> Iterator[tuple[Sample, np.ndarray]]:
+    def answers(self, samples: Iterable[Given]) -> Iterator[tuple[Sample, np.ndarray]]:
+        """Each sample as the model took it, and its rows as `scores` gives them."""
         for chunk in _chunks(checked(samples, self.contract)):
             rows = self._run_chunk(chunk)
             self.features.add(chunk)

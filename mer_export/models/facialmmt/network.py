@@ -204,27 +204,36 @@ class EndToEnd(MultimodalNetwork):
 
     def forward(self, **inputs: Tensor) -> Logits:
         """As `MultimodalNetwork`, from face crops."""
-        expressions = self.expressions(inputs["images"], inputs["vision_lengths"])
-        return super().forward(**inputs, expression_logits=expressions)
+        logits = self.expressions(inputs["images"], inputs["vision_lengths"], inputs.get("face_rows"))
+        return super().forward(**inputs, expression_logits=logits)
 
     def stages(self) -> dict[str, nn.Module]:
         """As those of `MultimodalNetwork`, and faces one by one."""
         return {"face": self.face} | super().stages()
 
     def expressions(
-        self, images: Float[Tensor, "batch frames channels size size"], lengths: Lengths
+        self,
+        images: Float[Tensor, "batch frames channels size size"],
+        lengths: Lengths,
+        rows: Int[Tensor, " faces"] | None = None,
     ) -> Float[Tensor, "batch frames expressions"]:
-        """Logits of the expression model; those behind a length mean nothing."""
+        """Logits of the expression model; those behind a length mean nothing.
+
+        In training `rows` are the real frames, counted over the batch; without them the lengths are asked, which makes
+        the host wait for a GPU.
+        """
         frames = images.shape[1]
+        flat = images.flatten(0, 1)
         if not self.training:
-            return self.face(images.flatten(0, 1)).unflatten(0, (-1, frames))
+            return self.face(flat).unflatten(0, (-1, frames))
         # Utterances train the fusion alone, but they move batch norm's statistics, which must not see padding.
-        real = real_steps(lengths, frames)
-        logits = images.new_zeros(*real.shape, self.config.expressions)
-        if real.any():
+        if rows is None:
+            rows = real_steps(lengths, frames).flatten().nonzero().flatten()
+        logits = images.new_zeros(len(flat), self.config.expressions)
+        if len(rows):
             with torch.no_grad():
-                logits[real] = self.face(images[real]).to(logits.dtype)
-        return logits
+                logits.index_copy_(0, rows, self.face(flat.index_select(0, rows)).to(logits.dtype))
+        return logits.unflatten(0, (-1, frames))
 
 
 class VisionOnly(nn.Module):

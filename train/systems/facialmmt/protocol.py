@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.layers.bert.pretrained import load_pretrained
 from mer_export.models.facialmmt.network import EndToEnd, MultimodalNetwork
 from mer_export.models.facialmmt.swin_names import load_face_recognition
-from train.batches import Batch, in_batches
+from train.batches import Batch, host_batch, in_batches
 from train.config import TrainConfig
 from train.model_metrics import LossMean
 from train.protocol import Autocast, AuxiliaryPass, Protocol
 from train.systems.facialmmt.augment import augment_faces, jitter_faces
 from train.systems.facialmmt.auxiliary import Expressions
-from train.systems.facialmmt.encoded import EncodedOnce
+from train.systems.facialmmt.encoded import EncodedOnce, rows_by_content
 from train.systems.facialmmt.settings import FacialMmtSettings
 from train.updates import Updates, make_optimizer
 
@@ -68,6 +70,11 @@ class FacialMmtProtocol(Protocol):
         """Consecutive batches; with `by_dialogue` none holds utterances of two dialogues."""
         groups = by_dialogue(samples) if self.settings.by_dialogue else [list(samples)]
         return [batch for group in groups for batch in in_batches(group, size)]
+
+    def collate(self, samples: Sequence[Sample], contract: Contract) -> Batch:
+        """The batch, and which of its rows a step computes."""
+        batch = host_batch(samples, contract)
+        return replace(batch, inputs=batch.inputs | rows_by_content(batch.inputs))
 
     def auxiliary_pass(self, model: Any, run: AuxiliaryPass) -> dict[str, float]:
         """The pass over faces with expression labels."""

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.data.dialogues import ALL, IMAGES, MODALITIES, READY, Dialogue, Utterance, ready_array
+from mer_export.data.dialogues import ALL, IMAGES, MODALITIES, READY, Dialogue, Recording, Utterance, ready_array
 from mer_export.data.media.faces import FaceImages
+from mer_export.data.media.times import seconds
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.impostors import refuse_impostor
@@ -103,15 +104,25 @@ class DialogueReader:
             score=_number(given["score"]) if "score" in given else None,
             indicators=_indicators(given),
             sentence=None if given.get("sentence") is None else str(given["sentence"]),
-            recording=self._path(given["recording"], where) if given.get("recording") else None,
+            recording=self._recording(given, where),
             features={m: (_steps(given[m], m),) for m in self.modalities if given.get(m) is not None},
             inputs=ready,
         )
 
+    def _recording(self, given: dict[str, Any], where: str) -> Recording | None:
+        if not given.get("recording"):
+            return None
+        start, end = (seconds(given.get(n), f"{where}: {n}") for n in ("start", "end"))
+        return Recording(str(given["recording"]), where, self._files(given["recording"], where), start, end)
+
     def _path(self, name: object, where: str) -> Path:
+        return self._files(name, where).path(str(name), where)
+
+    def _files(self, name: object, where: str) -> Reach:
+        """Where files may lie; raises InputError where none is read."""
         if self.reach is None:
             raise InputError(f"{where} names the file {str(name)!r}, and no file is read here: send what is in it")
-        return self.reach.path(str(name), where)
+        return self.reach
 
 
 def _label(given: dict[str, Any]) -> str | int | float | None:
