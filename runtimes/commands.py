@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -170,6 +171,7 @@ def infer(
     from mer_export.data.open import stream_samples
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
+    from runtimes.features.completed import Completion
     from runtimes.predict import output
     from runtimes.predict.opening import open_predictor
     from runtimes.predict.preview import preview
@@ -189,10 +191,11 @@ def infer(
         strict_features=strict_features,
         gold="gold" in columns_beside,
     )
-    with chosen as predictor:
+    completion = Completion.of(opened, backend=runtime, options=options) if opened.manifest.encoders else None
+    with chosen as predictor, completion or nullcontext():
         # Other emotions than the data are labelled with are no reason to refuse the data.
         labels = None if emotions and not predictor.gold else predictor.task.labels
-        samples = stream_samples(source, spec, labels, split)
+        samples = stream_samples(source, spec, labels, split, completion)
         if dry_run:
             plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "overflow": overflow}
             plan |= preview(predictor, samples)
@@ -201,6 +204,7 @@ def infer(
         counts = output.write(answers, out, predictor.task, columns_beside, progress_unless(quiet))
         summary: dict[str, Any] = {**counts, "runtime": predictor.backend, "precision": predictor.precision}
         summary |= {"variants": predictor.answered_by, **predictor.features.summary()}
+        summary |= {"unreadable": completion.unreadable} if completion else {}
     said = summary | {"variants": " ".join(summary["variants"])}
     said.pop("foreign_features", None)
     # Standard output carries the predictions or the summary, never both.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,11 +43,26 @@ def said_extractors(path: Path, spec: DataSpec) -> Mapping[str, Extractor]:
     return (source.spec if source else spec).extractors
 
 
+Through = Callable[[Iterable[Dialogue]], Iterator[Dialogue]]
+"""What dialogues of an open source pass before samples are made of them, one for one."""
+
+
 def stream_samples(
-    path: Path | str, spec: DataSpec | None = None, labels: Sequence[str] | None = None, split: str | None = None
+    path: Path | str,
+    spec: DataSpec | None = None,
+    labels: Sequence[str] | None = None,
+    split: str | None = None,
+    through: Through | None = None,
 ) -> Iterator[Sample]:
     """Yields samples in file order, one split or all, each with its `split`; Parquet and JSON lines are read with
     bounded memory.
+
+    Args:
+        path: file or directory.
+        spec: the `data:` section; None detects the format by the files.
+        labels: class names of the model, in index order.
+        split: one of the data's, or all.
+        through: what dialogues of an open source pass on their way, such as encoders.
 
     Raises:
         InputError: as `open_corpus`.
@@ -56,7 +71,7 @@ def stream_samples(
     path, spec = Path(path), spec or DataSpec()
     found = known_formats()[detect(path, spec)]
     if found.open:
-        for dialogue, sample in OpenData(path, found, spec, labels).samples(split):
+        for dialogue, sample in OpenData(path, found, spec, labels).samples(split, through):
             yield replace(sample, split=dialogue.split)
         return
     corpus: Corpus = found.load().read(path, spec, labels)
@@ -87,10 +102,11 @@ class OpenData:
         values = () if labels or names else said_labels(u for d in self.source.dialogues() for u in d.utterances)
         self.labels = LabelReader(str(path), labels, names, values)
 
-    def samples(self, split: str | None = None) -> Iterator[tuple[Dialogue, Sample]]:
+    def samples(self, split: str | None = None, through: Through | None = None) -> Iterator[tuple[Dialogue, Sample]]:
         """Yields every sample with the dialogue that it is made of."""
         shape = SHAPES[self.spec.shape]
-        for dialogue in distinct(self.source.dialogues(split), apart=self.spec.shape == "utterance"):
+        dialogues = distinct(self.source.dialogues(split), apart=self.spec.shape == "utterance")
+        for dialogue in through(dialogues) if through else dialogues:
             for sample in shape(dialogue, self.spec, self.labels):
                 yield dialogue, sample
 

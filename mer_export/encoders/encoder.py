@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from mer_export import registry
-from mer_export.bundle import Bundle
+from mer_export import __version__, registry
+from mer_export.bundle import Bundle, Manifest
 from mer_export.data.samples import Sample
 from mer_export.data.spec import Extractor
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.encoders.config import EncoderConfig
 from mer_export.encoders.inputs import SoundInput, TextInput
 from mer_export.errors import InputError, UsageError
+from mer_export.registry import System
 
 TOKENIZER = "tokenizer"
 """Folder of a text encoder's tokenizer."""
@@ -117,6 +118,18 @@ class Encoder:
         if isinstance(self.input, SoundInput):
             return self.input.states(int(sample.inputs["samples"][0]))
         return len(sample.inputs["input_ids"]) if isinstance(self.input, TextInput) else 1
+
+
+def manifest_of(system: System, config: EncoderConfig) -> Manifest:
+    """What the bundle of a new encoder says."""
+    return Manifest(
+        system=system.name,
+        variant=system.variant_of(config),
+        config=config.model_dump(mode="json"),
+        task=system.task(config),
+        contract=system.contract(config),
+        provenance={"origin": "encoder", "mer": __version__, **config.source.model_dump()},
+    )
 
 
 def averaged(states: np.ndarray, every: int) -> np.ndarray:

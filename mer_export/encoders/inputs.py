@@ -105,8 +105,13 @@ class SoundInput(EncoderInput):
         return round(self.window * self.rate) // self.hop
 
     @property
+    def fills(self) -> bool:
+        """Whether every window is a whole one, silent where there is no more sound."""
+        return self.form == "log_mel"
+
+    @property
     def lengths(self) -> tuple[Bucket, ...]:
-        if self.form == "log_mel":
+        if self.fills:
             return (Bucket(frames=self.most),)
         usual = sorted({math.ceil(self.most / part) for part in (4, 2, 1)})
         return tuple(Bucket(frames=n) for n in self.buckets or usual)
@@ -132,7 +137,7 @@ class SoundInput(EncoderInput):
             if self.normalise:
                 wide = sound.astype(np.float64)
                 sound = ((wide - wide.mean()) / np.sqrt(wide.var() + 1e-7)).astype(np.float32)
-            count = math.ceil(max(real, self.field) / self.hop)
+            count = self.most if self.fills else math.ceil(max(real, self.field) / self.hop)
             rows = np.pad(sound, (0, count * self.hop - real)).reshape(count, self.hop)
         heard = np.asarray([max(real, self.field) if self.form == "waveform" else real], dtype=np.int64)
         return Sample(name, {"sound": rows, "samples": heard}, tuple(map(str, range(len(rows)))))

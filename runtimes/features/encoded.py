@@ -47,12 +47,17 @@ class _Read:
 
 
 class Encoder:
-    """Encoders by input, and threads that read for them."""
+    """Encoders by input, and threads that read for them.
 
-    def __init__(self, loaded: Loaded, numbers: Mapping[str, int], workers: int):
+    With the `numbers` of all sentences of the data each distinct one is encoded once; without, they are encoded as they
+    pass. Features that an utterance has already are not made again.
+    """
+
+    def __init__(self, loaded: Loaded, numbers: Mapping[str, int] | None, workers: int):
         self.loaded, self.workers = loaded, workers
-        self.media = {n: e for n, e in loaded.items() if n != TEXT}
-        self.sentences = Sentences(numbers, loaded[TEXT]) if TEXT in loaded else None
+        known = numbers is not None and TEXT in loaded
+        self.media = {n: e for n, e in loaded.items() if n != TEXT or not known}
+        self.sentences = Sentences(numbers, loaded[TEXT]) if numbers is not None and known else None
 
     def outcomes(self, dialogues: Iterable[Dialogue]) -> Iterator[Outcome]:
         """One for each utterance, in order.
@@ -70,7 +75,8 @@ class Encoder:
         read, reading = _Read(name, utterance), Reading(utterance)
         try:
             for modality, encodings in self.media.items():
-                read.prepared[modality] = [_prepared(e, reading, name) for e in encodings]
+                if modality not in utterance.features:
+                    read.prepared[modality] = [_prepared(e, reading, name) for e in encodings]
         except (InputError, OSError) as error:
             return _Read(name, utterance, problem=str(error))
         return read
@@ -78,7 +84,7 @@ class Encoder:
     def _encoded(self, portion: list[_Read]) -> Iterator[Outcome]:
         found: list[Outcome] = [self._said(read) for read in portion]
         for modality, encodings in self.media.items():
-            able = [(r, o) for r, o in zip(portion, found, strict=True) if not o.problem]
+            able = [(r, o) for r, o in zip(portion, found, strict=True) if modality in r.prepared and not o.problem]
             parts = [_finished(e, [r.prepared[modality][i] for r, _ in able]) for i, e in enumerate(encodings)]
             for (read, outcome), *own in zip(able, *parts, strict=True):
                 if all(p is not None for p in own):

@@ -51,5 +51,5 @@ def note_failure(error: BaseException, number: str) -> None:
 
 def _failure(error: BaseException) -> dict[str, Any]:
     frames = traceback.extract_tb(error.__traceback__)
-    places = [f"{'/'.join(Path(f.filename).parts[-3:])}:{f.lineno} {f.name}" for f in frames]
+    places = [f"{'/'.join(Path(f.filename).parts[-2:])}:{f.lineno} {f.name}" for f in frames]
     return {"kind": type(error).__name__, "at": places[-8:]}

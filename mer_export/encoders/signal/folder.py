@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mer_export import __version__
-from mer_export.bundle import Bundle, Manifest
+from mer_export.bundle import Bundle
+from mer_export.encoders.encoder import manifest_of
 from mer_export.encoders.signal import SYSTEM
 from mer_export.encoders.signal.config import Kind, signal_config
 
@@ -25,15 +25,7 @@ def write_signal_encoder(kind: Kind, out: Path | str, force: bool = False, **set
         NotAvailableError: opensmile is not installed.
     """
     config = signal_config(kind, **settings)
-    manifest = Manifest(
-        system=SYSTEM.name,
-        variant=kind,
-        config=config.model_dump(mode="json"),
-        task=SYSTEM.task(config),
-        contract=SYSTEM.contract(config),
-        provenance={"origin": "encoder", "mer": __version__, **config.source.model_dump()},
-    )
-    bundle = Bundle.create(out, manifest, force)
+    bundle = Bundle.create(out, manifest_of(SYSTEM, config), force)
     with bundle.commit():
         pass
     return bundle

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mer_export.encoders.config import EncoderConfig
 from mer_export.encoders.inputs import SoundInput
 from mer_export.encoders.transformers.config import TransformersConfig
 from mer_export.errors import NotAvailableError, UnsupportedError
@@ -59,7 +60,7 @@ class TransformersEncoder(nn.Module):
         # Nothing that a trace has seen may stay behind.
         self._states.clear()
         self._told.clear()
-        return _pooled(torch.cat(states, dim=-1), mask, self.config)
+        return pooled(torch.cat(states, dim=-1), mask, self.config)
 
     def _of_text(
         self, input_ids: Int[Tensor, "batch tokens"], tokens_len: Int[Tensor, " batch"]
@@ -169,7 +170,8 @@ def _layers(network: nn.Module, depth: int) -> nn.ModuleList:
     return fitting[0]
 
 
-def _pooled(states: Tensor, mask: Tensor, config: TransformersConfig) -> Tensor:
+def pooled(states: Tensor, mask: Tensor, config: EncoderConfig) -> Tensor:
+    """Features of states (batch, steps, width), of which `mask` (batch, steps) says what is real."""
     if config.pooling == "none":
         return states * mask[..., None].to(states.dtype)
     if config.pooling == "first":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 from collections.abc import Sequence
@@ -9,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mer_export import __version__
 from mer_export.bundle import WEIGHTS, Bundle, sha256
-from mer_export.bundle.manifest import Manifest
 from mer_export.checkpoints import read_checkpoint, usual_state, weight_files
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.data.tokens.tokenizer_json import text_files
 from mer_export.encoders.config import Pooling, Provenance
-from mer_export.encoders.encoder import TOKENIZER
+from mer_export.encoders.encoder import TOKENIZER, manifest_of
 from mer_export.encoders.inputs import PictureInput, SoundInput, TextInput
 from mer_export.encoders.transformers import SYSTEM
 from mer_export.encoders.transformers.config import TransformersConfig, depth, hidden
@@ -80,24 +79,12 @@ def import_folder(source: Path, out: Path, wanted: Wanted = Wanted(), force: boo
     """
     config, model = read_folder(source, wanted)
     tokenizer = text_files(source) if isinstance(config.input, TextInput) else {}
-    bundle = Bundle.create(out, manifest_of(config), force)
+    bundle = Bundle.create(out, manifest_of(SYSTEM, config), force)
     with bundle.commit() as change:
         save_weights(model, change.file(WEIGHTS))
         for name, file in tokenizer.items():
             shutil.copyfile(file, change.file(f"{TOKENIZER}/{name}"))
     return bundle
-
-
-def manifest_of(config: TransformersConfig) -> Manifest:
-    """What the bundle of an encoder says."""
-    return Manifest(
-        system=SYSTEM.name,
-        variant=SYSTEM.variant_of(config),
-        config=config.model_dump(mode="json"),
-        task=SYSTEM.task(config),
-        contract=SYSTEM.contract(config),
-        provenance={"origin": "encoder", "mer": __version__, **config.source.model_dump()},
-    )
 
 
 def read_folder(source: Path, wanted: Wanted) -> tuple[TransformersConfig, TransformersEncoder]:
@@ -123,7 +110,7 @@ def read_folder(source: Path, wanted: Wanted) -> tuple[TransformersConfig, Trans
             "source": Provenance(
                 name=wanted.name or source.resolve().name,
                 revision=wanted.revision,
-                sha256=sha256(files[0]) if len(files) == 1 else _together(files),
+                sha256=digest(files),
                 licence=wanted.licence,
             ),
         }
@@ -244,7 +231,8 @@ def _pooling(source: Path, kind: Kind, wanted: Wanted) -> tuple[Pooling, bool]:
     return wanted.pooling or said or usual, unit
 
 
-def _together(files: Sequence[Path]) -> str:
-    import hashlib
-
+def digest(files: Sequence[Path]) -> str:
+    """The SHA-256 of a file; of several that of theirs, one after the other."""
+    if len(files) == 1:
+        return sha256(files[0])
     return hashlib.sha256("".join(sha256(f) for f in files).encode()).hexdigest()
