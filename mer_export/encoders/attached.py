@@ -103,7 +103,7 @@ def _served(bundle: Bundle) -> tuple[Manifest, list[str]]:
 
 def place_beside(data: Path) -> Path:
     """Where the encoders of a data set stand: `clips.encoders` beside `clips.parquet`."""
-    return data.with_name(f"{data.stem if data.is_file() or data.suffix else data.name}.{FOLDER}")
+    return data.with_name(f"{data.stem}.{FOLDER}")
 
 
 def save_beside(data: Path, chosen: Chosen) -> Path:

@@ -193,7 +193,8 @@ class _Run:
         rows.add(list(rows_of(dialogue, outcomes, self.plan.head, self.request.data.labels, folder)))
 
     def _join(self) -> None:
-        """All blocks as one file; then they go."""
+        """All blocks as one file, with the encoders beside it; then the blocks go."""
+        save_beside(self.request.out, self.request.chosen)
         with writing(self.request.out, self.plan.head) as rows:
             for number in range(self.plan.blocks):
                 with open_parquet(self.parts.file(number)) as file:
