@@ -52,6 +52,7 @@ from mer_export.outlets import open_outlets
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns, summary_line
 from runtimes import commands as runtime_commands
+from runtimes import encoder_commands
 from train import commands as train_commands
 from train import data_commands
 
@@ -237,12 +238,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_commands.train,
     "crossval": train_commands.crossval,
     "import": train_commands.import_,
+    "encoder": encoder_commands.encoder,
+    "features": encoder_commands.features,
+    "attach": encoder_commands.attach,
     "export": runtime_commands.export,
     "infer": runtime_commands.infer,
     "eval": eval_,
     "parity": runtime_commands.parity,
     "bench": runtime_commands.bench,
     "tune": runtime_commands.tune,
+    "serve": runtime_commands.serve,
     "demo": demo,
 }
 """In the order of `mer --help`."""

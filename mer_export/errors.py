@@ -20,6 +20,10 @@ class InputError(UsageError):
     """A sample that a model cannot take: wrong width, NaN, empty, or longer than the model allows."""
 
 
+class MissingTrack(InputError):
+    """A media file without the sound or the picture that was asked for: that modality is missing."""
+
+
 class ParityError(MerError):
     """A variant does not give the answers of the reference."""
 

@@ -56,10 +56,17 @@ PACKAGES: dict[str, tuple[Extra, ...]] = {
     "pyarrow": ("columnar",),
     "h5py": ("hdf5",),
     "tokenizers": ("text",),
-    "PIL": ("faces",),
+    "PIL": ("media", "faces"),
+    "av": ("media",),
+    "soundfile": ("media",),
+    "soxr": ("media",),
     "matplotlib": ("report",),
     "jinja2": ("report",),
     "tensorboard": ("tensorboard",),
+    "starlette": ("serve",),
+    "uvicorn": ("serve",),
+    "h11": ("serve",),
+    "prometheus_client": ("serve",),
 }
 """Which extras bring what is imported by that name."""
 

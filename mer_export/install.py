@@ -19,8 +19,10 @@ Extra = Literal[
     "text",
     "faces",
     "media",
+    "opensmile",
     "report",
     "tensorboard",
+    "serve",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
@@ -38,6 +39,29 @@ class Progress:
 
 
 SILENT = Progress()
+
+
+class TimeLeft:
+    """How long work of `total` parts will go on, by the parts of this run; those of an earlier one took no time."""
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic):
+        self.total, self.clock = total, clock
+        self.skip(0)
+
+    def skip(self, done: int) -> None:
+        """So many parts were done before."""
+        self.first, self.begun = done, self.clock()
+
+    def text(self, done: int) -> str:
+        """`3 min 20 s left`, with `done` parts done."""
+        made = done - self.first
+        if made <= 0:
+            return "time left unknown"
+        left = round((self.clock() - self.begun) / made * (self.total - done))
+        hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
+        if hours:
+            return f"{hours} h {minutes} min left"
+        return f"{minutes} min {seconds} s left" if minutes else f"{seconds} s left"
 
 
 def to_stderr(line: str) -> None:

@@ -1,6 +1,7 @@
 """The systems this toolkit knows: the only place that tells one from another.
 
 Each system's package offers a `SYSTEM` record. Importing it needs no torch; the network is imported when it is built.
+Encoders, which make the features that systems read, are of the same form and stand in a package of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -22,6 +23,9 @@ from mer_export.task import Task
 
 if TYPE_CHECKING:
     from torch import nn
+
+Room = Literal["models", "encoders"]
+ROOMS: tuple[Room, ...] = get_args(Room)
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,15 @@ class System:
     variant_of: Callable[[Any], str]
     contract: Callable[[Any], Contract]
     task: Callable[[Any], Task]
-    network: str
-    weights: str
+    network: str = ""
+    weights: str = ""
     shared: str | None = None
     stages: str | None = None
     """A function of a config that gives the stages which can be exported apart."""
+    examples: str | None = None
+    """A function of a bundle that gives samples to prove exports on, where random numbers are none."""
+    compute: str | None = None
+    """Of an encoder without a network: a function of a config that gives what makes features of a raw thing."""
 
     def parse(self, values: dict[str, Any]) -> Any:
         """A checked config of this system; raises UsageError naming the first wrong value."""
@@ -68,22 +76,29 @@ class System:
             raise UnsupportedError(f"{self.name} {self.variant_of(config)} has no stages: export it without --stages")
         return found
 
+    def require_network(self) -> None:
+        """Raises UnsupportedError where features are computed without one."""
+        if not self.network:
+            raise UnsupportedError(f"encoders of kind {self.name} have no network: there is nothing to export")
+
     def build(self, config: Any) -> nn.Module:
-        """The network with fresh weights, in evaluation mode."""
+        """The network with fresh weights, in evaluation mode; raises as `require_network` does."""
+        self.require_network()
         return resolve(self.network)(config).eval()
 
 
 @cache
-def names() -> tuple[str, ...]:
-    """The systems that there are: one package each under `mer_export/models`."""
-    return tuple(sorted(m.name for m in iter_modules([str(Path(__file__).parent / "models")]) if m.ispkg))
+def names(room: Room = "models") -> tuple[str, ...]:
+    """The systems that there are: one package each under `mer_export/models`; or the kinds of encoders."""
+    return tuple(sorted(m.name for m in iter_modules([str(Path(__file__).parent / room)]) if m.ispkg))
 
 
 def get(name: str) -> System:
-    """The system of that name; raises UsageError with the known names."""
-    if name not in names():
-        raise UsageError(f"no system {name!r}, there are {list(names())}")
-    return import_module(f"mer_export.models.{name}").SYSTEM
+    """The system, or kind of encoder, of that name; raises UsageError with the known names."""
+    for room in ROOMS:
+        if name in names(room):
+            return import_module(f"mer_export.{room}.{name}").SYSTEM
+    raise UsageError(f"no system {name!r}, there are {list(names())}")
 
 
 def resolve(target: str) -> Any:

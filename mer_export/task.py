@@ -19,17 +19,19 @@ class Task(BaseModel):
     `classification` reads log-probabilities or logits and chooses one label. `multilabel` reads one logit per label;
     a label holds where its probability is strictly above its threshold (`thresholds`, empty for 0.5). `regression`
     reads one score, clipped to `limits`; `labels` then name derived classes, which end at `edges` (each edge belongs
-    to the class below it), or are the nearest integers where there are no edges. `scale` names the metrics that are
+    to the class below it), or are the nearest integers where there are no edges. `features` decides nothing: its rows
+    of `features` numbers are what another model reads, and there are no labels. `scale` names the metrics that are
     published for it. `unanswered` is the label that the original's evaluation counts for a unit of which there is
     nothing to read; None leaves such units out of the metrics. They get no label in any case.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["classification", "multilabel", "regression"] = "classification"
+    kind: Literal["classification", "multilabel", "regression", "features"] = "classification"
     unit: str = "utterance"
     output: str = "log_prob"
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    features: int = 0
     thresholds: tuple[float, ...] = ()
     scale: Literal["mosi", "sims", "mtee"] | None = None
     limits: tuple[float, float] = (0.0, 0.0)
@@ -42,6 +44,8 @@ class Task(BaseModel):
             raise ValueError(f"unanswered is {self.unanswered!r}, which is none of the classes {list(self.labels)}")
         if (self.kind == "regression") != (self.scale is not None):
             raise ValueError(f"scale goes with regression and nothing else, here it is {self.scale} of {self.kind}")
+        if (self.kind == "features") != bool(self.features) or (self.features and self.labels):
+            raise ValueError(f"a task of kind {self.kind} has {len(self.labels)} labels and {self.features} features")
         return self
 
     @property
@@ -57,12 +61,17 @@ class Task(BaseModel):
     @property
     def exclusive(self) -> bool:
         """Whether a unit has exactly one label (of a regression, the derived class)."""
-        return self.kind != "multilabel"
+        return self.kind in ("classification", "regression")
+
+    @property
+    def decides(self) -> bool:
+        """Whether its answers are labels or scores; features are not."""
+        return self.kind != "features"
 
     @property
     def width(self) -> int:
         """How many scores there are per unit."""
-        return 1 if self.kind == "regression" else len(self.labels)
+        return 1 if self.kind == "regression" else self.features or len(self.labels)
 
     def columns(self) -> tuple[str, ...]:
         """Names of the numbers that stand beside the label of an answer."""
@@ -98,12 +107,14 @@ class Task(BaseModel):
         """The decision (int64) on scores `(..., width)`.
 
         A class index (...): the arg-max, first one on a tie, or the derived class of a score. With `multilabel` 1 or 0
-        for each label (..., labels).
+        for each label (..., labels); nothing (..., 0) of features.
         """
         if self.kind == "classification":
             return np.argmax(scores, axis=-1)
         if self.kind == "multilabel":
             return (scores > self.cuts).astype(np.int64)
+        if not self.decides:
+            return np.zeros((*scores.shape[:-1], 0), dtype=np.int64)
         value = np.clip(scores[..., 0], *self.limits)
         if self.edges:
             # Edges in the precision of the scores, as the published code compares them.
@@ -153,6 +164,8 @@ class Task(BaseModel):
             return top[..., -1] - top[..., -2]
         if self.kind == "multilabel":
             return np.abs(scores - self.cuts)
+        if not self.decides:
+            return np.zeros((*scores.shape[:-1], 0), dtype=scores.dtype)
         edges = np.asarray(self.edges or np.arange(self.limits[0] + 0.5, self.limits[1]))
         return np.abs(scores[..., :1] - edges).min(axis=-1)
 

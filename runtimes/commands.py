@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,6 +46,7 @@ DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a direct
 With = Annotated[
     str | None, typer.Option("--with", metavar="COLUMNS", help="Further columns: split, gold (what the data say).")
 ]
+Bundles = Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Bundle directories.")]
 CudaGraph = Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: capture each shape as a CUDA graph.")]
 
 
@@ -169,6 +171,7 @@ def infer(
     from mer_export.data.open import stream_samples
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
+    from runtimes.features.completed import Completion
     from runtimes.predict import output
     from runtimes.predict.opening import open_predictor
     from runtimes.predict.preview import preview
@@ -188,10 +191,11 @@ def infer(
         strict_features=strict_features,
         gold="gold" in columns_beside,
     )
-    with chosen as predictor:
+    completion = Completion.of(opened, backend=runtime, options=options) if opened.manifest.encoders else None
+    with chosen as predictor, completion or nullcontext():
         # Other emotions than the data are labelled with are no reason to refuse the data.
         labels = None if emotions and not predictor.gold else predictor.task.labels
-        samples = stream_samples(source, spec, labels, split)
+        samples = stream_samples(source, spec, labels, split, completion)
         if dry_run:
             plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "overflow": overflow}
             plan |= preview(predictor, samples)
@@ -200,6 +204,7 @@ def infer(
         counts = output.write(answers, out, predictor.task, columns_beside, progress_unless(quiet))
         summary: dict[str, Any] = {**counts, "runtime": predictor.backend, "precision": predictor.precision}
         summary |= {"variants": predictor.answered_by, **predictor.features.summary()}
+        summary |= {"unreadable": completion.unreadable} if completion else {}
     said = summary | {"variants": " ".join(summary["variants"])}
     said.pop("foreign_features", None)
     # Standard output carries the predictions or the summary, never both.
@@ -342,3 +347,49 @@ def tune(
     found.save(opened)
     emit(found.model_dump(mode="json"), as_json, lambda: [found.page()])
     return None
+
+
+def serve(
+    bundles: Bundles,
+    host: Annotated[str, typer.Option("--host", help="Where to listen; others than this machine need a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option("--token-file", help="Only who sends this file's word as bearer token may ask.")
+    ] = None,
+    no_token: Annotated[bool, typer.Option("--no-token", help="Whoever reaches --host may ask.")] = False,
+    runtime: Runtime = None,
+    precision: Precision = None,
+    device: Device = "cpu",
+    goal: GoalOpt = None,
+    threads: Threads = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Sessions side by side; default one per core.")
+    ] = None,
+    batch: Batch = None,
+    overflow: Overflow = "error",
+    queue: Annotated[int, typer.Option("--queue", min=1, help="Items that may wait; more get 503.")] = 1024,
+    deadline: Annotated[
+        float, typer.Option("--deadline", min=0.001, help="Seconds until a request without an answer gets 504.")
+    ] = 30.0,
+    max_body: Annotated[int, typer.Option("--max-body", min=1, help="MiB of a request; more get 413.")] = 32,
+    trust: Trust = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Serve bundles over HTTP: Open Inference Protocol v2, dialogues as JSON, a page to try them on.
+
+    Prints its address once requests are answered, logs to standard error. SIGTERM or Ctrl-C ends it when all that was
+    accepted is answered.
+    """
+    import logging
+
+    from runtimes.serve import journal
+    from runtimes.serve.models import How
+    from runtimes.serve.server import Limits, Place, read_token, serve_until_told
+
+    journal.start(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    how = How(runtime, precision, goal, device, threads, workers, batch, overflow, trust, queue)
+    place = Place(host, port, read_token(token_file) if token_file else None, no_token)
+    serve_until_told(bundles, how, Limits(max_body << 20, deadline), place, typer.echo)

@@ -49,6 +49,9 @@ def examine() -> list[Check]:
         _package("matplotlib", "report", "report"),
         _package("jinja2", "report", "report"),
         _package("tensorboard", "train --tensorboard", "tensorboard"),
+        _package("starlette", "serve", "serve"),
+        _package("uvicorn", "serve", "serve"),
+        _package("prometheus_client", "serve", "serve"),
     ]
 
 

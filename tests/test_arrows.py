@@ -51,6 +51,7 @@ FLOORS = (
     "runtimes.parity",
     "runtimes.speed",
     "runtimes.pages",
+    "runtimes.serve",
     "runtimes",
 )
 """Rooms from the ground up: a module imports from its own room and from those below. A module of a package that is
@@ -133,5 +134,5 @@ def test_the_command_line_starts_without_what_its_commands_need() -> None:
 
 def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
     first = ["doctor", "list", "verify", "inspect", "synth", "init", "train", "crossval", "import"]
-    then = ["export", "infer", "eval", "parity", "bench", "tune", "demo", "data"]
+    then = ["encoder", "attach", "export", "infer", "eval", "parity", "bench", "tune", "serve", "demo", "data"]
     assert list(typer.main.get_command(cli.app).commands) == [*first, *then]

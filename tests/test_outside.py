@@ -174,7 +174,7 @@ def test_json_lines_name_files_beside_them(tmp_path: Path, secret: Path, given: 
     (tmp_path / "data").mkdir()
     file = tmp_path / "data" / "d.jsonl"
     file.write_text(json.dumps({"dialogue": "d", "utterances": [utterance]}) + "\n")
-    spec = DataSpec.model_validate({"unit": "utterance", "faces": {"images": True}})
+    spec = DataSpec.model_validate({"context": {}, "faces": {"images": True}})
     with pytest.raises(InputError, match=rf"d\.jsonl: line 1 names .*{REFUSED}"):
         open_corpus(file, spec)
     assert len(list(open_corpus(file, spec.allowing(Allowed.by([secret]))))) == 1

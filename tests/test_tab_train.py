@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import cli
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
-from mer_export.data.media.recordings import write_recording
+from mer_export.data.media.sound import write_sound
 from mer_export.data.synthetic import synthesise
 from mer_export.encoders.sentence import SentenceEncoder
 from mer_export.errors import UsageError
@@ -192,7 +192,7 @@ def test_a_bundle_keeps_its_tokenizers_and_labels_transcripts_and_recordings(dat
         (tmp_path / name).rename(tmp_path / f"{name}_gone")
     (tmp_path / "a").rename(tmp_path / "moved")
     sound = (2000 * np.random.default_rng(0).standard_normal(4000)).astype(np.int16)
-    write_recording(tmp_path / "one.wav", sound, 16000)
+    write_sound(tmp_path / "one.wav", sound, 16000)
     spoken = [{"id": f"u{i}", "sentence": s, "recording": "one.wav"} for i, s in enumerate(SENTENCES)]
     (tmp_path / "calls.jsonl").write_text(json.dumps({"dialogue": "d", "utterances": spoken}) + "\n")
     arguments = ["infer", str(tmp_path / "moved"), str(tmp_path / "calls.jsonl"), "-o", str(tmp_path / "out.jsonl")]

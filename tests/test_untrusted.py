@@ -25,8 +25,8 @@ from numpy.lib import format as npy
 from mer_export.checkpoints import read_checkpoint, weight_files
 from mer_export.data.formats.jsonl.reader import source
 from mer_export.data.inspect import inspect_file
-from mer_export.data.media.faces import read_image
-from mer_export.data.media.recordings import read_recording
+from mer_export.data.media.pictures import read_picture
+from mer_export.data.media.sound import read_sound
 from mer_export.data.spec import DataSpec
 from mer_export.data.word_vectors import read_word_vectors
 from mer_export.errors import InputError, MerError
@@ -74,8 +74,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "x.tsv": read_table,
     "x.parquet": read_table,
     "x.h5": lambda path: load_hdf5(path, "d1"),
-    "x.wav": read_recording,
-    "x.png": read_image,
+    "x.wav": read_sound,
+    "x.png": read_picture,
     "x.onnx": onnx,
 }
 
@@ -336,7 +336,7 @@ def test_recordings_that_claim_more_than_they_hold_are_refused(tmp_path: Path) -
     assert "claims 2147483646 bytes of sound" in attacked(wav(0x7FFFFFFE), tmp_path / "x.wav")
     attacked(wav(1000, channels=0), tmp_path / "x.wav")
     (tmp_path / "x.wav").write_bytes(wav(1000))
-    assert read_recording(tmp_path / "x.wav")[0].shape == (500, 1)
+    assert read_sound(tmp_path / "x.wav").samples.shape == (500, 1)
 
 
 def test_images_that_claim_more_than_they_hold_are_refused(tmp_path: Path) -> None:

@@ -7,16 +7,16 @@ import pickle
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from damage import mutations
 from safetensors.numpy import save_file
 from test_untrusted import READERS
 
-from mer_export.data.media.recordings import write_recording
+from mer_export.data.media.sound import write_sound
 from mer_export.errors import MerError
 from mer_export.untrusted.hdf5 import save_hdf5
 
@@ -58,7 +58,7 @@ def samples(folder: Path) -> dict[str, bytes]:
 
     parquet.write_table(pyarrow.table({"id": [1, 2], "label": ["joy", "sad"]}), folder / "x.parquet")
     save_hdf5(folder / "x.h5", "d1", array)
-    write_recording(folder / "x.wav", rng.integers(-99, 99, 200), 16000)
+    write_sound(folder / "x.wav", rng.integers(-99, 99, 200), 16000)
     Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / "x.png")
     import onnx.helper as make
 
@@ -67,29 +67,6 @@ def samples(folder: Path) -> dict[str, bytes]:
     graph = make.make_graph([make.make_node("Add", ["a", "w"], ["b"])], "g", [shape], [shape], [tensor])
     (folder / "x.onnx").write_bytes(make.make_model(graph).SerializeToString())
     return {name: (folder / name).read_bytes() for name in READERS}
-
-
-def mutations(content: bytes, count: int, seed: int) -> Iterator[bytes]:
-    """Bytes flipped, runs copied, cut out or set to the extremes, and the end cut off."""
-    rng = np.random.default_rng(seed)
-    for number in range(count):
-        changed = bytearray(content)
-        for _ in range(int(rng.integers(1, 5))):
-            place, length = int(rng.integers(len(changed))), int(rng.integers(1, 9))
-            kind = number % 5
-            if kind == 0:
-                changed[place] = int(rng.integers(256))
-            elif kind == 1:
-                changed[place : place + length] = bytes([int(rng.choice([0, 127, 128, 255]))]) * length
-            elif kind == 2:
-                del changed[place : place + length]
-            elif kind == 3:
-                changed[place:place] = changed[place // 2 : place // 2 + length]
-            else:
-                del changed[max(1, place) :]
-            if not changed:
-                break
-        yield bytes(changed)
 
 
 def read_mutated(name: str, content: bytes, folder: Path, count: int, seed: int = 0) -> Counter[str]:

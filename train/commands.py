@@ -47,6 +47,9 @@ def train(
         int | None, typer.Option("--fold", min=0, help="One run of the data's cross-validation (tab).")
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events.")] = False,
+    encoders: Annotated[
+        bool, typer.Option("--encoders/--no-encoders", help="Take along the encoders that stand beside the data.")
+    ] = True,
     force: Force = False,
     dry_run: DryRun = False,
     verbose: Verbose = 0,
@@ -55,6 +58,8 @@ def train(
 ) -> None:
     """Train a model into a bundle, without a preset as the data are. Run it again after an interruption to go on."""
     from mer_export.data.bundle_data import refuse_unread
+    from mer_export.data.open import said_extractors
+    from mer_export.encoders.attached import attach, found_beside
     from train.config import TRAINING_READS, resolve_config
     from train.crossval import of_fold
     from train.fit import fit, preview
@@ -72,6 +77,8 @@ def train(
         plan = {"out": str(out), "plan": preview(resolved, data, out, force), **resolved.model_dump(mode="json")}
         return emit_plan("train", plan, as_json)
     bundle = fit(resolved, data, out, force=force, quiet=quiet, tensorboard=tensorboard)
+    if encoders:
+        attach(bundle, found_beside(data, said_extractors(data, resolved.data)))
     result = bundle.manifest.provenance.get("result", {})
     emit({"bundle": str(out), **result}, as_json, lambda: [f"{out}: " + summary_line(result)])
     return None

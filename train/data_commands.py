@@ -101,16 +101,13 @@ def convert(
 ) -> None:
     """Convert a data set to Parquet: one row per utterance, lists of numbers per input, split and labels."""
     from mer_export.data.bundle_data import choose_spec
+    from mer_export.data.formats.parquet.rows import new_file
     from mer_export.data.formats.parquet.writer import write_parquet
     from mer_export.data.open import open_corpus
     from mer_export.data.spec import DataSpec
     from train.config import load_preset
 
-    out = out if out.suffix else out.with_name(f"{out.name}.parquet")
-    if out.suffix != ".parquet":
-        raise UsageError(f"{out} is written as Parquet: name it {out.with_suffix('.parquet')}")
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists: pass --force to replace it")
+    out = new_file(out, force)
     configured, labels = DataSpec(), None
     if preset:
         config = load_preset(preset, (), outside, source)

@@ -52,6 +52,8 @@ def _metric(found: Comparison, rule: Rule, name: str) -> list[Finding]:
 
     Where no loss at all is allowed, one that comes from labels within numeric noise alone warns too.
     """
+    if not found.metrics:
+        return []
     metric = find(name)
     limit = rule.drop_allowed(found.labelled) if metric.unit == "percent" else rule.metric_drop
     noise = not (rule.metric_drop or found.flips_beyond_noise or found.sign_flips_beyond_noise)

@@ -133,7 +133,7 @@ def _task_problems(task: Task, contract: Contract) -> Iterator[str]:
     if output is None or output.dtype != "float32":
         yield f"the task reads {task.output!r}, the outputs are {[s.name for s in contract.outputs]}"
         return
-    if not task.labels or not all(n.strip() for n in task.labels):
+    if (task.decides and not task.labels) or not all(n.strip() for n in task.labels):
         yield "the task has no labels, or one without a name"
     yield from _twice(task.labels, "label")
     width = output.dims[-1]

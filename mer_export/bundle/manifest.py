@@ -113,6 +113,8 @@ class Manifest(Strict):
     contract: Contract
     features: dict[str, FeatureStatistics] = Field(default_factory=dict)
     provenance: dict[str, Any] = Field(default_factory=dict)
+    encoders: dict[str, list[str]] = Field(default_factory=dict)
+    """Folders of the bundle with the encoders that make an input of raw things, by input; see `mer_export.encoders`."""
     variants: list[Variant] = Field(default_factory=list)
     files: dict[str, FileEntry] = Field(default_factory=dict)
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from mer_export.bundle import CONFIG, Bundle
+from mer_export.data.draft import drafted
 from mer_export.data.feature_check import extractor_problem
 from mer_export.data.formats.format import known_formats
+from mer_export.data.inspect import undescribed
 from mer_export.data.open import detect, open_corpus, said_extractors
 from mer_export.data.samples import Corpus, Sample
-from mer_export.data.spec import DataSpec
+from mer_export.data.spec import DataSpec, Extractor
 from mer_export.data.tokens.tokenizer import with_kept
 from mer_export.errors import InputError, UsageError
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
 from mer_export.untrusted.places import Allowed, Reach
 from mer_export.untrusted.yaml_files import read_yaml
+
+log = logging.getLogger("mer")
 
 AUTO = "auto"
 KEPT = ("unit", "context", "tokenizer", "packing", "faces")
@@ -54,15 +59,19 @@ def choose_spec(
     if data_format not in (AUTO, spec.format):
         raise UsageError(f"--data-format {data_format} and data.format={spec.format} contradict: leave one of them out")
     if not _describes(configured if data_format != AUTO else spec, path, spec.format):
-        # Data in another format still take the same shape, with the same tokenizer and packing.
-        kept = {n: getattr(configured, n) for n in KEPT if n in configured.model_fields_set}
-        spec = overridden(DataSpec(**kept).allowing(configured.allowed), said)
+        spec = overridden(_kept(configured), said)
     if sets:
         refuse_unread(path, spec, sets)
     reach = Reach(path if path.is_dir() else path.parent, spec.allowed, *([own] if own else []))
     for name, folder in spec.folders.items():
         reach.path(folder, f"data.{name}", Path())
     return spec
+
+
+def _kept(configured: DataSpec) -> DataSpec:
+    """Data in another format still take the same shape, with the same tokenizer and packing."""
+    kept = {n: getattr(configured, n) for n in KEPT if n in configured.model_fields_set}
+    return DataSpec(**kept).allowing(configured.allowed)
 
 
 def _describes(section: DataSpec, path: Path, wanted: str) -> bool:
@@ -97,15 +106,41 @@ def bundle_spec(
     outside: Iterable[Path] | None = None,
 ) -> DataSpec:
     """How a bundle reads `path`; raises InputError where other extractors made its features."""
-    configured = read_yaml(bundle.path(CONFIG)) if CONFIG in bundle.manifest.files else {}
-    # What made the training features says nothing of these.
-    section = {n: v for n, v in (configured.get("data") or {}).items() if n != "extractors"}
-    spec = with_kept(DataSpec.model_validate(section), bundle)
-    chosen = choose_spec(path, data_format, spec.for_model(bundle.manifest.contract), sets, outside, bundle.root)
-    known = {n: s for n, s in bundle.manifest.features.items() if s.extractor != s.UNKNOWN}
-    if known and (problem := extractor_problem(known, said_extractors(path, chosen))):
-        raise InputError(f"{path}: {problem}")
+    configured = _configured(bundle)
+    if bundle.manifest.encoders and data_format == AUTO and not sets and undescribed(path, DataSpec()):
+        configured = _by_names(path, configured)
+    chosen = choose_spec(path, data_format, configured, sets, outside, bundle.root)
+    if any(s.extractor != s.UNKNOWN for s in bundle.manifest.features.values()):
+        refuse_other_extractors(bundle, said_extractors(path, chosen), str(path))
     return chosen
+
+
+def line_spec(bundle: Bundle) -> DataSpec:
+    """How a bundle reads dialogues that come as JSON and from no file."""
+    configured = _configured(bundle)
+    return configured if configured.format in (AUTO, "jsonl") else _kept(configured)
+
+
+def _configured(bundle: Bundle) -> DataSpec:
+    """The data section of a bundle, with what it keeps itself."""
+    configured = read_yaml(bundle.path(CONFIG)) if CONFIG in bundle.manifest.files else {}
+    # What made the training features says nothing of others.
+    section = {n: v for n, v in (configured.get("data") or {}).items() if n != "extractors"}
+    return with_kept(DataSpec.model_validate(section), bundle).for_model(bundle.manifest.contract)
+
+
+def refuse_other_extractors(bundle: Bundle, said: Mapping[str, Extractor], where: str) -> None:
+    """Raises InputError where features were made by others than those that the model was trained on."""
+    if problem := extractor_problem(bundle.manifest.features, said):
+        raise InputError(f"{where}: {problem}")
+
+
+def _by_names(path: Path, spec: DataSpec) -> DataSpec:
+    """A section for a table that nothing describes: what a bundle with encoders needs of it, names tell."""
+    found, lines = drafted(path, DataSpec())
+    log.warning("%s has no table.yaml, it is read by the names of its columns: %s", path, ", ".join(lines))
+    kept = {n: getattr(spec, n) for n in spec.model_fields_set if n != "format"}
+    return DataSpec.model_validate(found.model_dump(exclude_unset=True) | kept).allowing(spec.allowed)
 
 
 def bundle_corpus(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -12,6 +13,7 @@ import numpy as np
 
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
+from mer_export.untrusted.places import Reach
 
 ALL = "all"
 """Name of the one split of data that are not divided."""
@@ -26,6 +28,28 @@ class Ready:
 
     dtype: str
     ndim: int
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file of sound, pictures or both that an utterance names, from `start` to `end` in seconds (None: its ends).
+
+    Where it lies is asked when it is read: a name that leads elsewhere harms nobody before. `where` names the utterance
+    in messages.
+    """
+
+    name: str
+    where: str
+    reach: Reach
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where it lies; raises InputError for a URL, and for a path that leads out of the data."""
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", self.name):
+            raise InputError(f"{self.where} names {self.name}, nothing is fetched: download it and name the file")
+        return self.reach.path(self.name, self.where)
 
 
 READY: dict[str, Ready] = {
@@ -59,7 +83,7 @@ class Utterance:
     score: float | None = None
     indicators: Mapping[str, float] | None = None
     sentence: str | None = None
-    recording: Path | None = None
+    recording: Recording | None = None
     features: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     row: int | None = None

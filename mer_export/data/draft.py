@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,18 @@ import numpy as np
 import yaml
 
 from mer_export.data.dialogues import USUAL_ORDER
+from mer_export.data.media.names import is_media
+from mer_export.data.media.times import seconds
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, MerError
 from mer_export.untrusted.arrays import check_arrays
-from mer_export.untrusted.tables import Columns, read_table
+from mer_export.untrusted.tables import TABLES, Columns, read_table
 
-TABLES = (".csv", ".tsv", ".parquet")
 ARRAYS = (".npz", ".npy")
 ROLES: dict[str, tuple[str, ...]] = {
+    "recording": ("recording", "audio", "wav", "sound", "video", "clip", "media", "path", "file", "filename"),
+    "start": ("start", "begin", "onset"),
+    "end": ("end", "stop", "offset"),
     "dialogue": ("dialogue", "dialog", "conversation", "call", "session", "scene", "video", "movie"),
     "speaker": ("speaker", "who", "actor", "role", "character"),
     "label": ("label", "emotion", "class", "category", "affect"),
@@ -32,6 +36,10 @@ ROLES: dict[str, tuple[str, ...]] = {
 SCOPES = ("season", "episode")
 """What scenes are numbered anew in."""
 NUMERIC, NAMED, SPOKEN = ("score",), ("label", "split", "dialogue", "speaker"), ("sentence",)
+FILES, TIMES = ("recording",), ("start", "end")
+REST = {"id", "name", "label", "nr", "no", "num", "number", "index", "official"}
+"""What may follow in the name of a column."""
+REST_OF = {"recording": {"path", "file", "name"}, "start": {"time", "s", "sec"}, "end": {"time", "s", "sec"}}
 BEGINNINGS = {
     "vision": "vision visual video image face facial facet openface au gaze pose eye v",
     "text": "text word sentence bert roberta glove minilm token lexical t",
@@ -83,6 +91,12 @@ def draft(path: Path, spec: DataSpec | None = None) -> str:
     return "\n".join(_lines(head | section, features, open_, unused)) + "\n"
 
 
+def drafted(path: Path, spec: DataSpec) -> tuple[DataSpec, list[str]]:
+    """What a draft says as a data section, and its lines without comments; raises as `draft`."""
+    text = draft(path, spec)
+    return DataSpec.model_validate(yaml.safe_load(text)), [n for n in text.splitlines() if not n.startswith("#")]
+
+
 def _lines(
     section: dict[str, Any], features: dict[str, list[Any]], open_: list[str], unused: list[str]
 ) -> Iterator[str]:
@@ -121,17 +135,25 @@ def _around(file: Path, splits: Iterable[str]) -> list[str]:
 def _roles(columns: Columns, splits: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The fields that columns stand for, and which are left open."""
     found: dict[str, Any] = {}
+    rows = len(next(iter(columns.values())))
     for role, words in ROLES.items():
         if role == "split" and splits:
             continue
         names = [
-            n for w in words for n in columns if _called(n, w) and n not in found.values() and _fits(columns[n], role)
+            n
+            for w in words
+            for n in columns
+            if _called(n, w, REST_OF.get(role, REST)) and n not in found.values() and _fits(columns[n], role)
         ]
         if names:
             found[role] = names[0]
     if "label" in found and "score" in found:
         # One of them is predicted: a class, unless there are as many as numbers.
         del found["score" if not _fractions(columns[found["label"]]) else "label"]
+    if not {"start", "end"} <= found.keys() or "recording" not in found:
+        found = {n: c for n, c in found.items() if n not in TIMES}
+    if "recording" in found and "utterance" not in found and len(set(columns[found["recording"]])) == rows:
+        found["utterance"] = found["recording"]
     scopes = [n for w in SCOPES for n in columns if _called(n, w)]
     if "dialogue" in found and scopes:
         found["dialogue"] = [*scopes, found["dialogue"]]
@@ -141,16 +163,19 @@ def _roles(columns: Columns, splits: list[str]) -> tuple[dict[str, Any], list[st
     return found, [r for r in wanted if not (r == "label" and "score" in found)]
 
 
-def _called(column: str, word: str) -> bool:
+def _called(column: str, word: str, rest: Collection[str] = REST) -> bool:
     """Whether a column has the name, alone or as one that numbers: `Dialogue_ID`, `emotionLabel`."""
     parts = re.findall(r"[a-z]+|[0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column).lower())
-    rest = {"id", "name", "label", "nr", "no", "num", "number", "index", "official"}
-    return bool(parts) and parts[0] == word and set(parts[1:]) <= rest
+    return bool(parts) and parts[0] == word and set(parts[1:]) <= set(rest)
 
 
 def _fits(cells: list[str], role: str) -> bool:
     if role in NUMERIC:
         return all(map(_number, filter(None, cells))) and any(cells)
+    if role in FILES:
+        return all(is_media(c) for c in filter(None, cells)) and any(cells)
+    if role in TIMES:
+        return all(map(_time, cells))
     if role in SPOKEN:
         return any(" " in cell for cell in cells)
     if role in NAMED:
@@ -168,6 +193,13 @@ def _number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _time(cell: str) -> bool:
+    try:
+        return seconds(cell, "") is not None
+    except InputError:
+        return False
 
 
 def _whole(cell: str) -> bool:

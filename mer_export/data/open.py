@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,11 +43,26 @@ def said_extractors(path: Path, spec: DataSpec) -> Mapping[str, Extractor]:
     return (source.spec if source else spec).extractors
 
 
+Through = Callable[[Iterable[Dialogue]], Iterator[Dialogue]]
+"""What dialogues of an open source pass before samples are made of them, one for one."""
+
+
 def stream_samples(
-    path: Path | str, spec: DataSpec | None = None, labels: Sequence[str] | None = None, split: str | None = None
+    path: Path | str,
+    spec: DataSpec | None = None,
+    labels: Sequence[str] | None = None,
+    split: str | None = None,
+    through: Through | None = None,
 ) -> Iterator[Sample]:
     """Yields samples in file order, one split or all, each with its `split`; Parquet and JSON lines are read with
     bounded memory.
+
+    Args:
+        path: file or directory.
+        spec: the `data:` section; None detects the format by the files.
+        labels: class names of the model, in index order.
+        split: one of the data's, or all.
+        through: what dialogues of an open source pass on their way, such as encoders.
 
     Raises:
         InputError: as `open_corpus`.
@@ -56,7 +71,7 @@ def stream_samples(
     path, spec = Path(path), spec or DataSpec()
     found = known_formats()[detect(path, spec)]
     if found.open:
-        for dialogue, sample in OpenData(path, found, spec, labels).samples(split):
+        for dialogue, sample in OpenData(path, found, spec, labels).samples(split, through):
             yield replace(sample, split=dialogue.split)
         return
     corpus: Corpus = found.load().read(path, spec, labels)
@@ -80,17 +95,18 @@ class OpenData:
     """An open source, the shape that its utterances take, and the labels of the model (or its own)."""
 
     def __init__(self, path: Path, found: Format, spec: DataSpec, labels: Sequence[str] | None = None):
-        self.format = found.name
+        self.path, self.format = path, found.name
         self.source: Source = found.load().source(path, spec)
         self.spec = self.source.spec
         names = self.spec.label_columns or self.spec.label_names
         values = () if labels or names else said_labels(u for d in self.source.dialogues() for u in d.utterances)
         self.labels = LabelReader(str(path), labels, names, values)
 
-    def samples(self, split: str | None = None) -> Iterator[tuple[Dialogue, Sample]]:
+    def samples(self, split: str | None = None, through: Through | None = None) -> Iterator[tuple[Dialogue, Sample]]:
         """Yields every sample with the dialogue that it is made of."""
         shape = SHAPES[self.spec.shape]
-        for dialogue in distinct(self.source.dialogues(split), apart=self.spec.shape == "utterance"):
+        dialogues = distinct(self.source.dialogues(split), apart=self.spec.shape == "utterance")
+        for dialogue in through(dialogues) if through else dialogues:
             for sample in shape(dialogue, self.spec, self.labels):
                 yield dialogue, sample
 
@@ -107,7 +123,7 @@ class OpenData:
             scores |= sample.labels is not None and sample.labels.dtype.kind == "f" and sample.labels.ndim == 1
         info = {"labels": [] if scores else list(self.labels.labels), "speakers": self.spec.speakers, "sentences": said}
         info["extractors"] = self.spec.extractors
-        order = self.source.splits or sorted(splits, key=_usual_place)
+        order = self.source.splits or usual_order(splits)
         return Corpus({name: splits[name] for name in order}, self.format, info | dict(self.source.info))
 
 
@@ -149,5 +165,6 @@ def open_file_format(path: Path, spec: DataSpec) -> str | None:
     return next((n for n, reader in readers.items() if reader.detect(path, spec)), None)
 
 
-def _usual_place(split: str) -> int:
-    return USUAL_ORDER.index(split) if split in USUAL_ORDER else len(USUAL_ORDER)
+def usual_order(splits: Iterable[str]) -> list[str]:
+    """Names of splits: train, dev, valid, test, then others."""
+    return sorted(splits, key=lambda s: USUAL_ORDER.index(s) if s in USUAL_ORDER else len(USUAL_ORDER))

@@ -182,8 +182,6 @@ class ContextData(Section):
     """Width of a sentence vector; None takes what the data hold."""
     vectors: ArraySource | None = None
     """One sentence vector per row of an utterance table."""
-    recording: str | None = None
-    """Column of an utterance table with wav files, relative to the data directory."""
     fold: int | None = Field(None, ge=0, le=9)
     """Run of the cross-validation over sessions; None tests on session 5 and validates on a tenth of the others."""
     seed: int = Field(2022, ge=0)
@@ -245,6 +243,11 @@ class DataSpec(Section):
     """Given, the text of an utterance is its whole dialogue, packed so; needs `tokenizer`."""
     split: str | None = None
     sentence: str | None = None
+    recording: str | None = None
+    """Column of files of sound or pictures, relative to the data directory."""
+    start: str | None = None
+    """Column of the second (or h:mm:ss) of its recording at which an utterance begins."""
+    end: str | None = None
     row: str | None = None
     """Column with the row in the arrays; None means the position in the table."""
     speakers: int = Field(2, ge=1)
@@ -264,8 +267,15 @@ class DataSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _of_an_earlier_version(cls, values: Any) -> Any:
-        """Sections were once written in full, so their empty fields say nothing."""
-        return cls.without_defaults(values) if isinstance(values, Mapping) and written_in_full(values) else values
+        """Sections were once written in full, so their empty fields say nothing; only `context` had recordings."""
+        if not isinstance(values, Mapping):
+            return values
+        values = cls.without_defaults(values) if written_in_full(values) else values
+        context = values.get("context")
+        if isinstance(context, Mapping) and "recording" in context:
+            own = {n: v for n, v in context.items() if n != "recording"}
+            values = {"recording": context["recording"], **values, "context": own}
+        return values
 
     @field_validator("text", "audio", "vision", mode="before")
     @classmethod

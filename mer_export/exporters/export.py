@@ -185,6 +185,7 @@ def check_request(
     device: str = "cpu",
 ) -> ExportFormat:
     """The format of a possible request; raises as `export_variant` does, before any work."""
+    registry.get(bundle.manifest.system).require_network()
     if format not in export_formats():
         raise UsageError(f"no format {format!r}, there are {list(export_formats())}")
     record = export_formats()[format]
@@ -239,6 +240,9 @@ def _job(
     from mer_export.weights import bundle_model
 
     model, contract = bundle_model(bundle), bundle.manifest.contract
+    system = registry.get(bundle.manifest.system)
+    if not example and system.examples:
+        example = registry.resolve(system.examples)(bundle)
     for name in getattr(model, "training_only", ()):
         delattr(model, name)
     for parameter in model.parameters():

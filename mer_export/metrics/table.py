@@ -10,6 +10,7 @@ FAMILIES: dict[str, Family] = {
     "classification": classification.FAMILY,
     "multilabel": multilabel.FAMILY,
     **{name: scale.family for name, scale in sentiment.SCALES.items()},
+    "features": Family((Metric("cosine", "plain"),), "cosine"),
 }
 """By the kind of a task, of a regression by its scale."""
 LOSSES = (Metric("loss", "plain", "lower"), Metric("loss_prediction", "plain", "lower"))

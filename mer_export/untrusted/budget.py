@@ -24,16 +24,16 @@ OBJECTS_PER_BYTE, SPARE_OBJECTS, MOST_OBJECTS = 1, 1_000_000, 1 << 27
 class Budget:
     """The bytes and objects that are left for decoding one file."""
 
-    def __init__(self, name: Path | str, size: int):
-        self.name, self.size = str(name), size
+    def __init__(self, name: Path | str, size: int, fix: str = "get it again from where you trust it"):
+        self.name, self.size, self.fix = str(name), size, fix
         self.bytes = min(SPARE_BYTES + BYTES_PER_BYTE * size, MOST_BYTES)
         self.objects = min(SPARE_OBJECTS + OBJECTS_PER_BYTE * size, MOST_OBJECTS)
 
     @classmethod
-    def of(cls, path: Path) -> Budget:
-        """That of a file; raises InputError where it cannot be read."""
+    def of(cls, path: Path, *fix: str) -> Budget:
+        """That of a file, with what to do where it is too little; raises InputError where it cannot be read."""
         try:
-            return cls(path, path.stat().st_size)
+            return cls(path, path.stat().st_size, *fix)
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
@@ -44,7 +44,7 @@ class Budget:
         if self.bytes < 0 or self.objects < 0:
             raise InputError(
                 f"{self.name} was not read: its {self.size} bytes unfold to far more data than a file of that size "
-                "holds, get it again from where you trust it"
+                f"holds, {self.fix}"
             )
 
     def take_array(self, shape: tuple[int, ...], dtype: np.dtype) -> int:

@@ -11,6 +11,8 @@ from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.parquet import open_parquet
 
 Columns = dict[str, list[str]]
+TABLES = (".csv", ".tsv", ".parquet")
+"""How the names of tables end."""
 UTF8 = "utf-8-sig"
 """UTF-8 with or without a byte order mark."""
 WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")

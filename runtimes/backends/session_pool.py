@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Self, TypeVar
 
@@ -29,9 +30,15 @@ class Crew:
         return self._pool.map(lambda item: self._with_session(work, item), items)
 
     def _with_session(self, work: Callable[[Session, Item], Made], item: Item) -> Made:
+        with self.lend() as session:
+            return work(session, item)
+
+    @contextmanager
+    def lend(self) -> Iterator[Session]:
+        """One of the sessions, as soon as one is free."""
         session = self._free.get()
         try:
-            return work(session, item)
+            yield session
         finally:
             self._free.put(session)
 

@@ -89,21 +89,19 @@ def check_out(path: Path) -> None:
         raise UsageError(f"--out {path}: the ending must be one of {list(WRITERS)}, or it is - for standard output")
 
 
+def json_row(p: Prediction, task: Task, beside: Sequence[str] = ()) -> dict[str, Any]:
+    """One unit as JSON lines and the server say it."""
+    numbers = {"score": p.score} if task.kind == "regression" else {"probabilities": p.probabilities or None}
+    row = {"sample": p.sample, "unit": p.unit, "label": p.label, **numbers, "modalities": p.modalities}
+    if not task.exclusive:
+        row["labels"] = p.labels
+    return row | {name: getattr(p, name) for name in beside}
+
+
 def _jsonl(predictions: Iterable[Prediction], stream: TextIO, task: Task, beside: Sequence[str]) -> None:
-    regression = task.kind == "regression"
     for p in predictions:
-        row = {
-            "sample": p.sample,
-            "unit": p.unit,
-            "label": p.label,
-            **({"score": p.score} if regression else {"probabilities": p.probabilities or None}),
-            "modalities": p.modalities,
-        }
-        if not task.exclusive:
-            row["labels"] = p.labels
-        row |= {name: getattr(p, name) for name in beside}
         # Whoever reads along sees each row when it is there.
-        print(json.dumps(row, ensure_ascii=False), file=stream, flush=stream is sys.stdout)
+        print(json.dumps(json_row(p, task, beside), ensure_ascii=False), file=stream, flush=stream is sys.stdout)
 
 
 def _write_jsonl(predictions: Iterable[Prediction], path: Path, task: Task, beside: Sequence[str]) -> None:

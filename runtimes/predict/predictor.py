@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -14,7 +15,7 @@ import numpy as np
 
 from mer_export.bucket import Bucket, bucket_for
 from mer_export.bundle import Bundle, Variant
-from mer_export.contract import Lengths, Table
+from mer_export.contract import Lengths, Table, TensorSpec
 from mer_export.data.collate import collate
 from mer_export.data.feature_check import FeatureCheck
 from mer_export.data.given import Given, checked
@@ -64,12 +65,19 @@ class Prediction:
         return tuple(self.probabilities.values()) if self.score is None else (self.score,)
 
 
-class _Work(NamedTuple):
-    """One piece on its way through the model: of which sample of the chunk, and how long."""
+class Part(NamedTuple):
+    """A part of a sample that runs apart: the bucket that it goes to, what it is, and its real lengths."""
 
-    sample: int
+    bucket: Bucket | None
     piece: Piece
     lengths: Lengths
+
+
+class _Work(NamedTuple):
+    """One part on its way through the model: of which sample of the chunk."""
+
+    sample: int
+    part: Part
 
 
 class Predictor:
@@ -161,15 +169,15 @@ class Predictor:
             InputError: a sample that the model cannot take.
             UsageError: called in a forked child of the process that opened the predictor.
         """
-        for sample, scores in self._answers(samples):
-            yield from self._read(sample, scores)
+        for sample, scores in self.answers(samples):
+            yield from self.read(sample, scores)
 
     def scores(self, samples: Iterable[Given]) -> list[np.ndarray]:
         """Raw rows of the task's output for each sample, float32 `(units, outputs)`.
 
         Rows of units without a prediction are NaN.
         """
-        return [scores for _, scores in self._answers(samples)]
+        return [scores for _, scores in self.answers(samples)]
 
     @property
     def answered_by(self) -> list[str]:
@@ -177,15 +185,15 @@ class Predictor:
         used = [self._variants[b] for b in (None, *self.buckets) if b in self._used]
         return ["eager" if v is None else v.name for v in used]
 
-    def route(self, sample: Sample) -> Iterator[tuple[Bucket | None, Piece, Lengths]]:
-        """The parts of a sample that run apart, each with the bucket that it goes to and its real lengths.
+    def route(self, sample: Sample) -> Iterator[Part]:
+        """The parts of a sample that run apart.
 
         Nothing where the model can read nothing of it; raises InputError as `predict` does.
         """
         if sample.readable(self.contract):
             for piece in fit(sample, self.contract, self._longest, self.overflow):
                 lengths = piece.sample.lengths(self.contract)
-                yield bucket_for(lengths, self.buckets), piece, lengths
+                yield Part(bucket_for(lengths, self.buckets), piece, lengths)
 
     def variant(self, bucket: Bucket | None) -> Variant | None:
         """What runs a bucket; None for the bundle's own weights."""
@@ -208,6 +216,39 @@ class Predictor:
             if bucket not in self._sessions:
                 self._sessions[bucket] = self._open(bucket, batch or self.batch_for(bucket))
             return self._sessions[bucket]
+
+    @contextmanager
+    def lend(self, bucket: Bucket | None = None, batch: int | None = None) -> Iterator[Session]:
+        """A loaded model that is nobody else's for as long as it is lent, unless its engine computes side by side.
+
+        As many as there are `workers` are lent at a time, whoever comes then waits.
+        """
+        if self.workers == 1:
+            yield self.session(bucket, batch)
+        else:
+            with self._crew(bucket, batch or self.batch_for(bucket)).lend() as session:
+                yield session
+
+    def pad(self, session: Session, parts: Sequence[Part]) -> dict[str, np.ndarray]:
+        """The inputs of a session for parts of its bucket; raises InputError for values that the model cannot take."""
+        return collate([p.piece.sample for p in parts], self.contract, session.bucket, session.batch or None)
+
+    def cut(self, outputs: Mapping[str, np.ndarray], parts: Sequence[Part]) -> list[dict[str, np.ndarray]]:
+        """What is real of the outputs of `pad`'s arrays: every output of each part, without batch dim and padding."""
+        return [
+            {s.name: outputs[s.name][i][_real(s, part.lengths)] for s in self.contract.outputs}
+            for i, part in enumerate(parts)
+        ]
+
+    def rows(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The scores among the outputs of one part, a row for each of its units, also of those that are not kept."""
+        scores = outputs[self.task.output]
+        # Past the labels there may be slots for more of them.
+        return scores[None, : self.task.width] if self.contract.unit_dim is None else scores
+
+    def unanswered(self, units: int) -> np.ndarray:
+        """Rows of scores for units without an answer."""
+        return np.full((units, self.task.width), np.nan, dtype=np.float32)
 
     def _crew(self, bucket: Bucket | None, batch: int) -> Crew:
         check_process(self._process)
@@ -238,7 +279,8 @@ class Predictor:
             return self.contract.longest
         return {d: max(b[d] for b in self.buckets) for d in self.contract.sequence_dims}
 
-    def _answers(self, samples: Iterable[Given]) -> Iterator[tuple[Sample, np.ndarray]]:
+    def answers(self, samples: Iterable[Given]) -> Iterator[tuple[Sample, np.ndarray]]:
+        """Each sample as the model took it, and its rows as `scores` gives them."""
         for chunk in _chunks(checked(samples, self.contract)):
             rows = self._run_chunk(chunk)
             self.features.add(chunk)
@@ -249,18 +291,19 @@ class Predictor:
         """Rows per sample of one chunk: sorted by bucket and length, run in batches, put back in order."""
         work: dict[Bucket | None, list[_Work]] = {}
         for number, sample in enumerate(chunk):
-            for bucket, piece, lengths in self.route(sample):
-                work.setdefault(bucket, []).append(_Work(number, piece, lengths))
-        rows = [np.full((len(s.units), self.task.width), np.nan, dtype=np.float32) for s in chunk]
-        for bucket, pieces in work.items():
+            for part in self.route(sample):
+                work.setdefault(part.bucket, []).append(_Work(number, part))
+        rows = [self.unanswered(len(s.units)) for s in chunk]
+        for bucket, items in work.items():
             self._used.add(bucket)
-            pieces.sort(key=lambda w: tuple(w.lengths.values()))
+            items.sort(key=lambda w: tuple(w.part.lengths.values()))
             size = self.batch_for(bucket)
-            batches = [pieces[i : i + size] for i in range(0, len(pieces), size)]
+            batches = [items[i : i + size] for i in range(0, len(items), size)]
             for alike, answers in zip(batches, self._run_batches(bucket, batches), strict=True):
                 for item, found in zip(alike, answers, strict=True):
-                    kept = found[item.piece.keep]
-                    rows[item.sample][item.piece.start : item.piece.start + len(kept)] = kept
+                    piece = item.part.piece
+                    kept = found[piece.keep]
+                    rows[item.sample][piece.start : piece.start + len(kept)] = kept
         return rows
 
     def _run_batches(self, bucket: Bucket | None, batches: list[list[_Work]]) -> Iterator[list[np.ndarray]]:
@@ -272,21 +315,21 @@ class Predictor:
         return self._crew(bucket, most).map(self._run_batch, batches)
 
     def _run_batch(self, session: Session, alike: list[_Work]) -> list[np.ndarray]:
-        arrays = collate([w.piece.sample for w in alike], self.contract, session.bucket, session.batch or None)
-        output = session.run(arrays)[self.task.output]
-        unit_dim, width = self.contract.unit_dim, self.task.width
-        if unit_dim is None:
-            # Past the labels there may be slots for more of them.
-            return [output[i : i + 1, :width] for i in range(len(alike))]
-        return [output[i, : w.lengths[unit_dim]] for i, w in enumerate(alike)]
+        parts = [w.part for w in alike]
+        return [self.rows(found) for found in self.cut(session.run(self.pad(session, parts)), parts)]
 
-    def _read(self, sample: Sample, scores: np.ndarray) -> Iterator[Prediction]:
+    def read(self, sample: Sample, scores: np.ndarray, first: int = 0) -> Iterator[Prediction]:
+        """What `scores` say, one row for each of as many units of a sample, from unit number `first` on.
+
+        A row of NaN is a unit without an answer.
+        """
         modalities = sample.modalities(self.contract)
         answered = ~np.isnan(scores).any(axis=-1)
         decisions = self.task.decisions(np.where(answered[:, None], scores, 0))
+        units = slice(first, first + len(scores))
         said = sample.labels if self.gold else None
-        known = [None] * len(sample.units) if said is None else self.task.gold(said)
-        rows = zip(sample.units, answered, decisions, scores, known, strict=True)
+        known = [None] * len(scores) if said is None else self.task.gold(said[units])
+        rows = zip(sample.units[units], answered, decisions, scores, known, strict=True)
         for unit, has_answer, decision, row, gold in rows:
             none = Prediction(sample.id, unit, None, None, {}, modalities, split=sample.split, gold=gold)
             yield self._answer(none, decision, row) if has_answer else none
@@ -314,6 +357,11 @@ def load(path: Path | str, backend: str = "onnxruntime", trust: bool = False, **
     """
     own = {k: options.pop(k) for k in ("device", "threads", "cuda_graph", "reuse") if k in options}
     return Predictor(Bundle.open(path, trust), backend, SessionOptions(**own), **options)
+
+
+def _real(spec: TensorSpec, lengths: Lengths) -> tuple[slice, ...]:
+    """Where the values of one item stand that are no padding."""
+    return tuple(slice(lengths[d] if isinstance(d, str) else d) for d in spec.dims[1:])
 
 
 def _by_bucket(

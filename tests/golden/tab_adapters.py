@@ -16,7 +16,7 @@ from mer_export.data.collate import collate
 from mer_export.data.formats.tab.folds import cross_validation, held_out_sessions, session_five
 from mer_export.data.formats.tab.iemocap_release import parse_dialogue
 from mer_export.data.formats.tab.reader import read_table
-from mer_export.data.media.recordings import read_recording
+from mer_export.data.media.sound import read_sound
 from mer_export.data.open import open_corpus
 from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import DataSpec
@@ -279,8 +279,8 @@ def parsed(case: Case) -> dict[str, Any]:
     expected = json.loads((folder / "expected.json").read_text())
     evaluation, transcript = ((folder / f"{name}.{kind}.txt").read_text() for kind in ("emo", "trans"))
     found = parse_dialogue(name, options["session"], evaluation, transcript, options["first_index"])
-    sound, rate = read_recording(folder / f"{name}.wav")
-    recording = (sound * 32768).astype(np.int16)
+    sound = read_sound(folder / f"{name}.wav")
+    recording, rate = (sound.samples * 32768).astype(np.int16), sound.rate
     assert options["first_index"] + len(found) == expected["next_index"]
     for utterance, entry in zip(found, expected["utterances"], strict=True):
         own = {"file": f"{utterance.name}.txt", "class_value": utterance.label_id, "text": utterance.text}

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mer_export.errors import InputError, NotAvailableError
-from mer_export.install import not_installed
-from mer_export.untrusted.budget import Budget
-from mer_export.untrusted.impostors import refuse_impostor
+from mer_export.data.media.pictures import read_picture
+from mer_export.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 CUBIC = -0.75
 """Of the cubic kernel, as OpenCV has it."""
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
-"""Kinds of image files; Pillow knows others that start programs."""
-MOST_PIXELS = 1 << 26
 
 
 class FaceImages:
@@ -54,7 +49,7 @@ class FaceImages:
         return len(self.paths)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        found = [normalise(read_image(p), self.size) for p in self.paths]
+        found = [normalise(read_picture(p)[:, :, ::-1], self.size) for p in self.paths]
         images = np.stack(found) if found else np.zeros(self.shape, dtype=self.dtype)
         return images if dtype is None else images.astype(dtype)
 
@@ -65,29 +60,6 @@ def image_files(folder: Path) -> list[Path]:
     if not found:
         raise InputError(f"{folder} has no images: there must be files that end in {' or '.join(SUFFIXES)}")
     return found
-
-
-def read_image(path: Path | str) -> np.ndarray:
-    """One image (height, width, 3) uint8 with channels blue, green, red.
-
-    Raises:
-        InputError: the file is missing or no image.
-        NotAvailableError: Pillow is not installed.
-    """
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError:
-        raise NotAvailableError(not_installed("Pillow, which reads face images,", "faces")) from None
-    refuse_impostor(path)
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            # One pixel of three channels may come from less than a byte, hundreds of them do not.
-            if image.width * image.height > MOST_PIXELS:
-                raise InputError(f"{path} is an image of {image.width} x {image.height}, expected a face crop")
-            Budget.of(Path(path)).take(3 * image.width * image.height)
-            return np.asarray(image.convert("RGB"))[:, :, ::-1]
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image ({' '.join(str(error).split())[:100]})") from None
 
 
 def normalise(image: np.ndarray, size: int) -> np.ndarray:
@@ -112,7 +84,7 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.clip(np.round(found), 0, 255).astype(np.uint8)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _area(old: int, new: int) -> np.ndarray:
     """Weights (new, old): each new place is the mean of the old ones that it covers."""
     if old < new:
@@ -124,7 +96,7 @@ def _area(old: int, new: int) -> np.ndarray:
     return covered / covered.sum(1, keepdims=True)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _cubic(old: int, new: int) -> np.ndarray:
     """Weights (new, old) of cubic interpolation; border values repeat."""
     centre = (np.arange(new) + 0.5) * (old / new) - 0.5

@@ -77,8 +77,10 @@ def _text(utterance: Utterance, spec: DataSpec, context: ContextData) -> np.ndar
 
 
 def _audio(utterance: Utterance, context: ContextData) -> np.ndarray | None:
+    said = utterance.recording
+    path = said.path if said else None
     if "audio_tokens" in utterance.inputs:
         return utterance.inputs["audio_tokens"][: context.max_audio]
-    if utterance.recording is None or context.speech is None:
+    if said is None or path is None or context.speech is None:
         return None
-    return speech_tokens(context.speech, utterance.recording)[: context.max_audio]
+    return speech_tokens(context.speech, path, said.start, said.end)[: context.max_audio]

@@ -84,24 +84,27 @@ def _held(bundle: Bundle, folder: str) -> Iterator[tuple[bytes, Place]]:
 
     A variant of earlier weights may have constants in common, for which its whole file would have to stay.
     """
+    present = bundle.manifest.files[WEIGHTS].sha256
+    for variant in bundle.manifest.variants:
+        if str(PurePosixPath(variant.model).parent) == folder and variant.options.get("weights") == present:
+            yield from held_by(bundle.variant_files(variant))
+
+
+def held_by(path: Path) -> Iterator[tuple[bytes, Place]]:
+    """Every tensor of an ONNX file in a data file beside it, by digest; both have been verified."""
     import onnx
 
-    present = bundle.manifest.files[WEIGHTS].sha256
-
     seen: set[Place] = set()
-    for variant in bundle.manifest.variants:
-        if str(PurePosixPath(variant.model).parent) != folder or variant.options.get("weights") != present:
+    for tensor in onnx.load_model(path, load_external_data=False).graph.initializer:
+        entries = {e.key: e.value for e in tensor.external_data}
+        if not entries:
             continue
-        for tensor in onnx.load_model(bundle.variant_files(variant), load_external_data=False).graph.initializer:
-            entries = {e.key: e.value for e in tensor.external_data}
-            if not entries:
-                continue
-            place = Place(entries["location"], int(entries["offset"]), int(entries["length"]))
-            if place not in seen:
-                seen.add(place)
-                with bundle.path(f"{folder}/{place.file}").open("rb") as stream:
-                    stream.seek(place.offset)
-                    yield _digest(stream.read(place.size)), place
+        place = Place(entries["location"], int(entries["offset"]), int(entries["length"]))
+        if place not in seen:
+            seen.add(place)
+            with (path.parent / place.file).open("rb") as stream:
+                stream.seek(place.offset)
+                yield _digest(stream.read(place.size)), place
 
 
 def _write_data(tensors: list[Any], folder: Path) -> dict[str, Place]:

@@ -10,18 +10,20 @@ docs/data.md says what an utterance may have.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mer_export.data.dialogues import ALL, IMAGES, MODALITIES, READY, Dialogue, Utterance, ready_array
+from mer_export.data.dialogues import ALL, IMAGES, MODALITIES, READY, Dialogue, Recording, Utterance, ready_array
 from mer_export.data.media.faces import FaceImages
+from mer_export.data.media.times import seconds
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.json_files import parse_json
+from mer_export.untrusted.places import Reach
 
 SUFFIXES = (".jsonl", ".ndjson")
 BOM = b"\xef\xbb\xbf"
@@ -54,8 +56,7 @@ class LineSource:
     def __init__(self, path: Path, spec: DataSpec):
         self.path = path
         self.spec = spec.over(_declared(path), f"{path}: line 1")
-        self.reach = self.spec.reach(path)
-        self.modalities = [m for m in MODALITIES if m not in self.spec.switched_off]
+        self.reader = DialogueReader(self.spec, self.spec.reach(path))
         self.splits: tuple[str, ...] = ()
         self.info: dict[str, Any] = {}
 
@@ -68,12 +69,20 @@ class LineSource:
                 continue
             seen.add(name)
             if split in (None, name):
-                yield self._dialogue(number, line, name)
+                yield self.reader.dialogue(line, f"{self.path}: line {number}")
         if split is not None and split not in seen:
             raise UsageError(f"no split {split!r} in {self.path}, there are {sorted(seen)}")
 
-    def _dialogue(self, number: int, line: dict[str, Any], split: str) -> Dialogue:
-        where = f"{self.path}: line {number}"
+
+class DialogueReader:
+    """From objects as they stand in lines to dialogues. `reach` says where paths may lead; None refuses all of them."""
+
+    def __init__(self, spec: DataSpec, reach: Reach | None):
+        self.spec, self.reach = spec, reach
+        self.modalities = [m for m in MODALITIES if m not in spec.switched_off]
+
+    def dialogue(self, line: Mapping[str, Any], where: str) -> Dialogue:
+        """One dialogue; raises InputError, whose message begins with `where`, for an object that is none."""
         try:
             name, given = str(line["dialogue"]), line["utterances"]
             if not isinstance(given, list) or not given:
@@ -82,12 +91,12 @@ class LineSource:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise InputError(f"{where} is not a dialogue: {what}") from None
-        return Dialogue(name, split, utterances, where)
+        return Dialogue(name, str(line.get("split", ALL)), utterances, where)
 
     def _utterance(self, given: dict[str, Any], name: str, where: str) -> Utterance:
         ready: dict[str, Any] = {n: ready_array(n, given[n], where) for n in READY if given.get(n) is not None}
         if self.spec.faces.images and given.get(IMAGES):
-            ready[IMAGES] = FaceImages([self.reach.path(str(p), where) for p in given[IMAGES]], self.spec.faces.size)
+            ready[IMAGES] = FaceImages([self._path(p, where) for p in given[IMAGES]], self.spec.faces.size)
         return Utterance(
             id=str(given.get("id", name)),
             speaker=given.get("speaker", 0),
@@ -95,10 +104,25 @@ class LineSource:
             score=_number(given["score"]) if "score" in given else None,
             indicators=_indicators(given),
             sentence=None if given.get("sentence") is None else str(given["sentence"]),
-            recording=self.reach.path(str(given["recording"]), where) if given.get("recording") else None,
+            recording=self._recording(given, where),
             features={m: (_steps(given[m], m),) for m in self.modalities if given.get(m) is not None},
             inputs=ready,
         )
+
+    def _recording(self, given: dict[str, Any], where: str) -> Recording | None:
+        if not given.get("recording"):
+            return None
+        start, end = (seconds(given.get(n), f"{where}: {n}") for n in ("start", "end"))
+        return Recording(str(given["recording"]), where, self._files(given["recording"], where), start, end)
+
+    def _path(self, name: object, where: str) -> Path:
+        return self._files(name, where).path(str(name), where)
+
+    def _files(self, name: object, where: str) -> Reach:
+        """Where files may lie; raises InputError where none is read."""
+        if self.reach is None:
+            raise InputError(f"{where} names the file {str(name)!r}, and no file is read here: send what is in it")
+        return self.reach
 
 
 def _label(given: dict[str, Any]) -> str | int | float | None:
@@ -129,19 +153,27 @@ def _steps(value: Any, modality: str) -> np.ndarray:
 def _declared(path: Path) -> dict[str, Any]:
     """What the first line says of the data, by fields of the data section."""
     for _, line in _parsed(path):
-        if "dialogue" in line or "utterances" in line:
-            return {}
-        unknown = [name for name in line if name not in HEADER]
-        if unknown:
-            raise InputError(f"{path}: line 1 has {unknown}, it must be a dialogue or say some of {list(HEADER)}")
-        return {HEADER[name]: value for name, value in line.items()}
+        return {} if is_dialogue(line) else declared(line, f"{path}: line 1")
     raise InputError(f"{path} is empty: it needs one dialogue per line")
+
+
+def is_dialogue(line: Mapping[str, Any]) -> bool:
+    """Whether a line is a dialogue; else it can only be the first one, which says what the data are."""
+    return "dialogue" in line or "utterances" in line
+
+
+def declared(line: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a first line says, by fields of the data section; raises InputError where it says anything else."""
+    unknown = [name for name in line if name not in HEADER]
+    if unknown:
+        raise InputError(f"{where} has {unknown}, it must be a dialogue or say some of {list(HEADER)}")
+    return {HEADER[name]: value for name, value in line.items()}
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Dialogue lines with their numbers."""
     for place, (number, line) in enumerate(_parsed(path)):
-        if place or "dialogue" in line or "utterances" in line:
+        if place or is_dialogue(line):
             yield number, line
 
 

@@ -5,6 +5,7 @@
     text, audio, vision list<float32>                     the vectors of an utterance, one after the other; null: none
     further inputs list<int64> or list<float32>           as the model takes them, see `dialogues.READY`
     images list<string>                                   files of its face images
+    recording string, start float64, end float64          where its features come from: a file, and its part (s)
 
 The schema metadata key `mer` holds as JSON the width of each list's vectors (`dims`), class names, speakers, splits,
 the unit of a sample and where the data came from. Row groups end between dialogues and between splits, so a reader

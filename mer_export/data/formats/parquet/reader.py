@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.data.dialogues import IMAGES, MODALITIES, READY, Dialogue, Utterance, ready_array
+from mer_export.data.dialogues import IMAGES, MODALITIES, READY, Dialogue, Recording, Utterance, ready_array
 from mer_export.data.formats.parquet import layout
 from mer_export.data.media.faces import FaceImages
 from mer_export.data.spec import DataSpec
@@ -87,9 +87,14 @@ class ParquetSource:
             score=row.get("score"),
             indicators=None if labels is None else dict(zip(self.meta["labels"], labels.tolist(), strict=True)),
             sentence=row.get("sentence"),
+            recording=self._recording(row, where),
             features={m: parts for m, parts in features.items() if parts},
             inputs=ready,
         )
+
+    def _recording(self, row: dict[str, Any], where: str) -> Recording | None:
+        name = row.get("recording")
+        return Recording(str(name), where, self.reach, row.get("start"), row.get("end")) if name else None
 
     def _steps(self, row: dict[str, Any], modality: str, where: str) -> list[np.ndarray]:
         """The vectors of an utterance, float32 arrays of their own."""

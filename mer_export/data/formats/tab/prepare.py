@@ -9,7 +9,7 @@ import numpy as np
 
 from mer_export.data.formats.tab.iemocap_release import Utterance, read_release
 from mer_export.data.formats.tab.reader import AUDIO, TABLE, TEXT, VECTORS
-from mer_export.data.media.recordings import read_recording, write_recording
+from mer_export.data.media.sound import Sound, read_sound, write_sound
 from mer_export.data.shapes.windows import context_windows
 from mer_export.data.tokens.tokenizer import text_tokens
 from mer_export.encoders.sentence import load_sentence_encoder
@@ -52,12 +52,13 @@ def prepare(
     utterances = []
     for folder in ("Text", "Audio"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    opened: tuple[Path, np.ndarray, int] | None = None
+    opened: tuple[Path, Sound] | None = None
     for utterance, path in read_release(release):
         if opened is None or opened[0] != path:
-            opened = (path, *read_recording(path))
-        samples = utterance.samples(opened[1], opened[2])
-        write_recording(out / "Audio" / f"{utterance.name}.wav", samples, opened[2])
+            opened = path, read_sound(path)
+        sound = opened[1]
+        samples = utterance.samples(sound.samples, sound.rate)
+        write_sound(out / "Audio" / f"{utterance.name}.wav", samples, sound.rate)
         (out / "Text" / f"{utterance.name}.txt").write_text(utterance.text, encoding="utf-8")
         utterances.append(utterance)
     write_labels(out, [(u.name, u.label_id) for u in utterances])

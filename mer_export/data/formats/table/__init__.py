@@ -10,6 +10,7 @@ FORMAT = Format(
     reads=(
         *OPEN,
         *("table", "dialogue", "order", "utterance", "speaker", "label", "score", "split", "sentence", "row", "inputs"),
+        *("recording", "start", "end"),
         *("encoding", "separator"),
     ),
     open=True,

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.data.dialogues import READY, USUAL_ORDER, Dialogue, Utterance
+from mer_export.data.dialogues import READY, USUAL_ORDER, Dialogue, Recording, Utterance
 from mer_export.data.formats.table.arrays import ArrayFiles
 from mer_export.data.formats.table.rows import Row, dialogue_rows, table_rows
 from mer_export.data.media.faces import FaceImages, image_files
+from mer_export.data.media.times import seconds
 from mer_export.data.spec import ArraySource, DataSpec
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.places import SPLIT, Reach
@@ -128,7 +129,6 @@ class TableSource:
 
     def _utterance(self, name: str, row: Row) -> Utterance:
         spec = self.spec
-        recording = row.cell(spec.context.recording) if spec.context else ""
         return Utterance(
             id=name,
             speaker=row.cell(spec.speaker),
@@ -136,11 +136,17 @@ class TableSource:
             score=_number(row, spec.score, name) if spec.score in row.table else None,
             indicators=_indicators(row, spec, name),
             sentence=row.cell(spec.sentence) if spec.sentence else None,
-            recording=self.reach.path(recording, name) if recording else None,
+            recording=self._recording(row, name),
             features={m: tuple(self.arrays.steps(s, row) for s in found) for m, found in _features(spec).items()},
             inputs=self._ready(row, name),
             row=row.at + HEADER_ROWS,
         )
+
+    def _recording(self, row: Row, name: str) -> Recording | None:
+        if not (file := row.cell(self.spec.recording)):
+            return None
+        start, end = (seconds(row.cell(c), f"{name}: column {c}") for c in (self.spec.start, self.spec.end))
+        return Recording(file, name, self.reach, start, end)
 
     def _ready(self, row: Row, name: str) -> dict[str, np.ndarray]:
         ready: dict[str, Any] = {n: self.arrays.ready(n, s, row) for n, s in self.spec.inputs.items()}

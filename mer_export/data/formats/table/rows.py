@@ -12,6 +12,9 @@ from mer_export.errors import InputError
 from mer_export.untrusted.places import SPLIT
 from mer_export.untrusted.tables import Columns, read_table
 
+REQUIRED = ("order", "utterance", "speaker", "sentence", "recording", "start", "end", "row")
+"""Fields of the data section whose columns a table must have."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -102,7 +105,7 @@ def _array_row(columns: Columns, at: int, spec: DataSpec) -> int | None:
 def _require(columns: Columns, spec: DataSpec, path: Path) -> None:
     """Columns for labels, scores and split may be absent: then the data are unlabelled, or one split."""
     roles = [("dialogue", name) for name in spec.dialogue_columns]
-    roles += [(role, getattr(spec, role)) for role in ("order", "utterance", "speaker", "sentence", "row")]
+    roles += [(role, getattr(spec, role)) for role in REQUIRED]
     for role, name in roles:
         if name is not None and name not in columns:
             raise InputError(f"{path} has no column {name!r} (data.{role}), there are {list(columns)}")

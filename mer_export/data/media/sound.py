@@ -1,0 +1,190 @@
+"""Sound of any file as samples: libsndfile reads files of sound alone, PyAV the sound of video files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mer_export.data.media.tracks import library, opened, zero
+from mer_export.errors import InputError
+from mer_export.untrusted.budget import Budget
+from mer_export.untrusted.media_files import Kind, media_kind
+
+FORMATS = {"WAV", "WAVEX", "RF64", "AIFF", "FLAC", "OGG", "MPEG", "MP3"}
+EXACT = {"WAV", "WAVEX", "RF64", "AIFF", "FLAC"}
+"""Formats of libsndfile in which a place is found exactly; the others are decoded from their beginning."""
+FULL_SCALE = 1 << 15
+STEPS = {"PCM_16": 1 / FULL_SCALE}
+UNKNOWN = 1 << 62
+"""Frames that libsndfile reports where a file does not say."""
+BLOCK = 1 << 18
+SLACK = 0.02
+"""Seconds that a track may stand beside its own clock: containers round times."""
+PARTS = "read it in parts (start and end)"
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """Samples (frames, channels) float32 in -1..1 at a rate in Hz; `step` is that of a 16-bit source, else 0."""
+
+    samples: np.ndarray
+    rate: int
+    step: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasts."""
+        return len(self.samples) / self.rate
+
+    def mono(self, rate: int) -> np.ndarray:
+        """The mean of the channels (samples,) float32 at another rate; raises InputError if it would be far larger."""
+        return resample(self.samples.mean(axis=1), self.rate, rate)
+
+
+def read_sound(path: Path | str, start: float | None = None, end: float | None = None) -> Sound:
+    """The sound of a file, whole or from `start` to `end`.
+
+    Args:
+        path: wav, flac, ogg, mp3 or the like, or a video file; its content decides, not its name.
+        start: seconds from the beginning of the file.
+        end: seconds from the beginning of the file; what lies behind the end of the sound is not there.
+
+    Raises:
+        MissingTrack: a file without sound.
+        InputError: no such file, of another kind, cut off, damaged, empty, with values that are not finite, or a
+            `start` and `end` that name no part of it.
+        NotAvailableError: the library that reads it is not installed.
+    """
+    path = Path(path)
+    span = check_span(path, start, end)
+    kind = media_kind(path)
+    sound = (_from_libav if kind.demuxer else _from_libsndfile)(path, kind, *span)
+    if not np.isfinite(sound.samples).all():
+        raise InputError(f"{path} holds samples that are not finite: it is damaged, get it again")
+    return sound
+
+
+def check_span(path: Path, start: float | None, end: float | None) -> tuple[float, float]:
+    """A part of a file in seconds, its beginning and end where not given; raises InputError for none."""
+    first, last = start if start is not None else 0.0, end if end is not None else np.inf
+    if not 0 <= first < np.inf:
+        raise InputError(f"{path}: start {first} is not a time in seconds")
+    if not first < last:
+        raise InputError(f"{path}: end {last} does not come after start {first}")
+    return float(first), float(last)
+
+
+def write_sound(path: Path, samples: np.ndarray, rate: int) -> None:
+    """One channel (samples,) in -1..1 as 16-bit PCM; what was read from 16 bits is written as it was."""
+    whole = np.rint(samples.astype(np.float64) * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1)
+    _soundfile().write(str(path), whole.astype(np.int16), rate, subtype="PCM_16", format="WAV")
+
+
+def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """A waveform (samples,) at another rate, float32; raises InputError where it would become far larger."""
+    if not rate > 0 or not wanted > 0:
+        raise InputError(f"rates must be positive, not {rate} and {wanted}")
+    if rate == wanted or not len(audio):
+        return audio.astype(np.float32)
+    Budget(f"sound at {rate} Hz", audio.nbytes).take(4 * len(audio) * wanted // rate)
+    return library("soxr", "changes the rate of sound").resample(audio.astype(np.float32), rate, wanted, quality="VHQ")
+
+
+class _Part:
+    """Collects the blocks of a sound that lie between two times; drops what comes before, and says when it has all."""
+
+    def __init__(self, path: Path, rate: int, start: float, end: float):
+        self.path, self.rate, self.start = path, rate, start
+        self.first = round(start * rate)
+        self.last = round(end * rate) if end < np.inf else UNKNOWN
+        self.budget = Budget.of(path, PARTS)
+        self.blocks: list[np.ndarray] = []
+        self.at = 0
+
+    @property
+    def complete(self) -> bool:
+        return self.at >= self.last
+
+    def add(self, block: np.ndarray) -> None:
+        """The next samples (frames, channels)."""
+        kept = block[max(0, self.first - self.at) : max(0, self.last - self.at)]
+        self.budget.take(kept.nbytes, objects=1)
+        self.at += len(block)
+        if len(kept):
+            self.blocks.append(kept)
+
+    def sound(self, step: float = 0.0) -> Sound:
+        """Raises InputError where there is nothing."""
+        if not self.at:
+            raise InputError(f"{self.path} has no samples: there is nothing to read")
+        if not self.blocks and self.first >= self.last:
+            raise InputError(f"{self.path}: from start {self.start} to its end there is no sample at {self.rate} Hz")
+        if not self.blocks:
+            raise InputError(
+                f"{self.path}: start {self.start} is past the end, the sound lasts {self.at / self.rate:.3f} s"
+            )
+        return Sound(np.concatenate(self.blocks), self.rate, step)
+
+
+def _soundfile() -> Any:
+    return library("soundfile", "reads and writes sound files")
+
+
+def _from_libsndfile(path: Path, kind: Kind, start: float, end: float) -> Sound:
+    try:
+        with _soundfile().SoundFile(str(path)) as file:
+            if file.format not in FORMATS:
+                raise InputError(f"{path} is {file.format} inside, which is not read: convert it to wav")
+            part = _Part(path, int(file.samplerate), start, end)
+            if file.format in EXACT and part.first < file.frames < UNKNOWN:
+                part.at = file.seek(part.first)
+            while not part.complete:
+                block = file.read(min(BLOCK, part.last - part.at), dtype="float32", always_2d=True)
+                if not len(block):
+                    break
+                part.add(block)
+            if part.at < min(part.last, file.frames) and file.frames < UNKNOWN:
+                raise InputError(
+                    f"{path} claims {file.frames / part.rate:.3f} s of sound and has {part.at / part.rate:.3f} s: it "
+                    "was cut off or is damaged, get it again"
+                )
+            return part.sound(STEPS.get(file.subtype, 0.0))
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).rpartition("': ")[2].split())
+        raise InputError(f"{path} is not a readable {kind.name} file: {reason}") from None
+
+
+def _from_libav(path: Path, kind: Kind, start: float, end: float) -> Sound:
+    with opened(path, kind, "audio") as (container, stream):
+        part: _Part | None = None
+        for time, rate, block in _blocks(container, stream):
+            part = part or _Part(path, rate, start, end)
+            if rate != part.rate or (part.blocks and block.shape[1] != part.blocks[0].shape[1]):
+                raise InputError(f"{path} changes its rate or channels within the sound: convert it to one")
+            gap = round((time - zero(container)) * rate) - part.at
+            if gap > SLACK * rate:
+                part.budget.take(4 * gap * block.shape[1])
+                part.add(np.zeros((gap, block.shape[1]), dtype=np.float32))
+            part.add(block)
+            if part.complete:
+                break
+        if part is None:
+            raise InputError(f"{path} has no samples: there is nothing to read")
+        return part.sound()
+
+
+def _blocks(container: Any, stream: Any) -> Iterator[tuple[Any, int, np.ndarray]]:
+    """Times, rates and samples (frames, channels) of a sound track; a gap in its times is silence."""
+    av = library("av", "reads video files")
+    form, resampler = ("", "", 0), av.AudioResampler(format="fltp")
+    for frame in container.decode(stream):
+        own = frame.format.name, frame.layout.name, frame.sample_rate
+        if own != form:
+            form, resampler = own, av.AudioResampler(format="fltp", layout=frame.layout, rate=frame.sample_rate)
+        time = frame.pts * frame.time_base if frame.pts is not None else 0
+        for converted in resampler.resample(frame):
+            yield time, frame.sample_rate, np.ascontiguousarray(converted.to_ndarray().T, dtype=np.float32)

@@ -1,0 +1,76 @@
+"""What an encoder says of itself, whatever its network: its preprocessing, pooling and source. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mer_export.contract import BATCH, Contract, Dim, TensorSpec
+from mer_export.encoders.inputs import PictureInput, SoundInput, TextInput
+from mer_export.task import Task
+
+Pooling = Literal["mean", "first", "last", "none"]
+"""Of the states of an item one vector: their mean, the first or the last of them; or all, as a sequence."""
+VECTOR, STATES = "vector", "states"
+"""The output of an encoder, by whether it pools."""
+
+
+class Provenance(BaseModel):
+    """Whose weights these are: name and revision as their publisher calls them, SHA-256 of the file, licence."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    revision: str = ""
+    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    licence: str = ""
+
+
+class EncoderConfig(BaseModel):
+    """The part of a configuration that all encoders have.
+
+    `unit` brings pooled vectors to unit length. `every` averages so many states of a sequence into one, the last group
+    being what remains. `width` is how many numbers a vector or state has.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    input: Annotated[TextInput | SoundInput | PictureInput, Field(discriminator="kind")]
+    pooling: Pooling = "mean"
+    unit: bool = False
+    every: int = Field(1, ge=1)
+    width: int = Field(ge=1)
+    source: Provenance
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of all that decides a feature: weights, preprocessing with its window, layers, pooling."""
+        content: dict[str, Any] = self.model_dump(mode="json")
+        # By which name and terms weights go round says nothing of what they compute.
+        content["source"] = content["source"]["sha256"] or content["source"]["name"]
+        content["input"].pop("buckets", None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def contract(config: EncoderConfig) -> Contract:
+    """Inputs as `config.input` makes them; one output, a vector or the states of a sequence."""
+    inputs, steps = config.input.specs, config.input.steps
+    dims: tuple[Dim, ...] = (BATCH, config.width)
+    if config.pooling == "none":
+        dims = (BATCH, steps, config.width) if steps else dims
+    output = TensorSpec(name=_output(config), dtype="float32", dims=dims)
+    return Contract(
+        inputs=inputs, outputs=(output,), buckets=config.input.lengths, longest=dict(config.input.lengths[-1])
+    )
+
+
+def task(config: EncoderConfig) -> Task:
+    """Features of an item decide nothing."""
+    return Task(kind="features", unit=config.input.unit, output=_output(config), features=config.width)
+
+
+def _output(config: EncoderConfig) -> str:
+    return STATES if config.pooling == "none" and config.input.steps else VECTOR

@@ -1,0 +1,238 @@
+"""An encoder from a folder of the `transformers` package: its preprocessing read, its weights checked, exported."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mer_export.bundle import WEIGHTS, Bundle, sha256
+from mer_export.checkpoints import read_checkpoint, usual_state, weight_files
+from mer_export.data.tokens.text_tokenizer import TextTokenizer
+from mer_export.data.tokens.tokenizer_json import text_files
+from mer_export.encoders.config import Pooling, Provenance
+from mer_export.encoders.encoder import TOKENIZER, manifest_of
+from mer_export.encoders.inputs import PictureInput, SoundInput, TextInput
+from mer_export.encoders.transformers import SYSTEM
+from mer_export.encoders.transformers.config import TransformersConfig, depth, hidden
+from mer_export.encoders.transformers.kinds import KINDS, Kind
+from mer_export.encoders.transformers.weights import load_folder
+from mer_export.errors import InputError, UnsupportedError, UsageError
+from mer_export.untrusted.json_files import read_json_object
+from mer_export.weights import save_weights
+
+if TYPE_CHECKING:
+    from mer_export.encoders.transformers.network import TransformersEncoder
+
+DESCRIPTION, PREPROCESSING = "config.json", "preprocessor_config.json"
+POOLING_CONFIG, MODULES, LENGTH = "1_Pooling/config.json", "modules.json", "sentence_bert_config.json"
+"""Where `sentence-transformers` says how it pools, whether it brings vectors to unit length, and where it cuts."""
+POOLING_MODES: dict[str, Pooling] = {
+    "pooling_mode_cls_token": "first",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+}
+LONGEST = 512
+"""Tokens that a sentence may have, where neither network nor request says fewer."""
+OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}
+"""Positions before the first one that a token has."""
+WINDOW = 10.0
+"""Seconds of a waveform that are read together where nobody says otherwise."""
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers of its filters."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request says of an encoder; None leaves it to the folder, or to what is usual."""
+
+    layers: Sequence[int] = ()
+    pooling: Pooling | None = None
+    unit: bool | None = None
+    every: int = 1
+    window: float | None = None
+    longest: int | None = None
+    buckets: Sequence[int] = ()
+    name: str | None = None
+    revision: str = ""
+    licence: str = ""
+
+
+def import_folder(source: Path, out: Path, wanted: Wanted = Wanted(), force: bool = False) -> Bundle:
+    """Writes the bundle of an encoder: configuration, weights in float32 and, of text, its tokenizer; no variant yet.
+
+    Args:
+        source: a folder with config.json, weights and, by what it reads, preprocessor_config.json or a tokenizer.
+        out: the new bundle.
+        wanted: what differs from what the folder says.
+        force: replace an existing bundle.
+
+    Raises:
+        InputError: files are missing or damaged.
+        UnsupportedError: another kind of network, or preprocessing that is not done here.
+        UsageError: weights that do not fit config.json, or a layer that is not there.
+        NotAvailableError: `transformers`, or for text `tokenizers`, is missing.
+    """
+    config, model = read_folder(source, wanted)
+    tokenizer = text_files(source) if isinstance(config.input, TextInput) else {}
+    bundle = Bundle.create(out, manifest_of(SYSTEM, config), force)
+    with bundle.commit() as change:
+        save_weights(model, change.file(WEIGHTS))
+        for name, file in tokenizer.items():
+            shutil.copyfile(file, change.file(f"{TOKENIZER}/{name}"))
+    return bundle
+
+
+def read_folder(source: Path, wanted: Wanted) -> tuple[TransformersConfig, TransformersEncoder]:
+    """Configuration and network of a folder; raises as `import_folder`."""
+    if not source.is_dir():
+        raise InputError(f"{source} is not a folder: give one with {DESCRIPTION} and weights")
+    described = read_json_object(source / DESCRIPTION)
+    kind, network = _network(described, source)
+    files = weight_files(source)
+    size = hidden(network)
+    layers = tuple(sorted(set(wanted.layers))) or (depth(network),)
+    pooling, unit = _pooling(source, KINDS[kind], wanted)
+    config: TransformersConfig = SYSTEM.parse(
+        {
+            "kind": kind,
+            "network": network,
+            "input": _input(source, kind, network, wanted),
+            "layers": layers,
+            "pooling": pooling,
+            "unit": unit,
+            "every": wanted.every,
+            "width": size * len(layers),
+            "source": Provenance(
+                name=wanted.name or source.resolve().name,
+                revision=wanted.revision,
+                sha256=digest(files),
+                licence=wanted.licence,
+            ),
+        }
+    )
+    from mer_export.encoders.transformers.network import TransformersEncoder
+
+    model = TransformersEncoder(config).eval()
+    load_folder(model, usual_state(read_checkpoint(source)), str(source))
+    return config, model
+
+
+def _network(described: dict[str, Any], source: Path) -> tuple[str, dict[str, Any]]:
+    name = described.get("model_type")
+    if name not in KINDS:
+        raise UnsupportedError(f"{source / DESCRIPTION} describes a {name!r}, encoders are taken of {list(KINDS)}")
+    kind = KINDS[name]
+    values = described.get(kind.section) if kind.section else described
+    if not isinstance(values, dict):
+        raise InputError(f"{source / DESCRIPTION} has no {kind.section}")
+    # Programs that a folder names are never loaded; where weights lie is said by their own files.
+    left = ("auto_map", "architectures", "_name_or_path", "dtype", "torch_dtype", "transformers_version", "id2label")
+    return name, {n: v for n, v in values.items() if n not in (*left, "label2id")}
+
+
+def _input(source: Path, kind: str, network: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
+    form = KINDS[kind].form
+    if form == "text":
+        return _text(source, kind, network, wanted).model_dump()
+    file = source / PREPROCESSING
+    said = read_json_object(file) if file.is_file() else {}
+    if form == "picture":
+        return _picture(file, said, network).model_dump()
+    return _sound(file, said, network, form, wanted).model_dump()
+
+
+def _text(source: Path, kind: str, network: dict[str, Any], wanted: Wanted) -> TextInput:
+    tokenizer = TextTokenizer.load(source)
+    positions = network.get("max_position_embeddings", LONGEST) - OFFSET.get(kind, 0)
+    usual = min(positions, LONGEST)
+    if (source / LENGTH).is_file():
+        usual = min(usual, int(read_json_object(source / LENGTH).get("max_seq_length") or usual))
+    longest = wanted.longest or usual
+    if not 3 <= longest <= positions:
+        raise UsageError(f"a {kind} of this size reads 3..{positions} tokens, not {longest}")
+    if tokenizer.size > network["vocab_size"]:
+        raise InputError(f"{source}: the tokenizer has {tokenizer.size} tokens, the network {network['vocab_size']}")
+    return TextInput(vocabulary=network["vocab_size"], longest=longest, buckets=tuple(sorted(wanted.buckets)))
+
+
+def _sound(file: Path, said: dict[str, Any], network: dict[str, Any], form: str, wanted: Wanted) -> SoundInput:
+    rate = int(said.get("sampling_rate", 16000))
+    if form == "log_mel":
+        shape = {"n_fft": 400, "hop_length": 160, "dither": 0.0, "padding_value": 0.0}
+        wrong = [f"{n} {said[n]}" for n, v in shape.items() if said.get(n, v) != v]
+        if wrong:
+            raise UnsupportedError(f"{file} asks for {wrong[0]}, spectrograms have {shape} here")
+        most = network["max_source_positions"] * 320 / rate
+        window = wanted.window or most
+        if not 0 < window <= most:
+            raise UsageError(f"the window of this network is at most {most:g} s, not {window:g}")
+        mels = network["num_mel_bins"]
+        return SoundInput(form="log_mel", rate=rate, window=window, hop=320, field=400, mels=mels)
+    strides = network.get("conv_stride", (5, 2, 2, 2, 2, 2, 2))
+    kernels = network.get("conv_kernel", (10, 3, 3, 3, 3, 2, 2))
+    field, hop = 1, 1
+    for kernel, stride in zip(kernels, strides, strict=True):
+        field, hop = field + (kernel - 1) * hop, hop * stride
+    return SoundInput(
+        form="waveform",
+        rate=rate,
+        window=wanted.window or WINDOW,
+        hop=hop,
+        field=field,
+        normalise=bool(said.get("do_normalize", False)),
+        buckets=tuple(sorted(wanted.buckets)),
+    )
+
+
+def _picture(file: Path, said: dict[str, Any], network: dict[str, Any]) -> PictureInput:
+    side = network.get("image_size", 224)
+    size, crop = said.get("size", side), said.get("crop_size", side)
+    high, wide = (side, side) if isinstance(side, int) else side
+    if isinstance(crop, dict) and (crop.get("height"), crop.get("width")) != (high, wide):
+        raise UnsupportedError(f"{file} cuts pictures to {crop}, the network reads {high} x {wide}")
+    resize: tuple[int, ...] = (size, size) if isinstance(size, int) else ()
+    if isinstance(size, dict):
+        resize = (size["shortest_edge"],) if "shortest_edge" in size else (size["height"], size["width"])
+    factor = said.get("rescale_factor", 1 / 255)
+    if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise UnsupportedError(f"{file} scales pictures by {factor}, they are scaled by 1/255 here")
+    return PictureInput(
+        height=high,
+        width=wide,
+        resize=resize,
+        resample=RESAMPLE.get(said.get("resample", 3), "bicubic"),  # type: ignore[arg-type]
+        mean=tuple(said.get("image_mean", (0.5, 0.5, 0.5))),
+        std=tuple(said.get("image_std", (0.5, 0.5, 0.5))),
+    )
+
+
+def _pooling(source: Path, kind: Kind, wanted: Wanted) -> tuple[Pooling, bool]:
+    """As asked for, as a folder of `sentence-transformers` says, or as is usual for what is read."""
+    said: Pooling | None = None
+    if (source / POOLING_CONFIG).is_file():
+        modes = [n for n, on in read_json_object(source / POOLING_CONFIG).items() if on is True and "mode" in n]
+        if len(modes) != 1 or modes[0] not in POOLING_MODES:
+            raise UnsupportedError(
+                f"{source / POOLING_CONFIG} pools by {modes}, one of {list(POOLING_MODES)} is needed"
+            )
+        said = POOLING_MODES[modes[0]]
+        if wanted.pooling not in (None, said):
+            raise UsageError(
+                f"pooling is {wanted.pooling}, {source / POOLING_CONFIG} says {said}: pass --pooling {said}"
+            )
+    normalised = (source / MODULES).is_file() and "Normalize" in (source / MODULES).read_text(encoding="utf-8")
+    usual: Pooling = "first" if kind.form == "picture" else "mean"
+    unit = normalised if wanted.unit is None else wanted.unit
+    return wanted.pooling or said or usual, unit
+
+
+def digest(files: Sequence[Path]) -> str:
+    """The SHA-256 of a file; of several that of theirs, one after the other."""
+    if len(files) == 1:
+        return sha256(files[0])
+    return hashlib.sha256("".join(sha256(f) for f in files).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Recordings and transcripts through encoders into a data set: in order, in parts that stay done, in bounded memory."""

@@ -1,0 +1,86 @@
+"""Dialogues with the features that a bundle's own encoders make of their sentences and recordings."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Self
+
+from mer_export.bundle import Bundle
+from mer_export.data.dialogues import Dialogue, Utterance
+from mer_export.encoders.attached import attached
+from runtimes.encode import load_encoder
+from runtimes.features.encoded import Encoder, Outcome
+
+log = logging.getLogger("mer")
+
+WORKERS = 2
+"""Threads that decode files while networks compute."""
+TOLD = 5
+"""Files that cannot be read of which the reason is said."""
+
+
+@dataclass
+class Completion:
+    """The encoders of a bundle, loaded, for dialogues that pass. Used as a context manager, or closed by hand."""
+
+    encoder: Encoder
+    unreadable: int = 0
+    """Utterances with a file that cannot be read: they have no features, and so no label."""
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    @classmethod
+    def of(cls, bundle: Bundle, workers: int = WORKERS, **options: Any) -> Completion:
+        """Loads the encoders of a bundle.
+
+        Args:
+            bundle: one with encoders (`mer attach`).
+            workers: threads that decode.
+            options: how the networks run (see `runtimes.encode.Encoding`).
+        """
+        stack = ExitStack()
+        loaded = {
+            n: [stack.enter_context(load_encoder(e, **options)) for e in encoders]
+            for n, encoders in attached(bundle).items()
+        }
+        return cls(Encoder(loaded, None, workers), _stack=stack)
+
+    def __call__(self, dialogues: Iterable[Dialogue]) -> Iterator[Dialogue]:
+        """The same dialogues, whose utterances have what the encoders make of them."""
+        waiting: deque[Dialogue] = deque()
+
+        def noted() -> Iterator[Dialogue]:
+            for dialogue in dialogues:
+                waiting.append(dialogue)
+                yield dialogue
+
+        own: list[Utterance] = []
+        for outcome in self.encoder.outcomes(noted()):
+            own.append(self._with(waiting[0].utterances[len(own)], outcome))
+            if len(own) == len(waiting[0].utterances):
+                yield replace(waiting.popleft(), utterances=own)
+                own = []
+
+    def _with(self, utterance: Utterance, outcome: Outcome) -> Utterance:
+        if outcome.problem:
+            self.unreadable += 1
+            if self.unreadable <= TOLD:
+                log.warning("%s: %s", utterance.id, outcome.problem)
+            # What is left of it would be answered as if nothing were wrong.
+            return replace(utterance, features={}, inputs={})
+        made = {n: (a,) for n, a in outcome.features.items()}
+        return replace(utterance, features={**utterance.features, **made})
+
+    def close(self) -> None:
+        """Frees the networks."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,297 @@
+"""The bundles that are served: opened, warmed up, and opened again when they change on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mer_export.bucket import Bucket
+from mer_export.bundle import MANIFEST, Bundle
+from mer_export.data.samples import Sample
+from mer_export.errors import InputError, UsageError
+from runtimes.backends.session import SessionOptions
+from runtimes.predict.opening import open_predictor
+from runtimes.predict.predictor import Overflow, Part, Prediction, Predictor
+from runtimes.serve.batching import Batcher, Deadline, Outputs
+from runtimes.serve.metrics import Metrics
+from runtimes.serve.reading import Reader
+from runtimes.serve.refusals import Refusal, too_late
+
+log = logging.getLogger("mer")
+LOOK = 1.0
+"""Seconds between two looks at whether a bundle was changed."""
+Signature = tuple[int, int, int]
+Asked = tuple[Part, asyncio.Future[Outputs]]
+
+
+@dataclass(frozen=True)
+class How:
+    """How bundles are run: the options of the command line.
+
+    Without a goal there is one session for each core, of one thread, unless `workers` or `threads` say otherwise.
+    """
+
+    runtime: str | None = None
+    precision: str | None = None
+    goal: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    workers: int | None = None
+    batch: int | None = None
+    overflow: Overflow = "error"
+    trust: bool = False
+    queue: int = 1024
+
+    def open(self, root: Path) -> Predictor:
+        """A predictor whose models are loaded and have run.
+
+        Raises:
+            MerError: as `mer infer` does.
+        """
+        bundle = Bundle.open(root, self.trust)
+        if self.goal is not None and self.workers is not None:
+            raise UsageError("--goal says how many workers: leave --workers out")
+        threads, workers = (self.threads, {}) if self.goal else self._shared_out()
+        predictor = open_predictor(
+            *(bundle, self.runtime, SessionOptions(self.device, threads), self.batch, self.precision, self.goal),
+            say=log.info,
+            overflow=self.overflow,
+            **workers,
+        )
+        warm_up(predictor)
+        return predictor
+
+    def _shared_out(self) -> tuple[int | None, dict[str, Any]]:
+        """Threads of a session, and how many sessions there are."""
+        if self.device != "cpu":
+            return self.threads, {"workers": self.workers or 1}
+        cores = len(os.sched_getaffinity(0))
+        workers = self.workers or max(1, cores // (self.threads or 1))
+        return self.threads or max(1, cores // workers), {"workers": workers}
+
+
+def warm_up(predictor: Predictor) -> None:
+    """Loads and runs every session, alone and in the batch that it is made for: no request pays for it."""
+    buckets: Sequence[Bucket | None] = predictor.buckets or [None]
+    for bucket in buckets:
+        with ExitStack() as lent:
+            for session in [lent.enter_context(predictor.lend(bucket)) for _ in range(predictor.workers)]:
+                for size in {1, predictor.batch_for(bucket)}:
+                    session.warm_up(size)
+
+
+class Engine:
+    """One opened state of a bundle. It is closed when it was replaced and the last request that uses it has ended."""
+
+    def __init__(self, predictor: Predictor, batcher: Batcher):
+        self.predictor, self.batcher = predictor, batcher
+        self.reader = Reader(predictor)
+        self._users = 0
+        self._unused = asyncio.Event()
+        self._unused.set()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Keeps it open."""
+        self._users += 1
+        self._unused.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._unused.set()
+
+    async def retire(self) -> None:
+        """Frees it once nobody uses it."""
+        await self._unused.wait()
+        await asyncio.to_thread(self.batcher.close)
+        self.predictor.close()
+
+    @contextmanager
+    def submitted(self, samples: Sequence[Sample], deadline: Deadline) -> Iterator[list[list[Asked]]]:
+        """Queues the parts of all samples, or none; what is not answered when the block ends is called off.
+
+        Raises:
+            Refusal: the queue is full.
+            InputError: a sample that the model cannot take.
+        """
+        parts = [list(self.predictor.route(s)) for s in samples]
+        most, room = sum(map(len, parts)), self.batcher.capacity
+        if most > room:
+            raise Refusal(413, f"{most} parts at once are more than the queue holds ({room}): send less")
+        answers = self.batcher.submit([p for own in parts for p in own], deadline)
+        following = iter(answers)
+        try:
+            yield [[(p, next(following)) for p in own] for own in parts]
+        finally:
+            for answer in answers:
+                if not answer.cancel() and not answer.cancelled():
+                    # Looked at, so that nobody is told of an error that came after another one.
+                    answer.exception()
+
+    async def predictions(self, samples: Sequence[Sample], deadline: Deadline) -> AsyncIterator[Prediction]:
+        """Yields what `Predictor.predict` does, unit by unit, each as soon as it and all before it are known."""
+        with self.submitted(samples, deadline) as asked:
+            for sample, parts in zip(samples, asked, strict=True):
+                done = 0
+                for part, answer in parts:
+                    kept = self.predictor.rows(await in_time(answer, deadline))[part.piece.keep]
+                    for found in (
+                        *self._unanswered(sample, done, part.piece.start),
+                        *self.predictor.read(sample, kept, part.piece.start),
+                    ):
+                        yield found
+                    done = part.piece.start + len(kept)
+                for found in self._unanswered(sample, done, len(sample.units)):
+                    yield found
+
+    async def outputs(self, samples: Sequence[Sample], deadline: Deadline) -> list[Outputs]:
+        """Every output of the contract for each sample, without batch dim and padding.
+
+        Along the dim of the units an output has a row for each of them, NaN where it has no answer.
+
+        Raises:
+            InputError: there is nothing to read of a sample.
+        """
+        with self.submitted(samples, deadline) as asked:
+            found = []
+            for sample, parts in zip(samples, asked, strict=True):
+                if not parts:
+                    raise InputError(f"{sample.id}: there is nothing to read: give one modality at least")
+                found.append(self._whole(sample, [(p, await in_time(a, deadline)) for p, a in parts]))
+            return found
+
+    def _whole(self, sample: Sample, answered: Sequence[tuple[Part, Outputs]]) -> Outputs:
+        """The outputs of a sample whose parts ran apart: each unit from the part that it is kept of."""
+        whole = dict(answered[-1][1])
+        unit_dim = self.predictor.contract.unit_dim
+        for spec in self.predictor.contract.outputs:
+            if unit_dim in spec.dims:
+                axis = spec.dims.index(unit_dim) - 1
+                rows = np.moveaxis(whole[spec.name], axis, 0)
+                units = np.full((len(sample.units), *rows.shape[1:]), np.nan, dtype=rows.dtype)
+                for part, outputs in answered:
+                    kept = np.moveaxis(outputs[spec.name], axis, 0)[part.piece.keep]
+                    units[part.piece.start : part.piece.start + len(kept)] = kept
+                whole[spec.name] = np.moveaxis(units, 0, axis)
+        return whole
+
+    def _unanswered(self, sample: Sample, first: int, end: int) -> Iterator[Prediction]:
+        return self.predictor.read(sample, self.predictor.unanswered(end - first), first)
+
+
+async def in_time(answer: asyncio.Future[Outputs], deadline: Deadline) -> Outputs:
+    """The answer; raises Refusal (504) where it does not come in time."""
+    try:
+        async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline.left):
+            return await answer
+    except TimeoutError:
+        raise too_late(deadline.seconds) from None
+
+
+class Model:
+    """A bundle under its name."""
+
+    def __init__(self, root: Path, how: How, metrics: Metrics):
+        self.root, self.how, self.metrics = root, how, metrics
+        self.name = root.resolve().name
+        self._engine: Engine | None = None
+        self._seen: Signature | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    @property
+    def engine(self) -> Engine:
+        """The state that answers now."""
+        if self._engine is None:
+            raise Refusal(503, f"{self.name} is not loaded yet", {"Retry-After": "5"})
+        return self._engine
+
+    @property
+    def told(self) -> str:
+        """What is served: `meld (onnxruntime fp32, 2 workers)`."""
+        found = self.engine.predictor
+        workers = f"{found.workers} worker{'s' if found.workers > 1 else ''}"
+        return f"{self.name} ({found.backend} {found.precision}, {workers})"
+
+    @property
+    def depth(self) -> int:
+        """How many parts wait."""
+        return self._engine.batcher.depth if self._engine else 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether its workers are at work."""
+        return self._engine is not None and self._engine.batcher.alive
+
+    async def open(self) -> None:
+        """Opens it as it is on disk now; what was open before answers what it has begun.
+
+        Raises:
+            MerError: it cannot be opened; what was open before stays.
+        """
+        self._seen = self._signature()
+        predictor = await asyncio.to_thread(self.how.open, self.root)
+        new = Engine(predictor, Batcher(predictor, self.how.queue, self.metrics.of(self.name)))
+        old, self._engine = self._engine, new
+        self.metrics.watch_depth(self.name, lambda: self.depth)
+        if old is not None:
+            task = asyncio.create_task(old.retire())
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+    async def follow(self) -> None:
+        """Looks after it for ever: warns of foreign features, opens it anew when it was changed.
+
+        One that cannot be opened is tried again when it changes again.
+        """
+        while True:
+            await asyncio.sleep(LOOK)
+            self.judge_features()
+            if self._signature() in (None, self._seen):
+                continue
+            try:
+                await self.open()
+            except Exception as error:
+                self.metrics.reloads.labels(self.name, "failed").inc()
+                log.error("%s was changed and cannot be opened, the state before is served: %s", self.name, error)
+            else:
+                self.metrics.reloads.labels(self.name, "done").inc()
+                log.info("%s was changed and is served as it is now", self.name)
+
+    async def close(self) -> None:
+        """Answers what was accepted and frees everything."""
+        await asyncio.gather(*self._retiring, *([self._engine.retire()] if self._engine else []))
+
+    def judge_features(self) -> None:
+        """Holds what was answered so far against the features of training."""
+        features = self.engine.predictor.features
+        features.tell()
+        self.metrics.mark_foreign(self.name, ((f.input, f.foreign) for f in features.findings()))
+
+    def _signature(self) -> Signature | None:
+        """Of the manifest, which every change of a bundle replaces last."""
+        try:
+            found = (self.root / MANIFEST).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def named(roots: Sequence[Path], how: How, metrics: Metrics) -> Mapping[str, Model]:
+    """Models by name, which is that of the directory; raises UsageError where two have the same."""
+    found: dict[str, Model] = {}
+    for root in roots:
+        model = Model(root, how, metrics)
+        if model.name in found:
+            raise UsageError(f"two bundles are called {model.name!r}: rename the directory of one of them")
+        found[model.name] = model
+    return found

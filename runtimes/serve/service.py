@@ -1,0 +1,243 @@
+"""What the server answers: one table of endpoints, and a function for each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response, StreamingResponse
+
+from mer_export import __version__
+from mer_export.data.samples import Sample
+from runtimes.predict.output import json_row
+from runtimes.serve import openapi, page, protocol, reading
+from runtimes.serve.batching import Deadline
+from runtimes.serve.journal import note_failure
+from runtimes.serve.metrics import Metrics
+from runtimes.serve.models import Engine, Model
+from runtimes.serve.openapi import Endpoint
+from runtimes.serve.refusals import Refusal, as_refusal, malformed, overloaded
+
+ASIDE = 1 << 16
+"""Bytes of a body from which it is read in a thread, so that others are answered meanwhile."""
+TIMEOUT = "X-Request-Timeout"
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may take: bytes of its body, and seconds until its answer."""
+
+    most_bytes: int = 32 << 20
+    deadline: float = 30.0
+
+
+class Service:
+    """The models that are served, and what is said of them over HTTP."""
+
+    def __init__(self, models: Mapping[str, Model], metrics: Metrics, limits: Limits):
+        self.models, self.metrics, self.limits = models, metrics, limits
+        self.ending = False
+        """Whether no more is taken than what was begun."""
+        self._page = page.render()
+        own = "/v2/models/{model}"
+        self.endpoints = (
+            Endpoint("GET", "/", self.show_page, "A page to try the models on", gives="page", open=True),
+            Endpoint("GET", "/v2/health/live", self.live, "Are the workers at work?", open=True),
+            Endpoint("GET", "/v2/health/ready", self.ready, "May requests be sent?", open=True),
+            Endpoint("GET", "/v2", self.server, "Name and version of the server", gives="server"),
+            *(
+                endpoint
+                for place in (own, f"{own}/versions/{{version}}")
+                for endpoint in (
+                    Endpoint("GET", place, self.model, "Inputs and outputs of a model", gives="model"),
+                    Endpoint("GET", f"{place}/ready", self.model_ready, "May requests be sent to this model?"),
+                    Endpoint("POST", f"{place}/infer", self.infer, "Tensors in, tensors out", "tensors", "outputs"),
+                )
+            ),
+            Endpoint("GET", "/v1/models", self.list_models, "What each model takes and says", gives="models"),
+            Endpoint("POST", "/v1/predict", self.predict, "Dialogues to the only model", "dialogues", "predictions"),
+            Endpoint(
+                "POST", "/v1/models/{model}/predict", self.predict, "Dialogues to a model", "dialogues", "predictions"
+            ),
+            Endpoint("GET", "/metrics", self.show_metrics, "Counts for Prometheus", gives="metrics"),
+            Endpoint("GET", "/openapi.json", self.describe, "This description", gives="any"),
+        )
+
+    async def show_page(self, request: Request) -> Response:
+        return HTMLResponse(self._page, headers=page.HEADERS)
+
+    async def live(self, request: Request) -> Response:
+        dead = [m.name for m in self.models.values() if not m.alive]
+        if dead:
+            raise Refusal(503, f"workers of {dead[0]} have died: start the server again")
+        return _json({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        if self.ending:
+            raise overloaded("the server is ending")
+        await self.live(request)
+        return _json({"ready": True})
+
+    async def server(self, request: Request) -> Response:
+        return _json({"name": "mer", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+    async def model(self, request: Request) -> Response:
+        model = self._asked_for(request)
+        predictor = model.engine.predictor
+        return _json(protocol.metadata(model.name, f"mer_{predictor.backend}", predictor.contract))
+
+    async def model_ready(self, request: Request) -> Response:
+        if not self._asked_for(request).alive:
+            raise overloaded("its workers have died")
+        return _json({"ready": True})
+
+    async def list_models(self, request: Request) -> Response:
+        return _json({"models": [_told(m.name, m.engine) for m in self.models.values()]})
+
+    async def show_metrics(self, request: Request) -> Response:
+        for model in self.models.values():
+            model.judge_features()
+        return Response(self.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def describe(self, request: Request) -> Response:
+        return _json(openapi.document(self.endpoints, list(self.models), self.limits.most_bytes))
+
+    async def infer(self, request: Request) -> Response:
+        """Open Inference Protocol v2."""
+        model = self._asked_for(request)
+        body = await self._body(request)
+        header = request.headers.get(protocol.HEADER_LENGTH)
+        asked = await aside(len(body), lambda: protocol.read_request(body, header))
+        deadline = self._deadline(request, asked.seconds)
+        engine = model.engine
+        with engine.used():
+            samples = protocol.samples_of(asked.tensors, engine.predictor.contract)
+            outputs = await engine.outputs(samples, deadline)
+            engine.predictor.features.add(samples)
+            arrays = protocol.stacked(outputs, engine.predictor.contract, asked.tensors)
+        content, size = protocol.write_response(model.name, asked, arrays)
+        if size is None:
+            return Response(content, media_type=reading.JSON)
+        return Response(content, media_type="application/octet-stream", headers={protocol.HEADER_LENGTH: str(size)})
+
+    async def predict(self, request: Request) -> Response:
+        """Dialogues as `mer infer` reads them, answers as it writes them."""
+        model = self._asked_for(request)
+        kind = reading.kind_of(request.headers.get("content-type", ""))
+        body = await self._body(request)
+        deadline = self._deadline(request)
+        asked = await aside(len(body), lambda: reading.parse(body, kind))
+        rows = self._rows(model, asked, deadline, len(body))
+        if asked.stream:
+            # What is refused at once gets its status; later errors are a last line.
+            first = await anext(rows)
+            return StreamingResponse(_lines(first, rows, request), media_type=reading.LINES)
+        return _json({"model": model.name, "predictions": [row async for row in rows]})
+
+    async def _rows(
+        self, model: Model, asked: reading.Asked, deadline: Deadline, size: int
+    ) -> AsyncIterator[dict[str, Any]]:
+        engine = model.engine
+        with engine.used():
+            samples: list[Sample] = await aside(size, lambda: engine.reader.samples(asked))
+            async for prediction in engine.predictions(samples, deadline):
+                yield json_row(prediction, engine.predictor.task)
+            engine.predictor.features.add(samples)
+
+    def _asked_for(self, request: Request) -> Model:
+        """The model that the path names, or the only one."""
+        names = list(self.models)
+        if "model" not in request.path_params and len(names) > 1:
+            raise Refusal(404, f"there are several models: POST to /v1/models/NAME/predict, one of {names}")
+        name = request.path_params.get("model", names[0])
+        model = self.models.get(name)
+        if model is None:
+            raise Refusal(404, f"no model {name[:100]!r}, there are {names}")
+        if request.path_params.get("version", "1") != "1":
+            raise Refusal(404, f"{model.name} has version 1 alone")
+        request.state.model = model.name
+        return model
+
+    async def _body(self, request: Request) -> bytes:
+        """All of the body, within what a request may take."""
+        most, patience = self.limits.most_bytes, self.limits.deadline
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise Refusal(415, "the body is compressed: send it as it is")
+        too_long = Refusal(413, f"the body is longer than {most} bytes: send less at once")
+        said = request.headers.get("content-length", "0")
+        if said.isdigit() and int(said) > most:
+            raise too_long
+        chunks, size = [], 0
+        try:
+            async with asyncio.timeout(patience):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > most:
+                        raise too_long
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise Refusal(408, f"the body did not come within {patience:g} s") from None
+        except ClientDisconnect:
+            raise malformed("the client went away before its body was there") from None
+        return b"".join(chunks)
+
+    def _deadline(self, request: Request, asked: float | None = None) -> Deadline:
+        """The least of what the server, the header and the protocol allow."""
+        said = request.headers.get(TIMEOUT)
+        try:
+            wanted = math.inf if said is None else float(said)
+        except ValueError:
+            wanted = math.nan
+        if not wanted > 0:
+            raise malformed(f"{TIMEOUT} is {str(said)[:20]!r}, it must be a number of seconds")
+        return Deadline.after(min(self.limits.deadline, wanted, asked or math.inf))
+
+
+async def aside(size: int, work: Callable[[], Made]) -> Made:
+    """The result of work on so many bytes, in a thread where there are many."""
+    return await asyncio.to_thread(work) if size > ASIDE else work()
+
+
+def _told(name: str, engine: Engine) -> dict[str, Any]:
+    """What somebody has to know to ask a model."""
+    predictor = engine.predictor
+    manifest, task = predictor.bundle.manifest, predictor.task
+    return {
+        "name": name,
+        "system": manifest.system,
+        "runtime": predictor.backend,
+        "precision": predictor.precision,
+        "task": task.kind,
+        "labels": task.labels,
+        "limits": task.limits if task.kind == "regression" else None,
+        "modalities": predictor.contract.modalities,
+        "sentences": engine.reader.takes_sentences,
+        "example": engine.reader.example(),
+    }
+
+
+def _json(content: Any) -> Response:
+    return Response(json.dumps(content, ensure_ascii=False).encode("utf-8", "replace"), media_type=reading.JSON)
+
+
+async def _lines(first: Any, rows: AsyncIterator[Any], request: Request) -> AsyncIterator[bytes]:
+    """Rows as they come, one a line; an error ends them as a line of its own."""
+    try:
+        yield _line(first)
+        async for row in rows:
+            yield _line(row)
+    except Exception as error:
+        refusal = as_refusal(error, request.state.number)
+        if refusal.status == 500:
+            note_failure(error, request.state.number)
+        yield _line({"error": str(refusal)})
+
+
+def _line(row: Any) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"

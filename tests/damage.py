@@ -1,0 +1,30 @@
+"""Files that were damaged on their way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+
+def mutations(content: bytes, count: int, seed: int) -> Iterator[bytes]:
+    """Bytes flipped, runs copied, cut out or set to the extremes, and the end cut off."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        changed = bytearray(content)
+        for _ in range(int(rng.integers(1, 5))):
+            place, length = int(rng.integers(len(changed))), int(rng.integers(1, 9))
+            kind = number % 5
+            if kind == 0:
+                changed[place] = int(rng.integers(256))
+            elif kind == 1:
+                changed[place : place + length] = bytes([int(rng.choice([0, 127, 128, 255]))]) * length
+            elif kind == 2:
+                del changed[place : place + length]
+            elif kind == 3:
+                changed[place:place] = changed[place // 2 : place // 2 + length]
+            else:
+                del changed[max(1, place) :]
+            if not changed:
+                break
+        yield bytes(changed)

@@ -1,0 +1,491 @@
+"""`mer serve` as a process: its answers are the predictor's, under load, when it is told to end, and when bundles
+change."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Mer
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+from serving import JSON, Answer, Running, outputs, tensors
+
+from benchmarks.http_load import Served
+from benchmarks.served_faults import malformed
+from mer_export.bundle import Bundle
+from mer_export.data.bundle_data import bundle_spec
+from mer_export.data.open import stream_samples
+from mer_export.data.samples import Sample
+from runtimes.predict.predictor import Predictor
+
+DATA = Path(__file__).parent / "data"
+DIALOGUES = DATA / "small" / "dialogues.jsonl"
+INFER = "/v2/models/cmerc/infer"
+PREDICT = "/v1/models/cmerc/predict"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(DATA / "bundles" / "cmerc", tmp_path_factory.mktemp("served") / "cmerc"))
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path) -> Iterator[Running]:
+    with Running(bundle, DATA / "bundles" / "emt", "--workers", "2", "--threads", "1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def samples(bundle: Path) -> list[Sample]:
+    return list(stream_samples(DIALOGUES, bundle_spec(Bundle.open(bundle), DIALOGUES)))
+
+
+@pytest.fixture(scope="module")
+def scores(bundle: Path, samples: list[Sample]) -> list[np.ndarray]:
+    """What the predictor says of each sample, alone."""
+    with Predictor(Bundle.open(bundle)) as predictor:
+        return predictor.scores(samples)
+
+
+def test_it_says_where_it_is_and_what_it_serves(server: Running) -> None:
+    rest = server.told.removeprefix(server.url)
+    assert rest == " serves cmerc (onnxruntime fp32, 2 workers), emt (onnxruntime fp32, 2 workers)"
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_tensors_get_the_predictors_answers(
+    server: Running, samples: list[Sample], scores: list[np.ndarray], binary: bool
+) -> None:
+    assert len({len(s.units) for s in samples}) > 4
+    for sample, expected in zip(samples, scores, strict=True):
+        answer = server.ask("POST", INFER, *tensors([sample], binary))
+        assert answer.status == 200, answer.body
+        np.testing.assert_allclose(outputs(answer)["log_prob"], expected[None], atol=1e-6)
+
+
+def test_items_of_several_lengths_are_cut_to_theirs(
+    server: Running, samples: list[Sample], scores: list[np.ndarray]
+) -> None:
+    """What stands behind the lengths is NaN, which the model would refuse."""
+    lengths = [len(s.units) for s in samples[:6]]
+    (found,) = outputs(server.ask("POST", INFER, *tensors(samples[:6], True, lengths))).values()
+    assert found.shape == (6, max(lengths), 3)
+    for row, length, expected in zip(found, lengths, scores, strict=False):
+        np.testing.assert_allclose(row[:length], expected, atol=1e-6)
+        assert not row[length:].any()
+
+
+def test_tritonclient_talks_to_it_unchanged(server: Running, samples: list[Sample], scores: list[np.ndarray]) -> None:
+    triton = pytest.importorskip("tritonclient.http")
+    client = triton.InferenceServerClient(f"{server.host}:{server.port}")
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("cmerc", "1")
+    assert client.get_server_metadata()["name"] == "mer"
+    described = client.get_model_metadata("cmerc")
+    types = {i["name"]: i["datatype"] for i in described["inputs"]}
+    assert described["outputs"] == [{"name": "log_prob", "datatype": "FP32", "shape": [-1, -1, 3]}]
+    for binary in (True, False):
+        given = []
+        for name, array in samples[3].inputs.items():
+            given.append(triton.InferInput(name, [1, *array.shape], types[name]))
+            given[-1].set_data_from_numpy(array[None], binary_data=binary)
+        wanted = [triton.InferRequestedOutput("log_prob", binary_data=binary)]
+        for asked in (wanted, None):
+            found = client.infer("cmerc", given, outputs=asked, request_id="17")
+            np.testing.assert_allclose(found.as_numpy("log_prob"), scores[3][None], atol=1e-6)
+            assert found.get_response()["id"] == "17"
+    with pytest.raises(triton.InferenceServerException, match="no model 'meld', there are"):
+        client.infer("meld", given)
+    client.close()
+
+
+def alike(found: dict[str, Any], expected: dict[str, Any]) -> bool:
+    """The same, with probabilities and scores as near as batches of another size leave them."""
+    pair = (found, expected)
+    numbers = [np.asarray([*(r.get("probabilities") or {}).values(), r.get("score", 0)], dtype=float) for r in pair]
+    rest = [{k: v for k, v in r.items() if k not in ("probabilities", "score")} for r in pair]
+    return rest[0] == rest[1] and found.keys() == expected.keys() and np.allclose(*numbers, atol=1e-6)
+
+
+def test_dialogues_get_what_infer_writes(server: Running, bundle: Path, tmp_path: Path, mer: Mer) -> None:
+    assert mer("infer", bundle, DIALOGUES, "-o", tmp_path / "out.jsonl", "-q")[0] == 0
+    expected = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
+    lines = server.ask("POST", PREDICT, DIALOGUES.read_bytes(), {"Content-Type": "application/x-ndjson"})
+    assert lines.headers["content-type"].startswith("application/x-ndjson")
+    streamed = [json.loads(line) for line in lines.body.splitlines()]
+    head, *dialogues = (json.loads(line) for line in DIALOGUES.open())
+    whole = server.ask("POST", PREDICT, json.dumps(head | {"dialogues": dialogues}).encode(), JSON).said
+    one = server.ask("POST", PREDICT, json.dumps(dialogues[2]).encode(), JSON).said
+    own = [r for r in expected if r["sample"] == dialogues[2]["dialogue"]]
+    assert whole["model"] == one["model"] == "cmerc"
+    for found, wanted in ((streamed, expected), (whole["predictions"], expected), (one["predictions"], own)):
+        assert len(found) == len(wanted) > 0
+        assert all(map(alike, found, wanted))
+
+
+def test_utterances_of_a_regression_get_what_infer_writes(server: Running, tmp_path: Path, mer: Mer) -> None:
+    emt = DATA / "bundles" / "emt"
+    random = np.random.default_rng(0)
+    said = [
+        {"id": f"u{n}", "text": random.normal(size=(2 + n, 7)).tolist(), "audio": random.normal(size=(3, 5)).tolist()}
+        for n in range(4)
+    ]
+    line = json.dumps({"dialogue": "d", "utterances": said})
+    (tmp_path / "in.jsonl").write_text(line)
+    assert mer("infer", emt, tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "-q")[0] == 0
+    expected = [json.loads(row) for row in (tmp_path / "out.jsonl").open()]
+    found = server.ask("POST", "/v1/models/emt/predict", line.encode(), JSON).said["predictions"]
+    assert [r["modalities"] for r in found] == [["text", "audio"]] * 4
+    assert all(map(alike, found, expected))
+
+
+def load(server: Running, samples: list[Sample], scores: list[np.ndarray], threads: int, calls: int) -> tuple[int, int]:
+    """How many of `threads` × `calls` requests of one or two items of mixed lengths were answered, how many wrongly."""
+
+    def client(seed: int) -> tuple[int, int]:
+        random = np.random.default_rng(seed)
+        connection, right, wrong = server.connect(), 0, 0
+        for _ in range(calls):
+            picked = random.integers(len(samples), size=random.integers(1, 3))
+            own = [samples[i] for i in picked]
+            request = tensors(own, bool(random.integers(2)) or len(own) > 1, [len(s.units) for s in own])
+            answer = server.ask("POST", INFER, *request, over=connection)
+            assert answer.status == 200, answer.body
+            (found,) = outputs(answer).values()
+            pairs = zip(found, (scores[i] for i in picked), strict=True)
+            fits = all(np.allclose(row[: len(own)], own, atol=1e-6) for row, own in pairs)
+            right, wrong = right + fits, wrong + (not fits)
+        connection.close()
+        return right, wrong
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(client, range(threads)))
+    return sum(r for r, _ in found), sum(w for _, w in found)
+
+
+def test_eight_clients_with_mixed_lengths_get_their_own_answers(
+    server: Running, samples: list[Sample], scores: list[np.ndarray]
+) -> None:
+    assert load(server, samples, scores, threads=8, calls=40) == (320, 0)
+
+
+UTTERANCE: dict[str, Any] = {"text": [[0.1] * 8] * 2, "audio": [0.1] * 5, "vision": [0.1] * 4}
+SAID: dict[str, Any] = {"utterances": [UTTERANCE]}
+TENSOR: dict[str, Any] = {"name": "audio", "datatype": "FP32", "shape": [1, 1, 5], "data": [0.1] * 5}
+SPEAKER: dict[str, Any] = {"name": "speaker", "datatype": "INT64", "shape": [1, 1], "data": [0]}
+
+
+def said(**changes: Any) -> dict[str, Any]:
+    return {"utterances": [UTTERANCE | changes]}
+
+
+def sent(**changes: Any) -> dict[str, Any]:
+    return {"inputs": [TENSOR | changes, SPEAKER]}
+
+
+BAD: list[tuple[str, Any, int, str]] = [
+    (PREDICT, b"", 400, "the body is not JSON"),
+    (PREDICT, b"{", 400, "the body is not JSON"),
+    (PREDICT, b"\xff\xfe{}", 400, "the body is not JSON"),
+    (PREDICT, b"[" * 100_000, 400, "nested too deep"),
+    (PREDICT, b'{"utterances": ' + b"[" * 5000 + b"]" * 5000 + b"}", 400, "nested too deep"),
+    (PREDICT, [], 400, "the body is a list, expected an object"),
+    (PREDICT, None, 400, "the body is a NoneType, expected an object"),
+    (PREDICT, {}, 422, "'utterances' is missing"),
+    (PREDICT, {"utterances": []}, 422, "has no utterances"),
+    (PREDICT, {"utterances": {}}, 422, "has no utterances"),
+    (PREDICT, {"utterances": [1]}, 422, "is not a dialogue"),
+    (PREDICT, {"dialogues": []}, 400, "there is no dialogue"),
+    (PREDICT, {"dialogues": {}}, 400, "dialogues must be a list of objects"),
+    (PREDICT, {"dialogues": [1]}, 400, "dialogues must be a list of objects"),
+    (PREDICT, {"dialogues": [SAID | {"dialogue": "a"}] * 2}, 422, "'a' is there twice"),
+    (PREDICT, SAID | {"stream": "yes"}, 400, "stream is 'yes'"),
+    (PREDICT, SAID | {"speakers": -1}, 422, "speakers"),
+    (PREDICT, SAID | {"labels": 3}, 422, "label"),
+    (PREDICT, SAID | {"unit": "word"}, 422, "unit"),
+    (PREDICT, said(text=[[0.1] * 7] * 2), 422, "text is 7 wide, the model was made for 8"),
+    (PREDICT, said(text=[0.1] * 8), 422, "text is 1 wide, the model was made for 2"),
+    (PREDICT, said(audio="loud"), 422, "is not a dialogue"),
+    (PREDICT, said(audio=[[0.1], [0.1, 0.2]]), 422, "is not a dialogue"),
+    (PREDICT, said(audio=[float("nan")] * 5), 422, "audio holds nan at (0, 0)"),
+    (PREDICT, said(audio=[1e300] * 5), 422, "audio holds inf at (0, 0)"),
+    (PREDICT, said(audio=[10**400] * 5), 422, "is not a dialogue"),
+    (PREDICT, said(speaker=7), 422, "speaker goes from 7 to 7, the model knows 0..1"),
+    (PREDICT, said(recording="/etc/passwd"), 422, "names the file '/etc/passwd', and no file is read here"),
+    (PREDICT, said(label="bored"), 422, "label 'bored' is none of the classes"),
+    (PREDICT, {"utterances": [UTTERANCE] * 9}, 422, "9 utterances are more than the fixed 8"),
+    (PREDICT, {"utterances": [UTTERANCE, {"audio": [0.1] * 5}]}, 422, "has text for some utterances only"),
+    (INFER, b"", 400, "the request is not JSON"),
+    (INFER, [], 400, "the request"),
+    (INFER, {}, 400, "inputs"),
+    (INFER, {"inputs": []}, 400, "inputs"),
+    (INFER, {"inputs": [{"name": "audio"}]}, 400, "inputs"),
+    (INFER, {"inputs": [TENSOR, TENSOR]}, 400, "input 'audio' is there twice"),
+    (INFER, {"inputs": [TENSOR]}, 422, "speaker is missing"),
+    (INFER, {"inputs": [SPEAKER]}, 422, "item 0: there is nothing to read"),
+    (INFER, sent(name="smell"), 422, "no input 'smell'"),
+    (INFER, sent(datatype="BYTES"), 400, "input 'audio' is 'BYTES', it must be one of"),
+    (INFER, sent(datatype="INT64"), 400, "data must be numbers of INT64"),
+    (INFER, sent(shape=[1, -1, 5]), 400, "a length cannot be negative"),
+    (INFER, sent(shape=[1, 2, 5]), 400, "needs 10 numbers, data has 5"),
+    (INFER, sent(shape=[1, 5, 1]), 422, "audio has shape (1, 5, 1), expected dims ('batch', 'utterances', 5)"),
+    (INFER, sent(shape=[1, 5]), 422, "audio has shape (1, 5), expected dims"),
+    (INFER, sent(shape=[10**18, 10**18, 5]), 400, "numbers, data has 5"),
+    (INFER, sent(shape=[0, 1, 5], data=[]), 422, "the first dim is the number of items"),
+    (INFER, sent(shape=[1, 2, 5], data=[0.1] * 10), 422, "utterances"),
+    (INFER, sent(data=None), 400, "data must be numbers"),
+    (INFER, sent(data=["a"] * 5), 400, "data must be numbers"),
+    (INFER, sent(data=[[1], [2, 3]]), 400, "differ in length"),
+    (INFER, sent(data=[float("inf")] * 5), 422, "audio holds inf"),
+    (INFER, sent(parameters={"binary_data_size": 20}), 400, "binary_data_size is 20 and 0 are left"),
+    (INFER, sent(parameters={"binary_data_size": "20"}), 400, "binary_data_size is '20'"),
+    (INFER, sent() | {"outputs": [{"name": "label"}]}, 400, "no output 'label', its outputs are ['log_prob']"),
+    ("/v1/predict", SAID, 404, "there are several models: POST to /v1/models/NAME/predict"),
+    ("/v1/models/no/predict", SAID, 404, "no model 'no', there are ['cmerc', 'emt']"),
+    ("/v2/models/cmerc/versions/2/infer", sent(), 404, "cmerc has version 1 alone"),
+    ("/v1/models", {}, 405, "POST is not answered here"),
+    ("/etc/passwd", {}, 404, "there is nothing here"),
+    ("/v2/models/..%2f..%2fetc/infer", {}, 404, ""),
+]
+
+
+def sentence(answer: Answer) -> str:
+    """The one line of an error."""
+    assert set(answer.said) == {"error"}, answer.body
+    error = answer.said["error"]
+    assert "\n" not in error
+    assert "Traceback" not in error
+    return error
+
+
+def test_what_is_wrong_with_a_request_is_one_sentence(server: Running) -> None:
+    connection = server.connect()
+    for path, body, status, words in BAD:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        answer = server.ask("POST", path, content, JSON, over=connection)
+        assert (answer.status, words in sentence(answer)) == (status, True), (path, body, answer.body)
+    for headers, status, words in (
+        ({"Content-Type": "text/plain"}, 415, "the body is 'text/plain': send application/json"),
+        ({"Content-Type": "multipart/form-data; boundary=x"}, 415, "takes features and sentences, no recordings"),
+        ({"Content-Type": "audio/wav"}, 415, "takes features and sentences, no recordings"),
+        (JSON | {"Content-Encoding": "gzip"}, 415, "the body is compressed"),
+        (JSON | {"X-Request-Timeout": "soon"}, 400, "X-Request-Timeout is 'soon'"),
+        (JSON | {"X-Request-Timeout": "-1"}, 400, "X-Request-Timeout is '-1'"),
+        (JSON | {"X-Request-Timeout": "nan"}, 400, "X-Request-Timeout is 'nan'"),
+        (JSON | {"Host": "elsewhere.example"}, 421, "answers to the name of this machine alone"),
+    ):
+        answer = server.ask("POST", PREDICT, json.dumps(SAID).encode(), headers, over=connection)
+        assert (answer.status, words in sentence(answer)) == (status, True), (headers, answer.body)
+    for length in ("-1", "x", "999999", "5"):
+        answer = server.ask("POST", INFER, b"{}", {"Inference-Header-Content-Length": length}, over=connection)
+        assert "the body has 2 bytes" in sentence(answer)
+    lines = {"Content-Type": "application/x-ndjson"}
+    second = server.ask("POST", PREDICT, json.dumps(SAID).encode() + b"\n{]", lines, over=connection)
+    assert "line 2 is not JSON" in sentence(second)
+    head = server.ask("POST", PREDICT, b'{"colour": 1}\n' + json.dumps(SAID).encode(), lines, over=connection)
+    assert "line 1 has ['colour']" in sentence(head)
+    assert server.ask("GET", "/v2/health/live", over=connection).status == 200
+    connection.close()
+
+
+def test_more_than_a_body_may_have_is_refused_before_it_comes(server: Running) -> None:
+    with socket.create_connection((server.host, server.port), timeout=60) as raw:
+        raw.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode())
+        raw.sendall(b"Content-Length: 99999999999\r\n\r\n{")
+        assert raw.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_what_is_no_http_is_sent_away(server: Running) -> None:
+    for garbage in (b"\0" * 50, b"GET / SPAM/9\r\n\r\n", b"POST /v2 HTTP/1.1\r\nContent-Length: -4\r\n\r\n"):
+        with socket.create_connection((server.host, server.port), timeout=60) as raw:
+            raw.sendall(garbage + b"\r\n\r\n")
+            assert raw.recv(4096).startswith(b"HTTP/1.1 400 ")
+    assert server.ask("GET", "/v2/health/ready").status == 200
+
+
+def test_random_requests_of_its_own_description_are_no_fault_of_the_server(server: Running) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis import checks
+
+    checks.load_all_checks()
+    names = ("not_a_server_error", "status_code", "content_type", "response_schema")
+    held = [checks.CHECKS.get_one(n if n.endswith("error") else f"{n}_conformance") for n in names]
+    schema = schemathesis.openapi.from_url(f"{server.url}openapi.json")
+    tried = 0
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if operation.method != "post":
+            continue
+
+        @given(case=operation.as_strategy())
+        @settings(
+            max_examples=10,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        )
+        def fuzzed(case: Any) -> None:
+            nonlocal tried
+            case.call_and_validate(checks=held)
+            tried += 1
+
+        fuzzed()
+    assert tried > 30
+    assert server.ask("GET", "/v2/health/live").status == 200
+
+
+def test_damaged_requests_are_no_fault_of_the_server(server: Running, samples: list[Sample]) -> None:
+    """benchmarks/faults.py tries ten thousand."""
+    row = malformed(Served(server.host, server.port, server.process), samples, "cmerc", 200)
+    assert row.survived == row.tried == 201, row.notes
+    assert len(row.notes) > 2
+
+
+def test_the_page_shows_labels_without_a_network(server: Running, tmp_path: Path) -> None:
+    if CHROMIUM is None:
+        pytest.skip("Chromium, which shows the page, is not installed")
+    page = server.ask("GET", "/")
+    assert b"http://" not in page.body.replace(b"http://www.w3.org/2000/svg", b"")
+    assert b"https://" not in page.body
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions"]
+    command += ["--disable-background-networking", "--disable-sync", f"--user-data-dir={tmp_path}"]
+    command += ["--virtual-time-budget=5000", "--dump-dom", f"{server.url}#example"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert "3 utterances" in shown
+    assert shown.count('class="unit"') == 3
+    assert shown.count("<polyline") == 3
+    assert ">vision</span>" in shown
+    assert 'id="wrong" role="alert" hidden' in shown
+
+
+def test_metrics_say_what_happened(server: Running, samples: list[Sample]) -> None:
+    def counts() -> dict[str, float]:
+        text = server.ask("GET", "/metrics").body.decode()
+        return {k: float(v) for k, v in (line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")}
+
+    before = counts()
+    for _ in range(3):
+        server.ask("POST", INFER, *tensors(samples[:1], True))
+    server.ask("POST", INFER, b"{}")
+    after = counts()
+
+    def added(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    route = 'route="/v2/models/{model}/infer"'
+    assert added(f'mer_requests_total{{code="200",model="cmerc",{route}}}') == 3
+    assert added(f'mer_requests_total{{code="400",model="cmerc",{route}}}') == 1
+    assert added('mer_batch_size_sum{model="cmerc"}') == 3
+    for stage in ("queue", "collate", "run"):
+        assert added(f'mer_stage_seconds_count{{model="cmerc",stage="{stage}"}}') == 3
+    assert after['mer_queue_depth{model="cmerc"}'] == 0
+
+
+def test_the_log_is_json_lines_without_what_was_sent(server: Running) -> None:
+    secret = "the-secret-of-ann"
+    body = json.dumps({"dialogue": secret, "utterances": [UTTERANCE | {"id": secret, "speaker": secret}]}).encode()
+    answer = server.ask("POST", PREDICT, body, JSON)
+    assert secret in answer.body.decode()
+    server.ask("POST", PREDICT, body.replace(b"[0.1, ", b"[1e99, "), JSON)
+    number = answer.headers["x-request-id"]
+    server.ask("GET", "/v2/health/live")
+    for _ in range(3000):
+        if any(line.get("request") == number for line in list(server.log)):
+            break
+        time.sleep(0.01)
+    (line,) = (line for line in server.log if line.get("request") == number)
+    said = {k: line[k] for k in ("event", "method", "route", "model", "status")}
+    route = "/v1/models/{model}/predict"
+    assert said == {"event": "request", "method": "POST", "route": route, "model": "cmerc", "status": 200}
+    assert not [line for line in server.log if secret in json.dumps(line) or "not JSON" in line]
+
+
+def test_a_bundle_that_changes_under_load_is_opened_anew_and_no_request_is_lost(
+    server: Running, bundle: Path, samples: list[Sample], scores: list[np.ndarray]
+) -> None:
+    """The change takes the longer bucket away, so that long dialogues tell which state answers."""
+    short = [i for i, s in enumerate(samples) if len(s.units) <= 4]
+    long = next(s for s in samples if len(s.units) > 4)
+    assert server.ask("POST", INFER, *tensors([long], True)).status == 200
+    changed = threading.Event()
+
+    def change() -> None:
+        opened = Bundle.open(bundle)
+        with opened.commit() as staged:
+            gone = [v for v in staged.manifest.variants if v.lengths["utterances"] > 4]
+            staged.manifest.variants = [v for v in staged.manifest.variants if v not in gone]
+            for name in [n for n in staged.manifest.files if any(n.startswith(f"variants/{v.name}/") for v in gone)]:
+                staged.remove(name)
+            for name in {v.model for v in gone}:
+                staged.remove(name)
+        while server.ask("POST", INFER, *tensors([long], True)).status == 200:
+            pass
+        changed.set()
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    answered = 0
+    while not changed.is_set():
+        right, wrong = load(server, [samples[i] for i in short], [scores[i] for i in short], threads=4, calls=20)
+        assert (right, wrong) == (80, 0)
+        answered += right
+    thread.join()
+    assert answered > 0
+    refusal = server.ask("POST", INFER, *tensors([long], True))
+    assert (refusal.status, "are more than the fixed 4" in sentence(refusal)) == (422, True)
+    assert 'mer_reloads_total{model="cmerc",result="done"} 1.0' in server.ask("GET", "/metrics").body.decode()
+
+
+def test_told_to_end_under_load_it_answers_what_it_took_and_exits_with_0(
+    samples: list[Sample], scores: list[np.ndarray]
+) -> None:
+    """Clients that keep their connection get an answer to every request, and hear with the last that there is no more.
+    New connections are refused."""
+    with Running(DATA / "bundles" / "cmerc", "--workers", "2", "--threads", "1") as server:
+        busy, answered, lost = threading.Barrier(9), [0] * 8, [0] * 8
+
+        def client(number: int) -> None:
+            connection = server.connect()
+            for turn in range(100_000):
+                sample = (number + turn) % len(samples)
+                answer = server.ask("POST", INFER, *tensors([samples[sample]], True), over=connection)
+                (found,) = outputs(answer).values()
+                fits = answer.status == 200 and np.allclose(found, scores[sample][None], atol=1e-6)
+                answered[number] += fits
+                lost[number] += not fits
+                if answer.headers.get("connection") == "close":
+                    return
+                if turn == 5:
+                    busy.wait()
+
+        threads = [threading.Thread(target=client, args=(n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        busy.wait()
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+        assert server.wait() == 0
+        assert lost == [0] * 8
+        assert sum(answered) == sum(line.get("status") == 200 for line in server.log) >= 48
+        assert server.log[-1]["event"] == "ended"
+        with pytest.raises((OSError, HTTPException)):
+            server.ask("GET", "/v2/health/live")
