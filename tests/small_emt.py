@@ -49,11 +49,11 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_emt(root: Path, name: str) -> Bundle:
-    """A bundle without variants; every weight has a value of its own."""
+def make_emt(root: Path, name: str, **changes: Any) -> Bundle:
+    """A bundle without variants, some values of its configuration changed; every weight has a value of its own."""
     system_name, values = CONFIGS[name]
     system = registry.get(system_name)
-    config = system.parse(values)
+    config = system.parse(values | changes)
     torch.manual_seed(0)
     model = system.build(config)
     for tensor in model.state_dict().values():

@@ -110,7 +110,5 @@ def side_by_side(name: str, encoders: Sequence[Encoder], parts: Sequence[np.ndar
     counts = [len(p) for p in parts]
     if len(set(counts)) > 1:
         said = " and ".join(f"{n} of {e.identity.name}" for n, e in zip(counts, encoders, strict=True))
-        raise InputError(
-            f"{name} has {said}: frames lie side by side where they are as many, set --every of one of them"
-        )
+        raise InputError(f"{name} has {said} steps, which lie side by side where they are as many: change --every")
     return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
-from mer_export.errors import InputError, NotAvailableError
-from mer_export.install import not_installed
-from mer_export.untrusted.onnx_files import require_own_data
+from mer_export.encoders.onnx_session import open_session
+from mer_export.errors import InputError
 
 CONFIG, MODEL = "config.json", "model.onnx"
 
@@ -40,14 +39,7 @@ class SentenceEncoder:
             longest = int(json.loads((folder / CONFIG).read_text())["longest"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder} is not a sentence encoder: {str(error).splitlines()[0]}") from None
-        try:
-            import onnxruntime
-        except ImportError:
-            raise NotAvailableError(not_installed("onnxruntime, which makes sentence vectors,", "cpu", "gpu")) from None
-        require_own_data(folder / MODEL)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+        session = open_session(folder / MODEL, "makes sentence vectors")
         return cls(TextTokenizer.load(folder), longest, session)
 
     def encode(self, sentence: str) -> np.ndarray:

@@ -12,10 +12,9 @@ import numpy as np
 
 from mer_export.data.media.sound import read_sound
 from mer_export.data.tokens.speech_dictionary import SpeechDictionary
+from mer_export.encoders.onnx_session import open_session
 from mer_export.encoders.vq_wav2vec.config import VqConfig
-from mer_export.errors import InputError, NotAvailableError
-from mer_export.install import not_installed
-from mer_export.untrusted.onnx_files import require_own_data
+from mer_export.errors import InputError
 
 CONFIG, MODEL, DICTIONARY, WEIGHTS, TRACED = "config.json", "model.onnx", "dict.txt", "model.safetensors", "model.ts"
 RATES = {"faithful": 22050, "correct": 16000}
@@ -46,17 +45,8 @@ class SpeechTokenizer:
             config, rate = VqConfig.model_validate(content["model"]), int(content["sample_rate"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{folder} is not a speech tokenizer: {str(error).splitlines()[0]}") from None
-        try:
-            import onnxruntime
-        except ImportError:
-            raise NotAvailableError(
-                not_installed("onnxruntime, which reads wav files into tokens,", "cpu", "gpu")
-            ) from None
         dictionary = SpeechDictionary.load(folder / DICTIONARY)
-        require_own_data(folder / MODEL)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])
+        session = open_session(folder / MODEL, "reads sound into tokens")
         return cls(config, dictionary, rate, session)
 
     def encode(self, audio: np.ndarray) -> np.ndarray:
