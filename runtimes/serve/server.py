@@ -183,4 +183,5 @@ async def _run(server: Server, models: Collection[Model], listening: socket.sock
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        await asyncio.gather(*(model.close() for model in models))
+        if not server.force_exit:
+            await asyncio.gather(*(model.close() for model in models))
