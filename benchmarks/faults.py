@@ -1,4 +1,4 @@
-"""What the machine does to a run: killed at any moment, disk full, no rights, a million utterances, opened for ever.
+"""What the world does to a run: killed at any moment, disk full, no rights, a million utterances, requests of anybody.
 
     python3 -m benchmarks.faults --out benchmarks/results [--part kill] [--count 20]
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from benchmarks import output
 from benchmarks.endurance import long_file, opened
 from benchmarks.fault_world import FORMATS, LENGTHS, Row, Running, World, place_in, require
+from benchmarks.served_faults import faults
 from benchmarks.small_disks import forbidden, full
 from mer_export.bundle import JOURNAL, MANIFEST, STAGING, Bundle
 from mer_export.errors import BundleError, NotAvailableError
@@ -103,8 +104,9 @@ PARTS: dict[str, tuple[int, Callable[[World, int], list[Row]]]] = {
     "forbidden": (1, lambda world, _: forbidden(world)),
     "opened": (500, opened),
     "long": (1_000_000, long_file),
+    "serve": (10_000, faults),
 }
-"""How often, unless `--count` says it: kills of each command, sizes of disk, openings, utterances."""
+"""How often, unless `--count` says it: kills of a command, sizes of disk, openings, utterances, malformed requests."""
 
 
 def main(arguments: list[str] | None = None) -> None:

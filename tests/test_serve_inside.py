@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 from serving import JSON, Answer, Inside, in_a_loop, inside, outputs, tensors
 from small_emt import make_emt
 
+import cli
 from mer_export.bundle import MANIFEST, Bundle, FeatureStatistics
 from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.feature_check import FeatureCheck
@@ -29,6 +31,7 @@ from runtimes.backends.onnx_runtime import OnnxRuntimeSession
 from runtimes.predict.output import json_row
 from runtimes.predict.predictor import Predictor
 from runtimes.serve import journal, models
+from runtimes.serve import server as server_module
 from runtimes.serve.app import LOOPBACK
 from runtimes.serve.batching import Deadline
 from runtimes.serve.metrics import Metrics
@@ -180,6 +183,29 @@ async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     async with inside(BUNDLE, limits=Limits(deadline=0.05)) as server:
         answer = await server.ask("POST", INFER, b'{"inp', ends=False)
         assert error(answer) == (408, "the body did not come within 0.05 s")
+
+
+@in_a_loop
+async def test_a_client_that_does_not_say_what_it_asks_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "IDLE", 0.05)
+    monkeypatch.setattr(server_module, "LINGER", 0.01)
+    async with inside(BUNDLE) as served:
+        place, ready = Place(port=0), asyncio.Event()
+        with place.bind() as listening:
+            server = server_module.Server(server_module.configured(served.service, place), served.service, ready.set)
+            running = asyncio.create_task(server.serve([listening]))
+            await ready.wait()
+            for said in (b"", b"GE", b"GET /v2 HTTP/1.1\r\nHost: local"):
+                reader, writer = await asyncio.open_connection(*listening.getsockname())
+                writer.write(said)
+                assert await asyncio.wait_for(reader.read(), 60) == b""
+                writer.close()
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.read(15)) == b"HTTP/1.1 200 OK"
+            writer.close()
+            server.should_exit = True
+            await running
 
 
 @in_a_loop
@@ -352,6 +378,9 @@ async def test_a_sentence_becomes_tokens_where_the_bundle_keeps_a_tokenizer(tmp_
     async with inside(bundle.root, how=How(runtime="torch", workers=1)) as server:
         said = (await server.ask("GET", "/v1/models")).said["models"][0]
         assert said["sentences"]
+        assert said["example"]["utterances"][0] == {"id": "u1", "speaker": "Ann", "sentence": "How was your day?"}
+        answer = await server.ask("POST", PREDICT, json.dumps(said["example"]).encode(), JSON)
+        assert [p["modalities"] for p in answer.said["predictions"]] == [["text"]] * 3
         body = json.dumps({"utterances": [{"id": "u1", "sentence": "How was your day?"}]}).encode()
         (found,) = (await server.ask("POST", PREDICT, body, JSON)).said["predictions"]
         assert (found["unit"], found["modalities"]) == ("u1", ["text"])
@@ -381,6 +410,7 @@ async def test_features_unlike_those_of_training_are_counted_and_told(
         }
         server.service.models["cmerc"].engine.predictor.features = FeatureCheck(known)
         assert (await server.ask("POST", INFER, *tensors(samples[:1], True))).status == 200
+        server.service.models["cmerc"].judge_features()
         assert counted(server, 'mer_foreign_features{input="audio",model="cmerc"}') == 1
         assert counted(server, 'mer_foreign_features{input="vision",model="cmerc"}') == 0
         assert "features are not like those that the model was trained on: audio" in caplog.text
@@ -463,3 +493,14 @@ def test_sessions_share_the_cores_out(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     }
     assert list(shared.values()) == [(1, 8), (2, 4), (4, 2), (3, 1), (16, 1), (None, 1)]
+
+
+@in_a_loop
+async def test_the_documentation_names_every_endpoint_and_option() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+    async with inside(BUNDLE) as server:
+        paths = (await server.ask("GET", "/openapi.json")).said["paths"]
+    named = {line.split("`")[1] for line in page.splitlines() if line.startswith(("| `GET", "| `POST"))}
+    assert named == {f"{method.upper()} {path}" for path, own in paths.items() for method in own}
+    options = {o for p in typer.main.get_command(cli.app).commands["serve"].params for o in p.opts if len(o) > 2}
+    assert options - {"--help", "--verbose", "bundles"} <= {w.strip("`,.()") for w in page.split()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Mapping
+from itertools import count
 from secrets import token_hex
 from time import perf_counter
 
@@ -17,8 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtimes.serve import reading
 from runtimes.serve.journal import note, note_failure
+from runtimes.serve.openapi import Endpoint, Handler
 from runtimes.serve.refusals import Refusal, as_refusal
-from runtimes.serve.service import Endpoint, Handler, Service
+from runtimes.serve.service import Service
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """What a browser calls this machine: a page of somebody else's that has its own name lead here does not."""
@@ -31,10 +33,11 @@ class Gate:
         """`token` None asks for none; `hosts` are the names that the server may be asked under, None is any."""
         self.app, self.service, self.hosts = app, service, hosts
         self._token = None if token is None else f"Bearer {token}".encode()
+        self._start, self._numbers = token_hex(4), count(1)
         self._open = {e.path for e in service.endpoints if e.open}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        number, begun, status = token_hex(8), perf_counter(), 500
+        number, begun, status = f"{self._start}-{next(self._numbers)}", perf_counter(), 500
         state = scope.setdefault("state", {})
         state["number"] = number
 

@@ -249,10 +249,13 @@ class Model:
             task.add_done_callback(self._retiring.discard)
 
     async def follow(self) -> None:
-        """Opens it anew whenever it was changed, for ever. One that cannot be opened is looked at again when it
-        changes again."""
+        """Looks after it for ever: warns of foreign features, opens it anew when it was changed.
+
+        One that cannot be opened is tried again when it changes again.
+        """
         while True:
             await asyncio.sleep(LOOK)
+            self.judge_features()
             if self._signature() in (None, self._seen):
                 continue
             try:
@@ -268,13 +271,11 @@ class Model:
         """Answers what was accepted and frees everything."""
         await asyncio.gather(*self._retiring, *([self._engine.retire()] if self._engine else []))
 
-    def count_features(self, engine: Engine, samples: Sequence[Sample]) -> None:
-        """Holds what was answered against the features of training."""
-        features = engine.predictor.features
-        if features.known:
-            features.add(samples)
-            features.tell()
-            self.metrics.mark_foreign(self.name, ((f.input, f.foreign) for f in features.findings()))
+    def judge_features(self) -> None:
+        """Holds what was answered so far against the features of training."""
+        features = self.engine.predictor.features
+        features.tell()
+        self.metrics.mark_foreign(self.name, ((f.input, f.foreign) for f in features.findings()))
 
     def _signature(self) -> Signature | None:
         """Of the manifest, which every change of a bundle replaces last."""

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
 
 from mer_export import __version__
 from mer_export.data.dialogues import MODALITIES, READY
+from runtimes.serve.protocol import DTYPES
+from runtimes.serve.reading import JSON, LINES
 
-if TYPE_CHECKING:
-    from runtimes.serve.models import Model
-    from runtimes.serve.service import Endpoint
-
+Handler = Callable[[Request], Awaitable[Response]]
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
 ANY: Schema = {}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One thing that can be asked. `takes` and `gives` name what is described below; `open` needs no token."""
+
+    method: str
+    path: str
+    answer: Handler
+    summary: str
+    takes: str | None = None
+    gives: str | None = None
+    open: bool = False
 
 
 def _object(required: Sequence[str] = (), /, **properties: Schema) -> Schema:
@@ -68,9 +84,7 @@ SCHEMAS: dict[str, Schema] = {
     "tensor": _object(
         ["name", "datatype", "shape"],
         name=TEXT,
-        datatype={
-            "enum": [*(f"{kind}{n}" for kind in ("INT", "UINT") for n in (8, 16, 32, 64)), "FP16", "FP32", "FP64"]
-        },
+        datatype={"enum": list(DTYPES)},
         shape=_list({"type": "integer", "minimum": 0}),
         parameters={"type": "object"},
         data=_list(ANY),
@@ -101,7 +115,7 @@ SCHEMAS: dict[str, Schema] = {
     "models": _object(["models"], models=_list({"type": "object"})),
     "any": {"type": "object"},
 }
-JSON, BYTES, LINES = "application/json", "application/octet-stream", "application/x-ndjson"
+BYTES = "application/octet-stream"
 TAKEN: dict[str, dict[str, Schema]] = {
     "tensors": {JSON: _ref("tensors")},
     "dialogues": {JSON: _ref("dialogues"), LINES: TEXT},
@@ -128,11 +142,11 @@ REFUSED: dict[int, str] = {
 }
 
 
-def document(endpoints: Sequence[Endpoint], models: Mapping[str, Model], most_bytes: int) -> Schema:
+def document(endpoints: Sequence[Endpoint], models: Sequence[str], most_bytes: int) -> Schema:
     """The document of a server with these models."""
     paths: dict[str, Schema] = {}
     for endpoint in endpoints:
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, list(models))
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, models)
     return {
         "openapi": "3.1.0",
         "info": {

@@ -124,17 +124,20 @@ class Reader:
         return self.spec.tokenizer is not None or encoder
 
     def example(self, utterances: int = 3, seed: int = 0) -> dict[str, Any]:
-        """A dialogue of made-up values that the model takes."""
+        """A dialogue that the model takes: words where it reads some, else made-up features."""
         random = np.random.default_rng(seed)
-        said = [self._utterance(i, random) for i in range(utterances)]
-        return {"dialogue": "example", "utterances": said}
+        made = self._words if self.takes_sentences else self._features
+        who = [{"id": f"u{n + 1}", "speaker": ("Ann", "Bob")[n % 2]} for n in range(utterances)]
+        return {"dialogue": "example", "utterances": [own | made(n, random) for n, own in enumerate(who)]}
 
-    def _utterance(self, number: int, random: np.random.Generator) -> dict[str, Any]:
-        made: dict[str, Any] = {"id": f"u{number + 1}", "speaker": ("Ann", "Bob")[number % 2]}
-        if self.takes_sentences:
-            made["sentence"] = ("How was your day?", "Wonderful, I got the job!", "I am so happy for you.")[number % 3]
+    def _words(self, number: int, random: np.random.Generator) -> dict[str, Any]:
+        said = ("How was your day?", "Wonderful, I got the job!", "I am so happy for you.")
+        return {"sentence": said[number % len(said)]}
+
+    def _features(self, number: int, random: np.random.Generator) -> dict[str, Any]:
+        made = {}
         for spec in self.contract.features:
-            if spec.name in MODALITIES or (spec.name in READY and not self.takes_sentences):
+            if spec.name in MODALITIES or spec.name in READY:
                 dims = [d for d in spec.dims[1:] if d != "utterances"]
                 shape = [self.contract.shortest.get(d, 2) if isinstance(d, str) else d for d in dims]
                 drawn = random.normal(size=shape).round(1) if spec.dtype == "float32" else np.ones(shape, dtype=int)

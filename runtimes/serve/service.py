@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,12 +20,12 @@ from runtimes.serve.batching import Deadline
 from runtimes.serve.journal import note_failure
 from runtimes.serve.metrics import Metrics
 from runtimes.serve.models import Engine, Model
+from runtimes.serve.openapi import Endpoint
 from runtimes.serve.refusals import Refusal, as_refusal, malformed, overloaded
 
 ASIDE = 1 << 16
 """Bytes of a body from which it is read in a thread, so that others are answered meanwhile."""
 TIMEOUT = "X-Request-Timeout"
-Handler = Callable[[Request], Awaitable[Response]]
 Made = TypeVar("Made")
 
 
@@ -35,19 +35,6 @@ class Limits:
 
     most_bytes: int = 32 << 20
     deadline: float = 30.0
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """One thing that can be asked. `takes` and `gives` name what `openapi` describes; `open` needs no token."""
-
-    method: str
-    path: str
-    answer: Handler
-    summary: str
-    takes: str | None = None
-    gives: str | None = None
-    open: bool = False
 
 
 class Service:
@@ -114,10 +101,12 @@ class Service:
         return _json({"models": [_told(m.name, m.engine) for m in self.models.values()]})
 
     async def show_metrics(self, request: Request) -> Response:
+        for model in self.models.values():
+            model.judge_features()
         return Response(self.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def describe(self, request: Request) -> Response:
-        return _json(openapi.document(self.endpoints, self.models, self.limits.most_bytes))
+        return _json(openapi.document(self.endpoints, list(self.models), self.limits.most_bytes))
 
     async def infer(self, request: Request) -> Response:
         """Open Inference Protocol v2."""
@@ -130,12 +119,12 @@ class Service:
         with engine.used():
             samples = protocol.samples_of(asked.tensors, engine.predictor.contract)
             outputs = await engine.outputs(samples, deadline)
-            model.count_features(engine, samples)
+            engine.predictor.features.add(samples)
             arrays = protocol.stacked(outputs, engine.predictor.contract, asked.tensors)
         content, size = protocol.write_response(model.name, asked, arrays)
         if size is None:
             return Response(content, media_type=reading.JSON)
-        return Response(content, media_type="application/octet-stream", headers={protocol.HEADER_LENGTH: str(size)})
+        return Response(content, media_type=openapi.BYTES, headers={protocol.HEADER_LENGTH: str(size)})
 
     async def predict(self, request: Request) -> Response:
         """Dialogues as `mer infer` reads them, answers as it writes them."""
@@ -159,7 +148,7 @@ class Service:
             samples: list[Sample] = await aside(size, lambda: engine.reader.samples(asked))
             async for prediction in engine.predictions(samples, deadline):
                 yield json_row(prediction, engine.predictor.task)
-            model.count_features(engine, samples)
+            engine.predictor.features.add(samples)
 
     def _asked_for(self, request: Request) -> Model:
         """The model that the path names, or the only one."""

@@ -1,0 +1,185 @@
+"""What does serving cost? `mer serve` over loopback beside the predictor in a process, in one run.
+
+    python3 -m benchmarks.serve --out benchmarks/results [--network mtee_mosei] [--seconds 3] [--rounds 3]
+
+One, eight and 64 clients ask for one unpadded item a request, by the Open Inference Protocol as JSON and as bytes, and
+ask again as soon as they are answered. Server and clients share the cores of the machine. Writes `serve.json` and
+`serve.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import output
+from benchmarks.http_load import Form, Served, inference, load, served
+from benchmarks.lengths import export
+from benchmarks.suite import NETWORKS, random_bundle, real_samples
+from mer_export import machine
+from mer_export.bundle import Bundle
+from mer_export.data.samples import Sample
+from mer_export.errors import MerError
+from mer_export.markdown import table
+from runtimes.backends.session import SessionOptions
+from runtimes.predict.predictor import Predictor
+
+USUAL = ("mtee_mosei", "cmerc_meld", "emt_mosi")
+CLIENTS = (1, 8, 64)
+FORMS: tuple[Form, ...] = ("json", "binary")
+ITEMS = 64
+TOLERANCE = 1e-6
+ONE_THREAD = SessionOptions(threads=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures the networks that are asked for."""
+    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.serve", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
+    parser.add_argument("--network", choices=list(NETWORKS), action="append", help=f"default: {', '.join(USUAL)}")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each case and round")
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args(arguments)
+    line = output.command("serve", arguments)
+
+    def run() -> None:
+        rows = [row for n in chosen.network or USUAL for row in measure(n, chosen.seconds, chosen.rounds)]
+        found = {"command": line, "machine": machine.describe(), "rows": rows}
+        output.write(chosen.out, "serve", found, markdown(found))
+
+    output.end_well(run)
+
+
+def measure(name: str, seconds: float, rounds: int) -> list[dict[str, Any]]:
+    """A row for each number of clients and form, each beside what the predictor does in the same rounds."""
+    workers = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = random_bundle(Path(folder) / name, NETWORKS[name])
+        samples = real_samples(bundle.manifest.contract, NETWORKS[name], ITEMS)
+        export(bundle, name, NETWORKS[name].buckets, [("onnxruntime", "fp32")])
+        bundle = Bundle.open(bundle.root)
+        requests = {form: [inference(name, s, form) for s in samples] for form in FORMS}
+        rows: dict[tuple[int, Form], list[dict[str, float]]] = {(c, f): [] for c in CLIENTS for f in FORMS}
+        with (
+            Predictor(bundle, "onnxruntime", ONE_THREAD) as alone,
+            served(bundle.root, "--threads", "1", "--workers", str(workers)) as server,
+        ):
+            expected = alone.scores(samples)
+            for turn in range(rounds):
+                for (clients, form), row in rows.items():
+                    output.say(f"{name}: round {turn + 1}, {clients} clients, {form}")
+                    found = _asked(server, requests[form], clients, seconds, expected)
+                    row.append(found | _beside(bundle, alone, samples, round(found["batch"]), workers, seconds))
+    return [
+        {"network": name, "clients": clients, "form": form, "workers": workers}
+        | {key: float(np.median([r[key] for r in found])) for key in found[0]}
+        | {"worst": max(r["worst"] for r in found)}
+        for (clients, form), found in rows.items()
+    ]
+
+
+def _asked(
+    server: Served, requests: Sequence[bytes], clients: int, seconds: float, expected: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """One case: latency, requests per second, items in a batch, and the largest difference from the predictor."""
+    before, begun = server.counts(), time.perf_counter()
+    answers = load(server, requests, clients, seconds)
+    took, after = time.perf_counter() - begun, server.counts()
+    refused = [a for a in answers if a.status != 200]
+    if refused:
+        raise MerError(f"{len(refused)} of {len(answers)} requests were not answered: {refused[0].body[:200]!r}")
+    worst = max(float(np.abs(a.output()[0] - expected[a.asked]).max()) for a in answers)
+    if worst > TOLERANCE:
+        raise MerError(f"answers differ from the predictor's by {worst:.1e}")
+    batches = [
+        sum(v for k, v in now.items() if k.startswith(f"mer_batch_size_{part}"))
+        for now in (before, after)
+        for part in ("sum", "count")
+    ]
+    p50, p99 = np.quantile([a.seconds for a in answers], (0.5, 0.99)) * 1000
+    return {
+        "p50_ms": float(p50),
+        "p99_ms": float(p99),
+        "requests_per_s": len(answers) / took,
+        "batch": (batches[2] - batches[0]) / max(1.0, batches[3] - batches[1]),
+        "requests": float(len(answers)),
+        "worst": worst,
+    }
+
+
+def _beside(
+    bundle: Bundle, alone: Predictor, samples: Sequence[Sample], batch: int, workers: int, seconds: float
+) -> dict[str, float]:
+    """The predictor in this process: one item at a time, and as many workers in batches of that size."""
+    times: list[float] = []
+    until = time.perf_counter() + seconds / 3
+    while time.perf_counter() < until:
+        sample = samples[len(times) % len(samples)]
+        begun = time.perf_counter()
+        alone.scores([sample])
+        times.append(time.perf_counter() - begun)
+    with Predictor(bundle, "onnxruntime", ONE_THREAD, batch=max(1, batch), workers=workers) as many:
+        many.scores(samples)
+        done, begun = 0, time.perf_counter()
+        while (took := time.perf_counter() - begun) < seconds / 3:
+            many.scores(samples)
+            done += len(samples)
+    return {"alone_p50_ms": 1000 * float(np.median(times)), "infer_items_per_s": done / took}
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The results as one table."""
+    header = (
+        "network",
+        "clients",
+        "form",
+        "p50, ms",
+        "p99, ms",
+        "predictor alone, p50",
+        "requests/s",
+        "items a batch",
+        "predictor in such batches, items/s",
+        "part of it",
+    )
+    rows = [
+        (
+            r["network"],
+            r["clients"],
+            r["form"],
+            f"{r['p50_ms']:.2f}",
+            f"{r['p99_ms']:.2f}",
+            f"{r['alone_p50_ms']:.2f}",
+            f"{r['requests_per_s']:.0f}",
+            f"{r['batch']:.1f}",
+            f"{r['infer_items_per_s']:.0f}",
+            f"{r['requests_per_s'] / r['infer_items_per_s']:.0%}",
+        )
+        for r in found["rows"]
+    ]
+    asked, worst = sum(r["requests"] for r in found["rows"]), max(r["worst"] for r in found["rows"])
+    lines = [
+        "# Serving",
+        "",
+        f"`{found['command']}`",
+        "",
+        output.where(found["machine"]),
+        "",
+        "One unpadded item a request over loopback, random weights, items of the lengths that occur, ONNX Runtime "
+        "fp32, one session of one thread for each core. Clients and server share the cores; the predictor has them "
+        f"alone. Medians over rounds; no answer of about {asked:.0f} in a round differs from the predictor's by more "
+        f"than {worst:.1e}.",
+        "",
+        *table(header, rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""What clients, the operating system and changing bundles do to `mer serve`, and what it answers then."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import output
+from benchmarks.endurance import GROWN_MIB
+from benchmarks.fault_world import Row, World, place_in
+from benchmarks.http_load import Found, Served, inference, load, request, served
+from benchmarks.suite import samples_of
+from mer_export.bundle import Bundle
+from mer_export.data.samples import Sample
+from runtimes.predict.predictor import Predictor
+
+CLIENTS = 8
+TOLERANCE = 1e-6
+OPTIONS = ("--threads", "1", "--workers", "2")
+
+
+def faults(world: World, count: int) -> list[Row]:
+    """Every fault on the bundle of a world; `count` malformed requests, and a share of that of the others."""
+    samples = samples_of(Bundle.open(world.bundle).manifest.contract, [{"utterances": n} for n in range(1, 33)])
+    with Predictor(Bundle.open(world.bundle)) as predictor:
+        expected = predictor.scores(samples)
+    good = [inference("bundle", s, "binary") for s in samples]
+    rows = []
+    with served(world.bundle, *OPTIONS) as server:
+        rows += [malformed(server, samples, "bundle", count), mixed(server, good, expected, 10 * count)]
+        rows += [half_sent(server, good, expected, count // 50), memory(server, good, 2 * count)]
+    rows += [
+        overflow(world, good, expected, count),
+        changed(world, good, expected, max(1, count // 1000)),
+        ended(world, good, expected, max(1, count // 500), signal.SIGTERM),
+        ended(world, good, expected, max(1, count // 1000), signal.SIGKILL),
+    ]
+    for row in rows:
+        output.say(f"{row.fault}: {row.survived} of {row.tried}, {row.notes}")
+    return rows
+
+
+def right(answer: Found, expected: Sequence[np.ndarray]) -> bool:
+    """Whether an answer is there and the predictor's."""
+    if answer.status != 200:
+        return False
+    found, wanted = answer.output()[0], expected[answer.asked]
+    return found.shape == wanted.shape and bool(np.abs(found - wanted).max() <= TOLERANCE)
+
+
+def damaged(body: bytes, draw: random.Random) -> bytes:
+    """A body with bytes changed, taken out, doubled, or its end cut off."""
+    place, length = draw.randrange(len(body)), draw.randrange(1, 40)
+    kind = draw.randrange(4)
+    if kind == 0:
+        return body[:place] + draw.randbytes(length) + body[place + length :]
+    if kind == 1:
+        return body[:place] + body[place + length :]
+    if kind == 2:
+        return body[:place] + body[place : place + length] + body[place:]
+    return body[:place]
+
+
+def malformed(server: Served, samples: Sequence[Sample], model: str, count: int, seed: int = 0) -> Row:
+    """Damaged requests in both forms: a sentence, or an answer where the damage says nothing."""
+    draw, row = random.Random(seed), Row("malformed requests")
+    sent = []
+    for number in range(count):
+        whole = inference(model, samples[number % len(samples)], ("json", "binary")[number % 2])
+        head, _, body = whole.partition(b"\r\n\r\n")
+        kept = [line for line in head.decode().split("\r\n")[1:] if not line.startswith(("Host", "Content-Length"))]
+        headers = dict(line.split(": ") for line in kept)
+        sent.append(request("POST", f"/v2/models/{model}/infer", damaged(body, draw), headers))
+    for answer in load(server, sent, CLIENTS, count=count):
+        row.add(200 <= answer.status < 500, f"status {answer.status}")
+    row.add(b"true" in server.get("/v2/health/live"), "alive after it")
+    return row
+
+
+def mixed(server: Served, good: Sequence[bytes], expected: Sequence[np.ndarray], count: int) -> Row:
+    """Requests of mixed lengths from several clients: each gets the predictor's answer."""
+    row = Row(f"{CLIENTS} clients with mixed lengths")
+    for answer in load(server, good, CLIENTS, count=count):
+        row.add(right(answer, expected), "right" if right(answer, expected) else f"status {answer.status}")
+    return row
+
+
+def half_sent(server: Served, good: Sequence[bytes], expected: Sequence[np.ndarray], count: int) -> Row:
+    """Connections that stop in the middle of a head or a body, while others ask."""
+    row = Row("others ask while so many connections stop half-way")
+    with contextlib.ExitStack() as open_ones:
+        for number in range(count):
+            stuck = open_ones.enter_context(socket.create_connection((server.host, server.port)))
+            stuck.sendall(good[0][: 20 if number % 2 else -20])
+        row.notes["connections that stop"] = count
+        for answer in load(server, good, CLIENTS, count=10 * count):
+            row.add(right(answer, expected), "right" if right(answer, expected) else f"status {answer.status}")
+    return row
+
+
+def memory(server: Served, good: Sequence[bytes], count: int) -> Row:
+    """What the process holds after many requests, against a tenth of them."""
+    row, held = Row(f"{count} requests"), []
+    for wanted in (count // 10, count):
+        load(server, good, CLIENTS, count=wanted)
+        held.append(_resident_mib(server.process.pid))
+    grown = held[1] - held[0]
+    row.add(grown <= GROWN_MIB, f"{held[1]:.0f} MiB, {grown:.0f} more than after a tenth of them")
+    return row
+
+
+def overflow(world: World, good: Sequence[bytes], expected: Sequence[np.ndarray], count: int) -> Row:
+    """More clients than the queue holds: each gets its answer, or is told when to come again."""
+    row = Row("64 clients, a queue of 4")
+    with served(world.bundle, "--queue", "4", *OPTIONS) as server:
+        for answer in load(server, good, 64, count=count):
+            told = answer.status == 503 and answer.headers.get("retry-after") == "1"
+            row.add(told or right(answer, expected), f"status {answer.status}")
+    return row
+
+
+def changed(world: World, good: Sequence[bytes], expected: Sequence[np.ndarray], count: int) -> Row:
+    """The bundle changes while clients ask; it is opened anew, and nobody notices."""
+    row = Row("the bundle changes under load")
+    with place_in(world) as place, served(place / "bundle", *OPTIONS) as server:
+
+        def reloads() -> float:
+            return server.counts().get('mer_reloads_total{model="bundle",result="done"}', 0.0)
+
+        def change() -> None:
+            before = reloads()
+            with Bundle.open(place / "bundle").commit() as staged:
+                staged.write("reports/note.txt", str(time.time_ns()))
+            while reloads() == before:
+                time.sleep(0.1)
+
+        for _ in range(count):
+            answers = load(server, good, CLIENTS, count=2000, during=change)
+            lost = sum(not right(a, expected) for a in answers)
+            row.add(not lost, f"{len(answers)} requests right" if not lost else f"{lost} lost")
+    return row
+
+
+def ended(
+    world: World, good: Sequence[bytes], expected: Sequence[np.ndarray], count: int, number: signal.Signals
+) -> Row:
+    """A signal under load. SIGTERM: every request is answered, exit code 0. SIGKILL: no answer is wrong."""
+    row = Row(f"{number.name} under load")
+    for _ in range(count):
+        with served(world.bundle, *OPTIONS) as server:
+            answers = load(server, good, CLIENTS, seconds=60, during=lambda: server.process.send_signal(number))
+            wrong = sum(not right(a, expected) for a in answers if a.status)
+            lost = sum(not a.status for a in answers)
+            code = server.process.wait()
+        fine = not wrong and (number == signal.SIGKILL or (not lost and code == 0))
+        row.add(fine, f"exit code {code}, {wrong} wrong, {lost if number == signal.SIGTERM else 'any number'} lost")
+    return row
+
+
+def _resident_mib(process: int) -> float:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmRSS"))
