@@ -23,7 +23,7 @@ from mer_export.data.open import open_corpus, said_extractors
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.encoders.encoder import Encoder
-from mer_export.encoders.faces import look_at_faces
+from mer_export.encoders.faces import look_at_faces, sample_frames
 from mer_export.encoders.mtcnn.detector import NETWORKS, FaceDetector
 from mer_export.encoders.reading import Reading
 from mer_export.encoders.signal.folder import write_signal_encoder
@@ -428,6 +428,10 @@ def test_pictures_of_a_video_are_a_sequence_and_a_sound_has_none(mer: Mer, tmp_p
     assert json.loads(said)["missing"] == {"vision": 1}
     found = samples(tmp_path / "f.parquet")
     assert {n: [a.shape for a in s.inputs.values()] for n, s in found.items()} == {"a.mp4": [(8, 32)], "b.wav": []}
+    shutil.copytree(networks / "picture", tmp_path / "often")
+    often = sample_frames(Bundle.open(tmp_path / "often"), fps=4)
+    assert often.identity.sha256 != Encoder.open(networks / "picture").identity.sha256
+    assert len(list(Reading(Utterance("u", recording=Recording("a.mp4", "u", Reach(tmp_path)))).raws(often))) == 4
 
 
 def test_the_command_needs_no_torch_for_signals(clips: Path, encoders: Path) -> None:
