@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,22 @@ def test_all_presets_are_read() -> None:
     assert (published.lr, published.batch, published.epochs, published.keep.patience) == (5e-5, 16, 100, 10)
     stage = load_preset("tab/iemocap_lhs")
     assert (stage.epochs, stage.keep.patience, stage.protocol["freeze"]) == (3, None, {"text": 9, "audio": 12})
+
+
+def test_a_network_that_is_captured_for_compiling_trains_to_the_same_weights_for_batches_of_any_length(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fitted(compiled: bool) -> dict[str, np.ndarray]:
+        config = small("iemocap_lhs", "protocol.freeze={text: 1, audio: 1}", "epochs=1", f"compile={compiled}")
+        return load_file(fit(config, data, tmp_path / str(compiled), quiet=True).root / WEIGHTS)
+
+    # Captured and run as it is: making machine code of it takes a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, captured = fitted(False), fitted(True)
+    assert all(np.array_equal(plain[n], captured[n]) for n in plain)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_the_second_stage_takes_the_fine_tuned_encoders_and_leaves_them_alone(data: Path, tmp_path: Path) -> None:
