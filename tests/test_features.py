@@ -19,9 +19,11 @@ from conftest import Mer
 
 from mer_export.bundle import Bundle
 from mer_export.data.dialogues import Recording, Utterance
+from mer_export.data.media.sound import Sound, read_sound
 from mer_export.data.open import open_corpus, said_extractors
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
+from mer_export.encoders import sounds
 from mer_export.encoders.encoder import Encoder
 from mer_export.encoders.faces import look_at_faces, sample_frames
 from mer_export.encoders.mtcnn.detector import NETWORKS, FaceDetector
@@ -506,3 +508,28 @@ def test_a_folder_of_odd_and_broken_files_ends_with_a_row_for_each_broken_one(
     found = samples(tmp_path / "f.parquet")
     assert found.keys() == {p.name for p in CONTAINERS.iterdir() if p.suffix != ".md"} - broken
     assert "audio" not in found["video_only.mp4"].inputs
+
+
+def test_a_compressed_recording_of_many_utterances_is_decoded_twice_and_its_parts_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = np.stack([noise(0, 4), noise(1, 4)], axis=1)
+    soundfile.write(tmp_path / "call.mp3", both, RATE)
+    soundfile.write(tmp_path / "call.wav", both, RATE)
+    read: list[tuple[str, object]] = []
+
+    def counted(path: Path, *span: float | None) -> Sound:
+        read.append((path.name, span or None))
+        return read_sound(path, *span)
+
+    monkeypatch.setattr(sounds, "read_sound", counted)
+    for name, times in (("call.mp3", 2), ("call.wav", 6)):
+        kept = sounds.Sounds()
+        for start in (0.0, 0.5, 1.25, 2.0, 3.0, 3.75):
+            found = kept.read(Recording(name, "u", Reach(tmp_path), start, start + 0.4))
+            wanted = read_sound(tmp_path / name, start, start + 0.4)
+            np.testing.assert_array_equal(found.mono(RATE), wanted.mono(RATE))
+        assert len([n for n, _ in read if n == name]) == times
+        with pytest.raises(InputError, match="is past the end"):
+            kept.read(Recording(name, "u", Reach(tmp_path), 9.0, None))
+    assert sounds.Sounds(most=1000)._decoded(tmp_path / "call.mp3") is None
