@@ -533,3 +533,26 @@ def test_a_compressed_recording_of_many_utterances_is_decoded_twice_and_its_part
         with pytest.raises(InputError, match="is past the end"):
             kept.read(Recording(name, "u", Reach(tmp_path), 9.0, None))
     assert sounds.Sounds(most=1000)._decoded(tmp_path / "call.mp3") is None
+
+
+def test_failures_of_several_data_sets_stand_in_one_file_and_another_file_is_left_alone(
+    mer: Mer, clips: Path, encoders: Path
+) -> None:
+    def run(out: str) -> tuple[int, str, str]:
+        chosen = f"audio={encoders}/vector"
+        return mer("features", clips / "clips.csv", "--encoder", chosen, "--out", clips / out, "--force", "-q")
+
+    def rows() -> list[tuple[str, str]]:
+        with (clips / "failed.csv").open() as stream:
+            return [(row["data"], row["utterance"]) for row in csv.DictReader(stream)]
+
+    (clips / "wav" / "1.wav").rename(clips / "1.wav")
+    assert (run("f")[0], run("g")[0], rows()) == (0, 0, [("f.parquet", "c1"), ("g.parquet", "c1")])
+    (clips / "1.wav").rename(clips / "wav" / "1.wav")
+    assert (run("f")[0], rows()) == (0, [("g.parquet", "c1")])
+    assert run("g")[0] == 0
+    assert not (clips / "failed.csv").exists()
+    (clips / "failed.csv").write_text("my,own\n")
+    code, _, err = run("f")
+    assert (code, "failed.csv is where failures are listed and holds something else" in err) == (2, True)
+    assert (clips / "failed.csv").read_text() == "my,own\n"
