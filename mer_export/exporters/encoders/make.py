@@ -51,6 +51,12 @@ MAKERS = (
         exports=False,
     ),
     Maker(
+        "a speech tokenizer",
+        lambda source, settings: "dictionary" in settings,
+        ("dictionary", "rate", "window", *EXPORTED, *WORDS),
+        f"{__name__}:of_speech_tokenizer",
+    ),
+    Maker(
         "a file with a recipe",
         lambda source, settings: "recipe" in settings,
         ("recipe", "trust", *PICTURES),
@@ -78,7 +84,7 @@ def make(source: str, out: Path, settings: Settings, force: bool, progress: Prog
     if maker is None:
         raise UsageError(
             f"no encoder can be made of {source}: give a folder of transformers, an ONNX or TorchScript file with "
-            f"--recipe, or one of {list(KINDS)}"
+            f"--recipe, a checkpoint of vq-wav2vec with --dictionary, or one of {list(KINDS)}"
         )
     if unread := [n for n in settings if n not in maker.reads]:
         raise UsageError(f"--{unread[0]} says nothing of {maker.title}, which reads {_listed(maker)}: leave it out")
@@ -112,6 +118,15 @@ def of_signal(source: str, out: Path, settings: Settings, force: bool) -> Bundle
             raise UsageError(f"--rate {settings['rate']}: a signal is read at a number of samples per second")
         own["rate"] = int(settings["rate"])
     return write_signal_encoder(source, out, force, **apply_overrides(own, settings.get("set", ())))  # type: ignore[arg-type]
+
+
+def of_speech_tokenizer(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
+    """Of a checkpoint of vq-wav2vec."""
+    from mer_export.exporters.encoders.speech_tokenizer import import_checkpoint
+
+    own = {n: settings[n] for n in ("rate", "window") if n in settings} | {"buckets": tuple(settings.get("length", ()))}
+    words = {n: settings[n] for n in WORDS if n in settings}
+    return import_checkpoint(Path(source), settings["dictionary"], out, force=force, source=words, **own)
 
 
 def of_file(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
