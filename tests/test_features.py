@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,11 +17,14 @@ import numpy as np
 import pytest
 from conftest import Mer
 
+from mer_export.bundle import Bundle
 from mer_export.data.dialogues import Recording, Utterance
 from mer_export.data.open import open_corpus, said_extractors
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.encoders.encoder import Encoder
+from mer_export.encoders.faces import look_at_faces
+from mer_export.encoders.mtcnn.detector import NETWORKS, FaceDetector
 from mer_export.encoders.reading import Reading
 from mer_export.encoders.signal.folder import write_signal_encoder
 from mer_export.errors import InputError
@@ -352,7 +357,7 @@ def test_half_a_step_is_added_where_an_encoder_asks_for_it(tmp_path: Path, encod
     soundfile.write(tmp_path / "a.flac", whole, RATE)
     said = Utterance("u", recording=Recording("a.flac", "u", Reach(tmp_path)))
     half = write_signal_encoder("log_mel", tmp_path / "half", half_step=True).root
-    plain, added = (next(Reading(said).raws(Encoder.open(e).input)) for e in (encoders / "vector", half))
+    plain, added = (next(Reading(said).raws(Encoder.open(e))) for e in (encoders / "vector", half))
     np.testing.assert_array_equal(plain, whole.astype(np.float32) / 32768)
     np.testing.assert_array_equal(added, (whole.astype(np.float32) + 0.5) / 32768)
 
@@ -434,3 +439,66 @@ def test_the_command_needs_no_torch_for_signals(clips: Path, encoders: Path) -> 
     words = [str(clips / "clips.csv"), f"audio={encoders}/vector", str(clips / "f.parquet")]
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+class Brightest:
+    """Finds what is white, as a detector finds faces."""
+
+    def boxes(self, picture: np.ndarray) -> np.ndarray:
+        rows, columns = np.nonzero(picture.mean(axis=2) > 200)
+        found = [[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1, 1.0]] if len(rows) else []
+        return np.asarray(found, dtype=np.float32).reshape(-1, 5)
+
+
+def test_an_encoder_of_faces_brings_its_detector_and_misses_whom_it_does_not_find(
+    mer: Mer, tmp_path: Path, networks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    shutil.copytree(networks / "picture", tmp_path / "faces")
+    (tmp_path / "detector").mkdir()
+    for name in NETWORKS:
+        (tmp_path / "detector" / f"{name}.onnx").write_bytes(name.encode())
+    monkeypatch.setattr(FaceDetector, "load", lambda folder: Brightest())
+    plain = Encoder.open(tmp_path / "faces").identity
+    made = look_at_faces(Bundle.open(tmp_path / "faces"), tmp_path / "detector", size=32, margin=0.0)
+    assert made.identity.sha256 != plain.sha256
+    pictures = np.zeros((3, 60, 80, 3), np.uint8)
+    pictures[0, 10:42, 5:37], pictures[1, 20:52, 8:40] = 255, 230
+    lines = []
+    for clip, shown in (("a", (0, 1, 2)), ("b", (2,))):
+        for i in shown:
+            image.fromarray(pictures[i]).save(tmp_path / f"{clip}{i}.png")
+        lines.append({"id": clip, "images": [f"{clip}{i}.png" for i in shown]})
+    (tmp_path / "d.jsonl").write_text(json.dumps({"dialogue": "d", "utterances": lines}) + "\n")
+    command = ["features", tmp_path / "d.jsonl", "--set", "data.faces.images=true", "--set", "data.unit=utterance"]
+    command += ["--encoder", f"vision={tmp_path}/faces", "--out", tmp_path / "f", "--json"]
+    code, said, err = mer(*command)
+    assert (code, json.loads(said or "{}").get("missing")) == (0, {"vision": 1}), err
+    found = samples(tmp_path / "f.parquet")
+    with open_encoder(networks / "picture") as encoding:
+        wanted = list(encoding.encode([np.full((32, 32, 3), 255, np.uint8), np.full((32, 32, 3), 230, np.uint8)]))
+    np.testing.assert_allclose(found["a"].inputs["vision"], np.stack(wanted), atol=1e-6)
+    assert "vision" not in found["b"].inputs
+    kept = Encoder.open(tmp_path / "f.encoders" / "vision" / "0")
+    assert (kept.identity, kept.bundle.path("faces/onet.onnx").read_bytes()) == (made.identity, b"onet")
+
+
+CONTAINERS = Path(os.environ.get("MER_SAMPLE_DATA", ROOT.parent / "shared" / "data")) / "media" / "containers"
+BROKEN = {"zero_samples.wav", "not_audio_text.wav"}
+
+
+@pytest.mark.skipif(not CONTAINERS.is_dir(), reason="no media files beside the repository")
+def test_a_folder_of_odd_and_broken_files_ends_with_a_row_for_each_broken_one(
+    mer: Mer, tmp_path: Path, encoders: Path
+) -> None:
+    command = ["features", CONTAINERS, "--encoder", f"audio={encoders}/vector", "--out", tmp_path / "f", "--json"]
+    code, said, err = mer(*command)
+    assert code == 0, err
+    broken = {p.name for p in CONTAINERS.iterdir() if p.name.startswith("broken_")} | BROKEN
+    # The last sample of this one lacks a byte: the others are read.
+    broken -= {"broken_header_odd_data.wav"}
+    assert failed(tmp_path / "failed.csv").keys() == broken
+    assert json.loads(said)["missing"] == {"audio": 1}
+    found = samples(tmp_path / "f.parquet")
+    assert found.keys() == {p.name for p in CONTAINERS.iterdir() if p.suffix != ".md"} - broken
+    assert "audio" not in found["video_only.mp4"].inputs

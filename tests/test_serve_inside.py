@@ -31,6 +31,7 @@ from runtimes.backends.onnx_runtime import OnnxRuntimeSession
 from runtimes.predict.output import json_row
 from runtimes.predict.predictor import Predictor
 from runtimes.serve import journal, models
+from runtimes.serve import server as server_module
 from runtimes.serve.app import LOOPBACK
 from runtimes.serve.batching import Deadline
 from runtimes.serve.metrics import Metrics
@@ -182,6 +183,29 @@ async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     async with inside(BUNDLE, limits=Limits(deadline=0.05)) as server:
         answer = await server.ask("POST", INFER, b'{"inp', ends=False)
         assert error(answer) == (408, "the body did not come within 0.05 s")
+
+
+@in_a_loop
+async def test_a_client_that_does_not_say_what_it_asks_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "IDLE", 0.05)
+    monkeypatch.setattr(server_module, "LINGER", 0.01)
+    async with inside(BUNDLE) as served:
+        place, ready = Place(port=0), asyncio.Event()
+        with place.bind() as listening:
+            server = server_module.Server(server_module.configured(served.service, place), served.service, ready.set)
+            running = asyncio.create_task(server.serve([listening]))
+            await ready.wait()
+            for said in (b"", b"GE", b"GET /v2 HTTP/1.1\r\nHost: local"):
+                reader, writer = await asyncio.open_connection(*listening.getsockname())
+                writer.write(said)
+                assert await asyncio.wait_for(reader.read(), 60) == b""
+                writer.close()
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.read(15)) == b"HTTP/1.1 200 OK"
+            writer.close()
+            server.should_exit = True
+            await running
 
 
 @in_a_loop

@@ -10,7 +10,7 @@ from pathlib import Path
 from mer_export.bundle import Bundle, Commit, Variant
 from mer_export.bundle.manifest import MANIFEST, Manifest, seal
 from mer_export.data.spec import Extractor
-from mer_export.encoders.encoder import TOKENIZER, Encoder
+from mer_export.encoders.encoder import FACES, TOKENIZER, Encoder
 from mer_export.errors import UsageError
 
 FOLDER = "encoders"
@@ -96,7 +96,7 @@ def _served(bundle: Bundle) -> tuple[Manifest, list[str]]:
     """An encoder without its weights, samples and reports, which only exporting and PyTorch read."""
     manifest = bundle.manifest.model_copy(deep=True)
     served = {n for v in manifest.variants for n in _files(bundle, v)}
-    served |= {n for n in manifest.files if n.startswith(f"{TOKENIZER}/")}
+    served |= {n for n in manifest.files if n.startswith((f"{TOKENIZER}/", f"{FACES}/"))}
     manifest.files = {n: e for n, e in manifest.files.items() if n in served}
     return manifest, sorted(served)
 

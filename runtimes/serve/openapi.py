@@ -12,6 +12,7 @@ from starlette.responses import Response
 from mer_export import __version__
 from mer_export.data.dialogues import MODALITIES, READY
 from runtimes.serve.protocol import DTYPES
+from runtimes.serve.reading import JSON, LINES
 
 Handler = Callable[[Request], Awaitable[Response]]
 Schema = dict[str, Any]
@@ -114,7 +115,7 @@ SCHEMAS: dict[str, Schema] = {
     "models": _object(["models"], models=_list({"type": "object"})),
     "any": {"type": "object"},
 }
-JSON, BYTES, LINES = "application/json", "application/octet-stream", "application/x-ndjson"
+BYTES = "application/octet-stream"
 TAKEN: dict[str, dict[str, Schema]] = {
     "tensors": {JSON: _ref("tensors")},
     "dialogues": {JSON: _ref("dialogues"), LINES: TEXT},

@@ -152,8 +152,21 @@ def serve_until_told(roots: Sequence[Path], how: How, limits: Limits, place: Pla
     models = named(roots, how, metrics)
     listening = place.bind()
     service = Service(models, metrics, limits)
+    host = f"[{place.host}]" if ":" in place.host else place.host
+    address = f"http://{host}:{listening.getsockname()[1]}/"
+    server = Server(
+        configured(service, place),
+        service,
+        lambda: say(f"{address} serves {', '.join(m.told for m in models.values())}"),
+    )
+    asyncio.run(_run(server, models.values(), listening))
+    note("ended")
+
+
+def configured(service: Service, place: Place) -> uvicorn.Config:
+    """How uvicorn runs the application of a service."""
     hosts = LOOPBACK | {place.host} if place.loopback and place.token is None else None
-    config = uvicorn.Config(
+    return uvicorn.Config(
         build(service, place.token, hosts),
         http=Connection,
         ws="none",
@@ -163,13 +176,8 @@ def serve_until_told(roots: Sequence[Path], how: How, limits: Limits, place: Pla
         server_header=False,
         timeout_keep_alive=int(IDLE),
         limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=int(limits.deadline) + 1,
+        timeout_graceful_shutdown=int(service.limits.deadline) + 1,
     )
-    host = f"[{place.host}]" if ":" in place.host else place.host
-    address = f"http://{host}:{listening.getsockname()[1]}/"
-    server = Server(config, service, lambda: say(f"{address} serves {', '.join(m.told for m in models.values())}"))
-    asyncio.run(_run(server, models.values(), listening))
-    note("ended")
 
 
 async def _run(server: Server, models: Collection[Model], listening: socket.socket) -> None:

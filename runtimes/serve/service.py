@@ -124,7 +124,7 @@ class Service:
         content, size = protocol.write_response(model.name, asked, arrays)
         if size is None:
             return Response(content, media_type=reading.JSON)
-        return Response(content, media_type="application/octet-stream", headers={protocol.HEADER_LENGTH: str(size)})
+        return Response(content, media_type=openapi.BYTES, headers={protocol.HEADER_LENGTH: str(size)})
 
     async def predict(self, request: Request) -> Response:
         """Dialogues as `mer infer` reads them, answers as it writes them."""
