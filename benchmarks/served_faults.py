@@ -88,7 +88,7 @@ def twisted(value: Any, draw: random.Random) -> Any:
 
 
 def malformed(server: Served, samples: Sequence[Sample], model: str, count: int, seed: int = 0) -> Row:
-    """Damaged bytes and JSON of another shape, tensors and dialogues: each gets a sentence, or an answer all the same."""
+    """Damaged bytes and JSON of another shape, tensors and dialogues: a sentence, or an answer all the same."""
     draw, row = random.Random(seed), Row("malformed requests")
     (told,) = (m for m in json.loads(server.get("/v1/models"))["models"] if m["name"] == model)
     dialogue, typed = {"dialogues": [told["example"]], "speakers": 2}, {"Content-Type": "application/json"}
