@@ -84,6 +84,14 @@ def encoder(
     licence: Annotated[
         str | None, typer.Option("--licence", help="Of the weights, as their publisher states it.")
     ] = None,
+    faces: Annotated[
+        Path | None,
+        typer.Option("--faces", metavar="DIR", help="Read the main face alone: MTCNN, published or as ONNX files."),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", min=1, help="Pictures of a clip that are read; default 8.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option("--fps", min=0.001, help="Pictures a second instead.")] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run a TorchScript file that does more than our exports, whoever made it.")
     ] = False,
@@ -113,6 +121,9 @@ def encoder(
         "name": name,
         "revision": revision,
         "licence": licence,
+        "faces": faces,
+        "frames": frames,
+        "fps": fps,
         "trust": trust or None,
     }
     settings = {n: v for n, v in asked.items() if v not in (None, [])}
