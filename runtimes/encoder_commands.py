@@ -39,7 +39,8 @@ def encoder(
         str,
         typer.Argument(
             help="Folder of the transformers package, an ONNX or TorchScript file (--recipe), a checkpoint of "
-            "vq-wav2vec (--dictionary), or a signal: egemaps, egemaps_lld, log_mel, mfcc."
+            "vq-wav2vec (--dictionary), a facialmmt bundle with a face network, or a signal: egemaps, egemaps_lld, "
+            "log_mel, mfcc."
         ),
     ],
     out: Out,
@@ -66,6 +67,10 @@ def encoder(
     ] = None,
     dictionary: Annotated[
         Path | None, typer.Option("--dictionary", help="dict.txt of Speech-BERT, for a speech tokenizer.")
+    ] = None,
+    output: Annotated[
+        Literal["features", "expressions"] | None,
+        typer.Option("--output", help="Of a face network; default features."),
     ] = None,
     rate: Annotated[
         str | None,
@@ -114,6 +119,7 @@ def encoder(
         "length": lengths,
         "recipe": recipe,
         "dictionary": dictionary,
+        "output": output,
         "rate": rate,
         "set": sets,
         "format": formats,

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mer_export.bundle import Bundle
+from mer_export.bundle import MANIFEST, Bundle
 from mer_export.encoders.signal.config import KINDS
 from mer_export.errors import UsageError
 from mer_export.exporters.export import export_variant, requests
@@ -37,6 +37,12 @@ class Maker:
 
 
 MAKERS = (
+    Maker(
+        "a bundle with a face network",
+        lambda source, settings: (Path(source) / MANIFEST).is_file(),
+        ("output", "unit", "format", "precision", *WORDS, *PICTURES),
+        f"{__name__}:of_bundle",
+    ),
     Maker(
         "a folder of transformers",
         lambda source, settings: Path(source).is_dir(),
@@ -84,7 +90,8 @@ def make(source: str, out: Path, settings: Settings, force: bool, progress: Prog
     if maker is None:
         raise UsageError(
             f"no encoder can be made of {source}: give a folder of transformers, an ONNX or TorchScript file with "
-            f"--recipe, a checkpoint of vq-wav2vec with --dictionary, or one of {list(KINDS)}"
+            "--recipe, a checkpoint of vq-wav2vec with --dictionary, a bundle with a face network, or one of "
+            f"{list(KINDS)}"
         )
     if unread := [n for n in settings if n not in maker.reads]:
         raise UsageError(f"--{unread[0]} says nothing of {maker.title}, which reads {_listed(maker)}: leave it out")
@@ -106,6 +113,14 @@ def of_folder(source: str, out: Path, settings: Settings, force: bool) -> Bundle
     own = {n: v for n, v in settings.items() if n not in EXPORTED} | {"buckets": settings.get("length", ())}
     own["layers"] = own.pop("layer", ())
     return import_folder(Path(source), out, Wanted(**own), force)
+
+
+def of_bundle(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
+    """Of a bundle of FacialMMT."""
+    from mer_export.exporters.encoders.face_network import import_face_network
+
+    own = {n: v for n, v in settings.items() if n not in EXPORTED}
+    return import_face_network(Path(source), out, force=force, **own)
 
 
 def of_signal(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
