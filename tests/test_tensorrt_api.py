@@ -253,3 +253,4 @@ def test_without_a_key_nothing_is_kept_and_nothing_fails(tmp_path: Path) -> None
     kept = Kept(tmp_path / "bundle-engines")
     assert not kept.write("a", b"engine")
     assert kept.read("a") is None
+    assert not kept.folder.exists()
