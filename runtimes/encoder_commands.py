@@ -38,8 +38,8 @@ def encoder(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder of the transformers package, an ONNX or TorchScript file (--recipe), or a signal: egemaps, "
-            "egemaps_lld, log_mel, mfcc."
+            help="Folder of the transformers package, an ONNX or TorchScript file (--recipe), a checkpoint of "
+            "vq-wav2vec (--dictionary), or a signal: egemaps, egemaps_lld, log_mel, mfcc."
         ),
     ],
     out: Out,
@@ -64,7 +64,16 @@ def encoder(
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="YAML", help="What goes into a file and what comes out of it.")
     ] = None,
-    rate: Annotated[str | None, typer.Option("--rate", help="Samples per second that a signal is read at.")] = None,
+    dictionary: Annotated[
+        Path | None, typer.Option("--dictionary", help="dict.txt of Speech-BERT, for a speech tokenizer.")
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            "--rate",
+            help="Samples per second of a signal; of vq-wav2vec correct (16 000), or faithful: 22 050 as the original.",
+        ),
+    ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Setting of a signal.")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
@@ -75,6 +84,14 @@ def encoder(
     licence: Annotated[
         str | None, typer.Option("--licence", help="Of the weights, as their publisher states it.")
     ] = None,
+    faces: Annotated[
+        Path | None,
+        typer.Option("--faces", metavar="DIR", help="Read the main face alone: MTCNN, published or as ONNX files."),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", min=1, help="Pictures of a clip that are read; default 8.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option("--fps", min=0.001, help="Pictures a second instead.")] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run a TorchScript file that does more than our exports, whoever made it.")
     ] = False,
@@ -96,6 +113,7 @@ def encoder(
         "longest": longest,
         "length": lengths,
         "recipe": recipe,
+        "dictionary": dictionary,
         "rate": rate,
         "set": sets,
         "format": formats,
@@ -103,6 +121,9 @@ def encoder(
         "name": name,
         "revision": revision,
         "licence": licence,
+        "faces": faces,
+        "frames": frames,
+        "fps": fps,
         "trust": trust or None,
     }
     settings = {n: v for n, v in asked.items() if v not in (None, [])}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mer_export.bundle import Bundle
@@ -19,6 +20,8 @@ Settings = Mapping[str, Any]
 """What was asked for, by the name of the option; nothing of what was left out."""
 EXPORTED = ("length", "format", "precision")
 WORDS = ("name", "revision", "licence")
+PICTURES = ("faces", "frames", "fps")
+"""Settings of what an encoder of pictures sees of a clip."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ MAKERS = (
     Maker(
         "a folder of transformers",
         lambda source, settings: Path(source).is_dir(),
-        ("layer", "pooling", "unit", "every", "window", "longest", *EXPORTED, *WORDS),
+        ("layer", "pooling", "unit", "every", "window", "longest", *EXPORTED, *WORDS, *PICTURES),
         f"{__name__}:of_folder",
     ),
     Maker(
@@ -48,9 +51,15 @@ MAKERS = (
         exports=False,
     ),
     Maker(
+        "a speech tokenizer",
+        lambda source, settings: "dictionary" in settings,
+        ("dictionary", "rate", "window", *EXPORTED, *WORDS),
+        f"{__name__}:of_speech_tokenizer",
+    ),
+    Maker(
         "a file with a recipe",
         lambda source, settings: "recipe" in settings,
-        ("recipe", "trust"),
+        ("recipe", "trust", *PICTURES),
         f"{__name__}:of_file",
         exports=False,
     ),
@@ -75,11 +84,16 @@ def make(source: str, out: Path, settings: Settings, force: bool, progress: Prog
     if maker is None:
         raise UsageError(
             f"no encoder can be made of {source}: give a folder of transformers, an ONNX or TorchScript file with "
-            f"--recipe, or one of {list(KINDS)}"
+            f"--recipe, a checkpoint of vq-wav2vec with --dictionary, or one of {list(KINDS)}"
         )
     if unread := [n for n in settings if n not in maker.reads]:
         raise UsageError(f"--{unread[0]} says nothing of {maker.title}, which reads {_listed(maker)}: leave it out")
-    bundle: Bundle = resolve(maker.make)(source, out, settings, force)
+    if "frames" in settings and "fps" in settings:
+        raise UsageError(f"pass --frames ({settings['frames']}) or --fps ({settings['fps']}), not both")
+    own = {n: v for n, v in settings.items() if n not in PICTURES}
+    bundle: Bundle = resolve(maker.make)(source, out, own, force)
+    if own != settings:
+        _show(bundle, **{n: settings[n] for n in PICTURES if n in settings})
     if maker.exports:
         _export(bundle, settings, progress)
     return bundle
@@ -106,11 +120,37 @@ def of_signal(source: str, out: Path, settings: Settings, force: bool) -> Bundle
     return write_signal_encoder(source, out, force, **apply_overrides(own, settings.get("set", ())))  # type: ignore[arg-type]
 
 
+def of_speech_tokenizer(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
+    """Of a checkpoint of vq-wav2vec."""
+    from mer_export.exporters.encoders.speech_tokenizer import import_checkpoint
+
+    own = {n: settings[n] for n in ("rate", "window") if n in settings} | {"buckets": tuple(settings.get("length", ()))}
+    words = {n: settings[n] for n in WORDS if n in settings}
+    return import_checkpoint(Path(source), settings["dictionary"], out, force=force, source=words, **own)
+
+
 def of_file(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
     """Of an ONNX or TorchScript file."""
     from mer_export.exporters.encoders.file import import_file
 
     return import_file(Path(source), settings["recipe"], out, force, settings.get("trust", False))
+
+
+def _show(bundle: Bundle, faces: Path | None = None, **sampling: Any) -> None:
+    """Says what an encoder of pictures sees of a clip: so many frames, and the face in them."""
+    from mer_export.encoders.faces import look_at_faces, sample_frames
+    from mer_export.encoders.mtcnn.detector import NETWORKS
+    from mer_export.exporters.encoders.faces import import_detector
+
+    if sampling:
+        sample_frames(bundle, **sampling)
+    if faces is None:
+        return
+    with TemporaryDirectory() as folder:
+        published = all((faces / f"{n}.pt").is_file() for n in NETWORKS)
+        if published:
+            import_detector(faces, Path(folder) / "detector")
+        look_at_faces(bundle, Path(folder) / "detector" if published else faces)
 
 
 def _export(bundle: Bundle, settings: Settings, progress: Progress) -> None:
