@@ -35,7 +35,13 @@ from mer_export.terminal import outline
 
 
 def encoder(
-    source: Annotated[Path, typer.Argument(help="Folder of the transformers package: config.json and weights.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of the transformers package, an ONNX or TorchScript file (--recipe), a checkpoint of "
+            "vq-wav2vec (--dictionary), or a signal: egemaps, egemaps_lld, log_mel, mfcc."
+        ),
+    ],
     out: Out,
     layers: Annotated[
         list[int] | None, typer.Option("--layer", min=0, help="Layer to read; several side by side. Default the last.")
@@ -47,7 +53,7 @@ def encoder(
     unit: Annotated[
         bool | None, typer.Option("--unit/--no-unit", help="Bring vectors to unit length; default as the folder says.")
     ] = None,
-    every: Annotated[int, typer.Option("--every", min=1, help="States that are averaged into one.")] = 1,
+    every: Annotated[int | None, typer.Option("--every", min=1, help="States that are averaged into one.")] = None,
     window: Annotated[
         float | None, typer.Option("--window", metavar="SECONDS", help="Sound read together; part of what it is.")
     ] = None,
@@ -55,11 +61,40 @@ def encoder(
     lengths: Annotated[
         list[int] | None, typer.Option("--length", min=1, help="Tokens or states that a file is made for; repeatable.")
     ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="YAML", help="What goes into a file and what comes out of it.")
+    ] = None,
+    dictionary: Annotated[
+        Path | None, typer.Option("--dictionary", help="dict.txt of Speech-BERT, for a speech tokenizer.")
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            "--rate",
+            help="Samples per second of a signal; of vq-wav2vec correct (16 000), or faithful: 22 050 as the original.",
+        ),
+    ] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Setting of a signal.")] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="What data sets call it; default the folder's.")] = None,
-    revision: Annotated[str, typer.Option("--revision", help="Of the weights, as their publisher names it.")] = "",
-    licence: Annotated[str, typer.Option("--licence", help="Of the weights, as their publisher states it.")] = "",
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Of the weights, as their publisher names it.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="Of the weights, as their publisher states it.")
+    ] = None,
+    faces: Annotated[
+        Path | None,
+        typer.Option("--faces", metavar="DIR", help="Read the main face alone: MTCNN, published or as ONNX files."),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", min=1, help="Pictures of a clip that are read; default 8.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option("--fps", min=0.001, help="Pictures a second instead.")] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run a TorchScript file that does more than our exports, whoever made it.")
+    ] = False,
     force: Force = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -67,20 +102,33 @@ def encoder(
 ) -> None:
     """Make an encoder: a bundle that turns text, sound or pictures into features without PyTorch."""
     from mer_export.encoders.encoder import Encoder
-    from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder
-    from mer_export.exporters.export import export_variant, requests
+    from mer_export.exporters.encoders.make import make
 
-    wanted = Wanted(
-        *(tuple(layers or ()), pooling, unit, every, window, longest, tuple(lengths or ()), name, revision, licence)
-    )
+    asked = {
+        "layer": layers,
+        "pooling": pooling,
+        "unit": unit,
+        "every": every,
+        "window": window,
+        "longest": longest,
+        "length": lengths,
+        "recipe": recipe,
+        "dictionary": dictionary,
+        "rate": rate,
+        "set": sets,
+        "format": formats,
+        "precision": precisions,
+        "name": name,
+        "revision": revision,
+        "licence": licence,
+        "faces": faces,
+        "frames": frames,
+        "fps": fps,
+        "trust": trust or None,
+    }
+    settings = {n: v for n, v in asked.items() if v not in (None, [])}
     with faults.at(out):
-        bundle = import_folder(source, out, wanted, force)
-        buckets = [(b, 0) for b in bundle.manifest.contract.buckets]
-        jobs = requests(bundle, formats or ["onnx"], precisions or ["fp32"], buckets, 0)
-        with progress_unless(quiet).over("export", len(jobs), "variant") as shown:
-            for form, precision, bucket, batch in jobs:
-                shown.begin(f"{form} {precision} {bucket.name}")
-                export_variant(bundle, form, bucket, batch, precision)
+        bundle = make(source, out, settings, force, progress_unless(quiet))
     made = Encoder.of(bundle)
     said = {
         "encoder": str(out),

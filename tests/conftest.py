@@ -1,7 +1,9 @@
 """Options of the whole test suite."""
 
+import fcntl
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,17 +34,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A small bundle with random weights, exported to every format in both of its buckets; read only."""
+    """A small bundle with random weights, exported to every format in both of its buckets; read only.
+
+    The processes of one run share it: the first that needs it makes it, the others wait for that.
+    """
     from small_bundle import make_bundle, make_samples, randomise
 
     from mer_export.exporters import export_variant
 
-    bundle = make_bundle(tmp_path_factory.mktemp("exported") / "bundle")
-    randomise(bundle)
-    for lengths in bundle.manifest.contract.buckets:
-        for name in ("torchscript", "exported_program", "onnx"):
-            export_variant(bundle, name, lengths, example=make_samples())
-    return bundle
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exported"
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if shared.exists():
+            return Bundle.open(shared)
+        with tempfile.TemporaryDirectory(dir=shared.parent) as folder:
+            bundle = make_bundle(Path(folder) / "bundle")
+            randomise(bundle)
+            for lengths in bundle.manifest.contract.buckets:
+                for name in ("torchscript", "exported_program", "onnx"):
+                    export_variant(bundle, name, lengths, example=make_samples())
+            bundle.root.rename(shared)
+    return Bundle.open(shared)
 
 
 @pytest.fixture

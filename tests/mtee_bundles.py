@@ -35,7 +35,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "rnn_ef": {"model": "rnn", "fusion": "ef"},
     "rnn_lf": {"model": "rnn", "fusion": "lf", "cell": "gru", "aligned": False},
     "rnn_eflf": {"model": "rnn", "fusion": "eflf", "bidirectional": False},
-    "mult": {"model": "mult", "mult": MULT, "aligned": False, "buckets": [{"text": 6, "audio": 9, "vision": 7}]},
+    "mult": {
+        "model": "mult",
+        "mult": MULT,
+        "modalities": ["text", "audio"],
+        "aligned": False,
+        "buckets": [{"text": 6, "audio": 9}],
+    },
     "mult_masked": {"model": "mult", "mult": MULT | {"masked": True, "streams": ["audio"]}},
     "transformer": {"model": "transformer", "transformer": {"width": 8, "heads": 2, "layers": 2, "feed_forward": 8}},
     "transformer_time": {

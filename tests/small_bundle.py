@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,15 @@ def randomise(bundle: Bundle, seed: int = 0) -> None:
             value.copy_(drawn + 0.5 if positive else (drawn - 0.5) * (2.0 if value.ndim < 2 else 0.8))
     with bundle.commit() as change:
         save_model(model, str(change.file(WEIGHTS)))
+
+
+def part_of(exported: Bundle, root: Path, *kept: tuple[str, int]) -> Bundle:
+    """A copy of the bundle that `exported` makes, with the variants of these formats and bucket lengths alone."""
+    bundle = Bundle.open(shutil.copytree(exported.root, root))
+    with bundle.commit() as change:
+        listed = change.manifest.variants
+        change.manifest.variants = [v for v in listed if (v.format, v.lengths["utterances"]) in kept]
+    return bundle
 
 
 def make_samples(count: int = 10, seed: int = 0) -> list[Sample]:

@@ -31,30 +31,29 @@ EMT = {
     "head_width": 12,
     "buckets": [SHORT, LONG],
 }
+UNSHARED = {"share_layers": False, "share_modalities": False, "share_directions": False}
+MAXIMUM = {"fusion": "max", "generator": "none"}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "emt": ("emt", EMT),
-    "emt unshared": (
-        "emt",
-        {**EMT, "share_layers": False, "share_modalities": False, "share_directions": False, "scale": "sims"},
-    ),
+    "emt unshared": ("emt", {**EMT, **UNSHARED, "scale": "sims"}),
     "emt vectors": (
         "emt",
-        {**EMT, "bert": None, "text_dim": 7, "text_hidden": 6, "text_out": 6, "labels": ["a", "b", "c"]},
+        {**EMT, **UNSHARED, "bert": None, "text_dim": 7, "text_hidden": 6, "text_out": 6, "labels": ["a", "b", "c"]},
     ),
     "mult": ("mult", TRANSFORMER),
     "mult vectors": ("mult", {**TRANSFORMER, "bert": None, "text_dim": 7, "labels": ["a", "b", "c"]}),
     "tfr_net": ("tfr_net", {**TRANSFORMER, "fusion_widths": {"text": 4, "audio": 5, "vision": 6}, "fusion_layers": 2}),
-    "tfr_net vectors": ("tfr_net", {**TRANSFORMER, "bert": None, "text_dim": 7, "labels": ["a", "b", "c"]}),
+    "tfr_net vectors": ("tfr_net", {**TRANSFORMER, **MAXIMUM, "bert": None, "text_dim": 7, "labels": ["a", "b", "c"]}),
     "tfr_net gru": ("tfr_net", {**TRANSFORMER, "fusion": "gru", "fuse_generated": True, "generator": "ctc"}),
-    "tfr_net max": ("tfr_net", {**TRANSFORMER, "fusion": "max", "generator": "none"}),
+    "tfr_net max": ("tfr_net", {**TRANSFORMER, **MAXIMUM}),
 }
 
 
-def make_emt(root: Path, name: str) -> Bundle:
-    """A bundle without variants; every weight has a value of its own."""
+def make_emt(root: Path, name: str, **changes: Any) -> Bundle:
+    """A bundle without variants, some values of its configuration changed; every weight has a value of its own."""
     system_name, values = CONFIGS[name]
     system = registry.get(system_name)
-    config = system.parse(values)
+    config = system.parse(values | changes)
     torch.manual_seed(0)
     model = system.build(config)
     for tensor in model.state_dict().values():

@@ -29,11 +29,11 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def job_of(name: str, batch: int = 0) -> ExportJob:
+def job_of(name: str, batch: int = 0, **changes: Any) -> ExportJob:
     """The network of that name with random weights, its longest bucket, and three items of different lengths."""
     system_name, values = NETWORKS[name]
     system = registry.get(system_name)
-    config = system.parse(values)
+    config = system.parse(values | changes)
     torch.manual_seed(0)
     model = system.build(config).requires_grad_(False)
     for part in getattr(model, "training_only", ()):

@@ -135,5 +135,18 @@ def test_the_command_line_starts_without_what_its_commands_need() -> None:
 
 def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
     first = ["doctor", "list", "verify", "inspect", "synth", "init", "train", "crossval", "import"]
-    then = ["encoder", "attach", "export", "infer", "eval", "parity", "bench", "tune", "serve", "demo", "data"]
+    then = [
+        "encoder",
+        "features",
+        "attach",
+        "export",
+        "infer",
+        "eval",
+        "parity",
+        "bench",
+        "tune",
+        "serve",
+        "demo",
+        "data",
+    ]
     assert list(typer.main.get_command(cli.app).commands) == [*first, *then]

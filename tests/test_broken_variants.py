@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_bundle import make_bundle, make_samples
+from small_bundle import make_samples, part_of
 
 from mer_export.bundle import Bundle
 from mer_export.errors import UnsupportedError
-from mer_export.exporters import export_variant
 from runtimes.backends import table
 from runtimes.backends.onnx_runtime import OnnxRuntimeSession
 from runtimes.backends.torchscript import TorchScriptSession
@@ -24,12 +23,9 @@ RAISED = "it does not run: RuntimeError: out of arena"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    bundle = make_bundle(tmp_path_factory.mktemp("broken") / "bundle")
-    for lengths in bundle.manifest.contract.buckets:
-        export_variant(bundle, "onnx", lengths)
-    export_variant(bundle, "torchscript", bundle.manifest.contract.buckets[-1])
-    return bundle.root
+def made(exported: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("broken") / "bundle"
+    return part_of(exported, root, ("onnx", 4), ("onnx", 8), ("torchscript", 8)).root
 
 
 @pytest.fixture

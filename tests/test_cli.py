@@ -1,14 +1,12 @@
-"""The `mer` command as a person meets it: output, one-sentence errors, exit codes, and being killed."""
+"""The `mer` command as a person meets it: output, one-sentence errors and exit codes."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -325,21 +323,6 @@ def test_over_long_dialogues_follow_the_overflow_policy(mer: Mer, work: Path, tm
     assert counts["window"][1] == 0
     assert counts["truncate"][1] > 0
     assert counts["window"][0] == counts["truncate"][0]
-
-
-def test_an_export_that_is_killed_leaves_a_valid_bundle_and_can_be_repeated(bundle: Path) -> None:
-    before = Bundle.open(bundle).manifest
-    words = command("export", bundle, "--format", "onnx", "--format", "exported_program", "--force", "--quiet")
-    for pause in (2.0, 5.0, 9.0):
-        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(pause)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        opened = Bundle.open(bundle)
-        assert opened.verify() >= len(before.files)
-        assert {v.name for v in before.variants} <= {v.name for v in opened.manifest.variants}
-    assert subprocess.run([*words, "--seq-len", "utterances=8"], check=False).returncode == 0
-    assert "exported_program-fp32-utterances8-bdynamic" in [v.name for v in Bundle.open(bundle).manifest.variants]
 
 
 def test_serving_needs_no_torch(work: Path) -> None:

@@ -30,7 +30,7 @@ def survived(rows: list[Row]) -> None:
     assert all(row.survived == row.tried > 0 for row in rows), rows
 
 
-@pytest.mark.parametrize("name", ["train", "export torchscript", "infer", "convert"])
+@pytest.mark.parametrize("name", ["train", "export onnx", "infer", "convert"])
 def test_what_was_killed_is_whole_or_not_there_and_the_next_run_leaves_nothing(world: World, name: str) -> None:
     survived(faults.killed(world, 1, [name]))
 
@@ -62,7 +62,6 @@ def test_a_predictor_that_is_opened_and_asked_again_and_again_keeps_nothing(worl
 BESIDE = {
     "onnx": f"export {{bundle}} --format onnx --seq-len {LENGTHS} --batch 1",
     "torchscript": f"export {{bundle}} --format torchscript --seq-len {LENGTHS}",
-    "exported_program": f"export {{bundle}} --format exported_program --seq-len {LENGTHS}",
     "tune": "tune {bundle} --batch 1",
     "parity": "parity {bundle} --data {data} --limit 3",
     "bench": "bench {bundle} --batch 1 --rounds 3",

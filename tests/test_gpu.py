@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
-from small_bundle import make_samples
+from small_bundle import make_bundle, make_samples, randomise
 
 from mer_export.agreement.error import output_error
 from mer_export.agreement.policy import RULES
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
 from mer_export.errors import NotAvailableError, UnsupportedError, UsageError
+from mer_export.exporters import export_variant
 from runtimes.backends.session import SessionOptions
-from runtimes.backends.table import known_backends, open_session
+from runtimes.backends.table import backend_problem, known_backends, open_session
 from runtimes.backends.way import Way, find_graphs, find_ways
 from runtimes.predict.predictor import Predictor
 
@@ -59,6 +62,46 @@ def test_threads_that_share_a_predictor_on_a_gpu_get_their_own_answers(exported:
         rule = RULES["fp32"]
         error = output_error("scores", alone * 20, together, rule.atol, rule.rtol)
         assert error.agrees, f"{way.name}: {error.size}"
+
+
+@gpu
+def test_tensors_on_a_gpu_stay_there_and_give_the_answers_of_arrays(exported: Bundle) -> None:
+    samples = make_samples(3, seed=1)
+    for way in ways(exported):
+        if way.backend not in ("torch", "onnxruntime") or (way.options.cuda_graph and way.backend == "onnxruntime"):
+            continue
+        with way.open(exported) as session:
+            given = collate(samples, session.contract, session.bucket)
+            found = session.run_tensors({n: torch.from_numpy(a).to("cuda") for n, a in given.items()})
+            rule = RULES[way.precision]
+            for name, wanted in session.run(given).items():
+                assert found[name].is_cuda
+                error = output_error(name, [wanted], [found[name].cpu().numpy()], rule.atol, rule.rtol)
+                assert error.agrees, f"{way.name}: {error.size}"
+
+
+@gpu
+def test_a_tensorrt_engine_is_built_says_its_layers_and_gives_the_answers_of_the_cpu(tmp_path: Path) -> None:
+    if problem := backend_problem("tensorrt", SessionOptions(device="cuda")):
+        pytest.skip(problem)
+    bundle = make_bundle(tmp_path / "bundle")
+    randomise(bundle)
+    samples = [s for s in make_samples(8) if len(s.units) <= 4]
+    for precision in ("fp32", "fp16"):
+        variant = export_variant(bundle, "tensorrt", Bucket(utterances=4), precision=precision, example=samples)
+        assert precision in variant.options["layers"]
+        trusted = Bundle.open(bundle.root, trust=True)
+        rule = RULES[precision]
+        with (
+            open_session(trusted, variant, "tensorrt", SessionOptions(device="cuda")) as session,
+            open_session(trusted, None, "torch") as reference,
+            ThreadPoolExecutor(4) as pool,
+        ):
+            arrays = [collate([s], session.contract, session.bucket) for s in samples]
+            wanted = [reference.run(a)["log_prob"] for a in arrays]
+            found = [f["log_prob"] for f in pool.map(session.run, arrays)]
+            error = output_error("log_prob", wanted, found, rule.atol, rule.rtol)
+            assert error.agrees, f"{precision}: {error.size}"
 
 
 @gpu

@@ -252,6 +252,11 @@ def test_a_part_that_is_none_is_refused(video: Path, start: float, end: float | 
             read(video, start, end)
 
 
+def test_a_part_too_short_for_a_sample_is_named(video: Path) -> None:
+    with pytest.raises(InputError, match=r"from start 0\.1 to its end there is no sample at 16000 Hz"):
+        read_sound(video, 0.1, 0.100001)
+
+
 def test_mono_is_the_mean_of_the_channels_at_the_rate_that_is_asked_for(tmp_path: Path) -> None:
     soxr = pytest.importorskip("soxr")
     both = np.stack([tone(), np.random.default_rng(0).uniform(-0.5, 0.5, 8000).astype(np.float32)], axis=1)
@@ -275,6 +280,13 @@ def test_frames_have_the_times_that_the_file_gives_them(video: Path) -> None:
     frames = list(read_frames(video))
     assert [number_of(f) for f in frames] == list(range(len(TIMES)))
     assert [f.time for f in frames] == pytest.approx([t / 50 for t in TIMES], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (_, codec, _) in VIDEOS.items() if codec])
+def test_frames_of_every_kind_come_in_order(tmp_path: Path, kind: str) -> None:
+    frames = list(read_frames(made(tmp_path, kind)))
+    assert [number_of(f) for f in frames] == list(range(12))
+    assert np.diff([f.time for f in frames]) == pytest.approx([0.04] * 11, abs=2e-3)
 
 
 @pytest.mark.parametrize("count", [1, 3, 5, 40])
@@ -516,6 +528,15 @@ def test_a_gap_of_years_is_no_silence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unfold to far more"):
         read_frames(far, rate=50)
     assert len(list(read_frames(far))) == 3
+
+
+def test_a_codec_that_is_not_in_the_table_is_named(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mov"), "w") as out:
+        pictures = out.add_stream("png", rate=25)
+        pictures.width, pictures.height, pictures.pix_fmt = WIDTH, HEIGHT, "rgb24"
+        out.mux([*pictures.encode(av.VideoFrame.from_ndarray(colour(1), format="rgb24")), *pictures.encode()])
+    with pytest.raises(InputError, match="has pictures in png, which is not read: convert it to h264 and aac in mp4"):
+        read_frames(tmp_path / "a.mov")
 
 
 def test_pictures_of_a_huge_size_are_not_decoded(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.data.media.sound import write_sound
 from mer_export.data.synthetic import synthesise
-from mer_export.encoders.sentence import SentenceEncoder
-from mer_export.errors import UsageError
+from mer_export.data.tokens.text_tokenizer import TextTokenizer
+from mer_export.encoders.running import sentence_vectors
+from mer_export.errors import InputError, UsageError
 from train import fit as fit_module
 from train.config import PRESETS, TrainConfig, load_preset
 from train.crossval import SUMMARY, cross_validate, of_fold
@@ -64,6 +66,22 @@ def test_all_presets_are_read() -> None:
     assert (published.lr, published.batch, published.epochs, published.keep.patience) == (5e-5, 16, 100, 10)
     stage = load_preset("tab/iemocap_lhs")
     assert (stage.epochs, stage.keep.patience, stage.protocol["freeze"]) == (3, None, {"text": 9, "audio": 12})
+
+
+def test_a_network_that_is_captured_for_compiling_trains_to_the_same_weights_for_batches_of_any_length(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fitted(compiled: bool) -> dict[str, np.ndarray]:
+        config = small("iemocap_lhs", "protocol.freeze={text: 1, audio: 1}", "epochs=1", f"compile={compiled}")
+        return load_file(fit(config, data, tmp_path / str(compiled), quiet=True).root / WEIGHTS)
+
+    # Captured and run as it is: making machine code of it takes a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    plain, captured = fitted(False), fitted(True)
+    assert all(np.array_equal(plain[n], captured[n]) for n in plain)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
 def test_the_second_stage_takes_the_fine_tuned_encoders_and_leaves_them_alone(data: Path, tmp_path: Path) -> None:
@@ -169,8 +187,10 @@ def test_a_bundle_keeps_its_tokenizers_and_labels_transcripts_and_recordings(dat
     sets = ["model.text.vocabulary=300", f"data.tokenizer={tmp_path / 'text'}", "epochs=1"]
     sets += [f"data.context.speech={tmp_path / 'speech'}", f"data.context.encoder={tmp_path / 'sentences'}"]
     bundle = fit(small("iemocap", *sets, "model.audio.positions=2050"), data, tmp_path / "a", quiet=True)
-    kept = {"vocab.json", "merges.txt", "speech/dict.txt", "speech/model.onnx", "sentences/model.onnx"}
-    assert {f"tokenizer/{n}" for n in kept} <= set(bundle.manifest.files)
+    kept = {"tokenizer/vocab.json", "tokenizer/merges.txt", "encoders/sentences/tokenizer/vocab.txt"}
+    kept |= {f"encoders/speech/{n}" for n in ("bundle.json", "tokenizer/dict.txt")}
+    assert kept <= set(bundle.manifest.files)
+    assert not [n for n in bundle.manifest.files if n.startswith("encoders/") and n.endswith(WEIGHTS)]
     for name in ("text", "speech", "sentences"):
         (tmp_path / name).rename(tmp_path / f"{name}_gone")
     (tmp_path / "a").rename(tmp_path / "moved")
@@ -188,12 +208,17 @@ def test_a_bundle_keeps_its_tokenizers_and_labels_transcripts_and_recordings(dat
     assert len({a["probabilities"]["sad"] for a in answers}) == len(SENTENCES)
 
 
-def test_a_sentence_encoder_gives_bert_s_vectors_for_any_length(tmp_path: Path) -> None:
+def test_sentence_vectors_are_berts_whatever_stands_beside_a_sentence_and_behind_it(tmp_path: Path) -> None:
     bert = sentence_encoder(tmp_path / "sentences")
-    encoder = SentenceEncoder.load(tmp_path / "sentences")
-    for sentence in (*SENTENCES, "", "no " * 50):
-        ids = torch.from_numpy(encoder.tokenizer.encode(sentence))
-        ids = ids if len(ids) <= 20 else torch.cat([ids[:19], ids[-1:]])
-        with torch.no_grad():
-            wanted = bert.first(ids[None], None, torch.tensor([len(ids)]))[0].numpy()
-        np.testing.assert_allclose(encoder.encode(sentence), wanted, atol=1e-5)
+    sentences = [*SENTENCES, "", "no " * 50]
+    tokenizer = TextTokenizer.load(tmp_path / "sentences" / "tokenizer")
+    ids = [torch.from_numpy(tokenizer.encode(s)) for s in sentences]
+    ids = [i if len(i) <= 20 else torch.cat([i[:19], i[-1:]]) for i in ids]
+    assert len({len(i) for i in ids}) > 3
+    with torch.no_grad():
+        wanted = [bert.first(i[None], None, torch.tensor([len(i)]))[0].numpy() for i in ids]
+    np.testing.assert_allclose(sentence_vectors(str(tmp_path / "sentences"), sentences), wanted, atol=1e-5)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "model.onnx").touch()
+    with pytest.raises(InputError, match="old was made by an earlier version: make it again with mer encoder"):
+        sentence_vectors(str(tmp_path / "old"), ["no"])

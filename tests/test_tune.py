@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_bundle import make_bundle, make_samples, randomise
+from small_bundle import make_bundle, make_samples, part_of, randomise
 
 from benchmarks.choice import judge
 from mer_export import machine
@@ -34,13 +34,10 @@ HERE = SessionOptions()
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tuned(exported: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with both buckets as ONNX and the long one as TorchScript, and a profile of this machine."""
-    bundle = make_bundle(tmp_path_factory.mktemp("tune") / "bundle")
-    randomise(bundle)
-    for lengths in bundle.manifest.contract.buckets:
-        export_variant(bundle, "onnx", lengths)
-    export_variant(bundle, "torchscript", bundle.manifest.contract.buckets[-1])
+    root = tmp_path_factory.mktemp("tune") / "bundle"
+    bundle = part_of(exported, root, ("onnx", 4), ("onnx", 8), ("torchscript", 8))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tune, "_parallel", lambda: [(1, 1), (1, 2)])
         patch.setattr(tune, "PASSES", 2)

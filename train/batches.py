@@ -68,11 +68,14 @@ def host_batch(samples: Sequence[Sample], contract: Contract) -> Batch:
     return Batch(inputs, labelled.shape, torch.from_numpy(np.flatnonzero(labelled)), torch.from_numpy(joined))
 
 
-def feed(groups: Iterable[Group], collate: Callable[[Group], Made], device: torch.device) -> Iterator[Made]:
+def feed(
+    groups: Iterable[Group], collate: Callable[[Group], Made], device: torch.device, depth: int = AHEAD
+) -> Iterator[Made]:
     """What `collate` makes of each group, on a device.
 
-    A thread of its own collates ahead of the steps, into memory that a GPU copies from while the host goes on.
-    `collate` gives dataclasses of tensors on the host and must not draw random numbers: their order would change.
+    A thread of its own collates up to `depth` batches ahead of the steps, into memory that a GPU copies from while the
+    host goes on. `collate` gives dataclasses of tensors on the host and must not draw random numbers: their order would
+    change.
     """
     on_gpu = device.type == "cuda"
 
@@ -83,7 +86,7 @@ def feed(groups: Iterable[Group], collate: Callable[[Group], Made], device: torc
         with torch.cuda.device(device):
             return each_tensor(made, Tensor.pin_memory)
 
-    with contextlib.closing(ahead(make, groups)) as batches:
+    with contextlib.closing(ahead(make, groups, depth)) as batches:
         for batch in batches:
             yield each_tensor(batch, lambda tensor: tensor.to(device, non_blocking=on_gpu))
 

@@ -75,7 +75,8 @@ class Phase:
         # Device and autocast alone: `processes` averages the gradients, in place of a wrapper around the module.
         module = accelerator.prepare_model(module, evaluation_mode=True)
         self.processes.start_alike(model.parameters())
-        self.module: Any = torch.compile(module) if config.compile else module
+        # Batches differ in length: made for one of them, the code would be made again for the next.
+        self.module: Any = torch.compile(module, dynamic=True) if config.compile else module
         self.updates = self.protocol.updates(model, config)
         self.optimizer = accelerator.prepare(self.updates.optimizer)
         self.updates.optimizer = self.optimizer

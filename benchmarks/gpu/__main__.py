@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import output
-from benchmarks.gpu import command_line, device, inference, training
+from benchmarks.gpu import command_line, device, feeding, inference, training
 from benchmarks.gpu.page import markdown
 from benchmarks.gpu.prepare import default_jobs, prepare, prepare_here
 from benchmarks.gpu.rows import Results, merge
@@ -26,7 +26,7 @@ from mer_export.exporters import export_formats
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import backend_problem
 
-PARTS = ("device", "training run", "training step", "inference", "parity", "mer infer", "cold start")
+PARTS = ("device", "training run", "training feed", "training step", "inference", "parity", "mer infer", "cold start")
 BATCHES = (1, 8, 32)
 
 
@@ -93,6 +93,7 @@ def _measure(chosen: argparse.Namespace, command: str) -> None:
     once: dict[str, Callable[[], None]] = {
         "device": partial(device.probe, results),
         "training run": partial(training.runs, results, kept),
+        "training feed": partial(feeding.shares, results, kept),
         "mer infer": partial(command_line.infer, results, kept),
     }
     for part in chosen.part or PARTS:

@@ -121,6 +121,12 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("seconds of the last epoch", _number("seconds", ".2f")),
         ("loss", _number("loss", ".5f")),
     ),
+    "training feed": (
+        WAY,
+        ("ms per step of an epoch", _number("step_ms", ".2f")),
+        *((n, _number(f"{n}_share", ".1%")) for n in ("waiting", "forward", "backward")),
+        ("outside forward and backward", _number("outside_share", ".1%")),
+    ),
     "parity": (
         WAY,
         ("verdict", lambda row: row["verdict"]),

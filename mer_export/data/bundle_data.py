@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from mer_export.bundle import CONFIG, Bundle
+from mer_export.data.draft import drafted
 from mer_export.data.feature_check import extractor_problem
 from mer_export.data.formats.format import known_formats
+from mer_export.data.inspect import undescribed
 from mer_export.data.open import detect, open_corpus, said_extractors
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec, Extractor
-from mer_export.data.tokens.tokenizer import with_kept
+from mer_export.encoders.context import with_kept
 from mer_export.errors import InputError, UsageError
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
 from mer_export.untrusted.places import Allowed, Reach
 from mer_export.untrusted.yaml_files import read_yaml
+
+log = logging.getLogger("mer")
 
 AUTO = "auto"
 KEPT = ("unit", "context", "tokenizer", "packing", "faces")
@@ -101,7 +106,10 @@ def bundle_spec(
     outside: Iterable[Path] | None = None,
 ) -> DataSpec:
     """How a bundle reads `path`; raises InputError where other extractors made its features."""
-    chosen = choose_spec(path, data_format, _configured(bundle), sets, outside, bundle.root)
+    configured = _configured(bundle)
+    if bundle.manifest.encoders and data_format == AUTO and not sets and undescribed(path, DataSpec()):
+        configured = _by_names(path, configured)
+    chosen = choose_spec(path, data_format, configured, sets, outside, bundle.root)
     if any(s.extractor != s.UNKNOWN for s in bundle.manifest.features.values()):
         refuse_other_extractors(bundle, said_extractors(path, chosen), str(path))
     return chosen
@@ -125,6 +133,14 @@ def refuse_other_extractors(bundle: Bundle, said: Mapping[str, Extractor], where
     """Raises InputError where features were made by others than those that the model was trained on."""
     if problem := extractor_problem(bundle.manifest.features, said):
         raise InputError(f"{where}: {problem}")
+
+
+def _by_names(path: Path, spec: DataSpec) -> DataSpec:
+    """A section for a table that nothing describes: what a bundle with encoders needs of it, names tell."""
+    found, lines = drafted(path, DataSpec())
+    log.warning("%s has no table.yaml, it is read by the names of its columns: %s", path, ", ".join(lines))
+    kept = {n: getattr(spec, n) for n in spec.model_fields_set if n != "format"}
+    return DataSpec.model_validate(found.model_dump(exclude_unset=True) | kept).allowing(spec.allowed)
 
 
 def bundle_corpus(

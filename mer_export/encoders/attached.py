@@ -10,7 +10,7 @@ from pathlib import Path
 from mer_export.bundle import Bundle, Commit, Variant
 from mer_export.bundle.manifest import MANIFEST, Manifest, seal
 from mer_export.data.spec import Extractor
-from mer_export.encoders.encoder import TOKENIZER, Encoder
+from mer_export.encoders.encoder import FACES, TOKENIZER, Encoder
 from mer_export.errors import UsageError
 
 FOLDER = "encoders"
@@ -81,11 +81,12 @@ def keep(change: Commit, chosen: Chosen) -> None:
             change.remove(old)
         places = [f"{FOLDER}/{name}/{i}" for i in range(len(encoders))]
         for place, encoder in zip(places, encoders, strict=True):
-            _copy(change, place, encoder.bundle)
+            copy(change, place, encoder.bundle)
         change.manifest.encoders[name] = places
 
 
-def _copy(change: Commit, place: str, bundle: Bundle) -> None:
+def copy(change: Commit, place: str, bundle: Bundle) -> None:
+    """Stages an encoder as a folder of another bundle."""
     manifest, served = _served(bundle)
     for name in served:
         shutil.copyfile(bundle.path(name), change.file(f"{place}/{name}"))
@@ -96,7 +97,7 @@ def _served(bundle: Bundle) -> tuple[Manifest, list[str]]:
     """An encoder without its weights, samples and reports, which only exporting and PyTorch read."""
     manifest = bundle.manifest.model_copy(deep=True)
     served = {n for v in manifest.variants for n in _files(bundle, v)}
-    served |= {n for n in manifest.files if n.startswith(f"{TOKENIZER}/")}
+    served |= {n for n in manifest.files if n.startswith((f"{TOKENIZER}/", f"{FACES}/"))}
     manifest.files = {n: e for n, e in manifest.files.items() if n in served}
     return manifest, sorted(served)
 

@@ -17,11 +17,15 @@ from mer_export.data.spec import Extractor
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.encoders.config import EncoderConfig
 from mer_export.encoders.inputs import SoundInput, TextInput
+from mer_export.encoders.mtcnn.detector import FaceDetector
 from mer_export.errors import InputError, UsageError
 from mer_export.registry import System
 
 TOKENIZER = "tokenizer"
-"""Folder of a text encoder's tokenizer."""
+"""Folder of a text encoder's tokenizer, and of the dictionary of one that gives indices of words."""
+DICTIONARY = f"{TOKENIZER}/dict.txt"
+FACES = "faces"
+"""Folder of the face detector of an encoder of faces."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,14 @@ class Encoder:
             if name.startswith(f"{TOKENIZER}/"):
                 self.bundle.path(name)
         return TextTokenizer.load(self.bundle.root / TOKENIZER)
+
+    @cached_property
+    def detector(self) -> FaceDetector:
+        """What finds the faces that an encoder of them reads, its files verified."""
+        for name in self.bundle.manifest.files:
+            if name.startswith(f"{FACES}/"):
+                self.bundle.path(name)
+        return FaceDetector.load(self.bundle.root / FACES)
 
     def samples(self, raw: Any, name: str = "0") -> list[Sample]:
         """One raw thing as what the network reads: one sample, or one for each window of a long sound.

@@ -152,11 +152,26 @@ class SoundInput(EncoderInput):
         return np.ascontiguousarray(frames.reshape(self.most, -1))
 
 
+class FaceCut(BaseModel):
+    """The main face of each picture in place of the picture.
+
+    `detector` is the SHA-256 of the files that find it, `size` the pixels of the square that is cut out, `margin` by
+    which part of itself its side grows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    detector: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: Positive
+    margin: float = Field(0.2, ge=0)
+
+
 class PictureInput(EncoderInput):
     """A picture (height, width, 3) uint8 RGB as (3, `height`, `width`) float32.
 
     It is brought to the size `resize` (one number: its shorter side), cut to its middle where that is larger, scaled to
-    0..1 and standardised by channel. Of a video `frames` pictures are read, spread evenly, or `fps` a second.
+    0..1 and standardised by channel. Of a video `frames` pictures are read, spread evenly, or `fps` a second;
+    `faces` are cut out of them first.
     """
 
     unit: ClassVar[str] = "picture"
@@ -171,6 +186,7 @@ class PictureInput(EncoderInput):
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     frames: Positive = 8
     fps: float | None = Field(None, gt=0)
+    faces: FaceCut | None = None
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:

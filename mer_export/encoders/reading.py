@@ -14,8 +14,11 @@ import numpy as np
 from mer_export.data.dialogues import IMAGES, Utterance
 from mer_export.data.media.frames import read_frames
 from mer_export.data.media.pictures import read_picture
-from mer_export.data.media.sound import FULL_SCALE, Sound, read_sound
+from mer_export.data.media.sound import FULL_SCALE, Sound
 from mer_export.encoders.encoder import Encoder
+from mer_export.encoders.faces import faces_in
+from mer_export.encoders.inputs import PictureInput
+from mer_export.encoders.sounds import Sounds
 from mer_export.errors import InputError, MissingTrack, UsageError
 
 MODALITY = {"text": "text", "sound": "audio", "picture": "vision"}
@@ -23,43 +26,49 @@ MODALITY = {"text": "text", "sound": "audio", "picture": "vision"}
 
 
 class Reading:
-    """One utterance, whose sound is decoded once, however many encoders hear it."""
+    """One utterance, whose sound is decoded once, however many encoders hear it.
 
-    def __init__(self, utterance: Utterance):
-        self.utterance = utterance
+    `sounds` keeps a recording for further utterances of it.
+    """
 
-    def raws(self, heard: Any) -> Iterator[Any]:
-        """The raw things for an encoder with the input `heard`, in order; nothing where they are missing.
+    def __init__(self, utterance: Utterance, sounds: Sounds | None = None):
+        self.utterance, self.sounds = utterance, sounds or Sounds()
+
+    def raws(self, encoder: Encoder) -> Iterator[Any]:
+        """The raw things for an encoder, in order; nothing where they are missing.
 
         Raises:
             InputError: a file is missing or damaged, or may not be read.
             NotAvailableError: the library that reads it is not installed.
         """
-        return READERS[heard.kind](self, heard)
+        return READERS[encoder.input.kind](self, encoder)
 
-    def text(self, heard: Any) -> Iterator[str]:
+    def text(self, encoder: Encoder) -> Iterator[str]:
         """The sentence, unless it is empty."""
         if self.utterance.sentence and self.utterance.sentence.strip():
             yield self.utterance.sentence
 
-    def sound(self, heard: Any) -> Iterator[np.ndarray]:
+    def sound(self, encoder: Encoder) -> Iterator[np.ndarray]:
         """A waveform (samples,) at the encoder's rate, unless there is none or nothing to hear in it."""
         sound = self._sound
         if sound is None or np.abs(sound.samples).max() * FULL_SCALE < 1:
             return
-        half = sound.step / 2 if getattr(heard, "half_step", False) else 0.0
-        yield sound.mono(heard.rate) + np.float32(half)
+        half = sound.step / 2 if getattr(encoder.input, "half_step", False) else 0.0
+        yield sound.mono(encoder.input.rate) + np.float32(half)
 
-    def pictures(self, heard: Any) -> Iterator[np.ndarray]:
-        """Pictures (height, width, 3): those that it names, else as many of its video as the encoder says."""
+    def pictures(self, encoder: Encoder) -> Iterator[np.ndarray]:
+        """Pictures (height, width, 3), or the faces in them; it names them, or has as many as the encoder wants."""
+        shown = self._shown(encoder.input)
+        return faces_in(shown, encoder.detector, encoder.input.faces) if encoder.input.faces else shown
+
+    def _shown(self, wanted: PictureInput) -> Iterator[np.ndarray]:
         images = self.utterance.inputs.get(IMAGES)
         if images is not None:
             yield from (read_picture(p) for p in images.paths)  # type: ignore[attr-defined]
         elif self.utterance.recording is not None:
-            said = self.utterance.recording
-            wanted = {"rate": heard.fps} if heard.fps else {"count": heard.frames}
+            said, count = self.utterance.recording, None if wanted.fps else wanted.frames
             try:
-                yield from (f.picture for f in read_frames(said.path, said.start, said.end, **wanted))
+                yield from (f.picture for f in read_frames(said.path, said.start, said.end, count, wanted.fps))
             except MissingTrack:
                 return
 
@@ -67,12 +76,12 @@ class Reading:
     def _sound(self) -> Sound | None:
         said = self.utterance.recording
         try:
-            return read_sound(said.path, said.start, said.end) if said else None
+            return self.sounds.read(said) if said else None
         except MissingTrack:
             return None
 
 
-READERS: dict[str, Callable[[Reading, Any], Iterator[Any]]] = {
+READERS: dict[str, Callable[[Reading, Encoder], Iterator[Any]]] = {
     "text": Reading.text,
     "sound": Reading.sound,
     "picture": Reading.pictures,
@@ -110,7 +119,5 @@ def side_by_side(name: str, encoders: Sequence[Encoder], parts: Sequence[np.ndar
     counts = [len(p) for p in parts]
     if len(set(counts)) > 1:
         said = " and ".join(f"{n} of {e.identity.name}" for n, e in zip(counts, encoders, strict=True))
-        raise InputError(
-            f"{name} has {said}: frames lie side by side where they are as many, set --every of one of them"
-        )
+        raise InputError(f"{name} has {said} steps, which lie side by side where they are as many: change --every")
     return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]

@@ -94,7 +94,8 @@ def to_onnx(job: ExportJob) -> Any:
             dynamic_shapes=job.dynamic_shapes(),
             dynamo=True,
             verbose=False,
-            optimize=True,
+            # Optimised once, below: the exporter would do it with a smaller limit first.
+            optimize=False,
         )
         assert program is not None
         onnxscript.optimizer.optimize(

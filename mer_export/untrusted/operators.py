@@ -15,7 +15,8 @@ reciprocal relu remainder round rsqrt rsub selu sigmoid sign silu sin softplus s
 trunc where
 """
 REDUCTIONS = """
-all amax amin any argmax argmin cumprod cumsum linalg_vector_norm log_softmax logsumexp max mean min prod softmax std sum var
+all amax amin any argmax argmin cumprod cumsum linalg_vector_norm log_softmax logsumexp max mean min prod softmax std
+sum var
 """
 SHAPES = """
 arange cat chunk clone constant_pad_nd contiguous detach expand expand_as eye flatten flip full full_like gather index

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mer_export.cuda import Device
 from mer_export.errors import NotAvailableError, UnsupportedError
 from mer_export.install import DISTRIBUTION, install_hint, not_installed
 from runtimes.backends.backend import Backend
@@ -31,11 +33,21 @@ OTHER_FORM = "run mer export --format onnx --device cuda for a form without oper
 DTYPES = {"tensor(float)": "float32", "tensor(int64)": "int64", "tensor(float16)": "float16"}
 
 
+@dataclass(frozen=True)
+class Bound:
+    """What runs of one batch size use: page-locked memory and values on the device by name, bound together."""
+
+    binding: Any
+    run: Any
+    host: dict[str, np.ndarray]
+    values: dict[str, Any]
+
+
 class OnnxRuntimeSession(Session):
     """An .onnx file in ONNX Runtime.
 
-    On CUDA inputs and outputs are bound to device buffers, one set per batch size; with `cuda_graph` the run of each
-    is captured as a CUDA graph of its own.
+    On CUDA inputs and outputs are bound to device buffers, one set per batch size, which page-locked memory is copied
+    to and from; with `cuda_graph` the run of each is captured as a CUDA graph of its own.
     """
 
     backend = "onnxruntime"
@@ -54,7 +66,8 @@ class OnnxRuntimeSession(Session):
                 f"ONNX Runtime started {active[0]} where {provider} was asked for: "
                 "its libraries are incomplete, see mer doctor"
             )
-        self._bound: dict[int, dict[str, Any]] = {}
+        self._bound: dict[int, Bound] = {}
+        self._device: Device | None = None
         self.info |= {
             "onnxruntime": onnxruntime.__version__,
             "provider": provider,
@@ -119,34 +132,73 @@ class OnnxRuntimeSession(Session):
 
     def _run_bound(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Copies into device buffers kept per batch size, runs on them, copies the outputs back."""
-        items = len(next(iter(inputs.values())))
-        held = self._bound.get(items) or self._bind(items, inputs)
-        for name, buffer in held["inputs"].items():
-            buffer.update_inplace(np.ascontiguousarray(inputs[name]))
-        self._session.run_with_iobinding(held["binding"], held["run"])
-        return {name: buffer.numpy() for name, buffer in held["outputs"].items()}
+        items = len(inputs[self.contract.features[0].name])
+        if self._device is None:
+            self._device = Device(self.options.number)
+        self._device.bind()
+        held = self._bound.get(items) or self._bind(self._device, items, inputs)
+        for spec in self.contract.inputs:
+            np.copyto(held.host[spec.name], inputs[spec.name])
+            self._device.upload(held.values[spec.name].data_ptr(), held.host[spec.name])
+        # ONNX Runtime computes on a stream of its own, and ends a run when that is done.
+        self._device.synchronise()
+        self._session.run_with_iobinding(held.binding, held.run)
+        names = [s.name for s in self.contract.outputs]
+        for name in names:
+            self._device.download(held.host[name], held.values[name].data_ptr())
+        self._device.synchronise()
+        return {name: held.host[name].copy() for name in names}
 
-    def _bind(self, items: int, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
-        values, binding = self._ort.OrtValue, self._session.io_binding()
-        run = self._ort.RunOptions()
+    def _bind(self, device: Device, items: int, inputs: dict[str, np.ndarray]) -> Bound:
+        shapes = {s.name: s.shape(items, self.shape) for s in self.contract.outputs}
+        shapes |= {name: array.shape for name, array in inputs.items()}
+        binding, run = self._session.io_binding(), self._ort.RunOptions()
         if self.options.cuda_graph:
             # Another batch size has other buffers, which a captured graph would not know of.
             run.add_run_config_entry("gpu_graph_id", str(items))
-        held: dict[str, Any] = {"binding": binding, "run": run, "inputs": {}, "outputs": {}}
-        for name, array in inputs.items():
-            held["inputs"][name] = values.ortvalue_from_numpy(np.ascontiguousarray(array), "cuda", self.options.number)
-            binding.bind_ortvalue_input(name, held["inputs"][name])
+        host, values = {}, {}
+        for specs, bind in (
+            (self.contract.inputs, binding.bind_ortvalue_input),
+            (self.contract.outputs, binding.bind_ortvalue_output),
+        ):
+            for spec in specs:
+                place = (np.dtype(spec.dtype), self.options.kind, self.options.number)
+                values[spec.name] = self._ort.OrtValue.ortvalue_from_shape_and_type(shapes[spec.name], *place)
+                host[spec.name] = device.pinned(shapes[spec.name], spec.dtype)
+                bind(spec.name, values[spec.name])
+        self._bound[items] = Bound(binding, run, host, values)
+        return self._bound[items]
+
+    def compute_tensors(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Binds the tensors' own memory."""
+        import torch
+
+        if self.options.cuda_graph:
+            raise UnsupportedError("a captured graph reads from its own buffers: open the session without cuda_graph")
+        binding, place = self._session.io_binding(), (self.options.kind, self.options.number)
+        # Held until the run is over: a copy made contiguous here would be freed while it is still read.
+        given = {s.name: tensors[s.name].contiguous() for s in self.contract.inputs}
+        for spec in self.contract.inputs:
+            tensor = given[spec.name]
+            binding.bind_input(spec.name, *place, np.dtype(spec.dtype), tuple(tensor.shape), tensor.data_ptr())
+        found = {}
         for spec in self.contract.outputs:
-            shape = spec.shape(items, self.shape)
-            buffer = values.ortvalue_from_shape_and_type(shape, np.dtype(spec.dtype), "cuda", self.options.number)
-            held["outputs"][spec.name] = buffer
-            binding.bind_ortvalue_output(spec.name, buffer)
-        self._bound[items] = held
-        return held
+            shape = spec.shape(len(given[self.contract.features[0].name]), self.shape)
+            made = torch.empty(shape, dtype=getattr(torch, spec.dtype), device=self.options.device)
+            binding.bind_output(spec.name, *place, np.dtype(spec.dtype), shape, made.data_ptr())
+            found[spec.name] = made
+        if self.options.on_gpu:
+            # What fills the tensors may still be running, on a stream that ONNX Runtime does not know.
+            torch.cuda.current_stream(self.options.device).synchronize()
+        self._session.run_with_iobinding(binding)
+        return found
 
     def close(self) -> None:
         self._bound = {}
         self._session = None
+        if self._device is not None:
+            self._device.close()
+            self._device = None
 
 
 def _declared(ports: Sequence[Any]) -> dict[str, Port]:

@@ -17,7 +17,7 @@ from pydantic import ConfigDict
 
 from mer_export.bucket import Bucket
 from mer_export.contract import BATCH, Contract, TensorSpec
-from mer_export.errors import BundleError, MerError, UsageError
+from mer_export.errors import BundleError, MerError, UnsupportedError, UsageError
 from mer_export.kept import Kept
 
 Reduced = Literal["tf32", "bf16", "fp16", "int8"]
@@ -160,6 +160,28 @@ class Session(ABC):
     @abstractmethod
     def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The forward pass itself; one call at a time unless `concurrent`."""
+
+    def run_tensors(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """As `run`, from PyTorch's tensors on the device of the session to tensors there: nothing passes the host.
+
+        Raises:
+            UnsupportedError: a runtime that takes arrays alone.
+            UsageError: tensors on another device.
+            InputError: other tensors than the contract asks for.
+        """
+        check_process(self._process)
+        for name, tensor in tensors.items():
+            if (tensor.device.type, tensor.device.index or 0) != (self.options.kind, self.options.number):
+                raise UsageError(f"{name} is on {tensor.device}, the session on {self.options.device}: move it there")
+        # Arrays without memory: what is checked are names, dtypes and shapes.
+        kinds = {n: np.dtype(str(t.dtype).removeprefix("torch.")) for n, t in tensors.items()}
+        self.contract.check({n: np.broadcast_to(np.zeros((), kinds[n]), tuple(t.shape)) for n, t in tensors.items()})
+        with self._turn:
+            return self.compute_tensors(tensors)
+
+    def compute_tensors(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """The forward pass of `run_tensors`, under the same rule as `compute`."""
+        raise UnsupportedError(f"runtime {self.backend} takes arrays alone: call run, or use torch or onnxruntime")
 
     def close(self) -> None:  # noqa: B027 (most backends hold nothing to free)
         """Frees what the backend holds."""

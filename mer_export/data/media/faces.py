@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.clip(np.round(found), 0, 255).astype(np.uint8)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _area(old: int, new: int) -> np.ndarray:
     """Weights (new, old): each new place is the mean of the old ones that it covers."""
     if old < new:
@@ -96,7 +96,7 @@ def _area(old: int, new: int) -> np.ndarray:
     return covered / covered.sum(1, keepdims=True)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _cubic(old: int, new: int) -> np.ndarray:
     """Weights (new, old) of cubic interpolation; border values repeat."""
     centre = (np.arange(new) + 0.5) * (old / new) - 0.5

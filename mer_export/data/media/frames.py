@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,8 @@ def read_frames(
         raise InputError(f"{path}: count and rate are positive, not {count if rate is None else rate}")
     span = check_span(path, start, end)
     kind = media_kind(path)
-    budget = Budget.of(path, PARTS)
-    timeline = _timeline(path, kind, budget)
+    budget, state = Budget.of(path, PARTS), path.stat()
+    timeline = _timeline(path, kind, state.st_size, state.st_mtime_ns)
     return _shown(path, kind, _Wanted(timeline, timeline.wanted(path, span, count, rate, budget)), budget)
 
 
@@ -117,8 +117,10 @@ class _Wanted:
         return 0 if self.time is None else self._timeline.entry(self.time)
 
 
-def _timeline(path: Path, kind: Kind, budget: Budget) -> _Timeline:
-    """Reads the packets of the picture track without decoding them."""
+@lru_cache(maxsize=4)
+def _timeline(path: Path, kind: Kind, size: int, changed: int) -> _Timeline:
+    """Reads the packets of the picture track without decoding them, once for all parts of a file as it is now."""
+    budget = Budget.of(path, PARTS)
     times, keys, lengths = [], [], {}
     with opened(path, kind, "video") as (container, stream):
         for number, packet in enumerate(container.demux(stream)):

@@ -121,6 +121,8 @@ class _Part:
         """Raises InputError where there is nothing."""
         if not self.at:
             raise InputError(f"{self.path} has no samples: there is nothing to read")
+        if not self.blocks and self.first >= self.last:
+            raise InputError(f"{self.path}: from start {self.start} to its end there is no sample at {self.rate} Hz")
         if not self.blocks:
             raise InputError(
                 f"{self.path}: start {self.start} is past the end, the sound lasts {self.at / self.rate:.3f} s"

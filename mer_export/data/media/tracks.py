@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,16 +15,19 @@ from mer_export.untrusted.media_files import Kind
 
 Type = Literal["audio", "video"]
 WORDS: dict[Type, str] = {"audio": "sound", "video": "pictures"}
-VIDEO = "h264 hevc vp8 vp9 av1 libdav1d libvpx libvpx-vp9 mpeg1video mpeg2video mpeg4 msmpeg4 msmpeg4v2 mjpeg h263 flv"
-AUDIO = "aac mp3 mp3float mp2 mp2float opus libopus vorbis flac alac ac3 eac3 amrnb amrwb libopencore_amrnb"
-CODECS = {*VIDEO.split(), "theora", *AUDIO.split()}
+CODECS = {
+    *("h264", "hevc", "av1", "libdav1d", "vp8", "vp9", "libvpx", "libvpx-vp9", "theora", "flv", "h263"),
+    *("mpeg1video", "mpeg2video", "mpeg4", "msmpeg4", "msmpeg4v2", "mjpeg", "prores", "dvvideo"),
+    *("aac", "mp3", "mp3float", "mp2", "mp2float", "opus", "libopus", "vorbis", "flac", "alac", "ac3", "eac3"),
+    *("amrnb", "amrwb", "libopencore_amrnb", "adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt"),
+}
 """Decoders that may run; libavcodec has hundreds, some of them for files that nobody records."""
 PCM = "pcm_"
+"""Begins the names of all decoders of plain samples."""
 MOST_PIXELS = 1 << 26
 """Of one frame or picture."""
 PIXELS_PER_BYTE = 64
 """Decoded pixels that count as one byte of a file's budget: frames do not stay in memory, they take time."""
-LIMITS = {"max_pixels": str(MOST_PIXELS)}
 
 
 def library(name: str, why: str) -> Any:
@@ -45,16 +49,26 @@ def opened(path: Path, kind: Kind, track: Type) -> Iterator[tuple[Any, Any]]:
     """
     if not kind.demuxer:
         raise MissingTrack(f"{path} has no {WORDS[track]}, it is a {kind.name} file")
-    av = library("av", "reads video files")
+    av = _av()
     try:
-        with (
-            path.open("rb") as file,
-            av.open(file, format=kind.demuxer, options=LIMITS, io_open=_refuse, metadata_errors="replace") as container,
-        ):
+        # From 18 on: where tracks show up late, options crash the versions before. Tags may be in any encoding.
+        how = {"format": kind.demuxer, "options": _limits(), "io_open": _refuse, "metadata_errors": "replace"}
+        with path.open("rb") as file, av.open(file, **how) as container:
             yield container, _best(path, container, track, av.stream.Disposition.attached_pic)
     # PyAV knows no track that shows up within a file: IndexError.
     except (av.FFmpegError, OSError, ValueError, EOFError, IndexError) as error:
         raise InputError(f"{path} cannot be decoded as {kind.name} ({_reason(error)}): it is damaged") from None
+
+
+def _av() -> Any:
+    return library("av", "reads video files")
+
+
+@cache
+def _limits() -> dict[str, str]:
+    """What the library is told: it also decodes where it only looks at what a file holds."""
+    plain = {c for c in _av().codecs_available if c.startswith(PCM)}
+    return {"max_pixels": str(MOST_PIXELS), "codec_whitelist": ",".join(sorted(CODECS | plain))}
 
 
 def zero(container: Any) -> Fraction:
@@ -71,12 +85,12 @@ def _best(path: Path, container: Any, track: Type, cover: Any) -> Any:
     best = container.streams.best(track)
     found = best if best in streams else streams[0]
     codec = found.codec_context
-    if codec is None or not (codec.name in CODECS or codec.name.startswith(PCM)):
+    if codec is None or codec.name not in _limits()["codec_whitelist"].split(","):
         name = "an unknown codec" if codec is None else codec.name
         raise InputError(f"{path} has {WORDS[track]} in {name}, which is not read: convert it to h264 and aac in mp4")
     if track == "video":
         _refuse_huge(path, codec)
-    codec.options = LIMITS
+    codec.options = _limits()
     return found
 
 

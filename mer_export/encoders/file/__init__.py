@@ -1,4 +1,4 @@
-"""An encoder that somebody exported: an ONNX or TorchScript file and a recipe that says what goes in and what comes out.
+"""An encoder that somebody exported: an ONNX or TorchScript file, and a recipe that says what goes in and comes out.
 
 There is no network in PyTorch: the file, with what its recipe asks for put around it, is all there is.
 """

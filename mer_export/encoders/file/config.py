@@ -23,7 +23,8 @@ ROLES: dict[str, Role] = {"attention_mask": "mask", "token_type_ids": "zeros"}
 class FileSound(SoundInput):
     """Sound as `SoundInput`, times `scale` (32768 where a network was trained on 16-bit integers).
 
-    A waveform is (batch, samples), with a `channel` (batch, 1, samples); a `log_mel` (batch, mels, frames). Without a mask or lengths a file cannot tell padding from sound: it always gets its whole window (`full`).
+    A waveform is (batch, samples), with a `channel` (batch, 1, samples); a `log_mel` (batch, mels, frames). Without a
+    mask or lengths a file cannot tell padding from sound: it always gets its whole window (`full`).
     """
 
     full: bool = True

@@ -130,7 +130,7 @@ def _source(said: Recipe, source: Path) -> dict[str, Any]:
 
 
 def _takes(said: Recipe, foreign: Foreign) -> dict[str, Role]:
-    """What each input of the file is given: as the recipe says, else by its usual name, the last one left the values."""
+    """What each input of the file is given: as the recipe says, else by its usual name, the one left the values."""
     if unknown := [n for n in said.takes if n not in foreign.names]:
         raise UsageError(f"takes names {unknown[0]!r}, the inputs of {foreign.path} are {foreign.names}")
     takes: dict[str, Role] = {n: (ROLES | said.takes).get(n, "values") for n in foreign.names}
@@ -217,8 +217,8 @@ def _inner_sizes(found: Any, bucket: Bucket) -> list[int]:
             return [found.mels, found.specs[0].dims[-1] * frames // found.mels]  # type: ignore[operator]
         size = frames * found.hop + max(0, found.field - found.hop)
         return [1, size] if found.channel else [size]
-    size = [found.height, found.width]
-    return [3, *size] if found.layout == "nchw" else [*size, 3]
+    sides = [found.height, found.width]
+    return [3, *sides] if found.layout == "nchw" else [*sides, 3]
 
 
 def _measured(draft: FileConfig, said: Recipe, foreign: Foreign, batch: int) -> tuple[FileConfig, Sequence[int]]:
@@ -236,8 +236,8 @@ def _measured(draft: FileConfig, said: Recipe, foreign: Foreign, batch: int) -> 
     shape = found.shape
     if len(shape) not in (2, 3, 4) or shape[0] != (batch or 2):
         raise UsageError(
-            f"{foreign.path} gives {draft.output} of shape {list(shape)} for {batch or 2} items: vectors (batch, width) "
-            "or states (batch, steps, width) are needed; where a file takes one batch size alone, say batch"
+            f"{foreign.path} gives {draft.output} of shape {list(shape)} for {batch or 2} items: vectors (batch, "
+            "width) or states (batch, steps, width) are needed; where a file takes one batch size alone, say batch"
         )
     pools = len(shape) == 2
     steps_first = (len(shape) == 4 and getattr(draft.input, "layout", "nchw") == "nchw") or said.width_first
@@ -259,8 +259,8 @@ def _check_steps(config: FileConfig, shape: Sequence[int], bucket: Bucket, path:
     steps = shape[-1] if config.width_first else shape[1]
     if len(shape) != 3 or steps != bucket[config.input.steps]:
         raise UsageError(
-            f"{path} gives {list(shape[1:])} states for {bucket[config.input.steps]} {config.input.steps}: say in input "
-            "the hop and field of a state in samples, and width_first where they come as (batch, width, steps)"
+            f"{path} gives {list(shape[1:])} states for {bucket[config.input.steps]} {config.input.steps}: say in "
+            "input the hop and field of a state in samples, and width_first where they are (batch, width, steps)"
         )
 
 

@@ -92,9 +92,7 @@ class OnnxFile:
         external_data.write(self.around(config, bucket, batch, shape), path, held)
         return run_onnx(path)
 
-    def around(
-        self, config: FileConfig, bucket: Bucket, batch: int, shape: Sequence[int] | None
-    ) -> Any:
+    def around(self, config: FileConfig, bucket: Bucket, batch: int, shape: Sequence[int] | None) -> Any:
         """An `onnx.ModelProto` at fixed lengths, from the contract's inputs to its output.
 
         Args:
@@ -152,7 +150,8 @@ class _Nodes:
     """Nodes and constants that are put around a graph."""
 
     def __init__(self, model: Any):
-        self.graph, self.nodes = model.graph, []
+        self.graph = model.graph
+        self.nodes: list[Any] = []
 
     def constant(self, value: np.ndarray) -> str:
         """The name of a constant."""
@@ -164,12 +163,16 @@ class _Nodes:
 
     def add(self, kind: str, inputs: Sequence[str], **attributes: Any) -> str:
         """The name of what a new node gives."""
-        return self.named(kind, inputs, f"around/{kind.lower()}{len(self.nodes)}/{len(self.graph.initializer)}", **attributes)
+        return self.named(
+            kind, inputs, f"around/{kind.lower()}{len(self.nodes)}/{len(self.graph.initializer)}", **attributes
+        )
 
     def named(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         from onnx import helper
 
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=f"around/{len(self.nodes)}/{output}", **attributes))
+        self.nodes.append(
+            helper.make_node(kind, list(inputs), [output], name=f"around/{len(self.nodes)}/{output}", **attributes)
+        )
         return output
 
 
@@ -260,14 +263,20 @@ def _features(draw: _Nodes, found: str, shape: Sequence[int], config: FileConfig
         return _unit(draw, found, config) if config.unit else found
     if len(shape) == 4:
         wide = isinstance(config.input, FilePicture) and config.input.layout == "nhwc"
-        found = draw.add("Reshape", [found, draw.constant(np.asarray([0, -1, config.width] if wide else [0, config.width, -1]))])
+        found = draw.add(
+            "Reshape", [found, draw.constant(np.asarray([0, -1, config.width] if wide else [0, config.width, -1]))]
+        )
         found = found if wide else draw.add("Transpose", [found], perm=[0, 2, 1])
     elif config.width_first:
         found = draw.add("Transpose", [found], perm=[0, 2, 1])
     ends = _state_ends(config, bucket)
     if ends is None:
         count = int(np.prod(shape[1:])) // config.width
-        weights = {"mean": np.full(count, 1 / count), "first": np.eye(1, count)[0], "last": np.eye(1, count, count - 1)[0]}
+        weights = {
+            "mean": np.full(count, 1 / count),
+            "first": np.eye(1, count)[0],
+            "last": np.eye(1, count, count - 1)[0],
+        }
         row = draw.constant(weights[config.pooling].astype(np.float32)[None, None])
     else:
         real = draw.add("Cast", [_real(draw, config, ends)], to=TensorProto.FLOAT)
@@ -302,6 +311,8 @@ def _pooled_weights(draw: _Nodes, real: str, states: int, config: FileConfig) ->
 
 
 def _unit(draw: _Nodes, vector: str, config: FileConfig) -> str:
-    squares = draw.add("MatMul", [draw.add("Mul", [vector, vector]), draw.constant(np.ones((config.width, 1), np.float32))])
+    squares = draw.add(
+        "MatMul", [draw.add("Mul", [vector, vector]), draw.constant(np.ones((config.width, 1), np.float32))]
+    )
     length = draw.add("Max", [draw.add("Sqrt", [squares]), draw.constant(np.asarray([LEAST], np.float32))])
     return draw.add("Div", [vector, length])

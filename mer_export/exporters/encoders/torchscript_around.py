@@ -25,7 +25,7 @@ from mer_export.untrusted import torchscript_archives
 
 
 class Around(nn.Module):
-    """A module of somebody else between the contract's inputs, by name, and features; without `pooled` its own output."""
+    """A module of somebody else between our inputs, by name, and features; its own output if not `finished`."""
 
     def __init__(self, inner: Any, config: FileConfig, finished: bool = True):
         super().__init__()

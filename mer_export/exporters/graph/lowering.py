@@ -49,7 +49,7 @@ class OnnxRNN(nn.Module):
 class OnnxLastStepRNN(nn.Module):
     """A `LastStepRNN` for the ONNX exporter alone: same inputs, weights and outputs.
 
-    The backward half of the top layer stays the one step of PyTorch's own that it is.
+    The backward half of the top layer stays the one step that it is.
     """
 
     def __init__(self, source: LastStepRNN):
@@ -57,7 +57,7 @@ class OnnxLastStepRNN(nn.Module):
         self.operator = "GRU" if isinstance(source.ahead[0], nn.GRU) else "LSTM"
         self.hidden = cast(int, source.ahead[0].hidden_size)
         self.layers = len(source.ahead)
-        self.back = source.back[-1] if source.back else None
+        self.back = OnnxPass(cast(nn.GRU | nn.LSTM, source.back[-1])) if source.back else None
         for layer in range(self.layers):
             below = layer < self.layers - 1 and self.back is not None
             directions = (source.ahead[layer], source.back[layer]) if below else (source.ahead[layer],)
@@ -80,19 +80,25 @@ class OnnxLastStepRNN(nn.Module):
 
 
 class OnnxPass(nn.Module):
-    """A one-directional `nn.GRU` or `nn.LSTM` of one layer, batch first, for the ONNX exporter alone."""
+    """A one-directional `nn.GRU` or `nn.LSTM`, batch first, for the ONNX exporter alone.
+
+    PyTorch's own takes the exporter several times as long where the batch is dynamic: each call is captured as a loop.
+    """
 
     def __init__(self, source: nn.GRU | nn.LSTM):
         super().__init__()
         self.operator = "GRU" if isinstance(source, nn.GRU) else "LSTM"
-        self.hidden = source.hidden_size
-        for name, value in zip("wrb", _weights((source,), GATES[self.operator]), strict=True):
-            self.register_buffer(name, value)
+        self.hidden, self.layers = source.hidden_size, source.num_layers
+        for layer in range(self.layers):
+            for name, value in zip("wrb", _weights((source,), GATES[self.operator], layer), strict=True):
+                self.register_buffer(f"{name}{layer}", value)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         """Outputs of all steps, padding included; no state."""
-        weights = [getattr(self, name) for name in "wrb"]
-        return _rnn(self.operator, x.transpose(0, 1), weights, None, self.hidden).transpose(0, 1), None
+        x = x.transpose(0, 1)
+        for layer in range(self.layers):
+            x = _rnn(self.operator, x, [getattr(self, f"{name}{layer}") for name in "wrb"], None, self.hidden)
+        return x.transpose(0, 1), None
 
 
 def in_passes(source: BidirectionalRNN | LastStepRNN) -> nn.Module:
@@ -135,16 +141,16 @@ def lower(model: nn.Module, device: str) -> nn.Module:
 
 
 REPLACEMENTS: dict[str, dict[type[nn.Module], Callable[[Any], nn.Module]]] = {
-    "cpu": {BidirectionalRNN: OnnxRNN, LastStepRNN: OnnxLastStepRNN},
-    "cuda": {BidirectionalRNN: in_passes, LastStepRNN: in_passes},
+    "cpu": {BidirectionalRNN: OnnxRNN, LastStepRNN: OnnxLastStepRNN, nn.GRU: OnnxPass, nn.LSTM: OnnxPass},
+    "cuda": {BidirectionalRNN: in_passes, LastStepRNN: in_passes, nn.GRU: OnnxPass, nn.LSTM: OnnxPass},
 }
 
 
-def _weights(pair: tuple[nn.Module, ...], gates: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+def _weights(pair: tuple[nn.Module, ...], gates: tuple[int, ...], layer: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """W (n, gates x hidden, input), R (n, gates x hidden, hidden) and B (n, 2 x gates x hidden) of n directions."""
 
     def ordered(name: str) -> list[Tensor]:
         return [torch.cat([getattr(rnn, name).detach().chunk(len(gates))[g] for g in gates]) for rnn in pair]
 
-    biases = [torch.cat(b) for b in zip(ordered("bias_ih_l0"), ordered("bias_hh_l0"), strict=True)]
-    return torch.stack(ordered("weight_ih_l0")), torch.stack(ordered("weight_hh_l0")), torch.stack(biases)
+    biases = [torch.cat(b) for b in zip(ordered(f"bias_ih_l{layer}"), ordered(f"bias_hh_l{layer}"), strict=True)]
+    return torch.stack(ordered(f"weight_ih_l{layer}")), torch.stack(ordered(f"weight_hh_l{layer}")), torch.stack(biases)

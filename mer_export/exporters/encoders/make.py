@@ -1,0 +1,166 @@
+"""What an encoder can be made of, which settings each of these reads, and who makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mer_export.bundle import Bundle
+from mer_export.encoders.signal.config import KINDS
+from mer_export.errors import UsageError
+from mer_export.exporters.export import export_variant, requests
+from mer_export.overrides import apply_overrides
+from mer_export.progress import Progress
+from mer_export.registry import resolve
+
+Settings = Mapping[str, Any]
+"""What was asked for, by the name of the option; nothing of what was left out."""
+EXPORTED = ("length", "format", "precision")
+WORDS = ("name", "revision", "licence")
+PICTURES = ("faces", "frames", "fps")
+"""Settings of what an encoder of pictures sees of a clip."""
+
+
+@dataclass(frozen=True)
+class Maker:
+    """One kind of source. `make` is a `module:function` of (source, out, settings, force) that gives a bundle, whose
+    variants are exported then unless it brings them; `fits` says whether a source is of the kind."""
+
+    title: str
+    fits: Callable[[str, Settings], bool]
+    reads: tuple[str, ...]
+    make: str
+    exports: bool = True
+
+
+MAKERS = (
+    Maker(
+        "a folder of transformers",
+        lambda source, settings: Path(source).is_dir(),
+        ("layer", "pooling", "unit", "every", "window", "longest", *EXPORTED, *WORDS, *PICTURES),
+        f"{__name__}:of_folder",
+    ),
+    Maker(
+        "a signal",
+        lambda source, settings: source in KINDS,
+        ("pooling", "unit", "every", "rate", "set"),
+        f"{__name__}:of_signal",
+        exports=False,
+    ),
+    Maker(
+        "a speech tokenizer",
+        lambda source, settings: "dictionary" in settings,
+        ("dictionary", "rate", "window", *EXPORTED, *WORDS),
+        f"{__name__}:of_speech_tokenizer",
+    ),
+    Maker(
+        "a file with a recipe",
+        lambda source, settings: "recipe" in settings,
+        ("recipe", "trust", *PICTURES),
+        f"{__name__}:of_file",
+        exports=False,
+    ),
+)
+
+
+def make(source: str, out: Path, settings: Settings, force: bool, progress: Progress) -> Bundle:
+    """Writes the bundle of an encoder, with its variants.
+
+    Args:
+        source: a folder, a file, or the name of a signal.
+        out: the new bundle.
+        settings: options of `mer encoder` by name.
+        force: replace an existing bundle.
+        progress: told of the variants.
+
+    Raises:
+        UsageError: nothing that an encoder is made of, or a setting that it does not read.
+        MerError: whatever goes wrong while it is made.
+    """
+    maker = next((m for m in MAKERS if m.fits(source, settings)), None)
+    if maker is None:
+        raise UsageError(
+            f"no encoder can be made of {source}: give a folder of transformers, an ONNX or TorchScript file with "
+            f"--recipe, a checkpoint of vq-wav2vec with --dictionary, or one of {list(KINDS)}"
+        )
+    if unread := [n for n in settings if n not in maker.reads]:
+        raise UsageError(f"--{unread[0]} says nothing of {maker.title}, which reads {_listed(maker)}: leave it out")
+    if "frames" in settings and "fps" in settings:
+        raise UsageError(f"pass --frames ({settings['frames']}) or --fps ({settings['fps']}), not both")
+    own = {n: v for n, v in settings.items() if n not in PICTURES}
+    bundle: Bundle = resolve(maker.make)(source, out, own, force)
+    if own != settings:
+        _show(bundle, **{n: settings[n] for n in PICTURES if n in settings})
+    if maker.exports:
+        _export(bundle, settings, progress)
+    return bundle
+
+
+def of_folder(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
+    """Of a folder that the transformers package saved."""
+    from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder
+
+    own = {n: v for n, v in settings.items() if n not in EXPORTED} | {"buckets": settings.get("length", ())}
+    own["layers"] = own.pop("layer", ())
+    return import_folder(Path(source), out, Wanted(**own), force)
+
+
+def of_signal(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
+    """Of a signal by its name."""
+    from mer_export.encoders.signal.folder import write_signal_encoder
+
+    own = {n: v for n, v in settings.items() if n not in ("set", "rate")}
+    if "rate" in settings:
+        if not settings["rate"].isdigit():
+            raise UsageError(f"--rate {settings['rate']}: a signal is read at a number of samples per second")
+        own["rate"] = int(settings["rate"])
+    return write_signal_encoder(source, out, force, **apply_overrides(own, settings.get("set", ())))  # type: ignore[arg-type]
+
+
+def of_speech_tokenizer(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
+    """Of a checkpoint of vq-wav2vec."""
+    from mer_export.exporters.encoders.speech_tokenizer import import_checkpoint
+
+    own = {n: settings[n] for n in ("rate", "window") if n in settings} | {"buckets": tuple(settings.get("length", ()))}
+    words = {n: settings[n] for n in WORDS if n in settings}
+    return import_checkpoint(Path(source), settings["dictionary"], out, force=force, source=words, **own)
+
+
+def of_file(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
+    """Of an ONNX or TorchScript file."""
+    from mer_export.exporters.encoders.file import import_file
+
+    return import_file(Path(source), settings["recipe"], out, force, settings.get("trust", False))
+
+
+def _show(bundle: Bundle, faces: Path | None = None, **sampling: Any) -> None:
+    """Says what an encoder of pictures sees of a clip: so many frames, and the face in them."""
+    from mer_export.encoders.faces import look_at_faces, sample_frames
+    from mer_export.encoders.mtcnn.detector import NETWORKS
+    from mer_export.exporters.encoders.faces import import_detector
+
+    if sampling:
+        sample_frames(bundle, **sampling)
+    if faces is None:
+        return
+    with TemporaryDirectory() as folder:
+        published = all((faces / f"{n}.pt").is_file() for n in NETWORKS)
+        if published:
+            import_detector(faces, Path(folder) / "detector")
+        look_at_faces(bundle, Path(folder) / "detector" if published else faces)
+
+
+def _export(bundle: Bundle, settings: Settings, progress: Progress) -> None:
+    buckets = [(b, 0) for b in bundle.manifest.contract.buckets]
+    jobs = requests(bundle, settings.get("format", ["onnx"]), settings.get("precision", ["fp32"]), buckets, 0)
+    with progress.over("export", len(jobs), "variant") as shown:
+        for form, precision, bucket, batch in jobs:
+            shown.begin(f"{form} {precision} {bucket.name}")
+            export_variant(bundle, form, bucket, batch, precision)
+
+
+def _listed(maker: Maker) -> str:
+    return ", ".join(f"--{n}" for n in maker.reads)

@@ -1,0 +1,285 @@
+"""Encoders from ONNX and TorchScript files of somebody else: their numbers, held against padding and batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import Mer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.small_encoders import WORDS
+from mer_export.encoders.encoder import Encoder
+from mer_export.errors import InputError, ParityError, UnsupportedError, UntrustedError, UsageError
+from mer_export.exporters.encoders.file import import_file
+from mer_export.exporters.onnx import quiet
+from runtimes.encode import open_encoder
+
+onnx = pytest.importorskip("onnx")
+SOURCE = {"name": "somebody's"}
+FACE = {"kind": "picture", "height": 12, "width": 10}
+BACKENDS = ("onnxruntime", "openvino")
+
+
+class Face(nn.Module):
+    """Like the networks that embed faces: one vector of unit length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, 3, 2), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.normalize(self.out(self.conv(x).relu().mean((2, 3))), dim=-1)
+
+
+class Words(nn.Module):
+    """Attention without positions: it says of each token what the others around it are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(len(WORDS), 8)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        x = self.table(input_ids + token_type_ids)
+        scores = x @ x.transpose(1, 2) + (1 - attention_mask[:, None].float()) * -1e9
+        return torch.softmax(scores, -1) @ x
+
+
+class Sound(nn.Module):
+    """Frames of 20 samples every 10; `whole` tells it to look at everything that it is given, padding too."""
+
+    def __init__(self, whole: bool = False):
+        super().__init__()
+        self.conv, self.whole = nn.Conv1d(1, 6, 20, 10), whole
+
+    def forward(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
+        x = torch.tanh(self.conv(audio[:, None])).transpose(1, 2)
+        return x - x.mean(1, keepdim=True) if self.whole else x
+
+
+def network(kind: type[nn.Module], **settings: Any) -> Any:
+    torch.manual_seed(0)
+    return kind(**settings).eval()
+
+
+def saved(model: nn.Module, path: Path, example: tuple[Tensor, ...], names: list[str], free: bool = True) -> Path:
+    """Exports as somebody would: old-style names, a free batch and, of sequences, free lengths."""
+    axes = {0: "b"} if example[0].dim() == 4 else {0: "b", 1: "n"}
+    with torch.no_grad(), quiet():
+        torch.onnx.export(
+            model,
+            example,
+            path,
+            input_names=names,
+            output_names=["features.1"],
+            dynamic_axes=dict.fromkeys(names, axes) if free else None,
+            dynamo=False,
+        )
+    return path
+
+
+def recipe(folder: Path, **content: Any) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"source": SOURCE} | content))
+    return path
+
+
+def pictures() -> list[np.ndarray]:
+    draw = np.random.default_rng(0)
+    return [draw.integers(0, 256, (12, 10, 3)).astype(np.uint8) for _ in range(4)]
+
+
+def as_read(picture: np.ndarray, reverse: bool = False) -> Tensor:
+    values = (picture[..., :: -1 if reverse else 1] / np.float32(255) - 0.5) / 0.5
+    return torch.from_numpy(values.transpose(2, 0, 1)[None].astype(np.float32))
+
+
+@pytest.mark.parametrize("free", [True, False], ids=["any batch", "a batch of 2"])
+def test_a_face_network_gives_the_vectors_of_its_file_on_every_runtime(tmp_path: Path, free: bool) -> None:
+    model = network(Face)
+    file = saved(model, tmp_path / "face.onnx", (torch.zeros(2, 3, 12, 10),), ["input.1"], free)
+    bundle = import_file(file, recipe(tmp_path, input=FACE | {"colours": "bgr"}), tmp_path / "encoder")
+    assert [v.batch for v in bundle.manifest.variants] == [0 if free else 2]
+    with torch.no_grad():
+        wanted = [model(as_read(p, reverse=True))[0].numpy() for p in pictures()]
+    for backend in BACKENDS:
+        pytest.importorskip(backend)
+        with open_encoder(bundle.root, backend, batch=3) as encoding:
+            found = list(encoding.encode(pictures()))
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_a_text_network_is_told_what_is_padding_and_its_states_are_pooled(tmp_path: Path) -> None:
+    model = network(Words)
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    ids = torch.ones(2, 6, dtype=torch.int64)
+    file = saved(model, tmp_path / "words.onnx", (ids, ids, 0 * ids), names)
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "tokens" / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    said = {"input": {"kind": "text", "longest": 20, "buckets": [8, 20]}, "tokenizer": "tokens"}
+    pooled = {"mean": lambda x: x.mean(0), "first": lambda x: x[0], "last": lambda x: x[-1]}
+    sentences = ["a", "hello there", "a b c d e f g h i j k"]
+    for pooling, by in pooled.items():
+        bundle = import_file(file, recipe(tmp_path, **said, pooling=pooling, unit=True), tmp_path / pooling)
+        with open_encoder(bundle.root, "onnxruntime", batch=3) as encoding:
+            found = list(encoding.encode(sentences))
+            tokens = [torch.from_numpy(encoding.encoder.tokenizer.encode(s))[None] for s in sentences]
+        with torch.no_grad():
+            states = [model(t, torch.ones_like(t), torch.zeros_like(t))[0] for t in tokens]
+        wanted = [functional.normalize(by(x), dim=-1).numpy() for x in states]
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert len(list((tmp_path / "mean" / "variants" / "onnx-fp32").glob("*.onnx"))) == 2
+
+
+def sounds() -> list[np.ndarray]:
+    draw = np.random.default_rng(0)
+    return [(0.1 * draw.standard_normal(n)).astype(np.float32) for n in (400, 25, 133)]
+
+
+def test_a_sound_network_that_knows_lengths_runs_at_several_and_one_that_does_not_fills_its_window(
+    tmp_path: Path,
+) -> None:
+    model = network(Sound)
+    file = saved(model, tmp_path / "sound.onnx", (torch.zeros(2, 100),), ["audio"])
+    frames = {"kind": "sound", "rate": 100, "window": 5.0, "hop": 10, "field": 20}
+    bundle = import_file(file, recipe(tmp_path, input=frames, pooling="none"), tmp_path / "encoder")
+    assert [v.lengths for v in bundle.manifest.variants] == [{"frames": 50}]
+    with torch.no_grad():
+        wanted = [model(torch.from_numpy(s)[None])[0].numpy() for s in sounds()]
+    for backend in BACKENDS:
+        pytest.importorskip(backend)
+        with open_encoder(bundle.root, backend) as encoding:
+            for states, own in zip(encoding.encode(sounds()), wanted, strict=True):
+                np.testing.assert_allclose(states, own, atol=1e-5)
+    told = network(Told)
+    names = ["audio", "lengths"]
+    file = saved(told, tmp_path / "told.onnx", (torch.zeros(2, 100), torch.ones(2, 100).long()), names)
+    frames |= {"buckets": [10, 50]}
+    said = recipe(tmp_path, input=frames, takes={"lengths": "mask"}, pooling="none")
+    bundle = import_file(file, said, tmp_path / "told")
+    assert len(bundle.manifest.variants) == 2
+    with open_encoder(bundle.root, "onnxruntime") as encoding, torch.no_grad():
+        for states, sound in zip(encoding.encode(sounds()), sounds(), strict=True):
+            audio = torch.from_numpy(sound)[None]
+            np.testing.assert_allclose(states, told(audio, torch.ones_like(audio).long())[0].numpy(), atol=1e-5)
+
+
+class Told(Sound):
+    """Takes the mean of the real samples away first."""
+
+    def forward(self, audio: Tensor, lengths: Tensor | None = None) -> Tensor:
+        assert lengths is not None
+        real = lengths.float()
+        return super().forward((audio - (audio * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)) * real)
+
+
+def test_a_file_whose_features_depend_on_padding_or_neighbours_is_refused(tmp_path: Path) -> None:
+    file = saved(network(Sound, whole=True), tmp_path / "a.onnx", (torch.zeros(2, 100), torch.ones(2)), ["audio"])
+    frames = {"kind": "sound", "rate": 100, "window": 5.0, "hop": 10, "field": 20}
+    assert import_file(file, recipe(tmp_path, input=frames), tmp_path / "window")
+    model = Ignoring()
+    file = saved(model, tmp_path / "b.onnx", (torch.zeros(2, 100), torch.ones(2, 100).long()), ["audio", "mask"])
+    said = recipe(tmp_path, input=frames, takes={"mask": "mask"}, pooling="none")
+    with pytest.raises(ParityError, match=r"gives an item other features, by \d.*, with other values in its padding"):
+        import_file(file, said, tmp_path / "padding")
+    file = saved(Neighbours(), tmp_path / "c.onnx", (torch.zeros(2, 3, 12, 10),), ["x"])
+    with pytest.raises(ParityError, match="with other items beside it"):
+        import_file(file, recipe(tmp_path, input=FACE), tmp_path / "beside")
+    assert not (tmp_path / "beside" / "bundle.json").exists()
+
+
+class Ignoring(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sound = network(Sound, whole=True)
+
+    def forward(self, audio: Tensor, mask: Tensor) -> Tensor:
+        return self.sound(audio) + 0 * mask.float().mean()
+
+
+class Neighbours(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) - x.mean()
+
+
+def test_a_torchscript_file_is_held_against_the_table_of_programs(tmp_path: Path) -> None:
+    model = network(Face)
+    traced = torch.jit.trace(model, torch.zeros(2, 3, 12, 10))
+    torch.jit.save(torch.jit.freeze(traced), tmp_path / "frozen.pt")
+    torch.jit.save(traced, tmp_path / "whole.pt")
+    said = recipe(tmp_path, input=FACE)
+    with torch.no_grad():
+        wanted = [model(as_read(p))[0].numpy() for p in pictures()]
+    with pytest.raises(UntrustedError, match=r"whole\.pt was not loaded"):
+        import_file(tmp_path / "whole.pt", said, tmp_path / "whole")
+    made = [
+        import_file(tmp_path / "frozen.pt", said, tmp_path / "frozen"),
+        import_file(tmp_path / "whole.pt", said, tmp_path / "whole", trust=True),
+    ]
+    for bundle in made:
+        # It is nobody's export: what runs it asks the table every time.
+        assert [v.mac for v in bundle.manifest.variants] == [""]
+        with open_encoder(bundle.root, "torchscript", batch=3) as encoding:
+            np.testing.assert_allclose(list(encoding.encode(pictures())), wanted, atol=1e-6)
+    with open_encoder(made[0].root, "torch") as encoding, pytest.raises(UnsupportedError, match="have no network"):
+        list(encoding.encode(pictures()))
+
+
+def test_a_file_that_is_not_what_its_recipe_says_is_named(tmp_path: Path) -> None:
+    file = saved(network(Face), tmp_path / "face.onnx", (torch.zeros(2, 3, 12, 10),), ["x"])
+
+    def problem(kind: type[Exception], words: str, path: Path = file, **content: Any) -> None:
+        with pytest.raises(kind, match=words):
+            import_file(path, recipe(tmp_path, **{"input": FACE} | content), tmp_path / "encoder")
+        assert not (tmp_path / "encoder" / "bundle.json").exists()
+
+    problem(
+        UsageError,
+        r"takes items of \[3, 12, 10\], by the recipe they are \[3, 10, 12\]",
+        input=FACE | {"height": 10, "width": 12},
+    )
+    problem(UsageError, r"takes names 'y', the inputs of .* are \['x'\]", takes={"y": "mask"})
+    problem(UsageError, r"output is 'y', those of .* are \['features\.1'\]", output="y")
+    problem(UsageError, "Unable to extract tag", input={"height": 3})
+    problem(UsageError, "it is another file", source=SOURCE | {"sha256": "0" * 64})
+    problem(
+        InputError, "is not a valid ONNX file", path=broken(file, lambda model: model.graph.node[0].input.append("?"))
+    )
+    problem(UnsupportedError, "has operators of my.ops, which come in a library", path=broken(file, of_a_library))
+
+
+def broken(file: Path, change: Any) -> Path:
+    model = onnx.load(file)
+    change(model)
+    path = file.with_name("changed.onnx")
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def of_a_library(model: Any) -> None:
+    model.graph.node[-1].domain = "my.ops"
+    model.opset_import.append(onnx.helper.make_opsetid("my.ops", 1))
+
+
+def test_an_encoder_of_a_file_or_signal_is_made_by_one_command(tmp_path: Path, mer: Mer) -> None:
+    file = saved(network(Face), tmp_path / "face.onnx", (torch.zeros(2, 3, 12, 10),), ["x"])
+    said = recipe(tmp_path, input=FACE)
+    code, out, err = mer("encoder", file, "--recipe", said, "-o", tmp_path / "face", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert (found["name"], found["reads"], found["gives"][0]["dims"]) == ("somebody's", "picture", ["batch", 5])
+    assert found["sha256"] == Encoder.open(tmp_path / "face").identity.sha256
+    code, out, err = mer(
+        "encoder", "mfcc", "--set", "coefficients=7", "--rate", "8000", "-o", tmp_path / "mfcc", "--json"
+    )
+    assert (code, json.loads(out)["gives"][0]["dims"]) == (0, ["batch", "frames", 7]), err
+    code, _, err = mer("encoder", "mfcc", "--layer", "2", "-o", tmp_path / "no")
+    assert (code, "--layer says nothing of a signal, which reads --pooling" in err) == (2, True)
+    code, _, err = mer("encoder", tmp_path / "nothing", "-o", tmp_path / "no")
+    assert (code, "no encoder can be made of" in err) == (2, True)
