@@ -15,7 +15,7 @@ import numpy as np
 
 from mer_export import machine
 from mer_export.bucket import Bucket, bucket_for
-from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.bundle import Bundle
 from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.example_inputs import random_inputs
@@ -83,7 +83,7 @@ def run_bench(
             starts.append(cold_start(bundle.root, way, trust=bundle.trust))
     return BenchReport(
         system=bundle.manifest.system,
-        weights_sha256=bundle.manifest.files[WEIGHTS].sha256,
+        weights_sha256=bundle.manifest.weights.sha256,
         machine=started,
         load_average_end=machine.load_average(),
         threads=threads,
