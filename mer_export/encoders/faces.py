@@ -18,13 +18,14 @@ from mer_export.encoders.mtcnn.detector import NETWORKS, SUFFIX, FaceDetector
 from mer_export.errors import UsageError
 
 
-def look_at_faces(bundle: Bundle, detector: Path, size: int, margin: float = 0.2) -> Encoder:
+def look_at_faces(bundle: Bundle, detector: Path, size: int | None = None, margin: float = 0.2) -> Encoder:
     """Makes an encoder of pictures one of faces: it takes the detector along, whose files are part of what it is.
 
     Args:
         bundle: the encoder.
         detector: folder of the detector (see `exporters.encoders.faces`).
-        size: pixels of the square that is cut out, before the encoder's own preprocessing.
+        size: pixels of the square that is cut out, before the encoder's own preprocessing; None takes the size that
+            this begins with.
         margin: by which part of itself the side of the square grows.
 
     Raises:
@@ -37,7 +38,7 @@ def look_at_faces(bundle: Bundle, detector: Path, size: int, margin: float = 0.2
     FaceDetector.load(detector)
     files = {f"{n}{SUFFIX}": detector / f"{n}{SUFFIX}" for n in NETWORKS}
     digest = sha256(b"".join(f.read_bytes() for f in files.values())).hexdigest()
-    cut = FaceCut(detector=digest, size=size, margin=margin)
+    cut = FaceCut(detector=digest, size=size or max(encoder.input.scaled), margin=margin)
     with bundle.commit() as change:
         change.manifest.config["input"]["faces"] = cut.model_dump(mode="json")
         for name, file in files.items():
