@@ -38,13 +38,9 @@ def encoder(
     source: Annotated[
         str,
         typer.Argument(
-<<<<<<< HEAD
             help="Folder of the transformers package, an ONNX or TorchScript file (--recipe), a checkpoint of "
-            "vq-wav2vec (--dictionary), or a signal: egemaps, egemaps_lld, log_mel, mfcc."
-=======
-            help="Folder of the transformers package, an ONNX or TorchScript file (--recipe), a signal: egemaps, "
-            "egemaps_lld, log_mel, mfcc, or MTCNN's pnet.pt, rnet.pt and onet.pt: a face detector."
->>>>>>> h7
+            "vq-wav2vec (--dictionary), MTCNN's pnet.pt, rnet.pt and onet.pt, or a signal: egemaps, egemaps_lld, "
+            "log_mel, mfcc."
         ),
     ],
     out: Out,
@@ -95,10 +91,6 @@ def encoder(
     licence: Annotated[
         str | None, typer.Option("--licence", help="Of the weights, as their publisher states it.")
     ] = None,
-    faces: Annotated[
-        Path | None,
-        typer.Option("--faces", metavar="DIR", help="Read the main face alone: MTCNN, published or as ONNX files."),
-    ] = None,
     frames: Annotated[
         int | None, typer.Option("--frames", min=1, help="Pictures of a clip that are read; default 8.")
     ] = None,
@@ -133,7 +125,6 @@ def encoder(
         "name": name,
         "revision": revision,
         "licence": licence,
-        "faces": faces,
         "frames": frames,
         "fps": fps,
         "trust": trust or None,

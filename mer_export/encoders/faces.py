@@ -18,7 +18,6 @@ from mer_export.encoders.mtcnn.detector import NETWORKS, SUFFIX, FaceDetector
 from mer_export.errors import UsageError
 
 
-<<<<<<< HEAD
 def sample_frames(bundle: Bundle, frames: int | None = None, fps: float | None = None) -> Encoder:
     """Makes an encoder of pictures see so many frames of a clip, spread evenly, or so many a second.
 
@@ -32,20 +31,14 @@ def sample_frames(bundle: Bundle, frames: int | None = None, fps: float | None =
     return Encoder.of(bundle)
 
 
-=======
->>>>>>> h7
 def look_at_faces(bundle: Bundle, detector: Path, size: int | None = None, margin: float = 0.2) -> Encoder:
     """Makes an encoder of pictures one of faces: it takes the detector along, whose files are part of what it is.
 
     Args:
         bundle: the encoder.
         detector: folder of the detector (see `exporters.encoders.faces`).
-<<<<<<< HEAD
-        size: pixels of the square that is cut out, before the encoder's own preprocessing; None takes its height.
-=======
         size: pixels of the square that is cut out, before the encoder's own preprocessing; None takes the size that
             this begins with.
->>>>>>> h7
         margin: by which part of itself the side of the square grows.
 
     Raises:
@@ -56,11 +49,7 @@ def look_at_faces(bundle: Bundle, detector: Path, size: int | None = None, margi
     FaceDetector.load(detector)
     files = {f"{n}{SUFFIX}": detector / f"{n}{SUFFIX}" for n in NETWORKS}
     digest = sha256(b"".join(f.read_bytes() for f in files.values())).hexdigest()
-<<<<<<< HEAD
-    cut = FaceCut(detector=digest, size=size or encoder.input.height, margin=margin)
-=======
     cut = FaceCut(detector=digest, size=size or max(encoder.input.scaled), margin=margin)
->>>>>>> h7
     with bundle.commit() as change:
         change.manifest.config["input"]["faces"] = cut.model_dump(mode="json")
         for name, file in files.items():

@@ -6,12 +6,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mer_export.bundle import Bundle
 from mer_export.encoders.encoder import Encoder
-from mer_export.encoders.faces import look_at_faces
+from mer_export.encoders.faces import look_at_faces, sample_frames
 from mer_export.encoders.mtcnn.detector import WEIGHTS, FaceDetector
 from mer_export.encoders.signal.config import KINDS
 from mer_export.errors import MerError, UsageError
@@ -24,12 +23,8 @@ Settings = Mapping[str, Any]
 """What was asked for, by the name of the option; nothing of what was left out."""
 EXPORTED = ("length", "format", "precision")
 WORDS = ("name", "revision", "licence")
-<<<<<<< HEAD
-PICTURES = ("faces", "frames", "fps")
+PICTURES = ("faces", "margin", "frames", "fps")
 """Settings of what an encoder of pictures sees of a clip."""
-=======
-FACES = ("faces", "margin")
->>>>>>> h7
 
 
 @dataclass(frozen=True)
@@ -56,11 +51,7 @@ MAKERS = (
     Maker(
         "a folder of transformers",
         lambda source, settings: Path(source).is_dir(),
-<<<<<<< HEAD
         ("layer", "pooling", "unit", "every", "window", "longest", *EXPORTED, *WORDS, *PICTURES),
-=======
-        ("layer", "pooling", "unit", "every", "window", "longest", *EXPORTED, *WORDS, *FACES),
->>>>>>> h7
         f"{__name__}:of_folder",
     ),
     Maker(
@@ -79,11 +70,7 @@ MAKERS = (
     Maker(
         "a file with a recipe",
         lambda source, settings: "recipe" in settings,
-<<<<<<< HEAD
         ("recipe", "trust", *PICTURES),
-=======
-        ("recipe", "trust", *FACES),
->>>>>>> h7
         f"{__name__}:of_file",
         exports=False,
     ),
@@ -108,34 +95,23 @@ def make(source: str, out: Path, settings: Settings, force: bool, progress: Prog
     maker = next((m for m in MAKERS if m.fits(source, settings)), None)
     if maker is None:
         raise UsageError(
-<<<<<<< HEAD
-            f"no encoder can be made of {source}: give a folder of transformers, an ONNX or TorchScript file with "
-            f"--recipe, a checkpoint of vq-wav2vec with --dictionary, or one of {list(KINDS)}"
+            f"no encoder can be made of {source}: give a folder of transformers or of MTCNN's weights, an ONNX or "
+            f"TorchScript file with --recipe, a checkpoint of vq-wav2vec with --dictionary, or one of {list(KINDS)}"
         )
     if unread := [n for n in settings if n not in maker.reads]:
         raise UsageError(f"--{unread[0]} says nothing of {maker.title}, which reads {_listed(maker)}: leave it out")
     if "frames" in settings and "fps" in settings:
         raise UsageError(f"pass --frames ({settings['frames']}) or --fps ({settings['fps']}), not both")
-    own = {n: v for n, v in settings.items() if n not in PICTURES}
-    bundle: Bundle = resolve(maker.make)(source, out, own, force)
-    if own != settings:
-        _show(bundle, **{n: settings[n] for n in PICTURES if n in settings})
-=======
-            f"no encoder can be made of {source}: give a folder of transformers or of MTCNN's weights, an ONNX or "
-            f"TorchScript file with --recipe, or one of {list(KINDS)}"
-        )
-    if unread := [n for n in settings if n not in maker.reads]:
-        raise UsageError(f"--{unread[0]} says nothing of {maker.title}, which reads {_listed(maker)}: leave it out")
     if "margin" in settings and "faces" not in settings:
         raise UsageError("--margin is that of faces: name their detector with --faces")
     if "faces" in settings:
         FaceDetector.load(settings["faces"])
-    made = resolve(maker.make)(source, out, settings, force)
+    own = {n: v for n, v in settings.items() if n not in PICTURES}
+    made = resolve(maker.make)(source, out, own, force)
     if not isinstance(made, Bundle):
         return {"detector": str(out), "reads": "picture", "gives": "boxes of faces", "files": [f.name for f in made]}
-    if "faces" in settings:
-        _look_at_faces(made, settings)
->>>>>>> h7
+    if own != settings:
+        _show(made, {n: v for n, v in settings.items() if n in PICTURES})
     if maker.exports:
         _export(made, settings, progress)
     return described(made)
@@ -165,7 +141,7 @@ def of_folder(source: str, out: Path, settings: Settings, force: bool) -> Bundle
     """Of a folder that the transformers package saved."""
     from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder
 
-    own = {n: v for n, v in settings.items() if n not in (*EXPORTED, *FACES)} | {"buckets": settings.get("length", ())}
+    own = {n: v for n, v in settings.items() if n not in EXPORTED} | {"buckets": settings.get("length", ())}
     own["layers"] = own.pop("layer", ())
     return import_folder(Path(source), out, Wanted(**own), force)
 
@@ -198,31 +174,21 @@ def of_file(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
     return import_file(Path(source), settings["recipe"], out, force, settings.get("trust", False))
 
 
-<<<<<<< HEAD
-def _show(bundle: Bundle, faces: Path | None = None, **sampling: Any) -> None:
-    """Says what an encoder of pictures sees of a clip: so many frames, and the face in them."""
-    from mer_export.encoders.faces import look_at_faces, sample_frames
-    from mer_export.encoders.mtcnn.detector import NETWORKS
-    from mer_export.exporters.encoders.faces import import_detector
+def _show(bundle: Bundle, settings: Settings) -> None:
+    """Says what an encoder of pictures sees of a clip: so many frames, and the face in them.
 
-    if sampling:
-        sample_frames(bundle, **sampling)
-    if faces is None:
-        return
-    with TemporaryDirectory() as folder:
-        published = all((faces / f"{n}.pt").is_file() for n in NETWORKS)
-        if published:
-            import_detector(faces, Path(folder) / "detector")
-        look_at_faces(bundle, Path(folder) / "detector" if published else faces)
-=======
-def _look_at_faces(bundle: Bundle, settings: Settings) -> None:
-    """Raises UsageError where it reads something else; then nothing of it stays, as it is not what was asked for."""
+    Raises:
+        UsageError: it reads something else; then nothing of it stays, as it is not what was asked for.
+    """
+    sampling = {n: settings[n] for n in ("frames", "fps") if n in settings}
     try:
-        look_at_faces(bundle, settings["faces"], **{n: settings[n] for n in ("margin",) if n in settings})
+        if sampling:
+            sample_frames(bundle, **sampling)
+        if "faces" in settings:
+            look_at_faces(bundle, settings["faces"], **{n: settings[n] for n in ("margin",) if n in settings})
     except MerError:
         shutil.rmtree(bundle.root)
         raise
->>>>>>> h7
 
 
 def _export(bundle: Bundle, settings: Settings, progress: Progress) -> None:
