@@ -82,9 +82,9 @@ def install(tool: Tool, folder: Path) -> tuple[Path, Installed]:
         return python, Installed(**json.loads(notes.read_text()))
     output.say(f"installing {tool.package}")
     try:
-        _child([sys.executable, "-m", "venv", "--clear", str(home)], INSTALL_S)
+        child([sys.executable, "-m", "venv", "--clear", str(home)], INSTALL_S)
         how = _packages(tool, python)
-        found = Installed(_child([str(python), "-I", "-c", VERSION.format(tool.package)], INSTALL_S).strip(), how)
+        found = Installed(child([str(python), "-I", "-c", VERSION.format(tool.package)], INSTALL_S).strip(), how)
     except NotAvailableError as error:
         # Not kept: another day the index may answer.
         return python, Installed(problem=f"cannot be installed: {error}")
@@ -99,7 +99,7 @@ def run(python: Path, script: Path, given: Path, out: Path, threads: int = 1, li
         NotAvailableError: the program failed, or was not done within `limit` seconds.
     """
     out.mkdir()
-    _child([str(python), "-I", str(script), str(given), str(out)], limit, {"OMP_NUM_THREADS": str(threads)})
+    child([str(python), "-I", str(script), str(given), str(out)], limit, {"OMP_NUM_THREADS": str(threads)})
     result: dict[str, Any] = json.loads((out / "result.json").read_text())
     feed = result.get("feed")
     return Made(Path(result["model"]), result["did"], Path(feed) if feed else None)
@@ -108,27 +108,27 @@ def run(python: Path, script: Path, given: Path, out: Path, threads: int = 1, li
 def _packages(tool: Tool, python: Path) -> str:
     """Installs a tool; returns how."""
     try:
-        _pip(python, tool.package + tool.extra)
+        pip(python, tool.package + tool.extra)
         return "installed as it asks"
     except NotAvailableError as error:
         if not tool.without:
             raise
         problem = error
-    _pip(python, "--no-deps", tool.package)
-    asked: list[str] = json.loads(_child([str(python), "-I", "-c", REQUIRED.format(tool.package)], INSTALL_S))
+    pip(python, "--no-deps", tool.package)
+    asked: list[str] = json.loads(child([str(python), "-I", "-c", REQUIRED.format(tool.package)], INSTALL_S))
     named = {r: re.split(r"[^\w-]", r)[0] for r in asked if "extra ==" not in r}
-    _pip(python, *(r for r, name in named.items() if name not in tool.without), *tool.instead)
+    pip(python, *(r for r, name in named.items() if name not in tool.without), *tool.instead)
     return (
         f"installed without {', '.join(tool.without)} and with {', '.join(tool.instead)} "
         f"(with all that it asks for: {problem})"
     )
 
 
-def _pip(python: Path, *arguments: str) -> None:
-    _child([str(python), "-m", "pip", "install", "--quiet", *arguments], INSTALL_S, telling=BROKEN)
+def pip(python: Path, *arguments: str) -> None:
+    child([str(python), "-m", "pip", "install", "--quiet", *arguments], INSTALL_S, telling=BROKEN)
 
 
-def _child(
+def child(
     command: list[str], limit: float, environment: dict[str, str] | None = None, telling: re.Pattern[str] | None = None
 ) -> str:
     """What a command prints.

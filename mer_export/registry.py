@@ -7,7 +7,7 @@ Encoders, which make the features that systems read, are of the same form and st
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -46,6 +46,8 @@ class System:
     variant_of: Callable[[Any], str]
     contract: Callable[[Any], Contract]
     task: Callable[[Any], Task]
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    """By modality what its authors read raw things with; the package says where that is written."""
     network: str = ""
     weights: str = ""
     shared: str | None = None

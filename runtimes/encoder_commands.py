@@ -39,8 +39,8 @@ def encoder(
         str,
         typer.Argument(
             help="Folder of the transformers package, an ONNX or TorchScript file (--recipe), a checkpoint of "
-            "vq-wav2vec (--dictionary), a facialmmt bundle with a face network, or a signal: egemaps, egemaps_lld, "
-            "log_mel, mfcc."
+            "vq-wav2vec (--dictionary), MTCNN's pnet.pt, rnet.pt and onet.pt, a facialmmt bundle with a face network, "
+            "or a signal: egemaps, egemaps_lld, log_mel, mfcc."
         ),
     ],
     out: Out,
@@ -80,6 +80,12 @@ def encoder(
         ),
     ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Setting of a signal.")] = None,
+    faces: Annotated[
+        Path | None, typer.Option("--faces", metavar="DETECTOR", help="Of pictures read the main face that this finds.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option("--margin", min=0, help="Part of itself by which the side of a face grows [0.2].")
+    ] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="What data sets call it; default the folder's.")] = None,
@@ -88,10 +94,6 @@ def encoder(
     ] = None,
     licence: Annotated[
         str | None, typer.Option("--licence", help="Of the weights, as their publisher states it.")
-    ] = None,
-    faces: Annotated[
-        Path | None,
-        typer.Option("--faces", metavar="DIR", help="Read the main face alone: MTCNN, published or as ONNX files."),
     ] = None,
     frames: Annotated[
         int | None, typer.Option("--frames", min=1, help="Pictures of a clip that are read; default 8.")
@@ -106,7 +108,6 @@ def encoder(
     as_json: Json = False,
 ) -> None:
     """Make an encoder: a bundle that turns text, sound or pictures into features without PyTorch."""
-    from mer_export.encoders.encoder import Encoder
     from mer_export.exporters.encoders.make import make
 
     asked = {
@@ -122,28 +123,20 @@ def encoder(
         "output": output,
         "rate": rate,
         "set": sets,
+        "faces": faces,
+        "margin": margin,
         "format": formats,
         "precision": precisions,
         "name": name,
         "revision": revision,
         "licence": licence,
-        "faces": faces,
         "frames": frames,
         "fps": fps,
         "trust": trust or None,
     }
     settings = {n: v for n, v in asked.items() if v not in (None, [])}
     with faults.at(out):
-        bundle = make(source, out, settings, force, progress_unless(quiet))
-    made = Encoder.of(bundle)
-    said = {
-        "encoder": str(out),
-        "name": made.identity.name,
-        "sha256": made.identity.sha256,
-        "reads": made.input.kind,
-        "gives": [s.model_dump(mode="json", include={"name", "dims"}) for s in bundle.manifest.contract.outputs],
-        "variants": [v.name for v in bundle.manifest.variants],
-    }
+        said = make(source, out, settings, force, progress_unless(quiet))
     emit(said, as_json, lambda: outline(said))
 
 

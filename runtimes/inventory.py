@@ -14,7 +14,10 @@ def collect(presets: Sequence[str]) -> dict[str, Any]:
     """Names by kind, systems and data formats with a title."""
     systems = [registry.get(name) for name in registry.names()]
     return {
-        "systems": {s.name: {"title": s.title, "paper": s.paper, "variants": s.variants} for s in systems},
+        "systems": {
+            s.name: {"title": s.title, "paper": s.paper, "variants": s.variants, "encoders": dict(s.encoders)}
+            for s in systems
+        },
         "presets": list(presets),
         "export formats": list(exporters.export_formats()),
         "runtimes": list(known_backends()),
@@ -26,6 +29,7 @@ def lines(known: dict[str, Any]) -> Iterator[str]:
     """The same for people."""
     for name, s in known["systems"].items():
         yield f"{name}  {s['title']} ({s['paper']}); variants: {', '.join(s['variants'])}"
+        yield from (f"  {modality}: {encoder}" for modality, encoder in s["encoders"].items())
     for key in ("presets", "export formats", "runtimes"):
         yield f"{key}: {', '.join(known[key])}"
     yield "data formats:"

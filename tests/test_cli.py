@@ -50,6 +50,8 @@ def test_list_and_doctor_say_what_there_is(mer: Mer) -> None:
     known = json.loads(out)
     assert code == 0
     assert "cmerc" in known["systems"]
+    assert "wav2vec2-base-960h" in known["systems"]["facialmmt"]["encoders"]["audio"]
+    assert all(s["encoders"].keys() <= {"text", "audio", "vision"} and s["encoders"] for s in known["systems"].values())
     assert {"cmerc/iemocap", "cmerc/meld", "m3net/iemocap", "m3net/meld"} <= set(known["presets"])
     assert {"onnx", "torchscript", "exported_program", "tensorrt"} <= set(known["export formats"])
     assert {"torch", "torchscript", "onnxruntime", "openvino", "tensorrt"} <= set(known["runtimes"])

@@ -40,6 +40,15 @@ def stages() -> dict[str, Stage]:
     return {name: Stage(shape).eval() for name, shape in SHAPES.items()}
 
 
+def save_weights(folder: Path) -> Path:
+    """Random weights under their published names."""
+    for name, stage in stages().items():
+        own = stage.state_dict()
+        named = {theirs: own[ours] for theirs, ours in WEIGHT_MAP.renames(SHAPES[name]).items()}
+        torch.save(named, folder / f"{name}.pt")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector, of the published weights where they are."""

@@ -37,7 +37,8 @@ def look_at_faces(bundle: Bundle, detector: Path, size: int | None = None, margi
     Args:
         bundle: the encoder.
         detector: folder of the detector (see `exporters.encoders.faces`).
-        size: pixels of the square that is cut out, before the encoder's own preprocessing; None takes its height.
+        size: pixels of the square that is cut out, before the encoder's own preprocessing; None takes the size that
+            this begins with.
         margin: by which part of itself the side of the square grows.
 
     Raises:
@@ -48,7 +49,7 @@ def look_at_faces(bundle: Bundle, detector: Path, size: int | None = None, margi
     FaceDetector.load(detector)
     files = {f"{n}{SUFFIX}": detector / f"{n}{SUFFIX}" for n in NETWORKS}
     digest = sha256(b"".join(f.read_bytes() for f in files.values())).hexdigest()
-    cut = FaceCut(detector=digest, size=size or encoder.input.height, margin=margin)
+    cut = FaceCut(detector=digest, size=size or max(encoder.input.scaled), margin=margin)
     with bundle.commit() as change:
         change.manifest.config["input"]["faces"] = cut.model_dump(mode="json")
         for name, file in files.items():

@@ -206,10 +206,15 @@ class PictureInput(EncoderInput):
         values = (np.asarray(found, dtype=np.float32) / np.float32(255) - _row(self.mean)) / _row(self.std)
         return Sample(name, {"picture": np.ascontiguousarray(values.transpose(2, 0, 1))}, (name,))
 
+    @property
+    def scaled(self) -> tuple[int, ...]:
+        """What pictures are resized to: the shorter side, or height and width."""
+        return self.resize or (self.height, self.width)
+
     def _size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(width, height) after resizing."""
         if len(self.resize) != 1:
-            high, wide = self.resize or (self.height, self.width)
+            high, wide = self.scaled
             return wide, high
         shorter = min(size)
         wide, high = (int(self.resize[0] * n / shorter) for n in size)

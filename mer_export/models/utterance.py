@@ -50,6 +50,14 @@ def others(modality: str, among: Iterable[str] = MODALITIES) -> tuple[str, ...]:
     return tuple(m for m in among if m != modality)
 
 
+ENCODERS = {
+    "text": "bert-base-uncased, of SIMS bert-base-chinese, inside the network",
+    "audio": "COVAREP (MOSI, MOSEI); LibROSA: pitch, MFCC, constant-Q chroma, 33 wide (SIMS)",
+    "vision": "FACET (MOSI, MOSEI); MTCNN and OpenFace 2.0, 709 wide (SIMS)",
+}
+"""What the unaligned files of MMSA (thuiar/MMSA) were made with; of SIMS: Yu et al., ACL 2020, section on features."""
+
+
 class UtteranceConfig(BaseModel):
     """What emt, tfr_net and mult are told alike: labels, the modalities that there are, and their widths."""
 

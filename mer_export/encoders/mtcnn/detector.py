@@ -14,6 +14,8 @@ from mer_export.errors import InputError
 
 NETWORKS = ("pnet", "rnet", "onet")
 SUFFIX = ".onnx"
+WEIGHTS = tuple(f"{name}.pt" for name in NETWORKS)
+"""Files of the published weights."""
 CELL, STRIDE = 12, 2
 """Pixels that one place of the first network sees, and from one place to the next."""
 REFINED = {"rnet": 24, "onet": 48}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mer_export.checkpoints import read_checkpoint, usual_state
-from mer_export.encoders.mtcnn.detector import CELL, NETWORKS, REFINED, SUFFIX
+from mer_export.encoders.mtcnn.detector import CELL, NETWORKS, REFINED, SUFFIX, WEIGHTS
 from mer_export.errors import ParityError, UsageError
 from mer_export.exporters.onnx import quiet
 from mer_export.exporters.precision_gate import open_file
@@ -35,9 +35,9 @@ def import_detector(weights: Path, out: Path, force: bool = False) -> list[Path]
     from mer_export.encoders.mtcnn.network import SHAPES, WEIGHT_MAP, Stage
 
     stages = {}
-    for name in NETWORKS:
+    for name, file in zip(NETWORKS, WEIGHTS, strict=True):
         stages[name] = Stage(SHAPES[name]).eval()
-        state = usual_state(read_checkpoint(weights / f"{name}.pt"))
+        state = usual_state(read_checkpoint(weights / file))
         import_weights(stages[name], state, WEIGHT_MAP, SHAPES[name])
     return write_detector(stages, out, force)
 

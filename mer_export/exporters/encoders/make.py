@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mer_export.bundle import MANIFEST, Bundle
+from mer_export.encoders.encoder import Encoder
+from mer_export.encoders.faces import look_at_faces, sample_frames
+from mer_export.encoders.mtcnn.detector import WEIGHTS, FaceDetector
 from mer_export.encoders.signal.config import KINDS
-from mer_export.errors import UsageError
+from mer_export.errors import MerError, UsageError
 from mer_export.exporters.export import export_variant, requests
 from mer_export.overrides import apply_overrides
 from mer_export.progress import Progress
@@ -20,14 +23,15 @@ Settings = Mapping[str, Any]
 """What was asked for, by the name of the option; nothing of what was left out."""
 EXPORTED = ("length", "format", "precision")
 WORDS = ("name", "revision", "licence")
-PICTURES = ("faces", "frames", "fps")
+PICTURES = ("faces", "margin", "frames", "fps")
 """Settings of what an encoder of pictures sees of a clip."""
 
 
 @dataclass(frozen=True)
 class Maker:
     """One kind of source. `make` is a `module:function` of (source, out, settings, force) that gives a bundle, whose
-    variants are exported then unless it brings them; `fits` says whether a source is of the kind."""
+    variants are exported then unless it brings them, or the files of a detector; `fits` says whether a source is of the
+    kind."""
 
     title: str
     fits: Callable[[str, Settings], bool]
@@ -42,6 +46,13 @@ MAKERS = (
         lambda source, settings: (Path(source) / MANIFEST).is_file(),
         ("output", "unit", "format", "precision", *WORDS, *PICTURES),
         f"{__name__}:of_bundle",
+    ),
+    Maker(
+        "a face detector",
+        lambda source, settings: all((Path(source) / name).is_file() for name in WEIGHTS),
+        (),
+        f"{__name__}:of_detector",
+        exports=False,
     ),
     Maker(
         "a folder of transformers",
@@ -72,8 +83,8 @@ MAKERS = (
 )
 
 
-def make(source: str, out: Path, settings: Settings, force: bool, progress: Progress) -> Bundle:
-    """Writes the bundle of an encoder, with its variants.
+def make(source: str, out: Path, settings: Settings, force: bool, progress: Progress) -> dict[str, Any]:
+    """Writes the bundle of an encoder, with its variants, or the folder of a face detector, and says what it is.
 
     Args:
         source: a folder, a file, or the name of a signal.
@@ -83,27 +94,54 @@ def make(source: str, out: Path, settings: Settings, force: bool, progress: Prog
         progress: told of the variants.
 
     Raises:
-        UsageError: nothing that an encoder is made of, or a setting that it does not read.
+        UsageError: nothing that an encoder is made of, or a setting that it does not read; faces of something else
+            than pictures.
         MerError: whatever goes wrong while it is made.
     """
     maker = next((m for m in MAKERS if m.fits(source, settings)), None)
     if maker is None:
         raise UsageError(
-            f"no encoder can be made of {source}: give a folder of transformers, an ONNX or TorchScript file with "
-            "--recipe, a checkpoint of vq-wav2vec with --dictionary, a bundle with a face network, or one of "
-            f"{list(KINDS)}"
+            f"no encoder can be made of {source}: give a folder of transformers or of MTCNN's weights, an ONNX or "
+            "TorchScript file with --recipe, a checkpoint of vq-wav2vec with --dictionary, a bundle with a face "
+            f"network, or one of {list(KINDS)}"
         )
     if unread := [n for n in settings if n not in maker.reads]:
         raise UsageError(f"--{unread[0]} says nothing of {maker.title}, which reads {_listed(maker)}: leave it out")
     if "frames" in settings and "fps" in settings:
         raise UsageError(f"pass --frames ({settings['frames']}) or --fps ({settings['fps']}), not both")
+    if "margin" in settings and "faces" not in settings:
+        raise UsageError("--margin is that of faces: name their detector with --faces")
+    if "faces" in settings:
+        FaceDetector.load(settings["faces"])
     own = {n: v for n, v in settings.items() if n not in PICTURES}
-    bundle: Bundle = resolve(maker.make)(source, out, own, force)
+    made = resolve(maker.make)(source, out, own, force)
+    if not isinstance(made, Bundle):
+        return {"detector": str(out), "reads": "picture", "gives": "boxes of faces", "files": [f.name for f in made]}
     if own != settings:
-        _show(bundle, **{n: settings[n] for n in PICTURES if n in settings})
+        _show(made, {n: v for n, v in settings.items() if n in PICTURES})
     if maker.exports:
-        _export(bundle, settings, progress)
-    return bundle
+        _export(made, settings, progress)
+    return described(made)
+
+
+def described(bundle: Bundle) -> dict[str, Any]:
+    """An encoder that was made, for people."""
+    encoder, contract = Encoder.of(bundle), bundle.manifest.contract
+    return {
+        "encoder": str(bundle.root),
+        "name": encoder.identity.name,
+        "sha256": encoder.identity.sha256,
+        "reads": "faces" if getattr(encoder.input, "faces", None) else encoder.input.kind,
+        "gives": [s.model_dump(mode="json", include={"name", "dims"}) for s in contract.outputs],
+        "variants": [v.name for v in bundle.manifest.variants],
+    }
+
+
+def of_detector(source: str, out: Path, settings: Settings, force: bool) -> list[Path]:
+    """A face detector of MTCNN's published weights."""
+    from mer_export.exporters.encoders.faces import import_detector
+
+    return import_detector(Path(source), out, force)
 
 
 def of_folder(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
@@ -151,21 +189,21 @@ def of_file(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
     return import_file(Path(source), settings["recipe"], out, force, settings.get("trust", False))
 
 
-def _show(bundle: Bundle, faces: Path | None = None, **sampling: Any) -> None:
-    """Says what an encoder of pictures sees of a clip: so many frames, and the face in them."""
-    from mer_export.encoders.faces import look_at_faces, sample_frames
-    from mer_export.encoders.mtcnn.detector import NETWORKS
-    from mer_export.exporters.encoders.faces import import_detector
+def _show(bundle: Bundle, settings: Settings) -> None:
+    """Says what an encoder of pictures sees of a clip: so many frames, and the face in them.
 
-    if sampling:
-        sample_frames(bundle, **sampling)
-    if faces is None:
-        return
-    with TemporaryDirectory() as folder:
-        published = all((faces / f"{n}.pt").is_file() for n in NETWORKS)
-        if published:
-            import_detector(faces, Path(folder) / "detector")
-        look_at_faces(bundle, Path(folder) / "detector" if published else faces)
+    Raises:
+        UsageError: it reads something else; then nothing of it stays, as it is not what was asked for.
+    """
+    sampling = {n: settings[n] for n in ("frames", "fps") if n in settings}
+    try:
+        if sampling:
+            sample_frames(bundle, **sampling)
+        if "faces" in settings:
+            look_at_faces(bundle, settings["faces"], **{n: settings[n] for n in ("margin",) if n in settings})
+    except MerError:
+        shutil.rmtree(bundle.root)
+        raise
 
 
 def _export(bundle: Bundle, settings: Settings, progress: Progress) -> None:

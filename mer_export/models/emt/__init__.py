@@ -6,6 +6,7 @@ sunlicai/EMT-DLFR.
 """
 
 from mer_export.models.emt.config import EmtConfig, contract, task
+from mer_export.models.utterance import ENCODERS
 from mer_export.registry import System
 
 SYSTEM = System(
@@ -18,6 +19,7 @@ SYSTEM = System(
     variant_of=lambda config: "tokens" if config.bert else "vectors",
     contract=contract,
     task=task,
+    encoders=ENCODERS,
     network="mer_export.models.emt.network:Emt",
     weights="mer_export.models.emt.weights:WEIGHT_MAP",
 )

@@ -2,6 +2,8 @@
 
 Paper: Dai, Liu, Yu, Fung, "Modality-Transferable Emotion Embeddings for Low-Resource Multimodal Emotion Recognition",
 AACL-IJCNLP 2020. Public repository: wenliangdai/Modality-Transferable-MER.
+
+Encoders: the paper's section on data and features.
 """
 
 from mer_export.models.mtee.config import MODELS, MteeConfig, contract, task
@@ -17,6 +19,11 @@ SYSTEM = System(
     variant_of=lambda config: config.variant,
     contract=contract,
     task=task,
+    encoders={
+        "text": "GloVe 840B, 300 wide, a vector per word",
+        "audio": "COVAREP, 74 wide",
+        "vision": "FACET 4.2, 35 wide",
+    },
     network="mer_export.models.mtee.network:build",
     weights="mer_export.models.mtee.weights:WEIGHT_MAP",
     shared="mer_export.models.mtee.emotions:shared_inputs",

@@ -6,6 +6,7 @@ repositories: sunlicai/EMT-DLFR, thuiar/MMSA.
 
 from mer_export.models.mult.config import MultConfig
 from mer_export.models.padded_arrays import contract, task
+from mer_export.models.utterance import ENCODERS
 from mer_export.registry import System
 
 SYSTEM = System(
@@ -18,6 +19,7 @@ SYSTEM = System(
     variant_of=lambda config: "tokens" if config.bert else "vectors",
     contract=contract,
     task=task,
+    encoders=ENCODERS,
     network="mer_export.models.mult.network:Mult",
     weights="mer_export.models.mult.weights:WEIGHT_MAP",
 )

@@ -6,6 +6,7 @@ ACM MM 2021. Public repositories: thuiar/TFR-Net, sunlicai/EMT-DLFR.
 
 from mer_export.models.padded_arrays import contract, task
 from mer_export.models.tfr_net.config import FUSIONS, TfrNetConfig
+from mer_export.models.utterance import ENCODERS
 from mer_export.registry import System
 
 SYSTEM = System(
@@ -18,6 +19,7 @@ SYSTEM = System(
     variant_of=lambda config: config.fusion,
     contract=contract,
     task=task,
+    encoders=ENCODERS,
     network="mer_export.models.tfr_net.network:TfrNet",
     weights="mer_export.models.tfr_net.weights:WEIGHT_MAP",
 )
