@@ -81,7 +81,9 @@ def install(home: Path) -> Path:
         child([sys.executable, "-m", "venv", "--clear", str(home)], INSTALL_S)
         with tempfile.TemporaryDirectory() as folder:
             # Building writes beside the sources.
-            source = shutil.copytree(ROOT, Path(folder) / "source", ignore=shutil.ignore_patterns(".*", "build", "tests"))
+            source = shutil.copytree(
+                ROOT, Path(folder) / "source", ignore=shutil.ignore_patterns(".*", "build", "tests")
+            )
             pip(python, f"{source}[{EXTRAS}]")
     return python
 

@@ -67,7 +67,12 @@ def request(method: str, path: str, body: bytes = b"", headers: Mapping[str, str
 
 def inference(model: str, sample: Sample, form: Form) -> bytes:
     """One unpadded item by the Open Inference Protocol."""
-    tensors: list[dict[str, Any]] = []
+    return request("POST", f"/v2/models/{model}/infer", *tensors(sample, form))
+
+
+def tensors(sample: Sample, form: Form) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of that."""
+    described: list[dict[str, Any]] = []
     tail = b""
     for name, array in sample.inputs.items():
         tensor: dict[str, Any] = {"name": name, "datatype": NAMES[str(array.dtype)], "shape": [1, *array.shape]}
@@ -76,11 +81,10 @@ def inference(model: str, sample: Sample, form: Form) -> bytes:
             tail += np.ascontiguousarray(array).tobytes()
         else:
             tensor["data"] = array.ravel().tolist()
-        tensors.append(tensor)
-    said = {"inputs": tensors, "parameters": {"binary_data_output": form == "binary"}}
+        described.append(tensor)
+    said = {"inputs": described, "parameters": {"binary_data_output": form == "binary"}}
     head = json.dumps(said).encode()
-    headers = {HEADER_LENGTH: str(len(head))} if form == "binary" else {"Content-Type": "application/json"}
-    return request("POST", f"/v2/models/{model}/infer", head + tail, headers)
+    return head + tail, {HEADER_LENGTH: str(len(head))} if form == "binary" else {"Content-Type": "application/json"}
 
 
 @dataclass

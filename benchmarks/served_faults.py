@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
 import random
 import signal
 import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks import output
 from benchmarks.endurance import GROWN_MIB
 from benchmarks.fault_world import Row, World, place_in
-from benchmarks.http_load import Found, Served, inference, load, request, served
+from benchmarks.http_load import Found, Served, inference, load, request, served, tensors
 from benchmarks.suite import samples_of
 from mer_export.bundle import Bundle
 from mer_export.data.samples import Sample
@@ -68,16 +71,40 @@ def damaged(body: bytes, draw: random.Random) -> bytes:
     return body[:place]
 
 
+JUNK: tuple[Any, ...] = (
+    *(None, True, 0, -1, 2**70, 1e300, "", "word", "\0", "../../etc", [], {}, [[]], [1, [2]], {"a": 1}),
+    *([float("nan")], ["x"] * 9, list(range(1000)), json.loads("[" * 400 + "]" * 400)),
+)
+
+
+def twisted(value: Any, draw: random.Random) -> Any:
+    """JSON with something else in one place."""
+    inner = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    if not inner or draw.random() < 0.15:
+        return draw.choice(JUNK)
+    changed, place = copy.copy(value), draw.choice(list(inner))
+    changed[place] = twisted(changed[place], draw)
+    return changed
+
+
 def malformed(server: Served, samples: Sequence[Sample], model: str, count: int, seed: int = 0) -> Row:
-    """Damaged requests in both forms: a sentence, or an answer where the damage says nothing."""
+    """Damaged bytes and JSON of another shape, tensors and dialogues: a sentence, or an answer all the same."""
     draw, row = random.Random(seed), Row("malformed requests")
+    (told,) = (m for m in json.loads(server.get("/v1/models"))["models"] if m["name"] == model)
+    dialogue, typed = {"dialogues": [told["example"]], "speakers": 2}, {"Content-Type": "application/json"}
     sent = []
     for number in range(count):
-        whole = inference(model, samples[number % len(samples)], ("json", "binary")[number % 2])
-        head, _, body = whole.partition(b"\r\n\r\n")
-        kept = [line for line in head.decode().split("\r\n")[1:] if not line.startswith(("Host", "Content-Length"))]
-        headers = dict(line.split(": ") for line in kept)
-        sent.append(request("POST", f"/v2/models/{model}/infer", damaged(body, draw), headers))
+        sample, path = samples[number % len(samples)], f"/v2/models/{model}/infer"
+        body, headers = tensors(sample, ("json", "binary")[number % 2])
+        if number % 4 == 0:
+            body = json.dumps(twisted(json.loads(body), draw)).encode()
+        elif number % 4 == 1:
+            body = damaged(body, draw)
+        else:
+            path, headers = f"/v1/models/{model}/predict", typed
+            body = json.dumps(twisted(dialogue, draw)).encode()
+            body = damaged(body, draw) if number % 8 == 7 else body
+        sent.append(request("POST", path, body, headers))
     for answer in load(server, sent, CLIENTS, count=count):
         row.add(200 <= answer.status < 500, f"status {answer.status}")
     row.add(b"true" in server.get("/v2/health/live"), "alive after it")

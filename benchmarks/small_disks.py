@@ -33,7 +33,7 @@ WRITERS: dict[str, str] = {
     "tune": "tune {bundle} --batch 1",
     "demo": "demo --out {new}/demo",
 }
-"""Every command that writes, `data iemocap` and the two that make encoder folders apart."""
+"""Every command that writes, `data iemocap` and `encoder` apart."""
 
 
 def full(world: World, count: int, names: Sequence[str] = tuple(WRITERS)) -> list[Row]:

@@ -13,8 +13,8 @@ from mer_export import __version__, registry
 from mer_export.bundle import CONFIG, WEIGHTS, Bundle, Manifest, sha256
 from mer_export.checkpoints import weight_files
 from mer_export.data.spec import DataSpec
-from mer_export.data.tokens.tokenizer import keep_tokenizers
 from mer_export.data.word_vectors import vectors_of
+from mer_export.encoders.context import keep_tools
 from mer_export.untrusted.places import Allowed
 from mer_export.weights import WeightMap, import_weights, load_checkpoints, misfits, save_weights
 
@@ -55,7 +55,7 @@ def import_checkpoint(
     bundle = Bundle.create(out, read.manifest, force)
     with bundle.commit() as change:
         change.write(CONFIG, yaml.safe_dump(read.resolved, sort_keys=False))
-        keep_tokenizers(change, read.data)
+        keep_tools(change, read.data)
         save_weights(read.model, change.file(WEIGHTS))
     return bundle, read.report
 

@@ -46,7 +46,7 @@ DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a direct
 With = Annotated[
     str | None, typer.Option("--with", metavar="COLUMNS", help="Further columns: split, gold (what the data say).")
 ]
-Bundles = Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Bundle directories.")]
+Bundles = Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Bundle directories.")]
 CudaGraph = Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: capture each shape as a CUDA graph.")]
 
 
@@ -380,8 +380,7 @@ def serve(
 ) -> None:
     """Serve bundles over HTTP: Open Inference Protocol v2, dialogues as JSON, a page to try them on.
 
-    Prints its address once requests are answered, logs to standard error. SIGTERM or Ctrl-C ends it when all that was
-    accepted is answered.
+    Prints its address when it answers. SIGTERM or Ctrl-C ends it, once what was accepted is answered.
     """
     import logging
 

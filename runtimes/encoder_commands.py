@@ -38,8 +38,9 @@ def encoder(
     source: Annotated[
         str,
         typer.Argument(
-            help="Folder of the transformers package, an ONNX or TorchScript file (--recipe), a signal: egemaps, "
-            "egemaps_lld, log_mel, mfcc, or MTCNN's pnet.pt, rnet.pt and onet.pt: a face detector."
+            help="Folder of the transformers package, an ONNX or TorchScript file (--recipe), a checkpoint of "
+            "vq-wav2vec (--dictionary), a signal: egemaps, egemaps_lld, log_mel, mfcc, or MTCNN's weights (a folder): a "
+            "detector for --faces."
         ),
     ],
     out: Out,
@@ -64,14 +65,17 @@ def encoder(
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="YAML", help="What goes into a file and what comes out of it.")
     ] = None,
-    rate: Annotated[str | None, typer.Option("--rate", help="Samples per second that a signal is read at.")] = None,
+    dictionary: Annotated[
+        Path | None, typer.Option("--dictionary", help="dict.txt of Speech-BERT, for a speech tokenizer.")
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            "--rate",
+            help="Samples per second of a signal; of vq-wav2vec correct (16 000), or faithful: 22 050 as the original.",
+        ),
+    ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Setting of a signal.")] = None,
-    faces: Annotated[
-        Path | None, typer.Option("--faces", metavar="DETECTOR", help="Of pictures read the main face that this finds.")
-    ] = None,
-    margin: Annotated[
-        float | None, typer.Option("--margin", min=0, help="Part of itself by which the side of a face grows [0.2].")
-    ] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="What data sets call it; default the folder's.")] = None,
@@ -81,6 +85,17 @@ def encoder(
     licence: Annotated[
         str | None, typer.Option("--licence", help="Of the weights, as their publisher states it.")
     ] = None,
+    faces: Annotated[
+        Path | None, typer.Option("--faces", metavar="DETECTOR", help="Of pictures read the main face that this finds.")
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option("--margin", min=0, help="Part of itself by which the side of a face grows; default 0.2."),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", min=1, help="Pictures of a clip that are read; default 8.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option("--fps", min=0.001, help="Pictures a second instead.")] = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="Run a TorchScript file that does more than our exports, whoever made it.")
     ] = False,
@@ -101,15 +116,18 @@ def encoder(
         "longest": longest,
         "length": lengths,
         "recipe": recipe,
+        "dictionary": dictionary,
         "rate": rate,
         "set": sets,
-        "faces": faces,
-        "margin": margin,
         "format": formats,
         "precision": precisions,
         "name": name,
         "revision": revision,
         "licence": licence,
+        "faces": faces,
+        "margin": margin,
+        "frames": frames,
+        "fps": fps,
         "trust": trust or None,
     }
     settings = {n: v for n, v in asked.items() if v not in (None, [])}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,14 @@ from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.data.tokens.byte_pair_training import train_byte_pairs
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
-from mer_export.encoders.vq_wav2vec.config import VqConfig
-from mer_export.encoders.vq_wav2vec.network import VqWav2vec
-from mer_export.exporters.encoders.sentence import export_encoder
-from mer_export.exporters.encoders.speech import write_tokenizer
+from mer_export.encoders.config import Provenance
+from mer_export.encoders.vq_wav2vec.config import VqConfig, encoder_config
+from mer_export.encoders.vq_wav2vec.network import WEIGHT_MAP, VqWav2vec
+from mer_export.exporters.encoders.make import make
 from mer_export.layers.bert.folder import read_config
 from mer_export.layers.bert.network import Bert
 from mer_export.layers.bert.weights import renames
+from mer_export.progress import SILENT
 
 TEXT = {"vocabulary": 60, "hidden": 16, "layers": 2, "heads": 2, "feed_forward": 24, "positions": 34}
 AUDIO = {"vocabulary": 70, "hidden": 12, "layers": 1, "heads": 2, "feed_forward": 24, "positions": 50}
@@ -91,41 +94,60 @@ def text_tokenizer(folder: Path) -> TextTokenizer:
 
 
 def speech_network() -> VqWav2vec:
-    """A small tokenizer with the published strides."""
+    """A small tokenizer with the published strides, of utterances of 2 seconds at most."""
     layers = [(8, k, s) for k, s in ((10, 5), (8, 4), (4, 2), (4, 2), (4, 2), (1, 1))]
     torch.manual_seed(1)
-    model = VqWav2vec(VqConfig(layers=tuple(layers), entries=6)).eval()
+    shape = VqConfig(layers=tuple(layers), entries=6)
+    model = VqWav2vec(encoder_config(shape, 16000, 2.0, Provenance(name="small"), buckets=(200,))).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return model
 
 
-def speech_tokenizer(folder: Path) -> Path:
-    """The folder of a small speech tokenizer; two pairs are not in its dictionary."""
+def speech_checkpoint(folder: Path) -> tuple[Path, Path]:
+    """A checkpoint of the small tokenizer as fairseq writes it, and a dictionary without two of its pairs."""
+    model = speech_network()
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {ours: theirs for theirs, ours in WEIGHT_MAP.renames(SimpleNamespace(network=model.config)).items()}
+    arguments = {"conv_feature_layers": str([list(x) for x in model.config.layers]), "activation": "gelu"}
+    arguments |= {"vq_vars": 6, "vq_groups": 2, "combine_groups": True, "vq_dim": 0, "vq_type": "kmeans"}
+    state = {names[n]: t.clone() for n, t in model.state_dict().items()}
+    torch.save({"args": Namespace(**arguments), "model": state}, folder / "kmeans.pt")
     pairs = [f"{i}-{j} 9" for i in range(6) for j in range(6)][:-2]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    dictionary = folder.parent / "dict.txt"
-    dictionary.write_text("\n".join(pairs) + "\n")
-    write_tokenizer(speech_network(), dictionary, folder, "correct")
+    (folder / "dict.txt").write_text("\n".join(pairs) + "\n")
+    return folder / "kmeans.pt", folder / "dict.txt"
+
+
+def speech_tokenizer(folder: Path) -> Path:
+    """The folder of a small speech tokenizer."""
+    checkpoint, dictionary = speech_checkpoint(folder.parent / f"{folder.name}_source")
+    settings = {"dictionary": dictionary, "window": 2.0, "length": [200]}
+    make(str(checkpoint), folder, settings, False, SILENT)
     return folder
 
 
-def sentence_encoder(folder: Path) -> Bert:
-    """The folder of a small sentence encoder with the width of the context's vectors."""
-    source = folder.parent / f"{folder.name}_bert"
-    source.mkdir(parents=True)
+def bert_folder(folder: Path) -> Bert:
+    """A BERT with the width of the context's vectors, as the transformers package saves one."""
+    folder.mkdir(parents=True)
     letters = [*"abcdefghijklmnopqrstuvwxyz,.!?'", *(f"##{c}" for c in "abcdefghinoprstuwy")]
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters]
     pieces += [f"[unused{i}]" for i in range(110 - len(pieces))]
-    (source / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
     shape = {"vocab_size": len(pieces), "hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
-    shape |= {"intermediate_size": 8, "max_position_embeddings": 20}
-    (source / "config.json").write_text(json.dumps(shape))
+    shape |= {"intermediate_size": 8, "max_position_embeddings": 20, "model_type": "bert"}
+    (folder / "config.json").write_text(json.dumps(shape))
     torch.manual_seed(5)
-    bert = Bert(read_config(source)).eval()
+    bert = Bert(read_config(folder)).eval()
     for tensor in bert.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape))
     own = bert.state_dict()
-    save_file({a: own[o].clone() for a, o in renames(bert.config, "", "").items()}, source / "model.safetensors")
-    export_encoder(source, folder)
+    save_file({a: own[o].clone() for a, o in renames(bert.config, "", "").items()}, folder / "model.safetensors")
+    return bert
+
+
+def sentence_encoder(folder: Path) -> Bert:
+    """The folder of a small sentence encoder."""
+    bert = bert_folder(folder.parent / f"{folder.name}_bert")
+    settings = {"pooling": "first", "length": [20]}
+    make(str(folder.parent / f"{folder.name}_bert"), folder, settings, False, SILENT)
     return bert

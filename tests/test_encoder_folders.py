@@ -17,7 +17,7 @@ from small_facialmmt import SMALL, VARIANTS
 from mer_export import registry
 from mer_export.bundle import CONFIG
 from mer_export.errors import InputError, UnsupportedError, UsageError
-from mer_export.exporters.encoders.sentence import export_encoder
+from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder
 from mer_export.layers.bert import fairseq
 from mer_export.layers.bert.config import BertConfig, roberta
 from mer_export.layers.bert.folder import read_config
@@ -117,7 +117,6 @@ def test_what_the_network_cannot_be_is_refused_by_name(form: str, tmp_path: Path
     (path / "config.json").write_text(json.dumps(BERT | changed))
     for attempt in (
         lambda: load_pretrained(Bert(BertConfig(**OURS)), path),
-        lambda: export_encoder(path, tmp_path / "sentences"),
         lambda: load_preset("emt/mosi", [f"protocol.text_encoder={path}"]),
     ):
         with pytest.raises(UnsupportedError, match=named):
@@ -337,7 +336,7 @@ def test_a_sentence_encoder_pools_as_its_folder_says(tmp_path: Path) -> None:
     modes = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "include_prompt": True}
     (path / "1_Pooling" / "config.json").write_text(json.dumps(modes))
     with pytest.raises(UsageError, match=r"pooling is first, .*config\.json says mean: pass --pooling mean"):
-        export_encoder(path, tmp_path / "sentences", "first")
+        import_folder(path, tmp_path / "sentences", Wanted(pooling="first"))
     (path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
     with pytest.raises(UnsupportedError, match="pooling_mode_max_tokens"):
-        export_encoder(path, tmp_path / "sentences", "mean")
+        import_folder(path, tmp_path / "sentences")

@@ -19,11 +19,13 @@ from conftest import Mer
 
 from mer_export.bundle import Bundle
 from mer_export.data.dialogues import Recording, Utterance
+from mer_export.data.media.sound import Sound, read_sound
 from mer_export.data.open import open_corpus, said_extractors
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
+from mer_export.encoders import sounds
 from mer_export.encoders.encoder import Encoder
-from mer_export.encoders.faces import look_at_faces
+from mer_export.encoders.faces import look_at_faces, sample_frames
 from mer_export.encoders.mtcnn.detector import NETWORKS, FaceDetector
 from mer_export.encoders.reading import Reading
 from mer_export.encoders.signal.folder import write_signal_encoder
@@ -428,6 +430,10 @@ def test_pictures_of_a_video_are_a_sequence_and_a_sound_has_none(mer: Mer, tmp_p
     assert json.loads(said)["missing"] == {"vision": 1}
     found = samples(tmp_path / "f.parquet")
     assert {n: [a.shape for a in s.inputs.values()] for n, s in found.items()} == {"a.mp4": [(8, 32)], "b.wav": []}
+    shutil.copytree(networks / "picture", tmp_path / "often")
+    often = sample_frames(Bundle.open(tmp_path / "often"), fps=4)
+    assert often.identity.sha256 != Encoder.open(networks / "picture").identity.sha256
+    assert len(list(Reading(Utterance("u", recording=Recording("a.mp4", "u", Reach(tmp_path)))).raws(often))) == 4
 
 
 def test_the_command_needs_no_torch_for_signals(clips: Path, encoders: Path) -> None:
@@ -502,3 +508,51 @@ def test_a_folder_of_odd_and_broken_files_ends_with_a_row_for_each_broken_one(
     found = samples(tmp_path / "f.parquet")
     assert found.keys() == {p.name for p in CONTAINERS.iterdir() if p.suffix != ".md"} - broken
     assert "audio" not in found["video_only.mp4"].inputs
+
+
+def test_a_compressed_recording_of_many_utterances_is_decoded_twice_and_its_parts_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = np.stack([noise(0, 4), noise(1, 4)], axis=1)
+    soundfile.write(tmp_path / "call.mp3", both, RATE)
+    soundfile.write(tmp_path / "call.wav", both, RATE)
+    read: list[tuple[str, object]] = []
+
+    def counted(path: Path, *span: float | None) -> Sound:
+        read.append((path.name, span or None))
+        return read_sound(path, *span)
+
+    monkeypatch.setattr(sounds, "read_sound", counted)
+    for name, times in (("call.mp3", 2), ("call.wav", 6)):
+        kept = sounds.Sounds()
+        for start in (0.0, 0.5, 1.25, 2.0, 3.0, 3.75):
+            found = kept.read(Recording(name, "u", Reach(tmp_path), start, start + 0.4))
+            wanted = read_sound(tmp_path / name, start, start + 0.4)
+            np.testing.assert_array_equal(found.mono(RATE), wanted.mono(RATE))
+        assert len([n for n, _ in read if n == name]) == times
+        with pytest.raises(InputError, match="is past the end"):
+            kept.read(Recording(name, "u", Reach(tmp_path), 9.0, None))
+    assert sounds.Sounds(most=1000)._decoded(tmp_path / "call.mp3") is None
+
+
+def test_failures_of_several_data_sets_stand_in_one_file_and_another_file_is_left_alone(
+    mer: Mer, clips: Path, encoders: Path
+) -> None:
+    def run(out: str) -> tuple[int, str, str]:
+        chosen = f"audio={encoders}/vector"
+        return mer("features", clips / "clips.csv", "--encoder", chosen, "--out", clips / out, "--force", "-q")
+
+    def rows() -> list[tuple[str, str]]:
+        with (clips / "failed.csv").open() as stream:
+            return [(row["data"], row["utterance"]) for row in csv.DictReader(stream)]
+
+    (clips / "wav" / "1.wav").rename(clips / "1.wav")
+    assert (run("f")[0], run("g")[0], rows()) == (0, 0, [("f.parquet", "c1"), ("g.parquet", "c1")])
+    (clips / "1.wav").rename(clips / "wav" / "1.wav")
+    assert (run("f")[0], rows()) == (0, [("g.parquet", "c1")])
+    assert run("g")[0] == 0
+    assert not (clips / "failed.csv").exists()
+    (clips / "failed.csv").write_text("my,own\n")
+    code, _, err = run("f")
+    assert (code, "failed.csv is where failures are listed and holds something else" in err) == (2, True)
+    assert (clips / "failed.csv").read_text() == "my,own\n"

@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 from conftest import Mer
-from small_encoders import WORDS
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.small_encoders import WORDS
 from mer_export.encoders.encoder import Encoder
 from mer_export.errors import InputError, ParityError, UnsupportedError, UntrustedError, UsageError
 from mer_export.exporters.encoders.file import import_file
@@ -252,9 +252,6 @@ def test_a_file_that_is_not_what_its_recipe_says_is_named(tmp_path: Path) -> Non
         InputError, "is not a valid ONNX file", path=broken(file, lambda model: model.graph.node[0].input.append("?"))
     )
     problem(UnsupportedError, "has operators of my.ops, which come in a library", path=broken(file, of_a_library))
-    problem(InputError, r"\.\./secret", path=broken(file, outside))
-    (tmp_path / "b.onnx").write_bytes(b"\xff")
-    problem(InputError, "is not an ONNX file", path=tmp_path / "b.onnx")
 
 
 def broken(file: Path, change: Any) -> Path:
@@ -268,13 +265,6 @@ def broken(file: Path, change: Any) -> Path:
 def of_a_library(model: Any) -> None:
     model.graph.node[-1].domain = "my.ops"
     model.opset_import.append(onnx.helper.make_opsetid("my.ops", 1))
-
-
-def outside(model: Any) -> None:
-    tensor = model.graph.initializer[0]
-    tensor.ClearField("raw_data")
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value="../secret")
 
 
 def test_an_encoder_of_a_file_or_signal_is_made_by_one_command(tmp_path: Path, mer: Mer) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import rows
+from benchmarks.gpu import command_line, rows
 from benchmarks.gpu.page import markdown
 from benchmarks.gpu.rows import Results, SkippedError
 from mer_export.errors import UsageError
@@ -50,6 +50,31 @@ def test_a_run_goes_on_where_its_file_ends_and_does_nothing_again(tmp_path: Path
     second.add([{"way": "x", **TIMED}], part="inference", network="a", batch=8)
     assert [r["status"] for r in second.rows] == ["measured", "measured"]
     assert len(second.runs) == 2
+
+
+def test_a_system_that_was_cut_short_goes_on_with_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    answers = [{"label": "joy", "score": 1.0}]
+
+    def answer(bundle: Path, data: Path, kept: Path, runtime: str, device: str) -> tuple[list[dict], float]:
+        return answers, 1.0
+
+    monkeypatch.setattr(command_line, "_mer", lambda *words: done.append(words[3]))
+    monkeypatch.setattr(command_line, "_answers", answer)
+    monkeypatch.setattr(command_line, "synthetic_data", lambda kept, system: kept)
+    monkeypatch.setattr(command_line, "RUNS", {"emt": ("mosi", "a preset")})
+    (tmp_path / "emt").mkdir()
+    (tmp_path / "emt" / "bundle.json").touch()
+    found = results(tmp_path / "run.json")
+    for name in ("torch", "torchscript"):
+        found.add([{"way": name, "labels_changed": 0}], part="mer infer", network="emt")
+    command_line.infer(found, tmp_path)
+    assert done == ["onnx", "exported_program"]
+    assert {r["way"] for r in found.rows if r["status"] == "measured"} == set(command_line.RUNTIMES)
+    command_line.infer(found, tmp_path)
+    assert done == ["onnx", "exported_program"]
 
 
 def test_no_work_begins_after_the_minutes_that_were_given(tmp_path: Path) -> None:

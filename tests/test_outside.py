@@ -27,8 +27,8 @@ from mer_export.data.open import open_corpus
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.data.word_vectors import vectors_of
-from mer_export.encoders.sentence import SentenceEncoder
 from mer_export.errors import BundleError, InputError, UsageError
+from mer_export.exporters.encoders.file import import_file
 from mer_export.untrusted.places import Allowed, Reach
 from runtimes.backends.table import open_session
 from train.config import load_config, resolve_config
@@ -353,16 +353,17 @@ def test_an_onnx_model_is_checked_under_any_name(tmp_path: Path, name: str, stag
         open_session(Bundle.open(bundle.root), forged, "onnxruntime")
 
 
-def test_an_encoder_folder_reads_its_own_files_alone(tmp_path: Path) -> None:
+def test_an_encoder_file_reads_what_lies_beside_it_alone(tmp_path: Path) -> None:
     folder = tmp_path / "encoder"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"longest": 10}))
+    recipe = {"input": {"kind": "picture", "height": 1, "width": 1}, "source": {"name": "a"}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     (folder / "model.onnx").write_bytes(outside_model().SerializeToString())
     with pytest.raises(InputError, match=REFUSED):
-        SentenceEncoder.load(folder)
+        import_file(folder / "model.onnx", tmp_path / "recipe.yaml", tmp_path / "out")
     (folder / "model.onnx").write_bytes(b"\xff")
     with pytest.raises(InputError, match="is not an ONNX file"):
-        SentenceEncoder.load(folder)
+        import_file(folder / "model.onnx", tmp_path / "recipe.yaml", tmp_path / "out")
 
 
 def test_utterances_of_the_authors_files_are_names_not_paths(tmp_path: Path) -> None:

@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from small_tab import SENTENCES, TEXT, WIDTH, sentence_encoder, speech_network, speech_tokenizer, text_tokenizer
+from torch.nn import functional
 
+from mer_export.agreement.policy import PROOF
 from mer_export.data.formats.tab.folds import RUNS, cross_validation, held_out_sessions
 from mer_export.data.formats.tab.iemocap_release import LABELS, SESSIONS
 from mer_export.data.formats.tab.prepare import prepare
@@ -24,8 +27,12 @@ from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import DataSpec
 from mer_export.data.synthetic import synthesise
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
-from mer_export.encoders.speech import SpeechTokenizer
+from mer_export.encoders.running import speech_tokens
+from mer_export.encoders.vq_wav2vec.config import contract as vq_contract
+from mer_export.encoders.vq_wav2vec.network import VqWav2vec
 from mer_export.errors import InputError, UsageError
+from mer_export.exporters.export_job import prove
+from runtimes.encode import open_encoder
 
 RATE = 16000
 SHARED = Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -43,23 +50,46 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return speech_tokenizer(tmp_path_factory.mktemp("speech") / "tokenizer")
 
 
-def test_speech_of_any_length_gives_the_networks_tokens_without_torch(speech: Path) -> None:
-    tokenizer, model = SpeechTokenizer.load(speech), speech_network()
-    for samples in (model.config.shortest, 700, 5001):
-        audio = 0.1 * np.random.default_rng(samples).standard_normal(samples, dtype=np.float32)
-        with torch.no_grad():
-            indices = model(torch.from_numpy(audio)[None])[0].numpy()
-        assert tokenizer.encode(audio).tolist() == tokenizer.dictionary.encode(indices).tolist()
-        assert len(indices) == model.config.frames(samples)
-    with pytest.raises(InputError, match="too short, one token needs 465"):
-        tokenizer.encode(audio[:464])
+def exact(model: VqWav2vec, audio: np.ndarray) -> np.ndarray:
+    """Indices at the true length, by PyTorch's own group norm."""
+
+    def normal(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+        return functional.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+
+    with torch.no_grad():
+        x = torch.from_numpy(audio)[None, None]
+        for layer in model.layers:
+            x = functional.gelu(normal(layer.norm, layer.convolution(x)))
+        return model.nearest(normal(model.norm, model.projection(x)))[0].numpy()
 
 
-def test_padding_would_change_speech_tokens(speech: Path) -> None:
-    tokenizer = SpeechTokenizer.load(speech)
-    audio = 0.1 * np.random.default_rng(0).standard_normal(2000, dtype=np.float32)
-    own, padded = tokenizer.encode(audio), tokenizer.encode(np.pad(audio, (0, 4000)))
-    assert (own[1:-1] != padded[1 : len(own) - 1]).any()
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_speech_has_its_own_tokens_whatever_stands_beside_it_and_behind_it(speech: Path, backend: str) -> None:
+    pytest.importorskip(backend)
+    model, draw = speech_network(), np.random.default_rng(0)
+    sounds = [0.1 * draw.standard_normal(n, dtype=np.float32) for n in (465, 700, 5001, 12000, 32000)]
+    with open_encoder(speech, backend, batch=4) as encoding:
+        found = list(encoding.encode(sounds))
+        wanted = [exact(model, s) for s in sounds]
+        assert [len(w) for w in wanted] == [model.config.frames(len(s)) for s in sounds] == [len(f) for f in found]
+        other = sum(int((f != w).sum()) for f, w in zip(found, wanted, strict=True))
+        assert other <= PROOF.flip_share * sum(w.size for w in wanted)
+        with pytest.raises(InputError, match="464 samples are too short, one token needs 465"):
+            list(encoding.encode([sounds[0][:464]]))
+        with pytest.raises(InputError, match=r"2\.0 s are longer than the 2 s that this tokenizer was made for"):
+            list(encoding.encode([np.zeros(32001, dtype=np.float32)]))
+
+
+def test_a_few_other_indices_are_rounding_and_more_are_no_export() -> None:
+    contract = vq_contract(speech_network().encoder)
+    reference = {"states": np.zeros((1, 600, 2), dtype=np.int64)}
+    job = SimpleNamespace(contract=contract, reference=reference)
+    found = reference["states"].copy()
+    found[0, :2, 0] = 1
+    prove(job, [found], "the file")  # type: ignore[arg-type]
+    found[0, :3, 0] = 1
+    with pytest.raises(UsageError, match="differs from the model in states by 3 of 1200 indices"):
+        prove(job, [found], "the file")  # type: ignore[arg-type]
 
 
 def test_resampling_keeps_a_tone(tmp_path: Path) -> None:
@@ -82,11 +112,10 @@ def test_real_recordings_become_tokens(speech: Path) -> None:
     recordings = sorted((SHARED / "ravdess_av" / "wav16k").glob("*.wav"))[:2]
     if not recordings:
         pytest.skip("no sample recordings here")
-    tokenizer = SpeechTokenizer.load(speech)
+    shape = speech_network().config
     for path in recordings:
-        sound = read_sound(path)
-        ids = tokenizer.encode_file(path)
-        assert (sound.rate, len(ids)) == (RATE, tokenizer.config.frames(len(sound.samples)) + 2)
+        ids = speech_tokens(str(speech), path, 0.5, 1.5)
+        assert len(ids) == shape.frames(RATE) + 2
         assert (ids[0], ids[-1]) == (0, 2)
 
 
@@ -204,9 +233,7 @@ def test_transcripts_and_recordings_in_json_lines_are_tokenized(speech: Path, tm
     spec = DataSpec(tokenizer=str(tmp_path / "text"), context={"size": 1, "speech": str(speech)})
     first, second = stream_samples(file, spec, ["angry", "sad"])
     assert first.inputs["text_tokens"].tolist() == TextTokenizer.load(tmp_path / "text").encode(SENTENCES[1]).tolist()
-    assert (
-        first.inputs["audio_tokens"].tolist() == SpeechTokenizer.load(speech).encode_file(tmp_path / "one.wav").tolist()
-    )
+    assert first.inputs["audio_tokens"].tolist() == speech_tokens(str(speech), tmp_path / "one.wav").tolist()
     assert first.inputs["tab_embedding"].reshape(3, WIDTH)[:, 0].tolist() == [1, 2, 0]
     assert (second.inputs["text_tokens"].tolist(), second.inputs["audio_tokens"].tolist()) == ([0, 5, 2], [0, 7, 2])
     assert second.labels is not None
@@ -243,7 +270,7 @@ def test_a_table_gives_windows_within_a_dialogue(tmp_path: Path) -> None:
 
 
 def test_tokens_are_made_without_torch() -> None:
-    names = "data.tokens.tokenizer", "encoders.speech", "data.formats.tab.reader", "data.shapes.context", "models.tab"
+    names = "data.tokens.tokenizer", "encoders.running", "data.formats.tab.reader", "data.shapes.context", "models.tab"
     code = f"import sys, {', '.join(f'mer_export.{n}' for n in names)}; "
     code += "assert not {'torch', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

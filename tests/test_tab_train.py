@@ -19,8 +19,9 @@ from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.data.media.sound import write_sound
 from mer_export.data.synthetic import synthesise
-from mer_export.encoders.sentence import SentenceEncoder
-from mer_export.errors import UsageError
+from mer_export.data.tokens.text_tokenizer import TextTokenizer
+from mer_export.encoders.running import sentence_vectors
+from mer_export.errors import InputError, UsageError
 from train import fit as fit_module
 from train.config import PRESETS, TrainConfig, load_preset
 from train.crossval import SUMMARY, cross_validate, of_fold
@@ -186,8 +187,10 @@ def test_a_bundle_keeps_its_tokenizers_and_labels_transcripts_and_recordings(dat
     sets = ["model.text.vocabulary=300", f"data.tokenizer={tmp_path / 'text'}", "epochs=1"]
     sets += [f"data.context.speech={tmp_path / 'speech'}", f"data.context.encoder={tmp_path / 'sentences'}"]
     bundle = fit(small("iemocap", *sets, "model.audio.positions=2050"), data, tmp_path / "a", quiet=True)
-    kept = {"vocab.json", "merges.txt", "speech/dict.txt", "speech/model.onnx", "sentences/model.onnx"}
-    assert {f"tokenizer/{n}" for n in kept} <= set(bundle.manifest.files)
+    kept = {"tokenizer/vocab.json", "tokenizer/merges.txt", "encoders/sentences/tokenizer/vocab.txt"}
+    kept |= {f"encoders/speech/{n}" for n in ("bundle.json", "tokenizer/dict.txt")}
+    assert kept <= set(bundle.manifest.files)
+    assert not [n for n in bundle.manifest.files if n.startswith("encoders/") and n.endswith(WEIGHTS)]
     for name in ("text", "speech", "sentences"):
         (tmp_path / name).rename(tmp_path / f"{name}_gone")
     (tmp_path / "a").rename(tmp_path / "moved")
@@ -205,12 +208,17 @@ def test_a_bundle_keeps_its_tokenizers_and_labels_transcripts_and_recordings(dat
     assert len({a["probabilities"]["sad"] for a in answers}) == len(SENTENCES)
 
 
-def test_a_sentence_encoder_gives_bert_s_vectors_for_any_length(tmp_path: Path) -> None:
+def test_sentence_vectors_are_berts_whatever_stands_beside_a_sentence_and_behind_it(tmp_path: Path) -> None:
     bert = sentence_encoder(tmp_path / "sentences")
-    encoder = SentenceEncoder.load(tmp_path / "sentences")
-    for sentence in (*SENTENCES, "", "no " * 50):
-        ids = torch.from_numpy(encoder.tokenizer.encode(sentence))
-        ids = ids if len(ids) <= 20 else torch.cat([ids[:19], ids[-1:]])
-        with torch.no_grad():
-            wanted = bert.first(ids[None], None, torch.tensor([len(ids)]))[0].numpy()
-        np.testing.assert_allclose(encoder.encode(sentence), wanted, atol=1e-5)
+    sentences = [*SENTENCES, "", "no " * 50]
+    tokenizer = TextTokenizer.load(tmp_path / "sentences" / "tokenizer")
+    ids = [torch.from_numpy(tokenizer.encode(s)) for s in sentences]
+    ids = [i if len(i) <= 20 else torch.cat([i[:19], i[-1:]]) for i in ids]
+    assert len({len(i) for i in ids}) > 3
+    with torch.no_grad():
+        wanted = [bert.first(i[None], None, torch.tensor([len(i)]))[0].numpy() for i in ids]
+    np.testing.assert_allclose(sentence_vectors(str(tmp_path / "sentences"), sentences), wanted, atol=1e-5)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "model.onnx").touch()
+    with pytest.raises(InputError, match="old was made by an earlier version: make it again with mer encoder"):
+        sentence_vectors(str(tmp_path / "old"), ["no"])

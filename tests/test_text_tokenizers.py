@@ -23,7 +23,7 @@ from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.byte_pair_training import train_byte_pairs
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
-from mer_export.data.tokens.tokenizer import keep_tokenizers, load_tokenizer, text_tokens
+from mer_export.data.tokens.tokenizer import keep_tokenizer, load_tokenizer, text_tokens
 from mer_export.errors import InputError, NotAvailableError, UnsupportedError, UsageError
 
 CASES = Path(os.environ.get("MER_CASES", Path(__file__).parents[2] / "shared" / "cases"))
@@ -328,7 +328,7 @@ def kept(bundle: Bundle, source: Path) -> DataSpec:
     spec = DataSpec(tokenizer=str(source))
     with bundle.commit() as change:
         change.write(CONFIG, yaml.safe_dump({"data": spec.model_dump(mode="json")}))
-        keep_tokenizers(change, spec)
+        keep_tokenizer(change, spec)
     return bundle_spec(Bundle.open(bundle.root), source)
 
 

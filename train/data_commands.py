@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -183,41 +183,3 @@ def byte_pairs(
     with faults.at(out):
         symbols = train_byte_pairs((t.lower() for t in texts), size, out)
     typer.echo(f"{out}: {symbols} symbols from {len(texts)} sentences")
-
-
-@app.command("sentence-encoder")
-def sentence_encoder(
-    source: Annotated[Path, typer.Argument(help="Folder of a BERT: config.json, weights and tokenizer.")],
-    out: Out,
-    pooling: Annotated[
-        Literal["first", "mean"], typer.Option("--pooling", help="First state, or the mean at unit length (MiniLM).")
-    ] = "first",
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
-    """Make a sentence encoder that runs without PyTorch, so that transcripts alone give context windows."""
-    from mer_export.exporters.encoders.sentence import export_encoder
-
-    with faults.at(out):
-        files = export_encoder(source, out, pooling, force)
-    emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
-
-
-@app.command("speech-tokenizer")
-def speech_tokenizer(
-    checkpoint: Annotated[Path, typer.Argument(help="fairseq checkpoint of a k-means vq-wav2vec.")],
-    out: Out,
-    dictionary: Annotated[Path, typer.Option("--dictionary", help="dict.txt of Speech-BERT.")],
-    rate: Annotated[
-        Literal["faithful", "correct"],
-        typer.Option("--rate", help="faithful: 22 050 Hz as the original reads files; correct: 16 000 Hz."),
-    ] = "correct",
-    force: Force = False,
-    as_json: Json = False,
-) -> None:
-    """Make a speech tokenizer that runs without PyTorch: vq-wav2vec for any length, and its dictionary."""
-    from mer_export.exporters.encoders.speech import import_tokenizer
-
-    with faults.at(out):
-        files = import_tokenizer(checkpoint, dictionary, out, rate, force)
-    emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))

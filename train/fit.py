@@ -22,7 +22,7 @@ from mer_export.contract import Contract, Semantics
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample, readable
 from mer_export.data.spec import DataSpec, written_in_full
-from mer_export.data.tokens.tokenizer import keep_tokenizers
+from mer_export.encoders.context import keep_tools
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.install import not_installed
 from mer_export.metrics.table import find, main
@@ -255,7 +255,7 @@ class Run:
             change.manifest.provenance["computed"] = _once_each(change.manifest.provenance, self.prepared)
             if CONFIG not in change.manifest.files:
                 change.write(CONFIG, dump_config(self.prepared.config))
-                keep_tokenizers(change, self.prepared.config.data)
+                keep_tools(change, self.prepared.config.data)
                 if self.difficulty is not None:
                     change.write(DIFFICULTY, json.dumps(self.difficulty))
             phase_state(change, self.state, self.phase)

@@ -12,25 +12,34 @@ from benchmarks.gpu.rows import Results, SkippedError
 from benchmarks.gpu.training import RUNS, synthetic_data
 from mer_export.launcher import module_command
 
-FORMATS = ("onnx", "torchscript", "exported_program")
-RUNTIMES = ("torch", "onnxruntime", "torchscript", "exported_program")
+RUNTIMES = {
+    "torch": None,
+    "onnxruntime": "onnx",
+    "torchscript": "torchscript",
+    "exported_program": "exported_program",
+}
+"""Runtime to the format that it needs."""
 
 
 def infer(results: Results, kept: Path) -> None:
     """`mer infer` with every runtime on the device; its labels beside those of eager PyTorch on the CPU."""
     for system in RUNS:
         about = {"part": "mer infer", "network": system}
-        if not results.in_time or results.has(**about):
+        missing = {r: f for r, f in RUNTIMES.items() if not results.has(**about, way=r)}
+        if not results.in_time or not missing:
             continue
         with results.piece(**about, way="all"):
             bundle = kept / system
             if not (bundle / "bundle.json").is_file():
                 raise SkippedError(f"{system} was not trained: run the part `training run` first")
             data = synthetic_data(kept, system)
-            _mer("export", bundle, *(w for f in FORMATS for w in ("--format", f)), "--quiet")
             wanted, _ = _answers(bundle, data, kept, "torch", "cpu")
-            for runtime in RUNTIMES:
+            for runtime, format in missing.items():
+                if not results.in_time:
+                    break
                 with results.piece(**about, way=runtime):
+                    if format:
+                        _mer("export", bundle, "--format", format, "--quiet")
                     found, seconds = _answers(bundle, data, kept, runtime, results.device)
                     row = {"seconds": round(seconds, 2), "utterances": len(found)}
                     results.add([row | _difference(wanted, found)], **about, way=runtime)

@@ -27,13 +27,14 @@ def shares(results: Results, kept: Path) -> None:
     """Whole epochs of every system on synthetic data, its batches made ahead of the steps and not."""
     for system, (_, preset) in RUNS.items():
         about = {"part": "training feed", "network": system}
-        if not results.in_time or results.has(**about):
+        missing = {name: depth for name, depth in DEPTHS.items() if not results.has(**about, way=name)}
+        if not results.in_time or not missing:
             continue
         with results.piece(**about, way="all"):
             data = synthetic_data(kept, system)
             tokenizer = [f"data.tokenizer={data / 'tokenizer'}"] * (data / "tokenizer").is_dir()
             config = load_preset(preset, [f"device={results.device}", "precision=fp32", *tokenizer])
-            for name, depth in DEPTHS.items():
+            for name, depth in missing.items():
                 results.add([_epochs(config, data, depth)], **about, way=name)
 
 

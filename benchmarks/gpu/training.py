@@ -152,12 +152,13 @@ def runs(results: Results, kept: Path) -> None:
     """
     for system, (_, preset) in RUNS.items():
         about = {"part": "training run", "network": system}
-        if not results.in_time or results.has(**about):
+        missing = [d for d in dict.fromkeys((results.device, "cpu")) if not results.has(**about, way=d)]
+        if not results.in_time or not missing:
             continue
         with results.piece(**about, way="all"):
             data = synthetic_data(kept, system)
             tokenizer = [f"data.tokenizer={data / 'tokenizer'}"] * (data / "tokenizer").is_dir()
-            for device in dict.fromkeys((results.device, "cpu")):
+            for device in missing:
                 with tempfile.TemporaryDirectory() as folder:
                     out = kept / system if device == results.device else Path(folder) / system
                     config = load_preset(preset, [f"epochs={EPOCHS}", f"device={device}", "precision=fp32", *tokenizer])

@@ -130,7 +130,7 @@ def _shared_problems(contract: Contract) -> Iterator[str]:
 
 def _task_problems(task: Task, contract: Contract) -> Iterator[str]:
     output = next((s for s in contract.outputs if s.name == task.output), None)
-    if output is None or output.dtype != "float32":
+    if output is None or (output.dtype != "float32" and task.decides):
         yield f"the task reads {task.output!r}, the outputs are {[s.name for s in contract.outputs]}"
         return
     if (task.decides and not task.labels) or not all(n.strip() for n in task.labels):

@@ -16,7 +16,7 @@ from mer_export.data.inspect import undescribed
 from mer_export.data.open import detect, open_corpus, said_extractors
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec, Extractor
-from mer_export.data.tokens.tokenizer import with_kept
+from mer_export.encoders.context import with_kept
 from mer_export.errors import InputError, UsageError
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem

@@ -81,11 +81,12 @@ def keep(change: Commit, chosen: Chosen) -> None:
             change.remove(old)
         places = [f"{FOLDER}/{name}/{i}" for i in range(len(encoders))]
         for place, encoder in zip(places, encoders, strict=True):
-            _copy(change, place, encoder.bundle)
+            copy(change, place, encoder.bundle)
         change.manifest.encoders[name] = places
 
 
-def _copy(change: Commit, place: str, bundle: Bundle) -> None:
+def copy(change: Commit, place: str, bundle: Bundle) -> None:
+    """Stages an encoder as a folder of another bundle."""
     manifest, served = _served(bundle)
     for name in served:
         shutil.copyfile(bundle.path(name), change.file(f"{place}/{name}"))

@@ -22,7 +22,8 @@ from mer_export.errors import InputError, UsageError
 from mer_export.registry import System
 
 TOKENIZER = "tokenizer"
-"""Folder of a text encoder's tokenizer."""
+"""Folder of a text encoder's tokenizer, and of the dictionary of one that gives indices of words."""
+DICTIONARY = f"{TOKENIZER}/dict.txt"
 FACES = "faces"
 """Folder of the face detector of an encoder of faces."""
 

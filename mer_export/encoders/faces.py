@@ -17,8 +17,24 @@ from mer_export.encoders.inputs import FaceCut, PictureInput
 from mer_export.encoders.mtcnn.detector import NETWORKS, SUFFIX, FaceDetector
 from mer_export.errors import UsageError
 
+MARGIN = 0.2
+"""By which part of itself the side of the square around a face grows, unless somebody says otherwise."""
 
-def look_at_faces(bundle: Bundle, detector: Path, size: int | None = None, margin: float = 0.2) -> Encoder:
+
+def sample_frames(bundle: Bundle, frames: int | None = None, fps: float | None = None) -> Encoder:
+    """Makes an encoder of pictures see so many frames of a clip, spread evenly, or so many a second.
+
+    Raises:
+        UsageError: it reads something else than pictures.
+    """
+    _require_pictures(bundle, "frames")
+    said = {"fps": fps} if frames is None else {"frames": frames}
+    with bundle.commit() as change:
+        change.manifest.config["input"] |= said
+    return Encoder.of(bundle)
+
+
+def look_at_faces(bundle: Bundle, detector: Path, size: int | None = None, margin: float = MARGIN) -> Encoder:
     """Makes an encoder of pictures one of faces: it takes the detector along, whose files are part of what it is.
 
     Args:
@@ -32,9 +48,7 @@ def look_at_faces(bundle: Bundle, detector: Path, size: int | None = None, margi
         UsageError: it reads something else than pictures.
         InputError: the detector is damaged, or there is none.
     """
-    encoder = Encoder.of(bundle)
-    if not isinstance(encoder.input, PictureInput):
-        raise UsageError(f"{bundle.root} reads {encoder.input.kind}: faces are found in pictures")
+    encoder = _require_pictures(bundle, "faces")
     FaceDetector.load(detector)
     files = {f"{n}{SUFFIX}": detector / f"{n}{SUFFIX}" for n in NETWORKS}
     digest = sha256(b"".join(f.read_bytes() for f in files.values())).hexdigest()
@@ -44,6 +58,13 @@ def look_at_faces(bundle: Bundle, detector: Path, size: int | None = None, margi
         for name, file in files.items():
             shutil.copyfile(file, change.file(f"{FACES}/{name}"))
     return Encoder.of(bundle)
+
+
+def _require_pictures(bundle: Bundle, what: str) -> Encoder:
+    encoder = Encoder.of(bundle)
+    if not isinstance(encoder.input, PictureInput):
+        raise UsageError(f"{bundle.root} reads {encoder.input.kind}: {what} are of encoders of pictures")
+    return encoder
 
 
 def faces_in(pictures: Iterable[np.ndarray], detector: Any, cut: FaceCut) -> Iterator[np.ndarray]:

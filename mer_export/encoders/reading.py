@@ -14,10 +14,11 @@ import numpy as np
 from mer_export.data.dialogues import IMAGES, Utterance
 from mer_export.data.media.frames import read_frames
 from mer_export.data.media.pictures import read_picture
-from mer_export.data.media.sound import FULL_SCALE, Sound, read_sound
+from mer_export.data.media.sound import FULL_SCALE, Sound
 from mer_export.encoders.encoder import Encoder
 from mer_export.encoders.faces import faces_in
 from mer_export.encoders.inputs import PictureInput
+from mer_export.encoders.sounds import Sounds
 from mer_export.errors import InputError, MissingTrack, UsageError
 
 MODALITY = {"text": "text", "sound": "audio", "picture": "vision"}
@@ -25,10 +26,13 @@ MODALITY = {"text": "text", "sound": "audio", "picture": "vision"}
 
 
 class Reading:
-    """One utterance, whose sound is decoded once, however many encoders hear it."""
+    """One utterance, whose sound is decoded once, however many encoders hear it.
 
-    def __init__(self, utterance: Utterance):
-        self.utterance = utterance
+    `sounds` keeps a recording for further utterances of it.
+    """
+
+    def __init__(self, utterance: Utterance, sounds: Sounds | None = None):
+        self.utterance, self.sounds = utterance, sounds or Sounds()
 
     def raws(self, encoder: Encoder) -> Iterator[Any]:
         """The raw things for an encoder, in order; nothing where they are missing.
@@ -72,7 +76,7 @@ class Reading:
     def _sound(self) -> Sound | None:
         said = self.utterance.recording
         try:
-            return read_sound(said.path, said.start, said.end) if said else None
+            return self.sounds.read(said) if said else None
         except MissingTrack:
             return None
 

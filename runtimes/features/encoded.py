@@ -11,6 +11,7 @@ import numpy as np
 from mer_export.data.dialogues import Dialogue, Utterance
 from mer_export.data.samples import Sample
 from mer_export.encoders.reading import Reading, features_of, side_by_side
+from mer_export.encoders.sounds import Sounds
 from mer_export.errors import InputError
 from runtimes.encode import Encoding
 from runtimes.features.ahead import ahead
@@ -54,7 +55,7 @@ class Encoder:
     """
 
     def __init__(self, loaded: Loaded, numbers: Mapping[str, int] | None, workers: int):
-        self.loaded, self.workers = loaded, workers
+        self.loaded, self.workers, self.sounds = loaded, workers, Sounds()
         known = numbers is not None and TEXT in loaded
         self.media = {n: e for n, e in loaded.items() if n != TEXT or not known}
         self.sentences = Sentences(numbers, loaded[TEXT]) if numbers is not None and known else None
@@ -72,7 +73,7 @@ class Encoder:
 
     def _read(self, named: tuple[str, Utterance]) -> _Read:
         name, utterance = named
-        read, reading = _Read(name, utterance), Reading(utterance)
+        read, reading = _Read(name, utterance), Reading(utterance, self.sounds)
         try:
             for modality, encodings in self.media.items():
                 if modality not in utterance.features:

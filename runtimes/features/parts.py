@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -122,15 +122,41 @@ class Parts:
             os.close(descriptor)
 
 
-def write_failures(out: Path, failures: Sequence[Failure]) -> Path:
-    """`failed.csv` beside a data set, a row for each utterance that is not in it; no such file where there are none."""
+COLUMNS = ("data", *(f.name for f in fields(Failure)))
+"""Of `failed.csv`: which data set it is about, and what of it failed."""
+
+
+def failures_beside(out: Path) -> list[dict[str, str]]:
+    """The rows of `failed.csv` beside a data set that are about others.
+
+    Raises:
+        UsageError: a file of that name holds something else.
+    """
     path = out.with_name("failed.csv")
-    if not failures:
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            rows = csv.DictReader(stream)
+            if tuple(rows.fieldnames or ()) == COLUMNS:
+                return [row for row in rows if row["data"] != out.name]
+    except (OSError, csv.Error):
+        pass
+    raise UsageError(
+        f"{path} is where failures are listed and holds something else: move it, or write to another folder"
+    )
+
+
+def write_failures(out: Path, failures: Sequence[Failure]) -> Path:
+    """`failed.csv` beside a data set, a row for each utterance that is not in it; raises as `failures_beside`."""
+    path, rows = out.with_name("failed.csv"), failures_beside(out)
+    rows += [{"data": out.name, **asdict(f)} for f in failures]
+    if not rows:
         path.unlink(missing_ok=True)
         return path
     text = io.StringIO()
-    rows = csv.DictWriter(text, list(Failure.__dataclass_fields__), lineterminator="\n")
-    rows.writeheader()
-    rows.writerows(asdict(f) for f in failures)
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
     return path

@@ -20,7 +20,7 @@ from mer_export.terminal import summary_line
 from mer_export.untrusted.parquet import open_parquet
 from runtimes.encode import load_encoder
 from runtimes.features.encoded import Encoder, Loaded, Outcome
-from runtimes.features.parts import Failure, Parts, Record, write_failures
+from runtimes.features.parts import Failure, Parts, Record, failures_beside, write_failures
 from runtimes.features.plan import Plan, in_blocks, make_plan
 from runtimes.features.rows import rows_of
 
@@ -112,6 +112,7 @@ def make_features(request: Request, progress: Progress = SILENT) -> Summary:
 def _planned(request: Request) -> Plan:
     for name, encoders in request.chosen.items():
         check_together(name, encoders)
+    failures_beside(request.out)
     return make_plan(request.data, request.chosen)
 
 

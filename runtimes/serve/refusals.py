@@ -38,4 +38,8 @@ def as_refusal(error: BaseException, number: str) -> Refusal:
         return error
     if isinstance(error, InputError):
         return Refusal(422, str(error))
+    if isinstance(error, RecursionError):
+        return malformed("the body is nested too deep")
+    if isinstance(error, MemoryError):
+        return Refusal(413, "there is not enough memory for it: send less at once")
     return Refusal(500, f"internal error: the log of the server says more under request {number}")

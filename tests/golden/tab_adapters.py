@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -197,14 +198,17 @@ def encoder_alone(case: Case) -> dict[str, Any]:
 @torch.no_grad()
 def tokenizer(case: Case) -> dict[str, Any]:
     """Waveform to indices, with what lies between."""
-    config = from_arguments(case.config)
+    shape = from_arguments(case.config)
+    # A tokenizer with residual connections is no encoder, and yet the authors' network.
+    config = SimpleNamespace(network=shape, input=None)
     model = VqWav2vec(config).eval()
     import_weights(model, load_file(case.folder / "weights.safetensors"), VQ_MAP, config)
     audio = torch.from_numpy(case.inputs["audio"])
-    features = model.features(audio)
-    assert features.shape[-1] == config.frames(audio.shape[1])
-    found = {"features": features, "projected": model.project(features), "indices": model(audio)}
-    return {n: x.numpy() for n, x in found.items()}
+    features, real = model.features(audio, torch.full((len(audio), 1), audio.shape[1]))
+    assert features.shape[-1] == shape.frames(audio.shape[1]) == int(real[0])
+    projected = model.project(features, real)
+    found = {"features": features, "projected": projected, "indices": model.nearest(projected)}
+    return {n: x.detach().numpy() for n, x in found.items()}
 
 
 def multi_margin(case: Case) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from mer_export.data.shapes.dialogue import utterance_arrays
 from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import ContextData, DataSpec
 from mer_export.data.tokens.tokenizer import text_tokens
-from mer_export.encoders.sentence import load_sentence_encoder
-from mer_export.encoders.speech import speech_tokens
+from mer_export.encoders.running import sentence_vectors, speech_tokens
 from mer_export.errors import InputError
 
 WINDOW = "tab_embedding"
@@ -65,7 +64,7 @@ def _vectors(dialogue: Dialogue, context: ContextData) -> np.ndarray | None:
     ready = all(WINDOW in u.inputs for u in dialogue.utterances)
     if ready or context.encoder is None or len(said) < len(dialogue.utterances):
         return None
-    return load_sentence_encoder(context.encoder).encode_all(said)
+    return sentence_vectors(context.encoder, said)
 
 
 def _text(utterance: Utterance, spec: DataSpec, context: ContextData) -> np.ndarray | None:

@@ -15,6 +15,7 @@ from mer_export.encoders.inputs import SoundInput
 from mer_export.encoders.transformers.config import TransformersConfig
 from mer_export.errors import NotAvailableError, UnsupportedError
 from mer_export.install import not_installed
+from mer_export.layers.masked_norm import masked_group_norm
 
 
 class TransformersEncoder(nn.Module):
@@ -36,7 +37,7 @@ class TransformersEncoder(nn.Module):
         first = self.network.feature_extractor.conv_layers[0]
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             conv = first.conv
-            first.layer_norm = MaskedGroupNorm(first.layer_norm, self._told, conv.kernel_size[0], conv.stride[0])
+            first.layer_norm = RealGroupNorm(first.layer_norm, self._told, conv.kernel_size[0], conv.stride[0])
 
     def _watch(self) -> None:
         """Keeps what goes into the layers whose input is read, and drops those that nothing reads."""
@@ -115,7 +116,7 @@ class Tell:
         return self.told[self.name]
 
 
-class MaskedGroupNorm(nn.Module):
+class RealGroupNorm(nn.Module):
     """A group norm of one channel per group over the real part of a waveform alone.
 
     wav2vec 2.0 (Baevski et al., NeurIPS 2020) of "base" size normalises each channel over time: over padding too, if it
@@ -124,19 +125,13 @@ class MaskedGroupNorm(nn.Module):
 
     def __init__(self, norm: nn.GroupNorm, told: dict[str, Tensor], field: int, hop: int):
         super().__init__()
-        self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
+        self.weight, self.bias, self.eps, self.groups = norm.weight, norm.bias, norm.eps, norm.num_groups
         self.field, self.hop = field, hop
         self._told = told
 
     def forward(self, states: Float[Tensor, "batch channels steps"]) -> Float[Tensor, "batch channels steps"]:
-        samples = self._told["samples"]
-        steps = (samples - self.field) // self.hop + 1
-        real = (torch.arange(states.shape[-1], device=states.device) < steps)[:, None].to(states.dtype)
-        count = real.sum(dim=-1, keepdim=True)
-        mean = (states * real).sum(dim=-1, keepdim=True) / count
-        away = (states - mean) * real
-        scale = torch.rsqrt((away * away).sum(dim=-1, keepdim=True) / count + self.eps)
-        return (states - mean) * scale * self.weight[:, None] + self.bias[:, None]
+        steps = (self._told["samples"] - self.field) // self.hop + 1
+        return masked_group_norm(states, steps, self.groups, self.weight, self.bias, self.eps)
 
 
 def _network(config: TransformersConfig) -> Any:

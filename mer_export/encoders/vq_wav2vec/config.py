@@ -1,14 +1,23 @@
-"""Shape of a vq-wav2vec tokenizer; needs no torch."""
+"""Shape of a vq-wav2vec tokenizer, and what its encoder says of itself; needs no torch."""
 
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mer_export.errors import UnsupportedError, UsageError
+from mer_export.bucket import Bucket
+from mer_export.contract import Contract
+from mer_export.data.samples import Sample
+from mer_export.encoders.config import EncoderConfig, Provenance
+from mer_export.encoders.config import contract as encoder_contract
+from mer_export.encoders.inputs import SoundInput
+from mer_export.errors import InputError, UnsupportedError, UsageError
+from mer_export.registry import first_problem
 
 Layer = tuple[int, int, int]
 """Channels, kernel and stride of a convolution."""
@@ -54,11 +63,70 @@ class VqConfig(BaseModel):
             samples = (samples - 1) * stride + kernel
         return samples
 
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        return math.prod(stride for _, _, stride in self.layers)
+
     def frames(self, samples: int) -> int:
         """How many frames so many samples give, 0 where they are too few."""
         for _, kernel, stride in self.layers:
             samples = max(0, (samples - kernel) // stride + 1)
         return samples
+
+
+class VqInput(SoundInput):
+    """An utterance of at least one token and of `window` seconds at most: a part of it would have other tokens."""
+
+    @property
+    def lengths(self) -> tuple[Bucket, ...]:
+        usual = sorted({math.ceil(self.most / part) for part in (8, 4, 2, 1)})
+        return tuple(Bucket(frames=n) for n in self.buckets or usual)
+
+    def samples(self, name: str, sound: np.ndarray) -> list[Sample]:
+        if len(sound) < self.field:
+            raise InputError(f"{name}: {len(sound)} samples are too short, one token needs {self.field}")
+        if len(sound) > self.most * self.hop:
+            raise InputError(
+                f"{name}: {len(sound) / self.rate:.1f} s are longer than the {self.window:g} s that this tokenizer was "
+                "made for: give a part (start and end), or make it again with a longer --window"
+            )
+        return super().samples(name, sound)
+
+
+class VqEncoderConfig(EncoderConfig):
+    """Of each token the index in every group, side by side; `network` is the shape."""
+
+    network: VqConfig
+    input: VqInput  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VqEncoderConfig:
+        network, sound = self.network, self.input
+        if network.skip:
+            raise ValueError("residual connections cut their input by its length: such a tokenizer takes no padding")
+        if (sound.field, sound.hop, sound.form) != (network.shortest, network.hop, "waveform"):
+            raise ValueError(f"a token stands for {network.hop} samples of {network.shortest}, not {sound.hop}")
+        if (self.width, self.pooling, self.every, self.unit) != (network.groups, "none", 1, False):
+            raise ValueError(f"tokens are a sequence of {network.groups} indices each: they are not pooled")
+        return self
+
+
+def encoder_config(network: VqConfig, rate: int, window: float, source: Provenance, **more: Any) -> VqEncoderConfig:
+    """The configuration of an encoder at a sample rate; `more` are settings of its input."""
+    heard = {"rate": rate, "window": window, "hop": network.hop, "field": network.shortest} | more
+    values = {"network": network.model_dump(), "input": heard, "source": source.model_dump()}
+    try:
+        return VqEncoderConfig.model_validate(values | {"width": network.groups, "pooling": "none"})
+    except ValidationError as error:
+        raise UnsupportedError(f"vq-wav2vec: {first_problem(error)}") from None
+
+
+def contract(config: VqEncoderConfig) -> Contract:
+    """As that of any encoder; the output holds indices."""
+    found = encoder_contract(config)
+    indices = found.outputs[0].model_copy(update={"dtype": "int64", "below": config.network.entries})
+    return found.model_copy(update={"outputs": (indices,)})
 
 
 OURS = {

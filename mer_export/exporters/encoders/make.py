@@ -10,7 +10,7 @@ from typing import Any
 
 from mer_export.bundle import Bundle
 from mer_export.encoders.encoder import Encoder
-from mer_export.encoders.faces import look_at_faces
+from mer_export.encoders.faces import MARGIN, look_at_faces, sample_frames
 from mer_export.encoders.mtcnn.detector import WEIGHTS, FaceDetector
 from mer_export.encoders.signal.config import KINDS
 from mer_export.errors import MerError, UsageError
@@ -23,7 +23,8 @@ Settings = Mapping[str, Any]
 """What was asked for, by the name of the option; nothing of what was left out."""
 EXPORTED = ("length", "format", "precision")
 WORDS = ("name", "revision", "licence")
-FACES = ("faces", "margin")
+PICTURES = ("faces", "margin", "frames", "fps")
+"""Settings of what an encoder of pictures sees of a clip."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ MAKERS = (
     Maker(
         "a folder of transformers",
         lambda source, settings: Path(source).is_dir(),
-        ("layer", "pooling", "unit", "every", "window", "longest", *EXPORTED, *WORDS, *FACES),
+        ("layer", "pooling", "unit", "every", "window", "longest", *EXPORTED, *WORDS, *PICTURES),
         f"{__name__}:of_folder",
     ),
     Maker(
@@ -61,9 +62,15 @@ MAKERS = (
         exports=False,
     ),
     Maker(
+        "a speech tokenizer",
+        lambda source, settings: "dictionary" in settings,
+        ("dictionary", "rate", "window", *EXPORTED, *WORDS),
+        f"{__name__}:of_speech_tokenizer",
+    ),
+    Maker(
         "a file with a recipe",
         lambda source, settings: "recipe" in settings,
-        ("recipe", "trust", *FACES),
+        ("recipe", "trust", *PICTURES),
         f"{__name__}:of_file",
         exports=False,
     ),
@@ -89,19 +96,17 @@ def make(source: str, out: Path, settings: Settings, force: bool, progress: Prog
     if maker is None:
         raise UsageError(
             f"no encoder can be made of {source}: give a folder of transformers or of MTCNN's weights, an ONNX or "
-            f"TorchScript file with --recipe, or one of {list(KINDS)}"
+            f"TorchScript file with --recipe, a checkpoint of vq-wav2vec with --dictionary, or one of {list(KINDS)}"
         )
     if unread := [n for n in settings if n not in maker.reads]:
         raise UsageError(f"--{unread[0]} says nothing of {maker.title}, which reads {_listed(maker)}: leave it out")
-    if "margin" in settings and "faces" not in settings:
-        raise UsageError("--margin is that of faces: name their detector with --faces")
-    if "faces" in settings:
-        FaceDetector.load(settings["faces"])
-    made = resolve(maker.make)(source, out, settings, force)
+    shown = {n: settings[n] for n in PICTURES if n in settings}
+    _check(**shown)
+    made = resolve(maker.make)(source, out, {n: v for n, v in settings.items() if n not in PICTURES}, force)
     if not isinstance(made, Bundle):
         return {"detector": str(out), "reads": "picture", "gives": "boxes of faces", "files": [f.name for f in made]}
-    if "faces" in settings:
-        _look_at_faces(made, settings)
+    if shown:
+        _show(made, **shown)
     if maker.exports:
         _export(made, settings, progress)
     return described(made)
@@ -131,7 +136,7 @@ def of_folder(source: str, out: Path, settings: Settings, force: bool) -> Bundle
     """Of a folder that the transformers package saved."""
     from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder
 
-    own = {n: v for n, v in settings.items() if n not in (*EXPORTED, *FACES)} | {"buckets": settings.get("length", ())}
+    own = {n: v for n, v in settings.items() if n not in EXPORTED} | {"buckets": settings.get("length", ())}
     own["layers"] = own.pop("layer", ())
     return import_folder(Path(source), out, Wanted(**own), force)
 
@@ -148,6 +153,15 @@ def of_signal(source: str, out: Path, settings: Settings, force: bool) -> Bundle
     return write_signal_encoder(source, out, force, **apply_overrides(own, settings.get("set", ())))  # type: ignore[arg-type]
 
 
+def of_speech_tokenizer(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
+    """Of a checkpoint of vq-wav2vec."""
+    from mer_export.exporters.encoders.speech_tokenizer import import_checkpoint
+
+    own = {n: settings[n] for n in ("rate", "window") if n in settings} | {"buckets": tuple(settings.get("length", ()))}
+    words = {n: settings[n] for n in WORDS if n in settings}
+    return import_checkpoint(Path(source), settings["dictionary"], out, force=force, source=words, **own)
+
+
 def of_file(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
     """Of an ONNX or TorchScript file."""
     from mer_export.exporters.encoders.file import import_file
@@ -155,10 +169,28 @@ def of_file(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
     return import_file(Path(source), settings["recipe"], out, force, settings.get("trust", False))
 
 
-def _look_at_faces(bundle: Bundle, settings: Settings) -> None:
-    """Raises UsageError where it reads something else; then nothing of it stays, as it is not what was asked for."""
+def _check(
+    faces: Path | None = None, margin: float | None = None, frames: int | None = None, fps: float | None = None
+) -> None:
+    """Raises UsageError where settings contradict each other, InputError where there is no detector."""
+    if frames is not None and fps is not None:
+        raise UsageError(f"pass --frames ({frames}) or --fps ({fps}), not both")
+    if margin is not None and faces is None:
+        raise UsageError("--margin is that of faces: name their detector with --faces")
+    if faces is not None:
+        FaceDetector.load(faces)
+
+
+def _show(bundle: Bundle, faces: Path | None = None, margin: float = MARGIN, **sampling: Any) -> None:
+    """Says what an encoder of pictures sees of a clip: so many frames, and the face in them.
+
+    Raises UsageError where it reads something else; then nothing of it stays, as it is not what was asked for.
+    """
     try:
-        look_at_faces(bundle, settings["faces"], **{n: settings[n] for n in ("margin",) if n in settings})
+        if sampling:
+            sample_frames(bundle, **sampling)
+        if faces is not None:
+            look_at_faces(bundle, faces, margin=margin)
     except MerError:
         shutil.rmtree(bundle.root)
         raise

@@ -12,8 +12,7 @@ from mer_export.data.formats.tab.reader import AUDIO, TABLE, TEXT, VECTORS
 from mer_export.data.media.sound import Sound, read_sound, write_sound
 from mer_export.data.shapes.windows import context_windows
 from mer_export.data.tokens.tokenizer import text_tokens
-from mer_export.encoders.sentence import load_sentence_encoder
-from mer_export.encoders.speech import speech_tokens
+from mer_export.encoders.running import sentence_vectors, speech_tokens
 from mer_export.errors import UsageError
 
 SIZES = (1, 2, 3)
@@ -69,7 +68,7 @@ def prepare(
         recordings = ((u.name, out / "Audio" / f"{u.name}.wav") for u in utterances)
         done[AUDIO] = write_tokens(out / AUDIO, ((n, speech_tokens(speech, p)) for n, p in recordings))
     if encoder:
-        vectors = load_sentence_encoder(encoder).encode_all([u.text for u in utterances])
+        vectors = sentence_vectors(encoder, [u.text for u in utterances])
         done[VECTORS] = write_vectors(out, [u.name for u in utterances], vectors, _sessions(utterances), sizes)
     return done
 

@@ -21,8 +21,7 @@ from mer_export.data.samples import Corpus, Sample
 from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import ContextData, DataSpec
 from mer_export.data.tokens.tokenizer import text_tokens
-from mer_export.encoders.sentence import load_sentence_encoder
-from mer_export.encoders.speech import speech_tokens
+from mer_export.encoders.running import sentence_vectors, speech_tokens
 from mer_export.errors import InputError
 
 TABLE = "labels_train_t.txt"
@@ -99,8 +98,7 @@ def read_windows(path: Path, rows: Sequence[Row], context: ContextData) -> list[
     if folder.is_dir():
         vectors = [_vector(_found(folder, row), context.width) for row in rows]
     elif context.encoder and (path / "Text").is_dir():
-        encoder = load_sentence_encoder(context.encoder)
-        vectors = [encoder.encode(_content(_found(path / "Text", row))) for row in rows]
+        vectors = [*sentence_vectors(context.encoder, [_content(_found(path / "Text", row)) for row in rows])]
     else:
         return [None] * len(rows)
     if len({len(v) for v in vectors}) > 1:
