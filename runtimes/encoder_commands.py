@@ -39,8 +39,7 @@ def encoder(
         str,
         typer.Argument(
             help="Folder of the transformers package, an ONNX or TorchScript file (--recipe), a checkpoint of "
-            "vq-wav2vec (--dictionary), a signal: egemaps, egemaps_lld, log_mel, mfcc, or MTCNN's weights (a folder): a "
-            "detector for --faces."
+            "vq-wav2vec (--dictionary), a signal: egemaps, egemaps_lld, log_mel, mfcc, or MTCNN's weights: finds faces."
         ),
     ],
     out: Out,
