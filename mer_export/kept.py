@@ -44,7 +44,7 @@ class Kept:
             content = read_plain(path, self.most)
             digest, content = content[:DIGEST], content[DIGEST:]
             wanted = seal(name, content)
-        except (OSError, BundleError) as error:
+        except (OSError, BundleError, RuntimeError) as error:
             log.info("%s is not used: %s", path, error)
             return None
         if wanted is None or not hmac.compare_digest(wanted, digest):
@@ -59,8 +59,8 @@ class Kept:
         if DIGEST + len(content) > self.most:
             return False
         try:
-            self.folder.mkdir(mode=0o700, exist_ok=True)
             digest = seal(name, content, make_key=True)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
             if digest is None or not self._own():
                 return False
             write_atomic(self.folder / name, digest + content)

@@ -133,7 +133,7 @@ def _providers() -> str:
 
 def _tensorrt() -> Check:
     base = {"name": "tensorrt", "role": "export, runtime"}
-    flavours = [m for m in ("tensorrt", "tensorrt_rtx_bindings") if util.find_spec(m)]
+    flavours = [m for m in MODULES if util.find_spec(m)]
     if not flavours:
         return Check(**base, status="missing", detail=install_hint("tensorrt", "tensorrt-rtx"))
     try:

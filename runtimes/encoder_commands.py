@@ -39,7 +39,8 @@ def encoder(
         str,
         typer.Argument(
             help="Folder of the transformers package, an ONNX or TorchScript file (--recipe), a checkpoint of "
-            "vq-wav2vec (--dictionary), a signal: egemaps, egemaps_lld, log_mel, mfcc, or MTCNN's weights: finds faces."
+            "vq-wav2vec (--dictionary), MTCNN's pnet.pt, rnet.pt and onet.pt, a facialmmt bundle with a face network, "
+            "or a signal: egemaps, egemaps_lld, log_mel, mfcc."
         ),
     ],
     out: Out,
@@ -67,6 +68,10 @@ def encoder(
     dictionary: Annotated[
         Path | None, typer.Option("--dictionary", help="dict.txt of Speech-BERT, for a speech tokenizer.")
     ] = None,
+    output: Annotated[
+        Literal["features", "expressions"] | None,
+        typer.Option("--output", help="Of a face network; default features."),
+    ] = None,
     rate: Annotated[
         str | None,
         typer.Option(
@@ -75,6 +80,12 @@ def encoder(
         ),
     ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Setting of a signal.")] = None,
+    faces: Annotated[
+        Path | None, typer.Option("--faces", metavar="DETECTOR", help="Of pictures read the main face that this finds.")
+    ] = None,
+    margin: Annotated[
+        float | None, typer.Option("--margin", min=0, help="Part of itself by which the side of a face grows [0.2].")
+    ] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="What data sets call it; default the folder's.")] = None,
@@ -83,13 +94,6 @@ def encoder(
     ] = None,
     licence: Annotated[
         str | None, typer.Option("--licence", help="Of the weights, as their publisher states it.")
-    ] = None,
-    faces: Annotated[
-        Path | None, typer.Option("--faces", metavar="DETECTOR", help="Of pictures read the main face that this finds.")
-    ] = None,
-    margin: Annotated[
-        float | None,
-        typer.Option("--margin", min=0, help="Part of itself by which the side of a face grows; default 0.2."),
     ] = None,
     frames: Annotated[
         int | None, typer.Option("--frames", min=1, help="Pictures of a clip that are read; default 8.")
@@ -116,15 +120,16 @@ def encoder(
         "length": lengths,
         "recipe": recipe,
         "dictionary": dictionary,
+        "output": output,
         "rate": rate,
         "set": sets,
+        "faces": faces,
+        "margin": margin,
         "format": formats,
         "precision": precisions,
         "name": name,
         "revision": revision,
         "licence": licence,
-        "faces": faces,
-        "margin": margin,
         "frames": frames,
         "fps": fps,
         "trust": trust or None,

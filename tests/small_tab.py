@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 from argparse import Namespace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,11 +123,24 @@ def speech_checkpoint(folder: Path) -> tuple[Path, Path]:
 
 
 def speech_tokenizer(folder: Path) -> Path:
-    """The folder of a small speech tokenizer."""
-    checkpoint, dictionary = speech_checkpoint(folder.parent / f"{folder.name}_source")
+    """The folder of a small speech tokenizer, exported once in a process."""
+    return Path(shutil.copytree(_speech_tokenizer(), folder))
+
+
+@cache
+def _speech_tokenizer() -> Path:
+    folder = _kept()
+    checkpoint, dictionary = speech_checkpoint(folder / "source")
     settings = {"dictionary": dictionary, "window": 2.0, "length": [200]}
-    make(str(checkpoint), folder, settings, False, SILENT)
-    return folder
+    make(str(checkpoint), folder / "made", settings, False, SILENT)
+    return folder / "made"
+
+
+def _kept() -> Path:
+    """A folder that lives as long as the process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def bert_folder(folder: Path) -> Bert:
@@ -146,8 +163,15 @@ def bert_folder(folder: Path) -> Bert:
 
 
 def sentence_encoder(folder: Path) -> Bert:
-    """The folder of a small sentence encoder."""
-    bert = bert_folder(folder.parent / f"{folder.name}_bert")
-    settings = {"pooling": "first", "length": [20]}
-    make(str(folder.parent / f"{folder.name}_bert"), folder, settings, False, SILENT)
+    """The folder of a small sentence encoder, exported once in a process."""
+    made, bert = _sentence_encoder()
+    shutil.copytree(made, folder)
     return bert
+
+
+@cache
+def _sentence_encoder() -> tuple[Path, Bert]:
+    folder = _kept()
+    bert = bert_folder(folder / "source")
+    make(str(folder / "source"), folder / "made", {"pooling": "first", "length": [20]}, False, SILENT)
+    return folder / "made", bert

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from small_facialmmt import SWIN, VARIANTS, make, utterances
 
 from mer_export import registry
+from mer_export.agreement.error import output_error
+from mer_export.agreement.policy import PROOF
 from mer_export.data.collate import collate
+from mer_export.data.media.faces import normalise
 from mer_export.data.overflow import fit
 from mer_export.errors import InputError, UnsupportedError, UsageError
+from mer_export.exporters.encoders.make import make as make_encoder
 from mer_export.models.facialmmt.fusion import select_frames
 from mer_export.models.facialmmt.swin import Swin, shifted_mask, window_index
 from mer_export.models.facialmmt.swin_config import SwinConfig
 from mer_export.models.facialmmt.swin_names import from_timm, from_transformers, timm_names, to_timm, to_transformers
+from mer_export.progress import SILENT
 from mer_export.weights import bundle_model, export_weights, import_weights
+from runtimes.encode import open_encoder
 from train.config import load_preset
 
 SYSTEM = registry.get("facialmmt")
@@ -175,3 +183,21 @@ def test_the_published_checkpoints_have_the_published_number_of_parameters(prese
     if preset != "vision":
         found -= config.width * config.positions("audio")
     assert found - config.width * config.positions("vision") == parameters
+
+
+@pytest.mark.parametrize(("variant", "output"), [("face", "features"), ("end_to_end", "expressions")])
+def test_the_face_network_is_an_encoder_of_faces(variant: str, output: str, tmp_path: Path) -> None:
+    bundle = make(tmp_path / "bundle", variant)
+    whole = bundle_model(bundle)
+    model = whole if variant == "face" else whole.face
+    make_encoder(str(bundle.root), tmp_path / "faces", {"output": output}, False, SILENT)
+    draw = np.random.default_rng(0)
+    crops = [draw.integers(0, 256, (n, n, 3)).astype(np.uint8) for n in (8, 5, 11, 8)]
+    images = torch.from_numpy(np.stack([normalise(c[:, :, ::-1], 8) for c in crops]))
+    with torch.no_grad():
+        wanted = (model if output == "expressions" else model.describe)(images).numpy()
+    with open_encoder(tmp_path / "faces", "onnxruntime", batch=3) as encoding:
+        found = np.stack(list(encoding.encode(crops)))
+    assert output_error("vector", [wanted], [found], PROOF.atol, PROOF.rtol).agrees
+    with pytest.raises(UnsupportedError, match=r"\(facialmmt fusion\) has no face network"):
+        make_encoder(str(make(tmp_path / "fusion", "fusion").root), tmp_path / "no", {}, False, SILENT)

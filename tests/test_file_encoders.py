@@ -279,6 +279,8 @@ def test_an_encoder_of_a_file_or_signal_is_made_by_one_command(tmp_path: Path, m
         "encoder", "mfcc", "--set", "coefficients=7", "--rate", "8000", "-o", tmp_path / "mfcc", "--json"
     )
     assert (code, json.loads(out)["gives"][0]["dims"]) == (0, ["batch", "frames", 7]), err
+    code, _, err = mer("bench", tmp_path / "face", "--quiet")
+    assert (code, "this bundle (file) has no weights in PyTorch" in err) == (7, True)
     code, _, err = mer("encoder", "mfcc", "--layer", "2", "-o", tmp_path / "no")
     assert (code, "--layer says nothing of a signal, which reads --pooling" in err) == (2, True)
     code, _, err = mer("encoder", tmp_path / "nothing", "-o", tmp_path / "no")

@@ -31,8 +31,7 @@ from mer_export.exporters import onnx as onnx_exporter
 from mer_export.exporters.export_job import Exported, ExportJob
 from mer_export.kept import Kept
 from runtimes.backends.session import SessionOptions
-from runtimes.backends.table import open_session
-from runtimes.backends.way import Way
+from runtimes.backends.table import backend_problem, open_session
 from runtimes.doctor import examine
 
 WEIGHT = np.random.default_rng(0).standard_normal((16, 3), np.float32)
@@ -202,9 +201,9 @@ def test_tensorrt_rtx_keeps_no_times(bundle: Bundle, world: World) -> None:
     assert "IBuilderConfig.create_timing_cache" not in library.calls
 
 
-def test_without_a_gpu_a_way_says_so_for_regular_tensorrt(bundle: Bundle, world: World) -> None:
+def test_without_a_gpu_regular_tensorrt_neither_builds_nor_runs(bundle: Bundle, world: World) -> None:
     world.be("tensorrt 11", Driver(devices=0))
-    assert Way(backend="tensorrt", options=ON_GPU).why_not is None
+    assert "this machine has no CUDA device" in str(backend_problem("tensorrt", ON_GPU))
     with pytest.raises(NotAvailableError, match="tensorrt builds engines only on a machine with a GPU"):
         export_variant(bundle, "tensorrt", FOUR)
 
@@ -253,3 +252,4 @@ def test_without_a_key_nothing_is_kept_and_nothing_fails(tmp_path: Path) -> None
     kept = Kept(tmp_path / "bundle-engines")
     assert not kept.write("a", b"engine")
     assert kept.read("a") is None
+    assert not kept.folder.exists()

@@ -79,7 +79,7 @@ def fit(
     prepared = prepare(config, Path(data_path), draws_weights=not begun and config.init is None)
     made_by = provenance(prepared.source, config.licence)
     if config.init:
-        made_by["init"] = Bundle.open(config.init).manifest.files[WEIGHTS].sha256
+        made_by["init"] = Bundle.open(config.init).manifest.weights.sha256
     accelerator = prepared.accelerator
     bundle, state = _existing(Path(out), prepared, made_by, resume) if not force else (None, RunState())
     if bundle is not None and state.finished:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mer_export.bucket import Bucket
 from mer_export.bundle.files import read_plain
 from mer_export.contract import Contract
-from mer_export.errors import BundleError, InputError
+from mer_export.errors import BundleError, InputError, UnsupportedError
 from mer_export.task import Task
 from mer_export.untrusted.json_files import parse_json
 
@@ -117,6 +117,16 @@ class Manifest(Strict):
     """Folders of the bundle with the encoders that make an input of raw things, by input; see `mer_export.encoders`."""
     variants: list[Variant] = Field(default_factory=list)
     files: dict[str, FileEntry] = Field(default_factory=dict)
+
+    @property
+    def weights(self) -> FileEntry:
+        """The weights in PyTorch; raises UnsupportedError where there are none, as of an encoder from a file."""
+        if WEIGHTS not in self.files:
+            raise UnsupportedError(
+                f"this bundle ({self.system}) has no weights in PyTorch, which other files are made of and compared "
+                "with: it runs as it is"
+            )
+        return self.files[WEIGHTS]
 
 
 class Journal(Strict):

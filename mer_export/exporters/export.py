@@ -9,7 +9,7 @@ from typing import Any
 
 from mer_export import registry
 from mer_export.bucket import Bucket
-from mer_export.bundle import WEIGHTS, Bundle, Variant, sha256
+from mer_export.bundle import Bundle, Variant, sha256
 from mer_export.data.example_inputs import example_inputs
 from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError, UsageError
@@ -132,7 +132,7 @@ def _wanted(
 
 
 def _made_from(bundle: Bundle, record: ExportFormat, opset: int, device: str) -> dict[str, Any]:
-    found = {"weights": bundle.manifest.files[WEIGHTS].sha256} | ({"opset": opset} if record.uses_opset else {})
+    found = {"weights": bundle.manifest.weights.sha256} | ({"opset": opset} if record.uses_opset else {})
     return found | ({"device": device} if device != "cpu" else {})
 
 

@@ -92,9 +92,12 @@ class TorchSession(Session):
     def compute_tensors(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the module, floats as float32."""
         with self._torch.no_grad(), computing_in(self.options):
-            found = self._outputs([tensors[s.name] for s in self.contract.inputs])
-            # The next run of a captured graph writes into the same tensors.
-            kept = [v.clone() for v in found] if self.options.cuda_graph else found
+            given = [tensors[s.name] for s in self.contract.inputs]
+            if self.options.cuda_graph:
+                # A captured graph keeps the tensors that it reads from and writes to, and its next run fills them anew.
+                kept = [v.clone() for v in self._outputs([t.clone() for t in given])]
+            else:
+                kept = list(self._outputs(given))
         outputs = zip(self.contract.outputs, kept, strict=True)
         return {s.name: v.float() if v.is_floating_point() else v for s, v in outputs}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mer_export import registry
-from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.bundle import Bundle
 from mer_export.contract import TensorSpec
 from mer_export.errors import BundleError, NotAvailableError
 from mer_export.install import not_installed
@@ -79,14 +79,14 @@ def content(bundle: Bundle) -> dict[str, Any]:
     parity = _read(bundle, ParityReport, problems)
     bench = _read(bundle, BenchReport, problems)
     missing = _read(bundle, RobustnessReport, problems)
-    weights = manifest.files[WEIGHTS].sha256
+    weights = manifest.weights.sha256
     state = _state(parity, weights)
     checked = {c.variant for c in parity.candidates} if parity else set()
     return {
         "manifest": manifest,
         "title": f"{manifest.system} · {manifest.variant}",
         "system": registry.get(manifest.system),
-        "weights": {"sha256": weights, "mib": manifest.files[WEIGHTS].size / 2**20},
+        "weights": {"sha256": weights, "mib": manifest.weights.size / 2**20},
         "inputs": [_tensor(s) for s in manifest.contract.inputs],
         "outputs": [_tensor(s) for s in manifest.contract.outputs],
         "variants": [

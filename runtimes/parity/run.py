@@ -18,7 +18,7 @@ from mer_export.agreement.flips import changed
 from mer_export.agreement.policy import Policy, Verdict, gravest
 from mer_export.agreement.verdict import Finding, findings
 from mer_export.bucket import Bucket, bucket_for
-from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.bundle import Bundle
 from mer_export.contract import Contract
 from mer_export.data.feature_check import FeatureCheck
 from mer_export.data.samples import Sample, readable
@@ -95,7 +95,7 @@ def run_parity(
         task_output=manifest.task.output,
         metric=manifest.task.headline,
         labels=manifest.task.labels,
-        weights_sha256=manifest.files[WEIGHTS].sha256,
+        weights_sha256=manifest.weights.sha256,
         reference=items.info | {"how": "eager PyTorch, float32, CPU, each sample alone and unpadded"},
         source=source,
         samples=len(samples),
@@ -291,6 +291,6 @@ def _worst(report: CandidateReport) -> float:
 
 def _stale(bundle: Bundle, variant: str | None) -> list[str]:
     made_from = bundle.find(variant).options.get("weights") if variant else None
-    if made_from in (None, bundle.manifest.files[WEIGHTS].sha256):
+    if made_from in (None, bundle.manifest.weights.sha256):
         return []
     return ["it was exported from other weights than the bundle's: run mer export again"]

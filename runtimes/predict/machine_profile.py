@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mer_export import machine
-from mer_export.bundle import WEIGHTS, Bundle, Strict, Variant
+from mer_export.bundle import Bundle, Strict, Variant
 from mer_export.errors import UsageError
 from mer_export.markdown import some, table
 from mer_export.report import Report
@@ -157,7 +157,7 @@ def own_profile(bundle: Bundle) -> Profile:
             f"{bundle.root} has no profile of this machine, {kind['cpu']} with {kind['cores']} cores{elsewhere}: "
             f"run mer tune {bundle.root}"
         )
-    if profile.weights_sha256 != bundle.manifest.files[WEIGHTS].sha256:
+    if profile.weights_sha256 != bundle.manifest.weights.sha256:
         raise UsageError(f"{bundle.root}: the profile of this machine is of other weights: run mer tune again")
     return profile
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from pydantic import Field
 
-from mer_export.bundle import WEIGHTS, Strict
+from mer_export.bundle import Strict
 from mer_export.contract import Lengths
 from mer_export.data.missing import MODALITIES, UNKNOWN_TOKEN, incomplete
 from mer_export.data.samples import Sample
@@ -119,7 +119,7 @@ def run_robustness(
     return RobustnessReport(
         split=split,
         runtime=predictor.backend,
-        weights_sha256=predictor.bundle.manifest.files[WEIGHTS].sha256,
+        weights_sha256=predictor.bundle.manifest.weights.sha256,
         rates=list(rates),
         metrics=found,
         areas={n: _area(v, step) for n, v in found.items()} if step else {},

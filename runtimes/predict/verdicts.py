@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ValidationError
 
-from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.bundle import Bundle
 from mer_export.errors import BundleError
 from mer_export.registry import first_problem
 
@@ -43,7 +43,7 @@ def failed(bundle: Bundle) -> set[tuple[str, str]]:
         raise BundleError(
             f"{bundle.root}: {PATH} cannot be read ({first_problem(error)}): run mer parity again"
         ) from None
-    if found.weights_sha256 != files[WEIGHTS].sha256:
+    if found.weights_sha256 != bundle.manifest.weights.sha256:
         return set()
     now = {v.name: files[v.model].sha256 for v in bundle.manifest.variants}
     return {

@@ -12,7 +12,7 @@ from typing import Any
 
 from mer_export import machine
 from mer_export.bucket import Bucket
-from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.bundle import Bundle
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.markdown import some
@@ -82,7 +82,7 @@ def run_bench(
             starts.append(cold_start(bundle.root, way, trust=bundle.trust))
     return BenchReport(
         system=bundle.manifest.system,
-        weights_sha256=bundle.manifest.files[WEIGHTS].sha256,
+        weights_sha256=bundle.manifest.weights.sha256,
         machine=started,
         load_average_end=machine.load_average(),
         threads=threads,

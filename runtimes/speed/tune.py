@@ -12,7 +12,7 @@ import numpy as np
 
 from mer_export import machine
 from mer_export.bucket import Bucket, bucket_for
-from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.bundle import Bundle
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample, readable
 from mer_export.errors import UnsupportedError, UsageError
@@ -120,7 +120,7 @@ def _profile(
 ) -> Profile:
     return Profile(
         machine=machine_class(),
-        weights_sha256=bundle.manifest.files[WEIGHTS].sha256,
+        weights_sha256=bundle.manifest.weights.sha256,
         source=source,
         entries=[_entry(bundle, t, shares) for t in timed],
         load_average=machine.load_average(),

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mer_export.bundle import Bundle
+from mer_export.bundle import MANIFEST, Bundle
 from mer_export.encoders.encoder import Encoder
-from mer_export.encoders.faces import MARGIN, look_at_faces, sample_frames
+from mer_export.encoders.faces import look_at_faces, sample_frames
 from mer_export.encoders.mtcnn.detector import WEIGHTS, FaceDetector
 from mer_export.encoders.signal.config import KINDS
 from mer_export.errors import MerError, UsageError
@@ -41,6 +41,12 @@ class Maker:
 
 
 MAKERS = (
+    Maker(
+        "a bundle with a face network",
+        lambda source, settings: (Path(source) / MANIFEST).is_file(),
+        ("output", "unit", "format", "precision", *WORDS, *PICTURES),
+        f"{__name__}:of_bundle",
+    ),
     Maker(
         "a face detector",
         lambda source, settings: all((Path(source) / name).is_file() for name in WEIGHTS),
@@ -96,17 +102,23 @@ def make(source: str, out: Path, settings: Settings, force: bool, progress: Prog
     if maker is None:
         raise UsageError(
             f"no encoder can be made of {source}: give a folder of transformers or of MTCNN's weights, an ONNX or "
-            f"TorchScript file with --recipe, a checkpoint of vq-wav2vec with --dictionary, or one of {list(KINDS)}"
+            "TorchScript file with --recipe, a checkpoint of vq-wav2vec with --dictionary, a bundle with a face "
+            f"network, or one of {list(KINDS)}"
         )
     if unread := [n for n in settings if n not in maker.reads]:
         raise UsageError(f"--{unread[0]} says nothing of {maker.title}, which reads {_listed(maker)}: leave it out")
-    shown = {n: settings[n] for n in PICTURES if n in settings}
-    _check(**shown)
-    made = resolve(maker.make)(source, out, {n: v for n, v in settings.items() if n not in PICTURES}, force)
+    if "frames" in settings and "fps" in settings:
+        raise UsageError(f"pass --frames ({settings['frames']}) or --fps ({settings['fps']}), not both")
+    if "margin" in settings and "faces" not in settings:
+        raise UsageError("--margin is that of faces: name their detector with --faces")
+    if "faces" in settings:
+        FaceDetector.load(settings["faces"])
+    own = {n: v for n, v in settings.items() if n not in PICTURES}
+    made = resolve(maker.make)(source, out, own, force)
     if not isinstance(made, Bundle):
         return {"detector": str(out), "reads": "picture", "gives": "boxes of faces", "files": [f.name for f in made]}
-    if shown:
-        _show(made, **shown)
+    if own != settings:
+        _show(made, {n: v for n, v in settings.items() if n in PICTURES})
     if maker.exports:
         _export(made, settings, progress)
     return described(made)
@@ -141,6 +153,14 @@ def of_folder(source: str, out: Path, settings: Settings, force: bool) -> Bundle
     return import_folder(Path(source), out, Wanted(**own), force)
 
 
+def of_bundle(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
+    """Of a bundle of FacialMMT."""
+    from mer_export.exporters.encoders.face_network import import_face_network
+
+    own = {n: v for n, v in settings.items() if n not in EXPORTED}
+    return import_face_network(Path(source), out, force=force, **own)
+
+
 def of_signal(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
     """Of a signal by its name."""
     from mer_export.encoders.signal.folder import write_signal_encoder
@@ -169,28 +189,18 @@ def of_file(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
     return import_file(Path(source), settings["recipe"], out, force, settings.get("trust", False))
 
 
-def _check(
-    faces: Path | None = None, margin: float | None = None, frames: int | None = None, fps: float | None = None
-) -> None:
-    """Raises UsageError where settings contradict each other, InputError where there is no detector."""
-    if frames is not None and fps is not None:
-        raise UsageError(f"pass --frames ({frames}) or --fps ({fps}), not both")
-    if margin is not None and faces is None:
-        raise UsageError("--margin is that of faces: name their detector with --faces")
-    if faces is not None:
-        FaceDetector.load(faces)
-
-
-def _show(bundle: Bundle, faces: Path | None = None, margin: float = MARGIN, **sampling: Any) -> None:
+def _show(bundle: Bundle, settings: Settings) -> None:
     """Says what an encoder of pictures sees of a clip: so many frames, and the face in them.
 
-    Raises UsageError where it reads something else; then nothing of it stays, as it is not what was asked for.
+    Raises:
+        UsageError: it reads something else; then nothing of it stays, as it is not what was asked for.
     """
+    sampling = {n: settings[n] for n in ("frames", "fps") if n in settings}
     try:
         if sampling:
             sample_frames(bundle, **sampling)
-        if faces is not None:
-            look_at_faces(bundle, faces, margin=margin)
+        if "faces" in settings:
+            look_at_faces(bundle, settings["faces"], **{n: settings[n] for n in ("margin",) if n in settings})
     except MerError:
         shutil.rmtree(bundle.root)
         raise

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from mer_export.bundle import WEIGHTS, Bundle, Commit, Variant
+from mer_export.bundle import Bundle, Commit, Variant
 
 LARGE = 1_500_000_000
 """Bytes of weights from which a file keeps them outside: the encoding ends at 2 GiB."""
@@ -84,7 +84,7 @@ def _held(bundle: Bundle, folder: str) -> Iterator[tuple[bytes, Place]]:
 
     A variant of earlier weights may have constants in common, for which its whole file would have to stay.
     """
-    present = bundle.manifest.files[WEIGHTS].sha256
+    present = bundle.manifest.weights.sha256
     for variant in bundle.manifest.variants:
         if str(PurePosixPath(variant.model).parent) == folder and variant.options.get("weights") == present:
             yield from held_by(bundle.variant_files(variant))

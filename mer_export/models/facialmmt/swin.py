@@ -40,8 +40,11 @@ class FaceExpression(nn.Module):
         if self.training and len(images) == 1:
             # Batch norm needs two; the original repeats a single image too.
             return self.forward(images.repeat(2, 1, 1, 1))[:1]
-        flat = self.features(self.swin(images).flatten(1))
-        return self.classifier(torch.relu(self.linear(self.batch_norm(flat))))
+        return self.classifier(torch.relu(self.linear(self.describe(images))))
+
+    def describe(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch features"]:
+        """What is known of a face, before its expression is judged: that by which FaceX-Zoo tells persons apart."""
+        return self.batch_norm(self.features(self.swin(images).flatten(1)))
 
 
 class Swin(nn.Module):
