@@ -75,7 +75,8 @@ def run_bench(
         encoded: list[EncoderRow] = []
         for name, encoder in encoders:
             shown.begin(f"{name}: {encoder.identity.name}")
-            encoded += encoder_bench.time_encoder(name, encoder, batches, rounds, threads, not_run)
+            backends = {w.backend for w in chosen}
+            encoded += encoder_bench.time_encoder(name, encoder, backends, batches, rounds, threads, not_run)
         starts = []
         for way in cold_ways:
             shown.begin(f"{way.name}: start-up")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from mer_export import registry
 from mer_export.bundle import Bundle
@@ -24,16 +24,24 @@ def chosen(bundle: Bundle) -> list[tuple[str, Encoder]]:
 
 
 def time_encoder(
-    name: str, encoder: Encoder, batches: Sequence[int], rounds: int, threads: int | None, not_run: Problems
+    name: str,
+    encoder: Encoder,
+    backends: Container[str],
+    batches: Sequence[int],
+    rounds: int,
+    threads: int | None,
+    not_run: Problems,
 ) -> Iterator[EncoderRow]:
-    """Rows of one encoder on random values: for each bucket the ways to run it, interleaved; what breaks is named in
-    `not_run`."""
+    """Rows of one encoder on random values: for each bucket the ways to run it on some backends, interleaved.
+
+    What breaks is named in `not_run`.
+    """
     label = f"{name}: {encoder.identity.name}"
     if registry.get(encoder.bundle.manifest.system).compute:
         not_run.append((label, NO_NETWORK))
         return
     # A bundle takes no weights of its encoders along, so that there is no eager PyTorch to compare with.
-    ways = [w for w in find_ways(encoder.bundle, threads) if w.variant]
+    ways = [w for w in find_ways(encoder.bundle, threads) if w.variant and w.backend in backends]
     not_run += [(f"{label}, {w.name}", w.why_not) for w in ways if w.why_not is not None]
     able = [w for w in ways if w.why_not is None]
     for bucket in sorted({w.bucket for w in able if w.bucket is not None}):
