@@ -190,7 +190,19 @@ def faces(tmp_path_factory: pytest.TempPathFactory, detector: Path) -> Path:
     """A small random encoder of the faces that it finds."""
     root = tmp_path_factory.mktemp("faces")
     save_folder("vit", root / "source")
-    said = run("encoder", root / "source", "-o", root / "made", "--faces", detector, "--margin", "0.3", "--json")
+    said = run(
+        "encoder",
+        root / "source",
+        "-o",
+        root / "made",
+        "--faces",
+        detector,
+        "--margin",
+        "0.3",
+        "--frames",
+        "7",
+        "--json",
+    )
     assert json.loads(said)["reads"] == "faces"
     return root / "made"
 
@@ -207,7 +219,7 @@ def run(*words: str | Path) -> str:
 
 def test_an_encoder_of_faces_takes_its_detector_along(faces: Path, detector: Path) -> None:
     encoder = Encoder.open(faces)
-    assert (encoder.input.faces.size, encoder.input.faces.margin) == (32, 0.3)
+    assert (encoder.input.faces.size, encoder.input.faces.margin, encoder.input.frames) == (32, 0.3, 7)
     for name in ("pnet.onnx", "rnet.onnx", "onet.onnx"):
         assert encoder.bundle.path(f"faces/{name}").read_bytes() == (detector / name).read_bytes()
     assert encoder.bundle.manifest.variants
@@ -216,9 +228,10 @@ def test_an_encoder_of_faces_takes_its_detector_along(faces: Path, detector: Pat
 def test_faces_are_those_of_pictures(mer: Mer, tmp_path: Path, detector: Path) -> None:
     save_folder("bert", tmp_path / "text")
     for words, said in (
-        ([tmp_path / "text", "--faces", detector], "reads text: faces are found in pictures"),
+        ([tmp_path / "text", "--faces", detector], "reads text: faces are of encoders of pictures"),
         ([tmp_path / "text", "--margin", "0.3"], "--margin is that of faces: name their detector with --faces"),
         ([tmp_path / "text", "--faces", tmp_path / "text"], "pnet.onnx is not there"),
+        ([tmp_path / "text", "--frames", "3"], "reads text: frames are of encoders of pictures"),
         (["log_mel", "--faces", detector], "--faces says nothing of a signal"),
     ):
         code, _, err = mer("encoder", *words, "-o", tmp_path / "made")

@@ -21,7 +21,7 @@ from runtimes.backends.session import Session
 from runtimes.backends.session_pool import Crew
 from runtimes.backends.way import Way, find_ways, in_memory, why_broken
 from runtimes.predict.machine_profile import Entry, Profile, machine_class, scores
-from runtimes.speed.bench import Arrays, case_inputs, fitting_samples
+from runtimes.speed.cases import Arrays, case_inputs, fitting_samples
 from runtimes.speed.timing import Call, interleave
 
 BATCHES = (1, 4, 16)
