@@ -32,6 +32,10 @@ from mer_export.encoders.encoder import Encoder  # noqa: E402
 from mer_export.errors import BundleError, UsageError  # noqa: E402
 from mer_export.exporters import export_variant  # noqa: E402
 from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder  # noqa: E402
+from runtimes.backends.way import find_ways  # noqa: E402
+from runtimes.pages.report import write_report  # noqa: E402
+from runtimes.speed.bench import run_bench  # noqa: E402
+from runtimes.speed.bench_report import chain_table  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 WIDTHS = {"text_dim": 32, "audio_dim": 32, "vision_dim": 32}
@@ -273,6 +277,21 @@ def test_a_recording_goes_through_all_modalities_and_a_broken_one_has_no_label(s
     assert "audio_only.mp4" not in seen
     if published():
         assert seen == FACES
+
+
+def test_encoders_and_fusion_are_timed_apart_and_add_up(seeing: Path) -> None:
+    bundle = Bundle.open(seeing)
+    ways = [w for w in find_ways(bundle, 1) if w.backend in ("torch", "onnxruntime")]
+    report = run_bench(bundle, None, batches=(1,), rounds=1, ways=ways, cold=False)
+    assert {r.input for r in report.encoders} == {"text", "audio", "vision"}
+    assert {r.items for r in report.encoders if r.input == "vision"} == {7}
+    _, rows = chain_table(report)
+    *parts, (_, whole) = [(name, float(cell.split()[0])) for name, cell in rows]
+    assert [name.split()[0] for name, _ in parts] == ["text", "audio", "vision", "fusion"]
+    assert whole == pytest.approx(sum(ms for _, ms in parts), abs=0.03)
+    assert "## Encoders" in report.page()
+    report.save(bundle)
+    assert "ms an utterance" in write_report(bundle).read_text()
 
 
 # --- one clip in several files ---------------------------------------------------------------------------------------

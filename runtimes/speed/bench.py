@@ -18,7 +18,8 @@ from mer_export.errors import UsageError
 from mer_export.markdown import some
 from mer_export.progress import SILENT, Progress
 from runtimes.backends.way import Way, eager, find_ways, grouped_reasons, in_memory, why_broken
-from runtimes.speed.bench_report import BASE, UNPADDED, BenchReport, Case, Row
+from runtimes.speed import encoder_bench
+from runtimes.speed.bench_report import BASE, UNPADDED, BenchReport, Case, EncoderRow, Row
 from runtimes.speed.cases import Arrays, call, case_inputs, fitting_samples, load, real_lengths, warm_all
 from runtimes.speed.start_up import ColdStart, cold_start
 from runtimes.speed.timing import interleave, ratio
@@ -34,7 +35,7 @@ def run_bench(
     cold: bool = True,
     progress: Progress = SILENT,
 ) -> BenchReport:
-    """Times every way that this machine can run. One that breaks is named in `not_run`, with the reason.
+    """Times every way that this machine can run, encoders of the bundle apart. What breaks is named in `not_run`.
 
     Args:
         bundle: opened bundle.
@@ -57,7 +58,9 @@ def run_bench(
     cases = []
     buckets = _buckets(bundle, able)
     cold_ways = _one_per_runtime([eager(threads), *able]) if cold else []
-    with progress.over("bench", len(buckets) * len(batches) + len(cold_ways), "case") as shown:
+    encoders = encoder_bench.chosen(bundle)
+    total = len(buckets) * len(batches) + len(encoders) + len(cold_ways)
+    with progress.over("bench", total, "case") as shown:
         for bucket in buckets:
             fitting = fitting_samples(samples, bundle.manifest.contract, bucket, buckets) if samples else []
             here = [w for w in able if w.bucket in (None, bucket)]
@@ -69,6 +72,11 @@ def run_bench(
                     cases.append(_case(bundle, here, bucket, batch, fitting, rounds, threads, not_run))
         if not cases:
             raise UsageError("no sample fits a bucket of this bundle: export a longer one or leave --data out")
+        encoded: list[EncoderRow] = []
+        for name, encoder in encoders:
+            shown.begin(f"{name}: {encoder.identity.name}")
+            backends = {w.backend for w in chosen}
+            encoded += encoder_bench.time_encoder(name, encoder, backends, batches, rounds, threads, not_run)
         starts = []
         for way in cold_ways:
             shown.begin(f"{way.name}: start-up")
@@ -84,6 +92,7 @@ def run_bench(
         if samples
         else "random values, half to full bucket length",
         cases=cases,
+        encoders=encoded,
         cold=[s for s in starts if isinstance(s, ColdStart)],
         not_run=list(dict.fromkeys(not_run)) + [("cold start", s) for s in starts if isinstance(s, str)],
     )
@@ -101,7 +110,8 @@ def preview(
         inputs = "random values" if not samples else f"{len(fitting)} samples"
         cases[bucket.name] = {"inputs": inputs, "batches": list(batches), "ways": [eager().name, *here]}
     not_run = grouped_reasons([(w.name, w.why_not) for w in ways if w.why_not])
-    return {"cases": cases, "not_run": {reason: some(names) for reason, names in not_run}}
+    encoders = [f"{name}: {encoder.identity.name}" for name, encoder in encoder_bench.chosen(bundle)]
+    return {"cases": cases, "encoders": encoders, "not_run": {reason: some(names) for reason, names in not_run}}
 
 
 def _case(
