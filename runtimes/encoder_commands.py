@@ -89,6 +89,13 @@ def encoder(
     licence: Annotated[
         str | None, typer.Option("--licence", help="Of the weights, as their publisher states it.")
     ] = None,
+    faces: Annotated[
+        Path | None, typer.Option("--faces", metavar="DETECTOR", help="Of pictures read the main face that this finds.")
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option("--margin", min=0, help="Part of itself by which the side of a face grows; default 0.2."),
+    ] = None,
     frames: Annotated[
         int | None, typer.Option("--frames", min=1, help="Pictures of a clip that are read; default 8.")
     ] = None,
@@ -122,6 +129,8 @@ def encoder(
         "name": name,
         "revision": revision,
         "licence": licence,
+        "faces": faces,
+        "margin": margin,
         "frames": frames,
         "fps": fps,
         "trust": trust or None,

@@ -34,7 +34,7 @@ def sample_frames(bundle: Bundle, frames: int | None = None, fps: float | None =
     return Encoder.of(bundle)
 
 
-def look_at_faces(bundle: Bundle, detector: Path, size: int | None = None, margin: float = 0.2) -> Encoder:
+def look_at_faces(bundle: Bundle, detector: Path, size: int | None = None, margin: float = MARGIN) -> Encoder:
     """Makes an encoder of pictures one of faces: it takes the detector along, whose files are part of what it is.
 
     Args:
