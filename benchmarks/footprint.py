@@ -152,8 +152,8 @@ def page(found: dict[str, Any]) -> str:
             "",
             output.where(found["machine"]),
             "",
-            f"`mer-export[{found['extras']}]` takes {sum(found['sizes'].values()) / 1e6:.0f} MB in all. While a recording "
-            f"is answered, of {', '.join(HEAVY)} {'none' if not heavy else ', '.join(heavy)} is loaded.",
+            f"`mer-export[{found['extras']}]` takes {sum(found['sizes'].values()) / 1e6:.0f} MB in all. While a "
+            f"recording is answered, of {', '.join(HEAVY)} {', '.join(heavy) or 'none'} is loaded.",
             "",
             *table(["package", "MB"], [(n, f"{size / 1e6:.1f}") for n, size in sizes if size >= 1e6]),
             "",

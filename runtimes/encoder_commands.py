@@ -80,12 +80,6 @@ def encoder(
         ),
     ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Setting of a signal.")] = None,
-    faces: Annotated[
-        Path | None, typer.Option("--faces", metavar="DETECTOR", help="Of pictures read the main face that this finds.")
-    ] = None,
-    margin: Annotated[
-        float | None, typer.Option("--margin", min=0, help="Part of itself by which the side of a face grows [0.2].")
-    ] = None,
     formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="What data sets call it; default the folder's.")] = None,
@@ -94,6 +88,13 @@ def encoder(
     ] = None,
     licence: Annotated[
         str | None, typer.Option("--licence", help="Of the weights, as their publisher states it.")
+    ] = None,
+    faces: Annotated[
+        Path | None, typer.Option("--faces", metavar="DETECTOR", help="Of pictures read the main face that this finds.")
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option("--margin", min=0, help="Part of itself by which the side of a face grows; default 0.2."),
     ] = None,
     frames: Annotated[
         int | None, typer.Option("--frames", min=1, help="Pictures of a clip that are read; default 8.")
@@ -123,13 +124,13 @@ def encoder(
         "output": output,
         "rate": rate,
         "set": sets,
-        "faces": faces,
-        "margin": margin,
         "format": formats,
         "precision": precisions,
         "name": name,
         "revision": revision,
         "licence": licence,
+        "faces": faces,
+        "margin": margin,
         "frames": frames,
         "fps": fps,
         "trust": trust or None,

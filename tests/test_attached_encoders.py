@@ -32,6 +32,10 @@ from mer_export.encoders.encoder import Encoder  # noqa: E402
 from mer_export.errors import BundleError, UsageError  # noqa: E402
 from mer_export.exporters import export_variant  # noqa: E402
 from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder  # noqa: E402
+from runtimes.backends.way import find_ways  # noqa: E402
+from runtimes.pages.report import write_report  # noqa: E402
+from runtimes.speed.bench import run_bench  # noqa: E402
+from runtimes.speed.bench_report import chain_table  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 WIDTHS = {"text_dim": 32, "audio_dim": 32, "vision_dim": 32}
@@ -190,7 +194,19 @@ def faces(tmp_path_factory: pytest.TempPathFactory, detector: Path) -> Path:
     """A small random encoder of the faces that it finds."""
     root = tmp_path_factory.mktemp("faces")
     save_folder("vit", root / "source")
-    said = run("encoder", root / "source", "-o", root / "made", "--faces", detector, "--margin", "0.3", "--json")
+    said = run(
+        "encoder",
+        root / "source",
+        "-o",
+        root / "made",
+        "--faces",
+        detector,
+        "--margin",
+        "0.3",
+        "--frames",
+        "7",
+        "--json",
+    )
     assert json.loads(said)["reads"] == "faces"
     return root / "made"
 
@@ -207,7 +223,7 @@ def run(*words: str | Path) -> str:
 
 def test_an_encoder_of_faces_takes_its_detector_along(faces: Path, detector: Path) -> None:
     encoder = Encoder.open(faces)
-    assert (encoder.input.faces.size, encoder.input.faces.margin) == (32, 0.3)
+    assert (encoder.input.faces.size, encoder.input.faces.margin, encoder.input.frames) == (32, 0.3, 7)
     for name in ("pnet.onnx", "rnet.onnx", "onet.onnx"):
         assert encoder.bundle.path(f"faces/{name}").read_bytes() == (detector / name).read_bytes()
     assert encoder.bundle.manifest.variants
@@ -216,9 +232,10 @@ def test_an_encoder_of_faces_takes_its_detector_along(faces: Path, detector: Pat
 def test_faces_are_those_of_pictures(mer: Mer, tmp_path: Path, detector: Path) -> None:
     save_folder("bert", tmp_path / "text")
     for words, said in (
-        ([tmp_path / "text", "--faces", detector], "reads text: faces are found in pictures"),
+        ([tmp_path / "text", "--faces", detector], "reads text: faces are of encoders of pictures"),
         ([tmp_path / "text", "--margin", "0.3"], "--margin is that of faces: name their detector with --faces"),
         ([tmp_path / "text", "--faces", tmp_path / "text"], "pnet.onnx is not there"),
+        ([tmp_path / "text", "--frames", "3"], "reads text: frames are of encoders of pictures"),
         (["log_mel", "--faces", detector], "--faces says nothing of a signal"),
     ):
         code, _, err = mer("encoder", *words, "-o", tmp_path / "made")
@@ -260,6 +277,21 @@ def test_a_recording_goes_through_all_modalities_and_a_broken_one_has_no_label(s
     assert "audio_only.mp4" not in seen
     if published():
         assert seen == FACES
+
+
+def test_encoders_and_fusion_are_timed_apart_and_add_up(seeing: Path) -> None:
+    bundle = Bundle.open(seeing)
+    ways = [w for w in find_ways(bundle, 1) if w.backend in ("torch", "onnxruntime")]
+    report = run_bench(bundle, None, batches=(1,), rounds=1, ways=ways, cold=False)
+    assert {r.input for r in report.encoders} == {"text", "audio", "vision"}
+    assert {r.items for r in report.encoders if r.input == "vision"} == {7}
+    _, rows = chain_table(report)
+    *parts, (_, whole) = [(name, float(cell.split()[0])) for name, cell in rows]
+    assert [name.split()[0] for name, _ in parts] == ["text", "audio", "vision", "fusion"]
+    assert whole == pytest.approx(sum(ms for _, ms in parts), abs=0.03)
+    assert "## Encoders" in report.page()
+    report.save(bundle)
+    assert "ms an utterance" in write_report(bundle).read_text()
 
 
 # --- one clip in several files ---------------------------------------------------------------------------------------

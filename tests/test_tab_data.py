@@ -12,10 +12,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_tab import SENTENCES, TEXT, WIDTH, sentence_encoder, speech_network, speech_tokenizer, text_tokenizer
+from small_tab import (
+    SENTENCES,
+    TEXT,
+    WIDTH,
+    make_tab,
+    sentence_encoder,
+    speech_network,
+    speech_tokenizer,
+    text_tokenizer,
+)
 from torch.nn import functional
 
 from mer_export.agreement.policy import PROOF
+from mer_export.bundle import Bundle
 from mer_export.data.formats.tab.folds import RUNS, cross_validation, held_out_sessions
 from mer_export.data.formats.tab.iemocap_release import LABELS, SESSIONS
 from mer_export.data.formats.tab.prepare import prepare
@@ -27,7 +37,8 @@ from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import DataSpec
 from mer_export.data.synthetic import synthesise
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
-from mer_export.encoders.running import speech_tokens
+from mer_export.encoders.context import with_kept
+from mer_export.encoders.running import sentence_vectors, speech_tokens
 from mer_export.encoders.vq_wav2vec.config import contract as vq_contract
 from mer_export.encoders.vq_wav2vec.network import VqWav2vec
 from mer_export.errors import InputError, UsageError
@@ -267,6 +278,18 @@ def test_a_table_gives_windows_within_a_dialogue(tmp_path: Path) -> None:
     assert [s.id for s in found] == ["0/-2", "0/-1", "0/0", "1/-5", "1/-4", "1/-3"]
     assert [s.inputs["tab_embedding"][::WIDTH].tolist() for s in found[:3]] == [[2, 1, 0], [2, 1, 0], [1, 0, 0]]
     assert all(s.inputs["text_tokens"].max() < TEXT["vocabulary"] + 300 for s in found)
+
+
+def test_an_encoder_of_an_earlier_version_is_named_by_whoever_needs_it(tmp_path: Path) -> None:
+    bundle = make_tab(tmp_path / "bundle", "tab")
+    with bundle.commit() as change:
+        change.write("tokenizer/sentences/model.onnx", b"")
+        change.write("tokenizer/speech/model.onnx", b"")
+    context = with_kept(DataSpec(context={}), Bundle.open(bundle.root)).context
+    assert context is not None
+    for part, use in (("encoder", sentence_vectors), ("speech", speech_tokens)):
+        with pytest.raises(InputError, match="was made by an earlier version: make it again with mer encoder"):
+            use(str(getattr(context, part)), ["no"])  # type: ignore[operator]
 
 
 def test_tokens_are_made_without_torch() -> None:

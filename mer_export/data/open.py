@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,8 @@ def detect(path: Path, spec: DataSpec) -> str:
     known = known_formats()
     if spec.format != "auto" and spec.format not in known:
         raise UsageError(f"no data format {spec.format!r}, there are {list(known)}")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        raise InputError(f"{path} is an address, nothing is fetched: download it and name the file")
     if not path.exists():
         raise InputError(f"{path} does not exist: point --data at a file or directory")
     said = open_file_format(path, spec)

@@ -17,6 +17,9 @@ from mer_export.encoders.inputs import FaceCut, PictureInput
 from mer_export.encoders.mtcnn.detector import NETWORKS, SUFFIX, FaceDetector
 from mer_export.errors import UsageError
 
+MARGIN = 0.2
+"""By which part of itself the side of the square around a face grows, unless somebody says otherwise."""
+
 
 def sample_frames(bundle: Bundle, frames: int | None = None, fps: float | None = None) -> Encoder:
     """Makes an encoder of pictures see so many frames of a clip, spread evenly, or so many a second.
@@ -31,7 +34,7 @@ def sample_frames(bundle: Bundle, frames: int | None = None, fps: float | None =
     return Encoder.of(bundle)
 
 
-def look_at_faces(bundle: Bundle, detector: Path, size: int | None = None, margin: float = 0.2) -> Encoder:
+def look_at_faces(bundle: Bundle, detector: Path, size: int | None = None, margin: float = MARGIN) -> Encoder:
     """Makes an encoder of pictures one of faces: it takes the detector along, whose files are part of what it is.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 from mer_export import machine
 from mer_export.bucket import Bucket
-from mer_export.bundle import Bundle, Strict, Variant
+from mer_export.bundle import WEIGHTS, Bundle, Strict, Variant
 from mer_export.errors import MerError, NotAvailableError, UsageError
 from runtimes.backends.admission import refusal
 from runtimes.backends.session import Session, SessionOptions
@@ -203,6 +203,15 @@ def in_memory(bundle: Bundle, items: Sequence[Item], sessions: int = 1, beside: 
         beside: sessions that are loaded with every group.
     """
     free = machine.available_bytes()
-    each = SESSION_SIZE * bundle.manifest.weights.size
+    each = SESSION_SIZE * _weight(bundle)
     most = max(1, int((free / each - beside) / sessions)) if free else max(1, len(items))
     return [list(items[i : i + most]) for i in range(0, len(items), most)] or [[]]
+
+
+def _weight(bundle: Bundle) -> int:
+    """Bytes of the weights; of an encoder that a bundle took along, which has none, those of its largest variant."""
+    files = bundle.manifest.files
+    if WEIGHTS in files:
+        return files[WEIGHTS].size
+    folders = {m.rpartition("/")[0] for v in bundle.manifest.variants for m in v.models}
+    return max(sum(e.size for n, e in files.items() if n.startswith(f"{f}/")) for f in folders)

@@ -7,29 +7,22 @@ same padded arrays; `eager unpadded` shows what PyTorch takes when it need not p
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from mer_export import machine
-from mer_export.bucket import Bucket, bucket_for
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
-from mer_export.contract import Contract
-from mer_export.data.collate import collate
-from mer_export.data.example_inputs import random_inputs
-from mer_export.data.samples import Sample, readable
+from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.markdown import some
 from mer_export.progress import SILENT, Progress
-from runtimes.backends.session import Session
 from runtimes.backends.way import Way, eager, find_ways, grouped_reasons, in_memory, why_broken
-from runtimes.speed.bench_report import BASE, UNPADDED, BenchReport, Case, Row
+from runtimes.speed import encoder_bench
+from runtimes.speed.bench_report import BASE, UNPADDED, BenchReport, Case, EncoderRow, Row
+from runtimes.speed.cases import Arrays, call, case_inputs, fitting_samples, load, real_lengths, warm_all
 from runtimes.speed.start_up import ColdStart, cold_start
-from runtimes.speed.timing import Call, WarmUp, interleave, ratio, warm_up
-
-Arrays = dict[str, np.ndarray]
+from runtimes.speed.timing import interleave, ratio
 
 
 def run_bench(
@@ -42,7 +35,7 @@ def run_bench(
     cold: bool = True,
     progress: Progress = SILENT,
 ) -> BenchReport:
-    """Times every way that this machine can run. One that breaks is named in `not_run`, with the reason.
+    """Times every way that this machine can run, encoders of the bundle apart. What breaks is named in `not_run`.
 
     Args:
         bundle: opened bundle.
@@ -65,7 +58,9 @@ def run_bench(
     cases = []
     buckets = _buckets(bundle, able)
     cold_ways = _one_per_runtime([eager(threads), *able]) if cold else []
-    with progress.over("bench", len(buckets) * len(batches) + len(cold_ways), "case") as shown:
+    encoders = encoder_bench.chosen(bundle)
+    total = len(buckets) * len(batches) + len(encoders) + len(cold_ways)
+    with progress.over("bench", total, "case") as shown:
         for bucket in buckets:
             fitting = fitting_samples(samples, bundle.manifest.contract, bucket, buckets) if samples else []
             here = [w for w in able if w.bucket in (None, bucket)]
@@ -77,6 +72,11 @@ def run_bench(
                     cases.append(_case(bundle, here, bucket, batch, fitting, rounds, threads, not_run))
         if not cases:
             raise UsageError("no sample fits a bucket of this bundle: export a longer one or leave --data out")
+        encoded: list[EncoderRow] = []
+        for name, encoder in encoders:
+            shown.begin(f"{name}: {encoder.identity.name}")
+            backends = {w.backend for w in chosen}
+            encoded += encoder_bench.time_encoder(name, encoder, backends, batches, rounds, threads, not_run)
         starts = []
         for way in cold_ways:
             shown.begin(f"{way.name}: start-up")
@@ -92,6 +92,7 @@ def run_bench(
         if samples
         else "random values, half to full bucket length",
         cases=cases,
+        encoders=encoded,
         cold=[s for s in starts if isinstance(s, ColdStart)],
         not_run=list(dict.fromkeys(not_run)) + [("cold start", s) for s in starts if isinstance(s, str)],
     )
@@ -109,7 +110,8 @@ def preview(
         inputs = "random values" if not samples else f"{len(fitting)} samples"
         cases[bucket.name] = {"inputs": inputs, "batches": list(batches), "ways": [eager().name, *here]}
     not_run = grouped_reasons([(w.name, w.why_not) for w in ways if w.why_not])
-    return {"cases": cases, "not_run": {reason: some(names) for reason, names in not_run}}
+    encoders = [f"{name}: {encoder.identity.name}" for name, encoder in encoder_bench.chosen(bundle)]
+    return {"cases": cases, "encoders": encoders, "not_run": {reason: some(names) for reason, names in not_run}}
 
 
 def _case(
@@ -128,7 +130,7 @@ def _case(
     for group in in_memory(bundle, ways, beside=1):
         found = _interleaved(bundle, group, batch, padded, None if rows else tight, rounds, threads, not_run)
         rows += found[1:] if rows else found
-    return Case(lengths=bucket, batch=batch, real_lengths=_real_lengths(padded, contract), rows=rows)
+    return Case(lengths=bucket, batch=batch, real_lengths=real_lengths(padded, contract), rows=rows)
 
 
 def _interleaved(
@@ -145,18 +147,18 @@ def _interleaved(
     fitting = [way for way in [eager(threads), *ways] if way.fixed in (0, batch)]
     broken: dict[str, Exception] = {}
     with contextlib.ExitStack() as stack:
-        entries = _load(bundle, fitting, stack, padded, broken)
+        entries = load(bundle, fitting, stack, padded, broken)
         if tight is not None and BASE in entries:
             entries[UNPADDED] = (*entries[BASE][:3], tight)
-        calls = {name: _call(session, arrays) for name, (_, session, _, arrays) in entries.items()}
-        warmed = _warm_up(calls, broken)
+        calls = {name: call(session, arrays) for name, (_, session, _, arrays) in entries.items()}
+        warmed = warm_all(calls, broken)
         turns = interleave({name: calls[name] for name in warmed}, rounds, broken=broken)
     if BASE in broken:
         raise broken[BASE]
     not_run += [(name, why_broken(error)) for name, error in broken.items()]
     rows = []
     for name in turns:
-        way, session, load, _ = entries[name]
+        way, session, load_s, _ = entries[name]
         latency = turns[name].latency()
         rows.append(
             Row(
@@ -166,7 +168,7 @@ def _interleaved(
                 format=way.format,
                 precision=way.precision,
                 info=session.info,
-                load_s=round(load, 4),
+                load_s=round(load_s, 4),
                 warm_up=warmed[name],
                 latency=latency,
                 items_per_s=1000 * batch / latency.p50,
@@ -175,86 +177,6 @@ def _interleaved(
             )
         )
     return rows
-
-
-def _load(
-    bundle: Bundle,
-    ways: Sequence[Way],
-    stack: contextlib.ExitStack,
-    arrays: Arrays,
-    broken: dict[str, Exception],
-) -> dict[str, tuple[Way, Session, float, Arrays]]:
-    """Sessions by the name of their way, with the seconds that loading took."""
-    entries: dict[str, tuple[Way, Session, float, Arrays]] = {}
-    for way in ways:
-        start = time.perf_counter()
-        try:
-            session = stack.enter_context(way.open(bundle))
-        except Exception as error:
-            broken[way.name] = error
-        else:
-            entries[way.name] = (way, session, time.perf_counter() - start, arrays)
-    return entries
-
-
-def _warm_up(calls: Mapping[str, Call], broken: dict[str, Exception]) -> dict[str, WarmUp]:
-    warmed: dict[str, WarmUp] = {}
-    for name, call in calls.items():
-        try:
-            warmed[name] = warm_up(call)
-        except Exception as error:
-            broken[name] = error
-    return warmed
-
-
-def _call(session: Session, arrays: Arrays) -> Callable[[], object]:
-    return lambda: session.run(arrays)
-
-
-def case_inputs(
-    contract: Contract, bucket: Bucket, batch: int, samples: Sequence[Sample]
-) -> tuple[Arrays, Arrays | None]:
-    """The case's arrays padded to the bucket, and padded to the longest item only where that is shorter."""
-    if not samples:
-        arrays = random_inputs(contract, bucket, batch)
-        return arrays, _tightened(arrays, contract, bucket)
-    # Evenly over the lengths that occur, so that one item is the median one.
-    places = np.linspace(0, len(samples) - 1, batch + 2)[1:-1].round().astype(int)
-    picked = [samples[i] for i in places]
-    arrays = collate(picked, contract, bucket)
-    return arrays, _tightened(arrays, contract, bucket)
-
-
-def _real_lengths(arrays: Arrays, contract: Contract) -> dict[str, list[int]]:
-    """The real length of each item along the dims that are counted, or whose padding tells."""
-    found = {s.counts: arrays[s.name].tolist() for s in contract.inputs if s.counts}
-    told = {
-        str(s.dims[1]): (arrays[s.name] != s.padding).sum(1).tolist() for s in contract.inputs if s.padding is not None
-    }
-    return found | told
-
-
-def _tightened(arrays: Arrays, contract: Contract, bucket: Bucket) -> Arrays | None:
-    longest = {d: max(1, *real) for d, real in _real_lengths(arrays, contract).items()}
-    if all(longest.get(d, n) == n for d, n in bucket.items()):
-        return None
-    cut = {}
-    for spec in contract.inputs:
-        index = tuple(slice(longest.get(d)) if isinstance(d, str) else slice(None) for d in spec.dims)
-        cut[spec.name] = np.ascontiguousarray(arrays[spec.name][index])
-    return cut
-
-
-def fitting_samples(
-    samples: Sequence[Sample], contract: Contract, bucket: Bucket, buckets: Sequence[Bucket]
-) -> list[Sample]:
-    """Samples that are routed to this bucket, by length; those of shorter buckets where there is none."""
-    real = sorted(
-        ((s.lengths(contract), s) for s in readable(samples, contract)), key=lambda pair: tuple(pair[0].values())
-    )
-    held = [(own, s) for own, s in real if bucket.holds(own)]
-    routed = [s for own, s in held if bucket_for(own, buckets) == bucket]
-    return routed or [s for _, s in held]
 
 
 def _buckets(bundle: Bundle, ways: Sequence[Way]) -> list[Bucket]:

@@ -18,6 +18,10 @@ BASE = "torch: eager"
 UNPADDED = "torch: eager unpadded"
 BENCH_HEADER = ("runtime", "format", "precision", "p50", "p90", "p99", "CPU p50", "items/s", "x eager", "x eager, CPU")
 
+CHAIN = (
+    "From raw things to labels: the fastest way of each part in its longest bucket. Reading files, tokens and "
+    "spectrograms come on top."
+)
 STAGE_HEADER = ("stage", "runtime", "precision", "runs per call", "rows per run", "ms per run")
 
 
@@ -51,6 +55,21 @@ class Case(Strict):
         return f"{self.lengths.name}, batch {self.batch}"
 
 
+class EncoderRow(Strict):
+    """One way to run an encoder in one bucket: milliseconds an item, p50, by batch size.
+
+    `items` are as many as an utterance has: pictures of a clip; one sentence, or window of sound.
+    """
+
+    input: str
+    encoder: str
+    items: int
+    lengths: Bucket
+    runtime: str
+    precision: str
+    item_ms: dict[int, float]
+
+
 class BenchReport(Report):
     """Everything that `run_bench` measured, and what it could not."""
 
@@ -64,6 +83,7 @@ class BenchReport(Report):
     pause_s: float = PAUSE
     inputs: str
     cases: list[Case]
+    encoders: list[EncoderRow] = Field(default_factory=list)
     cold: list[ColdStart] = Field(default_factory=list)
     not_run: list[tuple[str, str]] = Field(default_factory=list)
     """(way or case, reason)"""
@@ -106,6 +126,9 @@ def bench_markdown(report: BenchReport) -> str:
         lines += ["", f"## {case.name}", "", _real_lengths(case), "", *table(BENCH_HEADER, bench_rows(case))]
         if stages := stage_rows(case):
             lines += ["", *table(STAGE_HEADER, stages)]
+    if report.encoders:
+        lines += ["", "## Encoders", "", "Their networks alone, on random values.", "", *table(*encoder_table(report))]
+        lines += ["", CHAIN, "", *table(*chain_table(report))]
     if report.cold:
         rows = [(c.name, c.start_s, c.load_s, f"{c.first_call_ms:.1f}", f"{c.peak_mib:.0f}") for c in report.cold]
         header = ("candidate", "Python start s", "load s", "first answer ms", "peak MiB")
@@ -146,6 +169,48 @@ def bench_rows(case: Case) -> list[tuple[str, ...]]:
         )
         for r in case.rows
     ]
+
+
+def encoder_table(report: BenchReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows: every way to run an encoder in a bucket."""
+    batches = sorted({b for r in report.encoders for b in r.item_ms})
+    header = ("input", "encoder", "lengths", "runtime", "precision", *(f"batch {b}, ms an item" for b in batches))
+    rows = [
+        (r.input, r.encoder, r.lengths.name, r.runtime, r.precision, *(_ms(r.item_ms.get(b)) for b in batches))
+        for r in report.encoders
+    ]
+    return header, rows
+
+
+def chain_table(report: BenchReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows: the fastest way of every part, and what they take together."""
+    batches = sorted({c.batch for c in report.cases})
+    names = list(dict.fromkeys((r.input, r.encoder) for r in report.encoders))
+    parts = {" ".join(n): [_encoding(report, n, b) for b in batches] for n in names}
+    parts["fusion"] = [_fusion(report, b) for b in batches]
+    rows = [(name, *(f"{_ms(ms)} {way}".strip() for ms, way in cells)) for name, cells in parts.items()]
+    whole = [[cells[i][0] for cells in parts.values()] for i in range(len(batches))]
+    sums = [sum(ms) if None not in ms else None for ms in whole]  # type: ignore[arg-type]
+    return ("part", *(f"batch {b}, ms an utterance" for b in batches)), [*rows, ("together", *map(_ms, sums))]
+
+
+def _encoding(report: BenchReport, name: tuple[str, str], batch: int) -> tuple[float | None, str]:
+    """Milliseconds an utterance of an encoder in its longest bucket, and what runs it."""
+    own = [r for r in report.encoders if (r.input, r.encoder) == name and batch in r.item_ms]
+    longest = [r for r in own if r.lengths == max(o.lengths for o in own)]
+    best = min(longest, key=lambda r: r.item_ms[batch], default=None)
+    return (best.items * best.item_ms[batch], f"{best.runtime} {best.precision}") if best else (None, "")
+
+
+def _fusion(report: BenchReport, batch: int) -> tuple[float | None, str]:
+    cases = [c for c in report.cases if c.batch == batch]
+    rows = max(cases, key=lambda c: c.lengths).rows
+    best = min([r for r in rows if r.variant] or rows, key=lambda r: r.latency.p50)
+    return best.latency.p50 / batch, f"{best.runtime} {best.precision}"
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _real_lengths(case: Case) -> str:

@@ -21,7 +21,7 @@ from runtimes.backends.session import Session
 from runtimes.backends.session_pool import Crew
 from runtimes.backends.way import Way, find_ways, in_memory, why_broken
 from runtimes.predict.machine_profile import Entry, Profile, machine_class, scores
-from runtimes.speed.bench import Arrays, case_inputs, fitting_samples
+from runtimes.speed.cases import Arrays, case_inputs, fitting_samples
 from runtimes.speed.timing import Call, interleave
 
 BATCHES = (1, 4, 16)
@@ -30,6 +30,7 @@ PASSES, ROUNDS = 3, 3
 the machine for a while shall not decide."""
 NEAR = 2.2
 """Times the best up to which a way may turn out best: two threads that got one core in a whole pass are within."""
+ENCODERS = "encoders are not tuned: each runs as it comes, on --runtime and --threads; mer bench times them"
 LONGEST_CALL = 2.0
 """Seconds; larger batches of a way whose call takes longer are left out."""
 
@@ -123,7 +124,10 @@ def _profile(
         source=source,
         entries=[_entry(bundle, t, shares) for t in timed],
         load_average=machine.load_average(),
-        not_run=[(f"{way.variant}: {way.description}", why_broken(error)) for way, error in broken.items()],
+        not_run=[
+            *((f"{way.variant}: {way.description}", why_broken(error)) for way, error in broken.items()),
+            *((f"encoder of {name}", ENCODERS) for name in bundle.manifest.encoders),
+        ],
     )
 
 

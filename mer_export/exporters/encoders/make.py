@@ -10,7 +10,7 @@ from typing import Any
 
 from mer_export.bundle import MANIFEST, Bundle
 from mer_export.encoders.encoder import Encoder
-from mer_export.encoders.faces import look_at_faces, sample_frames
+from mer_export.encoders.faces import MARGIN, look_at_faces, sample_frames
 from mer_export.encoders.mtcnn.detector import WEIGHTS, FaceDetector
 from mer_export.encoders.signal.config import KINDS
 from mer_export.errors import MerError, UsageError
@@ -107,18 +107,13 @@ def make(source: str, out: Path, settings: Settings, force: bool, progress: Prog
         )
     if unread := [n for n in settings if n not in maker.reads]:
         raise UsageError(f"--{unread[0]} says nothing of {maker.title}, which reads {_listed(maker)}: leave it out")
-    if "frames" in settings and "fps" in settings:
-        raise UsageError(f"pass --frames ({settings['frames']}) or --fps ({settings['fps']}), not both")
-    if "margin" in settings and "faces" not in settings:
-        raise UsageError("--margin is that of faces: name their detector with --faces")
-    if "faces" in settings:
-        FaceDetector.load(settings["faces"])
-    own = {n: v for n, v in settings.items() if n not in PICTURES}
-    made = resolve(maker.make)(source, out, own, force)
+    shown = {n: settings[n] for n in PICTURES if n in settings}
+    _check(**shown)
+    made = resolve(maker.make)(source, out, {n: v for n, v in settings.items() if n not in PICTURES}, force)
     if not isinstance(made, Bundle):
         return {"detector": str(out), "reads": "picture", "gives": "boxes of faces", "files": [f.name for f in made]}
-    if own != settings:
-        _show(made, {n: v for n, v in settings.items() if n in PICTURES})
+    if shown:
+        _show(made, **shown)
     if maker.exports:
         _export(made, settings, progress)
     return described(made)
@@ -189,18 +184,28 @@ def of_file(source: str, out: Path, settings: Settings, force: bool) -> Bundle:
     return import_file(Path(source), settings["recipe"], out, force, settings.get("trust", False))
 
 
-def _show(bundle: Bundle, settings: Settings) -> None:
+def _check(
+    faces: Path | None = None, margin: float | None = None, frames: int | None = None, fps: float | None = None
+) -> None:
+    """Raises UsageError where settings contradict each other, InputError where there is no detector."""
+    if frames is not None and fps is not None:
+        raise UsageError(f"pass --frames ({frames}) or --fps ({fps}), not both")
+    if margin is not None and faces is None:
+        raise UsageError("--margin is that of faces: name their detector with --faces")
+    if faces is not None:
+        FaceDetector.load(faces)
+
+
+def _show(bundle: Bundle, faces: Path | None = None, margin: float = MARGIN, **sampling: Any) -> None:
     """Says what an encoder of pictures sees of a clip: so many frames, and the face in them.
 
-    Raises:
-        UsageError: it reads something else; then nothing of it stays, as it is not what was asked for.
+    Raises UsageError where it reads something else; then nothing of it stays, as it is not what was asked for.
     """
-    sampling = {n: settings[n] for n in ("frames", "fps") if n in settings}
     try:
         if sampling:
             sample_frames(bundle, **sampling)
-        if "faces" in settings:
-            look_at_faces(bundle, settings["faces"], **{n: settings[n] for n in ("margin",) if n in settings})
+        if faces is not None:
+            look_at_faces(bundle, faces, margin=margin)
     except MerError:
         shutil.rmtree(bundle.root)
         raise
