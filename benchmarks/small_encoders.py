@@ -64,15 +64,18 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}"
 SENTENCES = ["hello there you", "a", "the quick brown fox jumps over the lazy dog"]
 
 
-def save_folder(kind: str, folder: Path) -> Any:
-    """Writes a folder as `save_pretrained` does, with a vocabulary or preprocessing; returns the network."""
+def save_folder(kind: str, folder: Path, **changes: Any) -> Any:
+    """Writes a folder as `save_pretrained` does, with a vocabulary or preprocessing; returns the network.
+
+    `changes` are of its configuration.
+    """
     import torch
     import transformers
 
     name, values = KINDS[kind]
     network: Any = getattr(transformers, name)
     torch.manual_seed(0)
-    model = network(network.config_class(**values)).eval()
+    model = network(network.config_class(**values | changes)).eval()
     model.save_pretrained(folder)
     if kind not in (*SOUNDS, *PICTURES):
         (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")

@@ -51,6 +51,8 @@ FLOORS = (
     "runtimes.parity",
     "runtimes.speed",
     "runtimes.pages",
+    "runtimes.encode",
+    "runtimes.features",
     "runtimes.serve",
     "runtimes",
 )

@@ -13,6 +13,7 @@ from typing import Any, Self
 from mer_export.bundle import Bundle
 from mer_export.data.dialogues import Dialogue, Utterance
 from mer_export.encoders.attached import attached
+from mer_export.errors import InputError
 from runtimes.encode import load_encoder
 from runtimes.features.encoded import Encoder, Outcome
 
@@ -31,6 +32,8 @@ class Completion:
     encoder: Encoder
     unreadable: int = 0
     """Utterances with a file that cannot be read: they have no features, and so no label."""
+    refusing: bool = False
+    """Whether a file that cannot be read is an error instead."""
     _stack: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
@@ -49,8 +52,16 @@ class Completion:
         }
         return cls(Encoder(loaded, None, workers), _stack=stack)
 
+    def strict(self) -> Completion:
+        """The same networks for the dialogues of one request: it keeps no recording, and refuses one that is broken."""
+        return Completion(Encoder(self.encoder.loaded, None, self.encoder.workers), refusing=True)
+
     def __call__(self, dialogues: Iterable[Dialogue]) -> Iterator[Dialogue]:
-        """The same dialogues, whose utterances have what the encoders make of them."""
+        """The same dialogues, whose utterances have what the encoders make of them.
+
+        Raises:
+            InputError: a file that cannot be read, where it is refusing.
+        """
         waiting: deque[Dialogue] = deque()
 
         def noted() -> Iterator[Dialogue]:
@@ -66,6 +77,8 @@ class Completion:
                 own = []
 
     def _with(self, utterance: Utterance, outcome: Outcome) -> Utterance:
+        if outcome.problem and self.refusing:
+            raise InputError(outcome.problem)
         if outcome.problem:
             self.unreadable += 1
             if self.unreadable <= TOLD:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from threading import Condition, Thread
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from runtimes.serve.refusals import overloaded, too_late
 log = logging.getLogger("mer")
 Outputs = dict[str, np.ndarray]
 """What a model says of one part: every output of the contract by name, without batch dim and padding."""
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +159,15 @@ class Batcher:
                 return [(jobs[0], error)]
             # One that cannot be answered takes none of its neighbours with it.
             return [found for job in jobs for found in self._run(session, [job])]
+
+
+async def in_time(answer: Awaitable[Answer], deadline: Deadline) -> Answer:
+    """The answer; raises Refusal (504) where it does not come in time."""
+    try:
+        async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline.left):
+            return await answer
+    except TimeoutError:
+        raise too_late(deadline.seconds) from None
 
 
 def _settle(found: Sequence[tuple[Job, Any]]) -> None:

@@ -12,12 +12,13 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class ModelMetrics(NamedTuple):
-    """What the workers of one model observe: parts that run together, and seconds in the queue, padding, running."""
+    """What is observed of one model: parts that run together, and seconds in the queue, padding, running, encoding."""
 
     batch: Histogram
     queue: Histogram
     collate: Histogram
     run: Histogram
+    encode: Histogram
 
 
 class Metrics:
@@ -38,7 +39,7 @@ class Metrics:
 
     def of(self, model: str) -> ModelMetrics:
         """Those that a model's workers observe."""
-        stages = (self._stage.labels(model, stage) for stage in ("queue", "collate", "run"))
+        stages = (self._stage.labels(model, stage) for stage in ModelMetrics._fields[1:])
         return ModelMetrics(self._batch.labels(model), *stages)
 
     def watch_depth(self, model: str, depth: Callable[[], int]) -> None:

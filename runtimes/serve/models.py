@@ -18,12 +18,16 @@ from mer_export.bundle import MANIFEST, Bundle
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UsageError
 from runtimes.backends.session import SessionOptions
+from runtimes.encode import SignalEncoding
+from runtimes.features.completed import Completion
 from runtimes.predict.opening import open_predictor
 from runtimes.predict.predictor import Overflow, Part, Prediction, Predictor
-from runtimes.serve.batching import Batcher, Deadline, Outputs
+from runtimes.serve.batching import Batcher, Deadline, Outputs, in_time
+from runtimes.serve.encoding import Encoders
 from runtimes.serve.metrics import Metrics
 from runtimes.serve.reading import Reader
-from runtimes.serve.refusals import Refusal, too_late
+from runtimes.serve.recordings import taken
+from runtimes.serve.refusals import Refusal
 
 log = logging.getLogger("mer")
 LOOK = 1.0
@@ -69,6 +73,21 @@ class How:
         warm_up(predictor)
         return predictor
 
+    def open_encoders(self, bundle: Bundle) -> Completion | None:
+        """The encoders of a bundle, loaded, whose networks have run; None where it has none.
+
+        Raises:
+            MerError: as `mer infer` does.
+        """
+        if not bundle.manifest.encoders:
+            return None
+        options = SessionOptions(self.device, self.threads)
+        completion = Completion.of(bundle, backend=self.runtime, options=options)
+        for encoding in (e for own in completion.encoder.loaded.values() for e in own):
+            if not isinstance(encoding, SignalEncoding):
+                warm_up(encoding.predictor)
+        return completion
+
     def _shared_out(self) -> tuple[int | None, dict[str, Any]]:
         """Threads of a session, and how many sessions there are."""
         if self.device != "cpu":
@@ -91,9 +110,10 @@ def warm_up(predictor: Predictor) -> None:
 class Engine:
     """One opened state of a bundle. It is closed when it was replaced and the last request that uses it has ended."""
 
-    def __init__(self, predictor: Predictor, batcher: Batcher):
-        self.predictor, self.batcher = predictor, batcher
-        self.reader = Reader(predictor)
+    def __init__(self, predictor: Predictor, batcher: Batcher, encoders: Encoders | None):
+        self.predictor, self.batcher, self.encoders = predictor, batcher, encoders
+        kinds = encoders.kinds if encoders else set()
+        self.reader, self.takes = Reader(predictor, encodes_sentences="text" in kinds), taken(kinds)
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -114,6 +134,8 @@ class Engine:
         """Frees it once nobody uses it."""
         await self._unused.wait()
         await asyncio.to_thread(self.batcher.close)
+        if self.encoders is not None:
+            await asyncio.to_thread(self.encoders.close)
         self.predictor.close()
 
     @contextmanager
@@ -189,15 +211,6 @@ class Engine:
         return self.predictor.read(sample, self.predictor.unanswered(end - first), first)
 
 
-async def in_time(answer: asyncio.Future[Outputs], deadline: Deadline) -> Outputs:
-    """The answer; raises Refusal (504) where it does not come in time."""
-    try:
-        async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline.left):
-            return await answer
-    except TimeoutError:
-        raise too_late(deadline.seconds) from None
-
-
 class Model:
     """A bundle under its name."""
 
@@ -239,14 +252,24 @@ class Model:
             MerError: it cannot be opened; what was open before stays.
         """
         self._seen = self._signature()
-        predictor = await asyncio.to_thread(self.how.open, self.root)
-        new = Engine(predictor, Batcher(predictor, self.how.queue, self.metrics.of(self.name)))
+        predictor, completion = await asyncio.to_thread(self._loaded)
+        own = self.metrics.of(self.name)
+        encoders = Encoders(completion, predictor.workers, self.how.queue, own) if completion else None
+        new = Engine(predictor, Batcher(predictor, self.how.queue, own), encoders)
         old, self._engine = self._engine, new
         self.metrics.watch_depth(self.name, lambda: self.depth)
         if old is not None:
             task = asyncio.create_task(old.retire())
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
+
+    def _loaded(self) -> tuple[Predictor, Completion | None]:
+        predictor = self.how.open(self.root)
+        try:
+            return predictor, self.how.open_encoders(predictor.bundle)
+        except BaseException:
+            predictor.close()
+            raise
 
     async def follow(self) -> None:
         """Looks after it for ever: warns of foreign features, opens it anew when it was changed.

@@ -13,6 +13,7 @@ from mer_export import __version__
 from mer_export.data.dialogues import MODALITIES, READY
 from runtimes.serve.protocol import DTYPES
 from runtimes.serve.reading import JSON, LINES
+from runtimes.serve.recordings import FORM, READ_BY
 
 Handler = Callable[[Request], Awaitable[Response]]
 Schema = dict[str, Any]
@@ -50,12 +51,20 @@ FEATURES: Schema = {
     "description": "one vector, or a list of them: the vectors of a text, the steps of a sequence",
     "anyOf": [_list(NUMBER, minItems=1), _list(_list(NUMBER, minItems=1), minItems=1)],
 }
+RECORDING: Schema = {
+    "description": "a file of sound or video, where the model has encoders of it",
+    "oneOf": [
+        _object(["data"], data=TEXT | {"contentEncoding": "base64"}) | {"additionalProperties": False},
+        _object(["part"], part=TEXT | {"description": "its name in the form"}) | {"additionalProperties": False},
+    ],
+}
 SCHEMAS: dict[str, Schema] = {
     "error": _object(["error"], error=TEXT | {"description": "one sentence: what was wrong, and what to do"}),
     "utterance": _object(
         id=TEXT,
         speaker={"anyOf": [TEXT, {"type": "integer"}]},
         sentence=TEXT | {"description": "what is said, where the model reads words"},
+        **dict.fromkeys(READ_BY, RECORDING),
         **dict.fromkeys(MODALITIES, FEATURES),
         **{
             name: {"type": "array", "description": f"{ready.dtype}, {ready.ndim} dims"} for name, ready in READY.items()
@@ -118,7 +127,11 @@ SCHEMAS: dict[str, Schema] = {
 BYTES = "application/octet-stream"
 TAKEN: dict[str, dict[str, Schema]] = {
     "tensors": {JSON: _ref("tensors")},
-    "dialogues": {JSON: _ref("dialogues"), LINES: TEXT},
+    "dialogues": {
+        JSON: _ref("dialogues"),
+        LINES: TEXT,
+        FORM: _object(dialogue=_ref("dialogues")) | {"additionalProperties": TEXT | {"format": "binary"}},
+    },
 }
 GIVEN: dict[str | None, dict[str, Schema]] = {
     None: {JSON: _ref("any")},
@@ -133,7 +146,7 @@ REFUSED: dict[int, str] = {
     404: "no such model",
     408: "the body did not come in time",
     413: "too much at once",
-    415: "a body of another type",
+    415: "a body of another type, or a recording that no encoder of the model reads",
     421: "asked under a foreign name",
     422: "the model cannot take it",
     500: "a fault of the server; the log says more",

@@ -1,13 +1,12 @@
 """From the body of a request to samples: the one place that knows what people send.
 
-Dialogues come as the lines that `mer infer` reads. Recordings and pictures will come here too, once bundles carry what
-makes features of them; until then whoever sends some is told so.
+Dialogues come as the lines that `mer infer` reads, with recordings inside where the bundle has encoders of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,17 @@ from mer_export.data.dialogues import MODALITIES, READY, distinct
 from mer_export.data.formats.jsonl.reader import HEADER, DialogueReader, declared, is_dialogue
 from mer_export.data.given import checked
 from mer_export.data.labels import LabelReader
+from mer_export.data.open import Through
 from mer_export.data.samples import Sample
 from mer_export.data.shapes.shape import SHAPES
 from mer_export.errors import InputError
 from mer_export.untrusted.json_files import parse_json
 from runtimes.predict.predictor import Predictor
+from runtimes.serve.recordings import FORM, Clip, Parts, Place, clips_in
 from runtimes.serve.refusals import Refusal, malformed
 
 JSON, LINES = "application/json", "application/x-ndjson"
-KINDS = {JSON: JSON, LINES: LINES, "application/jsonl": LINES, "application/jsonlines": LINES}
+KINDS = {JSON: JSON, LINES: LINES, "application/jsonl": LINES, "application/jsonlines": LINES, FORM: FORM}
 """Content types of dialogues, and what they are."""
 
 
@@ -36,25 +37,32 @@ class Asked:
     dialogues: Sequence[tuple[str, Mapping[str, Any]]]
     about: Mapping[str, Any] = field(default_factory=dict)
     stream: bool = False
+    clips: Mapping[Place, Clip] = field(default_factory=dict)
+
+    @property
+    def clip_bytes(self) -> int:
+        """Of all recordings, a part that several utterances name as often as they do."""
+        return sum(len(c.content) for c in self.clips.values())
 
 
-def kind_of(content_type: str) -> str:
-    """Which of the two forms a body has; raises Refusal (415) for any other."""
+def kind_of(content_type: str, takes: Collection[str]) -> str:
+    """Which form a body has; raises Refusal (415) for one that a model that `takes` these recordings does not take."""
     kind = KINDS.get(content_type.partition(";")[0].strip().lower())
-    if kind is None:
-        media = content_type.startswith(("multipart/", "audio/", "image/", "video/"))
-        why = "this server takes features and sentences, no recordings" if media else f"the body is {content_type!r}"
-        raise Refusal(415, f"{why}: send {JSON} or {LINES}")
+    if kind is None or (kind == FORM and not takes):
+        media = content_type.lower().startswith(("multipart/", "audio/", "image/", "video/")) and not takes
+        why = "this model takes features and sentences, no recordings" if media else f"the body is {content_type!r}"
+        raise Refusal(415, f"{why}: send {JSON} or {LINES}" + (f", recordings as {FORM}" if takes else ""))
     return kind
 
 
-def parse(body: bytes, kind: str) -> Asked:
-    """What a body says.
+def parse(body: bytes, kind: str, parts: Parts | None = None) -> Asked:
+    """What a body says; `parts` are the recordings that stand beside it.
 
     Raises:
-        Refusal: 400, it is not JSON, or holds no dialogues.
+        Refusal: 400, it is not JSON, or holds no dialogues, or a recording is not said as it should be.
     """
-    return _lines(body) if kind == LINES else _object(_json(body, "the body"))
+    asked = _lines(body) if kind == LINES else _object(_json(body, "the body"))
+    return replace(asked, clips=clips_in(asked.dialogues, parts or {}))
 
 
 def _json(text: bytes, name: str) -> Mapping[str, Any]:
@@ -98,13 +106,19 @@ def _named(dialogues: Sequence[tuple[str, Mapping[str, Any]]], about: Mapping[st
 class Reader:
     """Makes samples of what is asked, as the bundle reads data, for one state of it."""
 
-    def __init__(self, predictor: Predictor):
+    def __init__(self, predictor: Predictor, encodes_sentences: bool = False):
+        """`encodes_sentences`: whether an encoder of the bundle reads them."""
         self.bundle, self.contract = predictor.bundle, predictor.contract
+        self._encoded = encodes_sentences
         self.labels = predictor.task.labels
         self.spec = line_spec(predictor.bundle)
 
-    def samples(self, asked: Asked) -> list[Sample]:
+    def samples(self, asked: Asked, through: Through = iter) -> list[Sample]:
         """One sample for each dialogue, or for each utterance, as the model takes them.
+
+        Args:
+            asked: what a request asks for.
+            through: what dialogues pass on their way, such as encoders.
 
         Raises:
             InputError: a dialogue that the model cannot take, or that names files.
@@ -114,14 +128,15 @@ class Reader:
         reader, shape = DialogueReader(spec, reach=None), SHAPES[spec.shape]
         dialogues = (reader.dialogue(given, where) for where, given in asked.dialogues)
         labels = LabelReader("the body", self.labels, spec.label_columns or spec.label_names)
-        read = (s for d in distinct(dialogues, apart=spec.shape == "utterance") for s in shape(d, spec, labels))
+        apart = distinct(dialogues, apart=spec.shape == "utterance")
+        read = (s for d in through(apart) for s in shape(d, spec, labels))
         return list(checked(read, self.contract))
 
     @property
     def takes_sentences(self) -> bool:
         """Whether it makes what the model reads of what is said."""
         encoder = self.spec.context is not None and self.spec.context.encoder is not None
-        return self.spec.tokenizer is not None or encoder
+        return self.spec.tokenizer is not None or encoder or self._encoded
 
     def example(self, utterances: int = 3, seed: int = 0) -> dict[str, Any]:
         """A dialogue that the model takes: words where it reads some, else made-up features."""

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from mer_export import __version__
 from mer_export.data.samples import Sample
 from runtimes.predict.output import json_row
-from runtimes.serve import openapi, page, protocol, reading
+from runtimes.serve import openapi, page, protocol, reading, recordings
 from runtimes.serve.batching import Deadline
 from runtimes.serve.journal import note_failure
 from runtimes.serve.metrics import Metrics
@@ -129,11 +129,17 @@ class Service:
     async def predict(self, request: Request) -> Response:
         """Dialogues as `mer infer` reads them, answers as it writes them."""
         model = self._asked_for(request)
-        kind = reading.kind_of(request.headers.get("content-type", ""))
+        content_type = request.headers.get("content-type", "")
+        kind = reading.kind_of(content_type, model.engine.takes)
         body = await self._body(request)
-        deadline = self._deadline(request)
-        asked = await aside(len(body), lambda: reading.parse(body, kind))
-        rows = self._rows(model, asked, deadline, len(body))
+        deadline, size = self._deadline(request), len(body)
+        parts: recordings.Parts = {}
+        if kind == recordings.FORM:
+            body, parts = await recordings.opened(body, content_type)
+        asked = await aside(size, lambda: reading.parse(body, kind, parts))
+        if asked.clip_bytes > self.limits.most_bytes:
+            raise Refusal(413, f"its recordings are longer than {self.limits.most_bytes} bytes: send less at once")
+        rows = self._rows(model, asked, deadline, size)
         if asked.stream:
             # What is refused at once gets its status; later errors are a last line.
             first = await anext(rows)
@@ -145,7 +151,11 @@ class Service:
     ) -> AsyncIterator[dict[str, Any]]:
         engine = model.engine
         with engine.used():
-            samples: list[Sample] = await aside(size, lambda: engine.reader.samples(asked))
+            recordings.require_taken(asked.clips.values(), engine.takes)
+            if engine.encoders is None:
+                samples: list[Sample] = await aside(size, lambda: engine.reader.samples(asked))
+            else:
+                samples = await engine.encoders.samples(engine.reader, asked, deadline)
             async for prediction in engine.predictions(samples, deadline):
                 yield json_row(prediction, engine.predictor.task)
             engine.predictor.features.add(samples)
@@ -218,6 +228,7 @@ def _told(name: str, engine: Engine) -> dict[str, Any]:
         "limits": task.limits if task.kind == "regression" else None,
         "modalities": predictor.contract.modalities,
         "sentences": engine.reader.takes_sentences,
+        "recordings": engine.takes,
         "example": engine.reader.example(),
     }
 

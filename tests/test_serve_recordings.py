@@ -1,0 +1,216 @@
+"""Recordings and sentences over HTTP: a bundle with encoders answers what `mer infer` does of the same files."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import csv
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+soundfile = pytest.importorskip("soundfile")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("python_multipart")
+
+from conftest import Mer  # noqa: E402
+from serving import JSON, Answer, Inside, in_a_loop, inside  # noqa: E402
+
+from benchmarks.small_encoders import save_folder  # noqa: E402
+from mer_export.bundle import Bundle  # noqa: E402
+from mer_export.data.dialogues import Utterance  # noqa: E402
+from mer_export.encoders.attached import attach  # noqa: E402
+from mer_export.encoders.encoder import Encoder  # noqa: E402
+from mer_export.encoders.signal.folder import write_signal_encoder  # noqa: E402
+from mer_export.exporters import export_variant  # noqa: E402
+from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder  # noqa: E402
+from runtimes.features import encoded  # noqa: E402
+from runtimes.serve.models import How  # noqa: E402
+from runtimes.serve.service import Limits  # noqa: E402
+
+PREDICT = "/v1/predict"
+DATA = Path(__file__).parent / "data"
+ROWS = [("hello there you", 1.0), ("a", 0.4), ("", 0.7), ("the quick brown fox", 0.0), ("", 0.0)]
+"""A sentence and seconds of sound: the third says nothing, the fourth is silent, of the last there is nothing."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that is exported already, with encoders of text and of sound that have its widths."""
+    folder = tmp_path_factory.mktemp("model")
+    save_folder("bert", folder / "source", hidden_size=7, num_attention_heads=1)
+    text = import_folder(folder / "source", folder / "text", Wanted(longest=24, buckets=(24,)))
+    export_variant(text, "onnx", text.manifest.contract.buckets[0])
+    audio = write_signal_encoder("mfcc", folder / "audio", coefficients=5, pooling="mean")
+    bundle = Bundle.open(shutil.copytree(DATA / "bundles" / "emt", folder / "emt"))
+    attach(bundle, {"text": [Encoder.open(text.root)], "audio": [Encoder.open(audio.root)]})
+    return bundle.root
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the recordings of the rows, and a table that names them."""
+    folder = tmp_path_factory.mktemp("clips")
+    with (folder / "clips.csv").open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(["recording", "sentence"])
+        for number, (sentence, seconds) in enumerate(ROWS):
+            noise = 0.1 * np.random.default_rng(number).standard_normal(round(16000 * (seconds or 0.5)))
+            soundfile.write(folder / f"{number}.wav", noise * (seconds > 0), 16000)
+            table.writerow([f"{number}.wav", sentence])
+    return folder
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files lie."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def sound(path: Path) -> dict[str, str]:
+    return {"data": base64.b64encode(path.read_bytes()).decode()}
+
+
+def form(parts: Mapping[str, bytes | str]) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a form: texts are fields, bytes are files."""
+    body = b""
+    for name, content in parts.items():
+        file, data = ('; filename="x"', content) if isinstance(content, bytes) else ("", content.encode())
+        body += f'--cut\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + data + b"\r\n"
+    return body + b"--cut--\r\n", {"Content-Type": "multipart/form-data; boundary=cut"}
+
+
+async def utterances(server: Inside, *given: dict[str, Any]) -> Answer:
+    return await server.ask("POST", PREDICT, json.dumps({"utterances": given}).encode(), JSON)
+
+
+def near(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> bool:
+    """The same modalities, and scores as near as batches of another size leave them; no score is NaN."""
+    scores = [np.array([r["score"] for r in rows], dtype=float) for rows in (found, wanted)]
+    used = [[r["modalities"] for r in rows] for rows in (found, wanted)]
+    return used[0] == used[1] and np.allclose(*scores, atol=1e-5, equal_nan=True)
+
+
+@in_a_loop
+async def _answers_in_every_form(model: Path, clips: Path, wanted: list[dict[str, Any]], scratch: Path) -> None:
+    said = [{"id": str(i), "sentence": s} for i, (s, _) in enumerate(ROWS)]
+    files = {f"clip{i}": (clips / f"{i}.wav").read_bytes() for i in range(len(ROWS))}
+    async with inside(model) as server:
+        inline = await utterances(server, *(u | {"sound": sound(clips / f"{u['id']}.wav")} for u in said))
+        assert inline.status == 200, inline.body
+        dialogue = {"utterances": [u | {"sound": {"part": f"clip{u['id']}"}} for u in said]}
+        parts = await server.ask("POST", PREDICT, *form({"dialogue": json.dumps(dialogue), **files}))
+        assert parts.status == 200, parts.body
+        alone = await server.ask("POST", PREDICT, *form({"clip": files["clip2"]}))
+        words = await utterances(server, {"sentence": ROWS[3][0]})
+        assert near(inline.said["predictions"], wanted)
+        assert near(parts.said["predictions"], wanted)
+        assert near(alone.said["predictions"], wanted[2:3])
+        assert near(words.said["predictions"], wanted[3:4])
+        (told,) = (await server.ask("GET", "/v1/models")).said["models"]
+        assert (told["sentences"], told["recordings"]) == (True, ["sound", "video"])
+        count = 'mer_stage_seconds_count{model="emt",stage="encode"} 4.0'
+        assert count in (await server.ask("GET", "/metrics")).body.decode()
+    assert not list(scratch.glob("mer-serve-*"))
+
+
+def test_recordings_and_sentences_get_what_infer_writes_of_the_files(
+    model: Path, clips: Path, mer: Mer, tmp_path: Path, scratch: Path
+) -> None:
+    code, _, err = mer("infer", model, clips / "clips.csv", "-o", tmp_path / "out.jsonl")
+    assert code == 0, err
+    wanted = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [a["modalities"] for a in wanted] == [["text", "audio"], ["text", "audio"], ["audio"], ["text"], []]
+    _answers_in_every_form(model, clips, wanted, scratch)
+
+
+@in_a_loop
+async def test_what_is_wrong_with_a_recording_is_one_sentence(model: Path, clips: Path, scratch: Path) -> None:
+    whole = (clips / "0.wav").read_bytes()
+    cut = {"data": base64.b64encode(whole[:2000]).decode()}
+    where = "the sound of utterance 0 of dialogue 0"
+    async with inside(model, limits=Limits(most_bytes=100_000)) as server:
+        for given, status, words in (
+            ({"sound": cut}, 422, f"{where} claims"),
+            ({"sound": {"data": "bm8gc291bmQ="}}, 422, where),
+            ({"sound": {"data": "no base64!"}}, 400, f"{where} is not base64"),
+            ({"sound": "0.wav"}, 400, f'{where} must be {{"data": BASE64}}'),
+            ({"sound": {"part": "clip"}}, 400, f"{where} is the part 'clip', there are []"),
+            ({"sound": cut, "video": cut}, 400, "utterance 0 has ['sound', 'video']"),
+            ({"recording": "0.wav"}, 422, "no file is read here"),
+        ):
+            answer = await utterances(server, given)
+            assert (answer.status, words in answer.said["error"]) == (status, True), answer.body
+            assert str(scratch) not in answer.said["error"]
+        named = json.dumps({"utterances": [{"sound": {"part": "one"}}] * 4})
+        for parts, status, words in (
+            ({"dialogue": named, "one": whole}, 413, "its recordings are longer than 100000 bytes"),
+            ({"dialogue": named, "one": whole[:9], "two": b"x"}, 400, "no utterance names the part 'two'"),
+            ({"one": b"x", "two": b"x"}, 400, "the form has 2 files and no part 'dialogue'"),
+            ({"words": "hello"}, 400, "the part 'words' is not a file"),
+        ):
+            answer = await server.ask("POST", PREDICT, *form(parts))
+            assert (answer.status, words in answer.said["error"]) == (status, True), answer.body
+        for boundary in ("", "; boundary=other"):
+            body, headers = form({"one": whole[:99]})[0], {"Content-Type": f"multipart/form-data{boundary}"}
+            answer = await server.ask("POST", PREDICT, body, headers)
+            assert (answer.status, "is not multipart/form-data" in answer.said["error"]) == (400, True), answer.body
+        large = await server.ask("POST", PREDICT, *form({"clip": whole * 4}))
+        assert (large.status, "longer than 100000 bytes" in large.said["error"]) == (413, True)
+    assert not list(scratch.glob("mer-serve-*"))
+
+
+@in_a_loop
+async def test_a_bundle_without_encoders_takes_no_recording(clips: Path) -> None:
+    async with inside(DATA / "bundles" / "cmerc") as server:
+        answer = await utterances(server, {"sound": sound(clips / "0.wav")})
+        assert (answer.status, "no encoder of this model reads it" in answer.said["error"]) == (415, True)
+        answer = await server.ask("POST", PREDICT, *form({"clip": b"RIFF"}))
+        assert (answer.status, "no recordings" in answer.said["error"]) == (415, True)
+
+
+@in_a_loop
+async def test_no_utterance_is_encoded_after_the_deadline_and_no_more_wait_than_may(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, entered = threading.Event(), threading.Semaphore(0)
+    read: list[tuple[str, Utterance]] = []
+    original = encoded.Encoder._read
+
+    def held(self: encoded.Encoder, named: tuple[str, Utterance]) -> Any:
+        read.append(named)
+        entered.release()
+        assert free.wait(60)
+        return original(self, named)
+
+    async with inside(model, how=How(workers=1, queue=1)) as server:
+        monkeypatch.setattr(encoded.Encoder, "_read", held)
+        first = asyncio.create_task(utterances(server, {"sentence": "a"}))
+        await asyncio.to_thread(entered.acquire)
+        body = json.dumps({"utterances": [{"sentence": "late"}]}).encode()
+        late = await server.ask("POST", PREDICT, body, JSON | {"X-Request-Timeout": "0.02"})
+        assert (late.status, "no answer within the deadline of 0.02 s" in late.said["error"]) == (504, True)
+        waiting = asyncio.create_task(utterances(server, {"sentence": "b"}))
+        encoders = server.service.models["emt"].engine.encoders
+        assert encoders is not None
+        while len(encoders._begun) < 2:
+            await asyncio.sleep(0)
+        refused = await utterances(server, {"sentence": "c"})
+        assert (refused.status, refused.said["error"]) == (
+            503,
+            "the encoders have 2 requests, of 2 at most: try again later",
+        )
+        free.set()
+        assert [a.status for a in await asyncio.gather(first, waiting)] == [200, 200]
+    assert [u.sentence for _, u in read] == ["a", "b"]
