@@ -51,6 +51,7 @@ def run_bench(
         NotAvailableError: PyTorch is missing, there is nothing to compare with then.
         UsageError: no sample fits any bucket.
     """
+    made_from = bundle.manifest.weights.sha256
     chosen = list(find_ways(bundle, threads) if ways is None else ways)
     able = [w for w in chosen if w.why_not is None and not w.is_eager]
     not_run = [(w.name, w.why_not) for w in chosen if w.why_not is not None]
@@ -83,7 +84,7 @@ def run_bench(
             starts.append(cold_start(bundle.root, way, trust=bundle.trust))
     return BenchReport(
         system=bundle.manifest.system,
-        weights_sha256=bundle.manifest.weights.sha256,
+        weights_sha256=made_from,
         machine=started,
         load_average_end=machine.load_average(),
         threads=threads,
