@@ -36,6 +36,7 @@ from runtimes.backends.way import find_ways  # noqa: E402
 from runtimes.pages.report import write_report  # noqa: E402
 from runtimes.speed.bench import run_bench  # noqa: E402
 from runtimes.speed.bench_report import chain_table  # noqa: E402
+from runtimes.speed.tune import run_tune  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 WIDTHS = {"text_dim": 32, "audio_dim": 32, "vision_dim": 32}
@@ -292,6 +293,9 @@ def test_encoders_and_fusion_are_timed_apart_and_add_up(seeing: Path) -> None:
     assert "## Encoders" in report.page()
     report.save(bundle)
     assert "ms an utterance" in write_report(bundle).read_text()
+    profile = run_tune(bundle, batches=(1,), precisions=("fp32",))
+    assert {r.input for r in profile.encoders} == {"text", "audio", "vision"}
+    assert "Encoders, their networks alone" in profile.page()
 
 
 # --- one clip in several files ---------------------------------------------------------------------------------------

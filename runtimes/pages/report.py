@@ -17,8 +17,9 @@ from mer_export.report import Report
 from runtimes.backends.way import grouped_reasons
 from runtimes.pages import charts
 from runtimes.parity.report import SHOWN_FLIPS, CandidateReport, ParityReport, used_part, verdict_line
+from runtimes.predict.machine_profile import encoder_table
 from runtimes.predict.robustness import RobustnessReport
-from runtimes.speed.bench_report import BENCH_HEADER, CHAIN, BenchReport, Case, bench_rows, chain_table, encoder_table
+from runtimes.speed.bench_report import BENCH_HEADER, CHAIN, BenchReport, Case, bench_rows, chain_table
 
 REPORT = "reports/report.html"
 TITLES = {
@@ -122,7 +123,7 @@ def content(bundle: Bundle) -> dict[str, Any]:
         "bench_stale": bool(bench) and bench.weights_sha256 != weights if bench else False,
         "bench_header": BENCH_HEADER,
         "cases": [_case(c) for c in bench.cases] if bench else [],
-        "encoder_tables": [encoder_table(bench), chain_table(bench)] if bench and bench.encoders else [],
+        "encoder_tables": [encoder_table(bench.encoders), chain_table(bench)] if bench and bench.encoders else [],
         "chain": CHAIN,
         "not_timed": grouped_reasons(bench.not_run) if bench else [],
     }

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mer_export import machine
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle, Strict, Variant
 from mer_export.errors import UsageError
 from mer_export.markdown import some, table
@@ -42,6 +43,21 @@ class Entry(Strict):
         return self.ms / (self.way.options.batch * self.way.workers)
 
 
+class EncoderRow(Strict):
+    """One way to run an encoder in one bucket: milliseconds an item, p50, by batch size.
+
+    `items` are as many as an utterance has: pictures of a clip; one sentence, or window of sound.
+    """
+
+    input: str
+    encoder: str
+    items: int
+    lengths: Bucket
+    runtime: str
+    precision: str
+    item_ms: dict[int, float]
+
+
 class Profile(Report):
     """All measurements of one machine."""
 
@@ -51,6 +67,8 @@ class Profile(Report):
     source: str
     entries: list[Entry]
     load_average: float
+    encoders: list[EncoderRow] = Field(default_factory=list)
+    """Times of the encoders that the bundle takes along, each alone."""
     not_run: list[tuple[str, str]] = Field(default_factory=list)
     """(way, reason) of what broke."""
 
@@ -239,6 +257,8 @@ def markdown(profile: Profile) -> str:
         )
     lines += ["", "Over all buckets, by the part of the data that goes to each:", ""]
     lines += table(("way to run", "ms a call", "p90, slowest bucket", "items/s"), _rows(found))
+    if profile.encoders:
+        lines += ["", "Encoders, their networks alone:", "", *table(*encoder_table(profile.encoders))]
     if profile.not_run:
         lines += ["", "Not measured:", ""]
         lines += [f"- {reason} ({some(names)})" for reason, names in grouped_reasons(profile.not_run)]
@@ -247,3 +267,19 @@ def markdown(profile: Profile) -> str:
 
 def _rows(found: Sequence[Score]) -> list[tuple[str, ...]]:
     return [(s.way.description, f"{s.call_ms:.2f}", f"{s.slowest_ms:.2f}", f"{1000 / s.item_ms:.0f}") for s in found]
+
+
+def encoder_table(encoders: Sequence[EncoderRow]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows: every way to run an encoder in a bucket."""
+    batches = sorted({b for r in encoders for b in r.item_ms})
+    header = ("input", "encoder", "lengths", "runtime", "precision", *(f"batch {b}, ms an item" for b in batches))
+    rows = [
+        (r.input, r.encoder, r.lengths.name, r.runtime, r.precision, *(ms_text(r.item_ms.get(b)) for b in batches))
+        for r in encoders
+    ]
+    return header, rows
+
+
+def ms_text(value: float | None) -> str:
+    """Milliseconds, a dash where they were not measured."""
+    return "–" if value is None else f"{value:.2f}"

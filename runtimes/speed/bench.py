@@ -18,8 +18,9 @@ from mer_export.errors import UsageError
 from mer_export.markdown import some
 from mer_export.progress import SILENT, Progress
 from runtimes.backends.way import Way, eager, find_ways, grouped_reasons, in_memory, why_broken
+from runtimes.predict.machine_profile import EncoderRow
 from runtimes.speed import encoder_bench
-from runtimes.speed.bench_report import BASE, UNPADDED, BenchReport, Case, EncoderRow, Row
+from runtimes.speed.bench_report import BASE, UNPADDED, BenchReport, Case, Row
 from runtimes.speed.cases import Arrays, call, case_inputs, fitting_samples, load, real_lengths, warm_all
 from runtimes.speed.start_up import ColdStart, cold_start
 from runtimes.speed.timing import interleave, ratio

@@ -11,6 +11,7 @@ from mer_export.bundle import Strict
 from mer_export.markdown import some, table
 from mer_export.report import Report
 from runtimes.backends.way import grouped_reasons
+from runtimes.predict.machine_profile import EncoderRow, encoder_table, ms_text
 from runtimes.speed.start_up import ColdStart
 from runtimes.speed.timing import PAUSE, Latency, Quartiles, WarmUp
 
@@ -53,21 +54,6 @@ class Case(Strict):
     @property
     def name(self) -> str:
         return f"{self.lengths.name}, batch {self.batch}"
-
-
-class EncoderRow(Strict):
-    """One way to run an encoder in one bucket: milliseconds an item, p50, by batch size.
-
-    `items` are as many as an utterance has: pictures of a clip; one sentence, or window of sound.
-    """
-
-    input: str
-    encoder: str
-    items: int
-    lengths: Bucket
-    runtime: str
-    precision: str
-    item_ms: dict[int, float]
 
 
 class BenchReport(Report):
@@ -127,7 +113,8 @@ def bench_markdown(report: BenchReport) -> str:
         if stages := stage_rows(case):
             lines += ["", *table(STAGE_HEADER, stages)]
     if report.encoders:
-        lines += ["", "## Encoders", "", "Their networks alone, on random values.", "", *table(*encoder_table(report))]
+        lines += ["", "## Encoders", "", "Their networks alone, on random values.", ""]
+        lines += table(*encoder_table(report.encoders))
         lines += ["", CHAIN, "", *table(*chain_table(report))]
     if report.cold:
         rows = [(c.name, c.start_s, c.load_s, f"{c.first_call_ms:.1f}", f"{c.peak_mib:.0f}") for c in report.cold]
@@ -171,27 +158,16 @@ def bench_rows(case: Case) -> list[tuple[str, ...]]:
     ]
 
 
-def encoder_table(report: BenchReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows: every way to run an encoder in a bucket."""
-    batches = sorted({b for r in report.encoders for b in r.item_ms})
-    header = ("input", "encoder", "lengths", "runtime", "precision", *(f"batch {b}, ms an item" for b in batches))
-    rows = [
-        (r.input, r.encoder, r.lengths.name, r.runtime, r.precision, *(_ms(r.item_ms.get(b)) for b in batches))
-        for r in report.encoders
-    ]
-    return header, rows
-
-
 def chain_table(report: BenchReport) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows: the fastest way of every part, and what they take together."""
     batches = sorted({c.batch for c in report.cases})
     names = list(dict.fromkeys((r.input, r.encoder) for r in report.encoders))
     parts = {" ".join(n): [_encoding(report, n, b) for b in batches] for n in names}
     parts["fusion"] = [_fusion(report, b) for b in batches]
-    rows = [(name, *(f"{_ms(ms)} {way}".strip() for ms, way in cells)) for name, cells in parts.items()]
+    rows = [(name, *(f"{ms_text(ms)} {way}".strip() for ms, way in cells)) for name, cells in parts.items()]
     whole = [[cells[i][0] for cells in parts.values()] for i in range(len(batches))]
     sums = [sum(ms) if None not in ms else None for ms in whole]  # type: ignore[arg-type]
-    return ("part", *(f"batch {b}, ms an utterance" for b in batches)), [*rows, ("together", *map(_ms, sums))]
+    return ("part", *(f"batch {b}, ms an utterance" for b in batches)), [*rows, ("together", *map(ms_text, sums))]
 
 
 def _encoding(report: BenchReport, name: tuple[str, str], batch: int) -> tuple[float | None, str]:
@@ -207,10 +183,6 @@ def _fusion(report: BenchReport, batch: int) -> tuple[float | None, str]:
     rows = max(cases, key=lambda c: c.lengths).rows
     best = min([r for r in rows if r.variant] or rows, key=lambda r: r.latency.p50)
     return best.latency.p50 / batch, f"{best.runtime} {best.precision}"
-
-
-def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
 
 
 def _real_lengths(case: Case) -> str:

@@ -10,7 +10,7 @@ from mer_export.bundle import Bundle
 from mer_export.encoders.attached import attached
 from mer_export.encoders.encoder import Encoder
 from runtimes.backends.way import Way, find_ways, in_memory, why_broken
-from runtimes.speed.bench_report import EncoderRow
+from runtimes.predict.machine_profile import EncoderRow
 from runtimes.speed.cases import Arrays, call, case_inputs, load, warm_all
 from runtimes.speed.timing import interleave
 

@@ -19,8 +19,10 @@ from mer_export.errors import UnsupportedError, UsageError
 from mer_export.progress import SILENT, Progress
 from runtimes.backends.session import Session
 from runtimes.backends.session_pool import Crew
+from runtimes.backends.table import known_backends
 from runtimes.backends.way import Way, find_ways, in_memory, why_broken
 from runtimes.predict.machine_profile import Entry, Profile, machine_class, scores
+from runtimes.speed import encoder_bench
 from runtimes.speed.cases import Arrays, case_inputs, fitting_samples
 from runtimes.speed.timing import Call, interleave
 
@@ -30,7 +32,6 @@ PASSES, ROUNDS = 3, 3
 the machine for a while shall not decide."""
 NEAR = 2.2
 """Times the best up to which a way may turn out best: two threads that got one core in a whole pass are within."""
-ENCODERS = "encoders are not tuned: each runs as it comes, on --runtime and --threads; mer bench times them"
 LONGEST_CALL = 2.0
 """Seconds; larger batches of a way whose call takes longer are left out."""
 
@@ -95,6 +96,9 @@ def run_tune(
             places = {t.place for t in sound}
             shares = _shares([w for w in ways if (w.in_any_bucket, w.bucket) in places], contract, samples)
             profile = _profile(bundle, source, sound, shares, broken)
+    for name, encoder in encoder_bench.chosen(bundle):
+        rows = encoder_bench.time_encoder(name, encoder, known_backends(), batches, ROUNDS, None, profile.not_run)
+        profile.encoders += rows
     return profile
 
 
@@ -126,7 +130,6 @@ def _profile(
         load_average=machine.load_average(),
         not_run=[
             *((f"{way.variant}: {way.description}", why_broken(error)) for way, error in broken.items()),
-            *((f"encoder of {name}", ENCODERS) for name in bundle.manifest.encoders),
         ],
     )
 
