@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/mer demo --out demo --force
 
 test: lint
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -23,6 +23,27 @@ def _no_key() -> Iterator[None]:
         yield
 
 
+LONGEST = (
+    *("test_readme", "test_emt_runtimes", "test_mtee_export", "test_fault_suite", "test_onnx_forms", "test_cli"),
+    *(
+        "test_tune",
+        "test_train_processes",
+        "test_devices",
+        "test_attached_encoders",
+        "test_precision",
+        "test_what_runs",
+    ),
+    *("test_aot_inductor", "test_external_data", "test_encoders", "test_own_data", "test_export_variants"),
+)
+"""Files that take half a minute, the longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes that get a file each end together where the long ones come first."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden-dir",

@@ -38,9 +38,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mult": {
         "model": "mult",
         "mult": MULT,
-        "modalities": ["text", "audio"],
         "aligned": False,
-        "buckets": [{"text": 6, "audio": 9}],
+        "buckets": [{"text": 6, "audio": 9, "vision": 7}],
     },
     "mult_masked": {"model": "mult", "mult": MULT | {"masked": True, "streams": ["audio"]}},
     "transformer": {"model": "transformer", "transformer": {"width": 8, "heads": 2, "layers": 2, "feed_forward": 8}},

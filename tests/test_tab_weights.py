@@ -12,7 +12,8 @@ from small_tab import VARIANTS, speech_network, values
 
 from mer_export import registry
 from mer_export.checkpoints import read_checkpoint
-from mer_export.encoders.vq_wav2vec.config import VqConfig, from_arguments
+from mer_export.encoders.config import Provenance
+from mer_export.encoders.vq_wav2vec.config import VqConfig, encoder_config, from_arguments
 from mer_export.encoders.vq_wav2vec.network import WEIGHT_MAP as VQ_MAP
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.layers.bert.network import Bert
@@ -80,7 +81,8 @@ def test_encoders_come_from_files_of_their_pretraining_or_from_a_fine_tuned_pair
 
 def test_a_tokenizer_says_its_shape_in_its_arguments() -> None:
     model = speech_network()
-    state = export_weights(model, VQ_MAP, model.config)
+    config = encoder_config(model.config, 16_000, 1.0, Provenance(name="tiny"))
+    state = export_weights(model, VQ_MAP, config)
     assert {n.split(".")[0] for n in state} == {"feature_extractor", "vector_quantizer"}
     given = {"conv_feature_layers": str(list(model.config.layers)), "activation": "gelu", "vq_vars": 6}
     assert from_arguments(given | {"combine_groups": True, "lr": 0.1}) == model.config

@@ -8,18 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from mer_export.data.dialogues import ALL, Dialogue, Recording, Utterance
-from mer_export.data.formats.jsonl.reader import SUFFIXES
 from mer_export.data.media.names import is_media
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
-from mer_export.untrusted.tables import TABLES
 
-DESCRIBING = (*TABLES, *SUFFIXES)
+PROSE = ("", ".md", ".txt", ".pdf", ".html")
+"""Endings of README, LICENSE, SHA256SUMS and the like."""
 
 
 def detect(path: Path, spec: DataSpec) -> bool:
-    """True for a directory of recordings without a table or lines beside them, which would say more of them."""
-    if not path.is_dir() or any(f.suffix in DESCRIBING for f in path.iterdir()):
+    """True for a directory of recordings, and of nothing else than what is told of them in prose.
+
+    A table or lines beside them would say more of them; other files say that they are a part of something else.
+    """
+    if not path.is_dir():
+        return False
+    files = [f for f in path.iterdir() if f.is_file() and not f.name.startswith(".")]
+    if not all(is_media(f.name) or f.suffix.lower() in PROSE for f in files):
         return False
     return next(_names(path), None) is not None
 
