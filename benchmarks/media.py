@@ -136,7 +136,7 @@ def _eager(source: Path, encoder: Encoder, sounds: Sequence[np.ndarray], threads
     torch.set_num_threads(threads)
     made: dict[str, Callable[[], None]] = {}
     for name, frames in ((EAGER, encoder.input.most), (WHOLE, None)):
-        network = WhisperEncoder.from_pretrained(source, dtype=torch.float32, key_mapping={r"^encoder\\.": ""}).eval()
+        network = WhisperEncoder.from_pretrained(source, dtype=torch.float32, key_mapping={r"^encoder\.": ""}).eval()
         frames = frames or network.config.max_source_positions
         network.config.max_source_positions = frames
         rows = network.embed_positions.weight[:frames].clone()
