@@ -1,90 +1,31 @@
-"""Sound, frames and pictures from media files: what is read, what is refused, in which sentence, in which bounds."""
+"""Sound, frames and pictures from media files: what is read, and what is in it."""
 
 from __future__ import annotations
 
 import math
 import os
 import struct
-import subprocess
-import sys
 import tracemalloc
 import zlib
-from collections.abc import Sequence
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from media_files import HEIGHT, RATE, SOUNDS, TIMES, VIDEOS, WIDTH, colour, made, number_of, tone, write_video
 
-from mer_export.data.media import tracks
-from mer_export.data.media.frames import Frame, read_frames
+from mer_export.data.media.frames import read_frames
 from mer_export.data.media.pictures import read_picture
 from mer_export.data.media.sound import read_sound
-from mer_export.errors import InputError, MissingTrack, NotAvailableError
-from mer_export.untrusted.budget import SPARE_BYTES
+from mer_export.errors import InputError, MissingTrack
 
 av = pytest.importorskip("av")
 soundfile = pytest.importorskip("soundfile")
 
+
 CONTAINERS = (
     Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "media" / "containers"
 )
-RATE = 16000
-WIDTH, HEIGHT = 64, 48
-TIMES = (0, 2, 3, 7, 8, 12, 13, 14, 18, 19, 23, 24)
-"""When the frames of the video here are shown, in fiftieths of a second; its sound lasts 0.5 s."""
-
-
-def tone(seconds: float = 0.5, rate: int = RATE) -> np.ndarray:
-    return (0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
-
-
-def colour(number: int) -> np.ndarray:
-    """The picture of a frame: halves of two colours that say its number."""
-    picture = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
-    picture[:, : WIDTH // 2, 0], picture[:, WIDTH // 2 :, 2] = 20 * number % 256, 255 - 20 * number % 256
-    return picture
-
-
-def number_of(frame: Frame) -> int:
-    return round(float(frame.picture[:, : WIDTH // 4, 0].mean()) / 20)
-
-
-def write_video(
-    path: Path,
-    form: str = "mp4",
-    codec: str = "libx264",
-    audio: str = "aac",
-    times: Sequence[int] = TIMES,
-    late: float = 0.0,
-    options: dict[str, str] | None = None,
-) -> Path:
-    """A video of frames that say their number, at times in fiftieths, and a tone that begins `late` seconds after."""
-    base = Fraction(1, 50)
-    with av.open(str(path), "w", format=form) as out:
-        pictures = out.add_stream(codec, rate=50, options=options or {}) if codec else None
-        sounds = out.add_stream(audio, rate=RATE) if audio else None
-        if pictures:
-            pictures.width, pictures.height, pictures.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-            pictures.codec_context.time_base = base
-        if sounds:
-            sounds.layout = "mono"
-        for number, time in enumerate(times if pictures else ()):
-            frame = av.VideoFrame.from_ndarray(colour(number), format="rgb24")
-            frame.pts, frame.time_base = time, base
-            out.mux(pictures.encode(frame))
-        if sounds:
-            sound = av.AudioFrame.from_ndarray(tone()[None], format="fltp", layout="mono")
-            sound.rate, sound.pts, sound.time_base = RATE, round(late * RATE), Fraction(1, RATE)
-            resampler = av.AudioResampler(format=sounds.format, layout="mono", rate=RATE, frame_size=1024)
-            for part in (*resampler.resample(sound), *resampler.resample(None)):
-                out.mux(sounds.encode(part))
-        for stream in (pictures, sounds):
-            if stream:
-                out.mux(stream.encode())
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -179,38 +120,6 @@ def test_decoders_agree_on_the_same_sound(containers: Path) -> None:
 
 
 # --- sound -----------------------------------------------------------------------------------------------------------
-
-SOUNDS = {
-    "wav": ("WAV", "PCM_16"),
-    "rf64": ("RF64", "PCM_24"),
-    "aiff": ("AIFF", "PCM_16"),
-    "flac": ("FLAC", "PCM_16"),
-    "vorbis": ("OGG", "VORBIS"),
-    "opus": ("OGG", "OPUS"),
-    "mp3": ("MP3", "MPEG_LAYER_III"),
-}
-VIDEOS = {
-    "mp4": ("mp4", "libx264", "aac"),
-    "mov": ("mov", "libx264", "pcm_s16le"),
-    "m4a": ("ipod", "", "aac"),
-    "webm": ("webm", "libvpx", "libopus"),
-    "mkv": ("matroska", "libx264", "flac"),
-    "avi": ("avi", "mpeg4", "pcm_s16le"),
-    "mpegts": ("mpegts", "mpeg2video", "mp2"),
-    "flv": ("flv", "libx264", "aac"),
-    "aac": ("adts", "", "aac"),
-}
-
-
-def made(folder: Path, kind: str) -> Path:
-    """A file of half a second of tone whose name says nothing."""
-    path = folder / "media.bin"
-    if kind in SOUNDS:
-        form, subtype = SOUNDS[kind]
-        soundfile.write(str(path), tone(), RATE, format=form, subtype=subtype)
-        return path
-    form, codec, audio = VIDEOS[kind]
-    return write_video(path, form, codec, audio, times=range(0, 24, 2))
 
 
 @pytest.mark.parametrize("kind", [*SOUNDS, *VIDEOS])
@@ -403,197 +312,3 @@ def test_pictures_that_are_none_are_refused(tmp_path: Path, video: Path) -> None
     Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(path)
     with pytest.raises(InputError, match="more than 8 bits a channel"):
         read_picture(path)
-
-
-# --- what is never opened --------------------------------------------------------------------------------------------
-
-PLAYLISTS = {
-    "list.m3u8": "#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1/a.ts\n",
-    "list.wav": "ffconcat version 1.0\nfile /etc/passwd\n",
-    "call.mp4": "v=0\no=- 0 0 IN IP4 127.0.0.1\nm=audio 5004 RTP/AVP 0\n",
-    "list.pls": "[playlist]\nFile1=http://127.0.0.1/a.mp3\n",
-}
-
-
-@pytest.fixture
-def closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No library is asked."""
-
-    def refuse(name: str, why: str) -> Any:
-        raise AssertionError(f"{name} was asked")
-
-    monkeypatch.setattr(tracks, "library", refuse)
-
-
-@pytest.mark.usefixtures("closed")
-@pytest.mark.parametrize("read", [read_sound, read_frames, read_picture])
-@pytest.mark.parametrize(
-    "address",
-    ["http://127.0.0.1:9/a.mp4", "file:/etc/passwd", "concat:a.ts|b.ts", "lavfi:testsrc", "data:,x"],
-)
-def test_an_address_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Any, address: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="looks like an address, which is never opened: download the file first"):
-        read(address)
-
-
-@pytest.mark.usefixtures("closed")
-@pytest.mark.parametrize("name", PLAYLISTS)
-def test_a_playlist_is_never_opened(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text(PLAYLISTS[name])
-    for read in (read_sound, read_frames):
-        with pytest.raises(InputError, match="is a playlist, which names other files: pass those files themselves"):
-            read(tmp_path / name)
-
-
-@pytest.mark.usefixtures("closed")
-def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.wav")
-    for path, sentence in (
-        (tmp_path / "pipe.wav", "is not an ordinary file"),
-        (tmp_path, "is not an ordinary file"),
-        (Path("/dev/zero"), "is not an ordinary file"),
-        (tmp_path / "nothing.mp4", "cannot be read: No such file or directory"),
-        ("a\0b.mp4", "cannot be read"),
-    ):
-        for read in (read_sound, read_frames, read_picture):
-            with pytest.raises(InputError, match=sentence):
-                read(path)
-
-
-def test_a_library_that_is_missing_is_named(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    soundfile.write(tmp_path / "a.wav", tone(), RATE)
-    monkeypatch.setitem(sys.modules, "av", None)
-    monkeypatch.setitem(sys.modules, "soundfile", None)
-    for path, package in ((video, "av"), (tmp_path / "a.wav", "soundfile")):
-        with pytest.raises(NotAvailableError, match=rf"{package}, which .* pip install 'mer-export\[media\]'"):
-            read_sound(path)
-
-
-# --- bombs and damage ------------------------------------------------------------------------------------------------
-
-
-def box(kind: bytes, *inside: bytes) -> bytes:
-    content = b"".join(inside)
-    return struct.pack(">I", 8 + len(content)) + kind + content
-
-
-def words(*values: int) -> bytes:
-    return struct.pack(f">{len(values)}I", *values)
-
-
-INDEX_BOMBS = {
-    "samples of one size": box(b"stsz", words(0, 1, 0xFFFFFFFF)),
-    "samples of many sizes": box(b"stsz", words(0, 0, 0x40000000)),
-    "times": box(b"stts", words(0, 1, 0xFFFFFFFF, 1)),
-    "offsets of times": box(b"ctts", words(0, 0x20000000)),
-    "chunks": box(b"stco", words(0, 0x3FFFFFFF)),
-    "runs of chunks": box(b"stsc", words(0, 1, 1, 0x7FFFFFFF, 1)) + box(b"stco", words(0, 2, 0, 0)),
-}
-
-
-@pytest.mark.parametrize("name", INDEX_BOMBS)
-def test_an_index_that_claims_billions_is_not_opened(tmp_path: Path, name: str) -> None:
-    table = box(b"trak", box(b"mdia", box(b"minf", box(b"stbl", INDEX_BOMBS[name]))))
-    (tmp_path / "a.mp4").write_bytes(box(b"ftyp", b"isom", words(0)) + box(b"moov", table))
-    with pytest.raises(InputError, match=r"its index claims \d+ samples in \d+ bytes"):
-        read_sound(tmp_path / "a.mp4")
-
-
-def test_fragments_that_claim_billions_are_not_opened(tmp_path: Path) -> None:
-    fragment = box(b"moof", box(b"traf", box(b"trun", words(0, 0x7FFFFFFF))))
-    (tmp_path / "a.mp4").write_bytes(box(b"ftyp", b"isom", words(0)) + fragment)
-    with pytest.raises(InputError, match="its index claims 2147483647 samples"):
-        read_frames(tmp_path / "a.mp4")
-
-
-def test_hours_of_silence_in_a_small_file_are_read_in_parts_only(tmp_path: Path) -> None:
-    path, channels = tmp_path / "a.flac", 8
-    with soundfile.SoundFile(str(path), "w", RATE, channels, format="FLAC") as out:
-        block = np.zeros((1 << 20, channels), dtype=np.int16)
-        for _ in range(1 + SPARE_BYTES // (4 * block.size)):
-            out.write(block)
-    with pytest.raises(InputError, match=r"unfold to far more .*, read it in parts \(start and end\)"):
-        read_sound(path)
-    assert read_sound(path, 300, 301).samples.shape == (RATE, channels)
-
-
-def test_a_gap_of_years_is_no_silence(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.mkv", "matroska", "", "pcm_s16le", late=1e8)
-    late = write_video(tmp_path / "b.mkv", "matroska", audio="pcm_s16le", late=1e8)
-    assert read_sound(path).seconds == pytest.approx(0.5, abs=0.1)
-    with pytest.raises(InputError, match="unfold to far more"):
-        read_sound(late)
-    far = write_video(tmp_path / "c.mkv", "matroska", "mpeg4", "", times=(0, 1, 1 << 33))
-    with pytest.raises(InputError, match="unfold to far more"):
-        read_frames(far, rate=50)
-    assert len(list(read_frames(far))) == 3
-
-
-def test_a_codec_that_is_not_in_the_table_is_named(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "a.mov"), "w") as out:
-        pictures = out.add_stream("png", rate=25)
-        pictures.width, pictures.height, pictures.pix_fmt = WIDTH, HEIGHT, "rgb24"
-        out.mux([*pictures.encode(av.VideoFrame.from_ndarray(colour(1), format="rgb24")), *pictures.encode()])
-    with pytest.raises(InputError, match="has pictures in png, which is not read: convert it to h264 and aac in mp4"):
-        read_frames(tmp_path / "a.mov")
-
-
-def test_pictures_of_a_huge_size_are_not_decoded(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.avi", "avi", "mjpeg", "", options={"strict": "-1"})
-    content = bytearray(path.read_bytes())
-    small, huge = struct.pack("<II", WIDTH, HEIGHT), struct.pack("<II", 60_000, 60_000)
-    at = content.index(b"strf")
-    at = content.index(small, at)
-    content[at : at + 8] = huge
-    while (at := content.find(struct.pack(">HH", HEIGHT, WIDTH), at)) >= 0:
-        content[at : at + 4] = struct.pack(">HH", 60_000, 60_000)
-    path.write_bytes(content)
-    with pytest.raises(InputError):
-        list(read_frames(path))
-
-
-CUT = {"wav", "aiff", "rf64", "flac", "mp3", "vorbis", "opus", "mp4", "mov", "m4a", "webm", "mkv", "avi"}
-"""Kinds that say how long they are, or where they end."""
-
-
-@pytest.mark.parametrize("kind", sorted(CUT))
-def test_a_file_that_was_cut_off_is_never_a_shorter_one(tmp_path: Path, kind: str) -> None:
-    path = made(tmp_path, kind)
-    whole = path.read_bytes()
-    for part in (0.5, 0.9):
-        path.write_bytes(whole[: int(part * len(whole))])
-        with pytest.raises(InputError):
-            read_sound(path)
-
-
-DAMAGE = """
-import resource, sys
-from pathlib import Path
-resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
-resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-sys.path.insert(0, sys.argv[1])
-from damage import mutations
-from mer_export.data.media.frames import read_frames
-from mer_export.data.media.sound import read_sound
-from mer_export.errors import InputError
-ended = 0
-for path in map(Path, sys.argv[2:]):
-    for changed in mutations(path.read_bytes(), 40, 0):
-        path.write_bytes(changed)
-        for read in (read_sound, lambda p: list(read_frames(p))):
-            try:
-                read(path)
-            except InputError as error:
-                assert "\\n" not in str(error), error
-            ended += 1
-print(ended)
-"""
-
-
-def test_damage_gives_data_or_a_sentence_within_bounds_of_time_and_memory(tmp_path: Path) -> None:
-    paths = [made(folder, kind) for kind in ("wav", "mp4", "mkv") if (folder := tmp_path / kind).mkdir() is None]
-    arguments = [sys.executable, "-c", DAMAGE, str(Path(__file__).parent), *map(str, paths)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["240"]

@@ -240,7 +240,7 @@ async def test_a_fault_of_the_server_stays_in_its_log(
     samples: list[Sample], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
-        raise RuntimeError("the secret of /root/weights")
+        raise RuntimeError("the secret of a path of its own")
 
     async with inside(BUNDLE) as server:
         monkeypatch.setattr(OnnxRuntimeSession, "compute", broken)

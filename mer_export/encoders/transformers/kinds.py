@@ -13,7 +13,7 @@ class Kind:
     """What one is: what it reads, its class in the package, and where its part of a file of weights begins.
 
     `prefixes` are tried in order after the names as they are. `section` is the part of config.json that describes it,
-    where that describes more. `norm` says whether the last state comes after a norm that earlier ones do not have.
+    where that describes more.
     """
 
     form: Form
