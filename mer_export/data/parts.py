@@ -1,4 +1,4 @@
-"""Parts of stored files that are read alone, in any order and by anybody: lines or row groups, never half a dialogue."""
+"""Parts of stored files that are read alone, in any order and by anybody: lines or row groups, whole dialogues."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Stored:
             stream.seek(begin)
             found = stream.read(end - begin)
         if len(found) < end - begin:
-            raise InputError(f"{self.said} ends at byte {begin + len(found)}, before it had {self.size}: it has changed")
+            raise InputError(f"{self.said} ends at byte {begin + len(found)}, it had {self.size}: it has changed")
         return found
 
 
@@ -111,7 +111,7 @@ def _of_fsspec(name: str, protocol: str) -> tuple[Any, str]:
 
 
 def _mark(files: Any, found: Any) -> str:
-    """What is another one when the content is: the etag where the storage has some, else the time of the last change."""
+    """What changes with the content: the etag where the storage has some, else the time of the last change."""
     own = getattr(getattr(files, "handler", None), "fs", None)
     if own is not None:
         info = own.info(found.path)

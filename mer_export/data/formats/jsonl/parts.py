@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from functools import partial
+from typing import BinaryIO
 
 from mer_export.data.formats.jsonl.reader import SUFFIXES, Line, LineSource, head_of, parsed, without_head
 from mer_export.data.spec import DataSpec
@@ -59,10 +60,10 @@ def _first_line(file: Stored) -> bytes:
                 return line
 
 
-def _to_end_of_line(stream: io.BufferedIOBase | object) -> int:
+def _to_end_of_line(stream: BinaryIO) -> int:
     """Bytes from here through the end of the line, or to that of the file."""
     size = 0
-    while piece := stream.read(STEP):  # type: ignore[attr-defined]
+    while piece := stream.read(STEP):
         found = piece.find(b"\n")
         if found >= 0:
             return size + found + 1

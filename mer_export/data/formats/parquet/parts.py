@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mer_export.data.formats.parquet import layout
 from mer_export.data.formats.parquet.reader import ParquetSource
 from mer_export.data.spec import DataSpec
 from mer_export.untrusted.budget import Budget

@@ -57,10 +57,8 @@ class ParquetSource:
     ):
         self.path, self.opening, self.groups = path, opening, groups
         with opening() as file:
-            self.meta = _metadata(path, file)
-        declared = {"label_names": self.meta["labels"], "speakers": self.meta["speakers"]}
-        declared |= {n: self.meta[n] for n in ("unit", "extractors") if n in self.meta}
-        self.spec = spec.over(declared, path)
+            self.meta = metadata(path, file.schema_arrow)
+        self.spec = spec.over(declared(self.meta), path)
         self.reader = RowReader(self.spec, self.meta, reach)
         wanted = self.spec.splits
         self.splits = [s for s in self.meta["splits"] if not wanted or s in wanted]
@@ -129,7 +127,9 @@ class RowReader:
 
     def _recording(self, row: dict[str, Any], where: str) -> Recording | None:
         name = row.get("recording")
-        return Recording(str(name), where, within(self.reach, name, where), row.get("start"), row.get("end")) if name else None
+        if not name:
+            return None
+        return Recording(str(name), where, within(self.reach, name, where), row.get("start"), row.get("end"))
 
     def _steps(self, row: dict[str, Any], modality: str, where: str) -> list[np.ndarray]:
         """The vectors of an utterance, float32 arrays of their own."""
@@ -142,6 +142,12 @@ class RowReader:
         if not isinstance(width, int) or width < 1 or len(cell) % width:
             raise InputError(f"{where}: {name} has {len(cell)} numbers, which do not make vectors of width {width}")
         return cell.reshape(-1, width)
+
+
+def declared(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What the metadata of a file say, by fields of the data section."""
+    said = {"label_names": meta["labels"], "speakers": meta["speakers"]}
+    return said | {n: meta[n] for n in ("unit", "extractors") if n in meta}
 
 
 def _rows(batch: Any) -> Iterator[dict[str, Any]]:
@@ -170,9 +176,10 @@ def _split_of(file: Any, group: int) -> str | None:
     return str(statistics.min)
 
 
-def _metadata(path: str, file: Any) -> dict[str, Any]:
-    raw = (file.schema_arrow.metadata or {}).get(layout.KEY)
-    missing = [c for c in layout.REQUIRED if c not in file.schema_arrow.names]
+def metadata(path: str, schema: Any) -> dict[str, Any]:
+    """What the schema of a file says of it; raises InputError for a file of another layout, or a later version."""
+    raw = (schema.metadata or {}).get(layout.KEY)
+    missing = [c for c in layout.REQUIRED if c not in schema.names]
     if raw is None or missing:
         raise InputError(f"{path} was not written by mer data convert: describe it as a dialogue table in data.table")
     try:
