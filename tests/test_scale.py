@@ -397,7 +397,7 @@ def test_a_node_that_dies_costs_its_blocks_and_the_answers_are_those_of_infer(
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    node = {"num_cpus": 1, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+    node = {"num_cpus": 1, "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
     lost = cluster.add_node(**node)
     out, kept = tmp_path / "out", Ledger.keep

@@ -80,7 +80,7 @@ def infer_in_blocks(
     files = [f for name in reading.inputs for f in _listed(name)]
     specs = _specs(bundle, files, reading)
     request = Request(files, how.checksum, _options(how, reading, specs, spread))
-    plan = partial(_plan, files, max(1, int(spread.block * MIB)))
+    plan = partial(planned, files, max(1, int(spread.block * MIB)))
     if dry_run:
         return _preview(request, plan(), out)
     hire = _hire(how, spread)
@@ -119,7 +119,7 @@ def _options(how: How, reading: Reading, specs: Mapping[str, DataSpec], spread: 
     return said | {"set": {n: s.model_dump(mode="json") for n, s in specs.items()}}
 
 
-def _plan(files: Iterable[Stored], most: int) -> Iterator[Part]:
+def planned(files: Iterable[Stored], most: int) -> Iterator[Part]:
     for file in files:
         yield from cut(file, most)
 
