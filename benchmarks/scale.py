@@ -3,10 +3,10 @@
     python3 -m benchmarks.scale --out benchmarks/results [--part shards --part cluster] [--network cmerc_meld]
     python3 -m benchmarks.scale --out DIR --part killed --utterances 1000000
 
-`shards` and `cluster` time workers of one thread each, a crew that is open already, on the same blocks in turns with a
-single process: dialogues of a network at its published size. `killed` starts a cluster of two nodes on this machine, ends
-one of them when half of the blocks are done, and holds every answer against those of `mer infer` in one process: a small
-network. Writes `scale.json` and `scale.md`; the part `killed` alone `scale_killed.json` and `.md`.
+`shards` and `cluster` time workers of one thread each, crews that are open already, on the same blocks in turns with a
+single process: dialogues of a network at its published size. `killed` starts a cluster of two nodes on this machine,
+ends one of them when half of the blocks are done, and holds every answer against those of `mer infer` in one process: a
+small network. Writes `scale.json` and `scale.md`; the part `killed` alone `scale_killed.json` and `.md`.
 """
 
 from __future__ import annotations
