@@ -104,7 +104,7 @@ def _of_fsspec(name: str, protocol: str) -> tuple[Any, str]:
 
         files, path = fsspec.core.url_to_fs(name)
     except ImportError as error:
-        raise NotAvailableError(f"what reads {protocol}:// is not installed: pip install {error.name}") from None
+        raise NotAvailableError(f"what reads {protocol}:// is not installed: it is the package {error.name}") from None
     except ValueError as error:
         raise InputError(f"{SECRET.sub('', name)} cannot be read: {error}") from None
     return fs.PyFileSystem(fs.FSSpecHandler(files)), path

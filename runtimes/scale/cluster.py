@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
 from mer_export.errors import NotAvailableError
@@ -61,10 +61,12 @@ class ClusterCrew:
             NotAvailableError: Ray is not installed, nothing answers at the address, or there is no room for an actor.
         """
         ray = ray_module()
-        connected = not ray.is_initialized()
-        if connected:
-            _connect(ray, address, (count or 1) * cores)
-        try:
+        with ExitStack() as stack:
+            # Its threads print what they hear of lost nodes, and standard output is for the result of the command.
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            if not ray.is_initialized():
+                _connect(ray, address, (count or 1) * cores)
+                stack.callback(ray.shutdown)
             room = _room(ray.cluster_resources(), cores, gpus)
             if not room:
                 raise NotAvailableError(
@@ -72,13 +74,8 @@ class ClusterCrew:
                     "--threads or --device, or add nodes"
                 )
             crew = cls(ray, asked, count or room, cores, gpus)
-            try:
-                yield crew
-            finally:
-                crew.close()
-        finally:
-            if connected:
-                ray.shutdown()
+            stack.callback(crew.close)
+            yield crew
 
     @property
     def free(self) -> int:
