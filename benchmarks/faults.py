@@ -20,13 +20,15 @@ from pathlib import Path
 from benchmarks import output
 from benchmarks.endurance import long_file, opened
 from benchmarks.fault_world import FORMATS, LENGTHS, Row, Running, World, place_in, require
-from benchmarks.served_faults import faults
+from benchmarks.served_faults import faults, soak
+from benchmarks.side_by_side import beside
 from benchmarks.small_disks import forbidden, full
 from mer_export.bundle import JOURNAL, MANIFEST, STAGING, Bundle
 from mer_export.errors import BundleError, NotAvailableError
 from mer_export.markdown import table
 
 LEFT = (STAGING, JOURNAL)
+SCRATCH = (".tmp", ".parts")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ KILLED: dict[str, Work] = {
     },
     "infer": Work("infer {bundle} {data} --out {new}/p.jsonl --force --quiet", "p.jsonl", _same),
     "tune": Work("tune {bundle} --batch 1 --quiet", "bundle", _sound),
+    "features": Work(
+        "features {clips}/clips.csv --encoder audio={sound} --out {new}/f.parquet --force --quiet", "f.parquet", _same
+    ),
     "convert": Work("data convert {data} --out {new}/d.parquet --force", "d.parquet", _same),
 }
 
@@ -91,7 +96,7 @@ def _kill(world: World, name: str, work: Work, count: int, draw: random.Random) 
             if row.tried == count:
                 break
         code, said = Running(world.words(work.words, place)).wait()
-        left = [str(p.relative_to(place)) for p in place.rglob("*") if p.name in LEFT or p.suffix == ".tmp"]
+        left = [str(p.relative_to(place)) for p in place.rglob("*") if p.name in LEFT or p.suffix in SCRATCH]
         sound = code == 0 and work.whole(place / work.result, finished / work.result) and not left
         row.add(sound, "the next run ends well and leaves nothing" if sound else f"the next run: {code} {said} {left}")
     output.say(f"{row.fault}: {row.survived} of {row.tried}")
@@ -105,8 +110,11 @@ PARTS: dict[str, tuple[int, Callable[[World, int], list[Row]]]] = {
     "opened": (500, opened),
     "long": (1_000_000, long_file),
     "serve": (10_000, faults),
+    "soak": (300_000, soak),
+    "beside": (3, beside),
 }
-"""How often, unless `--count` says it: kills of a command, sizes of disk, openings, utterances, malformed requests."""
+"""How often, unless `--count` says it: kills of a command, sizes of disk, openings, utterances, malformed requests,
+requests of a long life, times that all commands write a served bundle."""
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -261,6 +261,25 @@ async def test_a_fault_of_the_server_stays_in_its_log(
 
 
 @in_a_loop
+async def test_bodies_that_do_not_end_hold_so_many_bytes_together_and_the_next_is_told_to_come_again() -> None:
+    part = bytes(1000)
+    async with inside(BUNDLE, limits=Limits(most_bytes=2000)) as server:
+        room = server.service.room
+        stuck = [asyncio.create_task(server.ask("POST", INFER, part, ends=False)) for _ in range(room.most // 1000)]
+        while room.held < room.most:
+            await asyncio.sleep(0)
+        assert error(await server.ask("POST", INFER, part)) == (
+            503,
+            "the server holds 32000 bytes of requests, of 32000 at most: try again later",
+        )
+        for task in stuck:
+            task.cancel()
+        await asyncio.wait(stuck)
+        assert room.held == 0
+        assert (await server.ask("POST", INFER, part)).status == 400
+
+
+@in_a_loop
 async def test_an_error_in_the_middle_of_a_stream_is_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
     run, calls = OnnxRuntimeSession.compute, iter(range(100))
 

@@ -112,18 +112,25 @@ def save_beside(data: Path, chosen: Chosen) -> Path:
     place = place_beside(data)
     fresh = place.with_name(f"{place.name}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)
-    for name, encoders in chosen.items():
-        for number, encoder in enumerate(encoders):
-            folder = fresh / name / str(number)
-            manifest, served = _served(encoder.bundle)
-            for file in served:
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(encoder.bundle.path(file), folder / file)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / MANIFEST).write_bytes(seal(manifest))
-    shutil.rmtree(place, ignore_errors=True)
-    fresh.replace(place)
+    try:
+        for name, encoders in chosen.items():
+            for number, encoder in enumerate(encoders):
+                _write(encoder.bundle, fresh / name / str(number))
+        shutil.rmtree(place, ignore_errors=True)
+        fresh.replace(place)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return place
+
+
+def _write(bundle: Bundle, folder: Path) -> None:
+    """An encoder as a folder of its own."""
+    manifest, served = _served(bundle)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in served:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.path(file), folder / file)
+    (folder / MANIFEST).write_bytes(seal(manifest))
 
 
 def found_beside(data: Path, said: Mapping[str, Extractor]) -> dict[str, list[Encoder]]:

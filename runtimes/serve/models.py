@@ -26,7 +26,7 @@ from runtimes.serve.batching import Batcher, Deadline, Outputs, in_time
 from runtimes.serve.encoding import Encoders
 from runtimes.serve.metrics import Metrics
 from runtimes.serve.reading import Reader
-from runtimes.serve.recordings import taken
+from runtimes.serve.recordings import taken, unreadable
 from runtimes.serve.refusals import Refusal
 
 log = logging.getLogger("mer")
@@ -83,7 +83,10 @@ class How:
             return None
         options = SessionOptions(self.device, self.threads)
         completion = Completion.of(bundle, backend=self.runtime, options=options)
-        for encoding in (e for own in completion.encoder.loaded.values() for e in own):
+        encodings = [e for own in completion.encoder.loaded.values() for e in own]
+        if why := unreadable(e.encoder.input.kind for e in encodings):
+            log.warning("%s: %s", bundle.root.name, why)
+        for encoding in encodings:
             if not isinstance(encoding, SignalEncoding):
                 warm_up(encoding.predictor)
         return completion
