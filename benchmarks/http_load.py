@@ -118,8 +118,9 @@ def load(
     seconds: float | None = None,
     count: int | None = None,
     during: Callable[[], None] | None = None,
+    pause: float = 0.0,
 ) -> list[Found]:
-    """What clients get that each ask again as soon as they are answered, over a connection that they keep.
+    """What clients get that each ask again as soon as they are answered, or a pause (s) later, over one connection.
 
     Ends after so many seconds or requests; `during` is called in the middle of that, beside them. Where neither is said
     it ends with `during`.
@@ -139,6 +140,8 @@ def load(
                         return
                     answer = await _ask(reader, writer, requests, number % len(requests))
                     found.append(answer)
+                    if pause:
+                        await asyncio.sleep(pause)
                     if answer.headers.get("connection") == "close" or not answer.status:
                         return
             finally:

@@ -10,7 +10,7 @@ from benchmarks.http_load import Served, load, served
 from benchmarks.served_faults import OPTIONS, requests_of, right
 from mer_export.bundle import STAGING, Bundle
 
-CLIENTS = 2
+CLIENTS, PAUSE = 2, 0.02
 COMMANDS = {
     "onnx": f"export {{bundle}} --format onnx --seq-len {LENGTHS} --batch 1 --quiet",
     "torchscript": f"export {{bundle}} --format torchscript --seq-len {LENGTHS} --quiet",
@@ -29,7 +29,7 @@ def beside(world: World, count: int) -> list[Row]:
     commands, requests, reloads = Row("commands on a served bundle"), Row("requests meanwhile"), Row("reloads")
     for _ in range(count):
         with place_in(world) as place, served(place / "bundle", *OPTIONS) as server:
-            answers = load(server, good, CLIENTS, during=lambda at=place: _write(world, at, commands))
+            answers = load(server, good, CLIENTS, during=lambda at=place: _write(world, at, commands), pause=PAUSE)
             for answer in answers:
                 requests.add(right(answer, expected), "right" if right(answer, expected) else str(answer.status))
             _reloaded(server, reloads)

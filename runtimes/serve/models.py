@@ -158,8 +158,9 @@ class Engine:
         try:
             yield [[(p, next(following)) for p in own] for own in parts]
         finally:
+            self.batcher.call_off(answers)
             for answer in answers:
-                if not answer.cancel() and not answer.cancelled():
+                if not answer.cancelled():
                     # Looked at, so that nobody is told of an error that came after another one.
                     answer.exception()
 
