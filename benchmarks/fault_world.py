@@ -131,6 +131,18 @@ def _network(path: Path) -> None:
     save_folder("bert", path)
 
 
+def _detector(path: Path) -> None:
+    """Random weights of MTCNN under their published names."""
+    import torch
+
+    from mer_export.encoders.mtcnn.network import SHAPES, WEIGHT_MAP, Stage
+
+    path.mkdir()
+    for name, shape in SHAPES.items():
+        own = Stage(shape).state_dict()
+        torch.save({theirs: own[ours] for theirs, ours in WEIGHT_MAP.renames(shape).items()}, path / f"{name}.pt")
+
+
 def _sentences(path: Path) -> None:
     """An encoder of sentences, exported."""
     source = path.with_name("sentences-network")
@@ -180,6 +192,7 @@ SOURCES: dict[str, Callable[[Path], None]] = {
     "sound": _sound,
     "network": _network,
     "sentences": _sentences,
+    "detector": _detector,
     "clips": _clips,
     "tab": _tab,
     "release": _release,

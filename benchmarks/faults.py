@@ -9,6 +9,7 @@ and `.md`. Commands are processes of their own, forked from one that has importe
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import tempfile
@@ -29,6 +30,7 @@ from mer_export.markdown import table
 
 LEFT = (STAGING, JOURNAL)
 SCRATCH = (".tmp", ".parts")
+CACHE = "compiler"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,17 @@ KILLED: dict[str, Work] = {
 }
 
 
+@dataclass(frozen=True)
+class _Cold:
+    """Nothing that an earlier run compiled is there: every run takes as long as the first."""
+
+    place: Path
+
+    def __call__(self) -> None:
+        shutil.rmtree(self.place / CACHE, ignore_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.place / CACHE)
+
+
 def killed(world: World, count: int, names: Sequence[str] = tuple(KILLED), seed: int = 0) -> list[Row]:
     """SIGKILL at a random moment of each command, again and again over what the last one left; then it runs through."""
     return [_kill(world, name, KILLED[name], count, random.Random(f"{seed} {name}")) for name in names]
@@ -80,13 +93,13 @@ def _kill(world: World, name: str, work: Work, count: int, draw: random.Random) 
     row = Row(f"SIGKILL during {name}")
     with place_in(world) as place, place_in(world) as finished:
         begun = time.monotonic()
-        code, said = Running(world.words(work.words, finished)).wait()
+        code, said = Running(world.words(work.words, finished), _Cold(finished)).wait()
         if code == NotAvailableError.exit_code:
             return Row(row.fault, notes={said: 0})
         require(code, said)
         seconds = time.monotonic() - begun
         for _ in range(5 * count):
-            landed = Running(world.words(work.words, place)).kill_after(draw.uniform(0, seconds))
+            landed = Running(world.words(work.words, place), _Cold(place)).kill_after(draw.uniform(0, seconds))
             if landed:
                 whole = work.whole(place / work.result, finished / work.result)
                 row.add(whole, "whole or not there" if whole else "damaged")
@@ -95,12 +108,16 @@ def _kill(world: World, name: str, work: Work, count: int, draw: random.Random) 
                 shutil.rmtree(place / work.result)
             if row.tried == count:
                 break
-        code, said = Running(world.words(work.words, place)).wait()
-        left = [str(p.relative_to(place)) for p in place.rglob("*") if p.name in LEFT or p.suffix in SCRATCH]
+        code, said = Running(world.words(work.words, place), _Cold(place)).wait()
+        left = [str(p.relative_to(place)) for p in place.rglob("*") if _left(p.relative_to(place))]
         sound = code == 0 and work.whole(place / work.result, finished / work.result) and not left
         row.add(sound, "the next run ends well and leaves nothing" if sound else f"the next run: {code} {said} {left}")
     output.say(f"{row.fault}: {row.survived} of {row.tried}")
     return row
+
+
+def _left(name: Path) -> bool:
+    return (name.name in LEFT or name.suffix in SCRATCH) and name.parts[0] != CACHE
 
 
 PARTS: dict[str, tuple[int, Callable[[World, int], list[Row]]]] = {
