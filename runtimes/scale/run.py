@@ -13,7 +13,7 @@ from mer_export.data.feature_check import FeatureCheck
 from mer_export.errors import BundleError, MerError, NotAvailableError, UnsupportedError, UsageError
 from mer_export.progress import SILENT, Progress, TimeLeft
 from runtimes.predict.output import COUNTS, check_counts, said_counts
-from runtimes.scale.blocks import Answered, Asked, Block, Broken, Died, Event
+from runtimes.scale.blocks import Answered, Asked, Block, Broken, Died, Event, Ready
 from runtimes.scale.ledger import Ledger
 
 TRIES = 3
@@ -86,6 +86,9 @@ class Run:
                 self._failed(event.block, event)
                 return 1
             self._cannot_begin(event)
+        if isinstance(event, Ready):
+            # Nodes come and go for days: only deaths in a row say that none can begin.
+            self._stillborn = 0
         return 0
 
     def _keep(self, event: Answered) -> None:
