@@ -54,6 +54,7 @@ FLOORS = (
     "runtimes.encode",
     "runtimes.features",
     "runtimes.serve",
+    "runtimes.deploy",
     "runtimes",
 )
 """Rooms from the ground up: a module imports from its own room and from those below. A module of a package that is
@@ -148,6 +149,7 @@ def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
         "bench",
         "tune",
         "serve",
+        "package",
         "demo",
         "data",
     ]
