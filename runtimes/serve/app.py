@@ -14,9 +14,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtimes.serve import reading
-from runtimes.serve.journal import note, note_failure
+from runtimes.serve.journal import note
 from runtimes.serve.openapi import Endpoint
-from runtimes.serve.refusals import Refusal, as_refusal
+from runtimes.serve.refusals import Refusal, answered
 from runtimes.serve.service import Service
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -48,6 +48,7 @@ class Gate:
         try:
             await self._answer(scope, receive, watched)
         finally:
+            self.service.room.give_back(state)
             seconds = perf_counter() - begun
             route, model = state.get("route", "other"), state.get("model", "")
             self.service.metrics.requests.labels(model, route, status).inc()
@@ -101,11 +102,7 @@ class Routes:
             request.state.route = endpoint.path
             response = await endpoint.answer(request)
         except Exception as error:
-            refusal = as_refusal(error, request.state.number)
-            if refusal.status == 500:
-                # Logged without what was sent.
-                note_failure(error, request.state.number)
-            response = refused(refusal)
+            response = refused(answered(error, request.state.number))
         await response(scope, receive, send)
 
     def _find(self, scope: Scope) -> Endpoint:
