@@ -49,7 +49,7 @@ def _declared(extra: str, root: Path) -> list[Requirement]:
     if not project.exists():
         return [r for r in _asked(metadata.requires(DISTRIBUTION) or (), extra)]
     said: Mapping = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
-    return [Requirement(r) for r in (said["optional-dependencies"][extra] if extra else said["dependencies"])]
+    return _asked(said["optional-dependencies"][extra] if extra else said["dependencies"], "")
 
 
 def _asked(requires: Iterable[str], extra: str) -> list[Requirement]:
