@@ -263,7 +263,7 @@ def demo(
         runtime_commands.export(bundle, formats, seq_len=lengths, data=corpus, quiet=quiet)
     say("4/6 labelling the test split")
     runtime_commands.infer(
-        bundle, corpus, out / "predictions.jsonl", split="test", overflow="window", force=force, quiet=quiet
+        bundle, [str(corpus)], out / "predictions.jsonl", split="test", overflow="window", force=force, quiet=quiet
     )
     say("5/6 parity of every variant with PyTorch")
     runtime_commands.parity(bundle, corpus, quiet=quiet)
