@@ -85,7 +85,8 @@ class CmercProtocol(Protocol):
     def begin_epoch(self, model: Cmerc, epoch: int = 0) -> None:
         """Freezes the weights that the degraded views use until the next epoch."""
         if self.settings.calibrate or self.settings.contrast:
-            self.frozen = in_one_piece(copy.deepcopy(model)).eval().requires_grad_(False)
+            # Weights that may have a gradient: without, PyTorch multiplies the steps of a recurrent layer one by one.
+            self.frozen = in_one_piece(copy.deepcopy(model)).eval()
 
     def class_loss(self, log_prob: Tensor, labels: Tensor) -> Tensor:
         """Weighted negative log-likelihood or focal loss of labelled rows."""
