@@ -37,6 +37,7 @@ PRESETS: tuple[str, ...] = tuple(
 
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
+DeviceData = Literal["auto", "always", "never"]
 
 
 class Strict(BaseModel):
@@ -113,6 +114,8 @@ class TrainConfig(Strict):
     """`cuda` is the first GPU, or each process's own where there are several."""
     compile: bool = False
     """Compiles the network for training (`torch.compile`): a slow first step, faster ones after it."""
+    device_data: DeviceData = "auto"
+    """Whether padded data stay on the device: `auto` on a GPU, where they take a quarter of its free memory at most."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; None leaves PyTorch's choice. One is faster for small models."""
     save_every: int = Field(1, ge=1)

@@ -73,8 +73,8 @@ class FacialMmtProtocol(Protocol):
 
     def collate(self, samples: Sequence[Sample], contract: Contract) -> Batch:
         """The batch, and which of its rows a step computes."""
-        batch = host_batch(samples, contract)
-        return replace(batch, inputs=batch.inputs | rows_by_content(batch.inputs))
+        batch = host_batch(samples, contract, self.padding)
+        return replace(batch, inputs=batch.inputs | rows_by_content(self.padding.on_host(samples, batch.inputs)))
 
     def auxiliary_pass(self, model: Any, run: AuxiliaryPass) -> dict[str, float]:
         """The pass over faces with expression labels."""
