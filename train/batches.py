@@ -22,6 +22,8 @@ from train.padding import FromSamples, Padding
 
 Group = TypeVar("Group")
 Made = TypeVar("Made")
+WINDOW = 8
+"""Batches whose items are sorted by length together."""
 AHEAD = 2
 """Batches that are collated before they are asked for."""
 
@@ -115,6 +117,20 @@ def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if hasattr(batch, "__dataclass_fields__"):
         return replace(batch, **{f.name: each_tensor(getattr(batch, f.name), change) for f in fields(batch)})
     return batch
+
+
+def by_length(samples: Sequence[Sample], size: int, contract: Contract) -> list[Sample]:
+    """Samples in an order whose consecutive batches hold items of like length.
+
+    Sorted within windows of `WINDOW` batches, so that the order that is given still decides who meets whom; then the
+    batches are shuffled from torch's global random stream, but for a last one that is not full.
+    """
+    volumes = {id(s): math.prod(max(1, n) for n in s.lengths(contract).values()) for s in samples}
+    windows = in_batches(samples, WINDOW * size)
+    batches = [b for window in windows for b in in_batches(sorted(window, key=lambda s: volumes[id(s)]), size)]
+    full = [b for b in batches if len(b) == size]
+    rest = [s for b in batches if len(b) < size for s in b]
+    return [s for i in torch.randperm(len(full)).tolist() for s in full[i]] + rest
 
 
 def in_batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:

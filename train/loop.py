@@ -17,7 +17,7 @@ from mer_export.data.samples import Sample, readable
 from mer_export.errors import InputError, MerError, UsageError
 from mer_export.layers.recurrent import in_one_piece
 from mer_export.task import Task
-from train.batches import feed
+from train.batches import by_length, feed
 from train.config import TrainConfig
 from train.padding import Kept, padding
 from train.processes import Processes
@@ -75,6 +75,8 @@ class Phase:
         self.accelerator = accelerator
         self.model = model
         self.protocol: Protocol = protocol_class(config.system)(settings, difficulty)
+        if config.group_by_length and (why := self.protocol.given_batches()):
+            raise UsageError(f"group_by_length does not go with {why}: leave it out, or change that")
         self.processes = Processes(accelerator)
         module = self.protocol.prepare(model, samples, accelerator.device)
         # Device and autocast alone: `processes` averages the gradients, in place of a wrapper around the module.
@@ -111,6 +113,8 @@ class Phase:
         seed = self.config.seed_of(number)
         seed_everything(seed)
         chosen = self.protocol.choose(self.samples, number)
+        if self.config.group_by_length:
+            chosen = by_length(chosen, self.config.batch, self.contract)
         if rank:
             seed_everything(seed + rank * 1_000_003)
         # Every process keeps batch norm statistics of its own; the frozen views need common ones.

@@ -98,6 +98,10 @@ class Protocol(ABC):
         """Consecutive batches."""
         return list(in_batches(samples, size))
 
+    def given_batches(self) -> str | None:
+        """The setting by which it matters what stands in a batch together, in words; None where there is none."""
+        return None
+
     def padded(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
         """What batches of these samples are padded from."""
         return [samples]

@@ -82,6 +82,12 @@ class CmercProtocol(Protocol):
             chosen = [chosen[i] for i in torch.randperm(len(chosen)).tolist()]
         return chosen
 
+    def given_batches(self) -> str | None:
+        """Results that depend on the batch, or dialogues in the order of the data."""
+        if self.settings.semantics == "batch":
+            return "protocol.semantics=batch, by which a dialogue's result depends on its batch"
+        return None if self.settings.shuffle else "protocol.shuffle=false"
+
     def begin_epoch(self, model: Cmerc, epoch: int = 0) -> None:
         """Freezes the weights that the degraded views use until the next epoch."""
         if self.settings.calibrate or self.settings.contrast:

@@ -66,6 +66,10 @@ class FacialMmtProtocol(Protocol):
         groups = list(by_dialogue(samples))
         return [s for i in torch.randperm(len(groups)).tolist() for s in groups[i]]
 
+    def given_batches(self) -> str | None:
+        """Batches of one dialogue."""
+        return "protocol.by_dialogue=true" if self.settings.by_dialogue else None
+
     def batches(self, samples: Sequence[Sample], size: int) -> list[list[Sample]]:
         """Consecutive batches; with `by_dialogue` none holds utterances of two dialogues."""
         groups = by_dialogue(samples) if self.settings.by_dialogue else [list(samples)]
