@@ -19,7 +19,7 @@ def kept_between_steps() -> Iterator[None]:
     """Inside, the C library keeps what is freed.
 
     glibc gives large blocks back to the kernel, which fills each with zeros, page by page, when the next step asks for
-    it again: 6 to 9 % of the CPU time of a step of `cmerc` and `mtee` at published sizes. Elsewhere nothing changes.
+    it again (`python3 -m benchmarks.training` shows what that costs). Elsewhere nothing changes.
     """
     if platform.libc_ver()[0] != "glibc":
         yield
