@@ -53,7 +53,7 @@ from mer_export.outlets import open_outlets
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns, summary_line
 from runtimes import commands as runtime_commands
-from runtimes import encoder_commands
+from runtimes import deploy_commands, encoder_commands
 from train import commands as train_commands
 from train import data_commands
 
@@ -294,6 +294,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": runtime_commands.bench,
     "tune": runtime_commands.tune,
     "serve": runtime_commands.serve,
+    "package": deploy_commands.package,
     "demo": demo,
 }
 """In the order of `mer --help`."""

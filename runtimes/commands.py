@@ -87,6 +87,9 @@ def export(
     split: Split = "test",
     outside: Outside = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="With --plan: threads of one call.")] = 1,
+    onnx_file: Annotated[
+        Path | None, typer.Option("--onnx-file", help="Write the variant as one ONNX file too, weights inside.")
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     verbose: Verbose = 0,
@@ -96,6 +99,7 @@ def export(
     """Export a bundle's model: one artefact per format, precision and length bucket."""
     from mer_export.data.bundle_data import bundle_samples, bundle_spec
     from mer_export.data.open import stream_samples
+    from mer_export.exporters import onnx_file as single
     from mer_export.exporters.export import export_variant, planned, requests
     from runtimes.speed import planning
 
@@ -117,12 +121,15 @@ def export(
             return emit(found.model_dump(), as_json, lambda: [found.page()])
         say(found.page())
         found.save(opened)
+    if onnx_file:
+        single.check(onnx_file, jobs, stages, force)
     example = None if data is None else bundle_samples(opened, data, data_format, split, outside)
     if dry_run:
         how = partial(planned, opened, opset=opset, force=force, stages=stages, device=device)
         made_of = "random values" if example is None else f"{len(example)} samples of {split}"
         variants = {wanted.name: state for wanted, state in map(how, jobs)}
         plan_of = {"bundle": str(bundle), "opset": opset, "batch": batch, "device": device, "examples": made_of}
+        plan_of |= {"onnx_file": str(onnx_file)} if onnx_file else {}
         return emit_plan("export", plan_of | {"variants": variants}, as_json)
     made = []
     with progress_unless(quiet).over("export", len(jobs), "variant") as shown:
@@ -136,6 +143,8 @@ def export(
                     device=device,
                 )
             )
+    if onnx_file:
+        single.write(opened, made[0], onnx_file)
     emit([v.model_dump() for v in made], as_json, lambda: (v.name for v in made))
     return None
 

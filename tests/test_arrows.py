@@ -56,6 +56,7 @@ FLOORS = (
     "runtimes.features",
     "runtimes.scale",
     "runtimes.serve",
+    "runtimes.deploy",
     "runtimes",
 )
 """Rooms from the ground up: a module imports from its own room and from those below. A module of a package that is
@@ -152,6 +153,7 @@ def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
         "bench",
         "tune",
         "serve",
+        "package",
         "demo",
         "data",
     ]
