@@ -248,6 +248,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": runtime_commands.bench,
     "tune": runtime_commands.tune,
     "serve": runtime_commands.serve,
+    "triton": runtime_commands.triton,
     "demo": demo,
 }
 """In the order of `mer --help`."""

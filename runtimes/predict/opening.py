@@ -3,6 +3,7 @@ what is installed here."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -74,6 +75,16 @@ def open_predictor(
         workers=way.workers,
         **rest,
     )
+
+
+def share_out(device: str, threads: int | None, workers: int | None) -> tuple[int | None, int]:
+    """Threads of a session, and how many sessions serve side by side: one of one thread for each core, unless said
+    otherwise; on a GPU one."""
+    if device != "cpu":
+        return threads, workers or 1
+    cores = len(os.sched_getaffinity(0))
+    workers = workers or max(1, cores // (threads or 1))
+    return threads or max(1, cores // workers), workers
 
 
 def installed_backend(bundle: Bundle, options: SessionOptions, precision: str = "fp32") -> str:
