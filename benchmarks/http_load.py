@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,17 +25,23 @@ Form = Literal["json", "binary"]
 
 
 @dataclass(frozen=True)
-class Served:
-    """Where a server listens, and its process."""
+class Listening:
+    """Where a server listens."""
 
     host: str
     port: int
-    process: subprocess.Popen[str]
 
     def get(self, path: str) -> bytes:
         """The body of an answer."""
         (found,) = load(self, [request("GET", path)], clients=1, count=1)
         return found.body
+
+
+@dataclass(frozen=True)
+class Served(Listening):
+    """`mer serve`, and its process."""
+
+    process: subprocess.Popen[str]
 
     def counts(self) -> dict[str, float]:
         """Its metrics by name and labels."""
@@ -103,11 +110,12 @@ class Found:
         (tensor, *_) = json.loads(self.body[: int(size)] if size else self.body)["outputs"]
         if size is None:
             return np.asarray(tensor["data"], dtype=np.float32).reshape(tensor["shape"])
-        return np.frombuffer(self.body, np.float32, offset=int(size)).reshape(tensor["shape"])
+        count = math.prod(tensor["shape"])
+        return np.frombuffer(self.body, np.float32, count, int(size)).reshape(tensor["shape"])
 
 
 def load(
-    server: Served,
+    server: Listening,
     requests: Sequence[bytes],
     clients: int,
     seconds: float | None = None,

@@ -9,13 +9,14 @@ under the configurations that `mer triton` wrote but for the name of the backend
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from benchmarks.environments import SCRIPTS, TRITON, child, install
+from benchmarks.http_load import Listening
 from mer_export.errors import NotAvailableError
 from runtimes.triton.config import VERSION, protobuf
 from runtimes.triton.config import text as config_text
@@ -33,11 +35,25 @@ FOUND = "import pathlib, sys, pytriton; print(pathlib.Path(pytriton.__file__).pa
 
 
 @dataclass(frozen=True)
-class Triton:
-    """Where a server listens, by protocol."""
+class Triton(Listening):
+    """Where a server listens over HTTP, and over gRPC."""
 
-    http: str
-    grpc: str
+    grpc_port: int
+
+    @property
+    def http(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def grpc(self) -> str:
+        return f"{self.host}:{self.grpc_port}"
+
+    def batches(self, router: str, models: Iterable[str]) -> tuple[int, int]:
+        """How many items a router was asked for, and how many calls the models behind it have made of them."""
+        return self._counted(router, "inference_count"), sum(self._counted(m, "execution_count") for m in models)
+
+    def _counted(self, model: str, what: str) -> int:
+        return int(json.loads(self.get(f"/v2/models/{model}/stats"))["model_stats"][0][what])
 
 
 def stand_ins(repository: Path) -> None:
@@ -56,12 +72,12 @@ def stand_ins(repository: Path) -> None:
 
 
 @contextmanager
-def running(python: Path, repository: Path, scratch: Path) -> Iterator[Triton]:
-    """Serves a repository on this machine for the block.
+def running(python: Path, repositories: Sequence[Path], scratch: Path) -> Iterator[Triton]:
+    """Serves model repositories on this machine alone, for the block.
 
     Args:
         python: the interpreter of an environment with `nvidia-pytriton`.
-        repository: a model repository.
+        repositories: whose models are served.
         scratch: a directory for this server's files and its log.
 
     Raises:
@@ -72,7 +88,7 @@ def running(python: Path, repository: Path, scratch: Path) -> Iterator[Triton]:
     http, grpc = _free_ports(2)
     command = [
         str(Path(package) / "tritonserver" / "bin" / "tritonserver"),
-        f"--model-repository={repository}",
+        *(f"--model-repository={r}" for r in repositories),
         f"--backend-directory={backends}",
         *("--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}"),
         *("--allow-metrics=false", "--exit-timeout-secs=5"),
@@ -86,7 +102,7 @@ def running(python: Path, repository: Path, scratch: Path) -> Iterator[Triton]:
         )
     try:
         _wait(process, f"http://127.0.0.1:{http}/v2/health/ready", log)
-        yield Triton(f"127.0.0.1:{http}", f"127.0.0.1:{grpc}")
+        yield Triton("127.0.0.1", http, grpc)
     finally:
         process.terminate()
         try:

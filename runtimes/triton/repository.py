@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from mer_export import __version__, faults
 from mer_export.bundle import Bundle, Variant
-from mer_export.bundle.files import fsync, plain_files, refuse_links, sha256
+from mer_export.bundle.files import fsync, plain_files, sha256
 from mer_export.errors import BundleError, InputError, NotAvailableError, UsageError
 from mer_export.install import not_installed
 from mer_export.untrusted.json_files import read_json_object
@@ -42,12 +45,14 @@ def write(repository: Repository, out: Path, force: bool = False) -> None:
     place = out.resolve()
     _require_free(repository.bundle, out, place, force)
     place.parent.mkdir(parents=True, exist_ok=True)
+    _drop_leftovers(place)
     staging = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     with faults.at(out):
         staging.mkdir()
         try:
-            _fill(repository, staging)
-            _put(staging, place)
+            with _held(staging):
+                _fill(repository, staging)
+                _put(staging, place)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -63,15 +68,43 @@ def _require_free(bundle: Bundle, out: Path, place: Path, force: bool) -> None:
         raise UsageError(f"{out} exists: pass --force to replace it")
     try:
         written = read_json_object(place / MARK)["files"]
-        refuse_links(place)
-    except (OSError, InputError, KeyError, BundleError):
-        raise UsageError(f"{out} was not written by mer triton: remove it, or choose another --out") from None
-    for file in plain_files(place):
+    except (OSError, InputError, KeyError):
+        written = None
+    if not isinstance(written, dict):
+        raise UsageError(f"{out} was not written by mer triton: remove it, or choose another --out")
+    for file in (p for p in place.rglob("*") if p.is_symlink() or not p.is_dir()):
         name = file.relative_to(place).as_posix()
-        if name != MARK and (name not in written or sha256(file) != written[name]):
+        if name != MARK and (file.is_symlink() or name not in written or sha256(file) != written[name]):
             raise UsageError(
                 f"{out}: {name} was changed or added since: save it, remove {out}, or choose another --out"
             )
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Locks a directory for the block, or for as long as this process lives: whether nobody else writes there.
+
+    Some file systems have no locks: nobody removes leftovers there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = True
+        except OSError:
+            ours = False
+        yield ours
+    finally:
+        os.close(descriptor)
+
+
+def _drop_leftovers(place: Path) -> None:
+    """Removes what writers of this repository left that were killed; those that live hold theirs."""
+    beside = [p for p in place.parent.iterdir() if p.name.startswith(f".{place.name}.") and p.suffix == ".tmp"]
+    for leftover in beside:
+        with contextlib.suppress(OSError), _held(leftover) as ours:
+            if ours:
+                shutil.rmtree(leftover)
 
 
 def _fill(repository: Repository, staging: Path) -> None:
