@@ -22,7 +22,7 @@ from small_networks import NETWORKS
 import cli
 from mer_export import registry
 from mer_export.bucket import Bucket, bucket_for
-from mer_export.bundle import Bundle, Manifest, Variant
+from mer_export.bundle import Bundle, Manifest, Variant, files
 from mer_export.contract import Contract
 from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.collate import collate
@@ -36,7 +36,6 @@ from runtimes.backends.table import backend_problem, known_backends
 from runtimes.backends.way import Way
 from runtimes.predict.machine_profile import Entry, Profile, machine_class
 from runtimes.predict.predictor import Prediction, Predictor
-from runtimes.triton import repository as repositories
 from runtimes.triton import router as router_module
 from runtimes.triton.config import ENGINES, protobuf
 from runtimes.triton.plan import _notes, answers_of, contract_of, plan
@@ -542,10 +541,10 @@ def test_what_goes_wrong_leaves_the_old_repository(
         raise OSError(28, "No space left on device", str(path))
 
     if not exchanges:
-        monkeypatch.setattr(repositories, "_exchanged", lambda *_: False)
+        monkeypatch.setattr(files, "_exchanged", lambda *_: False)
     other = plan(cmerc, name="meld")
     with monkeypatch.context() as patch:
-        patch.setattr(repositories, "fsync", full)
+        patch.setattr(files, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             write(other, out, force=True)
     assert contents(out) == before
@@ -561,7 +560,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_and_another_ones_work_stay
     killed, living = tmp_path / ".repository.1.ab.tmp", tmp_path / ".repository.2.cd.tmp"
     for folder in (killed, living):
         (folder / "cmerc").mkdir(parents=True)
-    with repositories._held(living):
+    with files.holding(living):
         write(plan(cmerc), tmp_path / "repository")
     assert sorted(p.name for p in tmp_path.iterdir()) == [living.name, "repository"]
 

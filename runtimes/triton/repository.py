@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import fcntl
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from mer_export import __version__, faults
+from mer_export import __version__
 from mer_export.bundle import Bundle, Variant
-from mer_export.bundle.files import fsync, plain_files, sha256
+from mer_export.bundle.files import plain_files, replacing_folder, sha256
 from mer_export.errors import BundleError, InputError, NotAvailableError, UsageError
 from mer_export.install import not_installed
 from mer_export.untrusted.json_files import read_json_object
@@ -26,7 +21,6 @@ from runtimes.triton.plan import Repository
 MARK = "mer-triton.json"
 """Says what was written, with the SHA-256 of each file; Triton reads directories alone."""
 CONFIG = "config.pbtxt"
-AT_FDCWD, EXCHANGE = -100, 2
 
 
 def write(repository: Repository, out: Path, force: bool = False) -> None:
@@ -44,17 +38,8 @@ def write(repository: Repository, out: Path, force: bool = False) -> None:
     """
     place = out.resolve()
     _require_free(repository.bundle, out, place, force)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    _drop_leftovers(place)
-    staging = place.with_name(f".{place.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    with faults.at(out):
-        staging.mkdir()
-        try:
-            with _held(staging):
-                _fill(repository, staging)
-                _put(staging, place)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with replacing_folder(place) as fresh:
+        _fill(repository, fresh)
 
 
 def _require_free(bundle: Bundle, out: Path, place: Path, force: bool) -> None:
@@ -80,37 +65,10 @@ def _require_free(bundle: Bundle, out: Path, place: Path, force: bool) -> None:
             )
 
 
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[bool]:
-    """Locks a directory for the block, or for as long as this process lives: whether nobody else writes there.
-
-    Some file systems have no locks: nobody removes leftovers there.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = True
-        except OSError:
-            ours = False
-        yield ours
-    finally:
-        os.close(descriptor)
-
-
-def _drop_leftovers(place: Path) -> None:
-    """Removes what writers of this repository left that were killed; those that live hold theirs."""
-    beside = [p for p in place.parent.iterdir() if p.name.startswith(f".{place.name}.") and p.suffix == ".tmp"]
-    for leftover in beside:
-        with contextlib.suppress(OSError), _held(leftover) as ours:
-            if ours:
-                shutil.rmtree(leftover)
-
-
-def _fill(repository: Repository, staging: Path) -> None:
-    """Writes everything, to the disk."""
+def _fill(repository: Repository, fresh: Path) -> None:
+    """Writes everything."""
     for model in repository.models:
-        folder = staging / model.name
+        folder = fresh / model.name
         (folder / VERSION).mkdir(parents=True)
         contents = {CONFIG: configs.text(model.config), **model.files}
         for name, content in contents.items():
@@ -118,34 +76,31 @@ def _fill(repository: Repository, staging: Path) -> None:
             (folder / name).write_bytes(content)
         if model.variant is not None:
             with repository.bundle.reading():
-                _put_network(repository, model.variant, folder / VERSION, staging)
-    files = {f.relative_to(staging).as_posix(): sha256(f) for f in sorted(plain_files(staging))}
+                _put_network(repository, model.variant, folder / VERSION, fresh)
+    files = {f.relative_to(fresh).as_posix(): sha256(f) for f in sorted(plain_files(fresh))}
     mark = {"written_by": f"mer {__version__}", **repository.about, "files": files}
-    (staging / MARK).write_text(json.dumps(mark, indent=1), encoding="utf-8")
-    for where, _, names in os.walk(staging, topdown=False):
-        for path in (*(Path(where) / n for n in names), Path(where)):
-            fsync(path)
+    (fresh / MARK).write_text(json.dumps(mark, indent=1), encoding="utf-8")
 
 
-def _put_network(repository: Repository, variant: Variant, folder: Path, staging: Path) -> None:
+def _put_network(repository: Repository, variant: Variant, folder: Path, fresh: Path) -> None:
     """The file that a model loads, and the data files that it reads."""
     bundle, engine = repository.bundle, repository.engine
     model = bundle.variant_files(variant)
     if engine is ENGINES["openvino"]:
         return _to_ir(model, folder / engine.file)
-    _copy(bundle, variant.model, folder / engine.file, staging)
+    _copy(bundle, variant.model, folder / engine.file, fresh)
     if variant.format == "onnx":
         for name in data_files(model):
-            _copy(bundle, str(PurePosixPath(variant.model).with_name(name)), folder / name, staging)
+            _copy(bundle, str(PurePosixPath(variant.model).with_name(name)), folder / name, fresh)
     return None
 
 
-def _copy(bundle: Bundle, name: str, to: Path, staging: Path) -> None:
+def _copy(bundle: Bundle, name: str, to: Path, fresh: Path) -> None:
     """A file of the bundle as its manifest has it; weights that are here already become one more name of them."""
     entry = bundle.manifest.files.get(name)
     if entry is None or to.parent != to.resolve().parent:
         raise BundleError(f"{bundle.root}: {name} is no file of this bundle beside its model: export it again")
-    for there in staging.glob(f"*/{VERSION}/{to.name}"):
+    for there in fresh.glob(f"*/{VERSION}/{to.name}"):
         if there.stat().st_size == entry.size and sha256(there) == entry.sha256:
             try:
                 os.link(there, to)
@@ -172,26 +127,3 @@ def _to_ir(model: Path, to: Path) -> None:
     graph = openvino.Core().read_model(str(model))
     unroll_by_length(graph)
     openvino.save_model(graph, str(to), compress_to_fp16=False)
-
-
-def _put(staging: Path, place: Path) -> None:
-    """Makes the directory what is there: in one step, also where there was another one."""
-    if not place.exists():
-        staging.rename(place)
-    elif not _exchanged(staging, place):
-        old = place.with_name(f"{staging.name}.old")
-        place.rename(old)
-        try:
-            staging.rename(place)
-        except OSError:
-            old.rename(place)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    fsync(place.parent)
-
-
-def _exchanged(one: Path, other: Path) -> bool:
-    """Whether the system let two directories change places, which not every file system can."""
-    call = getattr(ctypes.CDLL(None), "renameat2", None)
-    names = [os.fsencode(p) for p in (one, other)]
-    return call is not None and call(AT_FDCWD, names[0], AT_FDCWD, names[1], EXCHANGE) == 0
