@@ -7,6 +7,7 @@ import ast
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -563,6 +564,56 @@ def test_what_a_killed_writer_left_goes_with_the_next_and_another_ones_work_stay
     with files.holding(living):
         write(plan(cmerc), tmp_path / "repository")
     assert sorted(p.name for p in tmp_path.iterdir()) == [living.name, "repository"]
+
+
+KILLED_AT_EVERY_LINE = """
+import os, sys
+from pathlib import Path
+from mer_export.bundle import files
+
+out, killed, states = Path(sys.argv[1]), 0, set()
+
+def write(step):
+    lines = 0
+    def trace(frame, event, arg):
+        nonlocal lines
+        if frame.f_code.co_filename == files.__file__:
+            lines += event == "line"
+            if lines == step:
+                os.kill(os.getpid(), 9)
+            return trace
+    sys.settrace(trace)
+    with files.replacing_folder(out) as fresh:
+        for name in "ab":
+            (fresh / name).write_text(str(step))
+    os._exit(0)
+
+for step in range(1, 1000):
+    before = {p.read_text() for p in out.iterdir()}
+    child = os.fork()
+    if not child:
+        write(step)
+    status = os.waitpid(child, 0)[1]
+    after = [p.read_text() for p in out.iterdir()]
+    assert len(after) == 2 and len(set(after)) == 1 and set(after) <= before | {str(step)}, (step, after)
+    states.add(set(after) == before)
+    if status == 0:
+        break
+    killed += 1
+print(killed, states == {True, False}, sorted(p.name for p in out.parent.iterdir()))
+"""
+
+
+def test_a_folder_is_the_old_or_the_new_one_wherever_its_writer_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in "ab":
+        (tmp_path / "out" / name).write_text("0")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_EVERY_LINE, tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    killed, both, left = done.stdout.split(" ", 2)
+    assert int(killed) > 30
+    assert (both, left) == ("True", "['out']\n")
 
 
 def test_a_link_in_a_repository_is_not_replaced(cmerc: Bundle, tmp_path: Path) -> None:
