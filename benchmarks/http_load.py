@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,22 +27,33 @@ Form = Literal["json", "binary"]
 
 @dataclass(frozen=True)
 class Listening:
-    """Where a server listens."""
+    """Where a server listens, and its process."""
 
     host: str
     port: int
+    process: subprocess.Popen[str] | subprocess.Popen[bytes]
 
     def get(self, path: str) -> bytes:
         """The body of an answer."""
         (found,) = load(self, [request("GET", path)], clients=1, count=1)
         return found.body
 
+    def cpu_seconds(self) -> float:
+        """How long its process and those that it has started have computed, in them and in the system (Linux)."""
+        said = {}
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                said[int(file.parent.name)] = file.read_text().rpartition(")")[2].split()
+        own = [self.process.pid]
+        for pid in own:
+            own += [child for child, words in said.items() if int(words[1]) == pid]
+        ticks = sum(int(said[pid][11]) + int(said[pid][12]) for pid in own if pid in said)
+        return ticks / os.sysconf("SC_CLK_TCK")
+
 
 @dataclass(frozen=True)
 class Served(Listening):
-    """`mer serve`, and its process."""
-
-    process: subprocess.Popen[str]
+    """`mer serve`."""
 
     def counts(self) -> dict[str, float]:
         """Its metrics by name and labels."""

@@ -138,9 +138,11 @@ def _asked(
     server: Server, requests: Sequence[bytes], clients: int, seconds: float, expected: Sequence[np.ndarray]
 ) -> dict[str, float]:
     """One case: latency, requests per second, items in a batch, and the largest difference from the predictor."""
-    before, begun = server.batches(), time.perf_counter()
+    before, used = server.batches(), server.listening.cpu_seconds()
+    begun, own = time.perf_counter(), time.process_time()
     answers = load(server.listening, requests, clients, seconds)
-    took, after = time.perf_counter() - begun, server.batches()
+    took, own = time.perf_counter() - begun, time.process_time() - own
+    used, after = server.listening.cpu_seconds() - used, server.batches()
     refused = [a for a in answers if a.status != 200]
     if refused:
         raise MerError(f"{len(refused)} of {len(answers)} requests were not answered: {refused[0].body[:200]!r}")
@@ -154,6 +156,8 @@ def _asked(
         "requests_per_s": len(answers) / took,
         "batch": (after[0] - before[0]) / max(1.0, after[1] - before[1]),
         "requests": float(len(answers)),
+        "server_cpu_ms": 1000 * used / len(answers),
+        "clients_cpu_ms": 1000 * own / len(answers),
         "worst": worst,
     }
 
@@ -171,11 +175,16 @@ def _beside(
         times.append(time.perf_counter() - begun)
     with Predictor(bundle, "onnxruntime", ONE_THREAD, batch=max(1, batch), workers=workers) as many:
         many.scores(samples)
-        done, begun = 0, time.perf_counter()
+        done, begun, used = 0, time.perf_counter(), time.process_time()
         while (took := time.perf_counter() - begun) < seconds / 3:
             many.scores(samples)
             done += len(samples)
-    return {"alone_p50_ms": 1000 * float(np.median(times)), "infer_items_per_s": done / took}
+        used = time.process_time() - used
+    return {
+        "alone_p50_ms": 1000 * float(np.median(times)),
+        "infer_items_per_s": done / took,
+        "infer_cpu_ms": 1000 * used / done,
+    }
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -192,6 +201,9 @@ def markdown(found: dict[str, Any]) -> str:
         "items a batch",
         "predictor in such batches, items/s",
         "part of it",
+        "CPU of the server, ms a request",
+        "of the clients",
+        "of the predictor, ms an item",
     )
     rows = [
         (
@@ -206,6 +218,9 @@ def markdown(found: dict[str, Any]) -> str:
             f"{r['batch']:.1f}",
             f"{r['infer_items_per_s']:.0f}",
             f"{r['requests_per_s'] / r['infer_items_per_s']:.0%}",
+            f"{r['server_cpu_ms']:.2f}",
+            f"{r['clients_cpu_ms']:.2f}",
+            f"{r['infer_cpu_ms']:.2f}",
         )
         for r in found["rows"]
     ]

@@ -102,7 +102,7 @@ def running(python: Path, repositories: Sequence[Path], scratch: Path) -> Iterat
         )
     try:
         _wait(process, f"http://127.0.0.1:{http}/v2/health/ready", log)
-        yield Triton("127.0.0.1", http, grpc)
+        yield Triton("127.0.0.1", http, process, grpc)
     finally:
         process.terminate()
         try:

@@ -69,6 +69,7 @@ PACKAGES: dict[str, tuple[Extra, ...]] = {
     "prometheus_client": ("serve",),
     "tritonclient": ("triton",),
     "grpc": ("triton",),
+    "ray": ("scale",),
 }
 """Which extras bring what is imported by that name."""
 

@@ -24,6 +24,7 @@ Extra = Literal[
     "tensorboard",
     "serve",
     "triton",
+    "scale",
 ]
 
 

@@ -54,8 +54,10 @@ FLOORS = (
     "runtimes.pages",
     "runtimes.encode",
     "runtimes.features",
+    "runtimes.scale",
     "runtimes.serve",
     "runtimes.triton",
+    "runtimes.deploy",
     "runtimes",
 )
 """Rooms from the ground up: a module imports from its own room and from those below. A module of a package that is
@@ -131,7 +133,7 @@ def test_the_command_line_starts_without_what_its_commands_need() -> None:
     code = (
         "import sys, cli; "
         "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'openvino', 'pyarrow', 'matplotlib', 'h5py'}; "
-        "heavy |= {'starlette', 'uvicorn', 'prometheus_client', 'tritonclient', 'grpc'}; "
+        "heavy |= {'starlette', 'uvicorn', 'prometheus_client', 'ray', 'fsspec', 'tritonclient', 'grpc'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -153,6 +155,7 @@ def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
         "tune",
         "serve",
         "triton",
+        "package",
         "demo",
         "data",
     ]

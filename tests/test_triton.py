@@ -366,7 +366,9 @@ def test_a_gpu_computes_fp32_in_fp32(cmerc: Bundle) -> None:
     assert dict(accelerator("tf32").parameters) == {"use_tf32": "1"}
 
 
-def test_a_goal_takes_batch_threads_and_instances_from_the_machine_profile(copy: Bundle, tmp_path: Path) -> None:
+def test_batch_threads_and_instances_are_those_of_the_machine_profile_where_there_is_one(
+    copy: Bundle, tmp_path: Path
+) -> None:
     onnx = [v for v in copy.manifest.variants if v.format == "onnx" and v.precision == "fp32"]
     files = copy.manifest.files
     options = SessionOptions(threads=1, batch=8)
@@ -386,11 +388,11 @@ def test_a_goal_takes_batch_threads_and_instances_from_the_machine_profile(copy:
     Profile(machine=machine_class(), weights_sha256=weights, source="test", entries=entries, load_average=0.0).save(
         copy
     )
-    made = plan(Bundle.open(copy.root), goal="throughput")
-    for model in made.models[1:]:
-        assert model.config.max_batch_size == 8
-        assert model.config.instance_group[0].count == 5
-    assert made.models[0].config.instance_group[0].count == 5
+    for goal in ("throughput", None):
+        made = plan(Bundle.open(copy.root), goal=goal)
+        assert [m.config.max_batch_size for m in made.models[1:]] == [8, 8]
+        assert [m.config.instance_group[0].count for m in made.models] == [5, 5, 5]
+    assert plan(Bundle.open(copy.root), workers=2).models[1].config.instance_group[0].count == 2
     with pytest.raises(UsageError, match="--goal says how many workers"):
         plan(copy, goal="throughput", workers=2)
 

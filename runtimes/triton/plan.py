@@ -17,7 +17,8 @@ from mer_export.task import Task
 from runtimes.backends.admission import admit
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import find_backend
-from runtimes.predict.opening import open_predictor, share_out
+from runtimes.predict.machine_profile import Limits
+from runtimes.predict.opening import measured, open_predictor, opened_as, share_out
 from runtimes.predict.predictor import Predictor
 from runtimes.triton import config as configs
 from runtimes.triton import router
@@ -73,7 +74,8 @@ def plan(
         batch: items per call; None takes what was planned for a bucket, or 16.
         precision: of the variants, or what the runtime makes of fp32 ones; None is fp32, with a goal any.
         goal: `latency`, `throughput` or `budget=5ms`: batch, threads and workers are those of the machine profile.
-        workers: instances of each model side by side; None is one for each core, on a GPU one.
+        workers: instances of each model side by side; None is as the machine profile found most throughput, without
+            one an instance for each core, on a GPU one.
         say: told what a goal chose.
 
     Raises:
@@ -206,6 +208,9 @@ def _predictor(
         if workers is not None:
             raise UsageError("--goal says how many workers: leave --workers out")
         return open_predictor(bundle, runtime, options, batch, precision, goal, say)
+    limits = Limits(runtime, precision or "fp32", options.threads, batch, options.device)
+    if workers is None and (found := measured(bundle, limits)):
+        return opened_as(bundle, *found, say, "as mer tune found")
     threads, count = share_out(options.device, options.threads, workers)
     options = SessionOptions(options.device, threads)
     wanted = precision or "fp32"
