@@ -294,6 +294,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": runtime_commands.bench,
     "tune": runtime_commands.tune,
     "serve": runtime_commands.serve,
+    "triton": runtime_commands.triton,
     "package": deploy_commands.package,
     "demo": demo,
 }

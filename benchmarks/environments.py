@@ -33,7 +33,7 @@ class Tool:
     """A package and the program in `benchmarks/tools` that runs it.
 
     Where it cannot be installed as it asks, it is installed without the packages `without`, which its work on a CPU
-    never imports, and with `instead`.
+    never imports, and with `instead`. Packages `beside` it are not asked for by itself.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Tool:
     extra: str = ""
     without: tuple[str, ...] = ()
     instead: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 TOOLS = (
@@ -53,6 +54,10 @@ TOOLS = (
         instead=("onnxruntime~=1.20",),
     ),
     Tool("optimum-onnx (O2)", "optimum-onnx", "optimum_onnx.py", extra="[onnxruntime]"),
+)
+# With numpy 2 its Python backend gets empty tensors.
+TRITON = Tool(
+    "Triton (pytriton)", "nvidia-pytriton", "onnx_in_triton.py", beside=("numpy==1.26.*", "onnxruntime~=1.20")
 )
 
 
@@ -108,7 +113,7 @@ def run(python: Path, script: Path, given: Path, out: Path, threads: int = 1, li
 def _packages(tool: Tool, python: Path) -> str:
     """Installs a tool; returns how."""
     try:
-        pip(python, tool.package + tool.extra)
+        pip(python, tool.package + tool.extra, *tool.beside)
         return "installed as it asks"
     except NotAvailableError as error:
         if not tool.without:

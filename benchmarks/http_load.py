@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,12 +26,12 @@ Form = Literal["json", "binary"]
 
 
 @dataclass(frozen=True)
-class Served:
+class Listening:
     """Where a server listens, and its process."""
 
     host: str
     port: int
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | subprocess.Popen[bytes]
 
     def get(self, path: str) -> bytes:
         """The body of an answer."""
@@ -38,9 +39,21 @@ class Served:
         return found.body
 
     def cpu_seconds(self) -> float:
-        """How long its threads have computed, in them and in the system for them (Linux)."""
-        said = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(said[11]) + int(said[12])) / os.sysconf("SC_CLK_TCK")
+        """How long its process and those that it has started have computed, in them and in the system (Linux)."""
+        said = {}
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                said[int(file.parent.name)] = file.read_text().rpartition(")")[2].split()
+        own = [self.process.pid]
+        for pid in own:
+            own += [child for child, words in said.items() if int(words[1]) == pid]
+        ticks = sum(int(said[pid][11]) + int(said[pid][12]) for pid in own if pid in said)
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Served(Listening):
+    """`mer serve`."""
 
     def counts(self) -> dict[str, float]:
         """Its metrics by name and labels."""
@@ -114,11 +127,12 @@ class Found:
         (tensor, *_) = json.loads(self.body[: int(size)] if size else self.body)["outputs"]
         if size is None:
             return np.asarray(tensor["data"], dtype=np.float32).reshape(tensor["shape"])
-        return np.frombuffer(self.body, np.float32, offset=int(size)).reshape(tensor["shape"])
+        count = math.prod(tensor["shape"])
+        return np.frombuffer(self.body, np.float32, count, int(size)).reshape(tensor["shape"])
 
 
 def load(
-    server: Served,
+    server: Listening,
     requests: Sequence[bytes],
     clients: int,
     seconds: float | None = None,

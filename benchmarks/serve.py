@@ -1,10 +1,11 @@
-"""What does serving cost? `mer serve` over loopback beside the predictor in a process, in one run.
+"""What does serving cost? `mer serve` and Triton over loopback beside the predictor in a process, in one run.
 
-    python3 -m benchmarks.serve --out benchmarks/results [--network mtee_mosei] [--seconds 3] [--rounds 3]
+    python3 -m benchmarks.serve --out benchmarks/results [--triton PYTHON] [--network mtee_mosei] [--seconds 3]
 
 One, eight and 64 clients ask for one unpadded item a request, by the Open Inference Protocol as JSON and as bytes, and
-ask again as soon as they are answered. Server and clients share the cores of the machine. Writes `serve.json` and
-`serve.md`.
+ask again as soon as they are answered. Servers and clients share the cores of the machine. Triton serves the repository
+that `mer triton` writes, where `--triton` names the interpreter that `python3 -m benchmarks.triton_server DIR` prints.
+Writes `serve.json` and `serve.md`.
 """
 
 from __future__ import annotations
@@ -13,16 +14,20 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks import output
-from benchmarks.http_load import Form, Served, inference, load, served
+from benchmarks.http_load import Form, Listening, inference, load, served
 from benchmarks.lengths import export
 from benchmarks.suite import NETWORKS, random_bundle, real_samples
+from benchmarks.triton_server import running as running_triton
+from benchmarks.triton_server import stand_ins
 from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.data.samples import Sample
@@ -30,11 +35,15 @@ from mer_export.errors import MerError
 from mer_export.markdown import table
 from runtimes.backends.session import SessionOptions
 from runtimes.predict.predictor import Predictor
+from runtimes.triton.plan import plan
+from runtimes.triton.repository import write
 
 USUAL = ("mtee_mosei", "cmerc_meld", "emt_mosi")
 CLIENTS = (1, 8, 64)
 FORMS: tuple[Form, ...] = ("json", "binary")
 ITEMS = 64
+MER, TRITON = "mer serve", "Triton"
+Case = tuple[str, int, Form]
 TOLERANCE = 1e-6
 ONE_THREAD = SessionOptions(threads=1)
 
@@ -46,71 +55,106 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--network", choices=list(NETWORKS), action="append", help=f"default: {', '.join(USUAL)}")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each case and round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--triton", type=Path, help="interpreter of the environment of benchmarks.triton_server")
     chosen = parser.parse_args(arguments)
     line = output.command("serve", arguments)
 
     def run() -> None:
-        rows = [row for n in chosen.network or USUAL for row in measure(n, chosen.seconds, chosen.rounds)]
+        rows = [
+            row for n in chosen.network or USUAL for row in measure(n, chosen.seconds, chosen.rounds, chosen.triton)
+        ]
         found = {"command": line, "machine": machine.describe(), "rows": rows}
         output.write(chosen.out, "serve", found, markdown(found))
 
     output.end_well(run)
 
 
-def measure(name: str, seconds: float, rounds: int) -> list[dict[str, Any]]:
-    """A row for each number of clients and form, each beside what the predictor does in the same rounds."""
+@dataclass(frozen=True)
+class Server:
+    """One of those that are asked: where it listens, how many items it has computed in how many calls, and how far its
+    answers may be from the predictor's."""
+
+    listening: Listening
+    batches: Callable[[], tuple[float, float]]
+    tolerance: float = TOLERANCE
+
+
+def measure(name: str, seconds: float, rounds: int, triton: Path | None = None) -> list[dict[str, Any]]:
+    """A row for each server, number of clients and form, each beside what the predictor does in the same rounds."""
     workers = len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         bundle = random_bundle(Path(folder) / name, NETWORKS[name])
         samples = real_samples(bundle.manifest.contract, NETWORKS[name], ITEMS)
         export(bundle, name, NETWORKS[name].buckets, [("onnxruntime", "fp32")])
         bundle = Bundle.open(bundle.root)
         requests = {form: [inference(name, s, form) for s in samples] for form in FORMS}
-        rows: dict[tuple[int, Form], list[dict[str, float]]] = {(c, f): [] for c in CLIENTS for f in FORMS}
-        with (
-            Predictor(bundle, "onnxruntime", ONE_THREAD) as alone,
-            served(bundle.root, "--threads", "1", "--workers", str(workers)) as server,
-        ):
-            expected = alone.scores(samples)
-            for turn in range(rounds):
-                for (clients, form), row in rows.items():
-                    output.say(f"{name}: round {turn + 1}, {clients} clients, {form}")
-                    found = _asked(server, requests[form], clients, seconds, expected)
-                    row.append(found | _beside(bundle, alone, samples, round(found["batch"]), workers, seconds))
+        servers = {MER: running.enter_context(_mer(bundle, workers))}
+        if triton is not None:
+            servers[TRITON] = running.enter_context(_triton(bundle, name, workers, triton, Path(folder)))
+        alone = running.enter_context(Predictor(bundle, "onnxruntime", ONE_THREAD))
+        expected = alone.scores(samples)
+        rows: dict[Case, list[dict[str, float]]] = {(s, c, f): [] for c in CLIENTS for f in FORMS for s in servers}
+        for turn in range(rounds):
+            for (server, clients, form), row in rows.items():
+                output.say(f"{name}: round {turn + 1}, {server}, {clients} clients, {form}")
+                found = _asked(servers[server], requests[form], clients, seconds, expected)
+                row.append(found | _beside(bundle, alone, samples, round(found["batch"]), workers, seconds))
     return [
-        {"network": name, "clients": clients, "form": form, "workers": workers}
+        {"network": name, "server": server, "clients": clients, "form": form, "workers": workers}
         | {key: float(np.median([r[key] for r in found])) for key in found[0]}
         | {"worst": max(r["worst"] for r in found)}
-        for (clients, form), found in rows.items()
+        for (server, clients, form), found in rows.items()
     ]
 
 
+@contextmanager
+def _mer(bundle: Bundle, workers: int) -> Iterator[Server]:
+    with served(bundle.root, "--threads", "1", "--workers", str(workers)) as server:
+
+        def batches() -> tuple[float, float]:
+            counts = server.counts()
+            items, calls = (
+                sum(v for k, v in counts.items() if k.startswith(f"mer_batch_size_{part}")) for part in ("sum", "count")
+            )
+            return items, calls
+
+        yield Server(server, batches)
+
+
+@contextmanager
+def _triton(bundle: Bundle, name: str, workers: int, python: Path, folder: Path) -> Iterator[Server]:
+    """The repository of a bundle, whose models run in the Python backend, as the server here has no other."""
+    made = plan(bundle, name, options=ONE_THREAD, workers=workers)
+    write(made, folder / "repository")
+    stand_ins(folder / "repository")
+    scratch = folder / "triton"
+    scratch.mkdir()
+    with running_triton(python, [folder / "repository"], scratch) as server:
+        # It has an ONNX Runtime of its own.
+        yield Server(server, lambda: server.batches(name, made.about["models"]), tolerance=1e-5)
+
+
 def _asked(
-    server: Served, requests: Sequence[bytes], clients: int, seconds: float, expected: Sequence[np.ndarray]
+    server: Server, requests: Sequence[bytes], clients: int, seconds: float, expected: Sequence[np.ndarray]
 ) -> dict[str, float]:
     """One case: latency, requests per second, items in a batch, and the largest difference from the predictor."""
-    before, used = server.counts(), server.cpu_seconds()
+    before, used = server.batches(), server.listening.cpu_seconds()
     begun, own = time.perf_counter(), time.process_time()
-    answers = load(server, requests, clients, seconds)
+    answers = load(server.listening, requests, clients, seconds)
     took, own = time.perf_counter() - begun, time.process_time() - own
-    used, after = server.cpu_seconds() - used, server.counts()
+    used, after = server.listening.cpu_seconds() - used, server.batches()
     refused = [a for a in answers if a.status != 200]
     if refused:
         raise MerError(f"{len(refused)} of {len(answers)} requests were not answered: {refused[0].body[:200]!r}")
     worst = max(float(np.abs(a.output()[0] - expected[a.asked]).max()) for a in answers)
-    if worst > TOLERANCE:
+    if worst > server.tolerance:
         raise MerError(f"answers differ from the predictor's by {worst:.1e}")
-    batches = [
-        sum(v for k, v in now.items() if k.startswith(f"mer_batch_size_{part}"))
-        for now in (before, after)
-        for part in ("sum", "count")
-    ]
     p50, p99 = np.quantile([a.seconds for a in answers], (0.5, 0.99)) * 1000
     return {
         "p50_ms": float(p50),
         "p99_ms": float(p99),
         "requests_per_s": len(answers) / took,
-        "batch": (batches[2] - batches[0]) / max(1.0, batches[3] - batches[1]),
+        "batch": (after[0] - before[0]) / max(1.0, after[1] - before[1]),
         "requests": float(len(answers)),
         "server_cpu_ms": 1000 * used / len(answers),
         "clients_cpu_ms": 1000 * own / len(answers),
@@ -147,6 +191,7 @@ def markdown(found: dict[str, Any]) -> str:
     """The results as one table."""
     header = (
         "network",
+        "server",
         "clients",
         "form",
         "p50, ms",
@@ -163,6 +208,7 @@ def markdown(found: dict[str, Any]) -> str:
     rows = [
         (
             r["network"],
+            r["server"],
             r["clients"],
             r["form"],
             f"{r['p50_ms']:.2f}",
@@ -179,6 +225,12 @@ def markdown(found: dict[str, Any]) -> str:
         for r in found["rows"]
     ]
     asked, worst = sum(r["requests"] for r in found["rows"]), max(r["worst"] for r in found["rows"])
+    asked_triton = any(r["server"] == TRITON for r in found["rows"])
+    told = (
+        "Triton is the server of pytriton with what mer triton writes; it runs ONNX Runtime in its Python backend. "
+        if asked_triton
+        else "Triton was not measured: no environment of it was named. "
+    )
     lines = [
         "# Serving",
         "",
@@ -187,9 +239,9 @@ def markdown(found: dict[str, Any]) -> str:
         output.where(found["machine"]),
         "",
         "One unpadded item a request over loopback, random weights, items of the lengths that occur, ONNX Runtime "
-        "fp32, one session of one thread for each core. Clients and server share the cores; the predictor has them "
-        f"alone. Medians over rounds; no answer of about {asked:.0f} in a round differs from the predictor's by more "
-        f"than {worst:.1e}.",
+        "fp32, one session of one thread for each core. Clients and servers share the cores; the predictor has them "
+        f"alone. {told}Medians over rounds; no answer of about {asked:.0f} in a round differs from the predictor's by "
+        f"more than {worst:.1e}.",
         "",
         *table(header, rows),
     ]

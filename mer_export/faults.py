@@ -67,6 +67,8 @@ PACKAGES: dict[str, tuple[Extra, ...]] = {
     "uvicorn": ("serve",),
     "h11": ("serve",),
     "prometheus_client": ("serve",),
+    "tritonclient": ("triton",),
+    "grpc": ("triton",),
     "ray": ("scale",),
 }
 """Which extras bring what is imported by that name."""

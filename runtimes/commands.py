@@ -1,4 +1,5 @@
-"""Commands that run a bundle or ready it for that: `mer doctor`, `export`, `infer`, `parity`, `bench` and `tune`."""
+"""Commands that run a bundle or ready it for that: `mer doctor`, `export`, `infer`, `parity`, `bench`, `tune`, `serve`
+and `triton`."""
 
 from __future__ import annotations
 
@@ -436,3 +437,46 @@ def serve(
     how = How(runtime, precision, goal, device, threads, workers, batch, overflow, trust, queue)
     place = Place(host, port, read_token(token_file) if token_file else None, no_token)
     serve_until_told(bundles, how, Limits(max_body << 20, deadline), place, typer.echo)
+
+
+def triton(
+    bundle: BundleArg,
+    out: Annotated[Path, typer.Option("--out", "-o", help="New directory: the model repository.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the model that is asked; default that of the bundle's directory.")
+    ] = None,
+    runtime: Annotated[
+        str, typer.Option("--runtime", help="What runs in Triton: onnxruntime, openvino or tensorrt.")
+    ] = "onnxruntime",
+    precision: Precision = None,
+    device: Device = "cpu",
+    goal: GoalOpt = None,
+    threads: Threads = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Instances of each model; default one per core.")
+    ] = None,
+    batch: Batch = None,
+    force: Force = False,
+    dry_run: DryRun = False,
+    trust: Trust = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write a model repository for NVIDIA Triton: a model for each bucket, and a router that takes unpadded items."""
+    from runtimes.backends.session import SessionOptions
+    from runtimes.triton import repository
+    from runtimes.triton.plan import plan
+
+    say = say_unless(quiet)
+    opened, options = Bundle.open(bundle, trust), SessionOptions(device, threads)
+    made = plan(opened, name, runtime, options, batch, precision, goal, workers, say)
+    for note in made.notes:
+        say(note)
+    if dry_run:
+        return emit_plan("triton", {"bundle": str(bundle), "out": str(out), **made.about}, as_json)
+    repository.write(made, out, force)
+    asked, models = made.about["router"], list(made.about["models"])
+    lines = [f"{out}: {asked} asks {', '.join(models)}", f"tritonserver --model-repository={out.resolve()}"]
+    emit({"out": str(out), **made.about, "notes": made.notes}, as_json, lambda: lines)
+    return None

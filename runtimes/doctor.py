@@ -52,6 +52,7 @@ def examine() -> list[Check]:
         _package("starlette", "serve", "serve"),
         _package("uvicorn", "serve", "serve"),
         _package("prometheus_client", "serve", "serve"),
+        _package("tritonclient", "triton", "triton"),
     ]
 
 

@@ -56,6 +56,7 @@ FLOORS = (
     "runtimes.features",
     "runtimes.scale",
     "runtimes.serve",
+    "runtimes.triton",
     "runtimes.deploy",
     "runtimes",
 )
@@ -132,7 +133,7 @@ def test_the_command_line_starts_without_what_its_commands_need() -> None:
     code = (
         "import sys, cli; "
         "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'openvino', 'pyarrow', 'matplotlib', 'h5py'}; "
-        "heavy |= {'starlette', 'uvicorn', 'prometheus_client', 'ray', 'fsspec'}; "
+        "heavy |= {'starlette', 'uvicorn', 'prometheus_client', 'ray', 'fsspec', 'tritonclient', 'grpc'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -153,6 +154,7 @@ def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
         "bench",
         "tune",
         "serve",
+        "triton",
         "package",
         "demo",
         "data",

@@ -27,6 +27,7 @@ from mer_export.data.open import stream_samples
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from runtimes.backends.onnx_runtime import OnnxRuntimeSession
+from runtimes.predict import opening
 from runtimes.predict.output import json_row
 from runtimes.predict.predictor import Predictor
 from runtimes.serve import journal, models
@@ -308,19 +309,10 @@ def test_others_may_be_let_in_on_purpose(tmp_path: Path) -> None:
 
 
 def test_sessions_share_the_cores_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.os, "sched_getaffinity", lambda _: set(range(8)))
-    shared = {
-        how: (how._shared_out()[0], how._shared_out()[1]["workers"])
-        for how in (
-            How(),
-            How(threads=2),
-            How(workers=2),
-            How(threads=3, workers=1),
-            How(threads=16),
-            How(device="cuda"),
-        )
-    }
-    assert list(shared.values()) == [(1, 8), (2, 4), (4, 2), (3, 1), (16, 1), (None, 1)]
+    monkeypatch.setattr(opening.os, "sched_getaffinity", lambda _: set(range(8)))
+    asked = [("cpu", None, None), ("cpu", 2, None), ("cpu", None, 2), ("cpu", 3, 1), ("cpu", 16, None)]
+    shared = [opening.share_out(*how) for how in (*asked, ("cuda", None, None))]
+    assert shared == [(1, 8), (2, 4), (4, 2), (3, 1), (16, 1), (None, 1)]
 
 
 @in_a_loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import os
@@ -14,6 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from mer_export import faults
 from mer_export.errors import BundleError
+
+AT_FDCWD, EXCHANGE = -100, 2
+"""For `renameat2`: paths as they are, and each in the other's place."""
 
 
 def plain(path: Path) -> os.stat_result | None:
@@ -129,19 +133,73 @@ def replacing(path: Path) -> Iterator[Path]:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside `path` to fill; it takes its place when the block ends well, and is gone otherwise.
 
-    What a killed writer left is removed by the next. Two writers of one folder are not kept apart.
+    It is locked as long as its process lives, so what a killed one left is known, and removed by the next.
     """
-    fresh = path.with_name(f".{path.name}.tmp")
     with faults.at(path):
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_left_folders(path)
+        fresh = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        fresh.mkdir()
         try:
-            yield fresh
-            if path.exists():
-                shutil.rmtree(path)
-            fresh.replace(path)
+            with holding(fresh):
+                yield fresh
+                for where, _, names in os.walk(fresh, topdown=False):
+                    for written in (*names, ""):
+                        fsync(Path(where) / written)
+                _put_folder(fresh, path)
         finally:
+            # What it has replaced, or itself.
             shutil.rmtree(fresh, ignore_errors=True)
+        with contextlib.suppress(PermissionError):
+            fsync(path.parent)
+
+
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[bool]:
+    """Locks a folder for the block, or as long as this process lives; gives whether nobody else holds it.
+
+    Some file systems have no locks: nobody removes leftovers there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = True
+        except OSError:
+            ours = False
+        yield ours
+    finally:
+        os.close(descriptor)
+
+
+def _drop_left_folders(path: Path) -> None:
+    """Removes what writers of the folder `path` left that were killed; those that live hold theirs."""
+    for leftover in _beside(path):
+        with contextlib.suppress(OSError), holding(leftover) as ours:
+            if ours:
+                shutil.rmtree(leftover)
+
+
+def _put_folder(fresh: Path, path: Path) -> None:
+    """Makes a folder what is at `path`: in one step, also where there was another one if the file system can."""
+    if not path.exists():
+        fresh.rename(path)
+    elif not _exchanged(fresh, path):
+        old = fresh.with_name(f"{fresh.name}.old.tmp")
+        path.rename(old)
+        try:
+            fresh.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether the system let two folders change places, which not every file system can."""
+    call = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = [os.fsencode(p) for p in (one, other)]
+    return call is not None and call(AT_FDCWD, names[0], AT_FDCWD, names[1], EXCHANGE) == 0
 
 
 def _scratch(path: Path) -> tuple[Path, int]:
@@ -160,9 +218,7 @@ def _scratch(path: Path) -> tuple[Path, int]:
 
 def _drop_leftovers(path: Path) -> None:
     """Removes what writers of `path` left that were killed; those that live hold theirs."""
-    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
-        names = [e.name for e in entries if e.name.startswith(f".{path.name}.") and e.name.endswith(".tmp")]
-    for leftover in (path.with_name(n) for n in names):
+    for leftover in _beside(path):
         with contextlib.suppress(OSError, BundleError):
             descriptor = open_plain(leftover, os.O_RDWR)
             try:
@@ -170,6 +226,14 @@ def _drop_leftovers(path: Path) -> None:
                 leftover.unlink()
             finally:
                 os.close(descriptor)
+
+
+def _beside(path: Path) -> list[Path]:
+    """What writers of `path` have begun, of those that live and of those that were killed."""
+    names: list[str] = []
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        names = [e.name for e in entries if e.name.startswith(f".{path.name}.") and e.name.endswith(".tmp")]
+    return [path.with_name(n) for n in names]
 
 
 def write_new(path: Path, content: bytes, mode: int = 0o666) -> None:

@@ -3,6 +3,7 @@ what is installed here."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -50,8 +51,8 @@ def open_predictor(
     if goal is None:
         precision = precision or "fp32"
         free = backend is None and not options.cuda_graph and "workers" not in rest
-        if free and (usual := _measured(bundle, Limits(None, precision, options.threads, batch, options.device))):
-            return _opened(bundle, *usual, say, "as mer tune found", **rest)
+        if free and (usual := measured(bundle, Limits(None, precision, options.threads, batch, options.device))):
+            return opened_as(bundle, *usual, say, "as mer tune found", **rest)
         backend = backend or installed_backend(bundle, options, precision)
         check_options(backend, options)
         return Predictor(bundle, backend, options, batch, precision=precision, **rest)
@@ -67,10 +68,10 @@ def open_predictor(
             "--runtime without --goal"
         )
     way = choose(proven, wanted, limits).way
-    return _opened(bundle, way, variants_of(bundle, profile, way), say, goal, **rest)
+    return opened_as(bundle, way, variants_of(bundle, profile, way), say, goal, **rest)
 
 
-def _opened(
+def opened_as(
     bundle: Bundle, way: Way, variants: list[Variant], say: Callable[[str], None] | None, why: str, **rest: Any
 ) -> Predictor:
     """A predictor that runs a way."""
@@ -88,7 +89,17 @@ def _opened(
     )
 
 
-def _measured(bundle: Bundle, limits: Limits) -> tuple[Way, list[Variant]] | None:
+def share_out(device: str, threads: int | None, workers: int | None) -> tuple[int | None, int]:
+    """Threads of a session, and how many sessions serve side by side: one of one thread for each core, unless said
+    otherwise; on a GPU one."""
+    if device != "cpu":
+        return threads, workers or 1
+    cores = len(os.sched_getaffinity(0))
+    workers = workers or max(1, cores // (threads or 1))
+    return threads or max(1, cores // workers), workers
+
+
+def measured(bundle: Bundle, limits: Limits) -> tuple[Way, list[Variant]] | None:
     """The way with the most throughput within limits, and its variants; None without a profile that is up to date."""
     try:
         profile = own_profile(bundle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from mer_export.errors import InputError, UsageError
 from runtimes.backends.session import SessionOptions
 from runtimes.encode import SignalEncoding
 from runtimes.features.completed import Completion
-from runtimes.predict.opening import open_predictor
+from runtimes.predict.opening import open_predictor, share_out
 from runtimes.predict.predictor import Overflow, Part, Prediction, Predictor
 from runtimes.serve.batching import Batcher, Deadline, Outputs, in_time
 from runtimes.serve.encoding import Encoders
@@ -63,12 +62,13 @@ class How:
         bundle = Bundle.open(root, self.trust)
         if self.goal is not None and self.workers is not None:
             raise UsageError("--goal says how many workers: leave --workers out")
-        threads, workers = (self.threads, {}) if self.goal else self._shared_out()
+        threads, rest = self.threads, dict[str, Any](overflow=self.overflow)
+        if self.goal is None:
+            threads, rest["workers"] = share_out(self.device, threads, self.workers)
         predictor = open_predictor(
             *(bundle, self.runtime, SessionOptions(self.device, threads), self.batch, self.precision, self.goal),
             say=log.info,
-            overflow=self.overflow,
-            **workers,
+            **rest,
         )
         warm_up(predictor)
         return predictor
@@ -90,14 +90,6 @@ class How:
             if not isinstance(encoding, SignalEncoding):
                 warm_up(encoding.predictor)
         return completion
-
-    def _shared_out(self) -> tuple[int | None, dict[str, Any]]:
-        """Threads of a session, and how many sessions there are."""
-        if self.device != "cpu":
-            return self.threads, {"workers": self.workers or 1}
-        cores = len(os.sched_getaffinity(0))
-        workers = self.workers or max(1, cores // (self.threads or 1))
-        return self.threads or max(1, cores // workers), {"workers": workers}
 
 
 def warm_up(predictor: Predictor) -> None:
