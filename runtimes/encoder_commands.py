@@ -47,6 +47,9 @@ def encoder(
     layers: Annotated[
         list[int] | None, typer.Option("--layer", min=0, help="Layer to read; several side by side. Default the last.")
     ] = None,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="A vector of a text for each --layer, one below the other, as cmerc reads.")
+    ] = False,
     pooling: Annotated[
         Literal["mean", "first", "last", "none"] | None,
         typer.Option("--pooling", help="One vector of all states, or none: the sequence. Default as the folder says."),
@@ -113,6 +116,7 @@ def encoder(
 
     asked = {
         "layer": layers,
+        "stack": stack or None,
         "pooling": pooling,
         "unit": unit,
         "every": every,
