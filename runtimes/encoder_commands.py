@@ -192,12 +192,13 @@ def features(
     from mer_export.encoders.attached import named
     from runtimes.backends.session import SessionOptions
     from runtimes.features.clips import open_clips
+    from runtimes.features.parts import goes_on
     from runtimes.features.run import Request, make_features, preview
 
     chosen = named(encoders, trust)
     data = open_clips(source, data_format, sets or (), outside, say_unless(quiet))
     how = {"backend": runtime, "options": SessionOptions(device, threads), "batch": batch, "precision": precision}
-    request = Request(data, chosen, new_file(out, force), workers, strict, force, how)
+    request = Request(data, chosen, new_file(out, force, goes_on), workers, strict, force, how)
     if dry_run:
         return emit_plan("features", preview(request), as_json)
     summary = make_features(request, progress_unless(quiet))

@@ -19,6 +19,7 @@ from conftest import Mer
 
 from mer_export.bundle import Bundle
 from mer_export.data.dialogues import Recording, Utterance
+from mer_export.data.formats.parquet.reader import ParquetSource
 from mer_export.data.media.sound import Sound, read_sound
 from mer_export.data.open import open_corpus, said_extractors
 from mer_export.data.samples import Sample
@@ -32,9 +33,12 @@ from mer_export.encoders.signal.folder import write_signal_encoder
 from mer_export.errors import InputError
 from mer_export.progress import TimeLeft
 from mer_export.untrusted.places import Reach
+from runtimes.backends.session import SessionOptions
 from runtimes.encode import Encoding, open_encoder
-from runtimes.features import plan, sentences
+from runtimes.features import plan, run, sentences
 from runtimes.features.ahead import ahead
+from runtimes.features.clips import open_clips
+from runtimes.features.run import make_features
 
 pytest.importorskip("pyarrow")
 soundfile = pytest.importorskip("soundfile")
@@ -148,10 +152,10 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(
     assert not (clips / "cut.parquet").exists()
     code, said, err = mer(*command, clips / "cut.parquet")
     assert (code, "utterances 23, failed 1" in said) == (0, True)
-    assert "blocks 3..5" in err
+    assert "blocks 2..5" in err, "the first one lacks c3, which is tried again"
     assert (clips / "cut.parquet").read_bytes() == (clips / "whole.parquet").read_bytes()
     assert list(failed(clips / "failed.csv")) == ["c3"]
-    assert not parts.exists()
+    assert sorted(p.name for p in parts.iterdir()) == ["finished.json", "lock", "request.json"]
 
 
 def test_parts_of_another_request_are_refused_by_name(
@@ -170,8 +174,85 @@ def test_parts_of_another_request_are_refused_by_name(
     assert "done with other data:" in mer(*command, *one)[2]
     assert mer(*command, *other, "--force")[0] == 0
     assert samples(out)["c1"].inputs["audio"].shape == (1, 6)
-    code, _, err = mer(*command, *other)
+    code, _, err = mer(*command, *one)
+    assert (code, f"{out} exists and was made with other encoders: name another file" in err) == (2, True)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["after the end", "after a kill"])
+def test_what_failed_is_tried_again_and_nothing_else_is(
+    mer: Mer, clips: Path, encoders: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    command = ["features", clips / "clips.csv", "--encoder", f"audio={encoders}/states", "-q", "--out"]
+    assert mer(*command, clips / "good.parquet")[0] == 0
+    out, broken = clips / "f.parquet", ("c3", "c20")
+    whole = {n: (clips / "wav" / f"{n[1:]}.wav").read_bytes() for n in broken}
+    for name in broken:
+        (clips / "wav" / f"{name[1:]}.wav").write_bytes(b"")
+    assert mer(*command, out)[0] == 0
+    first = samples(out)
+    assert list(failed(clips / "failed.csv")) == list(broken)
+    (clips / "wav" / "3.wav").write_bytes(whole["c3"])
+    read: list[str] = []
+    raws = Reading.raws
+    monkeypatch.setattr(Reading, "raws", lambda self, e: read.append(self.utterance.id) or raws(self, e))
+    if cut:
+        request = run_request(clips, encoders, out)
+        with monkeypatch.context() as patch:
+            patch.setattr(run._Run, "_join", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                make_features(request)
+    assert mer(*command, out)[0] == 0
+    assert (read[:2], set(read)) == (["c3", "c20"], {"c3", "c20"})
+    assert list(failed(clips / "failed.csv")) == ["c20"]
+    second = samples(out)
+    assert second.keys() == first.keys() | {"c3"}
+    for name, sample in first.items():
+        np.testing.assert_array_equal(second[name].inputs["audio"], sample.inputs["audio"])
+    (clips / "wav" / "20.wav").write_bytes(whole["c20"])
+    assert mer(*command, out)[0] == 0
+    assert out.read_bytes() == (clips / "good.parquet").read_bytes()
+    assert not (clips / "failed.csv").exists()
+    assert not out.with_name("f.parquet.parts").exists()
+    code, _, err = mer(*command, out)
     assert (code, f"{out} exists: pass --force" in err) == (2, True)
+
+
+def interrupted(self: object) -> None:
+    raise KeyboardInterrupt
+
+
+def run_request(clips: Path, encoders: Path, out: Path) -> run.Request:
+    chosen = {"audio": [Encoder.open(encoders / "states")]}
+    how = {"backend": None, "options": SessionOptions("cpu", None), "batch": None, "precision": None}
+    return run.Request(open_clips(clips / "clips.csv"), chosen, out, options=how)
+
+
+def test_a_data_set_that_was_changed_is_not_completed(mer: Mer, clips: Path, encoders: Path) -> None:
+    command = ["features", clips / "clips.csv", "--encoder", f"audio={encoders}/states", "-q", "--out", clips / "f"]
+    (clips / "wav" / "3.wav").unlink()
+    assert mer(*command)[0] == 0
+    with (clips / "f.parquet").open("ab") as stream:
+        stream.write(b" ")
+    code, _, err = mer(*command)
+    assert (code, "f.parquet is not the file that lacks what" in err) == (2, True)
+    assert mer(*command, "--force")[0] == 0
+
+
+def test_who_speaks_is_known_across_dialogues(mer: Mer, clips: Path, encoders: Path) -> None:
+    (clips / "wav" / "0.wav").unlink()
+    chosen = ["--encoder", f"audio={encoders}/vector", "-q"]
+    assert mer("features", clips / "clips.csv", *chosen, "--out", clips / "f")[0] == 0
+    spec = DataSpec()
+    own, again, third = (clips / f"{n}.parquet" for n in "fgh")
+    code, _, err = mer("data", "convert", own, "--out", again)
+    assert code == 0, err
+    for path in (own, again):
+        said = {u.id: u.person for d in ParquetSource(path, spec).dialogues() for u in d.utterances}
+        assert said == {f"c{i}": f"s{i % 3}" for i in range(1, CLIPS)}
+    assert mer("features", own, "--set", "data.audio=null", *chosen, "--out", third)[0] == 0
+    indices = [[u.speaker for d in ParquetSource(p, spec).dialogues() for u in d.utterances] for p in (own, third)]
+    assert indices[0] == indices[1]
+    assert not {s for s in indices[0] if isinstance(s, str)}, "a network is given the index, as of before"
 
 
 def test_a_bad_file_is_a_row_and_a_silent_one_lacks_a_modality(mer: Mer, clips: Path, encoders: Path) -> None:
@@ -263,7 +344,7 @@ def test_encoders_of_one_input_stand_side_by_side_where_their_steps_agree(
     said = said_extractors(clips / "f.parquet", DataSpec())["audio"]
     assert (said.name, len(said.sha256)) == ("mfcc + log_mel", 64)
     code, _, err = run("vector", "states")
-    assert (code, "audio: log_mel gives one vector and mfcc a sequence" in err) == (2, True)
+    assert (code, "audio: log_mel gives one vector and mfcc gives a sequence" in err) == (2, True)
     code, _, err = run("states", "finer")
     assert (code, "audio has 6 of mfcc and 28 of log_mel steps" in err) == (2, True)
 

@@ -13,17 +13,17 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 pytest.importorskip("pyarrow")
 
-import torch  # noqa: E402
-from conftest import Mer  # noqa: E402
+import torch
+from conftest import Mer
 
-from benchmarks.small_encoders import save_folder  # noqa: E402
-from mer_export.bundle import Bundle  # noqa: E402
-from mer_export.data.open import open_corpus  # noqa: E402
-from mer_export.encoders.attached import check, together  # noqa: E402
-from mer_export.encoders.encoder import Encoder  # noqa: E402
-from mer_export.errors import UsageError  # noqa: E402
-from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder  # noqa: E402
-from runtimes.encode import open_encoder  # noqa: E402
+from benchmarks.small_encoders import save_folder
+from mer_export.bundle import Bundle
+from mer_export.data.open import open_corpus
+from mer_export.encoders.attached import check, together
+from mer_export.encoders.encoder import Encoder
+from mer_export.errors import UsageError
+from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder
+from runtimes.encode import open_encoder
 
 TURNS = 12
 LAYERS = (2, 1, 0)
@@ -73,7 +73,8 @@ def test_transcripts_train_cmerc_and_are_answered_by_it(mer: Mer, source: Path, 
     code, _, err = mer("features", clips, "--encoder", f"text={encoder}", "--out", data, "-q")
     assert code == 0, err
     assert {s.inputs["text"].shape for s in open_corpus(data)} == {(3, 3, 32)}
-    small = ["--set", "epochs=1", "--set", "model.width=8", "--set", "model.hidden=8"]
+    small = ["--set", "epochs=1", *(w for n in ("width", "hidden") for w in ("--set", f"model.{n}=8"))]
+    small += [w for n in ("hypergraph", "frequency") for w in ("--set", f"model.{n}_layers=1")]
     code, _, err = mer("train", "cmerc", "--data", data, "--out", run, *small, "-q")
     assert code == 0, err
     manifest = json.loads((run / "bundle.json").read_text())
@@ -84,15 +85,14 @@ def test_transcripts_train_cmerc_and_are_answered_by_it(mer: Mer, source: Path, 
         code, _, err = mer("infer", run, given, "-o", tmp_path / f"{name}.jsonl", "--runtime", "onnxruntime", "-q")
         assert code == 0, err
         answers.append([json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()])
-    stored, read = ({a["id"]: a for a in found} for found in answers)
+    stored, read = ({a["unit"]: a for a in found} for found in answers)
     assert len(read) == TURNS
     for name, answer in stored.items():
         assert answer["label"] == read[name]["label"]
-        np.testing.assert_allclose(
-            list(answer["probabilities"].values()), list(read[name]["probabilities"].values()), atol=1e-5
-        )
+        scores = [list(a["probabilities"].values()) for a in (answer, read[name])]
+        np.testing.assert_allclose(*scores, atol=1e-5)
     single = Encoder.of(import_folder(source, tmp_path / "single", Wanted(longest=16)))
-    with pytest.raises(UsageError, match=r"text has 3 vectors of an item, single gives 1: make one with"):
+    with pytest.raises(UsageError, match=r"text has 3 vectors of an item, roberta0 gives 1: make one with"):
         check(Bundle.open(run), {"text": [single]}, force=True)
     assert together([single]).sha256 != Encoder.open(encoder).identity.sha256
 

@@ -33,8 +33,8 @@ class EncoderConfig(BaseModel):
     """The part of a configuration that all encoders have.
 
     `unit` brings pooled vectors to unit length. `every` averages so many states of a sequence into one, the last group
-    being what remains. `width` is how many numbers a vector or state has; of a text there may be several `vectors`, which
-    lie one below the other in what the network gives as one.
+    being what remains. `width` is how many numbers a vector or state has; of a text there may be several `vectors`, one
+    below the other, which the network gives one behind the other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,8 +51,8 @@ class EncoderConfig(BaseModel):
     def _stacked(self) -> EncoderConfig:
         if self.vectors > 1 and (self.input.kind != "text" or self.pooling == "none"):
             raise ValueError(
-                f"vectors is {self.vectors}, pooling {self.pooling}: several vectors are those of a sentence, pooled by "
-                "mean, first or last"
+                f"vectors is {self.vectors}, pooling {self.pooling}: several vectors are those of a sentence, pooled "
+                "by mean, first or last"
             )
         return self
 
