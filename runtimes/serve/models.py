@@ -82,7 +82,7 @@ class How:
         if not bundle.manifest.encoders:
             return None
         options = SessionOptions(self.device, self.threads)
-        completion = Completion.of(bundle, backend=self.runtime, options=options)
+        completion = Completion.of(bundle, goal=self.goal, backend=self.runtime, options=options)
         for encoding in (e for own in completion.encoder.loaded.values() for e in own):
             if not isinstance(encoding, SignalEncoding):
                 warm_up(encoding.predictor)
