@@ -6,6 +6,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from mer_export.encoders.encoder import Encoder
 from mer_export.encoders.reading import Reading
 from mer_export.progress import TimeLeft
 from runtimes.backends.session import SessionOptions
-from runtimes.features import plan, run
+from runtimes.features import parts, plan, run
 from runtimes.features.clips import open_clips
 from runtimes.features.run import make_features
 
@@ -187,3 +188,21 @@ def test_failures_of_several_data_sets_stand_in_one_file_and_another_file_is_lef
     code, _, err = run("f")
     assert (code, "failed.csv is where failures are listed and holds something else" in err) == (2, True)
     assert (clips / "failed.csv").read_text() == "my,own\n"
+
+
+def test_blocks_that_nothing_says_the_request_of_are_not_taken_over(
+    mer: Mer, clips: Path, encoders: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run leaves them that is killed while it removes the blocks of a finished data set."""
+    out = clips / "f.parquet"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "shutil", SimpleNamespace(rmtree=lambda folder: None))
+        assert mer("features", clips / "clips.csv", "--encoder", f"audio={encoders}/vector", "--out", out)[0] == 0
+    left = {p.name for p in out.with_name("f.parquet.parts").iterdir()}
+    assert "000000.parquet" in left
+    assert "request.json" not in left
+    command = ["features", clips / "clips.csv", "--encoder", f"audio={encoders}/states", "--force", "--out"]
+    assert mer(*command, out)[0] == mer(*command, clips / "whole.parquet")[0] == 0
+    assert out.read_bytes() == (clips / "whole.parquet").read_bytes()
+    assert not out.with_name("f.parquet.parts").exists()

@@ -78,7 +78,7 @@ class Parts:
             problem = parts._other(wanted)
             if problem and not force:
                 raise UsageError(f"{problem}, or pass --force to begin anew")
-            if problem or (force and parts.finished):
+            if problem or not goes_on(out) or (force and parts.finished):
                 parts._clear()
             write_atomic(parts.folder / REQUEST, json.dumps(wanted, indent=1).encode())
             yield parts
@@ -112,6 +112,10 @@ class Parts:
         """Says what came of a block, before its file takes its place."""
         write_atomic(self._record(block), json.dumps(asdict(record)).encode())
 
+    def gathered(self) -> None:
+        """All blocks have files of their own: of the data set that was there nothing is needed any more."""
+        (self.folder / FINISHED).unlink(missing_ok=True)
+
     def finish(self, failures: Sequence[Failure]) -> None:
         """The data set is there: what it was made of goes. Of failures it stays known which and of what request."""
         if not failures:
@@ -122,7 +126,8 @@ class Parts:
         return None
 
     def remove(self) -> None:
-        """Nothing of the run stays."""
+        """Nothing of the run stays, first not what says that it is of use to anybody."""
+        (self.folder / REQUEST).unlink()
         shutil.rmtree(self.folder)
 
     def _other(self, wanted: Mapping[str, Any]) -> str:

@@ -223,6 +223,7 @@ class _Run:
 
     def _join(self) -> None:
         """All blocks as one file, with the encoders beside it."""
+        self.parts.gathered()
         save_beside(self.request.out, self.request.chosen)
         with writing(self.request.out, self.plan.head) as rows:
             for number in range(self.plan.blocks):
