@@ -13,7 +13,7 @@ import pytest
 from conftest import Mer
 from noise_clips import CLIPS, RATE, failed, noise, samples, write_clips, write_encoders
 
-from mer_export.data.formats.parquet.reader import ParquetSource
+from mer_export.data.formats.parquet.reader import source
 from mer_export.data.open import open_corpus, said_extractors
 from mer_export.data.spec import DataSpec
 from mer_export.encoders.encoder import Encoder
@@ -78,10 +78,10 @@ def test_who_speaks_is_known_across_dialogues(mer: Mer, clips: Path, encoders: P
     code, _, err = mer("data", "convert", own, "--out", again)
     assert code == 0, err
     for path in (own, again):
-        said = {u.id: u.person for d in ParquetSource(path, spec).dialogues() for u in d.utterances}
+        said = {u.id: u.person for d in source(path, spec).dialogues() for u in d.utterances}
         assert said == {f"c{i}": f"s{i % 3}" for i in range(1, CLIPS)}
     assert mer("features", own, "--set", "data.audio=null", *chosen, "--out", third)[0] == 0
-    indices = [[u.speaker for d in ParquetSource(p, spec).dialogues() for u in d.utterances] for p in (own, third)]
+    indices = [[u.speaker for d in source(p, spec).dialogues() for u in d.utterances] for p in (own, third)]
     assert indices[0] == indices[1]
     assert not {s for s in indices[0] if isinstance(s, str)}, "a network is given the index, as of before"
 

@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(
     assert sorted(kept) == ["000000.parquet", "000001.parquet"]
     assert not (clips / "cut.parquet").exists()
     code, said, err = mer(*command, clips / "cut.parquet")
-    assert (code, "utterances 23, failed 1" in said) == (0, True)
+    assert (code, "utterances 23, failed 1" in said) == (0, True), err
     assert "blocks 2..5" in err, "the first one lacks c3, which is tried again"
     assert (clips / "cut.parquet").read_bytes() == (clips / "whole.parquet").read_bytes()
     assert list(failed(clips / "failed.csv")) == ["c3"]

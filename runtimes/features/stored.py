@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mer_export.data.formats.parquet.reader import ParquetSource
+from mer_export.data.formats.parquet.reader import source
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
 from runtimes.features.encoded import Outcome
@@ -30,7 +30,7 @@ class Stored:
         raise InputError(f"{self.path} lacks {' / '.join(key)}, which it is said to hold: pass --force to begin anew")
 
     def _read(self) -> Iterator[tuple[Key, Outcome]]:
-        for dialogue in ParquetSource(self.path, DataSpec()).dialogues():
+        for dialogue in source(self.path, DataSpec()).dialogues():
             for utterance in dialogue.utterances:
                 features = {n: np.concatenate(a) for n, a in utterance.features.items() if n in self.chosen}
                 yield (dialogue.id, utterance.id), Outcome(features)
