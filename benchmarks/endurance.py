@@ -35,7 +35,7 @@ def long_file(world: World, count: int) -> list[Row]:
         write_dialogues(source, Bundle.open(world.bundle), wanted)
         words = ["infer", str(world.bundle), str(source), "--out", str(out), "--threads", "1", "--force", "--quiet"]
         with subprocess.Popen(module_command("cli", *words), stdout=subprocess.DEVNULL) as running:
-            peaks.append(_peak(running))
+            peaks.append(peak(running))
         with out.open("rb") as lines:
             labelled = sum(1 for _ in lines)
         whole = running.returncode == 0 and labelled == wanted
@@ -63,18 +63,18 @@ def write_dialogues(path: Path, bundle: Bundle, utterances: int) -> None:
             stream.write(json.dumps({"dialogue": f"d{first}", "utterances": said}) + "\n")
 
 
-def _peak(running: subprocess.Popen[bytes]) -> float:
+def peak(running: subprocess.Popen[bytes]) -> float:
     """The largest resident size of a process in MiB, asked until it ends."""
-    peak = 0.0
+    most = 0.0
     while running.poll() is None:
         try:
             lines = Path(f"/proc/{running.pid}/status").read_text().splitlines()
-            peak = max([peak, *(int(li.split()[1]) / 2**10 for li in lines if li.startswith("VmHWM"))])
+            most = max([most, *(int(li.split()[1]) / 2**10 for li in lines if li.startswith("VmHWM"))])
         except OSError:
             break
         time.sleep(0.05)
     running.wait()
-    return peak
+    return most
 
 
 def opened(world: World, count: int, predictions: int | None = None) -> list[Row]:

@@ -6,6 +6,7 @@ them says how much of the machine it uses, which a ratio to eager alone does not
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,17 +24,16 @@ def measure(threads: int, rounds: int = 15) -> dict[str, float]:
     a, b = (np.random.default_rng(s).standard_normal((SIZE, SIZE), dtype=np.float32) for s in (0, 1))
     left, right = torch.from_numpy(a), torch.from_numpy(b)
     calls: dict[str, Any] = {"torch.mm": lambda: torch.mm(left, right)}
-    session = _onnx_product(b, threads)
-    if session is not None:
-        calls["onnxruntime MatMul"] = lambda: session.run(None, {"a": a})
+    if call := product(a, b, threads):
+        calls["onnxruntime MatMul"] = call
     for call in calls.values():
         warm_up(call)
     turns = interleave(calls, rounds)
     return {name: 2 * SIZE**3 / (1e9 * float(np.concatenate(turns[name].wall).min())) for name in calls}
 
 
-def _onnx_product(right: np.ndarray, threads: int) -> Any:
-    """A session that multiplies by `right`; None where ONNX Runtime or onnx is missing."""
+def product(left: np.ndarray, right: np.ndarray, threads: int) -> Callable[[], Any] | None:
+    """Multiplies two matrices in ONNX Runtime; None where that or onnx is missing."""
     try:
         import onnx
         import onnxruntime
@@ -51,4 +51,5 @@ def _onnx_product(right: np.ndarray, threads: int) -> Any:
     onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, {"a": left})

@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import output
+from benchmarks import flops, limit, output
 from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.data.bundle_data import bundle_spec
+from mer_export.data.collate import collate
 from mer_export.data.dialogues import Recording
 from mer_export.data.media.sound import read_sound
 from mer_export.data.open import stream_samples
@@ -42,6 +43,9 @@ AUDIO = "audio"
 BATCH = 16
 ROUNDS = 5
 WAYS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("openvino", "int8"))
+PRODUCTS = 16
+"""Large products of one turn of `LIMIT`: about as long as a turn of the encoders."""
+LIMIT = "fp32 limit of this machine"
 EAGER, WHOLE = "transformers, one clip at a time, same window", "transformers, one clip at a time, 30 s"
 
 
@@ -94,18 +98,46 @@ def measure(clips: Path, bundle: Path, source: Path, split: str, items: int, thr
             timed = {n: np.median([x for r in t.wall for x in r]) for n, t in interleave(parts, ROUNDS).items()}
     encodings = _encodings(encoder, options)
     ways: dict[str, Callable[[], object]] = {n: partial(_encode, e, prepared) for n, e in encodings.items()}
-    ways |= _eager(source, encoder, sounds, threads)
+    ways |= _eager(source, encoder, sounds, threads) | {LIMIT: _limit(threads)}
     turns = interleave(ways, ROUNDS)
+    # What the network takes where every operation is one of a large matrix product, in the same turns.
+    work = _gflop(encoder, prepared) / (PRODUCTS * 2 * limit.SIZE**3 / 1e9)
     for encoding in encodings.values():
         encoding.close()
     return {
         "items": len(recordings),
         "seconds": seconds,
         "parts": {n: float(t) for n, t in timed.items()},
-        "ways": {n: float(np.median([x for r in t.wall for x in r])) for n, t in turns.items()},
-        "ratios": {n: ratio(turns[EAGER], t).median for n, t in turns.items()},
-        "whole_ratios": {n: ratio(turns[WHOLE], t).median for n, t in turns.items()},
+        "ways": {n: _scaled(n, work) * float(np.median([x for r in t.wall for x in r])) for n, t in turns.items()},
+        "ratios": {n: ratio(turns[EAGER], t).median / _scaled(n, work) for n, t in turns.items()},
+        "whole_ratios": {n: ratio(turns[WHOLE], t).median / _scaled(n, work) for n, t in turns.items()},
     }
+
+
+def _scaled(name: str, work: float) -> float:
+    """By what the time of a way is multiplied to be that of all clips."""
+    return work if name == LIMIT else 1.0
+
+
+def _limit(threads: int) -> Callable[[], None]:
+    left, right = (np.random.default_rng(s).standard_normal((limit.SIZE, limit.SIZE), dtype=np.float32) for s in (0, 1))
+    call = limit.product(left, right, threads)
+    assert call is not None, "encoders are timed in ONNX Runtime"
+
+    def several() -> None:
+        for _ in range(PRODUCTS):
+            call()
+
+    return several
+
+
+def _gflop(encoder: Encoder, prepared: Sequence[list[Sample]]) -> float:
+    """Of the network over all windows, as its exported file has them."""
+    windows = [w for own in prepared for w in own]
+    bundle = encoder.bundle
+    variant = next(v for v in bundle.manifest.variants if (v.format, v.precision) == ("onnx", "fp32"))
+    arrays = collate(windows[:1], bundle.manifest.contract, variant.lengths)
+    return len(windows) * flops.gflop(bundle.variant_files(variant), arrays)
 
 
 def _decode(recording: Recording, rate: int) -> np.ndarray:

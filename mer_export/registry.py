@@ -58,6 +58,9 @@ class System:
     compute: str | None = None
     """Of an encoder without a network: a function of a config that gives what makes features of a raw thing."""
 
+    file: bool = False
+    """Whether somebody's file, run as it is, stands in place of a network."""
+
     def parse(self, values: dict[str, Any]) -> Any:
         """A checked config of this system; raises UsageError naming the first wrong value."""
         try:

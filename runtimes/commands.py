@@ -232,7 +232,8 @@ def infer(
         strict_features=strict_features,
         gold="gold" in columns_beside,
     )
-    completion = Completion.of(opened, backend=runtime, options=options) if opened.manifest.encoders else None
+    inside = bool(opened.manifest.encoders)
+    completion = Completion.of(opened, goal=goal, backend=runtime, options=options) if inside else None
     with chosen as predictor, completion or nullcontext():
         # Other emotions than the data are labelled with are no reason to refuse the data.
         labels = None if emotions and not predictor.gold else predictor.task.labels

@@ -47,6 +47,9 @@ def encoder(
     layers: Annotated[
         list[int] | None, typer.Option("--layer", min=0, help="Layer to read; several side by side. Default the last.")
     ] = None,
+    stack: Annotated[
+        bool, typer.Option("--stack", help="A vector of a text for each --layer, one below the other, as cmerc reads.")
+    ] = False,
     pooling: Annotated[
         Literal["mean", "first", "last", "none"] | None,
         typer.Option("--pooling", help="One vector of all states, or none: the sequence. Default as the folder says."),
@@ -113,6 +116,7 @@ def encoder(
 
     asked = {
         "layer": layers,
+        "stack": stack or None,
         "pooling": pooling,
         "unit": unit,
         "every": every,
@@ -188,12 +192,13 @@ def features(
     from mer_export.encoders.attached import named
     from runtimes.backends.session import SessionOptions
     from runtimes.features.clips import open_clips
+    from runtimes.features.parts import goes_on
     from runtimes.features.run import Request, make_features, preview
 
     chosen = named(encoders, trust)
     data = open_clips(source, data_format, sets or (), outside, say_unless(quiet))
     how = {"backend": runtime, "options": SessionOptions(device, threads), "batch": batch, "precision": precision}
-    request = Request(data, chosen, new_file(out, force), workers, strict, force, how)
+    request = Request(data, chosen, new_file(out, force, goes_on), workers, strict, force, how)
     if dry_run:
         return emit_plan("features", preview(request), as_json)
     summary = make_features(request, progress_unless(quiet))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pytest
 
 from benchmarks.small_encoders import KINDS, PICTURES, SOUNDS, raw_things, save_folder
 from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.cuda import find_gpu
 from mer_export.encoders.encoder import Encoder
 from mer_export.encoders.log_mel import LogMel
-from mer_export.errors import BundleError, InputError, UnsupportedError, UsageError
+from mer_export.errors import BundleError, InputError, NotAvailableError, UnsupportedError, UsageError
 from mer_export.exporters import export_variant
 from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder
+from runtimes.backends.session import SessionOptions
 from runtimes.encode import open_encoder
 
 torch = pytest.importorskip("torch")
@@ -110,6 +113,20 @@ def test_a_reduced_precision_passes_the_gate_and_says_what_it_costs(exported: tu
     assert 0 < variant.options["rewrite"]["gate"]["vector relative"] < 0.2
     with open_encoder(folder, "onnxruntime", precision="int8") as encoding:
         assert next(iter(encoding.encode(raw_things(kind)[:1]))).shape == (32,)
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx_bindings") is None, reason="tensorrt-rtx is not installed")
+def test_an_engine_is_built_of_an_encoder_without_a_gpu(tmp_path: Path) -> None:
+    _, folder = made("bert", tmp_path, longest=8, buckets=(8,))
+    bundle = Bundle.open(folder)
+    variant = export_variant(bundle, "tensorrt", bundle.manifest.contract.buckets[-1])
+    assert (variant.batch, variant.options["engine_key"]["gpu"]) == (1, "any")
+    assert bundle.variant_files(variant).stat().st_size > 1000
+    if find_gpu() is None:
+        with open_encoder(folder, "tensorrt", options=SessionOptions(device="cuda")) as encoding:
+            answers = encoding.encode(["a"])
+            with pytest.raises(NotAvailableError, match="GPU"):
+                next(answers)
 
 
 def test_layers_stand_side_by_side_and_those_after_the_last_one_are_not_kept(tmp_path: Path) -> None:

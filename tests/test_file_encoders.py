@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.small_encoders import WORDS
+from mer_export.bundle import Bundle
 from mer_export.encoders.encoder import Encoder
 from mer_export.errors import InputError, ParityError, UnsupportedError, UntrustedError, UsageError
 from mer_export.exporters.encoders.file import import_file
@@ -260,6 +261,24 @@ def broken(file: Path, change: Any) -> Path:
     path = file.with_name("changed.onnx")
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def test_a_face_network_of_a_file_has_reduced_precisions_behind_the_gate(tmp_path: Path, mer: Mer) -> None:
+    pytest.importorskip("onnxruntime")
+    file = saved(network(Face), tmp_path / "face.onnx", (torch.zeros(2, 3, 12, 10),), ["x"])
+    bundle = import_file(file, recipe(tmp_path, input=FACE), tmp_path / "encoder")
+    code, _, err = mer("export", bundle.root, "--precision", "int8", "--precision", "fp16", "-q")
+    assert code == 0, err
+    with open_encoder(bundle.root, "onnxruntime") as encoding:
+        wanted = np.stack(list(encoding.encode(pictures())))
+    for precision, most in (("int8", 0.2), ("fp16", 1e-2)):
+        made = next(v for v in Bundle.open(bundle.root).manifest.variants if v.precision == precision)
+        assert 0 < made.options["rewrite"]["gate"]["vector relative"] < most
+        with open_encoder(bundle.root, "onnxruntime", precision=precision) as encoding:
+            found = np.stack(list(encoding.encode(pictures())))
+        assert 0 < np.abs(found - wanted).max() < most
+    code, _, err = mer("export", bundle.root, "-q")
+    assert (code, "is what its file is, in fp32: of an ONNX file other precisions are made" in err) == (7, True)
 
 
 def of_a_library(model: Any) -> None:

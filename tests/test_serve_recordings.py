@@ -36,6 +36,7 @@ from mer_export.bundle import Bundle  # noqa: E402
 from mer_export.data.dialogues import Utterance  # noqa: E402
 from mer_export.encoders.attached import attach  # noqa: E402
 from mer_export.encoders.encoder import Encoder  # noqa: E402
+from mer_export.encoders.faces import sample_frames  # noqa: E402
 from mer_export.encoders.signal.folder import write_signal_encoder  # noqa: E402
 from mer_export.exporters import export_variant  # noqa: E402
 from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder  # noqa: E402
@@ -177,6 +178,59 @@ async def test_what_is_wrong_with_a_recording_is_one_sentence(model: Path, clips
         large = await server.ask("POST", PREDICT, *form({"clip": whole * 4}))
         assert (large.status, "longer than 100000 bytes" in large.said["error"]) == (413, True)
     assert not list(scratch.glob("mer-serve-*"))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video with sound, one without, one that was cut off, and a table that names the first two."""
+    media_files = pytest.importorskip("media_files")
+    folder = tmp_path_factory.mktemp("videos")
+    media_files.write_video(folder / "both.mp4", options={"preset": "ultrafast"})
+    media_files.write_video(folder / "mute.mp4", audio="", options={"preset": "ultrafast"})
+    whole = (folder / "both.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (folder / "clips.csv").write_text("recording,sentence\nboth.mp4,hello there you\nmute.mp4,a\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seeing(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network with an encoder of pictures too."""
+    folder = tmp_path_factory.mktemp("seeing")
+    bundle = Bundle.open(shutil.copytree(model, folder / "emt"))
+    width = next(s for s in bundle.manifest.contract.features if s.name == "vision").dims[-1]
+    save_folder("vit", folder / "source", hidden_size=width, num_attention_heads=1)
+    vision = import_folder(folder / "source", folder / "vision", Wanted())
+    export_variant(vision, "onnx", vision.manifest.contract.buckets[0])
+    sample_frames(vision, frames=2)
+    attach(bundle, {"vision": [Encoder.open(vision.root)]})
+    return bundle.root
+
+
+@in_a_loop
+async def _answers_videos(model: Path, videos: Path, wanted: list[dict[str, Any]], scratch: Path) -> None:
+    files = {n: (videos / f"{n}.mp4").read_bytes() for n in ("both", "mute", "cut")}
+    said = [{"sentence": "hello there you", "video": {"part": "both"}}, {"sentence": "a", "video": {"part": "mute"}}]
+    async with inside(model) as server:
+        parts = {n: files[n] for n in ("both", "mute")}
+        named = await server.ask("POST", PREDICT, *form({"dialogue": json.dumps({"utterances": said}), **parts}))
+        assert named.status == 200, named.body
+        assert near(named.said["predictions"], wanted)
+        inline = await utterances(server, {"sentence": "hello there you", "video": sound(videos / "both.mp4")})
+        assert near(inline.said["predictions"], wanted[:1])
+        broken = await server.ask("POST", PREDICT, *form({"clip": files["cut"]}))
+        assert (broken.status, str(scratch) in broken.said["error"]) == (422, False), broken.body
+    assert not list(scratch.glob("mer-serve-*"))
+
+
+def test_videos_get_what_infer_writes_of_the_files_and_a_mute_one_lacks_its_sound(
+    seeing: Path, videos: Path, mer: Mer, tmp_path: Path, scratch: Path
+) -> None:
+    code, _, err = mer("infer", seeing, videos / "clips.csv", "-o", tmp_path / "out.jsonl")
+    assert code == 0, err
+    wanted = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [a["modalities"] for a in wanted] == [["text", "audio", "vision"], ["text", "vision"]]
+    _answers_videos(seeing, videos, wanted, scratch)
 
 
 @in_a_loop

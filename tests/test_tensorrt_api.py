@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from small_bundle import make_bundle, make_samples
 from tensorrt_double import TABLE, Driver, TensorRt
 
+from benchmarks.small_encoders import save_folder
 from mer_export import cuda
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
@@ -28,11 +29,13 @@ from mer_export.data.collate import collate
 from mer_export.errors import NotAvailableError
 from mer_export.exporters import export_variant
 from mer_export.exporters import onnx as onnx_exporter
+from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder
 from mer_export.exporters.export_job import Exported, ExportJob
 from mer_export.kept import Kept
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import backend_problem, open_session
 from runtimes.doctor import examine
+from runtimes.encode import open_encoder
 
 WEIGHT = np.random.default_rng(0).standard_normal((16, 3), np.float32)
 FOUR = Bucket(utterances=4)
@@ -118,6 +121,36 @@ def test_every_call_of_an_export_and_of_a_session_is_one_that_the_binding_has(
     assert (said.status, said.version) == ("ok", library.__version__)
     assert {"Builder.build_serialized_network", "IExecutionContext.execute_async_v3"} <= set(library.calls)
     assert not world.driver.memory, "what a session took on device and host is freed"
+
+
+def test_an_encoder_is_exported_and_run_as_a_model_is(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    save_folder("bert", tmp_path / "source")
+    encoder = import_folder(tmp_path / "source", tmp_path / "encoder", Wanted(longest=16, buckets=(16,)))
+    library = world.be("tensorrt_rtx")
+    table = np.arange(32 * 16, dtype=np.float32).reshape(16, 32)
+
+    def export_before(job: ExportJob, path: Path) -> Exported:
+        """The vector of a sentence: the row of its length."""
+        shapes = {s.name: s.shape(job.batch, job.lengths) for s in (*job.contract.inputs, *job.contract.outputs)}
+        inputs = [helper.make_tensor_value_info(s.name, TensorProto.INT64, shapes[s.name]) for s in job.contract.inputs]
+        output = helper.make_tensor_value_info("vector", TensorProto.FLOAT, shapes["vector"])
+        nodes = [helper.make_node("Gather", ["table", "tokens_len"], ["vector"])]
+        graph = helper.make_graph(nodes, "lengths", inputs, [output], [numpy_helper.from_array(table, "table")])
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        onnx.save(made, path)
+        return Exported("a file that was there")
+
+    monkeypatch.setattr(onnx_exporter, "export", export_before)
+    export_variant(encoder, "tensorrt", Bucket(tokens=16), batch=2)
+    sentences = ["hello there you", "a", "the quick"]
+    with open_encoder(tmp_path / "encoder", "tensorrt", options=ON_GPU) as encoding:
+        lengths = [len(encoding.encoder.tokenizer.encode(s)) for s in sentences]
+        found = list(encoding.encode(sentences))
+    np.testing.assert_array_equal(np.stack(found), table[lengths])
+    assert "IExecutionContext.execute_async_v3" in set(library.calls)
 
 
 def test_the_stand_in_takes_nothing_that_a_binding_lacks() -> None:

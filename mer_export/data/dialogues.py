@@ -87,6 +87,13 @@ class Utterance:
     features: Mapping[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
     inputs: Mapping[str, np.ndarray] = field(default_factory=dict)
     row: int | None = None
+    speaker_name: str | None = None
+    """Who `speaker` is, where that is an index within the dialogue and the data know the name too."""
+
+    @property
+    def person(self) -> str | None:
+        """Who speaks, under the same name in every dialogue; None where the data do not say."""
+        return self.speaker if isinstance(self.speaker, str) else self.speaker_name
 
 
 @dataclass(frozen=True, eq=False)

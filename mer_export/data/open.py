@@ -123,15 +123,19 @@ class OpenData:
         """Everything, in memory."""
         splits: dict[str, list[Sample]] = {name: [] for name in self.source.splits}
         said: dict[str, list[str]] = {}
+        people: dict[str, list[str | None]] = {}
         scores = False
         for dialogue, sample in self.samples():
             splits.setdefault(dialogue.split, []).append(sample)
             words = {u.id: u.sentence or "" for u in dialogue.utterances}
             if any(words[unit] for unit in sample.units):
                 said[sample.id] = [words[unit] for unit in sample.units]
+            names = {u.id: u.person for u in dialogue.utterances}
+            if any(names.values()):
+                people[sample.id] = [names[unit] for unit in sample.units]
             scores |= sample.labels is not None and sample.labels.dtype.kind == "f" and sample.labels.ndim == 1
         info = {"labels": [] if scores else list(self.labels.labels), "speakers": self.spec.speakers, "sentences": said}
-        info["extractors"] = self.spec.extractors
+        info |= {"extractors": self.spec.extractors, "people": people}
         order = self.source.splits or usual_order(splits)
         return Corpus({name: splits[name] for name in order}, self.format, info | dict(self.source.info))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from mer_export.bundle import Bundle, Commit, Variant
 from mer_export.bundle.files import replacing_folder
 from mer_export.bundle.manifest import MANIFEST, Manifest, seal
+from mer_export.contract import Dim
 from mer_export.data.spec import Extractor
 from mer_export.encoders.encoder import FACES, TOKENIZER, Encoder
 from mer_export.errors import UsageError
@@ -67,12 +68,21 @@ def check(bundle: Bundle, chosen: Chosen, force: bool = False) -> None:
         width, wanted = sum(e.config.width for e in encoders), known[name].dims[-1]
         if wanted != width:
             raise UsageError(f"{name} is {wanted} wide, {together(encoders).name} gives {width}: take another encoder")
+        vectors, stacked = encoders[0].config.vectors, _vectors(known[name].dims)
+        if vectors != stacked:
+            given = f"{together(encoders).name} gives {vectors}"
+            raise UsageError(f"{name} has {stacked} vectors of an item, {given}: make one with --layer and --stack")
         said, own = manifest.features.get(name), together(encoders)
         if said and said.extractor != said.UNKNOWN and said.sha256 and said.sha256 != own.sha256:
             raise UsageError(
                 f"{name} was extracted by {said.extractor} ({said.sha256[:12]}) for training, this is {own.name} "
                 f"({own.sha256[:12]}): attach that one, or train on features of this one"
             )
+
+
+def _vectors(dims: Sequence[Dim]) -> int:
+    """How many vectors of an item an input stacks: (batch, vectors, length, width), of others one."""
+    return dims[1] if len(dims) == 4 and isinstance(dims[1], int) else 1
 
 
 def keep(change: Commit, chosen: Chosen) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mer_export.contract import BATCH, Contract, Dim, TensorSpec
 from mer_export.encoders.inputs import PictureInput, SoundInput, TextInput
@@ -33,7 +33,8 @@ class EncoderConfig(BaseModel):
     """The part of a configuration that all encoders have.
 
     `unit` brings pooled vectors to unit length. `every` averages so many states of a sequence into one, the last group
-    being what remains. `width` is how many numbers a vector or state has.
+    being what remains. `width` is how many numbers a vector or state has; of a text there may be several `vectors`, one
+    below the other, which the network gives one behind the other.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +44,17 @@ class EncoderConfig(BaseModel):
     unit: bool = False
     every: int = Field(1, ge=1)
     width: int = Field(ge=1)
+    vectors: int = Field(1, ge=1)
     source: Provenance
+
+    @model_validator(mode="after")
+    def _stacked(self) -> EncoderConfig:
+        if self.vectors > 1 and (self.input.kind != "text" or self.pooling == "none"):
+            raise ValueError(
+                f"vectors is {self.vectors}, pooling {self.pooling}: several vectors are those of a sentence, pooled "
+                "by mean, first or last"
+            )
+        return self
 
     @property
     def identity(self) -> str:
@@ -52,13 +63,16 @@ class EncoderConfig(BaseModel):
         # By which name and terms weights go round says nothing of what they compute.
         content["source"] = content["source"]["sha256"] or content["source"]["name"]
         content["input"].pop("buckets", None)
+        if self.vectors == 1:
+            # Encoders of before there were several keep the identity that data know them by.
+            del content["vectors"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def contract(config: EncoderConfig) -> Contract:
     """Inputs as `config.input` makes them; one output, a vector or the states of a sequence."""
     inputs, steps = config.input.specs, config.input.steps
-    dims: tuple[Dim, ...] = (BATCH, config.width)
+    dims: tuple[Dim, ...] = (BATCH, config.vectors * config.width)
     if config.pooling == "none":
         dims = (BATCH, steps, config.width) if steps else dims
     output = TensorSpec(name=_output(config), dtype="float32", dims=dims)
@@ -69,7 +83,7 @@ def contract(config: EncoderConfig) -> Contract:
 
 def task(config: EncoderConfig) -> Task:
     """Features of an item decide nothing."""
-    return Task(kind="features", unit=config.input.unit, output=_output(config), features=config.width)
+    return Task(kind="features", unit=config.input.unit, output=_output(config), features=config.vectors * config.width)
 
 
 def _output(config: EncoderConfig) -> str:

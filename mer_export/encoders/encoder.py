@@ -113,11 +113,16 @@ class Encoder:
         return [self.input.sample(name, picture)]
 
     def join(self, rows: Sequence[np.ndarray], samples: Sequence[Sample]) -> np.ndarray:
-        """The features of one raw thing, of the rows that its samples got: (width,) or (steps, width) float32."""
+        """The features of one raw thing, of the rows that its samples got, float32.
+
+        Returns:
+            (width,), (vectors, width) where there are several, or (steps, width).
+        """
         weights = [self._states(s) for s in samples]
         if not self.sequence:
             vector = np.average([r[0] for r in rows], axis=0, weights=weights) if len(rows) > 1 else rows[0][0]
-            return vector.astype(np.float32)
+            vector = vector.astype(np.float32)
+            return vector if self.config.vectors == 1 else vector.reshape(self.config.vectors, -1)
         states = np.concatenate([r[:n] for r, n in zip(rows, weights, strict=True)])
         return states if self.config.every == 1 else averaged(states, self.config.every)
 

@@ -94,12 +94,15 @@ def check_together(name: str, encoders: Sequence[Encoder]) -> None:
         wanted = MODALITY[encoder.input.kind]
         if name != wanted:
             raise UsageError(f"{encoder.bundle.root} reads {encoder.input.kind}: write {wanted}={encoder.bundle.root}")
-    kinds = {is_sequence(e): e.identity.name for e in encoders}
+    kinds = {_given(e): e.identity.name for e in encoders}
     if len(kinds) > 1:
-        raise UsageError(
-            f"{name}: {kinds[False]} gives one vector and {kinds[True]} a sequence, which cannot lie side by side: "
-            "pool both, or neither"
-        )
+        said = " and ".join(f"{encoder} gives {what}" for what, encoder in sorted(kinds.items(), reverse=True))
+        raise UsageError(f"{name}: {said}, which cannot lie side by side: make both of one form")
+
+
+def _given(encoder: Encoder) -> str:
+    vectors = encoder.config.vectors
+    return "a sequence" if is_sequence(encoder) else "one vector" if vectors == 1 else f"{vectors} vectors"
 
 
 def is_sequence(encoder: Encoder) -> bool:

@@ -34,10 +34,11 @@ def sentence_vectors(folder: str, sentences: Sequence[str]) -> np.ndarray:
         BundleError: no encoder, or a damaged one.
     """
     encoding = _opened(folder, os.getpid())
-    if encoding.encoder.input.kind != "text" or encoding.encoder.sequence:
+    encoder = encoding.encoder
+    if encoder.input.kind != "text" or encoder.sequence or encoder.config.vectors > 1:
         raise UsageError(f"{folder} gives no sentence vectors: make it of a text encoder with mer encoder --pooling")
     found = list(encoding.encode(sentences))
-    return np.stack(found) if found else np.zeros((0, encoding.encoder.config.width), dtype=np.float32)
+    return np.stack(found) if found else np.zeros((0, encoder.config.width), dtype=np.float32)
 
 
 def speech_tokens(folder: str, recording: Path, start: float | None = None, end: float | None = None) -> np.ndarray:

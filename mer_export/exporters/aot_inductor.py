@@ -121,6 +121,7 @@ def _rounded(job: ExportJob) -> ExportJob:
         return job
     from mer_export.layers.autocast import Autocast, store_products
 
+    assert job.model is not None, "of a file nothing is compiled"
     model = copy.deepcopy(job.model)
     store_products(model, job.precision)
     return replace(job, model=Autocast(model, job.precision, job.device))

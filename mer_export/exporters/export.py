@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mer_export import registry
 from mer_export.bucket import Bucket
@@ -20,6 +22,9 @@ from mer_export.kept import Kept
 from mer_export.reference import run_model
 from mer_export.stages import Stage
 from mer_export.trust import mark
+
+if TYPE_CHECKING:
+    from torch import nn
 
 log = logging.getLogger("mer")
 
@@ -119,10 +124,13 @@ def _wanted(
     stages: bool,
     made_from: dict[str, Any],
 ) -> Variant:
+    bucket = bundle.manifest.contract.bucket(lengths)
+    if registry.get(bundle.manifest.system).file:
+        batch = _file(bundle, bucket).batch
     return Variant(
         format=format,
         precision=precision,
-        lengths=bundle.manifest.contract.bucket(lengths),
+        lengths=bucket,
         batch=batch or (0 if record.dynamic_batch else 1),
         model="",
         exporter="",
@@ -131,7 +139,19 @@ def _wanted(
     )
 
 
+def _file(bundle: Bundle, bucket: Bucket) -> Variant:
+    """The file of a bundle that has no network, for a bucket; raises UnsupportedError where nothing rewrites it."""
+    for variant in bundle.manifest.variants:
+        if (variant.format, variant.precision, variant.lengths) == ("onnx", "fp32", bucket):
+            return variant
+    raise UnsupportedError(
+        f"{bundle.root} is a program of TorchScript, which nothing rewrites: give mer encoder an ONNX file of it"
+    )
+
+
 def _made_from(bundle: Bundle, record: ExportFormat, opset: int, device: str) -> dict[str, Any]:
+    if registry.get(bundle.manifest.system).file:
+        return {"weights": bundle.manifest.variants[0].options["weights"]}
     found = {"weights": bundle.manifest.weights.sha256} | ({"opset": opset} if record.uses_opset else {})
     return found | ({"device": device} if device != "cpu" else {})
 
@@ -185,7 +205,14 @@ def check_request(
     device: str = "cpu",
 ) -> ExportFormat:
     """The format of a possible request; raises as `export_variant` does, before any work."""
-    registry.get(bundle.manifest.system).require_network()
+    system = registry.get(bundle.manifest.system)
+    if not system.file:
+        system.require_network()
+    elif format != "onnx" or precision == "fp32":
+        raise UnsupportedError(
+            f"{bundle.root} is what its file is, in fp32: of an ONNX file other precisions are made, with "
+            "--format onnx --precision int8 or fp16"
+        )
     if format not in export_formats():
         raise UsageError(f"no format {format!r}, there are {list(export_formats())}")
     record = export_formats()[format]
@@ -204,7 +231,9 @@ def check_request(
         if precision != "fp32" or batch or not record.dynamic_batch:
             offered = [n for n, f in export_formats().items() if f.dynamic_batch]
             raise UnsupportedError(f"stages are exported in fp32 with a dynamic batch, in formats {offered}")
-    bundle.manifest.contract.bucket(lengths)
+    bucket = bundle.manifest.contract.bucket(lengths)
+    if system.file:
+        _file(bundle, bucket)
     if batch < 0:
         raise UsageError(f"batch must be 0 (dynamic) or more, not {batch}")
     if record.uses_opset and opset not in OPSETS:
@@ -234,20 +263,34 @@ def _fp32_graph(bundle: Bundle, wanted: Variant, made_from: dict[str, Any]) -> G
     return Graph(bundle.variant_files(there), there.exporter, there.options)
 
 
-def _job(
-    bundle: Bundle, wanted: Variant, opset: int, example: Sequence[Sample] | None, graph: Graph | None
-) -> ExportJob:
+def _model(bundle: Bundle) -> nn.Module:
+    """The network of a bundle without what only training needs."""
     from mer_export.weights import bundle_model
 
-    model, contract = bundle_model(bundle), bundle.manifest.contract
-    system = registry.get(bundle.manifest.system)
-    if not example and system.examples:
-        example = registry.resolve(system.examples)(bundle)
+    model = bundle_model(bundle)
     for name in getattr(model, "training_only", ()):
         delattr(model, name)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    return model
+
+
+def _answers(bundle: Bundle, wanted: Variant, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the file of a bundle without a network gives."""
+    from mer_export.exporters.precision_gate import open_file, run_file
+
+    file = _file(bundle, wanted.lengths)
+    return run_file(open_file(bundle.variant_files(file)), bundle.manifest.contract, arrays, file.batch)
+
+
+def _job(
+    bundle: Bundle, wanted: Variant, opset: int, example: Sequence[Sample] | None, graph: Graph | None
+) -> ExportJob:
+    contract, system = bundle.manifest.contract, registry.get(bundle.manifest.system)
+    if not example and system.examples:
+        example = registry.resolve(system.examples)(bundle)
     arrays = example_inputs(contract, wanted.lengths, example)
+    model = None if system.file else _model(bundle)
     return ExportJob(
         model=model,
         contract=contract,
@@ -255,7 +298,7 @@ def _job(
         batch=wanted.batch,
         opset=opset,
         example=arrays,
-        reference=run_model(model, contract, arrays),
+        reference=run_model(model, contract, arrays) if model else _answers(bundle, wanted, arrays),
         precision=wanted.precision,
         device=wanted.device,
         task=bundle.manifest.task,

@@ -40,7 +40,8 @@ class ExportJob:
     other than fp32 is held against fp32 on `samples`, if any, in the metric of `task`.
     """
 
-    model: nn.Module
+    model: nn.Module | None
+    """None where an ONNX file is all that there is (`graph`)."""
     contract: Contract
     lengths: Bucket
     batch: int
@@ -60,6 +61,7 @@ class ExportJob:
         """The model with the contract's inputs by position, which is what exporters take."""
         from mer_export.layers.signature import by_position
 
+        assert self.model is not None, "of a file nothing is traced"
         return by_position(self.model, self.contract.inputs)
 
     def tensors(self) -> tuple[Any, ...]:

@@ -53,9 +53,9 @@ def export(job: ExportJob, path: Path) -> Exported:
     import torch
 
     exporter = f"torch {torch.__version__} onnx + onnxscript {onnxscript.__version__}"
-    if job.precision != "fp32" and job.graph and job.graph.exporter == exporter:
+    if job.precision != "fp32" and job.graph and (job.model is None or job.graph.exporter == exporter):
         log.info("rewriting %s", job.graph.path)
-        known = {k: job.graph.options[k] for k in ("nodes", "ran_in")}
+        known = {k: job.graph.options[k] for k in ("nodes", "ran_in") if k in job.graph.options}
         return Exported(exporter, known | {"rewrite": precision.write(job, job.graph.path, path)})
     model = to_onnx(job)
     options: dict[str, Any] = {"nodes": len(model.graph.node)}

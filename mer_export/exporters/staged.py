@@ -29,6 +29,7 @@ def export(
     Raises:
         UsageError: a stage, or all of them in a row, that do not give the network's answers.
     """
+    assert job.model is not None, "a file has no stages"
     modules = job.model.stages()  # type: ignore[operator]
     arrays: dict[str, np.ndarray] = dict(job.example)
     made: dict[str, Exported] = {}

@@ -16,6 +16,7 @@ from mer_export.encoders.attached import attached
 from mer_export.errors import InputError
 from runtimes.encode import load_encoder
 from runtimes.features.encoded import Encoder, Outcome
+from runtimes.predict.machine_profile import Goal, encoder_ways, own_profile
 
 log = logging.getLogger("mer")
 
@@ -37,17 +38,22 @@ class Completion:
     _stack: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
-    def of(cls, bundle: Bundle, workers: int = WORKERS, **options: Any) -> Completion:
+    def of(cls, bundle: Bundle, workers: int = WORKERS, goal: str | None = None, **options: Any) -> Completion:
         """Loads the encoders of a bundle.
 
         Args:
             bundle: one with encoders (`mer attach`).
             workers: threads that decode.
+            goal: the runtime of each network is what `mer tune` found best for it, within `options`.
             options: how the networks run (see `runtimes.encode.Encoding`).
+
+        Raises:
+            UsageError: a goal, and no profile of this machine.
         """
+        ways = encoder_ways(own_profile(bundle), Goal.parse(goal), options.get("backend")) if goal else {}
         stack = ExitStack()
         loaded = {
-            n: [stack.enter_context(load_encoder(e, **options)) for e in encoders]
+            n: [stack.enter_context(load_encoder(e, **options | ways.get((n, e.identity.name), {}))) for e in encoders]
             for n, encoders in attached(bundle).items()
         }
         return cls(Encoder(loaded, None, workers), _stack=stack)

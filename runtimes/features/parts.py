@@ -14,12 +14,15 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mer_export.bundle import write_atomic
+from mer_export.bundle import sha256, write_atomic
 from mer_export.errors import UsageError
 from mer_export.untrusted.json_files import read_json
+from mer_export.untrusted.parquet import open_parquet
 
-REQUEST, LOCK = "request.json", "lock"
+REQUEST, LOCK, FINISHED = "request.json", "lock", "finished.json"
 VERSION = 1
+Key = tuple[str, str]
+"""Dialogue and utterance, which no two of a data set share."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class Failure:
     row: int | None
     path: str
     reason: str
+
+    @property
+    def key(self) -> Key:
+        return self.dialogue, self.utterance
 
 
 @dataclass
@@ -52,8 +59,8 @@ class Record:
 class Parts:
     """The folder of one run: `open` one."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, out: Path):
+        self.out, self.folder = out, _folder(out)
 
     @classmethod
     @contextmanager
@@ -61,20 +68,17 @@ class Parts:
         """That of a data set: an empty one, or one that a run for the same request left.
 
         Raises:
-            UsageError: it is of another request, unless `force` says that it may go, or another process writes it.
+            UsageError: it is of another request, or of a data set that was changed, unless `force` says that it may go;
+                or another process writes it.
         """
-        parts = cls(out.with_name(f"{out.name}.parts"))
+        parts = cls(out)
         wanted = {"version": VERSION, **request}
         parts.folder.mkdir(parents=True, exist_ok=True)
         with alone_in(parts.folder, LOCK):
-            found = parts._request()
-            if found != wanted:
-                if found is not None and not force:
-                    names = [n for n in wanted if found.get(n) != wanted[n]]
-                    raise UsageError(
-                        f"{parts.folder} holds what was done with other {' and '.join(names)}: run that to its end, or "
-                        "pass --force to begin anew"
-                    )
+            problem = parts._other(wanted)
+            if problem and not force:
+                raise UsageError(f"{problem}, or pass --force to begin anew")
+            if problem or not goes_on(out) or (force and parts.finished):
                 parts._clear()
             write_atomic(parts.folder / REQUEST, json.dumps(wanted, indent=1).encode())
             yield parts
@@ -88,27 +92,65 @@ class Parts:
         if not self.file(block).is_file():
             return None
         said = read_json(self._record(block))
+        with open_parquet(self.file(block)) as file:
+            # A run that was killed while it tried failures again may have noted more than it wrote.
+            if file.metadata.num_rows != said["utterances"]:
+                return None
         return Record(said["utterances"], said["missing"], [Failure(**f) for f in said["failures"]])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the data set is there, without some utterances that are worth another try."""
+        return (self.folder / FINISHED).is_file()
+
+    @property
+    def failed(self) -> frozenset[Key]:
+        """The utterances that a finished data set lacks."""
+        return frozenset((d, u) for d, u in read_json(self.folder / FINISHED)["failed"])
 
     def note(self, block: int, record: Record) -> None:
         """Says what came of a block, before its file takes its place."""
         write_atomic(self._record(block), json.dumps(asdict(record)).encode())
 
+    def gathered(self) -> None:
+        """All blocks have files of their own: of the data set that was there nothing is needed any more."""
+        (self.folder / FINISHED).unlink(missing_ok=True)
+
+    def finish(self, failures: Sequence[Failure]) -> None:
+        """The data set is there: what it was made of goes. Of failures it stays known which and of what request."""
+        if not failures:
+            return self.remove()
+        said = {"data": sha256(self.out), "failed": [f.key for f in failures]}
+        write_atomic(self.folder / FINISHED, json.dumps(said).encode())
+        self._clear(REQUEST, FINISHED)
+        return None
+
     def remove(self) -> None:
-        """The data set is there: what it was made of goes, first what says that it is of use to anybody."""
+        """Nothing of the run stays, first not what says that it is of use to anybody."""
         (self.folder / REQUEST).unlink()
         shutil.rmtree(self.folder)
+
+    def _other(self, wanted: Mapping[str, Any]) -> str:
+        """Why these parts cannot be gone on with, and what else to do; nothing where they can."""
+        path = self.folder / REQUEST
+        found = read_json(path) if path.is_file() else wanted
+        if names := " and ".join(n for n in wanted if found.get(n) != wanted[n]):
+            if self.finished:
+                return f"{self.out} exists and was made with other {names}: name another file"
+            return f"{self.folder} holds what was done with other {names}: run that to its end"
+        if self.finished and not (self.out.is_file() and sha256(self.out) == self._finished_data()):
+            return f"{self.out} is not the file that lacks what {self.folder} lists: put that back"
+        return ""
+
+    def _finished_data(self) -> str:
+        return str(read_json(self.folder / FINISHED)["data"])
 
     def _record(self, block: int) -> Path:
         return self.file(block).with_suffix(".json")
 
-    def _request(self) -> Any:
-        path = self.folder / REQUEST
-        return read_json(path) if path.is_file() else None
-
-    def _clear(self) -> None:
+    def _clear(self, *kept: str) -> None:
         for file in self.folder.iterdir():
-            if file.name != LOCK:
+            if file.name not in (LOCK, *kept):
                 file.unlink()
 
 
@@ -125,6 +167,15 @@ def alone_in(folder: Path, lock: str) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _folder(out: Path) -> Path:
+    return out.with_name(f"{out.name}.parts")
+
+
+def goes_on(out: Path) -> bool:
+    """Whether a run for this data set was begun, or ended without some utterances: it may be gone on with."""
+    return (_folder(out) / REQUEST).is_file()
 
 
 COLUMNS = ("data", *(f.name for f in fields(Failure)))

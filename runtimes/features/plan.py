@@ -103,6 +103,8 @@ class _Survey:
     vectors: bool = True
     """Whether all stored features are one vector of an utterance."""
     recorded: bool = False
+    named: bool = False
+    """Whether a speaker has a name."""
     mark: Any = field(default_factory=blake2b)
 
     def add(self, dialogue: Dialogue) -> None:
@@ -118,6 +120,7 @@ class _Survey:
     def _note(self, dialogue: Dialogue, utterance: Utterance) -> None:
         said = utterance.recording
         self.recorded |= said is not None
+        self.named |= utterance.person is not None
         self.sources["text"] += bool(utterance.sentence)
         self.sources["audio"] += said is not None
         self.sources["vision"] += said is not None or IMAGES in utterance.inputs
@@ -138,6 +141,8 @@ class _Survey:
         self._digest(
             described, utterance.indicators and sorted(utterance.indicators.items()), utterance.sentence, where
         )
+        if utterance.speaker_name is not None:
+            self._digest(utterance.speaker_name)
         for name, values in (*utterance.features.items(), *utterance.inputs.items()):
             self._digest(name)
             for array in values if isinstance(values, tuple) else (values,):
@@ -168,6 +173,7 @@ class _Survey:
             kinds=frozenset(self.kinds),
             extractors=_extractors(spec.extractors, self.chosen, self.widths),
             recorded=self.recorded,
+            named=self.named,
         )
         return Plan(head, {s: self.sizes[s] for s in order}, self.sentences, self.mark.hexdigest()[:32])
 

@@ -32,6 +32,7 @@ def rows_of(
     for index, (place, utterance, outcome) in enumerate(kept):
         row: Row = {"dialogue": dialogue.id, "index": index, "utterance": utterance.id, "split": dialogue.split}
         row["speaker"] = None if speakers is None else int(speakers[place])
+        row["speaker_name"] = utterance.person
         row["sentence"] = utterance.sentence
         if utterance.recording is not None:
             row |= _recorded(utterance.recording, folder)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from mer_export.terminal import summary_line
 from mer_export.untrusted.parquet import open_parquet
 from runtimes.encode import load_encoder
 from runtimes.features.encoded import Encoder, Loaded, Outcome
-from runtimes.features.parts import Failure, Parts, Record, failures_beside, write_failures
+from runtimes.features.parts import Failure, Key, Parts, Record, failures_beside, write_failures
 from runtimes.features.plan import Plan, in_blocks, make_plan
 from runtimes.features.rows import rows_of
+from runtimes.features.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,6 @@ class Summary:
     missing: dict[str, int]
     failures: Sequence[Failure]
     failed: Path
-    resumed: int
 
     def said(self) -> dict[str, Any]:
         """As values for a person or a program."""
@@ -90,7 +91,7 @@ def preview(request: Request) -> dict[str, Any]:
 
 
 def make_features(request: Request, progress: Progress = SILENT) -> Summary:
-    """Writes the data set; blocks that an earlier run of the same request finished are taken over.
+    """Writes the data set; what an earlier run of the same request made is taken over, what failed in it tried again.
 
     Raises:
         UsageError: encoders that do not fit the data or each other, or `out` holds parts of another request.
@@ -125,12 +126,15 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.done = {n: r for n in range(self.plan.blocks) if (r := self.parts.done(n))}
-        """Blocks of an earlier run."""
+        """Blocks of an earlier run; what failed in them is tried again."""
+        self.lacking = self.parts.failed if self.parts.finished else None
+        """What the data set of a run that ended lacks: all else of it is there."""
+        self.whole = Stored(self.request.out, self.request.chosen) if self.lacking is not None else None
 
     def all(self, progress: Progress) -> Summary:
         total = Record()
         left = TimeLeft(self.plan.utterances)
-        progress.start("features", self.plan.blocks, "block", len(self.done))
+        progress.start("features", self.plan.blocks, "block", len(self._kept))
         try:
             for record, fresh in self._records():
                 total.add(record)
@@ -148,7 +152,8 @@ class _Run:
             raise InputError(f"none of {len(total.failures)} utterances could be read, see {failed}: {first.reason}")
         self._join()
         save_beside(self.request.out, self._encoders())
-        return Summary(self.request.out, total.utterances, total.missing, total.failures, failed, len(self.done))
+        self.parts.finish(total.failures)
+        return Summary(self.request.out, total.utterances, total.missing, total.failures, failed)
 
     def _encoders(self) -> Chosen:
         """Those of this run, and of stored features those that stand beside the data."""
@@ -157,10 +162,30 @@ class _Run:
 
     def _records(self) -> Iterator[tuple[Record, bool]]:
         """What came of each block, and whether it was made now."""
-        outcomes = self.encoder.outcomes(d for n, b in self._blocks() if n not in self.done for d in b)
+        outcomes = self.encoder.outcomes(d for n, b in self._blocks() if n not in self._kept for d in self._left(n, b))
         for number, block in self._blocks():
-            done = self.done.get(number)
-            yield (done, False) if done else (self._block(number, block, outcomes), True)
+            if number in self._kept:
+                yield self.done[number], False
+            else:
+                yield self._block(number, block, outcomes), True
+
+    @cached_property
+    def _kept(self) -> frozenset[int]:
+        """Blocks that lack nothing."""
+        return frozenset(n for n, record in self.done.items() if not record.failures)
+
+    def _lacking(self, number: int) -> frozenset[Key] | None:
+        """What of a block an earlier run could not read, where it wrote the rest; None where all is to be made."""
+        done = self.done.get(number)
+        return frozenset(f.key for f in done.failures) if done else self.lacking
+
+    def _left(self, number: int, block: list[Dialogue]) -> Iterator[Dialogue]:
+        """The dialogues of a block with the utterances that are to be made."""
+        lacking = self._lacking(number)
+        for dialogue in block:
+            own = [u for u in dialogue.utterances if lacking is None or (dialogue.id, u.id) in lacking]
+            if own:
+                yield replace(dialogue, utterances=own)
 
     def _blocks(self) -> Iterator[tuple[int, list[Dialogue]]]:
         source = self.request.data.source
@@ -169,9 +194,12 @@ class _Run:
 
     def _block(self, number: int, block: list[Dialogue], outcomes: Iterator[Outcome]) -> Record:
         record = Record(missing=dict.fromkeys(self.request.chosen, 0))
-        with writing(self.parts.file(number), self.plan.head) as rows:
+        lacking, file = self._lacking(number), self.parts.file(number)
+        stored = Stored(file, self.request.chosen) if number in self.done else self.whole
+        with writing(file, self.plan.head) as rows:
             for dialogue in block:
-                own = [next(outcomes) for _ in dialogue.utterances]
+                keys = [(dialogue.id, u.id) for u in dialogue.utterances]
+                own = [stored.take(k) if stored and k not in (lacking or ()) else next(outcomes) for k in keys]
                 self._write(dialogue, own, rows, record)
             rows.flush()
             self.parts.note(number, record)
@@ -194,10 +222,10 @@ class _Run:
         rows.add(list(rows_of(dialogue, outcomes, self.plan.head, self.request.data.labels, folder)))
 
     def _join(self) -> None:
-        """All blocks as one file, with the encoders beside it; then the blocks go."""
+        """All blocks as one file, with the encoders beside it."""
+        self.parts.gathered()
         save_beside(self.request.out, self.request.chosen)
         with writing(self.request.out, self.plan.head) as rows:
             for number in range(self.plan.blocks):
                 with open_parquet(self.parts.file(number)) as file:
                     rows.copy(file)
-        self.parts.remove()

@@ -17,6 +17,7 @@ from mer_export.bundle import Bundle, Strict, Variant
 from mer_export.errors import UsageError
 from mer_export.markdown import some, table
 from mer_export.report import Report
+from runtimes.backends.table import known_backends
 from runtimes.backends.way import Way, grouped_reasons
 
 FOLDER = "profiles"
@@ -104,6 +105,35 @@ class Goal:
         if found is None or float(found[1]) == 0:
             raise UsageError(f"--goal {text}: it is latency, throughput or budget=5ms")
         return cls("budget", float(found[1]) * (1000 if found[2] == "s" else 1))
+
+
+def encoder_ways(profile: Profile, goal: Goal, backend: str | None = None) -> dict[tuple[str, str], dict[str, Any]]:
+    """What runs each encoder best, by input and name: `backend` and `batch`.
+
+    In fp32 only, in which all runtimes give the same features: what reduced features do to labels was not measured.
+
+    Args:
+        profile: with times of the encoders.
+        goal: for latency items come one by one, else as many together as is best.
+        backend: the only one that may.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    able = [backend] if backend else list(known_backends())
+    plain = [r for r in profile.encoders if r.precision == "fp32" and r.runtime in able]
+    for name in dict.fromkeys((r.input, r.encoder) for r in plain):
+        own = [r for r in plain if (r.input, r.encoder) == name]
+        buckets = {r.lengths for r in own}
+        sizes = {b for r in own for b in r.item_ms if goal.kind != "latency" or b == min(r.item_ms)}
+        costs = {
+            (runtime, size): sum(r.item_ms[size] for r in rows)
+            for runtime, rows in ((n, [r for r in own if r.runtime == n]) for n in {r.runtime for r in own})
+            for size in sizes
+            if {r.lengths for r in rows} == buckets and all(size in r.item_ms for r in rows)
+        }
+        if costs:
+            runtime, size = min(costs, key=lambda k: (costs[k], k))
+            found[name] = {"backend": runtime, "batch": size}
+    return found
 
 
 @dataclass(frozen=True)

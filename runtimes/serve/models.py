@@ -82,7 +82,7 @@ class How:
         if not bundle.manifest.encoders:
             return None
         options = SessionOptions(self.device, self.threads)
-        completion = Completion.of(bundle, backend=self.runtime, options=options)
+        completion = Completion.of(bundle, goal=self.goal, backend=self.runtime, options=options)
         encodings = [e for own in completion.encoder.loaded.values() for e in own]
         if why := unreadable(e.encoder.input.kind for e in encodings):
             log.warning("%s: %s", bundle.root.name, why)

@@ -18,4 +18,5 @@ SYSTEM = System(
     contract=contract,
     task=task,
     examples="mer_export.encoders.examples:examples",
+    file=True,
 )

@@ -12,7 +12,8 @@ from mer_export.encoders.transformers.kinds import KINDS, Kind
 
 class TransformersConfig(EncoderConfig):
     """`network` holds the values of config.json; `layers` are the ones whose states are read, side by side where there
-    are several: 0 is what goes into the first layer, the number of layers is the last one after its norm."""
+    are several, or a vector each: 0 is what goes into the first layer, the number of layers is the last one after its
+    norm."""
 
     kind: str
     network: dict[str, Any]
@@ -31,15 +32,21 @@ class TransformersConfig(EncoderConfig):
         wanted = {"waveform": "sound", "log_mel": "sound"}.get(form, form)
         if self.input.kind != wanted or getattr(self.input, "form", form) != form:
             raise ValueError(f"a {self.kind} reads {form}, not {self.input.kind}")
-        if list(self.layers) != sorted(set(self.layers)) or not 0 <= self.layers[0] <= self.layers[-1] <= self.depth:
+        if len(set(self.layers)) != len(self.layers) or not 0 <= min(self.layers) <= self.last <= self.depth:
             raise ValueError(f"layers are {list(self.layers)}, a {self.kind} of this size has 0..{self.depth}")
-        if self.width != len(self.layers) * self.hidden:
-            raise ValueError(f"{len(self.layers)} layers of {self.hidden} are not {self.width} wide")
+        if self.vectors not in (1, len(self.layers)) or self.width * self.vectors != len(self.layers) * self.hidden:
+            said = f"{self.vectors} vectors of {self.width}"
+            raise ValueError(f"{len(self.layers)} layers of {self.hidden} are not {said}")
         return self
 
     @property
     def record(self) -> Kind:
         return KINDS[self.kind]
+
+    @property
+    def last(self) -> int:
+        """The last layer that is read: those after it are not kept."""
+        return max(self.layers)
 
     @property
     def depth(self) -> int:

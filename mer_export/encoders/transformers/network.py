@@ -45,7 +45,7 @@ class TransformersEncoder(nn.Module):
         for number, layer in enumerate(layers):
             if number in config.layers:
                 layer.register_forward_pre_hook(Keep(self._states, number), with_kwargs=True)
-        kept = layers[: config.layers[-1] + (config.layers[-1] < config.depth)]
+        kept = layers[: config.last + (config.last < config.depth)]
         owner = next(m for m in self.network.modules() for child in m.children() if child is layers)
         name = next(n for n, child in owner.named_children() if child is layers)
         setattr(owner, name, kept)
@@ -166,7 +166,10 @@ def _layers(network: nn.Module, depth: int) -> nn.ModuleList:
 
 
 def pooled(states: Tensor, mask: Tensor, config: EncoderConfig) -> Tensor:
-    """Features of states (batch, steps, width), of which `mask` (batch, steps) says what is real."""
+    """Features of states (batch, steps, numbers), of which `mask` (batch, steps) says what is real.
+
+    The numbers are those of all vectors of an item, each of which has a length of its own.
+    """
     if config.pooling == "none":
         return states * mask[..., None].to(states.dtype)
     if config.pooling == "first":
@@ -177,4 +180,6 @@ def pooled(states: Tensor, mask: Tensor, config: EncoderConfig) -> Tensor:
     else:
         real = mask[..., None].to(states.dtype)
         vector = (states * real).sum(dim=1) / real.sum(dim=1).clamp(min=1.0)
-    return functional.normalize(vector, dim=-1) if config.unit else vector
+    if not config.unit:
+        return vector
+    return functional.normalize(vector.unflatten(-1, (config.vectors, config.width)), dim=-1).flatten(-2)

@@ -46,7 +46,7 @@ def load_folder(model: TransformersEncoder, state: State, where: str) -> None:
     if config.record.form == "log_mel" and POSITIONS in found:
         found[POSITIONS] = found[POSITIONS][: len(own[POSITIONS])]
     problems = [f"missing {n}" for n in own if n not in found and not UNREAD.search(n)]
-    problems += [f"unexpected {n}" for n in found if n not in own and not _unread(n, config.layers[-1], config.depth)]
+    problems += [f"unexpected {n}" for n in found if n not in own and not _unread(n, config.last, config.depth)]
     problems += [
         f"{n} is {tuple(found[n].shape)}, expected {tuple(t.shape)}"
         for n, t in own.items()

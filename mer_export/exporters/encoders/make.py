@@ -57,7 +57,7 @@ MAKERS = (
     Maker(
         "a folder of transformers",
         lambda source, settings: Path(source).is_dir(),
-        ("layer", "pooling", "unit", "every", "window", "longest", *EXPORTED, *WORDS, *PICTURES),
+        ("layer", "stack", "pooling", "unit", "every", "window", "longest", *EXPORTED, *WORDS, *PICTURES),
         f"{__name__}:of_folder",
     ),
     Maker(

@@ -51,6 +51,9 @@ class Wanted:
     """What a request says of an encoder; None leaves it to the folder, or to what is usual."""
 
     layers: Sequence[int] = ()
+    """In the order in which they stand in the features."""
+    stack: bool = False
+    """A vector for each layer, one below the other, where they would stand side by side in one."""
     pooling: Pooling | None = None
     unit: bool | None = None
     every: int = 1
@@ -95,7 +98,8 @@ def read_folder(source: Path, wanted: Wanted) -> tuple[TransformersConfig, Trans
     kind, network = _network(described, source)
     files = weight_files(source)
     size = hidden(network)
-    layers = tuple(sorted(set(wanted.layers))) or (depth(network),)
+    layers = tuple(wanted.layers) or (depth(network),)
+    vectors = len(layers) if wanted.stack else 1
     pooling, unit = _pooling(source, KINDS[kind], wanted)
     config: TransformersConfig = SYSTEM.parse(
         {
@@ -106,7 +110,8 @@ def read_folder(source: Path, wanted: Wanted) -> tuple[TransformersConfig, Trans
             "pooling": pooling,
             "unit": unit,
             "every": wanted.every,
-            "width": size * len(layers),
+            "width": size * len(layers) // vectors,
+            "vectors": vectors,
             "source": Provenance(
                 name=wanted.name or source.resolve().name,
                 revision=wanted.revision,

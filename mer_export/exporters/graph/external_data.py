@@ -73,18 +73,17 @@ def share_weights(bundle: Bundle, change: Commit, variant: Variant, made: Path) 
     folder = f"variants/{variant.format}-{variant.precision}"
     name = f"{folder}/{variant.form}.onnx"
     model = onnx.load_model(made)
-    write(model, change.file(name), dict(_held(bundle, folder)))
+    write(model, change.file(name), dict(_held(bundle, folder, variant.options["weights"])))
     for own in (made, *made.parent.glob(f"*{ENDING}")):
         own.unlink()
     return name
 
 
-def _held(bundle: Bundle, folder: str) -> Iterator[tuple[bytes, Place]]:
-    """Every tensor in a data file of the folder that was made from the present weights, by digest.
+def _held(bundle: Bundle, folder: str, present: str) -> Iterator[tuple[bytes, Place]]:
+    """Every tensor in a data file of the folder that was made from the `present` weights, by digest.
 
     A variant of earlier weights may have constants in common, for which its whole file would have to stay.
     """
-    present = bundle.manifest.weights.sha256
     for variant in bundle.manifest.variants:
         if str(PurePosixPath(variant.model).parent) == folder and variant.options.get("weights") == present:
             yield from held_by(bundle.variant_files(variant))

@@ -1,6 +1,7 @@
 """How utterances lie in a Parquet file: one row each, the rows of a dialogue together.
 
     dialogue string | index int32 | utterance string | split string | speaker int64 | sentence string
+    speaker_name string                                   who that is, in all dialogues, where the data name speakers
     label int64, score float32 or labels list<float32>    what is known of it; null in unlabelled data
     text, audio, vision list<float32>                     the vectors of an utterance, one after the other; null: none
     further inputs list<int64> or list<float32>           as the model takes them, see `dialogues.READY`

@@ -116,6 +116,7 @@ class RowReader:
         return Utterance(
             id=str(row["utterance"]),
             speaker=row["speaker"],
+            speaker_name=row.get("speaker_name"),
             label=row["label"],
             score=row.get("score"),
             indicators=None if labels is None else dict(zip(self.meta["labels"], labels.tolist(), strict=True)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ SCALARS = {
     "label": "int64",
     "sentence": "string",
 }
+NAMED = {"speaker_name": "string"}
 RECORDED = {"recording": "string", "start": "float64", "end": "float64"}
 KINDS = {"score": "float32"}
 Row = dict[str, Any]
@@ -39,7 +40,7 @@ class Head:
     """What a file says of all its rows.
 
     `lists` are the names of columns of lists, `dims` how wide a vector of each is; `kinds` are the kinds of labels that
-    rows have, `recorded` tells whether they name recordings.
+    rows have, `recorded` tells whether they name recordings, `named` whether speakers have names.
     """
 
     unit: str
@@ -52,10 +53,12 @@ class Head:
     kinds: frozenset[str] = frozenset()
     extractors: Mapping[str, Extractor] = field(default_factory=dict)
     recorded: bool = False
+    named: bool = False
 
     def schema(self, arrow: Any) -> Any:
         """The columns, with the metadata."""
         scalars = SCALARS | (KINDS if "score" in self.kinds else {}) | (RECORDED if self.recorded else {})
+        scalars |= NAMED if self.named else {}
         fields = [arrow.field(n, getattr(arrow, t)()) for n, t in scalars.items()]
         lists = {n: READY[n].dtype if n in READY else "string" if n == IMAGES else "float32" for n in self.lists}
         lists |= {"labels": "float32"} if "labels" in self.kinds else {}
@@ -121,12 +124,21 @@ def writing(path: Path, head: Head) -> Iterator[RowWriter]:
         rows.flush()
 
 
-def new_file(out: Path, force: bool) -> Path:
-    """Where a data set is written, with the ending added; raises UsageError for another one, or where a file is."""
+def new_file(out: Path, force: bool, goes_on: Callable[[Path], bool] = lambda path: False) -> Path:
+    """Where a data set is written, with the ending added.
+
+    Args:
+        out: as it was asked for.
+        force: what is there may be replaced.
+        goes_on: says whether what is there is that of a run which may be gone on with.
+
+    Raises:
+        UsageError: another ending, or a file that is there.
+    """
     out = out if out.suffix else out.with_name(f"{out.name}{SUFFIX}")
     if out.suffix != SUFFIX:
         raise UsageError(f"{out} is written as Parquet: name it {out.with_suffix(SUFFIX)}")
-    if out.exists() and not force:
+    if out.exists() and not force and not goes_on(out):
         raise UsageError(f"{out} exists: pass --force to replace it")
     return out
 

@@ -46,6 +46,7 @@ class _Table:
     inputs: tuple[str, ...]
     kinds: frozenset[str]
     sentences: dict[str, Sequence[str]]
+    people: dict[str, Sequence[str | None]]
     folder: Path
 
     @classmethod
@@ -53,8 +54,8 @@ class _Table:
         names = dict.fromkeys(n for s in corpus for n in s.inputs if n != SPEAKER)
         unit = "utterance" if all(s.units == (s.id,) and SPEAKER not in s.inputs for s in corpus) else "dialogue"
         kinds = frozenset(kind_of(s.labels) for s in corpus if s.labels is not None)
-        sentences = corpus.info.get("sentences", {})
-        return cls(unit, _widths(corpus, unit), tuple(names), kinds, sentences, folder)
+        sentences, people = (corpus.info.get(n, {}) for n in ("sentences", "people"))
+        return cls(unit, _widths(corpus, unit), tuple(names), kinds, sentences, people, folder)
 
     def head(self, corpus: Corpus) -> Head:
         return Head(
@@ -67,16 +68,18 @@ class _Table:
             lists=self.inputs,
             kinds=self.kinds,
             extractors=corpus.info.get("extractors") or {},
+            named=bool(self.people),
         )
 
     def rows(self, sample: Sample, split: str) -> Iterator[dict[str, Any]]:
         """The utterances of a sample."""
-        spoken = self.sentences.get(sample.id, ())
+        spoken, people = self.sentences.get(sample.id, ()), self.people.get(sample.id, ())
         speakers = sample.inputs.get(SPEAKER)
         for i, unit in enumerate(sample.units):
             row = {"dialogue": sample.id, "index": i, "utterance": unit, "split": split}
             row["speaker"] = None if speakers is None else int(speakers[i])
             row["sentence"] = spoken[i] if len(spoken) == len(sample.units) else None
+            row["speaker_name"] = people[i] if len(people) == len(sample.units) else None
             if sample.labels is not None:
                 row[kind_of(sample.labels)] = sample.labels[i]
             yield row | {n: self._cell(sample.inputs[n], n, i) for n in self.inputs if n in sample.inputs}
