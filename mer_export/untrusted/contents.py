@@ -15,7 +15,7 @@ Form = Literal["bytes", "latin1", "utf-8"]
 """How bytes are written: as they are, as a string of Python 2, or as a text of which latin1 makes them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Content:
     """Bytes in a file. Where it is `lazy`, so is the array that is made of it."""
 
@@ -47,7 +47,7 @@ class Content:
         return nbytes <= self.size <= 2 * nbytes if self.form == "utf-8" else self.size == nbytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Stored:
     """An array that is still in its file; numpy reads it as it reads any array.
 

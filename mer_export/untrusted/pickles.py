@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from mer_export.errors import InputError
 from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.builders import Refused
 from mer_export.untrusted.impostors import refuse_impostor
+from mer_export.untrusted.record_unpickle import RecordUnpickler
 from mer_export.untrusted.torch_files import builders, is_legacy, read_legacy, read_zip
-from mer_export.untrusted.unpickle import DataUnpickler, RecordUnpickler
+from mer_export.untrusted.unpickle import DataUnpickler
 
 ZIP, PROTOCOL, TAR = b"PK\x03\x04", b"\x80", b"ustar"
 TAR_AT = 257
@@ -68,7 +71,7 @@ def _load(path: Path, kind: type[DataUnpickler], records: Collection[str], lazy:
     budget = Budget.of(path)
     what = "pickle"
     try:
-        with path.open("rb") as stream:
+        with path.open("rb") as stream, _uncollected():
             # Not closed here: arrays that stay in the file hold it, it closes with the last of them.
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             if content[: len(ZIP)] == ZIP:
@@ -92,6 +95,18 @@ def _load(path: Path, kind: type[DataUnpickler], records: Collection[str], lazy:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except DAMAGE as error:
         raise InputError(f"{path} is not a readable {what} ({_cause(error)}): it is truncated or damaged") from None
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without looks for cycles among all that was built so far, which took up to half of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _may_be_changed(content: mmap.mmap) -> bool:

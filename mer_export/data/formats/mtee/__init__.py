@@ -12,4 +12,5 @@ FORMAT = Format(
         "mtee": "mer_export.data.formats.mtee.synthetic:SYNTHESISER",
     },
     directory=True,
+    by_split=True,
 )

@@ -72,13 +72,14 @@ def detect(path: Path, spec: DataSpec) -> bool:
     return path.is_dir() and bool(_present(path, spec))
 
 
-def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Corpus:
+def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None, split: str | None = None) -> Corpus:
     """Splits `train`, `valid`, `test`, as far as their files are there.
 
     Args:
         path: directory of the files.
         spec: `dataset` chooses among several; `emotions` says which part of it.
         labels: label names of the model; None takes the data's own. A model of fewer labels gets its own columns.
+        split: the only one to read.
 
     Raises:
         UsageError: nothing to choose from, or a zero- or few-shot index that the data set does not have.
@@ -90,7 +91,7 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     # Sentiment is one score per utterance; the labels of such a model name classes derived from it.
     columns = None if own == SENTIMENT else _columns(path, own, labels)
     splits = {}
-    for phase in PHASES:
+    for phase in [p for p in PHASES if split in (None, p)]:
         found = _phase(path, name, dataset, phase, options)
         if found is not None:
             found = replace(found, labels=found.labels[:, 0] if columns is None else found.labels[:, columns])
