@@ -96,6 +96,8 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None, split:
         if found is not None:
             found = replace(found, labels=found.labels[:, 0] if columns is None else found.labels[:, columns])
             splits[phase] = _samples(found, phase)
+            if spec.trim_zeros:
+                splits[phase] = [_trimmed(s, options.aligned) for s in splits[phase]]
     info: dict[str, Any] = {"dataset": name, "labels": [] if columns is None else list(labels or own)}
     widths = {s.inputs["vision"].shape[1] for samples in splits.values() for s in samples[:1]}
     if widths == {FACET_WIDTH}:
@@ -201,6 +203,18 @@ def _samples(phase: Phase, split: str) -> list[Sample]:
         )
         for name, label, *features in rows
     ]
+
+
+def _trimmed(sample: Sample, aligned: bool) -> Sample:
+    """An utterance without the zero rows at its ends; where steps are aligned, those that are zero in all modalities.
+
+    One row stays of an utterance that has no other.
+    """
+    filled = {m: (x != 0).any(axis=1) for m, x in sample.inputs.items()}
+    if aligned:
+        filled = dict.fromkeys(filled, np.any(list(filled.values()), axis=0))
+    ends = {m: np.flatnonzero(rows) if rows.any() else np.zeros(1, np.int64) for m, rows in filled.items()}
+    return replace(sample, inputs={m: x[ends[m][0] : ends[m][-1] + 1] for m, x in sample.inputs.items()})
 
 
 def _there(path: Path, dataset: Dataset, phase: str, options: EmotionData) -> bool:
