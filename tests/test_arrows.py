@@ -31,6 +31,7 @@ FLOORS = (
     "mer_export.metrics",
     "mer_export",
     "mer_export.metrics.measure",
+    "mer_export.experiment",
     "mer_export.layers",
     "mer_export.models",
     "mer_export.data.media",
@@ -136,8 +137,10 @@ def test_the_command_line_starts_without_what_its_commands_need() -> None:
 
 
 def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
-    first = ["doctor", "list", "verify", "inspect", "synth", "init", "train", "crossval", "import"]
+    first = ["doctor", "list", "verify", "inspect", "synth", "init", "train", "crossval", "experiment"]
     then = [
+        "difficulty",
+        "import",
         "encoder",
         "features",
         "attach",

@@ -179,6 +179,22 @@ async def test_what_comes_too_late_is_said_and_not_computed(samples: list[Sample
 
 
 @in_a_loop
+async def test_a_request_that_is_called_off_makes_room_for_the_next(samples: list[Sample], held: Held) -> None:
+    async with inside(BUNDLE, how=How(workers=1, batch=1, queue=2)) as server:
+        body, headers = tensors(samples[:1], True)
+        running = asyncio.create_task(server.ask("POST", INFER, body, headers))
+        await held.taken()
+        for _ in range(3):
+            two = tensors([samples[0]] * 2, True)
+            late = await server.ask("POST", INFER, two[0], two[1] | {"X-Request-Timeout": "0.01"})
+            assert late.status == 504
+            assert server.service.models["cmerc"].depth == 0
+        held.free.set()
+        assert (await running).status == 200
+        assert (await server.ask("POST", INFER, body, headers)).status == 200
+
+
+@in_a_loop
 async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     async with inside(BUNDLE, limits=Limits(deadline=0.05)) as server:
         answer = await server.ask("POST", INFER, b'{"inp', ends=False)
@@ -258,6 +274,25 @@ async def test_a_fault_of_the_server_stays_in_its_log(
             assert line["at"][-1].startswith("tests/test_serve_inside.py:")
             assert "secret" not in json.dumps(line)
         assert (await server.ask("GET", "/v2/health/ready")).status == 200
+
+
+@in_a_loop
+async def test_bodies_that_do_not_end_hold_so_many_bytes_together_and_the_next_is_told_to_come_again() -> None:
+    part = bytes(1000)
+    async with inside(BUNDLE, limits=Limits(most_bytes=2000)) as server:
+        room = server.service.room
+        stuck = [asyncio.create_task(server.ask("POST", INFER, part, ends=False)) for _ in range(room.most // 1000)]
+        while room.held < room.most:
+            await asyncio.sleep(0)
+        assert error(await server.ask("POST", INFER, part)) == (
+            503,
+            "the server holds 32000 bytes of requests, of 32000 at most: try again later",
+        )
+        for task in stuck:
+            task.cancel()
+        await asyncio.wait(stuck)
+        assert room.held == 0
+        assert (await server.ask("POST", INFER, part)).status == 400
 
 
 @in_a_loop

@@ -4,6 +4,7 @@ presets/<system or family>/<data set>.yaml    exactly the published hyper-parame
 presets/sample/<data set>.yaml                small recipes for small data, ours
 presets/synthetic/<system>_<data set>.yaml    small recipes for what `mer synth` writes
 presets/own/<system>.yaml                     what a recipe for data of one's own starts from, see `own_data`
+presets/experiments/<name>.yaml               recipes over a grid, see `experiments`
 
 A file may name another preset as its `base` and say only what differs.
 """
@@ -31,8 +32,13 @@ from train.recipe import recipe
 
 FOLDER = Path(__file__).parent / "presets"
 OWN = FOLDER / "own"
+EXPERIMENTS = FOLDER / "experiments"
 PRESETS: tuple[str, ...] = tuple(
-    sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml") if p.parent != OWN)
+    sorted(
+        p.relative_to(FOLDER).with_suffix("").as_posix()
+        for p in FOLDER.rglob("*.yaml")
+        if not {OWN, EXPERIMENTS} & {*p.parents}
+    )
 )
 
 

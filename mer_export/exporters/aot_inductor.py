@@ -6,16 +6,21 @@ compiler is needed here alone.
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 
-from mer_export.errors import NotAvailableError, UsageError
+from mer_export import faults
+from mer_export.errors import MerError, NotAvailableError, UsageError
 from mer_export.exporters.export_job import Exported, ExportJob, prove
 from mer_export.exporters.exported_program import capture
 from mer_export.exporters.format import NATIVE, ExportFormat
@@ -31,6 +36,8 @@ FORMAT = ExportFormat(
     devices=("cuda",),
 )
 COMPILERS = ("g++", "clang++", "c++")
+MENDED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+"""Errors of the operating system that are no fault of the package: full, or not to be written."""
 
 
 def export(job: ExportJob, path: Path) -> Exported:
@@ -49,11 +56,11 @@ def export(job: ExportJob, path: Path) -> Exported:
         raise NotAvailableError(f"AOTInductor needs a C++ compiler, none of {list(COMPILERS)} is here: install one")
     if job.device == "cuda" and not torch.cuda.is_available():
         raise NotAvailableError("AOTInductor compiles for CUDA on a machine with a GPU alone: pass --device cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        # Elsewhere at first: a full disk must not leave half a package.
+    # Beside the package: what a killed export leaves is staged there, and goes with the next change of the bundle.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / "model.pt2"
         _compile(job, made, Path(folder))
-        path.write_bytes(made.read_bytes())
+        made.replace(path)
     options = {}
     if job.device == "cuda":
         major, minor = torch.cuda.get_device_capability()
@@ -67,13 +74,23 @@ def _compile(job: ExportJob, package: Path, folder: Path) -> None:
     size = job.batch or job.items
     feeds = [job.feed(size, start) for start in range(0, job.items, size)]
     program, given, found = folder / "program.pt2", folder / "given.npz", folder / "found.npz"
-    torch.export.save(capture(job), program)
+    content = io.BytesIO()
+    torch.export.save(capture(job), content)
+    program.write_bytes(content.getbuffer())
     arrays = {f"{i:06d} {k:03d}": a for i, feed in enumerate(feeds) for k, a in enumerate(feed.values())}
-    np.savez(given, allow_pickle=False, **arrays)
+    with faults.at(given):
+        np.savez(given, allow_pickle=False, **arrays)
     command = module_command(__name__, *map(str, (program, package, given, found)), job.device)
-    done = subprocess.run(command, capture_output=True, text=True)
+    lifeline = os.pipe()
+    try:
+        done = subprocess.run(command, stdin=lifeline[0], capture_output=True, text=True)
+    finally:
+        for end in lifeline:
+            os.close(end)
     if done.returncode:
         said = done.stderr.strip().splitlines()
+        if done.returncode == UsageError.exit_code and said:
+            raise UsageError(said[-1])
         why = f"signal {-done.returncode}" if done.returncode < 0 else said[-1] if said else "no reason given"
         raise UsageError(f"AOTInductor makes no package that runs: {why}; it was not exported, use another format")
     with np.load(found, allow_pickle=False) as made:
@@ -82,11 +99,34 @@ def _compile(job: ExportJob, package: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Compiles a program and runs it on arrays: both files, what the package is given, where its outputs go, device."""
+    """Compiles a program and runs it on arrays: both files, what the package is given, where its outputs go, device.
+
+    Ends with the process that started it, whose end of standard input closes then.
+    """
+    Thread(target=lambda: os._exit(1) if not os.read(0, 1) else None, daemon=True).start()
+    try:
+        _make(*sys.argv[1:])
+    except Exception as error:
+        said = _of_the_machine(error)
+        if said is None:
+            raise
+        print(said, file=sys.stderr)
+        sys.exit(said.exit_code)
+
+
+def _of_the_machine(error: BaseException | None) -> MerError | None:
+    """What a person can mend, if it stands behind what the compiler raises."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in MENDED:
+            return faults.explain(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _make(source: str, package: str, given: str, found: str, device: str) -> None:
     import torch
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
-    source, package, given, found, device = sys.argv[1:]
     program = torch.export.load(source)
     if device == "cuda":
         from torch.export.passes import move_to_device_pass
@@ -94,7 +134,10 @@ def main() -> None:
         # With its number: the compiler holds devices of tensors against each other by name.
         program = move_to_device_pass(program, f"cuda:{torch.cuda.current_device()}")
     with torch.no_grad():
-        aoti_compile_and_package(program, package_path=package)
+        # PyTorch's own writer ends the process where the disk is full.
+        content = io.BytesIO()
+        aoti_compile_and_package(program, package_path=content)
+        Path(package).write_bytes(content.getbuffer())
         run = aoti_load_package(package, run_single_threaded=True, device_index=0 if device == "cuda" else -1)
         parts: dict[str, list[Any]] = {}
         with np.load(given, allow_pickle=False) as arrays:
@@ -103,7 +146,8 @@ def main() -> None:
         # Outputs may lie in memory that the next call uses again.
         made = [[o.cpu().numpy() for o in _listed(run(*tensors))] for tensors in parts.values()]
     joined = [np.concatenate(outputs) for outputs in zip(*made, strict=True)]
-    np.savez(found, allow_pickle=False, **{f"{k:03d}": array for k, array in enumerate(joined)})
+    with faults.at(found):
+        np.savez(found, allow_pickle=False, **{f"{k:03d}": array for k, array in enumerate(joined)})
 
 
 def _listed(found: Any) -> list[Any]:

@@ -68,8 +68,8 @@ class Parts:
         parts.folder.mkdir(parents=True, exist_ok=True)
         with parts._locked():
             found = parts._request()
-            if found is not None and found != wanted:
-                if not force:
+            if found != wanted:
+                if found is not None and not force:
                     names = [n for n in wanted if found.get(n) != wanted[n]]
                     raise UsageError(
                         f"{parts.folder} holds what was done with other {' and '.join(names)}: run that to its end, or "
@@ -95,7 +95,8 @@ class Parts:
         write_atomic(self._record(block), json.dumps(asdict(record)).encode())
 
     def remove(self) -> None:
-        """The data set is there: what it was made of goes."""
+        """The data set is there: what it was made of goes, first what says that it is of use to anybody."""
+        (self.folder / REQUEST).unlink()
         shutil.rmtree(self.folder)
 
     def _record(self, block: int) -> Path:

@@ -17,9 +17,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtimes.serve import reading
-from runtimes.serve.journal import note, note_failure
+from runtimes.serve.journal import note
 from runtimes.serve.openapi import Endpoint, Handler
-from runtimes.serve.refusals import Refusal, as_refusal
+from runtimes.serve.refusals import Refusal, answered
 from runtimes.serve.service import Service
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -51,6 +51,7 @@ class Gate:
         try:
             await self._answer(scope, receive, watched)
         finally:
+            self.service.room.give_back(state)
             seconds = perf_counter() - begun
             route, model = state.get("route", "other"), state.get("model", "")
             self.service.metrics.requests.labels(model, route, status).inc()
@@ -103,10 +104,7 @@ def _guarded(endpoint: Endpoint) -> Handler:
         try:
             return await endpoint.answer(request)
         except Exception as error:
-            refusal = as_refusal(error, request.state.number)
-            if refusal.status == 500:
-                note_failure(error, request.state.number)
-            return refused(refusal)
+            return refused(answered(error, request.state.number))
 
     return guarded
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mer_export.bundle import Bundle
 from mer_export.contract import Semantics
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
@@ -47,7 +48,7 @@ class CmercProtocol(Protocol):
         self.frozen: Cmerc | None = None
 
     def find_difficulty(self, before: Before) -> dict[str, float] | None:
-        """Difficulties for the curriculum: from a file, or measured with a plain model that is trained first."""
+        """Difficulties for the curriculum: from a file, or measured with a plain model, trained first or a bundle."""
         rule = self.settings.curriculum
         if rule is None:
             return None
@@ -56,7 +57,10 @@ class CmercProtocol(Protocol):
             return measure_difficulty(plain, before.samples)
         if rule.difficulty == "file":
             return read_difficulty(find_difficulty(before.data, before.dataset))
-        return read_difficulty(before.reach.path(rule.difficulty, "protocol.curriculum.difficulty"))
+        path = before.reach.path(rule.difficulty, "protocol.curriculum.difficulty")
+        if path.is_dir():
+            return measure_difficulty(Bundle.open(path), before.samples)
+        return read_difficulty(path)
 
     def prepare(self, model: Cmerc, samples: Sequence[Sample], device: torch.device) -> Stepped:
         """Takes what it needs from the training split and gives the module that training calls."""
