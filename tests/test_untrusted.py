@@ -361,7 +361,7 @@ def test_hdf5_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
 
 def test_every_opcode_of_python_is_read_or_refused_by_name(tmp_path: Path) -> None:
     """An opcode that a later Python adds is refused until somebody decides on it."""
-    from mer_export.untrusted.unpickle import OPCODES
+    from mer_export.untrusted.machine import OPCODES
 
     known = {v for n, v in vars(pickle).items() if n.isupper() and isinstance(v, bytes) and len(v) == 1}
     refused = [

@@ -5,15 +5,14 @@ table of opcodes: a global is only a name, the few admitted names are looked up 
 arguments, a size is held against the bytes that are there, and what is built is taken from the budget of the file.
 
 Nearly all bytes of a feature file are the contents of arrays, and nearly all opcodes stand around them or are numbers
-in a row. Both are taken in one step: `_content` and `_row`. The memo keeps where such a content lies, not a copy.
+in a row, which `machine` takes. A content is taken in one step with all that stands around it, and the memo keeps where
+it lies, not a copy.
 """
 
 from __future__ import annotations
 
-import codecs
 import pickle
 import re
-import struct
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
@@ -21,27 +20,20 @@ import numpy as np
 
 from mer_export.errors import InputError
 from mer_export.untrusted.budget import Budget
-from mer_export.untrusted.builders import NAMES, Name, Pending, Record, Refused, check_key, done
+from mer_export.untrusted.builders import NAMES, Name, Pending, Record, Refused, done
 from mer_export.untrusted.contents import Content, Form, Stored
+from mer_export.untrusted.machine import LINE_ENDS, U32, Machine
 from mer_export.untrusted.tensors import is_storage, storage_kind
 
 LONG = 64
 """Bytes of a text or array from which on its use in several places is counted."""
-LINE_ENDS = (
-    "{} was changed in transfer: every line end became CRLF, which alters what a pickle says; copy the original in "
-    "binary mode (git: `*.pkl -text` in .gitattributes), or turn a pickle of protocol 0 back with dos2unix"
-)
-PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 ENCODE = "_codecs.encode"
 GET, PUT = rb"(h.|j.{4})", rb"(q.|r.{4}|\x94|)"
 AFTER_TEXT = re.compile(PUT + GET + rb"\x86" + PUT + b"R" + PUT + b"t" + PUT + b"b", re.DOTALL)
 """What follows an array's content that is written as a text to be encoded: the last parts of its state, and BUILD."""
 AFTER_BYTES = re.compile(PUT + b"t" + PUT + b"b", re.DOTALL)
-FLOATS, SMALL_INTEGERS = (re.compile(form, re.DOTALL) for form in (rb"(?:G.{8}){1,4096}+", rb"(?:K.){1,4096}+"))
 ARRAYS, TEXTS = frozenset((np.ndarray, Stored)), frozenset((str, bytes, bytearray))
 CONTAINERS = frozenset((dict, Record, list, tuple, set, frozenset))
-FLOAT_ROW = np.dtype([("opcode", "u1"), ("value", ">f8")])
-U16, I32, U32, U64, F64 = (struct.Struct(form).unpack_from for form in ("<H", "<i", "<I", "<Q", ">d"))
 
 
 class Storages(Protocol):
@@ -68,13 +60,12 @@ class _Later:
         return found if place == 2 else (*self.state[:4], found)
 
 
-class DataUnpickler:
+class DataUnpickler(Machine):
     """The pickle machine without the opcodes that make or call arbitrary objects.
 
     `builders` are what may be called; an object of a class in `records` is read as the record of its attributes, its
-    class is never looked up. `storages` resolves the references of files that `torch.save` wrote. `at` is the place
-    that is read next, after `load` the one behind the pickle. With `crlf`, an argument that ends with CRLF is refused;
-    with `lazy`, arrays stay in `data` as `Stored` where they can.
+    class is never looked up. `storages` resolves the references of files that `torch.save` wrote. With
+    `lazy`, arrays stay in `data` as `Stored` where they can. The rest is as of a `Machine`.
     """
 
     def __init__(
@@ -88,14 +79,11 @@ class DataUnpickler:
         crlf: bool = False,
         lazy: bool = False,
     ):
-        self.data, self.size, self.at = data, len(data), at
-        self.budget, self.builders, self.storages = budget, builders, storages
+        super().__init__(data, budget, at, crlf)
+        self.builders, self.storages, self.lazy = builders, storages, lazy
         self.records = frozenset(records)
-        self.crlf, self.lazy = crlf, lazy
         self.shared = False
         self.memo: dict[int, Any] = {}
-        self.stack: list[Any] = []
-        self.outer: list[list[Any]] = []
 
     def read_value(self) -> Any:
         """The value of the pickle; what it uses in several places is counted as often."""
@@ -104,23 +92,7 @@ class DataUnpickler:
             self.budget.weigh(found)
         return found
 
-    def load(self) -> Any:
-        """What the pickle leaves, before arrays that were never completed are told apart."""
-        steps = [self._unknown] * 256
-        for code, method in OPCODES.items():
-            steps[code[0]] = getattr(self, method)
-        data, at, stop = self.data, self.at, pickle.STOP[0]
-        code = data[at]
-        while code != stop:
-            at = steps[code](at + 1)
-            code = data[at]
-        self.at = at + 1
-        return self.stack.pop()
-
     # What a pickle may not do
-
-    def _unknown(self, at: int) -> int:
-        raise Refused(f"the opcode {bytes(self.data[at - 1 : at])!r}")
 
     def named(self, module: str, name: str) -> Name:
         """A global; only its name counts."""
@@ -134,187 +106,6 @@ class DataUnpickler:
     def unknown(self, full: str) -> Name:
         """A name that is not admitted."""
         raise Refused(full)
-
-    # Bytes and lines
-
-    def _bytes(self, at: int, size: int) -> bytes:
-        """Bytes that the file holds; what it only claims takes no memory."""
-        self._end(at, size)
-        return bytes(self.data[at : at + size])
-
-    def _end(self, at: int, size: int) -> int:
-        if not 0 <= size <= self.size - at:
-            raise EOFError(f"{size} bytes are claimed, {self.size - at} are left")
-        return at + size
-
-    def _line(self, at: int) -> tuple[bytes, int]:
-        end = self.data.find(b"\n", at)
-        if end < 0:
-            raise EOFError("a line has no end")
-        if self.crlf and self.data[end - 1] == 13:
-            raise InputError(LINE_ENDS.format(self.budget.name))
-        return bytes(self.data[at:end]), end + 1
-
-    # The stack
-
-    def _mark(self, at: int) -> int:
-        self.outer.append(self.stack)
-        self.stack = []
-        return at
-
-    def _popped(self) -> list[Any]:
-        """What stands above the mark."""
-        items, self.stack = self.stack, self.outer.pop()
-        return items
-
-    def _pop(self, at: int) -> int:
-        if self.stack:
-            del self.stack[-1]
-        else:
-            self._popped()
-        return at
-
-    def _pop_mark(self, at: int) -> int:
-        self._popped()
-        return at
-
-    def _dup(self, at: int) -> int:
-        self.stack.append(self.stack[-1])
-        return at
-
-    def _protocol(self, at: int) -> int:
-        if self.data[at] not in PROTOCOLS:
-            raise ValueError(f"protocol {self.data[at]}")
-        return at + 1
-
-    def _frame(self, at: int) -> int:
-        self._end(at + 8, U64(self.data, at)[0])
-        return at + 8
-
-    # Numbers and constants
-
-    def _none(self, at: int) -> int:
-        self.stack.append(None)
-        return at
-
-    def _true(self, at: int) -> int:
-        self.stack.append(True)
-        return at
-
-    def _false(self, at: int) -> int:
-        self.stack.append(False)
-        return at
-
-    def _float(self, at: int) -> int:
-        line, at = self._line(at)
-        self.stack.append(float(line))
-        return at
-
-    def _int(self, at: int) -> int:
-        line, at = self._line(at)
-        self.stack.append(line == b"01" if line in (b"00", b"01") else int(line, 0))
-        return at
-
-    def _long(self, at: int) -> int:
-        line, at = self._line(at)
-        self.stack.append(int(line.removesuffix(b"L"), 0))
-        return at
-
-    def _integer(self, at: int) -> int:
-        self.stack.append(I32(self.data, at)[0])
-        return at + 4
-
-    def _byte(self, at: int) -> int:
-        if self.data[at + 1] == 75:  # K, as here
-            end = self._row(SMALL_INTEGERS, at - 1)
-            self.stack += self.data[at:end:2]
-            return end
-        self.stack.append(self.data[at])
-        return at + 1
-
-    def _short(self, at: int) -> int:
-        self.stack.append(U16(self.data, at)[0])
-        return at + 2
-
-    def _long1(self, at: int) -> int:
-        return self._little(at + 1, self.data[at])
-
-    def _long4(self, at: int) -> int:
-        return self._little(at + 4, I32(self.data, at)[0])
-
-    def _little(self, at: int, size: int) -> int:
-        self.stack.append(int.from_bytes(self._bytes(at, size), "little", signed=True))
-        return at + size
-
-    def _double(self, at: int) -> int:
-        if self.data[at + 8] == 71:  # G, as here
-            end = self._row(FLOATS, at - 1)
-            self.stack += np.frombuffer(self.data[at - 1 : end], FLOAT_ROW)["value"].tolist()
-            return end
-        self.stack.append(F64(self.data, at)[0])
-        return at + 8
-
-    def _row(self, kind: re.Pattern[bytes], at: int) -> int:
-        """Where numbers end that are written one after the other."""
-        found = kind.match(self.data, at)
-        return found.end() if found else at
-
-    # Texts and bytes
-
-    def _string(self, at: int) -> int:
-        line, at = self._line(at)
-        if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-            raise ValueError("a string without quotes")
-        self.stack.append(codecs.escape_decode(line[1:-1])[0].decode("latin1"))  # type: ignore[attr-defined]
-        return at
-
-    def _unicode(self, at: int) -> int:
-        line, at = self._line(at)
-        self.stack.append(str(line, "raw-unicode-escape"))
-        return at
-
-    def _latin(self, at: int, size: int) -> int:
-        """A string of Python 2, whose bytes latin1 keeps as they are."""
-        return self._content(at, size, "latin1") or self._pushed(at, size, self._bytes(at, size).decode("latin1"))
-
-    def _text(self, at: int, size: int) -> int:
-        went = self._content(at, size, "utf-8")
-        return went or self._pushed(at, size, str(self._bytes(at, size), "utf-8", "surrogatepass"))
-
-    def _raw(self, at: int, size: int) -> int:
-        return self._content(at, size, "bytes") or self._pushed(at, size, self._bytes(at, size))
-
-    def _pushed(self, at: int, size: int, value: Any) -> int:
-        self.stack.append(value)
-        return at + size
-
-    def _latin1(self, at: int) -> int:
-        return self._latin(at + 1, self.data[at])
-
-    def _latin4(self, at: int) -> int:
-        return self._latin(at + 4, I32(self.data, at)[0])
-
-    def _text1(self, at: int) -> int:
-        return self._text(at + 1, self.data[at])
-
-    def _text4(self, at: int) -> int:
-        return self._text(at + 4, U32(self.data, at)[0])
-
-    def _text8(self, at: int) -> int:
-        return self._text(at + 8, U64(self.data, at)[0])
-
-    def _raw1(self, at: int) -> int:
-        return self._raw(at + 1, self.data[at])
-
-    def _raw4(self, at: int) -> int:
-        return self._raw(at + 4, U32(self.data, at)[0])
-
-    def _raw8(self, at: int) -> int:
-        return self._raw(at + 8, U64(self.data, at)[0])
-
-    def _bytearray(self, at: int) -> int:
-        (size,) = U64(self.data, at)
-        return self._pushed(at + 8, size, bytearray(self._bytes(at + 8, size)))
 
     def _content(self, at: int, size: int, form: Form) -> int:
         """Completes the array whose content lies here, if one does: goes on behind its BUILD, else returns 0.
@@ -348,108 +139,6 @@ class DataUnpickler:
             if put:
                 self.memo[len(self.memo) if put == pickle.MEMOIZE else _index(put)] = later, place
         return found.end()
-
-    # Containers
-
-    def _empty_list(self, at: int) -> int:
-        self.stack.append([])
-        return at
-
-    def _empty_dict(self, at: int) -> int:
-        self.stack.append({})
-        return at
-
-    def _empty_tuple(self, at: int) -> int:
-        self.stack.append(())
-        return at
-
-    def _empty_set(self, at: int) -> int:
-        self.stack.append(set())
-        return at
-
-    def _list(self, at: int) -> int:
-        items = self._popped()
-        self.stack.append(items)
-        return at
-
-    def _tuple(self, at: int) -> int:
-        items = self._popped()
-        self.stack.append(tuple(items))
-        return at
-
-    def _tuple1(self, at: int) -> int:
-        self.stack[-1] = (self.stack[-1],)
-        return at
-
-    def _tuple2(self, at: int) -> int:
-        stack = self.stack
-        stack[-2:] = [(stack[-2], stack[-1])]
-        return at
-
-    def _tuple3(self, at: int) -> int:
-        stack = self.stack
-        stack[-3:] = [(stack[-3], stack[-2], stack[-1])]
-        return at
-
-    def store(self, target: Any, keys: list[Any], values: list[Any]) -> None:
-        """Puts items into a dict."""
-        if not isinstance(target, dict):
-            raise Refused(f"items of a {type(target).__name__} by key")
-        for key in keys:
-            check_key(key)
-        target.update(zip(keys, values, strict=True))
-
-    def _set_item(self, at: int) -> int:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.store(self.stack[-1], [key], [value])
-        return at
-
-    def _set_items(self, at: int) -> int:
-        items = self._popped()
-        self.store(self.stack[-1], items[::2], items[1::2])
-        return at
-
-    def _dict(self, at: int) -> int:
-        items = self._popped()
-        found: dict[Any, Any] = {}
-        self.store(found, items[::2], items[1::2])
-        self.stack.append(found)
-        return at
-
-    def extend(self, target: Any, items: list[Any]) -> None:
-        """Puts items into a list."""
-        if not isinstance(target, list):
-            raise Refused(f"items of a {type(target).__name__}")
-        target += items
-
-    def _append(self, at: int) -> int:
-        value = self.stack.pop()
-        self.extend(self.stack[-1], [value])
-        return at
-
-    def _appends(self, at: int) -> int:
-        items = self._popped()
-        self.extend(self.stack[-1], items)
-        return at
-
-    def add(self, target: Any, items: list[Any]) -> None:
-        """Puts items into a set."""
-        if not isinstance(target, set):
-            raise Refused(f"members of a {type(target).__name__}")
-        for item in items:
-            check_key(item)
-        target.update(items)
-
-    def _add_items(self, at: int) -> int:
-        items = self._popped()
-        self.add(self.stack[-1], items)
-        return at
-
-    def _frozenset(self, at: int) -> int:
-        items: set[Any] = set()
-        self.add(items, self._popped())
-        self.stack.append(frozenset(items))
-        return at
 
     # The memo
 
@@ -593,67 +282,3 @@ def _index(opcode: bytes) -> int:
 
 def _is_encode(value: Any) -> bool:
     return type(value) is Name and value.name == ENCODE
-
-
-OPCODES = {
-    pickle.PROTO: "_protocol",
-    pickle.FRAME: "_frame",
-    pickle.MARK: "_mark",
-    pickle.POP: "_pop",
-    pickle.POP_MARK: "_pop_mark",
-    pickle.DUP: "_dup",
-    pickle.NONE: "_none",
-    pickle.NEWTRUE: "_true",
-    pickle.NEWFALSE: "_false",
-    pickle.FLOAT: "_float",
-    pickle.INT: "_int",
-    pickle.LONG: "_long",
-    pickle.BININT: "_integer",
-    pickle.BININT1: "_byte",
-    pickle.BININT2: "_short",
-    pickle.LONG1: "_long1",
-    pickle.LONG4: "_long4",
-    pickle.BINFLOAT: "_double",
-    pickle.STRING: "_string",
-    pickle.UNICODE: "_unicode",
-    pickle.SHORT_BINSTRING: "_latin1",
-    pickle.BINSTRING: "_latin4",
-    pickle.SHORT_BINUNICODE: "_text1",
-    pickle.BINUNICODE: "_text4",
-    pickle.BINUNICODE8: "_text8",
-    pickle.SHORT_BINBYTES: "_raw1",
-    pickle.BINBYTES: "_raw4",
-    pickle.BINBYTES8: "_raw8",
-    pickle.BYTEARRAY8: "_bytearray",
-    pickle.EMPTY_LIST: "_empty_list",
-    pickle.EMPTY_DICT: "_empty_dict",
-    pickle.EMPTY_TUPLE: "_empty_tuple",
-    pickle.EMPTY_SET: "_empty_set",
-    pickle.LIST: "_list",
-    pickle.TUPLE: "_tuple",
-    pickle.TUPLE1: "_tuple1",
-    pickle.TUPLE2: "_tuple2",
-    pickle.TUPLE3: "_tuple3",
-    pickle.DICT: "_dict",
-    pickle.SETITEM: "_set_item",
-    pickle.SETITEMS: "_set_items",
-    pickle.APPEND: "_append",
-    pickle.APPENDS: "_appends",
-    pickle.ADDITEMS: "_add_items",
-    pickle.FROZENSET: "_frozenset",
-    pickle.PUT: "_put",
-    pickle.BINPUT: "_put1",
-    pickle.LONG_BINPUT: "_put4",
-    pickle.MEMOIZE: "_memoize",
-    pickle.GET: "_get",
-    pickle.BINGET: "_get1",
-    pickle.LONG_BINGET: "_get4",
-    pickle.GLOBAL: "_global",
-    pickle.STACK_GLOBAL: "_stack_global",
-    pickle.REDUCE: "_reduce",
-    pickle.NEWOBJ: "_new_object",
-    pickle.NEWOBJ_EX: "_new_object_ex",
-    pickle.BUILD: "_build",
-    pickle.BINPERSID: "_reference",
-}
-"""The step of each admitted opcode: it is told the place behind the opcode, and tells where to go on."""
