@@ -53,7 +53,7 @@ from mer_export.outlets import open_outlets
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns, summary_line
 from runtimes import commands as runtime_commands
-from runtimes import encoder_commands
+from runtimes import deploy_commands, encoder_commands
 from train import commands as train_commands
 from train import data_commands
 
@@ -263,7 +263,7 @@ def demo(
         runtime_commands.export(bundle, formats, seq_len=lengths, data=corpus, quiet=quiet)
     say("4/6 labelling the test split")
     runtime_commands.infer(
-        bundle, corpus, out / "predictions.jsonl", split="test", overflow="window", force=force, quiet=quiet
+        bundle, [str(corpus)], out / "predictions.jsonl", split="test", overflow="window", force=force, quiet=quiet
     )
     say("5/6 parity of every variant with PyTorch")
     runtime_commands.parity(bundle, corpus, quiet=quiet)
@@ -294,6 +294,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": runtime_commands.bench,
     "tune": runtime_commands.tune,
     "serve": runtime_commands.serve,
+    "package": deploy_commands.package,
     "demo": demo,
 }
 """In the order of `mer --help`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,11 @@ class Served:
         """The body of an answer."""
         (found,) = load(self, [request("GET", path)], clients=1, count=1)
         return found.body
+
+    def cpu_seconds(self) -> float:
+        """How long its threads have computed, in them and in the system for them (Linux)."""
+        said = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(said[11]) + int(said[12])) / os.sysconf("SC_CLK_TCK")
 
     def counts(self) -> dict[str, float]:
         """Its metrics by name and labels."""

@@ -54,7 +54,9 @@ FLOORS = (
     "runtimes.pages",
     "runtimes.encode",
     "runtimes.features",
+    "runtimes.scale",
     "runtimes.serve",
+    "runtimes.deploy",
     "runtimes",
 )
 """Rooms from the ground up: a module imports from its own room and from those below. A module of a package that is
@@ -130,7 +132,7 @@ def test_the_command_line_starts_without_what_its_commands_need() -> None:
     code = (
         "import sys, cli; "
         "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'openvino', 'pyarrow', 'matplotlib', 'h5py'}; "
-        "heavy |= {'starlette', 'uvicorn', 'prometheus_client'}; "
+        "heavy |= {'starlette', 'uvicorn', 'prometheus_client', 'ray', 'fsspec'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
@@ -151,6 +153,7 @@ def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
         "bench",
         "tune",
         "serve",
+        "package",
         "demo",
         "data",
     ]

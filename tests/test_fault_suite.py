@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import endurance, faults, side_by_side, small_disks
 from benchmarks.fault_world import Row, World
-from mer_export.bundle.files import replacing
+from mer_export.bundle.files import replacing, replacing_folder
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux's /proc")
 
@@ -98,6 +98,28 @@ def test_nothing_is_removed_through_a_link(tmp_path: Path) -> None:
     with replacing(tmp_path / "out") as temporary:
         temporary.write_text("new")
     assert diary.read_text() == "dear diary"
+
+
+def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+
+    def write(words: str, fails: bool = False) -> None:
+        with replacing_folder(out) as fresh:
+            (fresh / words).write_text(words)
+            assert not (out / words).exists()
+            if fails:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write("nothing", fails=True)
+    assert not list(out.parent.iterdir())
+    write("old")
+    with pytest.raises(KeyboardInterrupt):
+        write("half", fails=True)
+    (out.parent / ".out.tmp" / "left by a killed one").mkdir(parents=True)
+    assert [p.name for p in out.iterdir()] == ["old"]
+    write("new")
+    assert [p.name for p in out.parent.rglob("*")] == ["out", "new"]
 
 
 def test_a_suite_writes_what_it_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

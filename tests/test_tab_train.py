@@ -163,11 +163,12 @@ def test_newbob_declines_for_good_after_many_steps() -> None:
 
 
 def test_patience_ends_a_run_that_keeps_its_last_weights(data: Path, tmp_path: Path) -> None:
-    config = small("iemocap_tab", "epochs=12", "keep.patience=1", "lr=3")
+    config = small("iemocap_tab", "epochs=12", "keep.patience=1", "lr=3", "device_data=always")
     bundle = fit(config, data, tmp_path / "a", quiet=True)
     epochs = len(bundle.path("train/metrics.jsonl").read_text().splitlines())
     assert epochs < 12
     assert bundle.manifest.provenance["epoch"] == epochs
+    assert bundle.manifest.provenance["computed"][0]["device_data"] is True
 
 
 def test_folds_are_trained_one_by_one_and_averaged(data: Path, tmp_path: Path) -> None:

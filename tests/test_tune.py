@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,20 @@ from runtimes.predict.opening import open_predictor
 from runtimes.predict.predictor import Predictor
 from runtimes.predict.verdicts import failed
 from runtimes.speed import tune
+from runtimes.speed.products import products, slower
 
 HERE = SessionOptions()
+
+
+RATES = {"fp32": 100.0, "bf16": 200.0, "int8": 300.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _rates() -> Iterator[None]:
+    """A processor that multiplies faster in every reduced precision, whatever this one does at the moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "products", lambda: RATES)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +241,49 @@ def test_a_goal_never_takes_what_failed_parity_in_any_bucket(bundle: Bundle, goa
         assert (running.backend, running.options.reduced) != (best.backend, best.options.reduced)
     with pytest.raises(UsageError, match=r"all that was measured here with .* failed parity"):
         open_predictor(bundle, best.backend, HERE, precision=best.precision, goal=goal)
+
+
+def test_without_goal_and_runtime_the_fastest_of_the_profile_answers_in_the_precision_of_the_default(
+    bundle: Bundle,
+) -> None:
+    best = choose(profiles.own_profile(bundle), Goal("throughput"), Limits(precision="fp32")).way
+    said: list[str] = []
+    with open_predictor(bundle, None, HERE, say=said.append) as running:
+        assert (running.backend, running.precision) == (best.backend, "fp32")
+        assert (running.batch, running.workers) == (best.options.batch, best.workers)
+        assert said == [f"as mer tune found: {best.description}"]
+    with open_predictor(bundle, "torchscript", HERE, batch=2) as running:
+        assert (running.backend, running.batch, running.workers) == ("torchscript", 2, 1), "what is named is used"
+    with open_predictor(bundle, None, HERE, workers=2) as running:
+        assert running.backend == "onnxruntime", "whoever shares out the cores gets what is installed"
+
+
+def test_a_profile_that_is_out_of_date_or_damaged_leaves_the_default(bundle: Bundle) -> None:
+    bundle = failing(bundle, lambda c: True)
+    with open_predictor(bundle, None, HERE) as running:
+        assert (running.backend, running.workers) == ("onnxruntime", 1), "all that was measured failed parity"
+    (bundle.root / Profile.path()).write_text("{}")
+    with open_predictor(bundle, None, HERE) as running:
+        assert (running.backend, running.workers) == ("onnxruntime", 1)
+
+
+def test_a_precision_that_the_processor_multiplies_no_faster_in_is_not_timed(bundle: Bundle) -> None:
+    intel = {"fp32": 145.0, "bf16": 77.0, "int8": 400.0}
+    ways = tune._ways(bundle, None)
+    kept, left_out = tune._worth(ways, intel)
+    assert {w.options.reduced for w in ways} - {w.options.reduced for w in kept} == {"bf16"}
+    assert {reason for _, reason in left_out} == {str(slower(intel, "bf16"))}
+    assert "(77 and 145 GFLOP/s)" in left_out[0][1]
+    assert tune._worth(ways, {}) == (ways, []), "nothing is left out where nothing was measured"
+    only = [w for w in ways if w.options.reduced == "bf16"]
+    assert tune._worth(only, intel) == (only, [])
+    assert profiles.own_profile(bundle).products == RATES
+
+
+def test_products_are_timed_in_every_precision_that_openvino_computes_in() -> None:
+    found = products(rounds=1)
+    assert list(found) == ["fp32", "bf16", "int8"]
+    assert min(found.values()) > 0
 
 
 def test_a_verdict_on_other_files_or_weights_says_nothing_of_these(bundle: Bundle) -> None:

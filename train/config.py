@@ -43,6 +43,7 @@ PRESETS: tuple[str, ...] = tuple(
 
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
+DeviceData = Literal["auto", "always", "never"]
 
 
 class Strict(BaseModel):
@@ -94,6 +95,8 @@ class TrainConfig(Strict):
     """Passes over the training splits."""
     batch: int = Field(16, ge=1)
     """Items per step and process."""
+    group_by_length: bool = False
+    """Makes batches of items of like length: less padding per step, other batches than a recipe without it has."""
     lr: float = Field(1e-4, gt=0)
     """Learning rate, of parameters that the protocol gives none of their own."""
     weight_decay: float = Field(0.0, ge=0)
@@ -119,6 +122,8 @@ class TrainConfig(Strict):
     """`cuda` is the first GPU, or each process's own where there are several."""
     compile: bool = False
     """Compiles the network for training (`torch.compile`): a slow first step, faster ones after it."""
+    device_data: DeviceData = "auto"
+    """Whether padded data stay on the device: `auto` on a GPU, where they take a quarter of its free memory at most."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; None leaves PyTorch's choice. One is faster for small models."""
     save_every: int = Field(1, ge=1)

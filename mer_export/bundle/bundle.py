@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -118,6 +120,15 @@ class Bundle:
         Raises:
             BundleError: a damaged file, or an ONNX file that reads something other than a listed file beside it.
         """
+        return self._paths(variant)[variant.model]
+
+    def variant_digest(self, variant: Variant) -> str:
+        """SHA-256 of what a variant is: of its files and every data file that they read. Raises as `variant_files`."""
+        said = sorted((name, self.manifest.files[name].sha256) for name in self._paths(variant))
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    def _paths(self, variant: Variant) -> dict[str, Path]:
+        """The verified files of a variant by name."""
         own = [n for n in self.manifest.files if n.startswith(f"variants/{variant.name}/")]
         paths = {}
         models = {variant.model, *variant.models}
@@ -133,7 +144,7 @@ class Bundle:
                 paths[beside] = self.path(beside)
         if len({(self.root / STAGING) in p.parents for p in paths.values()}) > 1:
             raise BundleError(f"{self.root}: a change of {variant.name} was cut short: any command that writes ends it")
-        return paths[variant.model]
+        return paths
 
     def verify(self) -> int:
         """Checks the bundle as it stands now: every checksum, what each variant reads, that there is no link.

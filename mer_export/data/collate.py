@@ -35,7 +35,7 @@ def collate(
     """
     real = [s.lengths(contract) for s in samples] if real is None else real
     if lengths is None:
-        lengths = {d: max(contract.shortest.get(d, 1), *(r[d] for r in real)) for d in contract.sequence_dims}
+        lengths = longest(real, contract)
     for sample, own in zip(samples, real, strict=True):
         for dim, size in own.items():
             if size > lengths[dim]:
@@ -63,6 +63,11 @@ def collate(
                 _refuse_values(samples, spec)
         arrays[spec.name] = out
     return arrays
+
+
+def longest(real: Sequence[Mapping[str, int]], contract: Contract) -> dict[str, int]:
+    """The least lengths that hold samples with the `real` ones."""
+    return {d: max(contract.shortest.get(d, 1), *(r[d] for r in real)) for d in contract.sequence_dims}
 
 
 def _share(out: np.ndarray, spec: TensorSpec, contract: Contract) -> None:

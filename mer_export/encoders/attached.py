@@ -97,7 +97,7 @@ def copy(change: Commit, place: str, bundle: Bundle) -> None:
 def _served(bundle: Bundle) -> tuple[Manifest, list[str]]:
     """An encoder without its weights, samples and reports, which only exporting and PyTorch read."""
     manifest = bundle.manifest.model_copy(deep=True)
-    served = {n for v in manifest.variants for n in _files(bundle, v)}
+    served = {n for v in manifest.variants for n in variant_names(bundle, v)}
     served |= {n for n in manifest.files if n.startswith((f"{TOKENIZER}/", f"{FACES}/"))}
     manifest.files = {n: e for n, e in manifest.files.items() if n in served}
     return manifest, sorted(served)
@@ -146,7 +146,7 @@ def found_beside(data: Path, said: Mapping[str, Extractor]) -> dict[str, list[En
     return found
 
 
-def _files(bundle: Bundle, variant: Variant) -> list[str]:
+def variant_names(bundle: Bundle, variant: Variant) -> list[str]:
     """The files that a variant is made of: its own, its models, and what stands beside those."""
     folders = {f"variants/{variant.name}/", *(m.rpartition("/")[0] + "/" for m in variant.models)}
     return [n for n in bundle.manifest.files if any(n.startswith(f) for f in folders)]

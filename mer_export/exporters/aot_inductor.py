@@ -6,6 +6,7 @@ compiler is needed here alone.
 
 from __future__ import annotations
 
+import copy
 import errno
 import io
 import os
@@ -13,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -20,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from mer_export import faults
-from mer_export.errors import MerError, NotAvailableError, UsageError
+from mer_export.errors import MerError, NotAvailableError, UnsupportedError, UsageError
 from mer_export.exporters.export_job import Exported, ExportJob, prove
 from mer_export.exporters.exported_program import capture
 from mer_export.exporters.format import NATIVE, ExportFormat
+from mer_export.exporters.precision_gate import check
 from mer_export.launcher import module_command
 
 FORMAT = ExportFormat(
@@ -33,6 +37,7 @@ FORMAT = ExportFormat(
     f"{__name__}:export",
     rank=35,
     program=NATIVE,
+    precisions=("fp32", "bf16"),
     devices=("cuda",),
 )
 COMPILERS = ("g++", "clang++", "c++")
@@ -44,10 +49,13 @@ def export(job: ExportJob, path: Path) -> Exported:
     """Compiles at the bucket's lengths for `job.device`, with a fixed or a dynamic batch dim.
 
     A process of its own compiles and then runs the package on the example: the compiler depends on what else was
-    imported, and compiled code that is wrong may end a process.
+    imported, and compiled code that is wrong may end a process. bf16 is autocast, compiled; it passes the gate of
+    reduced precisions.
 
     Raises:
         NotAvailableError: no C++ compiler, or no such device.
+        UnsupportedError: bf16 for a GPU.
+        ParityError: bf16 that changes the answers too much.
         UsageError: the package does not compile, does not run, or does not give the model's answers.
     """
     import torch
@@ -56,26 +64,36 @@ def export(job: ExportJob, path: Path) -> Exported:
         raise NotAvailableError(f"AOTInductor needs a C++ compiler, none of {list(COMPILERS)} is here: install one")
     if job.device == "cuda" and not torch.cuda.is_available():
         raise NotAvailableError("AOTInductor compiles for CUDA on a machine with a GPU alone: pass --device cpu")
+    if job.device != "cpu" and job.precision != "fp32":
+        raise UnsupportedError(
+            f"AOTInductor packages for {job.device} are fp32, not {job.precision}: no GPU has run another one yet; run "
+            f"--runtime torch --precision {job.precision}, which needs no export"
+        )
+    options: dict[str, Any] = {}
     # Beside the package: what a killed export leaves is staged there, and goes with the next change of the bundle.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / "model.pt2"
-        _compile(job, made, Path(folder))
+        outputs = _compile(job, made, Path(folder))
+        if job.precision == "fp32":
+            prove(job, outputs, "the AOTInductor package")
+        else:
+            options["gate"] = _gate(job, made)
         made.replace(path)
-    options = {}
     if job.device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         options["capability"] = f"{major}.{minor}"
     return Exported(exporter=f"torch {torch.__version__} AOTInductor", options=options)
 
 
-def _compile(job: ExportJob, package: Path, folder: Path) -> None:
+def _compile(job: ExportJob, package: Path, folder: Path) -> list[np.ndarray]:
+    """Writes the package; returns its outputs for the example."""
     import torch
 
     size = job.batch or job.items
     feeds = [job.feed(size, start) for start in range(0, job.items, size)]
     program, given, found = folder / "program.pt2", folder / "given.npz", folder / "found.npz"
     content = io.BytesIO()
-    torch.export.save(capture(job), content)
+    torch.export.save(capture(_rounded(job)), content)
     program.write_bytes(content.getbuffer())
     arrays = {f"{i:06d} {k:03d}": a for i, feed in enumerate(feeds) for k, a in enumerate(feed.values())}
     with faults.at(given):
@@ -94,8 +112,40 @@ def _compile(job: ExportJob, package: Path, folder: Path) -> None:
         why = f"signal {-done.returncode}" if done.returncode < 0 else said[-1] if said else "no reason given"
         raise UsageError(f"AOTInductor makes no package that runs: {why}; it was not exported, use another format")
     with np.load(found, allow_pickle=False) as made:
-        outputs = [made[name][: job.items] for name in sorted(made.files)]
-    prove(job, outputs, "the AOTInductor package")
+        return [made[name][: job.items] for name in sorted(made.files)]
+
+
+def _rounded(job: ExportJob) -> ExportJob:
+    """The job with a network that computes in its precision."""
+    if job.precision == "fp32":
+        return job
+    from mer_export.layers.autocast import Autocast, store_products
+
+    model = copy.deepcopy(job.model)
+    store_products(model, job.precision)
+    return replace(job, model=Autocast(model, job.precision, job.device))
+
+
+def _gate(job: ExportJob, package: Path) -> dict[str, Any]:
+    """What the gate measured of a package that has run on the example already."""
+    from torch._inductor import aoti_load_package
+
+    return check(job, _Calls(job.module()), _Calls(aoti_load_package(str(package), run_single_threaded=True)))
+
+
+class _Calls:
+    """What the gate runs: a function of tensors."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def run(self, names: Sequence[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Outputs of arrays in contract order."""
+        import torch
+
+        with torch.no_grad():
+            # Outputs may lie in memory that the next call uses again.
+            return [o.numpy().copy() for o in _listed(self._function(*map(torch.from_numpy, feed.values())))]
 
 
 def main() -> None:

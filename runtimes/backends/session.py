@@ -60,7 +60,8 @@ class SessionOptions:
 @dataclass(frozen=True)
 class Artefact:
     """What a session loads: a file and the contract that it keeps. `bucket` None and `batch` 0 mean any; `options` is
-    what its exporter noted; `kept` is where a backend may leave what it made of the file."""
+    what its exporter noted; `kept` is where a backend may leave what it made of the file; `digest` is of that file and
+    those that it reads."""
 
     path: Path
     contract: Contract
@@ -69,6 +70,7 @@ class Artefact:
     precision: str = "fp32"
     options: Mapping[str, Any] = field(default_factory=dict)
     kept: Kept | None = None
+    digest: str = ""
 
 
 class Port(NamedTuple):

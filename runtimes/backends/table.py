@@ -64,6 +64,7 @@ def _load(kind: type[Session], bundle: Bundle, variant: Variant | None, options:
         variant.precision,
         variant.options,
         Kept.beside(bundle.root),
+        bundle.variant_digest(variant),
     )
     admit(bundle, variant)
     if not variant.stages:

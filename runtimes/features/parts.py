@@ -66,7 +66,7 @@ class Parts:
         parts = cls(out.with_name(f"{out.name}.parts"))
         wanted = {"version": VERSION, **request}
         parts.folder.mkdir(parents=True, exist_ok=True)
-        with parts._locked():
+        with alone_in(parts.folder, LOCK):
             found = parts._request()
             if found != wanted:
                 if found is not None and not force:
@@ -111,16 +111,20 @@ class Parts:
             if file.name != LOCK:
                 file.unlink()
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise UsageError(f"another process writes {self.folder}: wait for it") from None
-        finally:
-            os.close(descriptor)
+
+@contextmanager
+def alone_in(folder: Path, lock: str) -> Iterator[None]:
+    """Nobody else writes a folder as long as its lock file is held; raises UsageError where another process does."""
+    descriptor = os.open(folder / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(f"another process writes {folder}: wait for it") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 COLUMNS = ("data", *(f.name for f in fields(Failure)))

@@ -69,6 +69,8 @@ class Profile(Report):
     load_average: float
     encoders: list[EncoderRow] = Field(default_factory=list)
     """Times of the encoders that the bundle takes along, each alone."""
+    products: dict[str, float] = Field(default_factory=dict)
+    """GFLOP/s of a large product on one thread by precision, as OpenVINO computes it; empty without it."""
     not_run: list[tuple[str, str]] = Field(default_factory=list)
     """(way, reason) of what broke."""
 
@@ -250,6 +252,8 @@ def markdown(profile: Profile) -> str:
         f"{profile.machine['cpu']}, {profile.machine['cores']} cores; {profile.source}.",
         "",
     ]
+    if profile.products:
+        lines += [f"- one thread multiplies at {_rates(profile.products)} GFLOP/s"]
     for goal in (Goal("latency"), Goal("throughput")):
         best = choose(profile, goal)
         lines.append(
@@ -263,6 +267,10 @@ def markdown(profile: Profile) -> str:
         lines += ["", "Not measured:", ""]
         lines += [f"- {reason} ({some(names)})" for reason, names in grouped_reasons(profile.not_run)]
     return "\n".join(lines) + "\n"
+
+
+def _rates(measured: dict[str, float]) -> str:
+    return ", ".join(f"{rate:.0f} ({precision})" for precision, rate in measured.items())
 
 
 def _rows(found: Sequence[Score]) -> list[tuple[str, ...]]:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from mer_export.bundle import Bundle
-from mer_export.errors import UsageError
+from mer_export.bundle import Bundle, Variant
+from mer_export.errors import BundleError, UsageError
 from runtimes.backends.backend import Backend
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import backend_problem, check_options, known_backends
+from runtimes.backends.way import Way
 from runtimes.predict.machine_profile import Goal, Limits, Profile, choose, own_profile, scores, variants_of
 from runtimes.predict.predictor import Predictor
 from runtimes.predict.verdicts import failed
@@ -29,8 +30,9 @@ def open_predictor(
     say: Callable[[str], None] | None = None,
     **rest: Any,
 ) -> Predictor:
-    """Without a goal: `backend` or what is installed (`installed_backend`) in `precision` or fp32. With one: what the
-    profile says, leaving out what failed parity.
+    """With a goal: what the profile says, leaving out what failed parity. Without one, in `precision` or fp32:
+    `backend`; where none is named, what the profile says of throughput; without a profile (or where `workers` are
+    given) what is installed (`installed_backend`).
 
     Args:
         bundle: opened bundle.
@@ -47,6 +49,9 @@ def open_predictor(
     """
     if goal is None:
         precision = precision or "fp32"
+        free = backend is None and not options.cuda_graph and "workers" not in rest
+        if free and (usual := _measured(bundle, Limits(None, precision, options.threads, batch, options.device))):
+            return _opened(bundle, *usual, say, "as mer tune found", **rest)
         backend = backend or installed_backend(bundle, options, precision)
         check_options(backend, options)
         return Predictor(bundle, backend, options, batch, precision=precision, **rest)
@@ -62,18 +67,35 @@ def open_predictor(
             "--runtime without --goal"
         )
     way = choose(proven, wanted, limits).way
+    return _opened(bundle, way, variants_of(bundle, profile, way), say, goal, **rest)
+
+
+def _opened(
+    bundle: Bundle, way: Way, variants: list[Variant], say: Callable[[str], None] | None, why: str, **rest: Any
+) -> Predictor:
+    """A predictor that runs a way."""
     if say:
-        say(f"{goal}: {way.description}")
+        say(f"{why}: {way.description}")
     return Predictor(
         bundle,
         way.backend,
         way.options,
         way.options.batch,
         precision=way.precision,
-        variants=variants_of(bundle, profile, way),
+        variants=variants,
         workers=way.workers,
         **rest,
     )
+
+
+def _measured(bundle: Bundle, limits: Limits) -> tuple[Way, list[Variant]] | None:
+    """The way with the most throughput within limits, and its variants; None without a profile that is up to date."""
+    try:
+        profile = own_profile(bundle)
+        way = choose(_proven(bundle, profile), Goal("throughput"), limits).way
+        return way, variants_of(bundle, profile, way)
+    except (UsageError, BundleError):
+        return None
 
 
 def installed_backend(bundle: Bundle, options: SessionOptions, precision: str = "fp32") -> str:

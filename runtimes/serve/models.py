@@ -256,10 +256,8 @@ class Model:
             MerError: it cannot be opened; what was open before stays.
         """
         self._seen = self._signature()
-        predictor, completion = await asyncio.to_thread(self._loaded)
-        own = self.metrics.of(self.name)
-        encoders = Encoders(completion, predictor.workers, self.how.queue, own) if completion else None
-        new = Engine(predictor, Batcher(predictor, self.how.queue, own), encoders)
+        predictor, encoders = await asyncio.to_thread(self._loaded)
+        new = Engine(predictor, Batcher(predictor, self.how.queue, self.metrics.of(self.name)), encoders)
         old, self._engine = self._engine, new
         self.metrics.watch_depth(self.name, lambda: self.depth)
         if old is not None:
@@ -267,10 +265,13 @@ class Model:
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
 
-    def _loaded(self) -> tuple[Predictor, Completion | None]:
+    def _loaded(self) -> tuple[Predictor, Encoders | None]:
         predictor = self.how.open(self.root)
         try:
-            return predictor, self.how.open_encoders(predictor.bundle)
+            completion = self.how.open_encoders(predictor.bundle)
+            if completion is None:
+                return predictor, None
+            return predictor, Encoders(completion, predictor.workers, self.how.queue, self.metrics.of(self.name))
         except BaseException:
             predictor.close()
             raise

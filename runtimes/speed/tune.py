@@ -24,6 +24,7 @@ from runtimes.backends.way import Way, find_ways, in_memory, why_broken
 from runtimes.predict.machine_profile import Entry, Profile, machine_class, scores
 from runtimes.speed import encoder_bench
 from runtimes.speed.cases import Arrays, case_inputs, fitting_samples
+from runtimes.speed.products import products, slower
 from runtimes.speed.timing import Call, interleave
 
 BATCHES = (1, 4, 16)
@@ -70,7 +71,8 @@ def run_tune(
         UsageError: nothing exported that runs here, or no sample fits.
         UnsupportedError: everything that was exported breaks.
     """
-    ways, contract = _ways(bundle, precisions), bundle.manifest.contract
+    measured, contract = products(), bundle.manifest.contract
+    ways, left_out = _worth(_ways(bundle, precisions), measured if precisions is None else {})
     shares, buckets = _shares(ways, contract, samples), _buckets(ways)
     timed: dict[Way, Timed] = {}
     broken: dict[Way, Exception] = {}
@@ -99,7 +101,7 @@ def run_tune(
     for name, encoder in encoder_bench.chosen(bundle):
         rows = encoder_bench.time_encoder(name, encoder, known_backends(), batches, ROUNDS, None, profile.not_run)
         profile.encoders += rows
-    return profile
+    return profile.model_copy(update={"products": measured, "not_run": [*left_out, *profile.not_run]})
 
 
 def preview(
@@ -235,6 +237,16 @@ def _ways(bundle: Bundle, precisions: Sequence[str] | None) -> list[Way]:
         wanted = f" in {', '.join(precisions)}, there is {there}" if precisions and there else ""
         raise UsageError(f"{bundle.root} has no exported variant that runs here{wanted}: run mer export first")
     return chosen
+
+
+def _worth(ways: Sequence[Way], measured: dict[str, float]) -> tuple[list[Way], list[tuple[str, str]]]:
+    """The ways without those in a precision that the processor does not multiply faster in, and (way, reason) of these.
+
+    Where nothing else is there, all.
+    """
+    reasons = {way: reason for way in ways if (reason := slower(measured, way.options.reduced))}
+    kept = [way for way in ways if way not in reasons]
+    return (kept, [(way.name, reason) for way, reason in reasons.items()]) if kept else (list(ways), [])
 
 
 def _buckets(ways: Sequence[Way]) -> list[Bucket]:

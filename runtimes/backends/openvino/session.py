@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mer_export.install import not_installed
+from runtimes.backends.openvino.compiled import CompiledModels
 from runtimes.backends.openvino.int8 import GROUP, quantise_matrices
 from runtimes.backends.openvino.rnn import unroll_by_length
 from runtimes.backends.session import Port, Ports, Reduced, Session, SessionOptions
@@ -32,7 +33,8 @@ class OpenVinoSession(Session):
 
     A file with a dynamic batch is compiled for single batch sizes, which run faster than one compiled for any. A size
     that comes for the first time is filled up to a larger one that is there, with copies of the last item, until that
-    has cost as much time as compiling takes. Sizes past the `COMPILED`th share one compiled for any.
+    has cost as much time as compiling takes. Sizes past the `COMPILED`th share one compiled for any. What was compiled
+    is kept (`CompiledModels`); `info["kept"]` says which sizes came from there.
     """
 
     backend = "openvino"
@@ -49,11 +51,13 @@ class OpenVinoSession(Session):
 
     def prepare(self) -> None:
         # Left alone OpenVINO takes bf16 by itself on processors that have it, and ties all sessions to the same cores.
-        self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": "NO"}
+        self._settings: dict[str, str] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": "NO"}
         self._settings |= SETTINGS[self.options.reduced]
+        self._compiled = CompiledModels(self._core, self.artefact, self._settings)
         if self.options.threads:
-            self._settings["INFERENCE_NUM_THREADS"] = self.options.threads
+            self._settings["INFERENCE_NUM_THREADS"] = str(self.options.threads)
         self._requests: dict[int, Any] = {}
+        self.info["kept"] = []
         self._compile_s = 0.0
         self._wasted_s: dict[int, float] = defaultdict(float)
         compiled = self._request(self.batch or self.options.batch).get_compiled_model()
@@ -95,6 +99,17 @@ class OpenVinoSession(Session):
         return items if len(self._requests) < COMPILED else ANY_SIZE
 
     def _compile(self, items: int) -> Any:
+        compiled = self._compiled.read(items, self._settings)
+        if compiled is None:
+            graph = self._rewritten(items)
+            compiled = self._core.compile_model(graph, "CPU", self._settings)
+            self._compiled.keep(items, graph, compiled)
+        else:
+            self.info["kept"].append(items)
+        return compiled.create_infer_request()
+
+    def _rewritten(self, items: int) -> Any:
+        """The graph at a batch size, as the plugin computes it best."""
         # Rewriting changes a graph for good: the one that was checked serves the first size, others read the file.
         graph, self._graph = self._graph or self._core.read_model(str(self.artefact.path)), None
         if items != ANY_SIZE:
@@ -103,7 +118,7 @@ class OpenVinoSession(Session):
         unroll_by_length(graph)
         if self.options.reduced == "int8":
             self.info["int8_products"] = quantise_matrices(graph)
-        return self._core.compile_model(graph, "CPU", self._settings).create_infer_request()
+        return graph
 
     def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         items = len(next(a for name, a in inputs.items() if name in self._batched))

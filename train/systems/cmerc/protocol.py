@@ -86,10 +86,17 @@ class CmercProtocol(Protocol):
             chosen = [chosen[i] for i in torch.randperm(len(chosen)).tolist()]
         return chosen
 
+    def given_batches(self) -> str | None:
+        """Results that depend on the batch, or dialogues in the order of the data."""
+        if self.settings.semantics == "batch":
+            return "protocol.semantics=batch, by which a dialogue's result depends on its batch"
+        return None if self.settings.shuffle else "protocol.shuffle=false"
+
     def begin_epoch(self, model: Cmerc, epoch: int = 0) -> None:
         """Freezes the weights that the degraded views use until the next epoch."""
         if self.settings.calibrate or self.settings.contrast:
-            self.frozen = in_one_piece(copy.deepcopy(model)).eval().requires_grad_(False)
+            # Weights that may have a gradient: without, PyTorch multiplies the steps of a recurrent layer one by one.
+            self.frozen = in_one_piece(copy.deepcopy(model)).eval()
 
     def class_loss(self, log_prob: Tensor, labels: Tensor) -> Tensor:
         """Weighted negative log-likelihood or focal loss of labelled rows."""
