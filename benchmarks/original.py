@@ -97,7 +97,9 @@ CASES = {
     "mtee_20": Original("mtee_mosei", "20 steps", 0.31, ({"steps": 20},)),
     "mtee_20_b64": Original("mtee_mosei", "64 items of 20 steps", 3.50, 64 * ({"steps": 20},)),
     "mtee_50": Original("mtee_iemocap", "50 steps", 0.52, ({"steps": 50},)),
-    "mtee_13_of_50": Original("mtee_iemocap", "13 real steps, padded to 50 in the original", 0.52, ({"steps": 13},)),
+    "mtee_13_of_50": Original(
+        "mtee_iemocap", "13 real steps (data.trim_zeros), padded to 50 in the original", 0.52, ({"steps": 13},)
+    ),
     "cmerc_iemocap_52": Original("cmerc_iemocap", "a dialogue of 52 utterances", 10.4, ({"utterances": 52},)),
     "cmerc_iemocap_b16": Original(
         "cmerc_iemocap",

@@ -107,7 +107,13 @@ class Contract(BaseModel):
         """The inputs that a sample brings itself; counts are derived from their shapes."""
         return tuple(s for s in self.inputs if s.counts is None and s.batched)
 
-    @property
+    @cached_property
+    def inputs_of(self) -> tuple[tuple[str, frozenset[str]], ...]:
+        """The names of the inputs of each modality that a sample brings, in the order of `modalities`."""
+        names = {m: frozenset(s.name for s in self.features if s.modality == m) for m in self.modalities}
+        return tuple(names.items())
+
+    @cached_property
     def unit_dim(self) -> str | None:
         """The sequence dim along which the outputs have one row per unit; None where an item is one unit."""
         dims = self.outputs[0].dims

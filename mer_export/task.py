@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from contextlib import suppress
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from mer_export.contract import Contract, Table
 from mer_export.metrics import FAMILIES, Family
+
+orjson: Any = None
+with suppress(ImportError):
+    import orjson
 
 THRESHOLD = 0.5
 
@@ -182,9 +187,17 @@ class Task(BaseModel):
         return self.model_copy(update={"labels": labels, "thresholds": kept})
 
 
-def shortest(values: np.ndarray) -> list[float]:
-    """Numbers whose digits are the fewest that tell these float32 apart; further ones would say nothing."""
-    return [float(str(v)) for v in values.astype(np.float32)]
+def shortest(values: np.ndarray) -> list[Any]:
+    """Numbers whose digits are the fewest that tell these float32 apart; further ones would say nothing.
+
+    As many nested lists as there are dims. `orjson` finds the same digits faster, of numbers that JSON has.
+    """
+    exact = np.ascontiguousarray(values, dtype=np.float32)
+    if orjson and np.isfinite(exact).all():
+        found: list[Any] = orjson.loads(orjson.dumps(exact, option=orjson.OPT_SERIALIZE_NUMPY))
+        return found
+    flat = np.asarray([float(str(v)) for v in exact.ravel()])
+    return flat.reshape(exact.shape).tolist()
 
 
 def known_units(labels: np.ndarray) -> np.ndarray:

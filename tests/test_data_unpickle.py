@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mer_export.errors import InputError
+from mer_export.untrusted.contents import Stored
 from mer_export.untrusted.pickles import load_pickle
 
 
@@ -92,6 +93,44 @@ def test_one_array_used_twice_is_read_twice(tmp_path):
     first, second = _load(tmp_path, pickle.dumps([array, array]))
     np.testing.assert_array_equal(first, array)
     np.testing.assert_array_equal(second, array)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_arrays_may_stay_in_their_file_until_they_are_read(tmp_path, protocol):
+    value = {"a": [np.arange(400, dtype=np.float32), np.asfortranarray(np.eye(30))], "n": 3, "same": np.arange(3.0)}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(value | {"again": value["same"]}, protocol=protocol))
+    read = load_pickle(tmp_path / "x.pkl", lazy=True)
+    assert any(isinstance(a, Stored) for a in read["a"]) or protocol in (0, 1, 5)
+    assert read["n"] == 3
+    for ours, theirs in zip(
+        [*read["a"], read["same"], read["again"]], [*value["a"], *[value["same"]] * 2], strict=True
+    ):
+        assert (len(ours), ours.shape, ours.ndim, ours.dtype) == (len(theirs), theirs.shape, theirs.ndim, theirs.dtype)
+        np.testing.assert_array_equal(np.asarray(ours), theirs)
+
+
+def test_damage_in_an_array_that_stays_in_its_file_is_named_when_it_is_read(tmp_path):
+    content = pickle.dumps(np.full(50, -1, np.int8), protocol=2)
+    (tmp_path / "x.pkl").write_bytes(content.replace(b"\xc3\xbf", b"\xc3\xc3", 1))
+    read = load_pickle(tmp_path / "x.pkl", lazy=True)
+    with pytest.raises(InputError, match="is not a readable pickle"):
+        np.asarray(read)
+    _refused(tmp_path, content.replace(b"\xc3\xbf", b"\xc3\xc3", 1))
+    _refused(tmp_path, content.replace(b"K\x32\x85", b"K\x33\x85", 1))
+
+
+def test_what_stands_around_an_array_can_be_asked_for_again(tmp_path):
+    raw = np.arange(40, dtype="<i4").tobytes()
+    # Array 1 keeps its content at 5, the state around it at 6; both are asked for behind it.
+    content = (
+        b"\x80\x03cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+        b"(K\x01K\x28\x85cnumpy\ndtype\nX\x02\x00\x00\x00i4K\x00K\x01\x87R(K\x03X\x01\x00\x00\x00<NNN"
+        b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89C" + bytes([len(raw)]) + raw + b"q\x05tq\x06bh\x05h\x06\x87."
+    )
+    array, kept, state = _load(tmp_path, content)
+    np.testing.assert_array_equal(array, np.arange(40))
+    assert kept == raw
+    assert (state[0], state[1], state[3], state[4]) == (1, (40,), False, raw)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mer_export.data.synthetic import synthesise
 from mer_export.data.word_vectors import read_word_vectors
 from mer_export.errors import InputError, UsageError
 from mer_export.models.mtee.emotions import look_up
+from mer_export.untrusted.hdf5 import load_hdf5, save_hdf5
 from mer_export.untrusted.pickles import load_pickle
 
 pytest.importorskip("h5py", reason="CMU-MOSEI's files are HDF5")
@@ -198,6 +200,31 @@ def test_minus_infinity_in_audio_becomes_zero_and_nothing_else_does(mosei: Path,
     first = open_corpus(tmp_path, spec()).split("test")[0]
     assert first.inputs["audio"][0, :2].tolist() == [0, np.inf]
     assert first.inputs["text"][0, :2].tolist() == [-np.inf, np.inf]
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_zero_rows_at_the_ends_are_left_out_where_that_is_asked_for_and_nowhere_else(
+    mosei: Path, tmp_path: Path, aligned: bool
+) -> None:
+    folder = tmp_path / "padded"
+    shutil.copytree(mosei, folder)
+    # Text is real from step 1 to 4, audio to 5 with a silent step inside, vision nowhere: one row of it stays.
+    real = {"text": (1, 4), "audio": (1, 5), "video": (0, 0)}
+    for name, (first, last) in real.items():
+        (file,) = folder.glob(f"{name}_test*.h5")
+        array = np.zeros_like(load_hdf5(file, "d1"))
+        array[:, first:last] = 1
+        array[:, 3] = 0 if name == "audio" else array[:, 3]
+        save_hdf5(file, "d1", array)
+    options = {"emotions": {"aligned": aligned}}
+    for sample in open_corpus(folder, DataSpec.model_validate(options)).split("test"):
+        assert {len(x) for x in sample.inputs.values()} == {array.shape[1]}
+    trimmed = open_corpus(folder, DataSpec.model_validate(options | {"trim_zeros": True})).split("test")
+    lengths = {"text": 4, "audio": 4, "vision": 4} if aligned else {"text": 3, "audio": 4, "vision": 1}
+    for sample in trimmed:
+        assert {m: len(x) for m, x in sample.inputs.items()} == lengths
+        assert sample.inputs["text"][:3].all()
+        assert not sample.inputs["audio"][2].any()
 
 
 def test_damaged_and_incomplete_files_are_named(mosei: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ def collate(
     contract: Contract,
     lengths: Mapping[str, int] | None = None,
     batch: int | None = None,
+    real: Sequence[Mapping[str, int]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Pads samples on the right into the inputs of `contract`, after its `fill`: with zeros, or what an input says.
 
@@ -24,6 +25,7 @@ def collate(
         contract: names, dtypes and dims of the result.
         lengths: fixed sequence lengths (a bucket); None pads to the longest sample.
         batch: fixed batch size, filled with empty items of length 0; None means as many as there are samples.
+        real: the samples' own lengths, where they are known already.
 
     Returns:
         One array per contract input. A missing modality is padding alone. Counts inputs hold the real lengths (int64).
@@ -31,7 +33,7 @@ def collate(
     Raises:
         InputError: a sample is empty, too long, of another width, or holds NaN or infinity.
     """
-    real = [s.lengths(contract) for s in samples]
+    real = [s.lengths(contract) for s in samples] if real is None else real
     if lengths is None:
         lengths = longest(real, contract)
     for sample, own in zip(samples, real, strict=True):
@@ -48,13 +50,17 @@ def collate(
     for spec in contract.inputs:
         out = np.full(spec.shape(size, lengths), spec.padding or 0, dtype=spec.dtype)
         if spec.counts:
-            out[: len(real)] = [_count(s, r, spec, contract) for s, r in zip(samples, real, strict=True)]
+            given = dict(contract.inputs_of).get(spec.modality or "", frozenset())
+            there = [not spec.modality or not given.isdisjoint(s.inputs) for s in samples]
+            out[: len(real)] = [r[spec.counts] if t else 0 for r, t in zip(real, there, strict=True)]
         elif not spec.batched:
             _share(out, spec, contract)
         else:
             for row, sample in enumerate(samples):
                 if spec.name in sample.inputs:
                     _place(out[row], sample.inputs[spec.name], spec, sample.id, contract)
+            if _suspicious(out, spec):
+                _refuse_values(samples, spec)
         arrays[spec.name] = out
     return arrays
 
@@ -62,12 +68,6 @@ def collate(
 def longest(real: Sequence[Mapping[str, int]], contract: Contract) -> dict[str, int]:
     """The least lengths that hold samples with the `real` ones."""
     return {d: max(contract.shortest.get(d, 1), *(r[d] for r in real)) for d in contract.sequence_dims}
-
-
-def _count(sample: Sample, lengths: Mapping[str, int], spec: TensorSpec, contract: Contract) -> int:
-    if spec.modality and spec.modality not in sample.modalities(contract):
-        return 0
-    return lengths[str(spec.counts)]
 
 
 def _share(out: np.ndarray, spec: TensorSpec, contract: Contract) -> None:
@@ -80,16 +80,32 @@ def _share(out: np.ndarray, spec: TensorSpec, contract: Contract) -> None:
 def _place(row: np.ndarray, given: np.ndarray, spec: TensorSpec, sample_id: str, contract: Contract) -> None:
     values = np.asarray(given)
     for dim, have, want in zip(spec.dims[1:], values.shape, row.shape, strict=True):
-        if isinstance(dim, int) and have != want:
+        if have != want and isinstance(dim, int):
             raise InputError(f"{sample_id}: {spec.name} is {have} wide, the model was made for {want}")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
-        raise InputError(f"{sample_id}: {spec.name} holds {values[where]} at {where}: repair or drop the modality")
-    if spec.below is not None and values.size and not 0 <= values.min() <= values.max() < spec.below:
-        raise InputError(
-            f"{sample_id}: {spec.name} goes from {values.min()} to {values.max()}, the model knows 0..{spec.below - 1}"
-        )
-    row[tuple(_where(dim, n, contract) for dim, n in zip(spec.dims[1:], values.shape, strict=True))] = values
+    row[tuple([_where(dim, n, contract) for dim, n in zip(spec.dims[1:], values.shape, strict=True)])] = values
+
+
+def _suspicious(batch: np.ndarray, spec: TensorSpec) -> bool:
+    """Whether some value of a whole batch may be one that no sample may hold."""
+    if spec.below is not None:
+        return bool(batch.size) and not 0 <= batch.min() <= batch.max() < spec.below
+    return batch.dtype.kind == "f" and not np.isfinite(batch).all()
+
+
+def _refuse_values(samples: Sequence[Sample], spec: TensorSpec) -> None:
+    """Raises InputError for the first sample with a value that it may not hold; padding may be anything."""
+    for sample in samples:
+        if spec.name not in sample.inputs:
+            continue
+        values = np.asarray(sample.inputs[spec.name])
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+            raise InputError(f"{sample.id}: {spec.name} holds {values[where]} at {where}: repair or drop the modality")
+        if spec.below is not None and values.size and not 0 <= values.min() <= values.max() < spec.below:
+            raise InputError(
+                f"{sample.id}: {spec.name} goes from {values.min()} to {values.max()}, the model knows "
+                f"0..{spec.below - 1}"
+            )
 
 
 def _where(dim: int | str, size: int, contract: Contract) -> slice:

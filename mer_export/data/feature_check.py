@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import Any, NamedTuple
@@ -25,6 +25,10 @@ log = logging.getLogger("mer")
 
 ROUNDING = 1e-3
 """Part of the largest training value by which the training range is widened: features are stored in half precision."""
+
+
+BLOCK = 1 << 16
+"""Values that are looked at together."""
 
 
 class Limits(NamedTuple):
@@ -98,15 +102,12 @@ class FeatureCheck:
     _lock: Any = field(default_factory=Lock)
     _told: bool = False
 
-    def add(self, samples: Iterable[Sample]) -> None:
+    def add(self, samples: Sequence[Sample]) -> None:
         """Samples that a model took. Steps that were dropped on purpose count as they were before."""
-        for sample in samples:
-            inputs = sample.complete if isinstance(sample, Incomplete) else sample.inputs
-            for name, known in self.known.items():
-                array = inputs.get(name)
-                if isinstance(array, np.ndarray) and array.size:
-                    with self._lock:
-                        self._seen.setdefault(name, _Moments()).add(array, len(sample.units), known)
+        for name, known in self.known.items():
+            for block, units in _blocks(samples, name):
+                with self._lock:
+                    self._seen.setdefault(name, _Moments()).add(block, units, known)
 
     def seen(self) -> dict[str, dict[str, float]]:
         """What has passed, as numbers that `join` takes elsewhere."""
@@ -156,6 +157,24 @@ class FeatureCheck:
         """What a result says of features: the verdict, and the numbers where some are foreign."""
         foreign = {f.input: f._asdict() for f in self.findings() if f.foreign}
         return {"features": self.verdict} | ({"foreign_features": foreign} if foreign else {})
+
+
+def _blocks(samples: Sequence[Sample], name: str) -> Iterator[tuple[np.ndarray, int]]:
+    """The values of an input of samples one after the other, small ones together, and of how many units they are."""
+    arrays: list[np.ndarray] = []
+    units = values = 0
+    for sample in samples:
+        array = (sample.complete if isinstance(sample, Incomplete) else sample.inputs).get(name)
+        if not isinstance(array, np.ndarray) or not array.size:
+            continue
+        if values and values + array.size > BLOCK:
+            yield np.concatenate(arrays), units
+            arrays, units, values = [], 0, 0
+        arrays.append(array.ravel())
+        units += len(sample.units)
+        values += array.size
+    if arrays:
+        yield np.concatenate(arrays), units
 
 
 def _judged(name: str, seen: _Moments, known: FeatureStatistics) -> Finding:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mer_export.data.dialogues import USUAL_ORDER, Dialogue, Source, distinct
 from mer_export.data.draft import undescribed_tables
 from mer_export.data.formats.format import Format, known_formats
+from mer_export.data.kept_samples import kept_or_read
 from mer_export.data.labels import LabelReader, said_labels
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.shapes.shape import SHAPES
@@ -56,7 +57,7 @@ def stream_samples(
     through: Through | None = None,
 ) -> Iterator[Sample]:
     """Yields samples in file order, one split or all, each with its `split`; Parquet and JSON lines are read with
-    bounded memory.
+    bounded memory. What was read of large files of the authors is kept for the next time (`kept_samples`).
 
     Args:
         path: file or directory.
@@ -74,10 +75,22 @@ def stream_samples(
     if found.open:
         yield from OpenData.at(path, found, spec, labels).stream(split, through)
         return
-    corpus: Corpus = found.load().read(path, spec, labels)
-    for name in corpus.splits if split is None else [split]:
-        for sample in corpus.split(name):
-            yield replace(sample, split=name)
+    if found.by_split:
+        yield from kept_or_read(path, found, spec, labels, split, lambda: _samples(path, found, spec, labels, split))
+    else:
+        yield from _samples(path, found, spec, labels, split)
+
+
+def _samples(
+    path: Path, found: Format, spec: DataSpec, labels: Sequence[str] | None, split: str | None
+) -> list[Sample]:
+    """The samples of a corpus, of one split or all."""
+    read = found.load().read
+    corpus: Corpus = read(path, spec, labels, split) if found.by_split else read(path, spec, labels)
+    if split is not None and split not in corpus.splits:
+        corpus = read(path, spec, labels)  # which names the splits that there are
+    chosen = corpus.splits if split is None else {split: corpus.split(split)}
+    return [replace(sample, split=name) for name, samples in chosen.items() for sample in samples]
 
 
 def sentences(path: Path | str, spec: DataSpec, split: str) -> list[str]:

@@ -19,12 +19,13 @@ class Piece:
     """A part of a sample that fits.
 
     `keep` are the rows of this piece's output that count; `start` is the unit of the whole sample that the first kept
-    row belongs to.
+    row belongs to; `lengths` are its real ones.
     """
 
     sample: Sample
     keep: slice
     start: int
+    lengths: Mapping[str, int]
 
 
 def fit(sample: Sample, contract: Contract, longest: Mapping[str, int], policy: Policy = "error") -> list[Piece]:
@@ -45,7 +46,7 @@ def fit(sample: Sample, contract: Contract, longest: Mapping[str, int], policy: 
     lengths = sample.lengths(contract)
     over = [d for d, n in lengths.items() if n > longest[d]]
     if not over:
-        return [Piece(sample, slice(0, len(sample.units)), 0)]
+        return [Piece(sample, slice(0, len(sample.units)), 0, lengths)]
     dim = over[0]
     size, limit = lengths[dim], longest[dim]
     if policy == "error":
@@ -62,15 +63,19 @@ def fit(sample: Sample, contract: Contract, longest: Mapping[str, int], policy: 
         for dim in over:
             begin = 0 if _keeps_start(contract, dim) else lengths[dim] - longest[dim]
             sample = _cut_steps(sample, contract, dim, begin, begin + longest[dim])
-        return [Piece(sample, slice(0, len(sample.units)), 0)]
+        return [_piece(sample, contract, slice(0, len(sample.units)), 0)]
     if over != [contract.unit_dim]:
         raise InputError(f"{sample.id}: {size} {dim} are more than {limit}, and {policy} cuts whole utterances only")
     if policy == "truncate":
-        return [Piece(_cut(sample, contract, dim, size - limit, size), slice(0, limit), size - limit)]
+        return [_piece(_cut(sample, contract, dim, size - limit, size), contract, slice(0, limit), size - limit)]
     return [
-        Piece(_cut(sample, contract, dim, begin, begin + limit), slice(first - begin, last - begin), first)
+        _piece(_cut(sample, contract, dim, begin, begin + limit), contract, slice(first - begin, last - begin), first)
         for begin, first, last in windows(size, limit)
     ]
+
+
+def _piece(sample: Sample, contract: Contract, keep: slice, start: int) -> Piece:
+    return Piece(sample, keep, start, sample.lengths(contract))
 
 
 def windows(size: int, limit: int) -> list[tuple[int, int, int]]:

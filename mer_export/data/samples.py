@@ -76,8 +76,8 @@ class Sample:
 
     def modalities(self, contract: Contract) -> tuple[str, ...]:
         """The modalities this sample has, in contract order."""
-        present = {s.modality for s in contract.features if s.name in self.inputs}
-        return tuple(m for m in contract.modalities if m in present)
+        given = self.inputs.keys()
+        return tuple([m for m, names in contract.inputs_of if not names.isdisjoint(given)])
 
 
 def readable(samples: Iterable[Sample], contract: Contract) -> list[Sample]:

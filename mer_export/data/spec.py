@@ -214,6 +214,9 @@ class DataSpec(Section):
     modalities: tuple[Literal["text", "audio", "vision"], ...] = ()
     """Of the files of FacialMMT read these alone; none means all."""
     emotions: EmotionData = EmotionData()
+    trim_zeros: bool = False
+    """Leave out the zero rows before and behind an utterance, which the authors' arrays are padded with. The original
+    reads them as data: answers change."""
     faces: FaceData = FaceData()
     table: str | None = None
     """Utterance table (csv, tsv, parquet); `{split}` in the name means one file per split."""

@@ -7,7 +7,6 @@ what it decodes from the budget of its file before it takes the memory, so that 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mer_export.errors import InputError
 
 MIB = 1 << 20
 BYTES_PER_BYTE, SPARE_BYTES, MOST_BYTES = 32, 256 * MIB, 1 << 36
-CONTAINERS, NUMBERS = list | tuple | set | frozenset, int | float | None
+CONTAINERS, NUMBERS = (list, tuple, set, frozenset), frozenset((int, float, bool, type(None)))
 OBJECTS_PER_BYTE, SPARE_OBJECTS, MOST_OBJECTS = 1, 1_000_000, 1 << 27
 
 
@@ -65,11 +64,13 @@ class Budget:
         waiting = [value]
         while waiting:
             found = waiting.pop()
-            if isinstance(found, Mapping):
-                waiting += [*found.keys(), *found.values()]
+            if isinstance(found, dict):
+                waiting += found
+                waiting += found.values()
             elif isinstance(found, CONTAINERS):
-                waiting += [v for v in found if not isinstance(v, NUMBERS)]
-            nbytes = (
-                found.nbytes if isinstance(found, np.ndarray) else 8 * len(found) if hasattr(found, "__len__") else 8
-            )
-            self.take(nbytes, len(found) if isinstance(found, CONTAINERS | Mapping) else 1)
+                waiting += [v for v in found if type(v) not in NUMBERS]
+            else:
+                nbytes = getattr(found, "nbytes", None)
+                self.take(8 * len(found) if nbytes is None and hasattr(found, "__len__") else nbytes or 8, 1)
+                continue
+            self.take(8 * len(found), len(found))

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from mer_export.untrusted.contents import Content, Stored
+
 DTYPE = re.compile(r"\|?[<>=]?(\?|[bhilqpBHILQPefdFD]|b1|[iu][1248]|f[248]|c8|c16|[US]\d{1,9}|O8?)")
 MAX_DIMS = 32
 MAX_KEY = 16
@@ -50,7 +52,7 @@ class Pending:
 
 def done(value: Any) -> Any:
     """What a value became."""
-    return value.value if isinstance(value, Pending) and value.value is not None else value
+    return value.value if type(value) is Pending and value.value is not None else value
 
 
 def is_size(value: Any) -> bool:
@@ -79,6 +81,8 @@ def _is_scalar(key: Any) -> bool:
 
 
 def _bytes_of(data: Any) -> bytes:
+    if isinstance(data, Content):
+        return data.raw()
     # Python 2 wrote the buffer as a str, which latin1 maps back byte for byte.
     if isinstance(data, str):
         return data.encode("latin1")
@@ -105,7 +109,7 @@ def _dtype_state(plain: np.dtype, state: Any) -> np.dtype:
     return plain if order in "|=" else plain.newbyteorder(order)
 
 
-def _array(data: Any, dtype: Any, shape: Any, fortran: Any) -> np.ndarray | list[Any]:
+def _array(data: Any, dtype: Any, shape: Any, fortran: Any) -> Any:
     if not isinstance(dtype, np.dtype) or not isinstance(shape, tuple) or len(shape) > MAX_DIMS:
         raise Refused("an array with a malformed shape or dtype")
     if not all(is_size(n) for n in shape):
@@ -118,7 +122,16 @@ def _array(data: Any, dtype: Any, shape: Any, fortran: Any) -> np.ndarray | list
         return data
     if count and not dtype.itemsize:
         raise Refused(f"an array of {dtype.str}, whose items have no bytes")
-    content = _bytes_of(data)
+    if isinstance(data, Content) and data.lazy:
+        if not data.may_be(count * dtype.itemsize):
+            raise Refused(f"an array of shape {shape} with {data.size} bytes")
+        return Stored(data, shape, dtype, lambda content: _filled(content, dtype, shape, fortran))
+    return _filled(_bytes_of(data), dtype, shape, fortran)
+
+
+def _filled(content: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: Any) -> np.ndarray:
+    """An array of its own with these bytes, in the byte order of the machine."""
+    count = math.prod(shape)
     if len(content) != count * dtype.itemsize:
         raise Refused(f"an array of shape {shape} with {len(content)} bytes")
     array = np.frombuffer(content, dtype=dtype) if count else np.zeros(0, dtype)

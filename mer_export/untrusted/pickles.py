@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from mer_export.errors import InputError
 from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.builders import Refused
 from mer_export.untrusted.impostors import refuse_impostor
+from mer_export.untrusted.record_unpickle import RecordUnpickler
 from mer_export.untrusted.torch_files import builders, is_legacy, read_legacy, read_zip
-from mer_export.untrusted.unpickle import LINE_ENDS, DataUnpickler, RecordUnpickler
+from mer_export.untrusted.unpickle import DataUnpickler
 
 ZIP, PROTOCOL, TAR = b"PK\x03\x04", b"\x80", b"ustar"
 TAR_AT = 257
@@ -38,7 +41,7 @@ DAMAGE = (
 )
 
 
-def load_pickle(path: Path | str, records: Collection[str] = ()) -> Any:
+def load_pickle(path: Path | str, records: Collection[str] = (), lazy: bool = False) -> Any:
     """The content of a pickle, or of a file of `torch.save`; tensors are numpy arrays, bfloat16 becomes float32.
 
     Strings of Python 2 are read as latin1. Object arrays and deques come back as lists; every kind of dict as a dict.
@@ -46,12 +49,13 @@ def load_pickle(path: Path | str, records: Collection[str] = ()) -> Any:
     Args:
         path: the file.
         records: full names of classes whose objects are read as `Record`s of their attributes.
+        lazy: arrays may come as `Stored`, which are read from the file when numpy asks for them.
 
     Raises:
         InputError: not a pickle, damaged, holding anything else (the refused name is in the message), or unfolding to
             far more than the file's size.
     """
-    return _load(Path(path), DataUnpickler, records)
+    return _load(Path(path), DataUnpickler, records, lazy)
 
 
 def load_records(path: Path | str) -> Any:
@@ -62,12 +66,14 @@ def load_records(path: Path | str) -> Any:
     return _load(Path(path), RecordUnpickler, ())
 
 
-def _load(path: Path, kind: type[DataUnpickler], records: Collection[str]) -> Any:
+def _load(path: Path, kind: type[DataUnpickler], records: Collection[str], lazy: bool = False) -> Any:
     refuse_impostor(path)
     budget = Budget.of(path)
     what = "pickle"
     try:
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with path.open("rb") as stream, _uncollected():
+            # Not closed here: arrays that stay in the file hold it, it closes with the last of them.
+            content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             if content[: len(ZIP)] == ZIP:
                 what = "torch archive"
                 with zipfile.ZipFile(stream) as archive:
@@ -78,9 +84,9 @@ def _load(path: Path, kind: type[DataUnpickler], records: Collection[str]) -> An
                 )
             if is_legacy(content[:16]):
                 what = "torch file"
-                return read_legacy(content, len(content), budget, kind, records)
-            lines = _ChangedLines(content, path) if _may_be_changed(content) else content
-            return kind(lines, budget, builders(budget), records).read_value()
+                return read_legacy(content, budget, kind, records)
+            crlf = _may_be_changed(content)
+            return kind(content, budget, builders(budget), records, crlf=crlf, lazy=lazy).read_value()
     except Refused as refusal:
         raise InputError(
             f"{path} was not read: it holds {refusal}, which is not plain data; convert it where you trust it"
@@ -91,25 +97,25 @@ def _load(path: Path, kind: type[DataUnpickler], records: Collection[str]) -> An
         raise InputError(f"{path} is not a readable {what} ({_cause(error)}): it is truncated or damaged") from None
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without looks for cycles among all that was built so far, which took up to half of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def _may_be_changed(content: mmap.mmap) -> bool:
-    """True for a pickle of protocol 0 or 1 in which no line feed stands without a carriage return."""
-    return content[:1] != PROTOCOL and content.find(b"\r\n") >= 0 and LONE_LINE_END.search(content) is None
+    """True for a pickle of protocol 0 or 1 in which no line feed stands without a carriage return.
 
-
-class _ChangedLines:
-    """A pickle whose line ends may have been changed: where an argument ends with its line, they were.
-
-    Protocol 0 ends every argument so, and writes the carriage returns of strings as escapes.
+    Protocol 0 ends every argument with its line, and writes the carriage returns of strings as escapes: where an
+    argument ends with CRLF, the file was changed.
     """
-
-    def __init__(self, content: mmap.mmap, path: Path):
-        self.read, self._content, self._path = content.read, content, path
-
-    def readline(self) -> bytes:
-        line = self._content.readline()
-        if line.endswith(b"\r\n"):
-            raise InputError(LINE_ENDS.format(self._path))
-        return line
+    return content[:1] != PROTOCOL and content.find(b"\r\n") >= 0 and LONE_LINE_END.search(content) is None
 
 
 def _cause(error: BaseException) -> str:

@@ -6,7 +6,6 @@ after the other (also inside every pickle of a tensor that was made without `tor
 
 from __future__ import annotations
 
-import io
 import struct
 import zipfile
 from collections.abc import Callable, Collection
@@ -43,8 +42,7 @@ def read_zip(archive: zipfile.ZipFile, budget: Budget, kind: type[DataUnpickler]
     storages = _ZipStorages(archive, names[0].removesuffix("data.pkl"), budget)
     if storages.folder + "byteorder" in found and bytes(storages.bytes_of("byteorder")) != b"little":
         raise Refused("numbers of a big-endian machine")
-    stream = io.BytesIO(storages.bytes_of("data.pkl"))
-    return kind(stream, budget, builders(budget), records, storages).read_value()
+    return kind(storages.bytes_of("data.pkl"), budget, builders(budget), records, storages).read_value()
 
 
 class _ZipStorages:
@@ -83,26 +81,35 @@ def is_legacy(head: bytes) -> bool:
     return MAGIC.to_bytes(10, "little") in head[:16]
 
 
-def read_legacy(stream: Any, size: int, budget: Budget, kind: type[DataUnpickler], records: Collection[str]) -> Any:
+def read_legacy(data: Any, budget: Budget, kind: type[DataUnpickler], records: Collection[str]) -> Any:
     """The object of a file of before 2020. Its pickle is read twice, as the storages lie behind it."""
     allowed = builders(budget)
-    _skip_header(stream, budget)
-    start = stream.tell()
+    start = _skip_header(data, budget)
     kinds = _Kinds()
     blind = {n: b if n in BUILDERS else _nothing for n, b in allowed.items()}
-    kind(stream, budget, blind, records, kinds).load()
-    keys = DataUnpickler(stream, budget, BUILDERS).read_value()
-    storages = _FollowingStorages(_following(stream, size, budget, keys, kinds.found))
-    stream.seek(start)
-    return kind(stream, budget, allowed, records, storages).read_value()
+    first = kind(data, budget, blind, records, kinds, at=start)
+    first.load()
+    keys, at = _next(data, budget, first.at)
+    storages = _FollowingStorages(_following(data, at, budget, keys, kinds.found))
+    return kind(data, budget, allowed, records, storages, at=start).read_value()
 
 
-def _skip_header(stream: Any, budget: Budget) -> None:
-    magic, version, system = (DataUnpickler(stream, budget, BUILDERS).read_value() for _ in range(3))
+def _skip_header(data: Any, budget: Budget) -> int:
+    """The place behind the numbers and the description that such a file begins with."""
+    magic, at = _next(data, budget, 0)
+    version, at = _next(data, budget, at)
+    system, at = _next(data, budget, at)
     if magic != MAGIC or version != VERSION or not isinstance(system, dict):
         raise ValueError("its header is of no version that is known")
     if system.get("little_endian") is False:
         raise Refused("numbers of a big-endian machine")
+    return at
+
+
+def _next(data: Any, budget: Budget, at: int) -> tuple[Any, int]:
+    """The value of the pickle that begins here, and the place behind it."""
+    machine = DataUnpickler(data, budget, BUILDERS, at=at)
+    return machine.read_value(), machine.at
 
 
 def _nothing(*_arguments: Any) -> None:
@@ -138,17 +145,19 @@ class _FollowingStorages:
 
 
 def _following(
-    stream: Any, size: int, budget: Budget, keys: Any, kinds: dict[str, str]
+    data: Any, at: int, budget: Budget, keys: Any, kinds: dict[str, str]
 ) -> dict[str, tuple[str, bytearray]]:
     """The bytes of the storages from here on, in the order of their keys: each its length in items, then the items."""
     found: dict[str, tuple[str, bytearray]] = {}
     for key in keys if isinstance(keys, list) else ():
-        (count,) = struct.unpack("<q", stream.read(8))
+        (count,) = struct.unpack_from("<q", data, at)
         length = count * np.dtype(STORAGES[kinds[key]]).itemsize
-        if not 0 <= length <= size - stream.tell() or key in found:
+        at += 8
+        if not 0 <= length <= len(data) - at or key in found:
             raise EOFError("a storage is cut off")
         budget.take(length)
-        found[key] = (kinds[key], bytearray(stream.read(length)))
+        found[key] = (kinds[key], bytearray(data[at : at + length]))
+        at += length
     return found
 
 
@@ -156,15 +165,13 @@ def _storage_of_bytes(budget: Budget, content: Any) -> np.ndarray:
     """The one storage of a small file of the old form, which a tensor's pickle holds."""
     if not isinstance(content, bytes | bytearray):
         raise Refused("a tensor storage that is not bytes")
-    stream = io.BytesIO(content[:HEAD])
+    head = content[:HEAD]
     kinds = _Kinds()
-    _skip_header(stream, budget)
-    DataUnpickler(stream, budget, {}, (), kinds).load()
-    keys = DataUnpickler(stream, budget, BUILDERS).read_value()
-    budget.take(objects=stream.tell())
+    machine = DataUnpickler(head, budget, {}, (), kinds, at=_skip_header(head, budget))
+    machine.load()
+    keys, at = _next(head, budget, machine.at)
+    budget.take(objects=at)
     if not isinstance(keys, list) or list(kinds.found) != keys or len(keys) != 1:
         raise Refused("a tensor storage of another form")
-    rest = io.BytesIO(content)
-    rest.seek(stream.tell())
-    ((kind, values),) = _following(rest, len(content), budget, keys, kinds.found).values()
+    ((kind, values),) = _following(content, at, budget, keys, kinds.found).values()
     return decode(kind, values)

@@ -1,32 +1,39 @@
 """The machine that interprets pickles as data.
 
-The standard loader calls whatever a pickle names, so it is not used. This one is the interpreter of the standard
-library with a cut-down table of opcodes: a global is only a name, the few admitted names are looked up in a table of
-builders that check their arguments, and sizes are taken from the budget of the file.
+The standard loader calls whatever a pickle names, so it is not used. This one walks over the bytes of a file with a
+table of opcodes: a global is only a name, the few admitted names are looked up in a table of builders that check their
+arguments, a size is held against the bytes that are there, and what is built is taken from the budget of the file.
 
-What it relies on of the private class `pickle._Unpickler` is pinned by tests/test_untrusted.py.
+Nearly all bytes of a feature file are the contents of arrays, and nearly all opcodes stand around them or are numbers
+in a row, which `machine` takes. A content is taken in one step with all that stands around it, and the memo keeps where
+it lies, not a copy.
 """
 
 from __future__ import annotations
 
 import pickle
-import struct
+import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from mer_export.errors import InputError
 from mer_export.untrusted.budget import Budget
-from mer_export.untrusted.builders import NAMES, Name, Pending, Record, Refused, check_key, done, is_key
+from mer_export.untrusted.builders import NAMES, Name, Pending, Record, Refused, done
+from mer_export.untrusted.contents import Content, Form, Stored
+from mer_export.untrusted.machine import LINE_ENDS, U32, Machine
 from mer_export.untrusted.tensors import is_storage, storage_kind
 
 LONG = 64
 """Bytes of a text or array from which on its use in several places is counted."""
-LINE_ENDS = (
-    "{} was changed in transfer: every line end became CRLF, which alters what a pickle says; copy the original in "
-    "binary mode (git: `*.pkl -text` in .gitattributes), or turn a pickle of protocol 0 back with dos2unix"
-)
+ENCODE = "_codecs.encode"
+GET, PUT = rb"(h.|j.{4})", rb"(q.|r.{4}|\x94|)"
+AFTER_TEXT = re.compile(PUT + GET + rb"\x86" + PUT + b"R" + PUT + b"t" + PUT + b"b", re.DOTALL)
+"""What follows an array's content that is written as a text to be encoded: the last parts of its state, and BUILD."""
+AFTER_BYTES = re.compile(PUT + b"t" + PUT + b"b", re.DOTALL)
+ARRAYS, TEXTS = frozenset((np.ndarray, Stored)), frozenset((str, bytes, bytearray))
+CONTAINERS = frozenset((dict, Record, list, tuple, set, frozenset))
 
 
 class Storages(Protocol):
@@ -36,31 +43,47 @@ class Storages(Protocol):
         """The values of a storage."""
 
 
-_Base: Any = pickle._Unpickler  # type: ignore[attr-defined]
-# The interpreter in Python: the C one takes memory for any size and memo index that a file claims.
+class _Later:
+    """What the memo keeps of an array's content that nobody may ask for again: where it lies, and the state around."""
+
+    __slots__ = ("content", "state")
+
+    def __init__(self, content: Content, state: list[Any]):
+        self.content, self.state = content, state
+
+    def value(self, place: int) -> Any:
+        """The text, the arguments of its encoding, what the state holds of it, or the state."""
+        if place < 2:
+            text = self.content.text()
+            return (text, "latin1") if place else text
+        found = self.content.value()
+        return found if place == 2 else (*self.state[:4], found)
 
 
-class DataUnpickler(_Base):  # type: ignore[misc,valid-type]
+class DataUnpickler(Machine):
     """The pickle machine without the opcodes that make or call arbitrary objects.
 
     `builders` are what may be called; an object of a class in `records` is read as the record of its attributes, its
-    class is never looked up. `storages` resolves the references of files that `torch.save` wrote.
+    class is never looked up. `storages` resolves the references of files that `torch.save` wrote. With
+    `lazy`, arrays stay in `data` as `Stored` where they can. The rest is as of a `Machine`.
     """
-
-    dispatch: ClassVar[dict[int, Any]] = dict(_Base.dispatch)
 
     def __init__(
         self,
-        stream: Any,
+        data: Any,
         budget: Budget,
         builders: Mapping[str, Callable[..., Any]],
         records: Collection[str] = (),
         storages: Storages | None = None,
+        at: int = 0,
+        crlf: bool = False,
+        lazy: bool = False,
     ):
-        super().__init__(stream, encoding="latin1")
-        self.budget, self.builders, self.storages = budget, builders, storages
+        super().__init__(data, budget, at, crlf)
+        self.builders, self.storages, self.lazy = builders, storages, lazy
         self.records = frozenset(records)
         self.shared = False
+        self.memo: dict[int, Any] = {}
 
     def read_value(self) -> Any:
         """The value of the pickle; what it uses in several places is counted as often."""
@@ -69,7 +92,10 @@ class DataUnpickler(_Base):  # type: ignore[misc,valid-type]
             self.budget.weigh(found)
         return found
 
-    def find_class(self, module: str, name: str) -> Name:
+    # What a pickle may not do
+
+    def named(self, module: str, name: str) -> Name:
+        """A global; only its name counts."""
         if "\r" in module or "\r" in name:
             raise InputError(LINE_ENDS.format(self.budget.name))
         full = f"{module}.{name}"
@@ -81,21 +107,132 @@ class DataUnpickler(_Base):  # type: ignore[misc,valid-type]
         """A name that is not admitted."""
         raise Refused(full)
 
-    def load_reduce(self) -> None:
+    def _content(self, at: int, size: int, form: Form) -> int:
+        """Completes the array whose content lies here, if one does: goes on behind its BUILD, else returns 0.
+
+        Args:
+            at: where the content begins.
+            size: its bytes in the file.
+            form: how it is written; the state of an array holds the name of the encoding function before a text.
+        """
+        state, encoded = self.stack, form == "utf-8"
+        if len(state) != 4 + encoded or not self.outer or not self.outer[-1]:
+            return 0
+        array = self.outer[-1][-1]
+        if type(array) is not Pending or array.value is not None or (encoded and not _is_encode(state[4])):
+            return 0
+        found = (AFTER_TEXT if encoded else AFTER_BYTES).match(self.data, self._end(at, size))
+        if found is None:
+            return 0
+        puts: tuple[bytes, ...] = found.groups()
+        if encoded:
+            if self.memo.get(_index(puts[1])) != "latin1":
+                return 0
+            puts = puts[:1] + puts[2:]
+        content = Content(self.data, at, size, form, self.budget.name, self.lazy)
+        self._popped()
+        self.budget.take(size)
+        array.value = self._counted(array.complete((*map(done, state[:4]), content)))
+        self.stack[-1] = array.value
+        later = _Later(content, state)
+        for place, put in enumerate(puts, 4 - len(puts)):
+            if put:
+                self.memo[len(self.memo) if put == pickle.MEMOIZE else _index(put)] = later, place
+        return found.end()
+
+    # The memo
+
+    def _put(self, at: int) -> int:
+        line, at = self._line(at)
+        index = int(line)
+        if index < 0:
+            raise ValueError(f"a negative place {index}")
+        self.memo[index] = self.stack[-1]
+        return at
+
+    def _put1(self, at: int) -> int:
+        self.memo[self.data[at]] = self.stack[-1]
+        return at + 1
+
+    def _put4(self, at: int) -> int:
+        self.memo[U32(self.data, at)[0]] = self.stack[-1]
+        return at + 4
+
+    def _memoize(self, at: int) -> int:
+        self.memo[len(self.memo)] = self.stack[-1]
+        return at
+
+    def _recall(self, index: int) -> None:
+        value = self.memo[index]
+        if type(value) is tuple and len(value) == 2 and type(value[0]) is _Later:
+            value = self.memo[index] = self._counted(value[0].value(value[1]))
+        value = done(value)
+        kind = type(value)
+        if kind in ARRAYS:
+            self.shared |= value.nbytes > LONG
+        elif kind in TEXTS:
+            self.shared |= len(value) > LONG
+        elif kind in CONTAINERS:
+            self.shared = True  # an empty one may yet be filled
+        self.stack.append(value)
+
+    def _get(self, at: int) -> int:
+        line, at = self._line(at)
+        self._recall(int(line))
+        return at
+
+    def _get1(self, at: int) -> int:
+        self._recall(self.data[at])
+        return at + 1
+
+    def _get4(self, at: int) -> int:
+        self._recall(U32(self.data, at)[0])
+        return at + 4
+
+    # Names, calls and states
+
+    def _global(self, at: int) -> int:
+        module, at = self._line(at)
+        name, at = self._line(at)
+        self.stack.append(self.named(module.decode(), name.decode()))
+        return at
+
+    def _stack_global(self, at: int) -> int:
+        name, module = self.stack.pop(), self.stack.pop()
+        if type(name) is not str or type(module) is not str:
+            raise TypeError("a name that is not a text")
+        self.stack.append(self.named(module, name))
+        return at
+
+    def _reduce(self, at: int) -> int:
+        self.reduce()
+        return at
+
+    def reduce(self) -> None:
+        """Calls a builder."""
         arguments = self.stack.pop()
         target = self.stack.pop()
         if not isinstance(target, Name) or target.name not in self.builders or not isinstance(arguments, tuple):
             raise Refused(f"a call of {getattr(target, 'name', type(target).__name__)}")
         self.stack.append(self._counted(self.builders[target.name](*(done(a) for a in arguments))))
 
-    def load_newobj(self) -> None:
+    def _new_object(self, at: int) -> int:
         arguments = self.stack.pop()
         target = self.stack.pop()
         if not isinstance(target, Name) or target.name not in self.records or arguments != ():
             raise Refused(f"an object of {getattr(target, 'name', type(target).__name__)}")
         self.stack.append(Record(target.name))
+        return at
 
-    def load_build(self) -> None:
+    def _new_object_ex(self, at: int) -> int:
+        return self._unknown(at)
+
+    def _build(self, at: int) -> int:
+        self.build()
+        return at
+
+    def build(self) -> None:
+        """Completes an array, or gives a record its attributes."""
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, Pending):
@@ -113,193 +250,35 @@ class DataUnpickler(_Base):  # type: ignore[misc,valid-type]
         if isinstance(target, Record):
             target.update(self._counted(state))
 
-    def load_binpersid(self) -> None:
+    def _reference(self, at: int) -> int:
         reference = self.stack.pop()
         if self.storages is None or not isinstance(reference, tuple) or len(reference) < 3:
             raise Refused("a reference to something outside")
         if reference[0] == "module":
             # Files of before 2020 name a class so, with its source; the source is of no interest.
             self.stack.append(reference[1])
-            return
+            return at
         if reference[0] != "storage" or not isinstance(reference[2], str):
             raise Refused("a reference to something that is not a storage")
         kind = storage_kind(reference[1])
         self.stack.append(self.storages.find(kind, reference[2], *(*reference[4:6], None, None)[:2]))
+        return at
 
     def _counted(self, value: Any) -> Any:
-        if isinstance(value, np.ndarray):
+        kind = type(value)
+        if kind in ARRAYS:
             self.budget.take(value.nbytes)
-        elif isinstance(value, str | bytes | bytearray):
+        elif kind in TEXTS:
             self.budget.take(len(value))
-        elif isinstance(value, dict | list | tuple | set | frozenset):
+        elif kind in CONTAINERS:
             self.budget.take(8 * len(value), len(value))
         return value
 
-    def _recall(self, index: int) -> None:
-        value = done(self.memo[index])
-        if isinstance(value, dict | list | tuple | set | frozenset):
-            self.shared = True  # an empty one may yet be filled
-        elif isinstance(value, str | bytes | bytearray | np.ndarray):
-            self.shared |= (value.nbytes if isinstance(value, np.ndarray) else len(value)) > LONG
-        self.stack.append(value)
 
-    def load_get(self) -> None:
-        self._recall(int(self.readline()[:-1]))
-
-    def load_binget(self) -> None:
-        self._recall(self.read(1)[0])
-
-    def load_long_binget(self) -> None:
-        self._recall(struct.unpack("<I", self.read(4))[0])
-
-    def store(self, target: Any, keys: list[Any], values: list[Any]) -> None:
-        """Puts items into a dict."""
-        if not isinstance(target, dict):
-            raise Refused(f"items of a {type(target).__name__} by key")
-        for key in keys:
-            check_key(key)
-        target.update(zip(keys, values, strict=True))
-
-    def load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.store(self.stack[-1], [key], [value])
-
-    def load_setitems(self) -> None:
-        items = self.pop_mark()
-        self.store(self.stack[-1], items[::2], items[1::2])
-
-    def load_dict(self) -> None:
-        items = self.pop_mark()
-        found: dict[Any, Any] = {}
-        self.store(found, items[::2], items[1::2])
-        self.append(found)
-
-    def extend(self, target: Any, items: list[Any]) -> None:
-        """Puts items into a list."""
-        if not isinstance(target, list):
-            raise Refused(f"items of a {type(target).__name__}")
-        target += items
-
-    def load_append(self) -> None:
-        value = self.stack.pop()
-        self.extend(self.stack[-1], [value])
-
-    def load_appends(self) -> None:
-        items = self.pop_mark()
-        self.extend(self.stack[-1], items)
-
-    def add(self, target: Any, items: list[Any]) -> None:
-        """Puts items into a set."""
-        if not isinstance(target, set):
-            raise Refused(f"members of a {type(target).__name__}")
-        for item in items:
-            check_key(item)
-        target.update(items)
-
-    def load_additems(self) -> None:
-        items = self.pop_mark()
-        self.add(self.stack[-1], items)
-
-    def load_frozenset(self) -> None:
-        items: set[Any] = set()
-        self.add(items, self.pop_mark())
-        self.append(frozenset(items))
-
-    def load_bytearray8(self) -> None:
-        (size,) = struct.unpack("<Q", self.read(8))
-        self.append(bytearray(self.read(size)))
-
-    for _code, _method in {
-        pickle.REDUCE: load_reduce,
-        pickle.NEWOBJ: load_newobj,
-        pickle.BUILD: load_build,
-        pickle.BINPERSID: load_binpersid,
-        pickle.GET: load_get,
-        pickle.BINGET: load_binget,
-        pickle.LONG_BINGET: load_long_binget,
-        pickle.SETITEM: load_setitem,
-        pickle.SETITEMS: load_setitems,
-        pickle.DICT: load_dict,
-        pickle.APPEND: load_append,
-        pickle.APPENDS: load_appends,
-        pickle.ADDITEMS: load_additems,
-        pickle.FROZENSET: load_frozenset,
-        pickle.BYTEARRAY8: load_bytearray8,
-    }.items():
-        dispatch[_code[0]] = _method
-    for _code in (
-        *(pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.PERSID),
-        *(pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
-    ):
-        del dispatch[_code[0]]
+def _index(opcode: bytes) -> int:
+    """The place in the memo that an opcode names by one byte or four."""
+    return int.from_bytes(opcode[1:], "little")
 
 
-class RecordUnpickler(DataUnpickler):
-    """The machine for training checkpoints: whatever is not data becomes an empty record, and what it holds with it.
-
-    So the weights can be read whatever lies beside them: optimisers, schedulers, arguments, random states. No class or
-    function is looked up, nothing is called.
-    """
-
-    dispatch: ClassVar[dict[int, Any]] = dict(DataUnpickler.dispatch)
-
-    def read_value(self) -> Any:
-        return done(self.load())  # modules refer to each other; whoever walks through them counts
-
-    def unknown(self, full: str) -> Name:
-        return Name(full)
-
-    def load_reduce(self) -> None:
-        target = self.stack[-2]
-        if getattr(target, "name", None) not in self.builders:
-            self._record(2)
-            return
-        try:
-            super().load_reduce()
-        except Refused:
-            if target.name.startswith("torch._utils._rebuild_tensor"):
-                raise  # a damaged tensor, not something beside it
-            self.stack.append(Record(target.name))
-
-    def load_build(self) -> None:
-        try:
-            super().load_build()
-        except Refused:
-            self.stack[-1] = Record("numpy.ndarray")  # a kind of array that is not read
-
-    def load_newobj(self) -> None:
-        self._record(2)
-
-    def load_newobj_ex(self) -> None:
-        self._record(3)
-
-    def attributes(self, target: Any, state: Any) -> None:
-        parts = state if isinstance(state, tuple) else (state,)
-        for part in parts if isinstance(target, Record) else ():
-            if isinstance(part, dict):
-                target.update(self._counted(part))
-
-    def store(self, target: Any, keys: list[Any], values: list[Any]) -> None:
-        if isinstance(target, dict):
-            target.update((k, v) for k, v in zip(keys, values, strict=True) if is_key(k))
-
-    def extend(self, target: Any, items: list[Any]) -> None:
-        if isinstance(target, list):
-            target += items
-
-    def add(self, target: Any, items: list[Any]) -> None:
-        if isinstance(target, set):
-            target.update(i for i in items if is_key(i))
-
-    def _record(self, operands: int) -> None:
-        kind = getattr(self.stack[-operands], "name", "")
-        del self.stack[-operands:]
-        self.stack.append(Record(kind))
-
-    for _code, _method in {
-        pickle.REDUCE: load_reduce,
-        pickle.BUILD: load_build,
-        pickle.NEWOBJ: load_newobj,
-        pickle.NEWOBJ_EX: load_newobj_ex,
-    }.items():
-        dispatch[_code[0]] = _method
+def _is_encode(value: Any) -> bool:
+    return type(value) is Name and value.name == ENCODE

@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -16,6 +17,10 @@ from mer_export.progress import SILENT, Progress
 from mer_export.task import Task
 from mer_export.untrusted.parquet import pyarrow_modules
 from runtimes.predict.predictor import Prediction
+
+orjson: Any = None
+with suppress(ImportError):
+    import orjson
 
 GROUP = 4096
 """Units per Parquet row group, and between two progress reports."""
@@ -108,7 +113,12 @@ def json_row(p: Prediction, task: Task, beside: Sequence[str] = ()) -> dict[str,
 def _jsonl(predictions: Iterable[Prediction], stream: TextIO, task: Task, beside: Sequence[str]) -> None:
     for p in predictions:
         # Whoever reads along sees each row when it is there.
-        print(json.dumps(json_row(p, task, beside), ensure_ascii=False), file=stream, flush=stream is sys.stdout)
+        print(_json(json_row(p, task, beside)), file=stream, flush=stream is sys.stdout)
+
+
+def _json(row: dict[str, Any]) -> str:
+    """A row as JSON: the same values by `orjson`, which leaves out spaces and takes a tenth of the time."""
+    return orjson.dumps(row).decode() if orjson else json.dumps(row, ensure_ascii=False)
 
 
 def _write_jsonl(predictions: Iterable[Prediction], path: Path, task: Task, beside: Sequence[str]) -> None:

@@ -66,11 +66,10 @@ class Prediction:
 
 
 class Part(NamedTuple):
-    """A part of a sample that runs apart: the bucket that it goes to, what it is, and its real lengths."""
+    """A part of a sample that runs apart: the bucket that it goes to, and what it is."""
 
     bucket: Bucket | None
     piece: Piece
-    lengths: Lengths
 
 
 class _Work(NamedTuple):
@@ -169,8 +168,8 @@ class Predictor:
             InputError: a sample that the model cannot take.
             UsageError: called in a forked child of the process that opened the predictor.
         """
-        for sample, scores in self.answers(samples):
-            yield from self.read(sample, scores)
+        for chunk, rows in self._answered(samples):
+            yield from self._read(chunk, [slice(0, len(r)) for r in rows], np.concatenate(rows))
 
     def scores(self, samples: Iterable[Given]) -> list[np.ndarray]:
         """Raw rows of the task's output for each sample, float32 `(units, outputs)`.
@@ -192,8 +191,7 @@ class Predictor:
         """
         if sample.readable(self.contract):
             for piece in fit(sample, self.contract, self._longest, self.overflow):
-                lengths = piece.sample.lengths(self.contract)
-                yield Part(bucket_for(lengths, self.buckets), piece, lengths)
+                yield Part(bucket_for(piece.lengths, self.buckets), piece)
 
     def variant(self, bucket: Bucket | None) -> Variant | None:
         """What runs a bucket; None for the bundle's own weights."""
@@ -231,12 +229,13 @@ class Predictor:
 
     def pad(self, session: Session, parts: Sequence[Part]) -> dict[str, np.ndarray]:
         """The inputs of a session for parts of its bucket; raises InputError for values that the model cannot take."""
-        return collate([p.piece.sample for p in parts], self.contract, session.bucket, session.batch or None)
+        samples, real = [p.piece.sample for p in parts], [p.piece.lengths for p in parts]
+        return collate(samples, self.contract, session.bucket, session.batch or None, real)
 
     def cut(self, outputs: Mapping[str, np.ndarray], parts: Sequence[Part]) -> list[dict[str, np.ndarray]]:
         """What is real of the outputs of `pad`'s arrays: every output of each part, without batch dim and padding."""
         return [
-            {s.name: outputs[s.name][i][_real(s, part.lengths)] for s in self.contract.outputs}
+            {s.name: outputs[s.name][i][_real(s, part.piece.lengths)] for s in self.contract.outputs}
             for i, part in enumerate(parts)
         ]
 
@@ -281,10 +280,15 @@ class Predictor:
 
     def answers(self, samples: Iterable[Given]) -> Iterator[tuple[Sample, np.ndarray]]:
         """Each sample as the model took it, and its rows as `scores` gives them."""
+        for chunk, rows in self._answered(samples):
+            yield from zip(chunk, rows, strict=True)
+
+    def _answered(self, samples: Iterable[Given]) -> Iterator[tuple[list[Sample], list[np.ndarray]]]:
+        """Samples and their rows, a chunk at a time."""
         for chunk in _chunks(checked(samples, self.contract)):
             rows = self._run_chunk(chunk)
             self.features.add(chunk)
-            yield from zip(chunk, rows, strict=True)
+            yield chunk, rows
         self.features.tell(self.strict_features)
 
     def _run_chunk(self, chunk: list[Sample]) -> list[np.ndarray]:
@@ -296,7 +300,7 @@ class Predictor:
         rows = [self.unanswered(len(s.units)) for s in chunk]
         for bucket, items in work.items():
             self._used.add(bucket)
-            items.sort(key=lambda w: tuple(w.part.lengths.values()))
+            items.sort(key=lambda w: tuple(w.part.piece.lengths.values()))
             size = self.batch_for(bucket)
             batches = [items[i : i + size] for i in range(0, len(items), size)]
             for alike, answers in zip(batches, self._run_batches(bucket, batches), strict=True):
@@ -323,26 +327,32 @@ class Predictor:
 
         A row of NaN is a unit without an answer.
         """
-        modalities = sample.modalities(self.contract)
-        answered = ~np.isnan(scores).any(axis=-1)
-        decisions = self.task.decisions(np.where(answered[:, None], scores, 0))
-        units = slice(first, first + len(scores))
-        said = sample.labels if self.gold else None
-        known = [None] * len(scores) if said is None else self.task.gold(said[units])
-        rows = zip(sample.units[units], answered, decisions, scores, known, strict=True)
-        for unit, has_answer, decision, row, gold in rows:
-            none = Prediction(sample.id, unit, None, None, {}, modalities, split=sample.split, gold=gold)
-            yield self._answer(none, decision, row) if has_answer else none
+        return self._read([sample], [slice(first, first + len(scores))], scores)
 
-    def _answer(self, unit: Prediction, decision: np.ndarray, row: np.ndarray) -> Prediction:
-        """What the scores of a unit say, with no more digits than they have."""
+    def _read(self, samples: Sequence[Sample], units: Sequence[slice], scores: np.ndarray) -> Iterator[Prediction]:
+        """What the rows of `scores` say of these units of the samples, one after the other."""
         task = self.task
-        index = int(decision[0]) if task.exclusive else int(np.argmax(row))
-        found = replace(unit, label=task.labels[index], index=index, labels=task.holding(decision))
-        if task.kind == "regression":
-            return replace(found, score=shortest(row)[0])
-        named = dict(zip(task.labels, shortest(task.probabilities(row)), strict=True))
-        return replace(found, probabilities=named)
+        answered = ~np.isnan(scores).any(axis=-1)
+        shown = np.where(answered[:, None], scores, 0)
+        decisions = task.decisions(shown)
+        # No more digits than the scores have.
+        numbers = shortest(shown if task.kind == "regression" else task.probabilities(shown))
+        best = (decisions[:, 0] if task.exclusive else shown.argmax(axis=1)).tolist()
+        rows = zip(answered.tolist(), decisions, best, numbers, strict=True)
+        for sample, own in zip(samples, units, strict=True):
+            modalities = sample.modalities(self.contract)
+            names = sample.units[own]
+            known = task.gold(sample.labels[own]) if self.gold and sample.labels is not None else [None] * len(names)
+            # The names end first: nothing of the next sample's rows is taken.
+            for unit, gold, (has_answer, decision, index, row) in zip(names, known, rows, strict=False):
+                if not has_answer:
+                    yield Prediction(sample.id, unit, None, None, {}, modalities, (), None, sample.split, gold)
+                    continue
+                label = task.labels[index]
+                held = (label,) if task.exclusive else task.holding(decision)
+                score = row[0] if task.kind == "regression" else None
+                named = {} if score is not None else dict(zip(task.labels, row, strict=True))
+                yield Prediction(sample.id, unit, label, index, named, modalities, held, score, sample.split, gold)
 
 
 def load(path: Path | str, backend: str = "onnxruntime", trust: bool = False, **options: Any) -> Predictor:
@@ -359,7 +369,7 @@ def load(path: Path | str, backend: str = "onnxruntime", trust: bool = False, **
     return Predictor(Bundle.open(path, trust), backend, SessionOptions(**own), **options)
 
 
-def _real(spec: TensorSpec, lengths: Lengths) -> tuple[slice, ...]:
+def _real(spec: TensorSpec, lengths: Mapping[str, int]) -> tuple[slice, ...]:
     """Where the values of one item stand that are no padding."""
     return tuple(slice(lengths[d] if isinstance(d, str) else d) for d in spec.dims[1:])
 

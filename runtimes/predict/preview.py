@@ -31,7 +31,7 @@ def preview(predictor: Predictor, samples: Iterable[Given]) -> dict[str, Any]:
     for sample in checked(samples, contract):
         counts.update(unit_counts(sample, predictor.task))
         unanswered = set(range(len(sample.units)))
-        for bucket, piece, _ in predictor.route(sample):
+        for bucket, piece in predictor.route(sample):
             buckets[bucket] += 1
             # Padding is where values are checked.
             collate([piece.sample], contract, bucket)

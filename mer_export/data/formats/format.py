@@ -61,6 +61,8 @@ class Format:
     open: bool = False
     directory: bool = False
     """Reads a directory, the others one file."""
+    by_split: bool = False
+    """Its `read` takes `split` too, and reads that one alone where it is not None; `files` name all that is read."""
     parts: str = ""
     """A module that cuts its files into parts and reads one: `SUFFIXES`, `cut` and `source` (see `data.parts`)."""
 

@@ -12,4 +12,5 @@ FORMAT = Format(
         "cmerc": "mer_export.data.formats.cmerc.synthetic:SYNTHESISER",
     },
     directory=True,
+    by_split=True,
 )

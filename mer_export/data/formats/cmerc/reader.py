@@ -80,13 +80,14 @@ def detect(path: Path, spec: DataSpec) -> bool:
     return any((folder / name).is_file() for folder in _folders(path) for d in DATASETS.values() for name in _names(d))
 
 
-def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Corpus:
+def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None, split: str | None = None) -> Corpus:
     """Splits `train` and `test` in the files' order; sets, which have none, are sorted.
 
     Args:
         path: directory of the two pickles of a data set, or its parent where they are in `data/`.
         spec: `dataset` chooses where a directory holds both.
         labels: class names of the model; None takes the data set's.
+        split: the only one to read.
 
     Raises:
         InputError: a file is missing, hostile or of another layout.
@@ -100,6 +101,7 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     splits = {
         name: [_sample(key, content, sources, dataset, classes, folder) for key in _ids(content[place])]
         for name, place in (("train", TRAIN), ("test", TEST))
+        if split in (None, name)
     }
     info = {
         "dataset": dataset.name,
@@ -163,7 +165,8 @@ def _class_indices(dataset: Dataset, labels: Sequence[str] | None, folder: Path)
 
 
 def _vectors(rows: Any) -> np.ndarray:
-    array = np.asarray(rows, dtype=np.float32)
+    # Arrays that are still in the file are read one by one, numpy would ask each of them several times.
+    array = np.asarray([np.asarray(r) for r in rows] if isinstance(rows, list) else rows, dtype=np.float32)
     if array.ndim != 2:
         raise ValueError(f"features of shape {array.shape}")
     return array
@@ -174,7 +177,7 @@ def _ids(ids: Iterable[Any]) -> list[Any]:
 
 
 def _items(path: Path, count: int) -> Sequence[Any]:
-    content = load_pickle(path)
+    content = load_pickle(path, lazy=True)
     if not isinstance(content, list | tuple) or len(content) != count:
         size = len(content) if hasattr(content, "__len__") else "no"
         raise InputError(f"{path} holds a {type(content).__name__} of {size} items, this file has {count}")

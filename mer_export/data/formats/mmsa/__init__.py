@@ -13,4 +13,5 @@ FORMAT = Format(
         "mult": "mer_export.data.formats.mmsa.synthetic:SYNTHESISER",
         "tfr_net": "mer_export.data.formats.mmsa.synthetic:SYNTHESISER",
     },
+    by_split=True,
 )

@@ -67,7 +67,7 @@ def files(path: Path, spec: DataSpec) -> list[Path]:
     return [_find(path, spec)[0]]
 
 
-def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Corpus:
+def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None, split: str | None = None) -> Corpus:
     """Splits `train`, `valid` and `test`, scores as labels.
 
     Array lengths are taken from the arrays; `info["arrays"]` keeps them by split, since drawing missing steps needs
@@ -77,6 +77,7 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
         path: the pickle, its directory, or a data root such as `Datasets` or its parent.
         spec: `dataset` chooses where there are several.
         labels: not used; the labels are scores.
+        split: the only one to read.
 
     Raises:
         InputError: missing, hostile or of another layout.
@@ -86,7 +87,11 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     content = load_pickle(file)
     if not isinstance(content, dict) or not any(s in content for s in SPLITS):
         raise InputError(f"{file} has none of the splits {list(SPLITS)}: it is not an MMSA feature file")
-    splits = {name: split_samples(content[name], f"{file}: {name}") for name in SPLITS if content.get(name)}
+    splits = {
+        name: split_samples(content[name], f"{file}: {name}")
+        for name in SPLITS
+        if content.get(name) and split in (None, name)
+    }
     splits = {name: samples for name, samples in splits.items() if samples}
     info = {
         "dataset": dataset.name,

@@ -7,9 +7,10 @@ FORMAT = Format(
     title="utterance sets of MTEE (CMU-MOSEI, IEMOCAP, CMU-MOSI) and their caches",
     reader="mer_export.data.formats.mtee.reader",
     rank=40,
-    reads=("dataset", "emotions"),
+    reads=("dataset", "emotions", "trim_zeros"),
     synthetic={
         "mtee": "mer_export.data.formats.mtee.synthetic:SYNTHESISER",
     },
     directory=True,
+    by_split=True,
 )

@@ -72,13 +72,14 @@ def detect(path: Path, spec: DataSpec) -> bool:
     return path.is_dir() and bool(_present(path, spec))
 
 
-def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Corpus:
+def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None, split: str | None = None) -> Corpus:
     """Splits `train`, `valid`, `test`, as far as their files are there.
 
     Args:
         path: directory of the files.
         spec: `dataset` chooses among several; `emotions` says which part of it.
         labels: label names of the model; None takes the data's own. A model of fewer labels gets its own columns.
+        split: the only one to read.
 
     Raises:
         UsageError: nothing to choose from, or a zero- or few-shot index that the data set does not have.
@@ -90,11 +91,13 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     # Sentiment is one score per utterance; the labels of such a model name classes derived from it.
     columns = None if own == SENTIMENT else _columns(path, own, labels)
     splits = {}
-    for phase in PHASES:
+    for phase in [p for p in PHASES if split in (None, p)]:
         found = _phase(path, name, dataset, phase, options)
         if found is not None:
             found = replace(found, labels=found.labels[:, 0] if columns is None else found.labels[:, columns])
             splits[phase] = _samples(found, phase)
+            if spec.trim_zeros:
+                splits[phase] = [_trimmed(s, options.aligned) for s in splits[phase]]
     info: dict[str, Any] = {"dataset": name, "labels": [] if columns is None else list(labels or own)}
     widths = {s.inputs["vision"].shape[1] for samples in splits.values() for s in samples[:1]}
     if widths == {FACET_WIDTH}:
@@ -200,6 +203,18 @@ def _samples(phase: Phase, split: str) -> list[Sample]:
         )
         for name, label, *features in rows
     ]
+
+
+def _trimmed(sample: Sample, aligned: bool) -> Sample:
+    """An utterance without the zero rows at its ends; where steps are aligned, those that are zero in all modalities.
+
+    One row stays of an utterance that has no other.
+    """
+    filled = {m: (x != 0).any(axis=1) for m, x in sample.inputs.items()}
+    if aligned:
+        filled = dict.fromkeys(filled, np.any(list(filled.values()), axis=0))
+    ends = {m: np.flatnonzero(rows) if rows.any() else np.zeros(1, np.int64) for m, rows in filled.items()}
+    return replace(sample, inputs={m: x[ends[m][0] : ends[m][-1] + 1] for m, x in sample.inputs.items()})
 
 
 def _there(path: Path, dataset: Dataset, phase: str, options: EmotionData) -> bool:
