@@ -31,6 +31,7 @@ from mer_export.console import (
     Force,
     GoalOpt,
     Json,
+    Out,
     Outside,
     Overflow,
     Precision,
@@ -52,7 +53,7 @@ from mer_export.outlets import open_outlets
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns, summary_line
 from runtimes import commands as runtime_commands
-from runtimes import encoder_commands
+from runtimes import deploy_commands, encoder_commands
 from train import commands as train_commands
 from train import data_commands
 
@@ -73,8 +74,9 @@ def list_(as_json: Json = False) -> None:
     """Systems, variants, presets, export formats, runtimes and data formats."""
     from runtimes import inventory
     from train.config import PRESETS
+    from train.experiments.experiment import NAMES
 
-    known = inventory.collect(PRESETS)
+    known = inventory.collect(PRESETS, NAMES)
     emit(known, as_json, lambda: inventory.lines(known))
 
 
@@ -200,6 +202,48 @@ def _eval_missing(predictor: Predictor, corpus: Corpus, split: str, rates: str, 
     emit(report.model_dump(), as_json, lambda: report.page().splitlines())
 
 
+def experiment(
+    name: Annotated[str, typer.Argument(help="An experiment of `mer list`, or a file NAME.yaml.")],
+    data: Annotated[Path, typer.Option("--data", help="Data set: a directory or file.")],
+    out: Out,
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", metavar="AXIS=V,V", help="Other values of an axis: seed=1,2.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="[NAME:]A.B=C", help="Override a value of every recipe, or of one step or model."
+        ),
+    ] = None,
+    outside: Outside = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Bundles that are trained side by side.")] = 1,
+    force: Force = False,
+    dry_run: DryRun = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train and measure a paper's experiment: a bundle per cell of its grid, and its table. Run it again to go on."""
+    from train.experiments.experiment import load_experiment, plan
+
+    planned = plan(load_experiment(name, grid or ()), data, out, sets or (), outside)
+    if dry_run:
+        from train.fit import preview
+
+        plans = {str(j.folder): preview(j.config, data, out / j.folder, force) for j in planned.rounds[0][:1]}
+        trained = [j.title for jobs in planned.rounds for j in jobs]
+        said = {"out": str(out), "title": planned.title, "trained": trained, "cells": len(planned.cells), **plans}
+        return emit_plan("experiment", said, as_json)
+    from runtimes.pages.experiment import write_experiment
+    from train.experiments.run import run
+
+    result = run(planned, data, out, progress_unless(quiet), jobs, force)
+    write_experiment(result, out)
+    emit(result.model_dump(mode="json"), as_json, lambda: result.markdown().splitlines())
+    result.refuse_gaps()
+    return None
+
+
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="New directory for data, bundle and report.")] = Path("demo"),
     force: Force = False,
@@ -219,7 +263,7 @@ def demo(
         runtime_commands.export(bundle, formats, seq_len=lengths, data=corpus, quiet=quiet)
     say("4/6 labelling the test split")
     runtime_commands.infer(
-        bundle, corpus, out / "predictions.jsonl", split="test", overflow="window", force=force, quiet=quiet
+        bundle, [str(corpus)], out / "predictions.jsonl", split="test", overflow="window", force=force, quiet=quiet
     )
     say("5/6 parity of every variant with PyTorch")
     runtime_commands.parity(bundle, corpus, quiet=quiet)
@@ -237,6 +281,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "init": train_commands.init,
     "train": train_commands.train,
     "crossval": train_commands.crossval,
+    "experiment": experiment,
+    "difficulty": train_commands.difficulty,
     "import": train_commands.import_,
     "encoder": encoder_commands.encoder,
     "features": encoder_commands.features,
@@ -248,6 +294,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench": runtime_commands.bench,
     "tune": runtime_commands.tune,
     "serve": runtime_commands.serve,
+    "package": deploy_commands.package,
     "demo": demo,
 }
 """In the order of `mer --help`."""

@@ -7,17 +7,21 @@ import os
 import shutil
 import sys
 import tempfile
+import wave
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
+
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.errors import BundleError
 from mer_export.exporters.format import export_formats
 
 PRELOADED = ["cli", "torch", "onnx", "onnxscript", "onnxruntime", "pyarrow.parquet", "train.fit", "runtimes.speed.tune"]
+RATE = 16000
 FORMATS = tuple(export_formats())
 LENGTHS = "utterances=8"
 SIZES = ("--set", "text_dim=32", "--set", "audio_dim=24", "--set", "vision_dim=16")
@@ -42,7 +46,10 @@ class Row:
 
 @dataclass(frozen=True)
 class World:
-    """Data of the authors' form, a bundle with an ONNX variant, an authors' checkpoint, a text, MMSA features."""
+    """Data of the authors' form, a bundle with an ONNX variant, an authors' checkpoint, a text, MMSA features.
+
+    What stands in `SOURCES` is made when a command line names it first.
+    """
 
     root: Path
 
@@ -87,9 +94,13 @@ class World:
         return self.root / "bundle"
 
     def words(self, template: str, place: Path) -> list[str]:
-        """A command line; `{new}` and `{bundle}` are in `place`."""
+        """A command line; `{new}` and `{bundle}` are in `place`, and `{sound}` and its like are `SOURCES`."""
         pickle = next(self.mmsa.rglob("*.pkl"), self.mmsa)
         places = {"new": place, "bundle": place / "bundle", "data": self.data, "root": self.root, "pickle": pickle}
+        for name, make in SOURCES.items():
+            places[name] = self.root / name
+            if f"{{{name}}}" in template and not places[name].exists():
+                make(places[name])
         return [word.format(**places) for word in template.split()]
 
 
@@ -104,6 +115,89 @@ def _authors_checkpoint(world: World) -> None:
     own = load_file(bundle.path(WEIGHTS))
     names = registry.resolve(system.weights).renames(system.parse(bundle.manifest.config))
     save_file({theirs: own[ours] for theirs, ours in names.items() if ours in own}, world.root / "weights.safetensors")
+
+
+def _sound(path: Path) -> None:
+    """An encoder of sound without a network, as wide as the bundle's audio."""
+    from mer_export.encoders.signal.folder import write_signal_encoder
+
+    write_signal_encoder("log_mel", path, pooling="mean", mels=24)
+
+
+def _network(path: Path) -> None:
+    """A network of sentences as the transformers package saves it, as wide as the bundle's text."""
+    from benchmarks.small_encoders import save_folder
+
+    save_folder("bert", path)
+
+
+def _detector(path: Path) -> None:
+    """Random weights of MTCNN under their published names."""
+    import torch
+
+    from mer_export.encoders.mtcnn.network import SHAPES, WEIGHT_MAP, Stage
+
+    path.mkdir()
+    for name, shape in SHAPES.items():
+        own = Stage(shape).state_dict()
+        torch.save({theirs: own[ours] for theirs, ours in WEIGHT_MAP.renames(shape).items()}, path / f"{name}.pt")
+
+
+def _sentences(path: Path) -> None:
+    """An encoder of sentences, exported."""
+    source = path.with_name("sentences-network")
+    _network(source)
+    require(*Running(["encoder", source, "--out", path, "--length", 16, "--quiet"]).wait())
+
+
+def _clips(path: Path) -> None:
+    """A table of three blocks of `mer features`, whose recordings several utterances share."""
+    path.mkdir()
+    for number in range(8):
+        _recording(path / f"{number}.wav", number)
+    rows = [f"c{i},{i % 8}.wav,{('joy', 'anger')[i % 2]},train" for i in range(400)]
+    (path / "clips.csv").write_text("\n".join(["clip,path,emotion,split", *rows, ""]))
+
+
+def _recording(path: Path, seed: int) -> None:
+    samples = np.random.default_rng(seed).normal(0, 2000, RATE // 2).astype("<i2")
+    with wave.open(str(path), "wb") as stream:
+        stream.setnchannels(1)
+        stream.setsampwidth(2)
+        stream.setframerate(RATE)
+        stream.writeframes(samples.tobytes())
+
+
+def _tab(path: Path) -> None:
+    words = ["width=6", "sizes=[1]", "text_len=6", "audio_len=8", "text_vocabulary=60", "audio_vocabulary=70"]
+    sets = [word for value in words for word in ("--set", value)]
+    require(*Running(["data", "synth", "tab", "--out", path, "--dialogues", "30", *sets]).wait())
+
+
+def _release(path: Path) -> None:
+    """Two utterances in each session of what looks like IEMOCAP."""
+    for session in range(1, 6):
+        name, folder = f"Ses0{session}F_impro01", path / f"Session{session}" / "dialog"
+        for part in ("EmoEvaluation", "transcriptions", "wav"):
+            (folder / part).mkdir(parents=True)
+        turns = [f"{name}_{turn}" for turn in ("F000", "M000")]
+        blocks = [f"[{0.1 * i:.4f} - {0.1 * i + 0.09:.4f}]\t{t}\tneu\t[2.5, 2.5, 2.5]" for i, t in enumerate(turns)]
+        (folder / "EmoEvaluation" / f"{name}.txt").write_text("% [START]\n\n" + "\n\n".join(blocks) + "\n\n")
+        lines = [f"{turn} [000.1-000.2]: So it is." for turn in turns]
+        (folder / "transcriptions" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        _recording(folder / "wav" / f"{name}.wav", session)
+
+
+SOURCES: dict[str, Callable[[Path], None]] = {
+    "sound": _sound,
+    "network": _network,
+    "sentences": _sentences,
+    "detector": _detector,
+    "clips": _clips,
+    "tab": _tab,
+    "release": _release,
+}
+"""What some commands read, by the name of its path in a world."""
 
 
 class Running:

@@ -9,6 +9,7 @@ and `.md`. Commands are processes of their own, forked from one that has importe
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import tempfile
@@ -20,13 +21,16 @@ from pathlib import Path
 from benchmarks import output
 from benchmarks.endurance import long_file, opened
 from benchmarks.fault_world import FORMATS, LENGTHS, Row, Running, World, place_in, require
-from benchmarks.served_faults import faults
+from benchmarks.served_faults import faults, soak
+from benchmarks.side_by_side import beside
 from benchmarks.small_disks import forbidden, full
 from mer_export.bundle import JOURNAL, MANIFEST, STAGING, Bundle
 from mer_export.errors import BundleError, NotAvailableError
 from mer_export.markdown import table
 
 LEFT = (STAGING, JOURNAL)
+SCRATCH = (".tmp", ".parts")
+CACHE = "compiler"
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,22 @@ KILLED: dict[str, Work] = {
     },
     "infer": Work("infer {bundle} {data} --out {new}/p.jsonl --force --quiet", "p.jsonl", _same),
     "tune": Work("tune {bundle} --batch 1 --quiet", "bundle", _sound),
+    "features": Work(
+        "features {clips}/clips.csv --encoder audio={sound} --out {new}/f.parquet --force --quiet", "f.parquet", _same
+    ),
     "convert": Work("data convert {data} --out {new}/d.parquet --force", "d.parquet", _same),
 }
+
+
+@dataclass(frozen=True)
+class _Cold:
+    """Nothing that an earlier run compiled is there: every run takes as long as the first."""
+
+    place: Path
+
+    def __call__(self) -> None:
+        shutil.rmtree(self.place / CACHE, ignore_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(self.place / CACHE)
 
 
 def killed(world: World, count: int, names: Sequence[str] = tuple(KILLED), seed: int = 0) -> list[Row]:
@@ -75,13 +93,13 @@ def _kill(world: World, name: str, work: Work, count: int, draw: random.Random) 
     row = Row(f"SIGKILL during {name}")
     with place_in(world) as place, place_in(world) as finished:
         begun = time.monotonic()
-        code, said = Running(world.words(work.words, finished)).wait()
+        code, said = Running(world.words(work.words, finished), _Cold(finished)).wait()
         if code == NotAvailableError.exit_code:
             return Row(row.fault, notes={said: 0})
         require(code, said)
         seconds = time.monotonic() - begun
         for _ in range(5 * count):
-            landed = Running(world.words(work.words, place)).kill_after(draw.uniform(0, seconds))
+            landed = Running(world.words(work.words, place), _Cold(place)).kill_after(draw.uniform(0, seconds))
             if landed:
                 whole = work.whole(place / work.result, finished / work.result)
                 row.add(whole, "whole or not there" if whole else "damaged")
@@ -90,12 +108,16 @@ def _kill(world: World, name: str, work: Work, count: int, draw: random.Random) 
                 shutil.rmtree(place / work.result)
             if row.tried == count:
                 break
-        code, said = Running(world.words(work.words, place)).wait()
-        left = [str(p.relative_to(place)) for p in place.rglob("*") if p.name in LEFT or p.suffix == ".tmp"]
+        code, said = Running(world.words(work.words, place), _Cold(place)).wait()
+        left = [str(p.relative_to(place)) for p in place.rglob("*") if _left(p.relative_to(place))]
         sound = code == 0 and work.whole(place / work.result, finished / work.result) and not left
         row.add(sound, "the next run ends well and leaves nothing" if sound else f"the next run: {code} {said} {left}")
     output.say(f"{row.fault}: {row.survived} of {row.tried}")
     return row
+
+
+def _left(name: Path) -> bool:
+    return (name.name in LEFT or name.suffix in SCRATCH) and name.parts[0] != CACHE
 
 
 PARTS: dict[str, tuple[int, Callable[[World, int], list[Row]]]] = {
@@ -105,8 +127,11 @@ PARTS: dict[str, tuple[int, Callable[[World, int], list[Row]]]] = {
     "opened": (500, opened),
     "long": (1_000_000, long_file),
     "serve": (10_000, faults),
+    "soak": (300_000, soak),
+    "beside": (3, beside),
 }
-"""How often, unless `--count` says it: kills of a command, sizes of disk, openings, utterances, malformed requests."""
+"""How often, unless `--count` says it: kills of a command, sizes of disk, openings, utterances, malformed requests,
+requests of a long life, times that all commands write a served bundle."""
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,10 +37,20 @@ class Served:
         (found,) = load(self, [request("GET", path)], clients=1, count=1)
         return found.body
 
+    def cpu_seconds(self) -> float:
+        """How long its threads have computed, in them and in the system for them (Linux)."""
+        said = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(said[11]) + int(said[12])) / os.sysconf("SC_CLK_TCK")
+
     def counts(self) -> dict[str, float]:
         """Its metrics by name and labels."""
         lines = (line for line in self.get("/metrics").decode().splitlines() if line and line[0] != "#")
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+    def reloads(self, result: str = "done") -> float:
+        """How often its bundles were opened anew, or failed to."""
+        said = f'result="{result}"'
+        return sum(n for name, n in self.counts().items() if name.startswith("mer_reloads_total") and said in name)
 
 
 @contextmanager
@@ -113,25 +124,30 @@ def load(
     seconds: float | None = None,
     count: int | None = None,
     during: Callable[[], None] | None = None,
+    pause: float = 0.0,
 ) -> list[Found]:
-    """What clients get that each ask again as soon as they are answered, over a connection that they keep.
+    """What clients get that each ask again as soon as they are answered, or a pause (s) later, over one connection.
 
-    Ends after so many seconds or requests; `during` is called in the middle of that, beside them.
+    Ends after so many seconds or requests; `during` is called in the middle of that, beside them. Where neither is said
+    it ends with `during`.
     """
 
     async def run() -> list[Found]:
         found: list[Found] = []
         until = None if seconds is None else time.perf_counter() + seconds
+        over = asyncio.Event()
         numbers = iter(range(count)) if count is not None else _for_ever()
 
         async def client() -> None:
             reader, writer = await asyncio.open_connection(server.host, server.port)
             try:
                 for number in numbers:
-                    if until is not None and time.perf_counter() > until:
+                    if over.is_set() or (until is not None and time.perf_counter() > until):
                         return
                     answer = await _ask(reader, writer, requests, number % len(requests))
                     found.append(answer)
+                    if pause:
+                        await asyncio.sleep(pause)
                     if answer.headers.get("connection") == "close" or not answer.status:
                         return
             finally:
@@ -141,7 +157,11 @@ def load(
         if during is not None:
             while len(found) < (count or 100) // 2:
                 await asyncio.sleep(0.01)
-            await asyncio.to_thread(during)
+            try:
+                await asyncio.to_thread(during)
+            finally:
+                if seconds is None and count is None:
+                    over.set()
         await asyncio.gather(*working)
         return found
 

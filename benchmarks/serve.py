@@ -89,9 +89,11 @@ def _asked(
     server: Served, requests: Sequence[bytes], clients: int, seconds: float, expected: Sequence[np.ndarray]
 ) -> dict[str, float]:
     """One case: latency, requests per second, items in a batch, and the largest difference from the predictor."""
-    before, begun = server.counts(), time.perf_counter()
+    before, used = server.counts(), server.cpu_seconds()
+    begun, own = time.perf_counter(), time.process_time()
     answers = load(server, requests, clients, seconds)
-    took, after = time.perf_counter() - begun, server.counts()
+    took, own = time.perf_counter() - begun, time.process_time() - own
+    used, after = server.cpu_seconds() - used, server.counts()
     refused = [a for a in answers if a.status != 200]
     if refused:
         raise MerError(f"{len(refused)} of {len(answers)} requests were not answered: {refused[0].body[:200]!r}")
@@ -110,6 +112,8 @@ def _asked(
         "requests_per_s": len(answers) / took,
         "batch": (batches[2] - batches[0]) / max(1.0, batches[3] - batches[1]),
         "requests": float(len(answers)),
+        "server_cpu_ms": 1000 * used / len(answers),
+        "clients_cpu_ms": 1000 * own / len(answers),
         "worst": worst,
     }
 
@@ -127,11 +131,16 @@ def _beside(
         times.append(time.perf_counter() - begun)
     with Predictor(bundle, "onnxruntime", ONE_THREAD, batch=max(1, batch), workers=workers) as many:
         many.scores(samples)
-        done, begun = 0, time.perf_counter()
+        done, begun, used = 0, time.perf_counter(), time.process_time()
         while (took := time.perf_counter() - begun) < seconds / 3:
             many.scores(samples)
             done += len(samples)
-    return {"alone_p50_ms": 1000 * float(np.median(times)), "infer_items_per_s": done / took}
+        used = time.process_time() - used
+    return {
+        "alone_p50_ms": 1000 * float(np.median(times)),
+        "infer_items_per_s": done / took,
+        "infer_cpu_ms": 1000 * used / done,
+    }
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -147,6 +156,9 @@ def markdown(found: dict[str, Any]) -> str:
         "items a batch",
         "predictor in such batches, items/s",
         "part of it",
+        "CPU of the server, ms a request",
+        "of the clients",
+        "of the predictor, ms an item",
     )
     rows = [
         (
@@ -160,6 +172,9 @@ def markdown(found: dict[str, Any]) -> str:
             f"{r['batch']:.1f}",
             f"{r['infer_items_per_s']:.0f}",
             f"{r['requests_per_s'] / r['infer_items_per_s']:.0%}",
+            f"{r['server_cpu_ms']:.2f}",
+            f"{r['clients_cpu_ms']:.2f}",
+            f"{r['infer_cpu_ms']:.2f}",
         )
         for r in found["rows"]
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import random
 import signal
 import socket
@@ -31,10 +32,7 @@ OPTIONS = ("--threads", "1", "--workers", "2")
 
 def faults(world: World, count: int) -> list[Row]:
     """Every fault on the bundle of a world; `count` malformed requests, and a share of that of the others."""
-    samples = samples_of(Bundle.open(world.bundle).manifest.contract, [{"utterances": n} for n in range(1, 33)])
-    with Predictor(Bundle.open(world.bundle)) as predictor:
-        expected = predictor.scores(samples)
-    good = [inference("bundle", s, "binary") for s in samples]
+    samples, (good, expected) = samples_in(world), requests_of(world)
     rows = []
     with served(world.bundle, *OPTIONS) as server:
         rows += [malformed(server, samples, "bundle", count), mixed(server, good, expected, 10 * count)]
@@ -48,6 +46,18 @@ def faults(world: World, count: int) -> list[Row]:
     for row in rows:
         output.say(f"{row.fault}: {row.survived} of {row.tried}, {row.notes}")
     return rows
+
+
+def samples_in(world: World) -> list[Sample]:
+    """Made-up dialogues of every length that fits."""
+    return samples_of(Bundle.open(world.bundle).manifest.contract, [{"utterances": n} for n in range(1, 33)])
+
+
+def requests_of(world: World) -> tuple[list[bytes], list[np.ndarray]]:
+    """The requests with these dialogues, one each, and what the predictor says of them."""
+    samples = samples_in(world)
+    with Predictor(Bundle.open(world.bundle)) as predictor:
+        return [inference("bundle", s, "binary") for s in samples], predictor.scores(samples)
 
 
 def right(answer: Found, expected: Sequence[np.ndarray]) -> bool:
@@ -157,22 +167,66 @@ def changed(world: World, good: Sequence[bytes], expected: Sequence[np.ndarray],
     """The bundle changes while clients ask; it is opened anew, and nobody notices."""
     row = Row("the bundle changes under load")
     with place_in(world) as place, served(place / "bundle", *OPTIONS) as server:
-
-        def reloads() -> float:
-            return server.counts().get('mer_reloads_total{model="bundle",result="done"}', 0.0)
-
-        def change() -> None:
-            before = reloads()
-            with Bundle.open(place / "bundle").commit() as staged:
-                staged.write("reports/note.txt", str(time.time_ns()))
-            while reloads() == before:
-                time.sleep(0.1)
-
         for _ in range(count):
-            answers = load(server, good, CLIENTS, count=2000, during=change)
+            answers = load(server, good, CLIENTS, count=2000, during=lambda: change(server, place / "bundle"))
             lost = sum(not right(a, expected) for a in answers)
             row.add(not lost, f"{len(answers)} requests right" if not lost else f"{lost} lost")
     return row
+
+
+def change(server: Served, bundle: Path) -> None:
+    """Changes a bundle, and waits until its server has noticed."""
+    before = server.reloads()
+    with Bundle.open(bundle).commit() as staged:
+        staged.write("reports/note.txt", str(time.time_ns()))
+    while server.reloads() == before:
+        time.sleep(0.1)
+
+
+ROUNDS = 30
+
+
+def soak(world: World, count: int) -> list[Row]:
+    """`count` requests to one process: right and malformed ones, connections that stop half-way, a bundle that changes.
+
+    Memory, descriptors and threads of the last third of the rounds are held against the middle one: until then caches
+    fill, and allocators keep what opening the bundle anew takes.
+    """
+    samples, (good, expected), part = samples_in(world), requests_of(world), count // ROUNDS
+    row, held = Row(f"{count} requests of every kind to one process"), []
+    with place_in(world) as place, served(place / "bundle", *OPTIONS) as server:
+        for number in range(ROUNDS):
+            rounds = [
+                mixed(server, good, expected, part * 3 // 4),
+                malformed(server, samples, "bundle", part // 5, seed=number),
+                half_sent(server, good, expected, max(1, part // 200)),
+            ]
+            change(server, place / "bundle")
+            fine = all(r.survived == r.tried for r in rounds)
+            row.add(fine, "rounds answered" if fine else f"round {number}: {[r.notes for r in rounds]}")
+            held.append(_held(server.process.pid))
+    middle, last = (_most(third) for third in (held[ROUNDS // 3 : -ROUNDS // 3], held[-ROUNDS // 3 :]))
+    grown = {name: last[name] - middle[name] for name in last}
+    flat = grown["MiB"] <= GROWN_MIB and grown["descriptors"] <= 0 and grown["threads"] <= 0
+    row.add(flat, f"at most {_said(last)}, more than in the rounds before: {_said(grown)}")
+    output.say(f"{row.fault}: {row.survived} of {row.tried}, {row.notes}, {held}")
+    return [row]
+
+
+def _held(process: int) -> dict[str, int]:
+    """What a process holds, its closed connections apart, which go a moment later."""
+    time.sleep(1)
+    folders = {"descriptors": "fd", "threads": "task"}
+    counts = {name: len(os.listdir(f"/proc/{process}/{folder}")) for name, folder in folders.items()}
+    return {"MiB": round(_resident_mib(process)), **counts}
+
+
+def _most(rounds: Sequence[dict[str, int]]) -> dict[str, int]:
+    return {name: max(held[name] for held in rounds) for name in rounds[0]}
+
+
+def _said(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in counts.items())
 
 
 def ended(

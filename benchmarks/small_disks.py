@@ -20,6 +20,10 @@ from mer_export.errors import NotAvailableError
 
 WRITERS: dict[str, str] = {
     "synth": "data synth cmerc --dialogues 8 --out {new}/synthetic",
+    **{
+        f"synth {n}": f"data synth {n} --dialogues 30 --out {{new}}/synthetic"
+        for n in ("emt", "mtee", "tab", "facialmmt")
+    },
     "convert": "data convert {data} --out {new}/d.parquet --force",
     "normalise": "data normalise {pickle} --out {new}/n.pkl --force",
     "byte-pairs": "data byte-pairs {root}/words.txt --size 300 --out {new}/pairs --force",
@@ -32,8 +36,16 @@ WRITERS: dict[str, str] = {
     "bench": "bench {bundle} --batch 1 --rounds 3",
     "tune": "tune {bundle} --batch 1",
     "demo": "demo --out {new}/demo",
+    "encoder of a signal": "encoder log_mel --set mels=24 --out {new}/encoder",
+    "encoder of a network": "encoder {network} --length 16 --out {new}/encoder",
+    "encoder of faces": "encoder {detector} --out {new}/faces",
+    "attach": "attach {bundle} text={sentences}",
+    "features": "features {clips}/clips.csv --encoder audio={sound} --out {new}/f.parquet --force --quiet",
+    "crossval": "crossval tab --preset synthetic/tab_iemocap --data {tab} --out {new}/folds --fold 0 --fold 1 --quiet "
+    "--set epochs=1 --set model.sentence_dim=6 --set model.context=1 --set data.context.size=1",
+    "iemocap": "data iemocap {release} --out {new}/iemocap --force",
 }
-"""Every command that writes, `data iemocap` and `encoder` apart."""
+"""Every command that writes."""
 
 
 def full(world: World, count: int, names: Sequence[str] = tuple(WRITERS)) -> list[Row]:

@@ -19,6 +19,7 @@ import typer
 from mer_export import __version__
 from mer_export.agreement.policy import RULES
 from mer_export.cuda import DEVICES
+from mer_export.errors import UsageError
 from mer_export.terminal import outline
 
 log = logging.getLogger("mer")
@@ -128,6 +129,12 @@ def _known_device(value: str) -> str:
     if not re.fullmatch(DEVICES, value):
         raise typer.BadParameter(f"{value!r} is none of cpu, cuda, cuda:1")
     return value
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raises UsageError where a file is there that `--force` does not replace."""
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists: pass --force to replace it")
 
 
 def say_unless(quiet: bool) -> Callable[[str], None]:

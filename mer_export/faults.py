@@ -67,6 +67,7 @@ PACKAGES: dict[str, tuple[Extra, ...]] = {
     "uvicorn": ("serve",),
     "h11": ("serve",),
     "prometheus_client": ("serve",),
+    "ray": ("scale",),
 }
 """Which extras bring what is imported by that name."""
 

@@ -23,6 +23,7 @@ Extra = Literal[
     "report",
     "tensorboard",
     "serve",
+    "scale",
 ]
 
 

@@ -1,9 +1,10 @@
 """Running a bundle on any runtime. Importing this needs no torch.
 
-`load` opens a bundle for prediction; the rooms are `backends`, `predict`, `parity`, `speed` and `pages`.
+`load` opens a bundle for prediction, `BatchWorker` does in the processes of others; README.md tells the rooms.
 """
 
 from runtimes.backends.table import known_backends, open_session
 from runtimes.predict.predictor import Predictor, load
+from runtimes.scale.batch_worker import BatchWorker
 
-__all__ = ["Predictor", "known_backends", "load", "open_session"]
+__all__ = ["BatchWorker", "Predictor", "known_backends", "load", "open_session"]

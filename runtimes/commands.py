@@ -87,6 +87,9 @@ def export(
     split: Split = "test",
     outside: Outside = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="With --plan: threads of one call.")] = 1,
+    onnx_file: Annotated[
+        Path | None, typer.Option("--onnx-file", help="Write the variant as one ONNX file too, weights inside.")
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     verbose: Verbose = 0,
@@ -96,6 +99,7 @@ def export(
     """Export a bundle's model: one artefact per format, precision and length bucket."""
     from mer_export.data.bundle_data import bundle_samples, bundle_spec
     from mer_export.data.open import stream_samples
+    from mer_export.exporters import onnx_file as single
     from mer_export.exporters.export import export_variant, planned, requests
     from runtimes.speed import planning
 
@@ -117,12 +121,15 @@ def export(
             return emit(found.model_dump(), as_json, lambda: [found.page()])
         say(found.page())
         found.save(opened)
+    if onnx_file:
+        single.check(onnx_file, jobs, stages, force)
     example = None if data is None else bundle_samples(opened, data, data_format, split, outside)
     if dry_run:
         how = partial(planned, opened, opset=opset, force=force, stages=stages, device=device)
         made_of = "random values" if example is None else f"{len(example)} samples of {split}"
         variants = {wanted.name: state for wanted, state in map(how, jobs)}
         plan_of = {"bundle": str(bundle), "opset": opset, "batch": batch, "device": device, "examples": made_of}
+        plan_of |= {"onnx_file": str(onnx_file)} if onnx_file else {}
         return emit_plan("export", plan_of | {"variants": variants}, as_json)
     made = []
     with progress_unless(quiet).over("export", len(jobs), "variant") as shown:
@@ -136,13 +143,17 @@ def export(
                     device=device,
                 )
             )
+    if onnx_file:
+        single.write(opened, made[0], onnx_file)
     emit([v.model_dump() for v in made], as_json, lambda: (v.name for v in made))
     return None
 
 
 def infer(
     bundle: BundleArg,
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Data set in any readable format.")],
+    source: Annotated[
+        list[str], typer.Argument(metavar="INPUT", help="Data set in any readable format; several with --shards.")
+    ],
     out: Out,
     runtime: Runtime = None,
     split: Annotated[str | None, typer.Option("--split", help="One split; default all.")] = None,
@@ -159,6 +170,15 @@ def infer(
     strict_features: StrictFeatures = False,
     sets: Sets = None,
     outside: Outside = None,
+    shards: Annotated[
+        int | None, typer.Option("--shards", min=1, help="Workers; --out is a directory of blocks that goes on.")
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option("--cluster", metavar="[local|ADDRESS]", help="The workers are actors of Ray.")
+    ] = None,
+    block: Annotated[
+        float | None, typer.Option("--block", min=1e-4, help="MiB of input in a block; default 16.")
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     trust: Trust = False,
@@ -176,9 +196,29 @@ def infer(
     from runtimes.predict.opening import open_predictor
     from runtimes.predict.preview import preview
 
-    opened = Bundle.open(bundle, trust)
-    spec = bundle_spec(opened, source, data_format, sets or (), outside)
     columns_beside = [name.strip() for name in beside.split(",")] if beside else []
+    if shards or cluster:
+        from runtimes.scale.command import Reading, Spread, infer_in_blocks
+        from runtimes.scale.desk import How
+
+        how = How(
+            *(bundle, runtime, device, threads, batch, precision, goal, cuda_graph, overflow),
+            *(tuple(columns_beside), emotion_table(emotions) or None, trust),
+        )
+        reading = Reading(source, data_format, sets or (), outside, split)
+        found = infer_in_blocks(
+            *(how, reading, out, Spread(shards, cluster, block or Spread.block), strict_features, force, dry_run),
+            progress=progress_unless(quiet),
+        )
+        if dry_run:
+            return emit_plan("infer", found, as_json)
+        return emit({"out": str(out), **found}, as_json, lambda: [f"{out}: {_in_a_line(found)}"])
+    if block:
+        raise UsageError(f"--block {block:g} cuts what --shards or --cluster spread: pass one of them, or leave it out")
+    if len(source) > 1:
+        raise UsageError(f"{len(source)} inputs are answered in blocks: pass --shards 1, and a directory as --out")
+    opened, path = Bundle.open(bundle, trust), Path(source[0])
+    spec = bundle_spec(opened, path, data_format, sets or (), outside)
     output.check_out(out)
     if out != output.STDOUT and out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
@@ -195,9 +235,9 @@ def infer(
     with chosen as predictor, completion or nullcontext():
         # Other emotions than the data are labelled with are no reason to refuse the data.
         labels = None if emotions and not predictor.gold else predictor.task.labels
-        samples = stream_samples(source, spec, labels, split, completion)
+        samples = stream_samples(path, spec, labels, split, completion)
         if dry_run:
-            plan = {"bundle": str(bundle), "input": str(source), "out": str(out), "overflow": overflow}
+            plan = {"bundle": str(bundle), "input": str(path), "out": str(out), "overflow": overflow}
             plan |= preview(predictor, samples)
             return emit_plan("infer", plan | {"data": spec.model_dump(mode="json")}, as_json)
         answers = predictor.predict(samples)
@@ -205,11 +245,15 @@ def infer(
         summary: dict[str, Any] = {**counts, "runtime": predictor.backend, "precision": predictor.precision}
         summary |= {"variants": predictor.answered_by, **predictor.features.summary()}
         summary |= {"unreadable": completion.unreadable} if completion else {}
+    # Standard output carries the predictions or the summary, never both.
+    emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {_in_a_line(summary)}"], err=out == output.STDOUT)
+    return None
+
+
+def _in_a_line(summary: dict[str, Any]) -> str:
     said = summary | {"variants": " ".join(summary["variants"])}
     said.pop("foreign_features", None)
-    # Standard output carries the predictions or the summary, never both.
-    emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {summary_line(said)}"], err=out == output.STDOUT)
-    return None
+    return summary_line(said)
 
 
 def parity(

@@ -10,7 +10,7 @@ from mer_export.data.formats.format import known_formats
 from runtimes.backends.table import known_backends
 
 
-def collect(presets: Sequence[str]) -> dict[str, Any]:
+def collect(presets: Sequence[str], experiments: Sequence[str]) -> dict[str, Any]:
     """Names by kind, systems and data formats with a title."""
     systems = [registry.get(name) for name in registry.names()]
     return {
@@ -19,6 +19,7 @@ def collect(presets: Sequence[str]) -> dict[str, Any]:
             for s in systems
         },
         "presets": list(presets),
+        "experiments": list(experiments),
         "export formats": list(exporters.export_formats()),
         "runtimes": list(known_backends()),
         "data formats": {name: record.title for name, record in known_formats().items()},
@@ -30,7 +31,7 @@ def lines(known: dict[str, Any]) -> Iterator[str]:
     for name, s in known["systems"].items():
         yield f"{name}  {s['title']} ({s['paper']}); variants: {', '.join(s['variants'])}"
         yield from (f"  {modality}: {encoder}" for modality, encoder in s["encoders"].items())
-    for key in ("presets", "export formats", "runtimes"):
+    for key in ("presets", "experiments", "export formats", "runtimes"):
         yield f"{key}: {', '.join(known[key])}"
     yield "data formats:"
     yield from (f"  {name}  {title}" for name, title in known["data formats"].items())

@@ -12,13 +12,15 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequenc
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import pytest
 from starlette.types import ASGIApp, Message
 
 from mer_export.data.samples import Sample
 from mer_export.launcher import module_command
+from runtimes.predict.predictor import Predictor
 from runtimes.serve.app import build
 from runtimes.serve.metrics import Metrics
 from runtimes.serve.models import How, named
@@ -164,7 +166,7 @@ class Inside:
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": "1.1",
             "method": method,
-            "path": path,
+            "path": unquote(path),
             "raw_path": path.encode(),
             "query_string": b"",
             "root_path": "",
@@ -205,3 +207,32 @@ async def inside(
     finally:
         for model in models.values():
             await model.close()
+
+
+class Held:
+    """Keeps the workers at their first step until it is told to let go."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.entered, self.free = threading.Semaphore(0), threading.Event()
+        pad = Predictor.pad
+
+        def waiting(predictor: Predictor, *rest: Any) -> Any:
+            self.entered.release()
+            assert self.free.wait(60)
+            return pad(predictor, *rest)
+
+        patch.setattr(Predictor, "pad", waiting)
+
+    async def taken(self) -> None:
+        """Until a worker has taken something up."""
+        await asyncio.to_thread(self.entered.acquire)
+
+
+def error(answer: Answer) -> tuple[int, str]:
+    return answer.status, answer.said["error"]
+
+
+def counted(server: Inside, line: str) -> float:
+    """One value of the metrics; 0 where it is not there yet."""
+    text = server.service.metrics.page().decode()
+    return next((float(found.rsplit(" ", 1)[1]) for found in text.splitlines() if found.startswith(line)), 0.0)

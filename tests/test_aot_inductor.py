@@ -6,16 +6,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import mtee_bundles
 import numpy as np
 import pytest
-from small_bundle import make_bundle, make_samples, randomise
+from small_bundle import make_bundle
 
 from mer_export import trust
 from mer_export.agreement.error import output_error
 from mer_export.agreement.policy import RULES
 from mer_export.bundle import Bundle, Variant
 from mer_export.data.collate import collate
-from mer_export.errors import BundleError, NotAvailableError, UntrustedError, UsageError
+from mer_export.errors import BundleError, NotAvailableError, UnsupportedError, UntrustedError, UsageError
 from mer_export.exporters import aot_inductor, export_variant
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import open_session
@@ -27,40 +28,72 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+CONFIG = mtee_bundles.config_of("transformer")
+SAMPLES = mtee_bundles.make_samples(CONFIG)
+Compiled = tuple[Bundle, dict[str, Variant]]
+
+
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Variant]:
-    """A small bundle, one of its buckets compiled for the CPU; this user has a key."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """A small bundle, one of its buckets compiled for the CPU in both precisions; this user has a key.
+
+    Of attention and products: recurrent layers take five times as long to compile.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
-        bundle = make_bundle(tmp_path_factory.mktemp("compiled") / "bundle")
-        randomise(bundle)
-        variant = export_variant(bundle, "aot_inductor", bundle.manifest.contract.buckets[0], example=make_samples())
-    return Bundle.open(bundle.root, trust=True), variant
+        bundle = mtee_bundles.make_bundle(tmp_path_factory.mktemp("compiled") / "bundle", "transformer")
+        bucket = bundle.manifest.contract.buckets[-1]
+        variants = {
+            p: export_variant(bundle, "aot_inductor", bucket, precision=p, example=SAMPLES) for p in ("fp32", "bf16")
+        }
+    return Bundle.open(bundle.root, trust=True), variants
 
 
-def test_a_package_gives_the_answers_of_the_network_for_any_batch(compiled: tuple[Bundle, Variant]) -> None:
-    bundle, variant = compiled
-    contract, rule = bundle.manifest.contract, RULES["fp32"]
-    with open_session(bundle, variant, "aot_inductor") as session, open_session(bundle, None, "torch") as reference:
-        fitting = [s for s in make_samples(12) if variant.lengths.holds(s.lengths(contract))]
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_package_gives_the_answers_of_the_network_for_any_batch(compiled: Compiled, precision: str) -> None:
+    bundle, variants = compiled
+    contract, rule = bundle.manifest.contract, RULES[precision]
+    package = open_session(bundle, variants[precision], "aot_inductor")
+    largest = []
+    with package as session, open_session(bundle, None, "torch") as reference:
         for size in (1, 3):
-            arrays = collate(fitting[:size], contract, variant.lengths)
+            arrays = collate(SAMPLES[:size], contract, variants[precision].lengths)
             wanted, found = reference.run(arrays), session.run(arrays)
             for name in wanted:
-                assert output_error(name, [wanted[name]], [found[name]], rule.atol, rule.rtol).agrees
+                error = output_error(name, [wanted[name]], [found[name]], rule.atol, rule.rtol)
+                assert error.agrees
+                largest.append(error.max_abs)
+    # What is called bf16 was rounded.
+    assert (max(largest) > RULES["fp32"].atol) == (precision == "bf16")
+
+
+def test_a_bf16_package_has_passed_the_gate_and_is_taken_where_bf16_is_asked_for(compiled: Compiled) -> None:
+    bundle, variants = compiled
+    assert variants["bf16"].options["gate"]["units"] == len(SAMPLES)
+    with Predictor(bundle, "aot_inductor", precision="bf16") as predictor:
+        predictor.scores(SAMPLES)
+        assert predictor.answered_by == [variants["bf16"].name]
+
+
+def test_a_bf16_package_for_a_gpu_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UnsupportedError, match=r"packages for cuda are fp32, not bf16: .* --runtime torch"):
+        export_variant(bundle, "aot_inductor", bundle.manifest.contract.buckets[0], precision="bf16", device="cuda")
 
 
 def test_a_package_is_machine_code_that_runs_for_who_made_it_or_trusts_it_alone(
-    compiled: tuple[Bundle, Variant],
+    compiled: Compiled,
 ) -> None:
-    bundle, variant = compiled
+    bundle, variant = compiled[0], compiled[1]["fp32"]
     stranger = Bundle.open(bundle.root)
     assert not trust.recognises(stranger, variant, [variant.model])
     with pytest.raises(UntrustedError, match="machine code that you did not export"):
         open_session(stranger, variant, "aot_inductor")
 
 
-def test_a_package_is_not_run_on_a_device_that_it_was_not_compiled_for(compiled: tuple[Bundle, Variant]) -> None:
+def test_a_package_is_not_run_on_a_device_that_it_was_not_compiled_for(compiled: Compiled) -> None:
     bundle, _ = compiled
     with pytest.raises(UsageError, match=r"no fp32 variant for runtime aot_inductor: .* --device cuda"):
         Predictor(bundle, "aot_inductor", SessionOptions(device="cuda"))
@@ -93,7 +126,7 @@ def bundle(tmp_path: Path) -> Bundle:
     return make_bundle(tmp_path / "bundle")
 
 
-def test_a_file_that_is_no_package_is_named(compiled: tuple[Bundle, Variant], tmp_path: Path) -> None:
+def test_a_file_that_is_no_package_is_named(compiled: Compiled, tmp_path: Path) -> None:
     from runtimes.backends.aot_inductor import AotInductorSession
     from runtimes.backends.session import Artefact
 

@@ -31,6 +31,7 @@ FLOORS = (
     "mer_export.metrics",
     "mer_export",
     "mer_export.metrics.measure",
+    "mer_export.experiment",
     "mer_export.layers",
     "mer_export.models",
     "mer_export.data.media",
@@ -53,7 +54,9 @@ FLOORS = (
     "runtimes.pages",
     "runtimes.encode",
     "runtimes.features",
+    "runtimes.scale",
     "runtimes.serve",
+    "runtimes.deploy",
     "runtimes",
 )
 """Rooms from the ground up: a module imports from its own room and from those below. A module of a package that is
@@ -129,15 +132,17 @@ def test_the_command_line_starts_without_what_its_commands_need() -> None:
     code = (
         "import sys, cli; "
         "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'openvino', 'pyarrow', 'matplotlib', 'h5py'}; "
-        "heavy |= {'starlette', 'uvicorn', 'prometheus_client'}; "
+        "heavy |= {'starlette', 'uvicorn', 'prometheus_client', 'ray', 'fsspec'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
-    first = ["doctor", "list", "verify", "inspect", "synth", "init", "train", "crossval", "import"]
+    first = ["doctor", "list", "verify", "inspect", "synth", "init", "train", "crossval", "experiment"]
     then = [
+        "difficulty",
+        "import",
         "encoder",
         "features",
         "attach",
@@ -148,6 +153,7 @@ def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
         "bench",
         "tune",
         "serve",
+        "package",
         "demo",
         "data",
     ]

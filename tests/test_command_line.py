@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
 BEFORE: dict[str, Any] = json.loads((DATA / "command_line.json").read_text())
 SECOND_WAYS = {"inspect", "synth"}
-NEW_COMMANDS = SECOND_WAYS | {"init", "encoder", "attach", "features", "serve"}
+NEW_COMMANDS = SECOND_WAYS | {"init", "encoder", "attach", "features", "serve", "package", "experiment", "difficulty"}
 OPTIONAL_NOW = {("data synth", "--out/-o"), ("data synth", "--dataset")}
 """These were required, or had a default that fits one system only."""
 BUNDLE, DIALOGUES = DATA / "bundles" / "cmerc", DATA / "small" / "dialogues.jsonl"

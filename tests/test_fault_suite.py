@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import endurance, faults, small_disks
-from benchmarks.fault_world import LENGTHS, Row, Running, World, place_in
-from mer_export.bundle import STAGING, Bundle
-from mer_export.bundle.files import replacing
+from benchmarks import endurance, faults, side_by_side, small_disks
+from benchmarks.fault_world import Row, World
+from mer_export.bundle.files import replacing, replacing_folder
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux's /proc")
 
@@ -30,19 +29,21 @@ def survived(rows: list[Row]) -> None:
     assert all(row.survived == row.tried > 0 for row in rows), rows
 
 
-@pytest.mark.parametrize("name", ["train", "export onnx", "infer", "convert"])
+@pytest.mark.parametrize("name", ["train", "export onnx", "infer", "convert", "features"])
 def test_what_was_killed_is_whole_or_not_there_and_the_next_run_leaves_nothing(world: World, name: str) -> None:
     survived(faults.killed(world, 1, [name]))
 
 
-@pytest.mark.parametrize(
-    "name", ["synth", "convert", "byte-pairs", "import", "train", "export torchscript", "infer csv"]
-)
+FULL = ("synth", "convert", "byte-pairs", "import", "train", "export torchscript", "infer csv", "features", "iemocap")
+FORBIDDEN = ("synth", "convert", "import", "export torchscript", "infer parquet", "encoder of a signal")
+
+
+@pytest.mark.parametrize("name", FULL)
 def test_a_full_disk_is_said_with_the_file(world: World, name: str) -> None:
     survived(small_disks.full(world, 1, [name]))
 
 
-@pytest.mark.parametrize("name", ["synth", "convert", "import", "export torchscript", "infer parquet"])
+@pytest.mark.parametrize("name", FORBIDDEN)
 def test_a_folder_without_permission_is_said_with_the_file(world: World, name: str) -> None:
     survived(small_disks.forbidden(world, [name]))
 
@@ -57,42 +58,11 @@ def test_a_predictor_that_is_opened_and_asked_again_and_again_keeps_nothing(worl
     survived(endurance.opened(world, 20))
 
 
-# Side by side
-
-BESIDE = {
-    "onnx": f"export {{bundle}} --format onnx --seq-len {LENGTHS} --batch 1",
-    "torchscript": f"export {{bundle}} --format torchscript --seq-len {LENGTHS}",
-    "tune": "tune {bundle} --batch 1",
-    "parity": "parity {bundle} --data {data} --limit 3",
-    "bench": "bench {bundle} --batch 1 --rounds 3",
-}
-REFUSALS = ("is being written by process", "was replaced since this bundle was opened", "is being written by another")
-
-
-def results(bundle: Bundle) -> set[str]:
-    """What of `BESIDE` the bundle holds the results of."""
-    found = {v.format for v in bundle.manifest.variants if v.format != "onnx" or v.batch == 1}
-    found |= {name for name in ("parity", "bench") if f"reports/{name}.json" in bundle.manifest.files}
-    return found | ({"tune"} if any(n.startswith("profiles/") for n in bundle.manifest.files) else set())
-
-
-def test_commands_side_by_side_on_one_bundle_end_well_or_are_refused_and_lose_nothing(world: World) -> None:
-    with place_in(world) as place:
-        running = {name: Running(world.words(words, place)) for name, words in BESIDE.items()}
-        ended = {name: process.wait() for name, process in running.items()}
-        well = {name for name, (code, _) in ended.items() if code == 0}
-        refused = {name: said for name, (code, said) in ended.items() if code == 6}
-        assert well | refused.keys() == BESIDE.keys(), ended
-        assert well
-        assert all(any(r in said for r in REFUSALS) for said in refused.values()), refused
-        bundle = Bundle.open(place / "bundle")
-        bundle.verify()
-        assert not bundle.pending
-        assert not (bundle.root / STAGING).exists()
-        assert well <= results(bundle)
-        for name in refused:
-            assert Running(world.words(BESIDE[name], place)).wait()[0] == 0
-        assert results(Bundle.open(bundle.root)) == BESIDE.keys()
+def test_commands_side_by_side_on_a_served_bundle_lose_nothing_and_every_request_is_answered(world: World) -> None:
+    """They end well or are refused by name; the server opens anew what they wrote."""
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("prometheus_client")
+    survived(side_by_side.beside(world, 1))
 
 
 # Left behind
@@ -128,6 +98,28 @@ def test_nothing_is_removed_through_a_link(tmp_path: Path) -> None:
     with replacing(tmp_path / "out") as temporary:
         temporary.write_text("new")
     assert diary.read_text() == "dear diary"
+
+
+def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+
+    def write(words: str, fails: bool = False) -> None:
+        with replacing_folder(out) as fresh:
+            (fresh / words).write_text(words)
+            assert not (out / words).exists()
+            if fails:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write("nothing", fails=True)
+    assert not list(out.parent.iterdir())
+    write("old")
+    with pytest.raises(KeyboardInterrupt):
+        write("half", fails=True)
+    (out.parent / ".out.tmp" / "left by a killed one").mkdir(parents=True)
+    assert [p.name for p in out.iterdir()] == ["old"]
+    write("new")
+    assert [p.name for p in out.parent.rglob("*")] == ["out", "new"]
 
 
 def test_a_suite_writes_what_it_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from mer_export.errors import InputError
 from mer_export.progress import TimeLeft
 from mer_export.untrusted.places import Reach
 from runtimes.encode import Encoding, open_encoder
-from runtimes.features import plan, sentences
+from runtimes.features import parts, plan, sentences
 from runtimes.features.ahead import ahead
 
 pytest.importorskip("pyarrow")
@@ -172,6 +173,24 @@ def test_parts_of_another_request_are_refused_by_name(
     assert samples(out)["c1"].inputs["audio"].shape == (1, 6)
     code, _, err = mer(*command, *other)
     assert (code, f"{out} exists: pass --force" in err) == (2, True)
+
+
+def test_blocks_that_nothing_says_the_request_of_are_not_taken_over(
+    mer: Mer, clips: Path, encoders: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run leaves them that is killed while it removes the blocks of a finished data set."""
+    out = clips / "f.parquet"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "shutil", SimpleNamespace(rmtree=lambda folder: None))
+        assert mer("features", clips / "clips.csv", "--encoder", f"audio={encoders}/vector", "--out", out)[0] == 0
+    left = {p.name for p in out.with_name("f.parquet.parts").iterdir()}
+    assert "000000.parquet" in left
+    assert "request.json" not in left
+    command = ["features", clips / "clips.csv", "--encoder", f"audio={encoders}/states", "--force", "--out"]
+    assert mer(*command, out)[0] == mer(*command, clips / "whole.parquet")[0] == 0
+    assert out.read_bytes() == (clips / "whole.parquet").read_bytes()
+    assert not out.with_name("f.parquet.parts").exists()
 
 
 def test_a_bad_file_is_a_row_and_a_silent_one_lacks_a_modality(mer: Mer, clips: Path, encoders: Path) -> None:

@@ -32,7 +32,7 @@ from mer_export.exporters.encoders.file import import_file
 from mer_export.untrusted.places import Allowed, Reach
 from runtimes.backends.table import open_session
 from train.config import load_config, resolve_config
-from train.crossval import of_fold
+from train.experiments.crossval import of_fold
 from train.protocol import Before
 from train.systems.cmerc.protocol import CmercProtocol
 from train.systems.cmerc.settings import CmercSettings

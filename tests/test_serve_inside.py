@@ -1,4 +1,4 @@
-"""The server's application, called directly: what happens when it is full, late, broken, asked by strangers."""
+"""The server's application, called directly: who may ask, what dialogues get, what happens when it breaks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import typer
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
-from serving import JSON, Answer, Inside, in_a_loop, inside, outputs, tensors
+from serving import JSON, counted, error, in_a_loop, inside, outputs, tensors
 from small_emt import make_emt
 
 import cli
@@ -31,14 +30,12 @@ from runtimes.backends.onnx_runtime import OnnxRuntimeSession
 from runtimes.predict.output import json_row
 from runtimes.predict.predictor import Predictor
 from runtimes.serve import journal, models
-from runtimes.serve import server as server_module
 from runtimes.serve.app import LOOPBACK
 from runtimes.serve.batching import Deadline
 from runtimes.serve.metrics import Metrics
 from runtimes.serve.models import How, named
 from runtimes.serve.reading import parse
 from runtimes.serve.server import Place, read_token
-from runtimes.serve.service import Limits
 
 DATA = Path(__file__).parent / "data"
 BUNDLE, DIALOGUES = DATA / "bundles" / "cmerc", DATA / "small" / "dialogues.jsonl"
@@ -54,42 +51,6 @@ def samples() -> list[Sample]:
 @pytest.fixture(autouse=True)
 def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "mer")
-
-
-class Held:
-    """Keeps the workers at their first step until it is told to let go."""
-
-    def __init__(self, patch: pytest.MonkeyPatch):
-        self.entered, self.free = threading.Semaphore(0), threading.Event()
-        pad = Predictor.pad
-
-        def waiting(predictor: Predictor, *rest: Any) -> Any:
-            self.entered.release()
-            assert self.free.wait(60)
-            return pad(predictor, *rest)
-
-        patch.setattr(Predictor, "pad", waiting)
-
-    async def taken(self) -> None:
-        """Until a worker has taken something up."""
-        await asyncio.to_thread(self.entered.acquire)
-
-
-@pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
-    found = Held(monkeypatch)
-    yield found
-    found.free.set()
-
-
-def error(answer: Answer) -> tuple[int, str]:
-    return answer.status, answer.said["error"]
-
-
-def counted(server: Inside, line: str) -> float:
-    """One value of the metrics; 0 where it is not there yet."""
-    text = server.service.metrics.page().decode()
-    return next((float(found.rsplit(" ", 1)[1]) for found in text.splitlines() if found.startswith(line)), 0.0)
 
 
 @in_a_loop
@@ -123,116 +84,6 @@ async def test_every_answer_has_a_number_and_is_not_guessed_at() -> None:
         policy = answers[0].headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; connect-src 'self';")
         assert "unsafe" not in policy
-
-
-@in_a_loop
-async def test_a_full_queue_is_said_at_once_and_what_waits_is_answered(samples: list[Sample], held: Held) -> None:
-    async with inside(BUNDLE, how=How(workers=1, batch=1, queue=2)) as server:
-        request = tensors(samples[:1], True)
-        running = asyncio.create_task(server.ask("POST", INFER, *request))
-        await held.taken()
-        waiting = [asyncio.create_task(server.ask("POST", INFER, *request)) for _ in range(2)]
-        while server.service.models["cmerc"].depth < 2:
-            await asyncio.sleep(0)
-        refusal = await server.ask("POST", INFER, *request)
-        assert error(refusal) == (
-            503,
-            "1 more do not fit into the queue, where 2 of 2 wait: try again later, or send less at once",
-        )
-        assert refusal.headers["retry-after"] == "1"
-        too_much = await server.ask("POST", INFER, *tensors([samples[0]] * 3, True))
-        assert error(too_much) == (413, "3 parts at once are more than the queue holds (2): send less")
-        held.free.set()
-        assert [a.status for a in await asyncio.gather(running, *waiting)] == [200] * 3
-
-
-@in_a_loop
-async def test_whatever_waits_for_a_worker_runs_in_one_batch(samples: list[Sample], held: Held) -> None:
-    async with inside(BUNDLE, how=How(workers=1, batch=16)) as server:
-        running = [asyncio.create_task(server.ask("POST", INFER, *tensors(samples[:1], True)))]
-        await held.taken()
-        running += [asyncio.create_task(server.ask("POST", INFER, *tensors(samples[:1], True))) for _ in range(5)]
-        while server.service.models["cmerc"].depth < 5:
-            await asyncio.sleep(0)
-        held.free.set()
-        assert [a.status for a in await asyncio.gather(*running)] == [200] * 6
-        assert counted(server, 'mer_batch_size_count{model="cmerc"}') == 2
-        assert counted(server, 'mer_batch_size_sum{model="cmerc"}') == 6
-
-
-@in_a_loop
-async def test_what_comes_too_late_is_said_and_not_computed(samples: list[Sample], held: Held) -> None:
-    async with inside(BUNDLE, how=ALONE, limits=Limits(deadline=60)) as server:
-        body, headers = tensors(samples[:1], True)
-        running = asyncio.create_task(server.ask("POST", INFER, body, headers))
-        await held.taken()
-        late = await server.ask("POST", INFER, body, headers | {"X-Request-Timeout": "0.02"})
-        sentence = "no answer within the deadline of 0.02 s: ask for less at once, or allow more time"
-        assert error(late) == (504, sentence)
-        asked = json.loads(tensors(samples[:1], False)[0]) | {"parameters": {"timeout": 10_000}}
-        late = await server.ask("POST", INFER, json.dumps(asked).encode())
-        assert error(late) == (504, sentence.replace("0.02", "0.01"))
-        held.free.set()
-        assert (await running).status == 200
-        assert (await server.ask("POST", INFER, body, headers)).status == 200
-        assert counted(server, 'mer_batch_size_sum{model="cmerc"}') == 2
-
-
-@in_a_loop
-async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
-    async with inside(BUNDLE, limits=Limits(deadline=0.05)) as server:
-        answer = await server.ask("POST", INFER, b'{"inp', ends=False)
-        assert error(answer) == (408, "the body did not come within 0.05 s")
-
-
-@in_a_loop
-async def test_a_client_that_does_not_say_what_it_asks_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "IDLE", 0.05)
-    monkeypatch.setattr(server_module, "LINGER", 0.01)
-    async with inside(BUNDLE) as served:
-        place, ready = Place(port=0), asyncio.Event()
-        with place.bind() as listening:
-            server = server_module.Server(server_module.configured(served.service, place), served.service, ready.set)
-            running = asyncio.create_task(server.serve([listening]))
-            await ready.wait()
-            for said in (b"", b"GE", b"GET /v2 HTTP/1.1\r\nHost: local"):
-                reader, writer = await asyncio.open_connection(*listening.getsockname())
-                writer.write(said)
-                assert await asyncio.wait_for(reader.read(), 60) == b""
-                writer.close()
-            reader, writer = await asyncio.open_connection(*listening.getsockname())
-            writer.write(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert (await reader.read(15)) == b"HTTP/1.1 200 OK"
-            writer.close()
-            server.should_exit = True
-            await running
-
-
-@in_a_loop
-async def test_a_body_without_a_length_is_cut_off_where_it_grows_too_long() -> None:
-    async with inside(BUNDLE, limits=Limits(most_bytes=1000)) as server:
-        answer = await server.ask("POST", INFER, b"x" * 1001, ends=False)
-        assert error(answer) == (413, "the body is longer than 1000 bytes: send less at once")
-
-
-@in_a_loop
-async def test_one_that_cannot_be_answered_takes_none_of_its_neighbours_with_it(
-    samples: list[Sample], held: Held
-) -> None:
-    async with inside(BUNDLE, how=How(workers=1, batch=16)) as server:
-        good, bad = samples[0], {n: a.copy() for n, a in samples[0].inputs.items()}
-        bad["audio"][0, 0] = np.nan
-        first = asyncio.create_task(server.ask("POST", INFER, *tensors([good], True)))
-        await held.taken()
-        asked = [good, Sample("bad", bad, good.units), good]
-        running = [asyncio.create_task(server.ask("POST", INFER, *tensors([s], True))) for s in asked]
-        while server.service.models["cmerc"].depth < 3:
-            await asyncio.sleep(0)
-        held.free.set()
-        expected, *found = await asyncio.gather(first, *running)
-        assert [a.status for a in found] == [200, 422, 200]
-        assert error(found[1])[1].startswith("item 0: audio holds nan at (0, 0)")
-        assert found[0].body == found[2].body == expected.body
 
 
 @in_a_loop
@@ -277,29 +128,6 @@ async def test_an_error_in_the_middle_of_a_stream_is_its_last_line(monkeypatch: 
         assert rows
         assert all(row["label"] for row in rows)
         assert list(last) == ["error"]
-
-
-@in_a_loop
-async def test_health_says_when_a_worker_has_died(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    def deadly(*_: object) -> None:
-        raise SystemExit
-
-    async with inside(BUNDLE, how=ALONE) as server:
-        assert (await server.ask("GET", "/v2/health/live")).said == {"live": True}
-        monkeypatch.setattr(Predictor, "batch_for", deadly)
-        body, headers = tensors(samples[:1], True)
-        assert (await server.ask("POST", INFER, body, headers | {"X-Request-Timeout": "0.2"})).status == 504
-        for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/cmerc/ready"):
-            assert (await server.ask("GET", path)).status == 503
-
-
-@in_a_loop
-async def test_a_server_that_ends_says_so() -> None:
-    async with inside(BUNDLE) as server:
-        server.service.ending = True
-        assert error(await server.ask("GET", "/v2/health/ready")) == (503, "the server is ending")
-        answer = await server.ask("GET", "/v2/health/live")
-        assert (answer.status, answer.headers["connection"]) == (200, "close")
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import csv
+import errno
+import gc
 import json
+import os
 import shutil
+import sys
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +40,10 @@ from mer_export.encoders.signal.folder import write_signal_encoder  # noqa: E402
 from mer_export.exporters import export_variant  # noqa: E402
 from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder  # noqa: E402
 from runtimes.features import encoded  # noqa: E402
+from runtimes.serve import reading  # noqa: E402
 from runtimes.serve.models import How  # noqa: E402
+from runtimes.serve.reading import Asked  # noqa: E402
+from runtimes.serve.scratch import Scratch  # noqa: E402
 from runtimes.serve.service import Limits  # noqa: E402
 
 PREDICT = "/v1/predict"
@@ -178,6 +186,101 @@ async def test_a_bundle_without_encoders_takes_no_recording(clips: Path) -> None
         assert (answer.status, "no encoder of this model reads it" in answer.said["error"]) == (415, True)
         answer = await server.ask("POST", PREDICT, *form({"clip": b"RIFF"}))
         assert (answer.status, "no recordings" in answer.said["error"]) == (415, True)
+
+
+@in_a_loop
+async def test_a_package_that_is_missing_here_is_a_sentence_for_who_asks_and_a_warning_at_the_start(
+    model: Path, clips: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    async with inside(model) as server:
+        assert "recordings that soundfile reads get 501, which is not installed" in caplog.messages[0]
+        answer = await utterances(server, {"sound": sound(clips / "0.wav")})
+        assert (answer.status, answer.said["error"]) == (
+            501,
+            "this server cannot answer it: soundfile, which reads and writes sound files, is not installed: "
+            "pip install 'mer-export[media]' there",
+        )
+        assert any(answer.said["error"] in m for m in caplog.messages)
+        assert (await utterances(server, {"sentence": "a"})).status == 200
+
+
+@in_a_loop
+async def test_a_disk_without_room_for_recordings_is_a_matter_of_time(
+    model: Path, clips: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with inside(model) as server:
+        monkeypatch.setattr(Path, "write_bytes", full)
+        answer = await utterances(server, {"sound": sound(clips / "0.wav")})
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert answer.said["error"].startswith("the server has no room on its disk")
+
+
+@in_a_loop
+async def test_requests_that_wait_for_encoders_hold_so_many_bytes_and_those_called_off_none(
+    model: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, entered = threading.Event(), threading.Semaphore(0)
+    original, parse = encoded.Encoder._read, reading.parse
+    parsed: list[weakref.ref[Asked]] = []
+
+    def held(self: encoded.Encoder, named: tuple[str, Utterance]) -> Any:
+        entered.release()
+        assert free.wait(60)
+        return original(self, named)
+
+    def watched(*arguments: Any) -> Asked:
+        found = parse(*arguments)
+        parsed.append(weakref.ref(found))
+        return found
+
+    body = json.dumps({"utterances": [{"sound": sound(clips / "0.wav")}]}).encode()
+    limits = Limits(most_bytes=len(body))
+    size = len(body) + (clips / "0.wav").stat().st_size
+    async with inside(model, how=How(workers=1), limits=limits) as server:
+        monkeypatch.setattr(encoded.Encoder, "_read", held)
+        monkeypatch.setattr(reading, "parse", watched)
+        room = server.service.room
+        fit = room.most // size
+        waiting = [asyncio.create_task(server.ask("POST", PREDICT, body, JSON)) for _ in range(fit)]
+        await asyncio.to_thread(entered.acquire)
+        while room.held < fit * size:
+            await asyncio.sleep(0)
+        refused = await server.ask("POST", PREDICT, body, JSON)
+        assert (refused.status, refused.headers["retry-after"]) == (503, "1")
+        held_now = f"the server holds {fit * size} bytes of requests, of {16 * len(body)} at most"
+        assert refused.said["error"] == f"{held_now}: try again later"
+        for task in waiting[1:]:
+            task.cancel()
+        await asyncio.wait(waiting[1:])
+        del waiting[1:], task
+        assert room.held == size
+        gc.collect()
+        assert sum(asked() is not None for asked in parsed) == 1
+        free.set()
+        assert (await waiting[0]).status == 200
+        assert room.held == 0
+
+
+def test_recordings_that_a_killed_server_left_go_when_the_next_one_starts(scratch: Path) -> None:
+    child = os.fork()
+    if not child:
+        (Scratch().path / "0-0.clip").write_bytes(b"somebody's voice")
+        os._exit(0)
+    os.waitpid(child, 0)
+    (left,) = scratch.iterdir()
+    (scratch / "mer-serve-note").write_text("a file")
+    (scratch / "mer-serve-link").symlink_to(scratch.parent)
+    living = Scratch()
+    assert not left.exists()
+    other = Scratch()
+    assert living.path.is_dir()
+    for made in (living, other):
+        made.close()
+    assert {p.name for p in scratch.iterdir()} == {"mer-serve-note", "mer-serve-link"}
 
 
 @in_a_loop

@@ -22,9 +22,12 @@ from mer_export.data.synthetic import synthesise
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.encoders.running import sentence_vectors
 from mer_export.errors import InputError, UsageError
+from mer_export.experiment import ExperimentResult
+from mer_export.progress import SILENT
 from train import fit as fit_module
 from train.config import PRESETS, TrainConfig, load_preset
-from train.crossval import SUMMARY, cross_validate, of_fold
+from train.experiments.crossval import of_fold, plan_folds
+from train.experiments.run import run
 from train.fit import EVALUATION, fit
 from train.systems.tab.newbob import Newbob
 from train.systems.tab.protocol import TabProtocol
@@ -160,20 +163,24 @@ def test_newbob_declines_for_good_after_many_steps() -> None:
 
 
 def test_patience_ends_a_run_that_keeps_its_last_weights(data: Path, tmp_path: Path) -> None:
-    config = small("iemocap_tab", "epochs=12", "keep.patience=1", "lr=3")
+    config = small("iemocap_tab", "epochs=12", "keep.patience=1", "lr=3", "device_data=always")
     bundle = fit(config, data, tmp_path / "a", quiet=True)
     epochs = len(bundle.path("train/metrics.jsonl").read_text().splitlines())
     assert epochs < 12
     assert bundle.manifest.provenance["epoch"] == epochs
+    assert bundle.manifest.provenance["computed"][0]["device_data"] is True
 
 
 def test_folds_are_trained_one_by_one_and_averaged(data: Path, tmp_path: Path) -> None:
-    config = small("iemocap_tab", "epochs=1")
-    summary = cross_validate(config, data, tmp_path / "cv", [0, 5], quiet=True)
-    again = cross_validate(config, data, tmp_path / "cv", [0, 5], quiet=True)
-    assert again == summary == json.loads((tmp_path / "cv" / SUMMARY).read_text())
-    accuracy = summary["splits"]["test"]["accuracy"]
-    assert accuracy["mean"] == pytest.approx(np.mean(accuracy["values"]), abs=1e-3)
+    planned = plan_folds(small("iemocap_tab", "epochs=1"), [0, 5])
+    found = run(planned, data, tmp_path / "cv", SILENT)
+    again = run(planned, data, tmp_path / "cv", SILENT)
+    assert again == found == ExperimentResult.model_validate_json((tmp_path / "cv" / "experiment.json").read_bytes())
+    (row,) = found.rows
+    evaluations = [json.loads((tmp_path / "cv" / f"fold{k}" / EVALUATION).read_text()) for k in (0, 5)]
+    accuracies = [e["test"]["single"]["accuracy"] for e in evaluations]
+    assert row.metrics["accuracy"].mean == pytest.approx(np.mean(accuracies))
+    assert {"accuracy", "unweighted_accuracy"} <= {n for n, s in row.metrics.items() if s.values}
     sizes = [Bundle.open(tmp_path / "cv" / f"fold{k}").manifest.provenance["data"]["splits"] for k in (0, 5)]
     assert sizes[0]["valid"] == sizes[1]["test"]
     with pytest.raises(UsageError, match="have no folds"):

@@ -5,13 +5,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_bundle import CONFIG, make_samples
 
 from mer_export import registry
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UsageError
+from train.batches import host_batch
 from train.systems.cmerc import curriculum, losses
 from train.systems.cmerc.difficulty import find_difficulty, measure_difficulty
-from train.systems.cmerc.views import time_mean
+from train.systems.cmerc.views import VIEWS, degraded, time_mean
 
 
 def log_prob(rows: int, classes: int = 4, seed: int = 0) -> torch.Tensor:
@@ -112,3 +114,24 @@ def test_difficulty_does_not_depend_on_the_other_dialogues():
     assert both["a"] >= 2 / 7
     with pytest.raises(InputError, match="no label"):
         measure_difficulty(model, [Sample("c", a.inputs, a.units)])
+
+
+@pytest.mark.parametrize("semantics", ["single", "batch"])
+def test_views_are_those_of_whole_runs_with_each_modality_encoded_twice(semantics):
+    system = registry.get("cmerc")
+    config = system.parse(CONFIG | {"residue": True, "speaker_embedding": True, "modal_embedding": True})
+    torch.manual_seed(0)
+    model = system.build(config).eval()
+    inputs = host_batch(make_samples(4), system.contract(config)).inputs
+    whole = {}
+    with torch.no_grad():
+        for name, (modality, context) in VIEWS.items():
+            mean = {modality: time_mean(inputs[modality], inputs["lengths"], semantics)} if modality else {}
+            features = model.features(**inputs | mean, semantics=semantics, context=context)
+            whole[name] = model.classify(features, inputs["lengths"])
+    runs = []
+    model.text_encoder.register_forward_hook(lambda *_: runs.append(1))
+    found = degraded(model, inputs, semantics)
+    assert len(runs) == 2
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)

@@ -84,4 +84,4 @@ def test_divergence_in_one_process_ends_both_with_the_same_sentence(runs: Path) 
 
 def test_a_bundle_says_how_many_processes_made_it(runs: Path) -> None:
     computed = Bundle.open(runs / "tab-whole").manifest.provenance["computed"]
-    assert computed == [{"device": "cpu", "precision": "fp32", "processes": 2}]
+    assert computed == [{"device": "cpu", "precision": "fp32", "processes": 2, "device_data": False}]

@@ -16,12 +16,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mer_export.contract import Contract
-from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.task import known_units
+from train.padding import FromSamples, Padding
 
 Group = TypeVar("Group")
 Made = TypeVar("Made")
+WINDOW = 8
+"""Batches whose items are sorted by length together."""
 AHEAD = 2
 """Batches that are collated before they are asked for."""
 
@@ -51,9 +53,9 @@ def make_batch(samples: Sequence[Sample], contract: Contract, device: torch.devi
     return each_tensor(host_batch(samples, contract), lambda tensor: tensor.to(device))
 
 
-def host_batch(samples: Sequence[Sample], contract: Contract) -> Batch:
+def host_batch(samples: Sequence[Sample], contract: Contract, padding: Padding = FromSamples()) -> Batch:
     """Pads to the longest sample, never further: batch norm statistics of the originals include padding."""
-    inputs = {name: torch.from_numpy(array) for name, array in collate(samples, contract).items()}
+    inputs = padding.inputs(samples, contract)
     labelled = np.zeros((len(samples), max(len(s.units) for s in samples)), dtype=bool)
     labels = [np.zeros(0, dtype=np.int64)]
     for row, sample in enumerate(samples):
@@ -74,8 +76,8 @@ def feed(
     """What `collate` makes of each group, on a device.
 
     A thread of its own collates up to `depth` batches ahead of the steps, into memory that a GPU copies from while the
-    host goes on. `collate` gives dataclasses of tensors on the host and must not draw random numbers: their order would
-    change.
+    host goes on. `collate` gives dataclasses of tensors, on the host or where they are kept, and must not draw random
+    numbers: their order would change.
     """
     on_gpu = device.type == "cuda"
 
@@ -84,7 +86,7 @@ def feed(
         if not on_gpu:
             return made
         with torch.cuda.device(device):
-            return each_tensor(made, Tensor.pin_memory)
+            return each_tensor(made, lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     with contextlib.closing(ahead(make, groups, depth)) as batches:
         for batch in batches:
@@ -115,6 +117,20 @@ def each_tensor(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if hasattr(batch, "__dataclass_fields__"):
         return replace(batch, **{f.name: each_tensor(getattr(batch, f.name), change) for f in fields(batch)})
     return batch
+
+
+def by_length(samples: Sequence[Sample], size: int, contract: Contract) -> list[Sample]:
+    """Samples in an order whose consecutive batches hold items of like length.
+
+    Sorted within windows of `WINDOW` batches, so that the order that is given still decides who meets whom; then the
+    batches are shuffled from torch's global random stream, but for a last one that is not full.
+    """
+    volumes = {id(s): math.prod(max(1, n) for n in s.lengths(contract).values()) for s in samples}
+    windows = in_batches(samples, WINDOW * size)
+    batches = [b for window in windows for b in in_batches(sorted(window, key=lambda s: volumes[id(s)]), size)]
+    full = [b for b in batches if len(b) == size]
+    rest = [s for b in batches if len(b) < size for s in b]
+    return [s for i in torch.randperm(len(full)).tolist() for s in full[i]] + rest
 
 
 def in_batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:

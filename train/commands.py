@@ -1,4 +1,7 @@
-"""The commands that make a bundle, `mer train`, `crossval` and `import`, and `mer init`, which writes a recipe."""
+"""The commands that make a bundle, `mer train`, `crossval` and `import`, and those that prepare one.
+
+`mer init` writes a recipe, `mer difficulty` what CMERC's curriculum reads.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,24 @@ from typing import Annotated, Literal
 
 import typer
 
-from mer_export.console import DryRun, Force, Json, Out, Outside, Quiet, Sets, Verbose, emit, emit_plan
-from mer_export.metrics import find
-from mer_export.terminal import columns, summary_line
+from mer_export.console import (
+    BundleArg,
+    DataFormat,
+    DryRun,
+    Force,
+    Json,
+    Out,
+    Outside,
+    Quiet,
+    Sets,
+    Split,
+    Verbose,
+    emit,
+    emit_plan,
+    refuse_existing,
+)
+from mer_export.progress import progress_unless
+from mer_export.terminal import summary_line
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A configuration file instead of a preset.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
@@ -61,7 +79,7 @@ def train(
     from mer_export.data.open import said_extractors
     from mer_export.encoders.attached import attach, found_beside
     from train.config import TRAINING_READS, resolve_config
-    from train.crossval import of_fold
+    from train.experiments.crossval import of_fold
     from train.fit import fit, preview
     from train.own_data import own_config
 
@@ -103,23 +121,48 @@ def crossval(
     """Train every fold of the data's cross-validation into one bundle each, and average what they measure."""
     from mer_export.data.formats.tab.folds import RUNS
     from train.config import resolve_config
-    from train.crossval import cross_validate, of_fold
+    from train.experiments.crossval import plan_folds
+    from train.experiments.run import run
     from train.fit import preview
 
     resolved = resolve_config(system, preset, config, sets or (), outside, data, seed=seed)
-    chosen = folds or list(range(RUNS))
+    planned = plan_folds(resolved, folds or list(range(RUNS)))
     if dry_run:
-        plans = {f"fold {k}": preview(of_fold(resolved, k), data, out / f"fold{k}", force) for k in chosen}
-        first = of_fold(resolved, chosen[0]).model_dump(mode="json")
-        return emit_plan("crossval", {"out": str(out), "folds": chosen, **plans, "config": first}, as_json)
-    summary = cross_validate(resolved, data, out, chosen, force=force, quiet=quiet)
-    rows = [
-        (split, name, find(name).text(value["mean"]), find(name).text(value["std"]))
-        for split, metrics in summary["splits"].items()
-        for name, value in metrics.items()
-    ]
-    emit(summary, as_json, lambda: columns(("split", "metric", "mean", "std over folds"), rows))
+        jobs = planned.rounds[0]
+        plans = {job.title: preview(job.config, data, out / job.folder, force) for job in jobs}
+        return emit_plan(
+            "crossval", {"out": str(out), **plans, "config": jobs[0].config.model_dump(mode="json")}, as_json
+        )
+    result = run(planned, data, out, progress_unless(quiet), force=force)
+    emit(result.model_dump(mode="json"), as_json, lambda: result.markdown().splitlines())
+    result.refuse_gaps()
     return None
+
+
+def difficulty(
+    bundle: BundleArg,
+    data: Annotated[Path, typer.Option("--data", help="Labelled dialogues.")],
+    out: Out,
+    split: Split = "train",
+    data_format: DataFormat = "auto",
+    sets: Sets = None,
+    outside: Outside = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how hard each dialogue is for a trained cmerc model: the file that CMERC's curriculum reads."""
+    from mer_export.bundle import Bundle
+    from mer_export.data.bundle_data import bundle_corpus
+    from train.systems.cmerc.difficulty import measure_difficulty, write_difficulty
+
+    refuse_existing(out, force)
+    opened = Bundle.open(bundle)
+    samples = bundle_corpus(opened, data, data_format, sets or (), (), outside).split(split)
+    found = measure_difficulty(opened, samples)
+    write_difficulty(out, found)
+    hardest = max(found, key=lambda name: found[name])
+    result = {"out": str(out), "dialogues": len(found), "hardest": hardest, "difficulty": round(found[hardest], 4)}
+    emit(result, as_json, lambda: [summary_line(result)])
 
 
 def import_(

@@ -4,6 +4,7 @@ presets/<system or family>/<data set>.yaml    exactly the published hyper-parame
 presets/sample/<data set>.yaml                small recipes for small data, ours
 presets/synthetic/<system>_<data set>.yaml    small recipes for what `mer synth` writes
 presets/own/<system>.yaml                     what a recipe for data of one's own starts from, see `own_data`
+presets/experiments/<name>.yaml               recipes over a grid, see `experiments`
 
 A file may name another preset as its `base` and say only what differs.
 """
@@ -31,12 +32,18 @@ from train.recipe import recipe
 
 FOLDER = Path(__file__).parent / "presets"
 OWN = FOLDER / "own"
+EXPERIMENTS = FOLDER / "experiments"
 PRESETS: tuple[str, ...] = tuple(
-    sorted(p.relative_to(FOLDER).with_suffix("").as_posix() for p in FOLDER.rglob("*.yaml") if p.parent != OWN)
+    sorted(
+        p.relative_to(FOLDER).with_suffix("").as_posix()
+        for p in FOLDER.rglob("*.yaml")
+        if not {OWN, EXPERIMENTS} & {*p.parents}
+    )
 )
 
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
+DeviceData = Literal["auto", "always", "never"]
 
 
 class Strict(BaseModel):
@@ -88,6 +95,8 @@ class TrainConfig(Strict):
     """Passes over the training splits."""
     batch: int = Field(16, ge=1)
     """Items per step and process."""
+    group_by_length: bool = False
+    """Makes batches of items of like length: less padding per step, other batches than a recipe without it has."""
     lr: float = Field(1e-4, gt=0)
     """Learning rate, of parameters that the protocol gives none of their own."""
     weight_decay: float = Field(0.0, ge=0)
@@ -113,6 +122,8 @@ class TrainConfig(Strict):
     """`cuda` is the first GPU, or each process's own where there are several."""
     compile: bool = False
     """Compiles the network for training (`torch.compile`): a slow first step, faster ones after it."""
+    device_data: DeviceData = "auto"
+    """Whether padded data stay on the device: `auto` on a GPU, where they take a quarter of its free memory at most."""
     threads: int | None = Field(None, ge=1)
     """CPU threads; None leaves PyTorch's choice. One is faster for small models."""
     save_every: int = Field(1, ge=1)

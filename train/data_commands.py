@@ -10,8 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from mer_export import faults
-from mer_export.console import DataFormat, Force, Json, Out, Outside, Quiet, Sets, Split, Verbose, emit, say_unless
-from mer_export.errors import UsageError
+from mer_export.console import (
+    DataFormat,
+    Force,
+    Json,
+    Out,
+    Outside,
+    Quiet,
+    Sets,
+    Split,
+    Verbose,
+    emit,
+    refuse_existing,
+    say_unless,
+)
 from mer_export.terminal import outline, summary_line
 
 app = typer.Typer(no_args_is_help=True, help="Make, look into and convert data sets.")
@@ -127,8 +139,7 @@ def normalise(
     from mer_export.data.formats.mmsa.normalise import normalised_path, write_normalised
 
     target = out or normalised_path(source)
-    if target.exists() and not force:
-        raise UsageError(f"{target} exists: pass --force to replace it")
+    refuse_existing(target, force)
     typer.echo(str(write_normalised(source, target)))
 
 
@@ -174,8 +185,7 @@ def byte_pairs(
     from mer_export.data.tokens.byte_pair_training import train_byte_pairs
     from train.config import load_preset
 
-    if out.exists() and not force:
-        raise UsageError(f"{out} exists: pass --force to replace it")
+    refuse_existing(out, force)
     configured = load_preset(preset, (), outside, source).data if preset else DataSpec()
     spec = choose_spec(source, "auto", configured, (), outside)
     data = source.is_dir() or open_file_format(source, spec)

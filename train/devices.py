@@ -13,6 +13,7 @@ from mer_export.cuda import tf32
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.install import not_installed
 from train.config import Precision, TrainConfig
+from train.memory import kept_between_steps
 from train.processes import PATIENCE
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def find_precision(wanted: Precision, device: torch.device) -> Precision:
 def computing(config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Runs a block with the device, the threads and the rounding of a run; what was set before comes back."""
     before = torch.get_num_threads()
-    here = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    here = torch.cuda.device(device) if device.type == "cuda" else kept_between_steps()
     torch.set_num_threads(config.threads or before)
     try:
         with here, tf32(find_precision(config.precision, device) == "tf32"):

@@ -169,8 +169,17 @@ class Run:
         set_statistics(model, prepared.unchanged)
         if config.init and not resumed:
             load_from_bundle(model, config.init)
+        # The first process alone evaluates.
+        measured = prepared.measured.values() if prepared.accelerator.is_main_process else ()
         self.phase = Phase(
-            config, prepared.settings, model, prepared.contract, prepared.samples, prepared.accelerator, difficulty
+            config,
+            prepared.settings,
+            model,
+            prepared.contract,
+            prepared.samples,
+            prepared.accelerator,
+            difficulty,
+            measured,
         )
         if resumed and bundle is not None:
             load_tensors(bundle, self.phase)
@@ -252,7 +261,7 @@ class Run:
                 change.manifest.provenance["epoch"] = self.state.epoch
                 weights = self.phase.protocol.weight
                 change.manifest.provenance["class_weights"] = None if weights is None else weights.tolist()
-            change.manifest.provenance["computed"] = _once_each(change.manifest.provenance, self.prepared)
+            change.manifest.provenance["computed"] = _once_each(change.manifest.provenance, self.prepared, self.phase)
             if CONFIG not in change.manifest.files:
                 change.write(CONFIG, dump_config(self.prepared.config))
                 keep_tools(change, self.prepared.config.data)
@@ -295,9 +304,10 @@ def _existing(
     return bundle, state
 
 
-def _once_each(provenance: dict[str, Any], prepared: Prepared) -> list[dict[str, Any]]:
+def _once_each(provenance: dict[str, Any], prepared: Prepared, phase: Phase) -> list[dict[str, Any]]:
     """On what the run was computed; a resumed one perhaps on more than one device."""
-    known, now = provenance.get("computed", []), describe(prepared.config, prepared.accelerator)
+    known = provenance.get("computed", [])
+    now = describe(prepared.config, prepared.accelerator) | {"device_data": phase.keeps_data}
     return known if now in known else [*known, now]
 
 
@@ -306,7 +316,8 @@ def _in_words(before: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
 
     Until 0.1 random encoders were asked for by naming none, and networks were never compiled.
     """
-    before = {"compile": False} | before
+    later: dict[str, Any] = {"compile": False, "device_data": "auto", "group_by_length": False}
+    before = later | before
     random = {s.setting: RANDOM for s in prepared.settings.sources if s.value == RANDOM}
     protocol = {n: random.get(n) if value is None else value for n, value in before["protocol"].items()}
     model = registry.get(prepared.config.system).parse(before["model"]).model_dump(mode="json")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mer_export.contract import Contract
-from mer_export.data.samples import Sample
+from mer_export.data.samples import Sample, readable
 from mer_export.errors import InputError, MerError, UsageError
 from mer_export.layers.recurrent import in_one_piece
 from mer_export.task import Task
-from train.batches import feed
+from train.batches import by_length, feed
 from train.config import TrainConfig
+from train.padding import Kept, padding
 from train.processes import Processes
 from train.protocol import AuxiliaryPass, Protocol
 from train.provenance import width_statistics
@@ -62,14 +63,20 @@ class Phase:
         samples: Sequence[Sample],
         accelerator: Accelerator,
         difficulty: Mapping[str, float] | None = None,
+        measured: Iterable[Sequence[Sample]] = (),
     ):
-        """`settings` is the checked `protocol:` section; `model` is trained in place."""
+        """`settings` is the checked `protocol:` section; `model` is trained in place.
+
+        `measured` are the splits that are evaluated, which may be kept on the device beside `samples`.
+        """
         self.config = config
         self.contract = contract
         self.samples = samples
         self.accelerator = accelerator
         self.model = model
         self.protocol: Protocol = protocol_class(config.system)(settings, difficulty)
+        if config.group_by_length and (why := self.protocol.given_batches()):
+            raise UsageError(f"group_by_length does not go with {why}: leave it out, or change that")
         self.processes = Processes(accelerator)
         module = self.protocol.prepare(model, samples, accelerator.device)
         # Device and autocast alone: `processes` averages the gradients, in place of a wrapper around the module.
@@ -77,6 +84,8 @@ class Phase:
         self.processes.start_alike(model.parameters())
         # Batches differ in length: made for one of them, the code would be made again for the next.
         self.module: Any = torch.compile(module, dynamic=True) if config.compile else module
+        splits = [p for s in (samples, *(readable(s, contract) for s in measured)) for p in self.protocol.padded(s)]
+        self.protocol.padding = padding(config.device_data, splits, contract, accelerator.device)
         self.updates = self.protocol.updates(model, config)
         self.optimizer = accelerator.prepare(self.updates.optimizer)
         self.updates.optimizer = self.optimizer
@@ -104,6 +113,8 @@ class Phase:
         seed = self.config.seed_of(number)
         seed_everything(seed)
         chosen = self.protocol.choose(self.samples, number)
+        if self.config.group_by_length:
+            chosen = by_length(chosen, self.config.batch, self.contract)
         if rank:
             seed_everything(seed + rank * 1_000_003)
         # Every process keeps batch norm statistics of its own; the frozen views need common ones.
@@ -135,6 +146,11 @@ class Phase:
         self.protocol.end_epoch(record, self.model, self.optimizer, passed)
         if self.schedule is not None and self.config.plateau is not None:
             self.schedule.step(record["splits"][self.config.plateau.split]["loss"])
+
+    @property
+    def keeps_data(self) -> bool:
+        """Whether the data stay on the device."""
+        return isinstance(self.protocol.padding, Kept)
 
     @property
     def lr(self) -> float:

@@ -18,6 +18,7 @@ from mer_export.metrics import find
 from mer_export.metrics.measure import measure
 from mer_export.task import Task
 from train.batches import feed, host_batch, in_batches
+from train.padding import FromSamples, Padding
 
 ClassLoss = Callable[[Tensor, Tensor], Tensor]
 Published = Callable[[Sequence[Tensor], Sequence[Tensor]], dict[str, float]]
@@ -47,6 +48,7 @@ def evaluate_model(
     class_loss: ClassLoss | None = None,
     mean: LossMean = LossMean(),
     published: Published | None = None,
+    padding: Padding = FromSamples(),
 ) -> dict[str, float]:
     """Metrics of a model on labelled samples, rounded as published; leaves it in evaluation mode.
 
@@ -55,7 +57,8 @@ def evaluate_model(
     device = next(model.parameters()).device
     model.eval()
     scores, labels = [], []
-    for made in feed(in_batches(readable(samples, contract), batch), partial(host_batch, contract=contract), device):
+    groups = in_batches(readable(samples, contract), batch)
+    for made in feed(groups, partial(host_batch, contract=contract, padding=padding), device):
         if not len(made.labels):
             continue
         scores.append(made.rows(forward(model, made.inputs, semantics)))

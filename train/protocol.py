@@ -19,6 +19,7 @@ from mer_export.untrusted.places import Reach
 from train.batches import host_batch, in_batches
 from train.config import TrainConfig
 from train.model_metrics import LossMean, evaluate_model
+from train.padding import FromSamples, Padding
 from train.updates import Updates, make_optimizer
 
 Autocast = Callable[[], AbstractContextManager[Any]]
@@ -66,6 +67,8 @@ class Protocol(ABC):
         self.difficulty = difficulty
         self.weight: Tensor | None = None
         """Class weights of the loss, kept in the bundle's provenance."""
+        self.padding: Padding = FromSamples()
+        """Where the inputs of batches come from."""
 
     def find_difficulty(self, before: Before) -> dict[str, float] | None:
         """Item id to value, which the constructor of the run's protocol gets and the bundle keeps; None needs none."""
@@ -95,6 +98,14 @@ class Protocol(ABC):
         """Consecutive batches."""
         return list(in_batches(samples, size))
 
+    def given_batches(self) -> str | None:
+        """The setting by which it matters what stands in a batch together, in words; None where there is none."""
+        return None
+
+    def padded(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+        """What batches of these samples are padded from."""
+        return [samples]
+
     def begin_epoch(self, model: Any, epoch: int) -> None:  # noqa: B027
         """Called before every epoch (from 0)."""
 
@@ -104,7 +115,7 @@ class Protocol(ABC):
 
     def collate(self, samples: Sequence[Sample], contract: Contract) -> Any:
         """A batch on the host, made ahead of its step: no random numbers here, they belong into `vary`."""
-        return host_batch(samples, contract)
+        return host_batch(samples, contract, self.padding)
 
     def vary(self, batch: Any) -> Any:
         """What `step` gets of a batch on the device: the place for noise and random changes."""
@@ -151,4 +162,5 @@ class Protocol(ABC):
             class_loss=self.class_loss,
             mean=self.mean,
             published=self.published_metrics,
+            padding=self.padding,
         )

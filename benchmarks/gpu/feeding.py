@@ -18,24 +18,29 @@ from train.config import load_preset
 from train.devices import computing
 from train.prepared import prepare
 
-DEPTHS = {"batches made when asked for": 0, "batches made ahead": AHEAD}
+WAYS = {
+    "batches made when asked for": ("never", 0),
+    "batches made ahead": ("never", AHEAD),
+    "batches cut from data on the device": ("always", AHEAD),
+}
+"""The setting `device_data`, and how many batches are made ahead of the steps."""
 EPOCHS = 3
 """The first one is not counted."""
 
 
 def shares(results: Results, kept: Path) -> None:
-    """Whole epochs of every system on synthetic data, its batches made ahead of the steps and not."""
+    """Whole epochs of every system on synthetic data, its batches made in each of the ways."""
     for system, (_, preset) in RUNS.items():
         about = {"part": "training feed", "network": system}
-        missing = {name: depth for name, depth in DEPTHS.items() if not results.has(**about, way=name)}
+        missing = {name: way for name, way in WAYS.items() if not results.has(**about, way=name)}
         if not results.in_time or not missing:
             continue
         with results.piece(**about, way="all"):
             data = synthetic_data(kept, system)
             tokenizer = [f"data.tokenizer={data / 'tokenizer'}"] * (data / "tokenizer").is_dir()
-            config = load_preset(preset, [f"device={results.device}", "precision=fp32", *tokenizer])
-            for name, depth in missing.items():
-                results.add([_epochs(config, data, depth)], **about, way=name)
+            for name, (kept_there, depth) in missing.items():
+                sets = [f"device={results.device}", "precision=fp32", f"device_data={kept_there}", *tokenizer]
+                results.add([_epochs(load_preset(preset, sets), data, depth)], **about, way=name)
 
 
 def _epochs(config: Any, data: Path, depth: int) -> Row:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -122,6 +123,25 @@ def replacing(path: Path) -> Iterator[Path]:
             os.close(descriptor)
         with contextlib.suppress(PermissionError):
             fsync(path.parent)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` to fill; it takes its place when the block ends well, and is gone otherwise.
+
+    What a killed writer left is removed by the next. Two writers of one folder are not kept apart.
+    """
+    fresh = path.with_name(f".{path.name}.tmp")
+    with faults.at(path):
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        try:
+            yield fresh
+            if path.exists():
+                shutil.rmtree(path)
+            fresh.replace(path)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _scratch(path: Path) -> tuple[Path, int]:

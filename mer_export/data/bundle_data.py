@@ -85,9 +85,11 @@ def _describes(section: DataSpec, path: Path, wanted: str) -> bool:
 
 def refuse_unread(path: Path, spec: DataSpec, sets: Sequence[str], others: Sequence[str] = ()) -> None:
     """Raises UsageError for an override of the data section that nothing reads; `others` are read elsewhere."""
-    if not sets:
-        return
-    name = detect(path, spec)
+    if sets:
+        _refuse_unread(detect(path, spec), spec, sets, others)
+
+
+def _refuse_unread(name: str, spec: DataSpec, sets: Sequence[str], others: Sequence[str] = ()) -> None:
     reads = known_formats()[name].reads
     for said in sets:
         place = said.partition("=")[0].strip()
@@ -117,8 +119,16 @@ def bundle_spec(
 
 def line_spec(bundle: Bundle) -> DataSpec:
     """How a bundle reads dialogues that come as JSON and from no file."""
-    configured = _configured(bundle)
-    return configured if configured.format in (AUTO, "jsonl") else _kept(configured)
+    return stored_spec(bundle, "jsonl")
+
+
+def stored_spec(
+    bundle: Bundle, format: str, sets: Sequence[str] = (), outside: Iterable[Path] | None = None
+) -> DataSpec:
+    """How a bundle reads data of a format that lie in no folder; raises UsageError as `choose_spec`."""
+    configured = _configured(bundle).allowing(Allowed.by(outside, apply_overrides({}, sets)))
+    _refuse_unread(format, configured, sets)
+    return overridden(configured if configured.format in (AUTO, format) else _kept(configured), sets)
 
 
 def _configured(bundle: Bundle) -> DataSpec:

@@ -33,7 +33,7 @@ def collate(
     """
     real = [s.lengths(contract) for s in samples]
     if lengths is None:
-        lengths = {d: max(contract.shortest.get(d, 1), *(r[d] for r in real)) for d in contract.sequence_dims}
+        lengths = longest(real, contract)
     for sample, own in zip(samples, real, strict=True):
         for dim, size in own.items():
             if size > lengths[dim]:
@@ -57,6 +57,11 @@ def collate(
                     _place(out[row], sample.inputs[spec.name], spec, sample.id, contract)
         arrays[spec.name] = out
     return arrays
+
+
+def longest(real: Sequence[Mapping[str, int]], contract: Contract) -> dict[str, int]:
+    """The least lengths that hold samples with the `real` ones."""
+    return {d: max(contract.shortest.get(d, 1), *(r[d] for r in real)) for d in contract.sequence_dims}
 
 
 def _count(sample: Sample, lengths: Mapping[str, int], spec: TensorSpec, contract: Contract) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -107,6 +107,19 @@ class FeatureCheck:
                 if isinstance(array, np.ndarray) and array.size:
                     with self._lock:
                         self._seen.setdefault(name, _Moments()).add(array, len(sample.units), known)
+
+    def seen(self) -> dict[str, dict[str, float]]:
+        """What has passed, as numbers that `join` takes elsewhere."""
+        with self._lock:
+            return {name: asdict(moments) for name, moments in self._seen.items()}
+
+    def join(self, seen: Mapping[str, Mapping[str, Any]]) -> None:
+        """Adds what has passed another check of the same statistics."""
+        for name, other in seen.items():
+            with self._lock:
+                own = self._seen.setdefault(name, _Moments())
+                for part, value in other.items():
+                    setattr(own, part, getattr(own, part) + value)
 
     def findings(self) -> list[Finding]:
         """One for each input that is known and was seen."""

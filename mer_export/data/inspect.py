@@ -80,7 +80,7 @@ def _corpus(path: Path, spec: DataSpec) -> dict[str, Any]:
     known = known_formats()[name]
     splits: dict[str, _Tally] = {}
     if known.open:
-        data = OpenData(path, known, spec)
+        data = OpenData.at(path, known, spec)
         labels = list(data.labels.labels)
         pairs = ((dialogue.split, sample) for dialogue, sample in data.samples())
     else:

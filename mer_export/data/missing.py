@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -31,6 +32,11 @@ class Incomplete(Sample):
 
     complete: Mapping[str, np.ndarray] = field(default_factory=dict)
     kept: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @cached_property
+    def whole(self) -> Sample:
+        """The sample before steps went missing."""
+        return Sample(self.id, self.complete, self.units, self.labels)
 
 
 def incomplete(

@@ -31,7 +31,7 @@ def open_corpus(path: Path | str, spec: DataSpec | None = None, labels: Sequence
     path, spec = Path(path), spec or DataSpec()
     found = known_formats()[detect(path, spec)]
     if found.open:
-        return OpenData(path, found, spec, labels).corpus()
+        return OpenData.at(path, found, spec, labels).corpus()
     corpus: Corpus = found.load().read(path, spec, labels)
     corpus.info["extractors"] = spec.extractors
     return corpus
@@ -72,8 +72,7 @@ def stream_samples(
     path, spec = Path(path), spec or DataSpec()
     found = known_formats()[detect(path, spec)]
     if found.open:
-        for dialogue, sample in OpenData(path, found, spec, labels).samples(split, through):
-            yield replace(sample, split=dialogue.split)
+        yield from OpenData.at(path, found, spec, labels).stream(split, through)
         return
     corpus: Corpus = found.load().read(path, spec, labels)
     for name in corpus.splits if split is None else [split]:
@@ -95,13 +94,22 @@ def sentences(path: Path | str, spec: DataSpec, split: str) -> list[str]:
 class OpenData:
     """An open source, the shape that its utterances take, and the labels of the model (or its own)."""
 
-    def __init__(self, path: Path, found: Format, spec: DataSpec, labels: Sequence[str] | None = None):
-        self.path, self.format = path, found.name
-        self.source: Source = found.load().source(path, spec)
-        self.spec = self.source.spec
+    def __init__(self, source: Source, path: Path | str, format: str, labels: Sequence[str] | None = None):
+        self.source, self.path, self.format = source, Path(path), format
+        self.spec = source.spec
         names = self.spec.label_columns or self.spec.label_names
-        values = () if labels or names else said_labels(u for d in self.source.dialogues() for u in d.utterances)
+        values = () if labels or names else said_labels(u for d in source.dialogues() for u in d.utterances)
         self.labels = LabelReader(str(path), labels, names, values)
+
+    @classmethod
+    def at(cls, path: Path, found: Format, spec: DataSpec, labels: Sequence[str] | None = None) -> OpenData:
+        """That of a path in an open format."""
+        return cls(found.load().source(path, spec), path, found.name, labels)
+
+    def stream(self, split: str | None = None, through: Through | None = None) -> Iterator[Sample]:
+        """Yields every sample with its `split`."""
+        for dialogue, sample in self.samples(split, through):
+            yield replace(sample, split=dialogue.split)
 
     def samples(self, split: str | None = None, through: Through | None = None) -> Iterator[tuple[Dialogue, Sample]]:
         """Yields every sample with the dialogue that it is made of."""

@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from mer_export.bundle import Bundle, Commit, Variant
+from mer_export.bundle.files import replacing_folder
 from mer_export.bundle.manifest import MANIFEST, Manifest, seal
 from mer_export.data.spec import Extractor
 from mer_export.encoders.encoder import FACES, TOKENIZER, Encoder
@@ -96,7 +97,7 @@ def copy(change: Commit, place: str, bundle: Bundle) -> None:
 def _served(bundle: Bundle) -> tuple[Manifest, list[str]]:
     """An encoder without its weights, samples and reports, which only exporting and PyTorch read."""
     manifest = bundle.manifest.model_copy(deep=True)
-    served = {n for v in manifest.variants for n in _files(bundle, v)}
+    served = {n for v in manifest.variants for n in variant_names(bundle, v)}
     served |= {n for n in manifest.files if n.startswith((f"{TOKENIZER}/", f"{FACES}/"))}
     manifest.files = {n: e for n, e in manifest.files.items() if n in served}
     return manifest, sorted(served)
@@ -110,20 +111,21 @@ def place_beside(data: Path) -> Path:
 def save_beside(data: Path, chosen: Chosen) -> Path:
     """Keeps the encoders that a data set was made with beside it, for whoever trains on it; replaces others."""
     place = place_beside(data)
-    fresh = place.with_name(f"{place.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    for name, encoders in chosen.items():
-        for number, encoder in enumerate(encoders):
-            folder = fresh / name / str(number)
-            manifest, served = _served(encoder.bundle)
-            for file in served:
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(encoder.bundle.path(file), folder / file)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / MANIFEST).write_bytes(seal(manifest))
-    shutil.rmtree(place, ignore_errors=True)
-    fresh.replace(place)
+    with replacing_folder(place) as fresh:
+        for name, encoders in chosen.items():
+            for number, encoder in enumerate(encoders):
+                _write(encoder.bundle, fresh / name / str(number))
     return place
+
+
+def _write(bundle: Bundle, folder: Path) -> None:
+    """An encoder as a folder of its own."""
+    manifest, served = _served(bundle)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in served:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.path(file), folder / file)
+    (folder / MANIFEST).write_bytes(seal(manifest))
 
 
 def found_beside(data: Path, said: Mapping[str, Extractor]) -> dict[str, list[Encoder]]:
@@ -144,7 +146,7 @@ def found_beside(data: Path, said: Mapping[str, Extractor]) -> dict[str, list[En
     return found
 
 
-def _files(bundle: Bundle, variant: Variant) -> list[str]:
+def variant_names(bundle: Bundle, variant: Variant) -> list[str]:
     """The files that a variant is made of: its own, its models, and what stands beside those."""
     folders = {f"variants/{variant.name}/", *(m.rpartition("/")[0] + "/" for m in variant.models)}
     return [n for n in bundle.manifest.files if any(n.startswith(f) for f in folders)]

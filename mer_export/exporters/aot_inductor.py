@@ -6,19 +6,28 @@ compiler is needed here alone.
 
 from __future__ import annotations
 
+import copy
+import errno
+import io
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 
-from mer_export.errors import NotAvailableError, UsageError
+from mer_export import faults
+from mer_export.errors import MerError, NotAvailableError, UnsupportedError, UsageError
 from mer_export.exporters.export_job import Exported, ExportJob, prove
 from mer_export.exporters.exported_program import capture
 from mer_export.exporters.format import NATIVE, ExportFormat
+from mer_export.exporters.precision_gate import check
 from mer_export.launcher import module_command
 
 FORMAT = ExportFormat(
@@ -28,19 +37,25 @@ FORMAT = ExportFormat(
     f"{__name__}:export",
     rank=35,
     program=NATIVE,
+    precisions=("fp32", "bf16"),
     devices=("cuda",),
 )
 COMPILERS = ("g++", "clang++", "c++")
+MENDED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+"""Errors of the operating system that are no fault of the package: full, or not to be written."""
 
 
 def export(job: ExportJob, path: Path) -> Exported:
     """Compiles at the bucket's lengths for `job.device`, with a fixed or a dynamic batch dim.
 
     A process of its own compiles and then runs the package on the example: the compiler depends on what else was
-    imported, and compiled code that is wrong may end a process.
+    imported, and compiled code that is wrong may end a process. bf16 is autocast, compiled; it passes the gate of
+    reduced precisions.
 
     Raises:
         NotAvailableError: no C++ compiler, or no such device.
+        UnsupportedError: bf16 for a GPU.
+        ParityError: bf16 that changes the answers too much.
         UsageError: the package does not compile, does not run, or does not give the model's answers.
     """
     import torch
@@ -49,44 +64,119 @@ def export(job: ExportJob, path: Path) -> Exported:
         raise NotAvailableError(f"AOTInductor needs a C++ compiler, none of {list(COMPILERS)} is here: install one")
     if job.device == "cuda" and not torch.cuda.is_available():
         raise NotAvailableError("AOTInductor compiles for CUDA on a machine with a GPU alone: pass --device cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        # Elsewhere at first: a full disk must not leave half a package.
+    if job.device != "cpu" and job.precision != "fp32":
+        raise UnsupportedError(
+            f"AOTInductor packages for {job.device} are fp32, not {job.precision}: no GPU has run another one yet; run "
+            f"--runtime torch --precision {job.precision}, which needs no export"
+        )
+    options: dict[str, Any] = {}
+    # Beside the package: what a killed export leaves is staged there, and goes with the next change of the bundle.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / "model.pt2"
-        _compile(job, made, Path(folder))
-        path.write_bytes(made.read_bytes())
-    options = {}
+        outputs = _compile(job, made, Path(folder))
+        if job.precision == "fp32":
+            prove(job, outputs, "the AOTInductor package")
+        else:
+            options["gate"] = _gate(job, made)
+        made.replace(path)
     if job.device == "cuda":
         major, minor = torch.cuda.get_device_capability()
         options["capability"] = f"{major}.{minor}"
     return Exported(exporter=f"torch {torch.__version__} AOTInductor", options=options)
 
 
-def _compile(job: ExportJob, package: Path, folder: Path) -> None:
+def _compile(job: ExportJob, package: Path, folder: Path) -> list[np.ndarray]:
+    """Writes the package; returns its outputs for the example."""
     import torch
 
     size = job.batch or job.items
     feeds = [job.feed(size, start) for start in range(0, job.items, size)]
     program, given, found = folder / "program.pt2", folder / "given.npz", folder / "found.npz"
-    torch.export.save(capture(job), program)
+    content = io.BytesIO()
+    torch.export.save(capture(_rounded(job)), content)
+    program.write_bytes(content.getbuffer())
     arrays = {f"{i:06d} {k:03d}": a for i, feed in enumerate(feeds) for k, a in enumerate(feed.values())}
-    np.savez(given, allow_pickle=False, **arrays)
+    with faults.at(given):
+        np.savez(given, allow_pickle=False, **arrays)
     command = module_command(__name__, *map(str, (program, package, given, found)), job.device)
-    done = subprocess.run(command, capture_output=True, text=True)
+    lifeline = os.pipe()
+    try:
+        done = subprocess.run(command, stdin=lifeline[0], capture_output=True, text=True)
+    finally:
+        for end in lifeline:
+            os.close(end)
     if done.returncode:
         said = done.stderr.strip().splitlines()
+        if done.returncode == UsageError.exit_code and said:
+            raise UsageError(said[-1])
         why = f"signal {-done.returncode}" if done.returncode < 0 else said[-1] if said else "no reason given"
         raise UsageError(f"AOTInductor makes no package that runs: {why}; it was not exported, use another format")
     with np.load(found, allow_pickle=False) as made:
-        outputs = [made[name][: job.items] for name in sorted(made.files)]
-    prove(job, outputs, "the AOTInductor package")
+        return [made[name][: job.items] for name in sorted(made.files)]
+
+
+def _rounded(job: ExportJob) -> ExportJob:
+    """The job with a network that computes in its precision."""
+    if job.precision == "fp32":
+        return job
+    from mer_export.layers.autocast import Autocast, store_products
+
+    model = copy.deepcopy(job.model)
+    store_products(model, job.precision)
+    return replace(job, model=Autocast(model, job.precision, job.device))
+
+
+def _gate(job: ExportJob, package: Path) -> dict[str, Any]:
+    """What the gate measured of a package that has run on the example already."""
+    from torch._inductor import aoti_load_package
+
+    return check(job, _Calls(job.module()), _Calls(aoti_load_package(str(package), run_single_threaded=True)))
+
+
+class _Calls:
+    """What the gate runs: a function of tensors."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def run(self, names: Sequence[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Outputs of arrays in contract order."""
+        import torch
+
+        with torch.no_grad():
+            # Outputs may lie in memory that the next call uses again.
+            return [o.numpy().copy() for o in _listed(self._function(*map(torch.from_numpy, feed.values())))]
 
 
 def main() -> None:
-    """Compiles a program and runs it on arrays: both files, what the package is given, where its outputs go, device."""
+    """Compiles a program and runs it on arrays: both files, what the package is given, where its outputs go, device.
+
+    Ends with the process that started it, whose end of standard input closes then.
+    """
+    Thread(target=lambda: os._exit(1) if not os.read(0, 1) else None, daemon=True).start()
+    try:
+        _make(*sys.argv[1:])
+    except Exception as error:
+        said = _of_the_machine(error)
+        if said is None:
+            raise
+        print(said, file=sys.stderr)
+        sys.exit(said.exit_code)
+
+
+def _of_the_machine(error: BaseException | None) -> MerError | None:
+    """What a person can mend, if it stands behind what the compiler raises."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in MENDED:
+            return faults.explain(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _make(source: str, package: str, given: str, found: str, device: str) -> None:
     import torch
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
-    source, package, given, found, device = sys.argv[1:]
     program = torch.export.load(source)
     if device == "cuda":
         from torch.export.passes import move_to_device_pass
@@ -94,7 +184,10 @@ def main() -> None:
         # With its number: the compiler holds devices of tensors against each other by name.
         program = move_to_device_pass(program, f"cuda:{torch.cuda.current_device()}")
     with torch.no_grad():
-        aoti_compile_and_package(program, package_path=package)
+        # PyTorch's own writer ends the process where the disk is full.
+        content = io.BytesIO()
+        aoti_compile_and_package(program, package_path=content)
+        Path(package).write_bytes(content.getbuffer())
         run = aoti_load_package(package, run_single_threaded=True, device_index=0 if device == "cuda" else -1)
         parts: dict[str, list[Any]] = {}
         with np.load(given, allow_pickle=False) as arrays:
@@ -103,7 +196,8 @@ def main() -> None:
         # Outputs may lie in memory that the next call uses again.
         made = [[o.cpu().numpy() for o in _listed(run(*tensors))] for tensors in parts.values()]
     joined = [np.concatenate(outputs) for outputs in zip(*made, strict=True)]
-    np.savez(found, allow_pickle=False, **{f"{k:03d}": array for k, array in enumerate(joined)})
+    with faults.at(found):
+        np.savez(found, allow_pickle=False, **{f"{k:03d}": array for k, array in enumerate(joined)})
 
 
 def _listed(found: Any) -> list[Any]:

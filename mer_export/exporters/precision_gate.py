@@ -1,4 +1,4 @@
-"""What a rewritten ONNX file must show before it is kept: the answers of the fp32 file, as its precision allows."""
+"""What a file of a reduced precision must show before it is kept: the answers of fp32, as its precision allows."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ PRINTED = {"percent": 1, "plain": 3}
 class Metric:
     """What one number of an evaluation means.
 
-    A `main` one is shown where there is room for a few only. `written` is the name in a heading, where that does not
+    A `main` one is shown where there is room for a few only. One that is not `whole` has values of single labels alone,
+    `f1/joy`. `written` is the name in a heading, where that does not
     follow from `name`.
     """
 
@@ -24,6 +25,7 @@ class Metric:
     unit: Literal["percent", "plain"] = "percent"
     better: Literal["higher", "lower"] = "higher"
     main: bool = False
+    whole: bool = True
     written: str = ""
 
     @property
@@ -58,7 +60,7 @@ class Metric:
 
     def of(self, label: str) -> Metric:
         """The same metric of one label alone, `name/label`."""
-        return replace(self, name=f"{self.name}/{label}", main=False, written=f"{self.title}/{label}")
+        return replace(self, name=f"{self.name}/{label}", main=False, whole=True, written=f"{self.title}/{label}")
 
 
 @dataclass(frozen=True)

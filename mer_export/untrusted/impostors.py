@@ -22,9 +22,14 @@ def refuse_impostor(path: Path | str) -> None:
     head = b""
     with suppress(OSError), open(path, "rb") as stream:
         head = stream.read(HEAD)
+    refuse_head(head, str(path))
+
+
+def refuse_head(head: bytes, name: str) -> None:
+    """The same of the first bytes of a file."""
     reason = _reason(head)
     if reason:
-        raise InputError(f"{path} is {reason}")
+        raise InputError(f"{name} is {reason}")
 
 
 def _reason(head: bytes) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,11 @@ from typing import Any
 from mer_export.errors import InputError
 from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.impostors import read_genuine
+
+try:
+    import orjson as fast
+except ImportError:
+    fast = None  # type: ignore[assignment]
 
 PARTS = (b",", b"[", b"{", b":")
 """What stands before or after every object of JSON."""
@@ -31,6 +37,10 @@ def parse_json(content: bytes | str, name: str) -> Any:
     """What a JSON text holds; raises InputError, whose message begins with `name`."""
     content = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
     Budget(name, len(content)).take(objects=sum(content.count(part) for part in PARTS))
+    if fast is not None:
+        # What it refuses may still be JSON to Python, such as NaN; and Python says better what is wrong.
+        with contextlib.suppress(ValueError):
+            return fast.loads(content)
     try:
         return json.loads(content)
     except RecursionError:

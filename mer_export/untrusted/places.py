@@ -68,6 +68,13 @@ class Reach:
         )
 
 
+def within(reach: Reach | None, name: object, where: str) -> Reach:
+    """Where files may lie that data name; raises InputError where none is read."""
+    if reach is None:
+        raise InputError(f"{where} names the file {str(name)!r}, and no file is read here: send what is in it")
+    return reach
+
+
 def _texts(value: Any) -> Iterator[str]:
     """Every string in nested containers."""
     if isinstance(value, str):

@@ -17,7 +17,7 @@ BACKEND = Backend(
     ("aot_inductor",),
     rank=35,
     colour="#b5537a",
-    precisions=("fp32",),
+    precisions=("fp32", "bf16"),
     captures=True,
     bound=True,
 )

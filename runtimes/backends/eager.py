@@ -38,7 +38,6 @@ BACKEND = Backend(
 
 _SWITCHES = RLock()
 """Threads of several sessions would put back each other's switches in the middle of a call."""
-AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}
 
 
 class TorchSession(Session):
@@ -109,16 +108,6 @@ class TorchSession(Session):
         self.module = self._call = self._staging = None
 
 
-def _store_products(model: Any, dtype: str) -> None:
-    """Keeps in `dtype` the weights that autocast would turn into it at every call: a third of the bytes to read."""
-    import torch
-    from torch import nn
-
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            module.to(dtype=getattr(torch, dtype))
-
-
 @contextmanager
 def computing_in(options: SessionOptions) -> Iterator[None]:
     """What `options.reduced` says, inside the block; without it fp32 means fp32, also on a GPU.
@@ -127,9 +116,11 @@ def computing_in(options: SessionOptions) -> Iterator[None]:
     """
     import torch
 
+    from mer_export.layers.autocast import AUTOCAST
+
     with _SWITCHES if options.on_gpu else nullcontext(), tf32(options.reduced == "tf32"):
         if options.reduced in AUTOCAST:
-            with torch.autocast(options.kind, getattr(torch, AUTOCAST[options.reduced])):
+            with torch.autocast(options.kind, AUTOCAST[options.reduced]):
                 yield
         else:
             yield
@@ -141,11 +132,12 @@ class EagerSession(TorchSession):
     backend = "torch"
 
     def read(self, path: Path) -> tuple[Any, Ports]:
+        from mer_export.layers.autocast import AUTOCAST, store_products
         from mer_export.layers.signature import by_position
         from mer_export.weights import bundle_model
 
         own = bundle_model(Bundle.open(path)).requires_grad_(False)
         if self.options.reduced in AUTOCAST:
-            _store_products(own, AUTOCAST[self.options.reduced])
+            store_products(own, self.options.reduced)
         own = own.to(self.options.device)
         return by_position(own, self.contract.inputs), Ports()

@@ -47,4 +47,4 @@ def open_clips(
     if not found.open:
         can = [n for n, f in known_formats().items() if f.open]
         raise UsageError(f"{path} is in the format {found.name}, features are made of {', '.join(can)}")
-    return OpenData(path, found, spec)
+    return OpenData.at(path, found, spec)

@@ -66,10 +66,10 @@ class Parts:
         parts = cls(out.with_name(f"{out.name}.parts"))
         wanted = {"version": VERSION, **request}
         parts.folder.mkdir(parents=True, exist_ok=True)
-        with parts._locked():
+        with alone_in(parts.folder, LOCK):
             found = parts._request()
-            if found is not None and found != wanted:
-                if not force:
+            if found != wanted:
+                if found is not None and not force:
                     names = [n for n in wanted if found.get(n) != wanted[n]]
                     raise UsageError(
                         f"{parts.folder} holds what was done with other {' and '.join(names)}: run that to its end, or "
@@ -95,7 +95,8 @@ class Parts:
         write_atomic(self._record(block), json.dumps(asdict(record)).encode())
 
     def remove(self) -> None:
-        """The data set is there: what it was made of goes."""
+        """The data set is there: what it was made of goes, first what says that it is of use to anybody."""
+        (self.folder / REQUEST).unlink()
         shutil.rmtree(self.folder)
 
     def _record(self, block: int) -> Path:
@@ -110,16 +111,20 @@ class Parts:
             if file.name != LOCK:
                 file.unlink()
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-        except BlockingIOError:
-            raise UsageError(f"another process writes {self.folder}: wait for it") from None
-        finally:
-            os.close(descriptor)
+
+@contextmanager
+def alone_in(folder: Path, lock: str) -> Iterator[None]:
+    """Nobody else writes a folder as long as its lock file is held; raises UsageError where another process does."""
+    descriptor = os.open(folder / lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(f"another process writes {folder}: wait for it") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 COLUMNS = ("data", *(f.name for f in fields(Failure)))

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mer_export.errors import NotAvailableError
+from mer_export.experiment import metric_of
 from mer_export.install import not_installed
 from mer_export.metrics import find
 from runtimes.backends.table import known_backends
 
 if TYPE_CHECKING:
+    from mer_export.experiment import ExperimentResult, Row
     from runtimes.parity.report import ParityReport
     from runtimes.predict.robustness import RobustnessReport
     from runtimes.speed.bench_report import Case
 
+LINES = ("#2f6fb5", "#d08c2f", "#2a9d8f", "#9b4f96", "#68717f")
 SHADES = {"bf16": (0.0, 0.4), "int8": (1.0, 0.4), "unpadded": (1.0, 0.45)}
 """Words of a runtime's name that shade its colour: towards black (0) or white (1), by how much."""
 INK, QUIET, RULE, BAD = "#1c2430", "#68717f", "#dfe3e8", "#b3372f"
@@ -123,6 +127,42 @@ def robustness_chart(report: RobustnessReport, metric: str) -> str:
         for axes in panels[len(shown) :]:
             axes.set_visible(False)
         return _svg(figure, f"{' and '.join(shown)} over the missing rate")
+
+
+def experiment_chart(result: ExperimentResult, name: str) -> str:
+    """A metric over the rates, a line per model with its deviation; without rates a dot per run in each row."""
+    rows = [r for r in result.rows if r.metrics[name].values]
+    if not rows:
+        return ""
+    title = _metric_title(metric_of(name)[1])
+    if result.table.area is None:
+        return _dots(rows, name, title, result.axes)
+    models = list(dict.fromkeys(r.model for r in rows))
+    with _figure(4.6, 2.8) as (figure, axes):
+        for model, colour in zip(models, itertools.cycle(LINES)):
+            found = sorted((float(r.cell[result.table.area]), r.metrics[name]) for r in rows if r.model == model)
+            rates, means = [rate for rate, _ in found], [s.mean for _, s in found]
+            axes.errorbar(rates, means, [s.std for _, s in found], label=model, color=colour, marker="o", markersize=3)
+        axes.set_xlabel(result.table.area)
+        axes.set_title(title, loc="left", fontsize=10, color=QUIET)
+        axes.grid(axis="y", color=RULE, linewidth=0.8)
+        axes.legend(fontsize=8)
+        return _svg(figure, f"{title} over {result.table.area}")
+
+
+def _dots(rows: Sequence[Row], name: str, title: str, shown: Sequence[str]) -> str:
+    names = [" ".join([r.model, *(r.cell[a] for a in shown if a in r.cell)]) for r in rows]
+    with _figure(4.6, 0.8 + 0.34 * len(rows)) as (figure, axes):
+        for y, row in enumerate(rows):
+            found = row.metrics[name]
+            axes.plot(found.values, [y] * len(found.values), "o", color="#2f6fb5", alpha=0.5, markersize=5)
+            axes.plot([found.mean], [y], marker="|", markersize=14, color=INK)
+        axes.set_yticks(range(len(rows)), names)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=RULE, linewidth=0.8)
+        axes.set_title(f"{title}: every run, and the mean", loc="left", fontsize=10, color=QUIET)
+        return _svg(figure, f"{title} of every run")
 
 
 def _metric_title(name: str) -> str:

@@ -9,14 +9,13 @@ from typing import Any, TypeVar
 from mer_export import registry
 from mer_export.bundle import Bundle
 from mer_export.contract import TensorSpec
-from mer_export.errors import BundleError, NotAvailableError
-from mer_export.install import not_installed
-from mer_export.markdown import some
+from mer_export.errors import BundleError
 from mer_export.metrics import find
 from mer_export.report import Report
 from runtimes.backends.way import grouped_reasons
 from runtimes.pages import charts
-from runtimes.parity.report import SHOWN_FLIPS, CandidateReport, ParityReport, used_part, verdict_line
+from runtimes.pages.page import render_page
+from runtimes.parity.report import SHOWN_FLIPS, CandidateReport, ParityReport, verdict_line
 from runtimes.predict.machine_profile import encoder_table
 from runtimes.predict.robustness import RobustnessReport
 from runtimes.speed.bench_report import BENCH_HEADER, CHAIN, BenchReport, Case, bench_rows, chain_table
@@ -50,27 +49,7 @@ def write_report(bundle: Bundle | Path | str) -> Path:
 
 def render(bundle: Bundle) -> str:
     """The page as HTML text."""
-    try:
-        import jinja2
-        import markupsafe
-    except ImportError:
-        raise NotAvailableError(not_installed("jinja2", "report")) from None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {
-        "bucket": lambda bucket: "any" if bucket is None else bucket.name,
-        "error": lambda value: "0" if value == 0 else f"{value:.1e}",
-        "metric": find,
-        "used_part": used_part,
-        "some": some,
-        "svg": markupsafe.Markup,
-    }
-    return environment.get_template("report.html").render(**content(bundle))
+    return render_page("report.html", content(bundle))
 
 
 def content(bundle: Bundle) -> dict[str, Any]:

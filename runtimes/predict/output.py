@@ -5,21 +5,22 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from mer_export.bundle import replacing
-from mer_export.errors import InputError, NotAvailableError, UsageError
-from mer_export.install import not_installed
+from mer_export.errors import InputError, UsageError
 from mer_export.progress import SILENT, Progress
 from mer_export.task import Task
+from mer_export.untrusted.parquet import pyarrow_modules
 from runtimes.predict.predictor import Prediction
 
 GROUP = 4096
 """Units per Parquet row group, and between two progress reports."""
 STDOUT = Path("-")
+COUNTS = ("units", "samples", "without_prediction", "nothing_to_read")
 BESIDE = ("split", "gold")
 """Columns that are written where they are asked for: where a unit is from, and what the data say of it."""
 
@@ -57,19 +58,17 @@ def write(
         NotAvailableError: Parquet without pyarrow.
     """
     check_out(path)
-    unknown = [name for name in beside if name not in BESIDE]
-    if unknown:
-        raise UsageError(f"--with {unknown[0]}: there are {' and '.join(BESIDE)}")
-    counts = {"units": 0, "samples": 0, "without_prediction": 0, "nothing_to_read": 0}
+    check_beside(beside)
+    counts = dict.fromkeys(COUNTS, 0)
     with progress.over("infer", None) as shown:
         rows = _counted(predictions, counts, shown)
         if path == STDOUT:
             _jsonl(rows, sys.stdout, task, beside)
-            return _said(counts)
+            return said_counts(counts)
         _make_folder(path)
         with replacing(path) as temporary:
             WRITERS[path.suffix](rows, temporary, task, beside)
-    return _said(counts)
+    return said_counts(counts)
 
 
 def _make_folder(path: Path) -> None:
@@ -79,8 +78,16 @@ def _make_folder(path: Path) -> None:
         raise UsageError(f"--out {path}: there is not a directory {path.parent}, but a file in its way") from None
 
 
-def _said(counts: dict[str, int]) -> dict[str, int]:
+def said_counts(counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts as a summary says them."""
     return {name: count for name, count in counts.items() if count or name != "nothing_to_read"}
+
+
+def check_beside(beside: Sequence[str]) -> None:
+    """Raises UsageError for a column that does not exist."""
+    unknown = [name for name in beside if name not in BESIDE]
+    if unknown:
+        raise UsageError(f"--with {unknown[0]}: there are {' and '.join(BESIDE)}")
 
 
 def check_out(path: Path) -> None:
@@ -128,43 +135,63 @@ def _cell(value: str | float | tuple[str, ...] | None) -> str:
     return "+".join(value) if isinstance(value, tuple) else str(value)
 
 
-def _write_parquet(predictions: Iterable[Prediction], path: Path, task: Task, beside: Sequence[str]) -> None:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise NotAvailableError(not_installed("pyarrow", "columnar")) from None
+def write_parquet(
+    predictions: Iterable[Prediction], sink: Path | BinaryIO, task: Task, beside: Sequence[str] = ()
+) -> None:
+    """Writes a Parquet file; raises NotAvailableError without pyarrow."""
+    _, parquet = pyarrow_modules()
+    with parquet.ParquetWriter(sink, answer_schema(task, beside)) as writer:
+        for table in answer_tables(predictions, task, beside):
+            writer.write_table(table)
+
+
+def answer_schema(task: Task, beside: Sequence[str] = ()) -> Any:
+    """The columns of answers in Arrow."""
+    pyarrow, _ = pyarrow_modules()
     text = pyarrow.string()
     gold = pyarrow.float64() if task.kind == "regression" else text if task.exclusive else pyarrow.list_(text)
     fields = [("sample", text), ("unit", text), ("label", text), ("modalities", pyarrow.list_(text))]
     fields += [] if task.exclusive else [("labels", pyarrow.list_(text))]
     fields += [(name, pyarrow.float64()) for name in task.columns()]
-    schema = pyarrow.schema([*fields, *((name, gold if name == "gold" else text) for name in beside)])
-    with parquet.ParquetWriter(path, schema) as writer:
-        rows = iter(predictions)
-        while group := list(islice(rows, GROUP)):
-            columns: dict[str, list[Any]] = {
-                "sample": [p.sample for p in group],
-                "unit": [p.unit for p in group],
-                "label": [p.label for p in group],
-                "modalities": [list(p.modalities) for p in group],
-            }
-            if not task.exclusive:
-                columns["labels"] = [list(p.labels) for p in group]
-            for place, name in enumerate(task.columns()):
-                columns[name] = [p.numbers[place] if p.numbers else None for p in group]
-            columns |= {name: [getattr(p, name) for p in group] for name in beside}
-            writer.write_table(pyarrow.table(columns, schema=schema))
+    return pyarrow.schema([*fields, *((name, gold if name == "gold" else text) for name in beside)])
+
+
+def answer_tables(predictions: Iterable[Prediction], task: Task, beside: Sequence[str] = ()) -> Iterator[Any]:
+    """Answers as Arrow tables of bounded size."""
+    pyarrow, _ = pyarrow_modules()
+    schema, rows = answer_schema(task, beside), iter(predictions)
+    while group := list(islice(rows, GROUP)):
+        columns: dict[str, list[Any]] = {
+            "sample": [p.sample for p in group],
+            "unit": [p.unit for p in group],
+            "label": [p.label for p in group],
+            "modalities": [list(p.modalities) for p in group],
+        }
+        if not task.exclusive:
+            columns["labels"] = [list(p.labels) for p in group]
+        for place, name in enumerate(task.columns()):
+            columns[name] = [p.numbers[place] if p.numbers else None for p in group]
+        columns |= {name: [getattr(p, name) for p in group] for name in beside}
+        yield pyarrow.table(columns, schema=schema)
 
 
 WRITERS: dict[str, Callable[[Iterable[Prediction], Path, Task, Sequence[str]], None]] = {
     ".jsonl": _write_jsonl,
     ".csv": _write_csv,
-    ".parquet": _write_parquet,
+    ".parquet": write_parquet,
 }
 
 
 def _counted(predictions: Iterable[Prediction], counts: dict[str, int], progress: Progress) -> Iterator[Prediction]:
+    for prediction in counted(predictions, counts):
+        if counts["units"] % GROUP == 0:
+            progress.end(f"{counts['units']} units")
+        yield prediction
+    check_counts(counts)
+
+
+def counted(predictions: Iterable[Prediction], counts: dict[str, int]) -> Iterator[Prediction]:
+    """Passes predictions on and counts them under the names of `COUNTS`."""
     last = None
     for prediction in predictions:
         counts["units"] += 1
@@ -172,9 +199,11 @@ def _counted(predictions: Iterable[Prediction], counts: dict[str, int], progress
         counts["without_prediction"] += prediction.label is None
         counts["nothing_to_read"] += prediction.label is None and not prediction.modalities
         last = prediction.sample
-        if counts["units"] % GROUP == 0:
-            progress.end(f"{counts['units']} units")
         yield prediction
+
+
+def check_counts(counts: Mapping[str, int]) -> None:
+    """Raises InputError where nothing of any unit could be read."""
     if counts["units"] and counts["nothing_to_read"] == counts["units"]:
         raise InputError(
             f"there is nothing to read of any of the {counts['units']} units: the data lack every modality of the "

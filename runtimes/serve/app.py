@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from secrets import token_hex
 from time import perf_counter
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtimes.serve import reading
-from runtimes.serve.journal import note, note_failure
-from runtimes.serve.openapi import Endpoint, Handler
-from runtimes.serve.refusals import Refusal, as_refusal
+from runtimes.serve.journal import note
+from runtimes.serve.openapi import Endpoint
+from runtimes.serve.refusals import Refusal, answered
 from runtimes.serve.service import Service
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -51,6 +48,7 @@ class Gate:
         try:
             await self._answer(scope, receive, watched)
         finally:
+            self.service.room.give_back(state)
             seconds = perf_counter() - begun
             route, model = state.get("route", "other"), state.get("model", "")
             self.service.metrics.requests.labels(model, route, status).inc()
@@ -83,35 +81,63 @@ class Gate:
         return [*found, (b"connection", b"close")] if self.service.ending else found
 
 
+class Routes:
+    """From a request to its endpoint by the parts of its path: a table, as there are few."""
+
+    def __init__(self, endpoints: Sequence[Endpoint]):
+        self._table: dict[int, list[tuple[list[str], dict[str, Endpoint]]]] = {}
+        for endpoint in endpoints:
+            parts = endpoint.path.split("/")
+            alike = self._table.setdefault(len(parts), [])
+            there = next((methods for p, methods in alike if p == parts), None)
+            if there is None:
+                alike.append((parts, {endpoint.method: endpoint}))
+            else:
+                there[endpoint.method] = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        try:
+            endpoint = self._find(scope)
+            request.state.route = endpoint.path
+            response = await endpoint.answer(request)
+        except Exception as error:
+            response = refused(answered(error, request.state.number))
+        await response(scope, receive, send)
+
+    def _find(self, scope: Scope) -> Endpoint:
+        """What answers; raises Refusal (404, 405) where nothing does."""
+        said = scope["path"].split("/")
+        for parts, methods in self._table.get(len(said), ()):
+            names = _matched(parts, said)
+            if names is None:
+                continue
+            asked = "GET" if scope["method"] == "HEAD" else scope["method"]
+            if asked not in methods:
+                allowed = [*methods, *(["HEAD"] if "GET" in methods else [])]
+                raise Refusal(405, f"{scope['method']} is not answered here", {"Allow": ", ".join(allowed)})
+            scope["path_params"] = names
+            return methods[asked]
+        raise Refusal(404, "there is nothing here: see /openapi.json")
+
+
+def _matched(parts: Sequence[str], said: Sequence[str]) -> dict[str, str] | None:
+    """What a path says for the names in braces; None where it is another one."""
+    names = {}
+    for part, word in zip(parts, said, strict=True):
+        if part.startswith("{") and word:
+            names[part[1:-1]] = word
+        elif part != word:
+            return None
+    return names
+
+
 def build(service: Service, token: str | None = None, hosts: frozenset[str] | None = None) -> ASGIApp:
     """The ASGI application."""
-    routes = [Route(e.path, _guarded(e), methods=[e.method]) for e in service.endpoints]
-    return Gate(Starlette(routes=routes, exception_handlers={HTTPException: _not_routed}), service, token, hosts)
+    return Gate(Routes(service.endpoints), service, token, hosts)
 
 
 def refused(refusal: Refusal) -> Response:
     """The answer to a request that is not answered: one sentence, where the protocol has it."""
     content = json.dumps({"error": str(refusal)}).encode()
     return Response(content, refusal.status, refusal.headers, reading.JSON)
-
-
-def _guarded(endpoint: Endpoint) -> Handler:
-    """What answers, with errors as answers; what is our own fault is logged, without what was sent."""
-
-    async def guarded(request: Request) -> Response:
-        request.state.route = endpoint.path
-        try:
-            return await endpoint.answer(request)
-        except Exception as error:
-            refusal = as_refusal(error, request.state.number)
-            if refusal.status == 500:
-                note_failure(error, request.state.number)
-            return refused(refusal)
-
-    return guarded
-
-
-async def _not_routed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    sentence = {404: "there is nothing here: see /openapi.json", 405: f"{request.method} is not answered here"}
-    return refused(Refusal(error.status_code, sentence.get(error.status_code, error.detail), error.headers))

@@ -99,6 +99,16 @@ class Batcher:
             self._changed.notify(len(jobs))
         return [job.answer for job in jobs]
 
+    def call_off(self, answers: Sequence[asyncio.Future[Outputs]]) -> None:
+        """Gives up what is not answered yet: it leaves the queue with all that it holds."""
+        if not any([answer.cancel() for answer in answers]):
+            return
+        with self._changed:
+            for bucket, queue in list(self._waiting.items()):
+                self._waiting[bucket] = deque(job for job in queue if not job.answer.done())
+                if not self._waiting[bucket]:
+                    del self._waiting[bucket]
+
     def close(self) -> None:
         """Answers what waits, then ends the threads. May take as long as that takes: not for the event loop."""
         with self._changed:

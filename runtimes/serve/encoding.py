@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from mer_export.data.dialogues import Dialogue, Recording
 from mer_export.data.samples import Sample
@@ -19,6 +18,7 @@ from runtimes.serve.metrics import ModelMetrics
 from runtimes.serve.reading import Asked, Reader
 from runtimes.serve.recordings import Place
 from runtimes.serve.refusals import overloaded, too_late
+from runtimes.serve.scratch import Scratch
 
 
 class Encoders:
@@ -35,6 +35,7 @@ class Encoders:
         self._most = workers + capacity
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mer-encode")
         self._begun: set[Future[list[Sample]]] = set()
+        self._scratch = Scratch()
 
     async def samples(self, reader: Reader, asked: Asked, deadline: Deadline) -> list[Sample]:
         """What `reader` makes of a request, with the features of its sentences and recordings.
@@ -45,22 +46,27 @@ class Encoders:
         """
         if len(self._begun) >= self._most:
             raise overloaded(f"the encoders have {len(self._begun)} requests, of {self._most} at most: try again later")
-        work = self._pool.submit(self._made, reader, asked, deadline)
+        # Taken out by whoever begins or calls it off: the pool keeps what it is given until a thread is free.
+        waiting = [asked]
+        work = self._pool.submit(self._made, reader, waiting, deadline)
         self._begun.add(work)
         work.add_done_callback(self._begun.discard)
+        work.add_done_callback(lambda _: waiting.clear())
         return await in_time(asyncio.wrap_future(work), deadline)
 
     def close(self) -> None:
         """Ends the threads and frees the networks. May take a while: not for the event loop."""
         self._pool.shutdown()
+        self._scratch.close()
         self.completion.close()
 
-    def _made(self, reader: Reader, asked: Asked, deadline: Deadline) -> list[Sample]:
-        with self.metrics.encode.time(), TemporaryDirectory(prefix="mer-serve-") as folder:
+    def _made(self, reader: Reader, waiting: list[Asked], deadline: Deadline) -> list[Sample]:
+        asked = waiting.pop()
+        with self.metrics.encode.time(), self._scratch.folder() as folder:
             try:
-                return reader.samples(asked, lambda d: self._completed(d, asked, Path(folder), deadline))
+                return reader.samples(asked, lambda d: self._completed(d, asked, folder, deadline))
             except InputError as error:
-                raise InputError(_told(str(error), asked, Path(folder))) from None
+                raise InputError(_told(str(error), asked, folder)) from None
 
     def _completed(
         self, dialogues: Iterable[Dialogue], asked: Asked, folder: Path, deadline: Deadline

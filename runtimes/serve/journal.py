@@ -43,10 +43,10 @@ def note(event: str, **said: Any) -> None:
         log.info(event, extra={"said": said})
 
 
-def note_failure(error: BaseException, number: str) -> None:
-    """Logs a fault of our own under the number of the request; its words only where details are asked for."""
+def note_failure(error: BaseException, number: str, event: str) -> None:
+    """Logs what failed here under the number of the request; its words only where details are asked for."""
     words = {"words": str(error)} if log.isEnabledFor(logging.DEBUG) else {}
-    log.error("internal error", extra={"said": {"request": number, **_failure(error), **words}})
+    log.error(event, extra={"said": {"request": number, **_failure(error), **words}})
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

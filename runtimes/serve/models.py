@@ -26,7 +26,7 @@ from runtimes.serve.batching import Batcher, Deadline, Outputs, in_time
 from runtimes.serve.encoding import Encoders
 from runtimes.serve.metrics import Metrics
 from runtimes.serve.reading import Reader
-from runtimes.serve.recordings import taken
+from runtimes.serve.recordings import taken, unreadable
 from runtimes.serve.refusals import Refusal
 
 log = logging.getLogger("mer")
@@ -83,7 +83,10 @@ class How:
             return None
         options = SessionOptions(self.device, self.threads)
         completion = Completion.of(bundle, backend=self.runtime, options=options)
-        for encoding in (e for own in completion.encoder.loaded.values() for e in own):
+        encodings = [e for own in completion.encoder.loaded.values() for e in own]
+        if why := unreadable(e.encoder.input.kind for e in encodings):
+            log.warning("%s: %s", bundle.root.name, why)
+        for encoding in encodings:
             if not isinstance(encoding, SignalEncoding):
                 warm_up(encoding.predictor)
         return completion
@@ -155,8 +158,9 @@ class Engine:
         try:
             yield [[(p, next(following)) for p in own] for own in parts]
         finally:
+            self.batcher.call_off(answers)
             for answer in answers:
-                if not answer.cancel() and not answer.cancelled():
+                if not answer.cancelled():
                     # Looked at, so that nobody is told of an error that came after another one.
                     answer.exception()
 
@@ -252,10 +256,8 @@ class Model:
             MerError: it cannot be opened; what was open before stays.
         """
         self._seen = self._signature()
-        predictor, completion = await asyncio.to_thread(self._loaded)
-        own = self.metrics.of(self.name)
-        encoders = Encoders(completion, predictor.workers, self.how.queue, own) if completion else None
-        new = Engine(predictor, Batcher(predictor, self.how.queue, own), encoders)
+        predictor, encoders = await asyncio.to_thread(self._loaded)
+        new = Engine(predictor, Batcher(predictor, self.how.queue, self.metrics.of(self.name)), encoders)
         old, self._engine = self._engine, new
         self.metrics.watch_depth(self.name, lambda: self.depth)
         if old is not None:
@@ -263,10 +265,13 @@ class Model:
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
 
-    def _loaded(self) -> tuple[Predictor, Completion | None]:
+    def _loaded(self) -> tuple[Predictor, Encoders | None]:
         predictor = self.how.open(self.root)
         try:
-            return predictor, self.how.open_encoders(predictor.bundle)
+            completion = self.how.open_encoders(predictor.bundle)
+            if completion is None:
+                return predictor, None
+            return predictor, Encoders(completion, predictor.workers, self.how.queue, self.metrics.of(self.name))
         except BaseException:
             predictor.close()
             raise

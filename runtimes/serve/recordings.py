@@ -7,11 +7,13 @@ import binascii
 import json
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from mer_export.install import install_hint
 from runtimes.serve.refusals import Refusal, malformed
 
 FORM = "multipart/form-data"
@@ -19,6 +21,8 @@ DIALOGUE = "dialogue"
 """The part of a form that is no recording: what a JSON body says."""
 READ_BY: dict[str, frozenset[str]] = {"sound": frozenset({"sound"}), "video": frozenset({"sound", "picture"})}
 """What an utterance calls its recording, and the kinds of encoders one of which has to be there."""
+PACKAGES: dict[str, tuple[str, ...]] = {"sound": ("soundfile", "soxr", "av"), "picture": ("av", "PIL")}
+"""What reads files for encoders of each kind, by the name that it is imported by."""
 Parts = Mapping[str, bytes]
 Place = tuple[int, int]
 """The number of a dialogue in a request, and of an utterance in it."""
@@ -37,6 +41,15 @@ def taken(kinds: Iterable[str]) -> list[str]:
     """What utterances may have where there are encoders of these kinds."""
     there = set(kinds)
     return [name for name, any_of in READ_BY.items() if there & any_of]
+
+
+def unreadable(kinds: Iterable[str]) -> str | None:
+    """Why encoders of these kinds read no files here, or not all; None where they do."""
+    wanted = dict.fromkeys(p for kind in sorted(kinds) for p in PACKAGES.get(kind, ()))
+    missing = [p for p in wanted if find_spec(p) is None]
+    if not missing:
+        return None
+    return f"recordings that {' or '.join(missing)} reads get 501, which is not installed: {install_hint('media')}"
 
 
 def require_taken(clips: Iterable[Clip], takes: Collection[str]) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 
-from mer_export.errors import InputError, MerError
+from mer_export import faults
+from mer_export.errors import InputError, MerError, NotAvailableError
+from runtimes.serve.journal import note_failure
 
 RETRY_AFTER = {"Retry-After": "1"}
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
+"""Errors of the operating system that pass when there is room again."""
 
 
 class Refusal(MerError):
@@ -32,6 +37,14 @@ def too_late(seconds: float) -> Refusal:
     return Refusal(504, f"no answer within the deadline of {seconds:g} s: ask for less at once, or allow more time")
 
 
+def answered(error: Exception, number: str) -> Refusal:
+    """Any error as what the client is told; what whoever runs the server has to mend is logged under the number."""
+    refusal = as_refusal(error, number)
+    if refusal.status >= 500 and refusal is not error:
+        note_failure(error, number, "internal error" if refusal.status == 500 else str(refusal))
+    return refusal
+
+
 def as_refusal(error: BaseException, number: str) -> Refusal:
     """Any error as what the client is told; what is our own fault stays in the log, under the request's number."""
     if isinstance(error, Refusal):
@@ -42,4 +55,9 @@ def as_refusal(error: BaseException, number: str) -> Refusal:
         return malformed("the body is nested too deep")
     if isinstance(error, MemoryError):
         return Refusal(413, "there is not enough memory for it: send less at once")
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return overloaded("the server has no room on its disk or for open files: try again later")
+    known = faults.explain(error)
+    if isinstance(known, NotAvailableError):
+        return Refusal(501, f"this server cannot answer it: {known} there")
     return Refusal(500, f"internal error: the log of the server says more under request {number}")

@@ -12,9 +12,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mer_export.errors import UsageError
 from runtimes.serve.app import LOOPBACK, build
@@ -27,6 +26,8 @@ CONNECTIONS = 1024
 """Connections at a time; who comes then is sent away with 503."""
 IDLE = 60.0
 """Seconds for which a connection may rest, or take to say what it asks."""
+LONGEST_HEAD = 64 << 10
+"""Bytes of a request that are not of its body."""
 LINGER = 1.0
 """Seconds for which connections that are open when the server ends may still bring a last request."""
 
@@ -108,30 +109,63 @@ class Joined:
         return getattr(self._transport, name)
 
 
-class Connection(H11Protocol):
-    """Also ends a connection whose client does not say in time what it asks, for which uvicorn waits for ever."""
+class Connection(HttpToolsProtocol):
+    """Also ends a connection whose client does not say in time what it asks, for which uvicorn waits for ever, or says
+    it at a length that nobody needs."""
 
     _patience: asyncio.TimerHandle | None = None
+    _asked = False
+    """Whether the head of a request was read whose body is not."""
+    _framing = _carried = 0
+    """Bytes of the message that comes which are not of its body, and those that are."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(Joined(transport, self.loop))  # type: ignore[arg-type]
         self._wait()
 
     def data_received(self, data: bytes) -> None:
-        self._wait()
+        if not self._asked:
+            self._wait()
+        self._framing += len(data)
         super().data_received(data)
-        if self._patience is not None and self.conn.their_state is not h11.IDLE:
-            self._patience.cancel()
-            self._patience = None
+        # Chunks may be as small as a byte, which takes five more to say.
+        if self._framing > LONGEST_HEAD + 8 * self._carried and not self.transport.is_closing():
+            self.send_400_response("The request has too long a head.")
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._asked, self._framing, self._carried = True, 0, 0
+        self._rest()
+
+    def on_body(self, body: bytes) -> None:
+        self._framing -= len(body)
+        self._carried += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._asked, self._framing = False, 0
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
+        self._rest()
         super().connection_lost(exc)
 
     def _wait(self) -> None:
-        if self._patience is None and self.conn.their_state is h11.IDLE:
-            self._patience = self.loop.call_later(IDLE, self.timeout_keep_alive_handler)
+        if self._patience is None:
+            self._patience = self.loop.call_later(IDLE, self._give_up)
+
+    def _rest(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        self._patience = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.timeout_keep_alive_handler()
+        else:
+            # The answer to what was asked before is still to come.
+            self._wait()
 
 
 class Server(uvicorn.Server):
@@ -185,7 +219,8 @@ def serve_until_told(roots: Sequence[Path], how: How, limits: Limits, place: Pla
         service,
         lambda: say(f"{address} serves {', '.join(m.told for m in models.values())}"),
     )
-    asyncio.run(_run(server, models.values(), listening))
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(_run(server, models.values(), listening))
     note("ended")
 
 
@@ -200,6 +235,8 @@ def configured(service: Service, place: Place) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Nobody reads who asks, and a proxy's word for it would be anybody's.
+        proxy_headers=False,
         timeout_keep_alive=int(IDLE),
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=int(service.limits.deadline) + 1,

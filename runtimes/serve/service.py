@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,15 +17,17 @@ from mer_export.data.samples import Sample
 from runtimes.predict.output import json_row
 from runtimes.serve import openapi, page, protocol, reading, recordings
 from runtimes.serve.batching import Deadline
-from runtimes.serve.journal import note_failure
 from runtimes.serve.metrics import Metrics
 from runtimes.serve.models import Engine, Model
 from runtimes.serve.openapi import Endpoint
-from runtimes.serve.refusals import Refusal, as_refusal, malformed, overloaded
+from runtimes.serve.refusals import Refusal, answered, malformed, overloaded
 
 ASIDE = 1 << 16
 """Bytes of a body from which it is read in a thread, so that others are answered meanwhile."""
 TIMEOUT = "X-Request-Timeout"
+REQUESTS = 16
+"""So many of the longest requests may be held at a time, or more of shorter ones."""
+HELD = "held"
 Made = TypeVar("Made")
 
 
@@ -36,12 +38,40 @@ class Limits:
     most_bytes: int = 32 << 20
     deadline: float = 30.0
 
+    @property
+    def held(self) -> int:
+        """Bytes of all requests that are being received, wait or are answered."""
+        return REQUESTS * self.most_bytes
+
+
+class Room:
+    """The bytes that all requests hold together, each until it is answered: of its body, and of recordings in it.
+
+    A request that finds no room is refused at once and waits for none, so that requests never wait for each other.
+    """
+
+    def __init__(self, most: int):
+        """`most` has to be enough for any request alone."""
+        self.most, self.held = most, 0
+
+    def take(self, state: MutableMapping[str, Any], size: int) -> None:
+        """Holds so many bytes for the request with this state; raises Refusal (503) where there is no room."""
+        if self.held + size > self.most:
+            raise overloaded(f"the server holds {self.held} bytes of requests, of {self.most} at most: try again later")
+        self.held += size
+        state[HELD] = state.get(HELD, 0) + size
+
+    def give_back(self, state: MutableMapping[str, Any]) -> None:
+        """All that the request with this state holds."""
+        self.held -= state.pop(HELD, 0)
+
 
 class Service:
     """The models that are served, and what is said of them over HTTP."""
 
     def __init__(self, models: Mapping[str, Model], metrics: Metrics, limits: Limits):
         self.models, self.metrics, self.limits = models, metrics, limits
+        self.room = Room(limits.held)
         self.ending = False
         """Whether no more is taken than what was begun."""
         self._page = page.render()
@@ -139,6 +169,7 @@ class Service:
         asked = await aside(size, lambda: reading.parse(body, kind, parts))
         if asked.clip_bytes > self.limits.most_bytes:
             raise Refusal(413, f"its recordings are longer than {self.limits.most_bytes} bytes: send less at once")
+        self.room.take(request.scope["state"], asked.clip_bytes)
         rows = self._rows(model, asked, deadline, size)
         if asked.stream:
             # What is refused at once gets its status; later errors are a last line.
@@ -190,6 +221,7 @@ class Service:
                     size += len(chunk)
                     if size > most:
                         raise too_long
+                    self.room.take(request.scope["state"], len(chunk))
                     chunks.append(chunk)
         except TimeoutError:
             raise Refusal(408, f"the body did not come within {patience:g} s") from None
@@ -244,10 +276,7 @@ async def _lines(first: Any, rows: AsyncIterator[Any], request: Request) -> Asyn
         async for row in rows:
             yield _line(row)
     except Exception as error:
-        refusal = as_refusal(error, request.state.number)
-        if refusal.status == 500:
-            note_failure(error, request.state.number)
-        yield _line({"error": str(refusal)})
+        yield _line({"error": str(answered(error, request.state.number))})
 
 
 def _line(row: Any) -> bytes:

@@ -61,6 +61,8 @@ class Format:
     open: bool = False
     directory: bool = False
     """Reads a directory, the others one file."""
+    parts: str = ""
+    """A module that cuts its files into parts and reads one: `SUFFIXES`, `cut` and `source` (see `data.parts`)."""
 
     def load(self) -> Any:
         """The module that reads it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mer_export import faults
 from mer_export.data.media.tracks import library, opened, zero
 from mer_export.errors import InputError
 from mer_export.untrusted.budget import Budget
@@ -81,7 +83,11 @@ def check_span(path: Path, start: float | None, end: float | None) -> tuple[floa
 def write_sound(path: Path, samples: np.ndarray, rate: int) -> None:
     """One channel (samples,) in -1..1 as 16-bit PCM; what was read from 16 bits is written as it was."""
     whole = np.rint(samples.astype(np.float64) * FULL_SCALE).clip(-FULL_SCALE, FULL_SCALE - 1)
-    _soundfile().write(str(path), whole.astype(np.int16), rate, subtype="PCM_16", format="WAV")
+    # libsndfile does not say why it cannot write, such as that the disk is full.
+    content = io.BytesIO()
+    _soundfile().write(content, whole.astype(np.int16), rate, subtype="PCM_16", format="WAV")
+    with faults.at(path):
+        path.write_bytes(content.getbuffer())
 
 
 def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mer_export.bundle.files import replacing_folder
 from mer_export.checkpoints import read_checkpoint, usual_state
 from mer_export.encoders.mtcnn.detector import CELL, NETWORKS, REFINED, SUFFIX, WEIGHTS
 from mer_export.errors import ParityError, UsageError
@@ -46,13 +47,12 @@ def write_detector(stages: dict[str, Stage], out: Path, force: bool = False) -> 
     """Writes the three files of networks, each proven in ONNX Runtime."""
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name, stage in stages.items():
-        files.append(out / (name + SUFFIX))
-        export_onnx(name, stage, files[-1])
-        prove(name, stage, files[-1])
-    return files
+    with replacing_folder(out) as fresh:
+        for name, stage in stages.items():
+            path = fresh / (name + SUFFIX)
+            export_onnx(name, stage, path)
+            prove(name, stage, path)
+    return [out / (name + SUFFIX) for name in stages]
 
 
 def export_onnx(name: str, stage: Stage, path: Path) -> None:

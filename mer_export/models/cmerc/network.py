@@ -7,7 +7,8 @@ padding that its batch needs and on its position in the batch.
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +27,13 @@ Context = Literal["full", "intra", "inter"]
 
 Nodes = Float[Tensor, "batch modalities utterances hidden"]
 Mask = Float[Tensor, "batch utterances"]
+
+
+class Encoded(NamedTuple):
+    """A modality before the graph: its states, and the nodes that they become."""
+
+    states: Float[Tensor, "batch utterances width"]
+    node: Float[Tensor, "batch utterances hidden"]
 
 
 class Cmerc(nn.Module):
@@ -79,45 +87,73 @@ class Cmerc(nn.Module):
                 speakers from the frequency branch (CMERC's degraded views).
             **inputs: `text` (batch, vectors, utterances, width), `audio` and `vision` (batch, utterances, width).
         """
-        steps = speaker.shape[1]
-        mask = real_steps(lengths, steps).to(self.node_projection.weight.dtype)
+        mask = self.mask(lengths, speaker.shape[1])
+        encoded = self.encode({m: inputs[m] for m in self.used}, speaker, lengths, mask, semantics)
+        return self.relate(encoded, speaker, lengths, mask, semantics, context)
+
+    def mask(self, lengths: Int[Tensor, " batch"], steps: int) -> Mask:
+        """1 at real utterances, 0 at padding."""
+        return real_steps(lengths, steps).to(self.node_projection.weight.dtype)
+
+    def encode(
+        self,
+        inputs: Mapping[str, Tensor],
+        speaker: Int[Tensor, "batch utterances"],
+        lengths: Int[Tensor, " batch"],
+        mask: Mask,
+        semantics: Semantics,
+    ) -> dict[str, Encoded]:
+        """Modalities before the graph, each by itself: one is the same whatever the others are."""
         # M3NET's recurrent layers and LN2 run over the padding of the batch.
-        seen = lengths if semantics == "single" else torch.full_like(lengths, steps)
-        inside = mask[:, None, :, None]
+        seen = lengths if semantics == "single" else torch.full_like(lengths, mask.shape[1])
+        given = dict(inputs)
         if semantics == "single":
             # Nothing that comes after sees padding; but a scale of int8 would, whatever stands there.
-            inputs = {
-                m: torch.where((inside if m == "text" else mask[..., None]) > 0, inputs[m], 0.0) for m in self.used
-            }
+            inside = {m: mask[:, None, :, None] if m == "text" else mask[..., None] for m in given}
+            given = {m: torch.where(inside[m] > 0, x, 0.0) for m, x in given.items()}
         for modality, standardise in self.standardise.items():
-            inputs[modality] = standardise(inputs[modality])
-        encoded = self._encoded(inputs, seen)
-        if self.speaker_embedding is not None:
+            if modality in given:
+                given[modality] = standardise(given[modality])
+        states = self._encoded(given, seen)
+        if self.speaker_embedding is not None and self.used[0] in states:
             # The original adds it to the text, which is its first modality.
-            encoded[self.used[0]] = encoded[self.used[0]] + self.speaker_embedding(speaker)
+            states[self.used[0]] = states[self.used[0]] + self.speaker_embedding(speaker)
         if self.modal_embedding is not None:
             # Rows of the embedding are audio, vision, text in M3NET.
             for modality, row in zip(("audio", "vision", "text"), self.modal_embedding.weight.unbind(0), strict=True):
-                if modality in encoded:
-                    encoded[modality] = encoded[modality] + row
-        projected = torch.stack([self.node_projection(encoded[m]) for m in self.used], dim=1) * inside
+                if modality in states:
+                    states[modality] = states[modality] + row
+        return {m: Encoded(x, self.node_projection(x)) for m, x in states.items()}
+
+    def relate(
+        self,
+        encoded: Mapping[str, Encoded],
+        speaker: Int[Tensor, "batch utterances"],
+        lengths: Int[Tensor, " batch"],
+        mask: Mask,
+        semantics: Semantics = "single",
+        context: Context = "full",
+    ) -> Float[Tensor, "batch utterances features"]:
+        """Graph features of encoded modalities; see `features`."""
+        inside = mask[:, None, :, None]
+        projected = torch.stack([encoded[m].node for m in self.used], dim=1) * inside
         blocks = [
             self.hypergraph(projected, mask, lengths, semantics),
             self.frequency(projected, mask, context_edges(mask, speaker, context)),
         ]
         if self.config.residue:
-            blocks.insert(0, torch.stack([encoded[m] for m in self.used], dim=1) * inside)
+            blocks.insert(0, torch.stack([encoded[m].states for m in self.used], dim=1) * inside)
         merged = torch.cat(blocks, dim=-1)
         return merged.permute(0, 2, 1, 3).flatten(2)
 
-    def _encoded(self, inputs: dict[str, Tensor], seen: Int[Tensor, " batch"]) -> dict[str, Tensor]:
-        """The modalities (batch, utterances, width) before the graph."""
+    def _encoded(self, inputs: Mapping[str, Tensor], seen: Int[Tensor, " batch"]) -> dict[str, Tensor]:
+        """Of the given modalities the states (batch, utterances, width)."""
         encoded = {}
-        if self.text_norm and self.text_linear and self.text_encoder:
+        if "text" in inputs and self.text_norm and self.text_linear and self.text_encoder:
             encoded["text"] = self.text_encoder(self.text_linear(self.text_norm(inputs["text"], seen)), seen)
         others = (("audio", self.audio_linear, self.audio_encoder), ("vision", self.vision_linear, self.vision_encoder))
         for modality, linear, encoder in others:
-            if linear is not None:
+            if modality in inputs and linear is not None:
                 states = linear(inputs[modality])
                 encoded[modality] = states if encoder is None else encoder(states, seen)
         return encoded

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mer_export.bundle import Bundle
 from mer_export.contract import Semantics
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
@@ -47,7 +48,7 @@ class CmercProtocol(Protocol):
         self.frozen: Cmerc | None = None
 
     def find_difficulty(self, before: Before) -> dict[str, float] | None:
-        """Difficulties for the curriculum: from a file, or measured with a plain model that is trained first."""
+        """Difficulties for the curriculum: from a file, or measured with a plain model, trained first or a bundle."""
         rule = self.settings.curriculum
         if rule is None:
             return None
@@ -56,7 +57,10 @@ class CmercProtocol(Protocol):
             return measure_difficulty(plain, before.samples)
         if rule.difficulty == "file":
             return read_difficulty(find_difficulty(before.data, before.dataset))
-        return read_difficulty(before.reach.path(rule.difficulty, "protocol.curriculum.difficulty"))
+        path = before.reach.path(rule.difficulty, "protocol.curriculum.difficulty")
+        if path.is_dir():
+            return measure_difficulty(Bundle.open(path), before.samples)
+        return read_difficulty(path)
 
     def prepare(self, model: Cmerc, samples: Sequence[Sample], device: torch.device) -> Stepped:
         """Takes what it needs from the training split and gives the module that training calls."""
@@ -82,10 +86,17 @@ class CmercProtocol(Protocol):
             chosen = [chosen[i] for i in torch.randperm(len(chosen)).tolist()]
         return chosen
 
+    def given_batches(self) -> str | None:
+        """Results that depend on the batch, or dialogues in the order of the data."""
+        if self.settings.semantics == "batch":
+            return "protocol.semantics=batch, by which a dialogue's result depends on its batch"
+        return None if self.settings.shuffle else "protocol.shuffle=false"
+
     def begin_epoch(self, model: Cmerc, epoch: int = 0) -> None:
         """Freezes the weights that the degraded views use until the next epoch."""
         if self.settings.calibrate or self.settings.contrast:
-            self.frozen = in_one_piece(copy.deepcopy(model)).eval().requires_grad_(False)
+            # Weights that may have a gradient: without, PyTorch multiplies the steps of a recurrent layer one by one.
+            self.frozen = in_one_piece(copy.deepcopy(model)).eval()
 
     def class_loss(self, log_prob: Tensor, labels: Tensor) -> Tensor:
         """Weighted negative log-likelihood or focal loss of labelled rows."""

@@ -18,7 +18,7 @@ class Curriculum(BaseModel):
     steps: int = Field(1, ge=1)
     difficulty: str = "file"
     """`file` looks for a difficulty file in the data directory, `measure` trains a plain model first and measures,
-    anything else is the path of a difficulty file, relative to the data directory."""
+    anything else is a path, relative to the data directory: of a difficulty file, or of a bundle to measure with."""
     measure_epochs: int = Field(10, ge=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -37,14 +38,20 @@ def time_mean(
 def degraded(
     frozen: Cmerc, inputs: Mapping[str, Tensor], semantics: Semantics
 ) -> dict[str, Float[Tensor, "batch utterances classes"]]:
-    """Log-probabilities of the views from a model in evaluation mode: five, less those of modalities it has not."""
+    """Log-probabilities of the views from a model in evaluation mode: five, less those of modalities it has not.
+
+    A modality is encoded twice, as it is and as its mean, and each view takes what it needs of both.
+    """
+    speaker, lengths = inputs["speaker"], inputs["lengths"]
+    mask = frozen.mask(lengths, speaker.shape[1])
+    given = {m: inputs[m] for m in frozen.used}
+    means = {m: time_mean(x, lengths, semantics) for m, x in given.items()}
+    encode = partial(frozen.encode, speaker=speaker, lengths=lengths, mask=mask, semantics=semantics)
+    whole, mean = encode(given), encode(means)
     answers = {}
     for name, (modality, context) in VIEWS.items():
-        view = dict(inputs)
-        if modality and modality not in inputs:
+        if modality and modality not in given:
             continue
-        if modality:
-            view[modality] = time_mean(inputs[modality], inputs["lengths"], semantics)
-        features = frozen.features(**view, semantics=semantics, context=context)
-        answers[name] = frozen.classify(features, inputs["lengths"])
+        seen = whole | {modality: mean[modality]} if modality else whole
+        answers[name] = frozen.classify(frozen.relate(seen, speaker, lengths, mask, semantics, context), lengths)
     return answers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from mer_export.contract import Contract
-from mer_export.data.collate import collate
 from mer_export.data.missing import UNKNOWN_TOKEN, Incomplete, incomplete
 from mer_export.data.samples import Corpus, Sample
 from mer_export.layers.bert.network import Bert
@@ -21,10 +20,9 @@ from mer_export.layers.bert.pretrained import load_pretrained
 from mer_export.task import Task
 from train.batches import feed, in_batches
 from train.model_metrics import batch_metrics
+from train.padding import FromSamples, Inputs, Padding
 from train.protocol import Protocol
 from train.systems.emt.settings import Group, Incompleteness
-
-Inputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,13 +35,12 @@ class PairedBatch:
     labels: Tensor
 
 
-def paired_batch(samples: Sequence[Sample], contract: Contract) -> PairedBatch:
+def paired_batch(samples: Sequence[Sample], contract: Contract, padding: Padding = FromSamples()) -> PairedBatch:
     """On the host, padded to the longest item of the batch.
 
     A sample that was not made incomplete is complete in both views.
     """
     lengths = {d: max(1, *(s.lengths(contract)[d] for s in samples)) for d in contract.sequence_dims}
-    whole = [Sample(s.id, s.complete, s.units, s.labels) if isinstance(s, Incomplete) else s for s in samples]
     missing = {m: np.zeros((len(samples), lengths[f"{m}_len"]), dtype=np.float32) for m in contract.modalities}
     for row, sample in enumerate(samples):
         for m, kept in (sample.kept if isinstance(sample, Incomplete) else {}).items():
@@ -51,11 +48,16 @@ def paired_batch(samples: Sequence[Sample], contract: Contract) -> PairedBatch:
                 missing[m][row, : len(kept)] = ~kept
     labels = np.stack([s.labels[0] for s in samples if s.labels is not None])
     return PairedBatch(
-        incomplete=_tensors(collate(samples, contract, lengths)),
-        complete=_tensors(collate(whole, contract, lengths)),
-        missing=_tensors(missing),
+        incomplete=padding.inputs(samples, contract, lengths),
+        complete=padding.inputs(whole(samples), contract, lengths),
+        missing={m: torch.from_numpy(mask) for m, mask in missing.items()},
         labels=torch.from_numpy(labels),
     )
+
+
+def whole(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples before steps went missing."""
+    return [s.whole if isinstance(s, Incomplete) else s for s in samples]
 
 
 def prediction_loss(output: Tensor, labels: Tensor) -> Tensor:
@@ -93,7 +95,11 @@ class IncompleteProtocol(Protocol):
 
     def collate(self, samples: Sequence[Sample], contract: Contract) -> PairedBatch:
         """Both views."""
-        return paired_batch(samples, contract)
+        return paired_batch(samples, contract, self.padding)
+
+    def padded(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+        """Both views."""
+        return [samples, whole(samples)]
 
     def class_loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """Of predictions alone."""
@@ -147,7 +153,3 @@ def is_bias_or_norm(name: str) -> bool:
     """True for the parameters of BERT that have no weight decay."""
     *_, layer, kind = name.split(".")
     return kind == "bias" or "norm" in layer
-
-
-def _tensors(arrays: Mapping[str, np.ndarray]) -> Inputs:
-    return {n: torch.from_numpy(a) for n, a in arrays.items()}

@@ -66,6 +66,10 @@ class FacialMmtProtocol(Protocol):
         groups = list(by_dialogue(samples))
         return [s for i in torch.randperm(len(groups)).tolist() for s in groups[i]]
 
+    def given_batches(self) -> str | None:
+        """Batches of one dialogue."""
+        return "protocol.by_dialogue=true" if self.settings.by_dialogue else None
+
     def batches(self, samples: Sequence[Sample], size: int) -> list[list[Sample]]:
         """Consecutive batches; with `by_dialogue` none holds utterances of two dialogues."""
         groups = by_dialogue(samples) if self.settings.by_dialogue else [list(samples)]
@@ -73,8 +77,8 @@ class FacialMmtProtocol(Protocol):
 
     def collate(self, samples: Sequence[Sample], contract: Contract) -> Batch:
         """The batch, and which of its rows a step computes."""
-        batch = host_batch(samples, contract)
-        return replace(batch, inputs=batch.inputs | rows_by_content(batch.inputs))
+        batch = host_batch(samples, contract, self.padding)
+        return replace(batch, inputs=batch.inputs | rows_by_content(self.padding.on_host(samples, batch.inputs)))
 
     def auxiliary_pass(self, model: Any, run: AuxiliaryPass) -> dict[str, float]:
         """The pass over faces with expression labels."""

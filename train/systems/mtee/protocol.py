@@ -61,6 +61,12 @@ class MteeProtocol(Protocol):
         """All samples; shuffled from torch's global random stream."""
         return super().choose(samples, epoch) if self.settings.shuffle else list(samples)
 
+    def given_batches(self) -> str | None:
+        """Results that depend on the batch, or samples in the order of the data."""
+        if self.settings.semantics == "batch":
+            return "protocol.semantics=batch, by which samples of a batch attend to each other"
+        return None if self.settings.shuffle else "protocol.shuffle=false"
+
     def class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The configured loss of labelled rows; classes become label indicators."""
         if labels.ndim == 1:

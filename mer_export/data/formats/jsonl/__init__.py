@@ -9,4 +9,5 @@ FORMAT = Format(
     rank=90,
     reads=OPEN,
     open=True,
+    parts="mer_export.data.formats.jsonl.parts",
 )

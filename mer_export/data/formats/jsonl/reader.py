@@ -10,7 +10,7 @@ docs/data.md says what an utterance may have.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.json_files import parse_json
-from mer_export.untrusted.places import Reach
+from mer_export.untrusted.places import Reach, within
 
 SUFFIXES = (".jsonl", ".ndjson")
 BOM = b"\xef\xbb\xbf"
 HEADER = {"labels": "label_names", "speakers": "speakers", "unit": "unit", "extractors": "extractors"}
 """What the first line may say, and the fields of the data section that say the same."""
+Line = tuple[int, dict[str, Any]]
+"""A line's number, and the object that it holds."""
 
 
 def detect(path: Path, spec: DataSpec) -> bool:
@@ -42,7 +44,17 @@ def source(path: Path, spec: DataSpec) -> LineSource:
     Raises:
         InputError: the file is empty, or its first line says something that is unknown.
     """
-    return LineSource(path, spec)
+
+    def lines() -> Iterator[Line]:
+        refuse_impostor(path)
+        try:
+            with path.open("rb") as stream:
+                yield from parsed(stream, str(path))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+
+    spec = spec.over(head_of(lines(), str(path)), f"{path}: line 1")
+    return LineSource(str(path), spec, spec.reach(path), lambda: without_head(lines()))
 
 
 def files(path: Path, spec: DataSpec) -> list[Path]:
@@ -51,27 +63,32 @@ def files(path: Path, spec: DataSpec) -> list[Path]:
 
 
 class LineSource:
-    """Lines as dialogues; see `dialogues.Source`. One line is held in memory at a time."""
+    """Lines as dialogues; see `dialogues.Source`. One line is held in memory at a time.
 
-    def __init__(self, path: Path, spec: DataSpec):
-        self.path = path
-        self.spec = spec.over(_declared(path), f"{path}: line 1")
-        self.reader = DialogueReader(self.spec, self.spec.reach(path))
+    `lines` reads those of dialogues each time it is called; `spec` has what the first line of the file declares. A
+    `part` of a file need not have a dialogue of every split.
+    """
+
+    def __init__(
+        self, name: str, spec: DataSpec, reach: Reach | None, lines: Callable[[], Iterator[Line]], part: bool = False
+    ):
+        self.name, self.spec, self.lines, self.part = name, spec, lines, part
+        self.reader = DialogueReader(spec, reach)
         self.splits: tuple[str, ...] = ()
         self.info: dict[str, Any] = {}
 
     def dialogues(self, split: str | None = None) -> Iterator[Dialogue]:
         """Yields (see `dialogues.Source`); raises InputError with the number of a line that is not one."""
         seen: set[str] = set()
-        for number, line in _lines(self.path):
+        for number, line in self.lines():
             name = str(line.get("split", ALL))
             if self.spec.splits and name not in (*self.spec.splits, ALL):
                 continue
             seen.add(name)
             if split in (None, name):
-                yield self.reader.dialogue(line, f"{self.path}: line {number}")
-        if split is not None and split not in seen:
-            raise UsageError(f"no split {split!r} in {self.path}, there are {sorted(seen)}")
+                yield self.reader.dialogue(line, f"{self.name}: line {number}")
+        if split is not None and split not in seen and not self.part:
+            raise UsageError(f"no split {split!r} in {self.name}, there are {sorted(seen)}")
 
 
 class DialogueReader:
@@ -113,16 +130,10 @@ class DialogueReader:
         if not given.get("recording"):
             return None
         start, end = (seconds(given.get(n), f"{where}: {n}") for n in ("start", "end"))
-        return Recording(str(given["recording"]), where, self._files(given["recording"], where), start, end)
+        return Recording(str(given["recording"]), where, within(self.reach, given["recording"], where), start, end)
 
     def _path(self, name: object, where: str) -> Path:
-        return self._files(name, where).path(str(name), where)
-
-    def _files(self, name: object, where: str) -> Reach:
-        """Where files may lie; raises InputError where none is read."""
-        if self.reach is None:
-            raise InputError(f"{where} names the file {str(name)!r}, and no file is read here: send what is in it")
-        return self.reach
+        return within(self.reach, name, where).path(str(name), where)
 
 
 def _label(given: dict[str, Any]) -> str | int | float | None:
@@ -150,11 +161,11 @@ def _steps(value: Any, modality: str) -> np.ndarray:
     return np.atleast_2d(array)
 
 
-def _declared(path: Path) -> dict[str, Any]:
+def head_of(lines: Iterator[Line], name: str) -> dict[str, Any]:
     """What the first line says of the data, by fields of the data section."""
-    for _, line in _parsed(path):
-        return {} if is_dialogue(line) else declared(line, f"{path}: line 1")
-    raise InputError(f"{path} is empty: it needs one dialogue per line")
+    for _, line in lines:
+        return {} if is_dialogue(line) else declared(line, f"{name}: line 1")
+    raise InputError(f"{name} is empty: it needs one dialogue per line")
 
 
 def is_dialogue(line: Mapping[str, Any]) -> bool:
@@ -170,31 +181,28 @@ def declared(line: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {HEADER[name]: value for name, value in line.items()}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Dialogue lines with their numbers."""
-    for place, (number, line) in enumerate(_parsed(path)):
-        if place or is_dialogue(line):
-            yield number, line
+def without_head(lines: Iterator[Line]) -> Iterator[Line]:
+    """Those of dialogues: all but a first one that says what the data are."""
+    first = next(lines, None)
+    if first is not None and is_dialogue(first[1]):
+        yield first
+    yield from lines
 
 
-def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    refuse_impostor(path)
-    try:
-        with path.open("rb") as stream:
-            for number, text in enumerate(stream, start=1):
-                text = text.removeprefix(BOM) if number == 1 else text
-                if not text.strip():
-                    continue
-                _decoded(text, path, number)
-                line = parse_json(text, f"{path}: line {number}")
-                if not isinstance(line, dict):
-                    raise InputError(f"{path}: line {number} is a {type(line).__name__}, not a dialogue")
-                yield number, line
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
+def parsed(stream: Iterable[bytes], name: str) -> Iterator[Line]:
+    """The objects of lines, with their numbers; raises InputError for a line that is none."""
+    for number, text in enumerate(stream, start=1):
+        text = text.removeprefix(BOM) if number == 1 else text
+        if not text.strip():
+            continue
+        _decoded(text, name, number)
+        line = parse_json(text, f"{name}: line {number}")
+        if not isinstance(line, dict):
+            raise InputError(f"{name}: line {number} is a {type(line).__name__}, not a dialogue")
+        yield number, line
 
 
-def _decoded(text: bytes, path: Path, number: int) -> None:
+def _decoded(text: bytes, path: str, number: int) -> None:
     """Raises InputError with the place of a byte that is not UTF-8."""
     try:
         text.decode("utf-8")

@@ -9,4 +9,5 @@ FORMAT = Format(
     rank=80,
     reads=OPEN,
     open=True,
+    parts="mer_export.data.formats.parquet.parts",
 )

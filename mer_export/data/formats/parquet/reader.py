@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mer_export.data.media.faces import FaceImages
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.parquet import open_parquet, pyarrow_modules
+from mer_export.untrusted.places import Reach, within
 
 
 def detect(path: Path, spec: DataSpec) -> bool:
@@ -30,7 +32,7 @@ def source(path: Path, spec: DataSpec) -> ParquetSource:
         InputError: not such a file, or damaged.
         NotAvailableError: pyarrow is not installed.
     """
-    return ParquetSource(path, spec)
+    return ParquetSource(str(path), spec, spec.reach(path), lambda: open_parquet(path))
 
 
 def files(path: Path, spec: DataSpec) -> list[Path]:
@@ -39,17 +41,25 @@ def files(path: Path, spec: DataSpec) -> list[Path]:
 
 
 class ParquetSource:
-    """Rows as utterances; see `dialogues.Source`. A part of a row group is held in memory at a time."""
+    """Rows as utterances; see `dialogues.Source`. A part of a row group is held in memory at a time.
 
-    def __init__(self, path: Path, spec: DataSpec):
-        self.path = path
-        with open_parquet(path) as file:
-            self.meta = _metadata(path, file)
-        declared = {"label_names": self.meta["labels"], "speakers": self.meta["speakers"]}
-        declared |= {n: self.meta[n] for n in ("unit", "extractors") if n in self.meta}
-        self.spec = spec.over(declared, str(path))
-        self.reach = self.spec.reach(path)
-        self.modalities = [m for m in MODALITIES if m not in self.spec.switched_off]
+    `opening` opens the file anew each time; `groups` are the row groups to read, None reads all; without a `reach` no
+    file is read that a row names.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        spec: DataSpec,
+        reach: Reach | None,
+        opening: Callable[[], AbstractContextManager[Any]],
+        groups: range | None = None,
+    ):
+        self.path, self.opening, self.groups = path, opening, groups
+        with opening() as file:
+            self.meta = metadata(path, file.schema_arrow)
+        self.spec = spec.over(declared(self.meta), path)
+        self.reader = RowReader(self.spec, self.meta, reach)
         wanted = self.spec.splits
         self.splits = [s for s in self.meta["splits"] if not wanted or s in wanted]
         self.info = {"source_format": self.meta["source_format"]}
@@ -59,26 +69,49 @@ class ParquetSource:
         if split is not None and split not in self.splits:
             raise UsageError(f"no split {split!r} in {self.path}, there are {self.splits}")
         wanted = self.splits if split is None else [split]
-        with open_parquet(self.path) as file:
-            groups = [g for g in range(file.num_row_groups) if _split_of(file, g) in (None, *wanted)]
-            rows = itertools.groupby(_rows(file, groups), key=lambda row: (str(row["split"]), str(row["dialogue"])))
-            for (name, dialogue), own in rows:
-                if name in wanted:
-                    yield self._dialogue(name, dialogue, list(own))
+        with self.opening() as file:
+            own = range(file.num_row_groups) if self.groups is None else self.groups
+            groups = [g for g in own if _split_of(file, g) in (None, *wanted)]
+            # Group by group: asked for all at once, the library decodes ahead.
+            batches = (b for g in groups for b in file.iter_batches(batch_size=layout.BATCH_ROWS, row_groups=[g]))
+            yield from self.reader.dialogues(batches, self.path, wanted)
 
-    def _dialogue(self, split: str, name: str, rows: list[dict[str, Any]]) -> Dialogue:
+
+class RowReader:
+    """From rows to dialogues.
+
+    `meta` says the widths of their vectors (`dims`) and the names of their `labels`; of version 1 also `text_vectors`.
+    Without a `reach` no file is read that a row names.
+    """
+
+    def __init__(self, spec: DataSpec, meta: Mapping[str, Any], reach: Reach | None):
+        self.spec, self.meta, self.reach = spec, meta, reach
+        self.modalities = [m for m in MODALITIES if m not in spec.switched_off]
+
+    def dialogues(self, batches: Iterable[Any], where: str, splits: Sequence[str] | None = None) -> Iterator[Dialogue]:
+        """Those that the rows of Arrow batches or tables make one after the other, of all splits or of some.
+
+        Raises:
+            InputError: the rows of a dialogue are not together.
+        """
+        rows = (row for batch in batches for row in _rows(batch))
+        for (split, name), own in itertools.groupby(rows, key=lambda r: (str(r["split"]), str(r["dialogue"]))):
+            if splits is None or split in splits:
+                yield self._dialogue(split, name, list(own), where)
+
+    def _dialogue(self, split: str, name: str, rows: list[dict[str, Any]], where: str) -> Dialogue:
         if [r["index"] for r in rows] != list(range(len(rows))):
-            raise InputError(f"{self.path}: the utterances of dialogue {name!r} are not together and in order")
-        return Dialogue(name, split, [self._utterance(r) for r in rows], str(self.path))
+            raise InputError(f"{where}: the utterances of dialogue {name!r} are not together and in order")
+        return Dialogue(name, split, [self._utterance(r, f"{where}: {r['utterance']}") for r in rows], where)
 
-    def _utterance(self, row: dict[str, Any]) -> Utterance:
-        where = f"{self.path}: {row['utterance']}"
+    def _utterance(self, row: dict[str, Any], where: str) -> Utterance:
         features = {m: tuple(self._steps(row, m, where)) for m in self.modalities}
         given = {n: row[n] for n in READY if row.get(n) is not None}
         wide = {n: self._rows_of(v, n, where) if READY[n].ndim > 1 else v for n, v in given.items()}
         ready: dict[str, Any] = {n: ready_array(n, v, where) for n, v in wide.items()}
         if self.spec.faces.images and row.get(IMAGES) is not None:
-            ready[IMAGES] = FaceImages([self.reach.path(str(p), where) for p in row[IMAGES]], self.spec.faces.size)
+            paths = [within(self.reach, p, where).path(str(p), where) for p in row[IMAGES]]
+            ready[IMAGES] = FaceImages(paths, self.spec.faces.size)
         labels = row.get("labels")
         return Utterance(
             id=str(row["utterance"]),
@@ -94,7 +127,9 @@ class ParquetSource:
 
     def _recording(self, row: dict[str, Any], where: str) -> Recording | None:
         name = row.get("recording")
-        return Recording(str(name), where, self.reach, row.get("start"), row.get("end")) if name else None
+        if not name:
+            return None
+        return Recording(str(name), where, within(self.reach, name, where), row.get("start"), row.get("end"))
 
     def _steps(self, row: dict[str, Any], modality: str, where: str) -> list[np.ndarray]:
         """The vectors of an utterance, float32 arrays of their own."""
@@ -109,14 +144,18 @@ class ParquetSource:
         return cell.reshape(-1, width)
 
 
-def _rows(file: Any, groups: list[int]) -> Iterator[dict[str, Any]]:
-    """Rows of the chosen row groups; lists as numpy arrays."""
+def declared(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What the metadata of a file say, by fields of the data section."""
+    said = {"label_names": meta["labels"], "speakers": meta["speakers"]}
+    return said | {n: meta[n] for n in ("unit", "extractors") if n in meta}
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a batch; lists as numpy arrays."""
     arrow, _ = pyarrow_modules()
-    # Group by group: asked for all at once, the library decodes ahead.
-    for batch in (b for g in groups for b in file.iter_batches(batch_size=layout.BATCH_ROWS, row_groups=[g])):
-        columns = {name: _cells(arrow, batch.column(i)) for i, name in enumerate(batch.schema.names)}
-        for i in range(batch.num_rows):
-            yield {name: cells[i] for name, cells in columns.items()}
+    columns = {name: _cells(arrow, batch.column(i)) for i, name in enumerate(batch.schema.names)}
+    for i in range(batch.num_rows):
+        yield {name: cells[i] for name, cells in columns.items()}
 
 
 def _cells(arrow: Any, column: Any) -> list[Any]:
@@ -137,9 +176,10 @@ def _split_of(file: Any, group: int) -> str | None:
     return str(statistics.min)
 
 
-def _metadata(path: Path, file: Any) -> dict[str, Any]:
-    raw = (file.schema_arrow.metadata or {}).get(layout.KEY)
-    missing = [c for c in layout.REQUIRED if c not in file.schema_arrow.names]
+def metadata(path: str, schema: Any) -> dict[str, Any]:
+    """What the schema of a file says of it; raises InputError for a file of another layout, or a later version."""
+    raw = (schema.metadata or {}).get(layout.KEY)
+    missing = [c for c in layout.REQUIRED if c not in schema.names]
     if raw is None or missing:
         raise InputError(f"{path} was not written by mer data convert: describe it as a dialogue table in data.table")
     try:

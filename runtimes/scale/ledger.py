@@ -1,0 +1,173 @@
+"""What of a run is done already, and what it was asked: `manifest.json` and the answers beside it.
+
+manifest.json        what was asked, every block with what came of it; whole when a run ends
+done.jsonl           what came of each block while a run goes on, a line each
+answers/000000.parquet ...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mer_export import faults
+from mer_export.bundle import sha256, write_atomic
+from mer_export.bundle.files import plain
+from mer_export.data.parts import Part
+from mer_export.errors import UsageError
+from mer_export.untrusted.json_files import parse_json, read_json
+from mer_export.untrusted.stored import Stored
+from runtimes.features.parts import alone_in
+from runtimes.scale.blocks import Answered, Block, Record
+
+MANIFEST, JOURNAL, ANSWERS, LOCK = "manifest.json", "done.jsonl", "answers", ".lock"
+OWN = frozenset({MANIFEST, JOURNAL, ANSWERS, LOCK})
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """What decides the answers: the files in order, the bundle's checksum, and the options that change them."""
+
+    inputs: Sequence[Stored]
+    bundle: str
+    options: Mapping[str, Any]
+
+    def said(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        inputs = [{"name": f.said, "bytes": f.size, "mark": f.mark} for f in self.inputs]
+        return {"version": VERSION, "inputs": inputs, "bundle": self.bundle, "options": dict(self.options)}
+
+    def difference(self, other: Mapping[str, Any]) -> str | None:
+        """The first thing that another request has otherwise, by name."""
+        own = json.loads(json.dumps(self.said()))
+        if own["version"] != other.get("version"):
+            return "another version of mer"
+        theirs = {f["name"]: f for f in other["inputs"]}
+        changed = [f["name"] for f in own["inputs"] if theirs.get(f["name"], f) != f]
+        if changed:
+            return f"{changed[0]} as it was before it changed"
+        if own["inputs"] != other["inputs"]:
+            return f"other inputs, {', '.join(theirs)}"
+        if own["bundle"] != other["bundle"]:
+            return "another bundle, or this one before it changed"
+        names = [n for n in own["options"] if own["options"][n] != other["options"].get(n)]
+        return f"--{names[0]} {other['options'].get(names[0])}" if names else None
+
+
+@dataclass
+class Ledger:
+    """The folder of one run: `open` one."""
+
+    folder: Path
+    request: Request
+    blocks: Sequence[Block] = ()
+    done: dict[int, Record] = field(default_factory=dict)
+
+    @classmethod
+    @contextmanager
+    def open(cls, out: Path, request: Request, plan: Callable[[], Iterator[Part]], force: bool) -> Iterator[Ledger]:
+        """That of a directory: a new one, or one that a run for the same request left.
+
+        Args:
+            out: the directory.
+            request: what is asked.
+            plan: cuts the inputs, asked where nothing is there yet.
+            force: what is there goes.
+
+        Raises:
+            UsageError: it is of another request or holds other files, or another process writes it.
+        """
+        ledger = cls(out, request)
+        with faults.at(out):
+            out.mkdir(parents=True, exist_ok=True)
+            others = sorted(f.name for f in out.iterdir() if f.name not in OWN and not f.name.endswith(".tmp"))
+        if others:
+            raise UsageError(f"--out {out} holds {others[0]}: name a new directory, or one of an earlier run")
+        with alone_in(out, LOCK):
+            ledger._begin(plan, force)
+            yield ledger
+
+    def _begin(self, plan: Callable[[], Iterator[Part]], force: bool) -> None:
+        manifest = self.folder / MANIFEST
+        found = read_json(manifest) if plain(manifest) and not force else None
+        if found is None:
+            self._clear()
+            self.blocks = [Block(n, part) for n, part in enumerate(plan())]
+            self._write({})
+        elif other := self.request.difference(found):
+            raise UsageError(
+                f"{self.folder} holds what was done with {other}: run that to its end, or pass --force to begin anew"
+            )
+        else:
+            files = {f.said: f for f in self.request.inputs}
+            self.blocks = [Block(n, _part(b, files)) for n, b in enumerate(found["blocks"])]
+            self._take_over(found["blocks"])
+        (self.folder / ANSWERS).mkdir(exist_ok=True)
+
+    def file(self, block: int) -> Path:
+        """Where the answers of a block lie."""
+        return self.folder / ANSWERS / f"{block:06}.parquet"
+
+    def keep(self, answered: Answered) -> None:
+        """Puts the answers of a block in their place, then says so."""
+        number = answered.block.number
+        write_atomic(self.file(number), answered.content)
+        self.done[number] = answered.record
+        path = self.folder / JOURNAL
+        with faults.at(path), path.open("ab") as journal:
+            journal.write(json.dumps({"block": number} | asdict(answered.record)).encode() + b"\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def finish(self, failed: Mapping[int, str]) -> None:
+        """Writes what came of all blocks; `failed` are those without answers, and why."""
+        self._write(failed)
+        (self.folder / JOURNAL).unlink(missing_ok=True)
+
+    def _take_over(self, said: Sequence[Mapping[str, Any]]) -> None:
+        """Blocks that are done and whose files are still those that were written."""
+        lines = [{"block": n} | b["result"] for n, b in enumerate(said) if b.get("result")]
+        for line in (*lines, *self._journal()):
+            number = line.pop("block")
+            file = self.file(number)
+            if plain(file) and sha256(file) == line["sha256"]:
+                self.done[number] = Record(**line | {"variants": tuple(line["variants"])})
+
+    def _journal(self) -> Iterator[dict[str, Any]]:
+        journal = self.folder / JOURNAL
+        content = journal.read_bytes() if plain(journal) else b""
+        # The last line may have been cut short, its block is then done again.
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            write_atomic(journal, whole)
+        for line in whole.splitlines():
+            yield parse_json(line, str(journal))
+
+    def _write(self, failed: Mapping[int, str]) -> None:
+        blocks = [self._said(b, failed.get(b.number)) for b in self.blocks]
+        complete = len(self.done) == len(self.blocks)
+        found = self.request.said() | {"complete": complete, "blocks": blocks}
+        write_atomic(self.folder / MANIFEST, json.dumps(found, indent=1).encode())
+
+    def _said(self, block: Block, failed: str | None) -> dict[str, Any]:
+        part, record = block.part, self.done.get(block.number)
+        said: dict[str, Any] = {"file": f"{ANSWERS}/{self.file(block.number).name}", "input": part.file.said}
+        said |= {"format": part.format, "begin": part.begin, "end": part.end, "nbytes": part.nbytes}
+        return said | ({"result": asdict(record)} if record else {}) | ({"failed": failed} if failed else {})
+
+    def _clear(self) -> None:
+        for name in (MANIFEST, JOURNAL):
+            (self.folder / name).unlink(missing_ok=True)
+        if (self.folder / ANSWERS).is_dir() and not (self.folder / ANSWERS).is_symlink():
+            shutil.rmtree(self.folder / ANSWERS)
+
+
+def _part(said: Mapping[str, Any], files: Mapping[str, Stored]) -> Part:
+    return Part(files[said["input"]], said["format"], said["begin"], said["end"], said["nbytes"])

@@ -1,0 +1,211 @@
+"""Experiments: what a file plans, what a killed one keeps, and the table over what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Mer
+
+from mer_export.errors import InputError, UsageError
+from mer_export.experiment import ExperimentResult, TableSpec, Trained
+from train.experiments.experiment import NAMES, load_experiment, plan
+
+RANDOM = {
+    "emt": ["protocol.text_encoder=random"],
+    "tab": ["first:protocol.text_encoder=random", "first:protocol.audio_encoder=random"],
+}
+"""What the published recipes need from the command line, by system."""
+STAGES: dict[str, Any] = {
+    "title": "CMERC in three stages",
+    "models": {
+        "M3NET": [
+            {
+                "preset": "synthetic/cmerc_meld",
+                "set": {"protocol.curriculum": None, "protocol.calibrate": False, "protocol.contrast": False},
+            }
+        ],
+        "CMERC": [{"preset": "synthetic/cmerc_meld", "set": {"protocol.curriculum.difficulty": "{M3NET}"}}],
+    },
+    "grid": {"seed": [1, 2]},
+    "table": {"columns": {"weighted F1": "weighted_f1", "joy": "f1/joy"}},
+}
+SMALL = [f"--set={s}" for s in ("epochs=2", "model.width=16", "model.hidden=16", "model.hypergraph_layers=1")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mer_export.data.synthetic import synthesise
+
+    out = tmp_path_factory.mktemp("meld") / "data"
+    synthesise("cmerc", "meld", out, dialogues=24, seed=0)
+    return out
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump(STAGES | changes, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_published_experiment_is_planned_to_the_last_setting(name: str, tmp_path: Path) -> None:
+    experiment = load_experiment(name)
+    planned = plan(experiment, tmp_path, tmp_path / "out", RANDOM.get(name.partition("/")[0], ()))
+    folders = [j.folder for jobs in planned.rounds for j in jobs]
+    assert len(set(folders)) == len(folders)
+    assert {c.folder for c in planned.cells} <= set(folders)
+    cells = len(experiment.models)
+    for values in experiment.grid.values():
+        cells *= len(values)
+    assert len(planned.cells) == cells
+
+
+def test_a_step_is_trained_once_for_all_cells_that_agree_on_its_axes(tmp_path: Path) -> None:
+    planned = plan(load_experiment("mtee/iemocap_zeroshot"), tmp_path, tmp_path)
+    assert [str(j.folder) for j in planned.rounds[0]] == ["seed0", "seed1", "seed2"]
+    assert [c.place["unseen"] for c in planned.cells][::3] == ["excited", "surprised", "frustrated"]
+    unseen = {
+        (c.place["unseen"], *c.config.model["labels"][4:], c.config.data.emotions.zsl)
+        for c in planned.cells
+        if c.config and c.config.data.emotions
+    }
+    assert unseen == {("excited", "excited", 1), ("surprised", "surprised", 4), ("frustrated", "frustrated", 5)}
+
+
+def test_the_first_stage_of_a_fold_trains_on_that_fold(tmp_path: Path) -> None:
+    planned = plan(load_experiment("tab/iemocap", ["fold=0,7"]), tmp_path, tmp_path / "o", RANDOM["tab"])
+    first, second = planned.rounds
+    assert [j.config.data.context.fold for j in first if j.config.data.context] == [0, 7]
+    assert [j.needs for j in second] == [(j.folder,) for j in first]
+    assert [j.config.protocol["lhs"] for j in second] == [str(tmp_path / "o" / j.folder) for j in first]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "sentence"),
+    [
+        ({}, ["--grid", "rate=1"], r"--grid rate=1: write it as axis=value,value with one of \['seed'\]"),
+        ({}, ["--set", "EMT:lr=1"], r"there is no model or step 'EMT', there are \['CMERC', 'M3NET', 'model'\]"),
+        ({}, ["--set", "epoch=1"], "epoch"),
+        ({"grid": {"seed": []}}, [], "axis 'seed' has no values"),
+        ({"table": {"columns": {"A": "f2"}}}, [], "no metric 'f2', there are"),
+        ({"table": {"columns": {"A": "accuracy"}, "area": "rate"}}, [], r"the table names the axis 'rate'"),
+        ({"models": {"../M": [{"preset": "cmerc/meld"}]}}, [], r"model '../M' needs a plain name"),
+        ({"models": {"M": [{"preset": "cmerc/mosi"}]}}, [], "no preset 'cmerc/mosi'"),
+        (
+            {"models": {"M": [{"preset": "cmerc/meld", "set": {"init": "{N}"}}], "N": [{"preset": "cmerc/meld"}]}},
+            [],
+            r"M: \{N\} is no axis and no step or model before it, there are \['seed'\]",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_trained(
+    mer: Mer, tmp_path: Path, changes: dict[str, Any], words: list[str], sentence: str
+) -> None:
+    code, _, err = mer("experiment", written(tmp_path, **changes), "--data", tmp_path, "--out", tmp_path / "o", *words)
+    assert code == 2
+    assert re.search(sentence, err), err
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_path_in_a_file_leads_into_the_data_or_the_experiment_alone(tmp_path: Path) -> None:
+    models = {"M": [{"preset": "emt/mosi", "set": {"protocol.text_encoder": "/etc"}}]}
+    with pytest.raises(InputError, match="leads out of"):
+        plan(load_experiment(str(written(tmp_path, models=models))), tmp_path, tmp_path / "o")
+
+
+def test_a_killed_experiment_goes_on_and_ends_with_the_table_of_an_uninterrupted_one(
+    mer: Mer, data: Path, tmp_path: Path
+) -> None:
+    words = ["experiment", written(tmp_path), "--data", data, "--quiet", *SMALL]
+    line = [sys.executable, "-m", "cli", *map(str, words), "--out", str(tmp_path / "a")]
+    running = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    while not (tmp_path / "a" / "M3NET" / "seed1" / "bundle.json").exists():
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert not (tmp_path / "a" / "experiment.html").exists()
+    code, out, err = mer(*words, "--out", tmp_path / "a", "--json")
+    assert code == 0, err
+    assert mer(*words, "--out", tmp_path / "b", "--jobs", "2")[0] == 0
+    ours, theirs = ((tmp_path / d / "experiment.json").read_text() for d in "ab")
+    assert ours == theirs
+    result = ExperimentResult.model_validate_json(ours)
+    assert json.loads(out)["trained"] == [t.model_dump() for t in result.trained]
+    assert [(r.model, r.runs) for r in result.rows] == [("M3NET", 2), ("CMERC", 2)]
+    evaluation = json.loads((tmp_path / "a" / "CMERC" / "seed2" / "train" / "evaluation.json").read_text())
+    assert result.trained[-1].metrics["weighted_f1"] == evaluation["test"]["single"]["weighted_f1"]
+    page = (tmp_path / "a" / "experiment.html").read_text()
+    assert "CMERC in three stages" in page
+    assert page.count("<svg") == 2
+    code, out, _ = mer("difficulty", tmp_path / "a/M3NET/seed1", "--data", data, "--out", tmp_path / "d.json", "--json")
+    assert code == 0
+    kept = json.loads((tmp_path / "a" / "CMERC" / "seed1" / "train" / "difficulty.json").read_text())
+    assert json.loads((tmp_path / "d.json").read_text()) == pytest.approx(kept, abs=1e-6)
+    assert json.loads(out)["dialogues"] == len(kept)
+
+
+def test_a_cell_that_fails_is_a_row_with_its_reason_and_ends_no_other(mer: Mer, data: Path, tmp_path: Path) -> None:
+    models = {
+        "broken": [{"name": "a", "preset": "synthetic/cmerc_meld", "set": {"data.dataset": "iemocap"}}],
+        "after": [{"name": "b", "preset": "synthetic/cmerc_meld", "set": {"init": "{broken}"}}],
+        "good": [{"name": "c", "preset": "synthetic/cmerc_meld"}],
+    }
+    path = written(tmp_path, models=models, grid={"seed": [1]})
+    code, out, err = mer("experiment", path, "--data", data, "--out", tmp_path / "o", *SMALL, "--set", "epochs=1")
+    assert code == 2
+    assert "2 of 3 cells were not measured, the first is broken seed=1: " in err
+    assert "* after seed=1: an earlier step failed" in out
+    assert "| good | 1 |" in out
+
+
+def result_of(values: dict[str, list[float | None]]) -> ExperimentResult:
+    """Two seeds at each rate."""
+    trained = [
+        Trained(model="M", cell={"missing": rate, "seed": str(i)}, bundle="", metrics={"has0_acc_2": v, "mae": 1.0})
+        for rate, runs in values.items()
+        for i, v in enumerate(runs)
+    ]
+    columns = {"Acc-2": ("has0_acc_2",), "both": ("mae", "has0_acc_2")}
+    return ExperimentResult(title="t", table=TableSpec(columns=columns, area="missing"), trained=trained)
+
+
+def test_the_table_has_mean_deviation_least_and_most_and_the_area_of_the_paper() -> None:
+    result = result_of({"0.0": [80.0, 82.0], "0.5": [70.0, 70.0], "1.0": [50.0, 52.0]})
+    first = result.line(result.rows[0])
+    assert first == (
+        "M",
+        "0.0",
+        "2",
+        "81.00 ± 1.41 (80.00 to 82.00)",
+        "1.0000/81.00 ± 0.0000/1.41 (1.0000/80.00 to 1.0000/82.00)",
+    )
+    # 0.5 * ((81 + 70) / 2 + (70 + 51) / 2)
+    assert [result.area_line(r) for r in result.areas] == [("M", "68.0", "1.000/68.0")]
+    assert "M,0.0,test,has0_acc_2,2,81.0,1.41" in result.csv()
+    assert "M,area,test,has0_acc_2,2,68.0,,," in result.csv()
+
+
+@pytest.mark.parametrize("rates", [["0.5", "1.0"], ["0.0", "0.5", "0.8"], ["0.0"]])
+def test_there_is_no_area_where_the_rates_do_not_rise_from_0_in_equal_steps(rates: list[str]) -> None:
+    assert result_of({r: [1.0, 2.0] for r in rates}).areas == []
+
+
+def test_what_one_run_lacks_has_no_mean_over_runs() -> None:
+    result = result_of({"0.0": [80.0, None]})
+    assert result.line(result.rows[0])[3] == "–"
+
+
+def test_semantics_that_do_not_exist_are_refused() -> None:
+    with pytest.raises((UsageError, ValueError), match="semantics are single and batch, not 'whole'"):
+        TableSpec(columns={"A": ("whole:accuracy",)})

@@ -1,0 +1,172 @@
+"""Runs an experiment: every bundle resumed where it was left, every cell measured, and the table over them."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from mer_export import registry
+from mer_export.bundle import Bundle
+from mer_export.errors import MerError, UsageError
+from mer_export.experiment import ExperimentResult, Failed, Trained, metric_of
+from mer_export.progress import Progress
+from mer_export.weights import load_from_bundle
+from train.config import TrainConfig
+from train.experiments.experiment import Cell, Job, Plan
+from train.fit import EVALUATION, fit
+from train.model_metrics import evaluate_model
+from train.prepared import prepare
+
+Measured = dict[str, dict[str, float]]
+"""Metrics by semantics."""
+
+
+def run(
+    planned: Plan,
+    data: Path,
+    out: Path,
+    progress: Progress,
+    jobs: int = 1,
+    force: bool = False,
+) -> ExperimentResult:
+    """Trains what is not trained yet and measures every cell; the results so far are written after each bundle.
+
+    A run that was killed goes on where it stopped, a bundle at its last committed epoch. A cell that fails leaves its
+    reason in the results and does not end the others.
+
+    Args:
+        planned: see `plan`.
+        data: data set.
+        out: directory of the bundles and of `experiment.json`, `.md` and `.csv`.
+        progress: shows every bundle as it is done.
+        jobs: processes that train side by side; their threads share the processor.
+        force: starts every bundle over.
+
+    Returns:
+        The results; `failed` names the cells that could not be measured.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    failures: dict[PurePosixPath, str] = {}
+    known: dict[int, Measured | str] = {}
+    result = _result(planned, known)
+    total = sum(map(len, planned.rounds))
+    with progress.over(planned.title, total, "bundle") as shown, _workers(jobs) as workers:
+        for jobs_of_round in planned.rounds:
+            lost = {j.folder: "an earlier step failed" for j in jobs_of_round if any(f in failures for f in j.needs)}
+            ready = [j for j in jobs_of_round if j.folder not in lost]
+            failures |= lost
+            for job, reason in _trained(workers, ready, data, out, force):
+                if reason:
+                    failures[job.folder] = reason
+                known |= {
+                    i: reason or _measured(cell, data, out, planned.table.split)
+                    for i, cell in enumerate(planned.cells)
+                    if cell.folder == job.folder
+                }
+                result = _result(planned, known)
+                result.save(out)
+                shown.end(f"{job.title}  {reason or _headline(result, job)}")
+            known |= {i: lost[c.folder] for i, c in enumerate(planned.cells) if c.folder in lost}
+    result = _result(planned, known)
+    result.save(out)
+    return result
+
+
+def _result(planned: Plan, known: dict[int, Measured | str]) -> ExperimentResult:
+    """What is known so far, in the order of the plan and not of the processes."""
+    trained, failed = [], []
+    for index, cell in enumerate(planned.cells):
+        outcome = known.get(index)
+        if isinstance(outcome, str):
+            failed.append(Failed(model=cell.model, cell=cell.place, reason=outcome))
+        elif outcome is not None:
+            metrics = {n: _number(outcome, n) for n in planned.table.metrics}
+            trained.append(Trained(model=cell.model, cell=cell.place, bundle=str(cell.folder), metrics=metrics))
+    return ExperimentResult(
+        title=planned.title, source=planned.source, table=planned.table, trained=trained, failed=failed
+    )
+
+
+def _number(measured: Measured, name: str) -> float | None:
+    semantics, metric = metric_of(name)
+    value = measured.get(semantics, {}).get(metric)
+    return None if value is None or math.isnan(value) else value
+
+
+def _headline(result: ExperimentResult, job: Job) -> str:
+    """The first metric of the table where the bundle is measured."""
+    name = result.table.metrics[0]
+    found = [t.metrics[name] for t in result.trained if t.bundle == str(job.folder)]
+    return " ".join([name, *(f"{v}" for v in found if v is not None)]) if found else "trained"
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Processes that start afresh, as PyTorch's threads do not survive a fork; None for this process alone."""
+    if jobs == 1:
+        yield None
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_share_processor, initargs=(jobs,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _share_processor(jobs: int) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+
+
+def _trained(
+    workers: ProcessPoolExecutor | None, jobs: Sequence[Job], data: Path, out: Path, force: bool
+) -> Iterator[tuple[Job, str | None]]:
+    """The jobs in the order in which they end, each with the reason of its failure."""
+    if workers is None:
+        for job in jobs:
+            yield job, train(job, data, out, force)
+        return
+    waiting: dict[Future[str | None], Job] = {workers.submit(train, j, data, out, force): j for j in jobs}
+    for future in as_completed(waiting):
+        yield waiting[future], future.result()
+
+
+def train(job: Job, data: Path, out: Path, force: bool = False) -> str | None:
+    """One bundle, trained or taken as it is; why it could not be."""
+    try:
+        fit(job.config, data, out / job.folder, force=force, quiet=True)
+    except MerError as error:
+        return str(error)
+    return None
+
+
+def _measured(cell: Cell, data: Path, out: Path, split: str) -> Measured | str:
+    try:
+        bundle = Bundle.open(out / cell.folder)
+        if cell.config is not None:
+            return {"single": measure_as(bundle, cell.config, data, split)}
+        found = json.loads(bundle.path(EVALUATION).read_text())
+    except MerError as error:
+        return str(error)
+    return found.get(split) or f"the split {split!r} was not measured, there are {list(found)}: see evaluate_splits"
+
+
+def measure_as(bundle: Bundle, config: TrainConfig, data: Path, split: str) -> dict[str, float]:
+    """Metrics of a bundle's weights under another configuration: other emotions, other data, the same network.
+
+    Raises:
+        UsageError: the data have no such split, or the network has other entries.
+    """
+    prepared = prepare(config, data, draws_weights=False)
+    model = registry.get(config.system).build(prepared.model_config)
+    load_from_bundle(model, bundle.root)
+    if split not in prepared.measured:
+        raise UsageError(f"the split {split!r} was not measured, there are {list(prepared.measured)}")
+    return evaluate_model(model, prepared.measured[split], prepared.contract, prepared.task)
