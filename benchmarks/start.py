@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(name: str, rounds: int) -> list[dict[str, Any]]:
-    """One row for each precision of a network's longest bucket."""
+    """One row for each precision of a network's longest bucket that is kept."""
     network = NETWORKS[name]
     with tempfile.TemporaryDirectory() as folder:
         # A key of its own: what is kept is kept with this folder.
@@ -57,14 +57,19 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
         example = random_samples(bundle.manifest.contract, network.lengths, 2)
         variant = export_variant(bundle, "onnx", network.buckets[-1], example=example)
         bundle = Bundle.open(bundle.root)
-        return [_row(name, bundle, variant, options, rounds) for options in ASKED]
+        rows = [_row(name, bundle, variant, options, rounds) for options in ASKED]
+        return [row for row in rows if row]
 
 
-def _row(name: str, bundle: Bundle, variant: Variant, options: SessionOptions, rounds: int) -> dict[str, Any]:
+def _row(name: str, bundle: Bundle, variant: Variant, options: SessionOptions, rounds: int) -> dict[str, Any] | None:
+    """Both ways in turn; None for a model that is too large to be kept."""
     kept = Kept.beside(bundle.root).folder
     aside = kept.with_name("aside")
     # The first start writes what later ones read.
     first = _seconds(bundle, variant, options)
+    if not kept.exists():
+        output.say(f"{name} {options.reduced or 'fp32'}: too large to be kept")
+        return None
     compiled, read = [], []
     for _ in range(rounds):
         kept.rename(aside)
