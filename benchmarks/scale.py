@@ -142,11 +142,14 @@ def _await(crew: Crew, workers: int) -> None:
 def killed(folder: Path, count: int) -> dict[str, Any]:
     """A run on two nodes, one of which is ended in the middle, and how its answers differ from those of one process."""
     ray_module()
+    from ray._private import ray_constants
     from ray.cluster_utils import Cluster
 
     arrow, parquet = pyarrow_modules()
     how, data = _world(folder, SMALL, count)
-    node = {"num_cpus": 1, "object_store_memory": 128 << 20}
+    # Ray takes another address of the machine for loopback where it thinks it is a cluster's.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 128 << 20}
     cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
     lost, ended, kept = cluster.add_node(**node), [], Ledger.keep
 

@@ -394,10 +394,13 @@ def test_a_node_that_dies_costs_its_blocks_and_the_answers_are_those_of_infer(
     mer: Mer, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ray", reason="the extra [scale] is not installed")
+    from ray._private import ray_constants
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    node = {"num_cpus": 1, "object_store_memory": 80 << 20}
+    # Ray takes another address of the machine for loopback where it thinks it is a cluster's.
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 << 20}
     cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
     lost = cluster.add_node(**node)
     out, kept = tmp_path / "out", Ledger.keep
