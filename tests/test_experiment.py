@@ -209,3 +209,60 @@ def test_what_one_run_lacks_has_no_mean_over_runs() -> None:
 def test_semantics_that_do_not_exist_are_refused() -> None:
     with pytest.raises((UsageError, ValueError), match="semantics are single and batch, not 'whole'"):
         TableSpec(columns={"A": ("whole:accuracy",)})
+
+
+BERT = "model.bert={vocabulary: 400, hidden: 16, layers: 1, heads: 2, feed_forward: 24, positions: 64}"
+NARROW = ["model.width=8", "model.heads=2", "model.levels=1"]
+PUBLISHED: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
+    "emt/mosi": (
+        "mosi",
+        {},
+        ["missing=0.0,1.0", "seed=111"],
+        [
+            *("protocol.text_encoder=random", BERT, "keep.patience=null", "epochs=1"),
+            *(f"{model}:{s}" for model in ("MulT", "TFR-Net") for s in NARROW),
+            *("TFR-Net:model.fusion_widths={text: 8, audio: 8, vision: 8}", "EMT-DLFR:model.width=8"),
+        ],
+    ),
+    "tab/iemocap": (
+        "iemocap",
+        {"width": 6, "sizes": [1], "text_vocabulary": 60, "audio_vocabulary": 70, "text_len": 6, "audio_len": 8},
+        ["fold=7"],
+        [
+            *("model.sentence_dim=6", "model.context=1", "data.context.size=1", "model.tab_width=8", "epochs=1"),
+            *("model.text={vocabulary: 60, hidden: 8, layers: 1, heads: 2, feed_forward: 8, positions: 34}",),
+            *("model.audio={vocabulary: 70, hidden: 8, layers: 1, heads: 2, feed_forward: 8, positions: 50}",),
+            *("model.head_width=10", "model.buckets=[]", "protocol.freeze={text: 0, audio: 0}", *RANDOM["tab"]),
+        ],
+    ),
+    "mtee/iemocap_zeroshot": (
+        "iemocap",
+        {},
+        ["seed=0"],
+        ["model.layers=1", "model.hidden_sizes=[300, 16, 16]", "epochs=1", "keep.rule=last"],
+    ),
+}
+"""Data set to imitate, how, values on the grid, and settings that make the published recipes small."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_experiment_fills_its_table_from_the_authors_files(mer: Mer, tmp_path: Path, name: str) -> None:
+    from mer_export.data.synthetic import synthesise
+
+    dataset, how, grid, sets = PUBLISHED[name]
+    synthesise(name.partition("/")[0], dataset, tmp_path / "data", dialogues=40, seed=2, **how)
+    words = [w for g in grid for w in ("--grid", g)] + [w for s in sets for w in ("--set", s)]
+    code, _, err = mer("experiment", name, "--data", tmp_path / "data", "--out", tmp_path / "o", "--quiet", *words)
+    assert code == 0, err
+    result = ExperimentResult.model_validate_json((tmp_path / "o" / "experiment.json").read_bytes())
+    headings = list(load_experiment(name).table.columns)
+    assert list(result.header()[-len(headings) :]) == headings
+    first = result.table.columns[headings[0]][0]
+    assert all(t.metrics[first] is not None for t in result.trained)
+    if name == "emt/mosi":
+        assert [r.model for r in result.areas] == ["MulT", "TFR-Net", "EMT-DLFR"]
+    if name == "mtee/iemocap_zeroshot":
+        scored = {
+            t.cell["unseen"]: [n for n, v in t.metrics.items() if "/" in n and v is not None] for t in result.trained
+        }
+        assert scored == {e: [f"accuracy/{e}"] for e in ("excited", "surprised", "frustrated")}

@@ -36,7 +36,7 @@ NAMES: tuple[str, ...] = tuple(
 MEASURE = "measure:"
 """Begins a setting that holds for measuring alone."""
 BRACES = r"\{([^{}\":]+)\}"
-NAME = r"^[A-Za-z0-9][A-Za-z0-9 ._+-]*$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9 .,_+-]*$"
 
 
 class Step(Strict):
