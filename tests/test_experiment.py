@@ -217,7 +217,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
     "emt/mosi": (
         "mosi",
         {},
-        ["missing=0.0,1.0", "seed=111"],
+        ["missing=0.0", "seed=111"],
         [
             *("protocol.text_encoder=random", BERT, "keep.patience=null", "epochs=1"),
             *(f"{model}:{s}" for model in ("MulT", "TFR-Net") for s in NARROW),
@@ -250,7 +250,7 @@ def test_a_published_experiment_fills_its_table_from_the_authors_files(mer: Mer,
     from mer_export.data.synthetic import synthesise
 
     dataset, how, grid, sets = PUBLISHED[name]
-    synthesise(name.partition("/")[0], dataset, tmp_path / "data", dialogues=40, seed=2, **how)
+    synthesise(name.partition("/")[0], dataset, tmp_path / "data", dialogues=24, seed=2, **how)
     words = [w for g in grid for w in ("--grid", g)] + [w for s in sets for w in ("--set", s)]
     code, _, err = mer("experiment", name, "--data", tmp_path / "data", "--out", tmp_path / "o", "--quiet", *words)
     assert code == 0, err
@@ -259,8 +259,6 @@ def test_a_published_experiment_fills_its_table_from_the_authors_files(mer: Mer,
     assert list(result.header()[-len(headings) :]) == headings
     first = result.table.columns[headings[0]][0]
     assert all(t.metrics[first] is not None for t in result.trained)
-    if name == "emt/mosi":
-        assert [r.model for r in result.areas] == ["MulT", "TFR-Net", "EMT-DLFR"]
     if name == "mtee/iemocap_zeroshot":
         scored = {
             t.cell["unseen"]: [n for n, v in t.metrics.items() if "/" in n and v is not None] for t in result.trained
