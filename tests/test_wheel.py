@@ -68,7 +68,7 @@ def test_the_wheel_is_called_after_the_distribution_and_holds_every_file(wheel: 
     assert wheel.name.startswith(f"mer_export-{__version__}-")
     with zipfile.ZipFile(wheel) as content:
         names = {n for n in content.namelist() if ".dist-info/" not in n}
-    files = [f for p in PACKAGES for f in (ROOT / p).rglob("*") if f.suffix in {".py", ".yaml", ".html"}]
+    files = [f for p in PACKAGES for f in (ROOT / p).rglob("*") if f.suffix in {".py", ".yaml", ".html", ".css"}]
     assert names == {"cli.py", *(f.relative_to(ROOT).as_posix() for f in files)}
 
 
