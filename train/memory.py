@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import platform
 from collections.abc import Iterator
 
-TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
-"""What glibc's `mallopt` calls its settings."""
+from mer_export.malloc import MMAP_MAX, MMAP_THRESHOLD, TRIM_THRESHOLD, glibc
+
 MOST = 2**31 - 1
 GLIBC_MMAP_MAX, GLIBC_LARGEST = 65536, 32 * 2**20
 """What glibc starts with, and the largest threshold that it comes to by itself."""
@@ -21,10 +19,10 @@ def kept_between_steps() -> Iterator[None]:
     glibc gives large blocks back to the kernel, which fills each with zeros, page by page, when the next step asks for
     it again (`python3 -m benchmarks.training` shows what that costs). Elsewhere nothing changes.
     """
-    if platform.libc_ver()[0] != "glibc":
+    library = glibc()
+    if library is None:
         yield
         return
-    library = ctypes.CDLL(None)
     library.mallopt(MMAP_MAX, 0)
     library.mallopt(TRIM_THRESHOLD, MOST)
     try:

@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mer_export.errors import UsageError
+from mer_export.malloc import one_arena
 from runtimes.serve.app import LOOPBACK, build
 from runtimes.serve.journal import note
 from runtimes.serve.metrics import Metrics
@@ -208,6 +209,7 @@ def serve_until_told(roots: Sequence[Path], how: How, limits: Limits, place: Pla
     Raises:
         MerError: a bundle that cannot be opened, or a place that cannot be had.
     """
+    one_arena()
     metrics = Metrics()
     models = named(roots, how, metrics)
     listening = place.bind()
