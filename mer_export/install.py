@@ -25,6 +25,7 @@ Extra = Literal[
     "serve",
     "triton",
     "scale",
+    "baselines",
 ]
 
 

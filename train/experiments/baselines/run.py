@@ -1,0 +1,119 @@
+"""One cell of a baseline: chosen on its split, fitted on the recipe's training splits, measured as a bundle is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mer_export.bundle import write_atomic
+from mer_export.data.samples import Sample
+from mer_export.errors import InputError, UsageError
+from mer_export.metrics import find
+from mer_export.task import Task
+from train.config import TrainConfig, first_difference
+from train.experiments.baselines import linear, recurrent
+from train.experiments.baselines.inputs import Items, Reader
+from train.experiments.baselines.settings import Baseline
+from train.model_metrics import batch_metrics, unread_labels
+from train.prepared import Prepared, labelled, prepare
+from train.provenance import fingerprint
+
+RESULT = "baseline.json"
+"""What a cell writes: its settings, what was chosen, and its metrics."""
+READS = ("system", "model", "data", "protocol", "train_splits", "evaluate_splits", "seed", "threads")
+"""What a baseline takes of its recipe: everything else is the recipe's way of training."""
+
+Fits = Callable[[Any, Task, Items, int], Iterator[tuple[Any, Callable[[Items], np.ndarray]]]]
+KINDS: dict[str, Fits] = {"linear": linear.fits, "recurrent": recurrent.fits}
+"""By kind, what yields every candidate with its fitted model."""
+
+
+def fit_baseline(baseline: Baseline, config: TrainConfig, data: Path, folder: Path, force: bool = False) -> None:
+    """Fits a baseline and writes `baseline.json`; one that is there already is taken as it is.
+
+    Args:
+        baseline: which one, and its candidates.
+        config: the recipe whose data, inputs, splits, labels and seed it takes.
+        data: data set.
+        folder: of the cell.
+        force: fits it anew.
+
+    Raises:
+        UsageError: the folder holds one of other settings or data, the split to choose on is missing, or the recipe has
+            no vectors.
+        InputError: data that the recipe cannot take.
+        NotAvailableError: scikit-learn is missing.
+    """
+    prepared = prepare(config, data, draws_weights=False)
+    made_of = {
+        "baseline": baseline.model_dump(mode="json"),
+        "recipe": {n: v for n, v in config.model_dump(mode="json").items() if n in READS},
+        "data": fingerprint(prepared.source),
+    }
+    if (folder / RESULT).is_file() and not force:
+        return _refuse_other(folder, json.loads((folder / RESULT).read_text()), made_of)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    chosen, evaluation = _measured(baseline, prepared)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"schema_version": 1, **made_of, "chosen": chosen, "evaluation": evaluation}
+    write_atomic(folder / RESULT, json.dumps(found, indent=1).encode())
+    return None
+
+
+def evaluation_of(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics of a cell by split and semantics, as `train/evaluation.json` of a bundle has them."""
+    try:
+        return json.loads((folder / RESULT).read_text())["evaluation"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder / RESULT} cannot be read ({error}): run again with --force") from None
+
+
+def _refuse_other(folder: Path, before: dict[str, Any], made_of: dict[str, Any]) -> None:
+    changed = first_difference({n: before.get(n) for n in made_of}, json.loads(json.dumps(made_of)))
+    if changed:
+        raise UsageError(f"{folder} was made with another {changed}: pass --force to start over, or another --out")
+
+
+def _measured(baseline: Baseline, prepared: Prepared) -> tuple[Any, dict[str, Any]]:
+    """What was chosen, and the metrics of every evaluated split."""
+    config, task = prepared.config, prepared.task
+    if baseline.choose_on is not None:
+        baseline = baseline.only(_choose(baseline, prepared, baseline.choose_on))
+    reader = Reader(prepared.contract, task, prepared.samples)
+    *_, (chosen, scores) = KINDS[baseline.kind](baseline, task, reader.read(prepared.samples), config.seed)
+    found = {n: {"single": _metrics(prepared, reader, s, scores)} for n, s in prepared.measured.items()}
+    return chosen, found
+
+
+def _choose(baseline: Baseline, prepared: Prepared, split: str) -> Any:
+    """The candidate with the best headline metric on a split, fitted without that split."""
+    config, task = prepared.config, prepared.task
+    others = [n for n in config.train_splits if n != split]
+    if not others:
+        raise UsageError(f"the baseline is to be chosen on {split!r}, which is all that is trained on")
+    held_out, metric = prepared.corpus.split(split), find(task.headline)
+    training = labelled(prepared.corpus, others, task)
+    reader = Reader(prepared.contract, task, training)
+    best: tuple[Any, float] | None = None
+    for candidate, scores in KINDS[baseline.kind](baseline, task, reader.read(training), config.seed):
+        value = _metrics(prepared, reader, held_out, scores)[metric.name]
+        if best is None or metric.lost(value, best[1]) > 0:
+            best = candidate, value
+    assert best is not None
+    return best[0]
+
+
+def _metrics(
+    prepared: Prepared, reader: Reader, samples: Sequence[Sample], scores: Callable[[Items], np.ndarray]
+) -> dict[str, float]:
+    """Metrics through the function that measures bundles."""
+    items, task = reader.read(samples), prepared.task
+    rows = torch.from_numpy(scores(items)[items.rows].astype(np.float32))
+    unread = unread_labels(samples, prepared.contract, task)
+    return batch_metrics(task, [rows], [torch.from_numpy(items.labels)], None, unread=unread)
