@@ -50,10 +50,17 @@ def clips(task: Task, count: int, seed: int = 0) -> list[Sample]:
 
 
 def contract_of_clips() -> Any:
-    """MTEE's contract for sequences of their own lengths."""
+    """That of late fusion, for sequences of their own lengths."""
     system = registry.get("mtee")
     sizes = {"text_dim": 3, "audio_dim": 4, "vision_dim": 2, "hidden_sizes": [3, 4, 4]}
-    values = {"model": "eea", "labels": list(LABELS), "modalities": ["audio", "vision"], "aligned": False, **sizes}
+    values = {
+        "model": "rnn",
+        "fusion": "lf",
+        "labels": list(LABELS),
+        "modalities": ["audio", "vision"],
+        "aligned": False,
+        **sizes,
+    }
     return system.contract(system.parse(values))
 
 
@@ -123,7 +130,7 @@ def test_without_scikit_learn_a_sentence_names_the_extra(monkeypatch: pytest.Mon
 
 def test_token_ids_alone_are_no_input_of_a_baseline():
     system = registry.get("tab")
-    contract = system.contract(system.parse({"variant": "text"}))
+    contract = system.contract(system.parse({"variant": "lhs"}))
     with pytest.raises(UsageError, match="a baseline reads vectors and sequences of them, of "):
         Reader(contract, TASKS["classification"], [])
 
@@ -162,7 +169,7 @@ def test_an_experiment_fits_its_baselines_once_and_measures_them_as_bundles(mer:
     assert code == 0, err
     assert "| linear | 1 |" in said
     assert "| recurrent | 2 |" in said
-    cell = json.loads((out / "linear" / "model" / "baseline.json").read_text())
+    cell = json.loads((out / "linear" / "baseline.json").read_text())
     assert cell["chosen"] in Linear().strengths
     result = ExperimentResult.model_validate_json((out / "experiment.json").read_bytes())
     assert result.trained[0].metrics["mae"] == cell["evaluation"]["test"]["single"]["mae"]

@@ -176,7 +176,12 @@ def test_a_cell_that_fails_is_a_row_with_its_reason_and_ends_no_other(mer: Mer, 
 def result_of(values: dict[str, list[float | None]]) -> ExperimentResult:
     """Two seeds at each rate."""
     trained = [
-        Trained(model="M", cell={"missing": rate, "seed": str(i)}, bundle="", metrics={"has0_acc_2": v, "mae": 1.0})
+        Trained(
+            model="M",
+            cell={"missing": rate, "seed": str(i)},
+            bundle=f"{rate}-{i}",
+            metrics={"has0_acc_2": v, "mae": 1.0},
+        )
         for rate, runs in values.items()
         for i, v in enumerate(runs)
     ]
@@ -324,7 +329,7 @@ def test_facialmmts_ablations_killed_in_the_middle_end_with_the_table_of_an_unin
         patched.setattr(runs, "fit", two_and_no_more)
         with pytest.raises(KeyboardInterrupt):
             runs.run(planned(tmp_path / "a"), data, tmp_path / "a", SILENT)
-    kept = tmp_path / "a" / "FacialMMT-RoBERTa" / "model" / "bundle.json"
+    kept = tmp_path / "a" / "FacialMMT-RoBERTa" / "bundle.json"
     before = kept.stat().st_mtime_ns
     resumed = runs.run(planned(tmp_path / "a"), data, tmp_path / "a", SILENT)
     whole = runs.run(planned(tmp_path / "b"), data, tmp_path / "b", SILENT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 
 from mer_export.bundle import write_atomic
-from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UsageError
 from mer_export.metrics import find
 from mer_export.task import Task
@@ -82,38 +82,47 @@ def _refuse_other(folder: Path, before: dict[str, Any], made_of: dict[str, Any])
 
 def _measured(baseline: Baseline, prepared: Prepared) -> tuple[Any, dict[str, Any]]:
     """What was chosen, and the metrics of every evaluated split."""
-    config, task = prepared.config, prepared.task
-    if baseline.choose_on is not None:
-        baseline = baseline.only(_choose(baseline, prepared, baseline.choose_on))
-    reader = Reader(prepared.contract, task, prepared.samples)
-    *_, (chosen, scores) = KINDS[baseline.kind](baseline, task, reader.read(prepared.samples), config.seed)
-    found = {n: {"single": _metrics(prepared, reader, s, scores)} for n, s in prepared.measured.items()}
-    return chosen, found
-
-
-def _choose(baseline: Baseline, prepared: Prepared, split: str) -> Any:
-    """The candidate with the best headline metric on a split, fitted without that split."""
-    config, task = prepared.config, prepared.task
-    others = [n for n in config.train_splits if n != split]
+    split, trained_on = baseline.choose_on, prepared.config.train_splits
+    if split is None:
+        return _best(baseline, prepared, trained_on, None)
+    others = tuple(n for n in trained_on if n != split)
     if not others:
         raise UsageError(f"the baseline is to be chosen on {split!r}, which is all that is trained on")
-    held_out, metric = prepared.corpus.split(split), find(task.headline)
-    training = labelled(prepared.corpus, others, task)
+    chosen, evaluation = _best(baseline, prepared, others, split)
+    if split not in trained_on:
+        return chosen, evaluation
+    return _best(baseline.only(chosen), prepared, trained_on, None)
+
+
+def _best(
+    baseline: Baseline, prepared: Prepared, splits: Sequence[str], choose_on: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """Of the candidates fitted to `splits` the one with the best headline metric on `choose_on`, and its metrics.
+
+    With None the last candidate.
+    """
+    task, metric = prepared.task, find(prepared.task.headline)
+    training = labelled(prepared.corpus, splits, task)
     reader = Reader(prepared.contract, task, training)
-    best: tuple[Any, float] | None = None
-    for candidate, scores in KINDS[baseline.kind](baseline, task, reader.read(training), config.seed):
-        value = _metrics(prepared, reader, held_out, scores)[metric.name]
-        if best is None or metric.lost(value, best[1]) > 0:
-            best = candidate, value
+    names = [*prepared.measured, *([choose_on] if choose_on else [])]
+    items = {n: reader.read(prepared.corpus.split(n)) for n in names}
+    best: tuple[Any, dict[str, Any]] | None = None
+    most = -math.inf
+    for candidate, scores in KINDS[baseline.kind](baseline, task, reader.read(training), prepared.config.seed):
+        if choose_on is not None:
+            value = metric.sign * _metrics(prepared, choose_on, items[choose_on], scores)[metric.name]
+            if best is not None and not value > most:
+                continue
+            most = value
+        found = {n: {"single": _metrics(prepared, n, items[n], scores)} for n in prepared.measured}
+        best = candidate, found
     assert best is not None
-    return best[0]
+    return best
 
 
-def _metrics(
-    prepared: Prepared, reader: Reader, samples: Sequence[Sample], scores: Callable[[Items], np.ndarray]
-) -> dict[str, float]:
+def _metrics(prepared: Prepared, split: str, items: Items, scores: Callable[[Items], np.ndarray]) -> dict[str, float]:
     """Metrics through the function that measures bundles."""
-    items, task = reader.read(samples), prepared.task
+    task = prepared.task
     rows = torch.from_numpy(scores(items)[items.rows].astype(np.float32))
-    unread = unread_labels(samples, prepared.contract, task)
+    unread = unread_labels(prepared.corpus.split(split), prepared.contract, task)
     return batch_metrics(task, [rows], [torch.from_numpy(items.labels)], None, unread=unread)

@@ -40,10 +40,11 @@ class Recurrent(Strict):
     """Of the states of each direction."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Of inputs and states."""
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
-    batch: int = Field(16, ge=1)
-    epochs: int = Field(30, ge=1)
+    batch: int = Field(32, ge=1)
+    """Dialogues, or utterances."""
+    epochs: int = Field(20, ge=1)
     """The candidates are 1 to this many."""
     choose_on: str | None = "dev"
     """Split whose headline metric chooses; None trains for all epochs."""
