@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import Mer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -93,11 +94,27 @@ def test_the_linear_baseline_is_scikit_learns(kind: str):
     if kind == "regression":
         expected = Ridge(alpha=10.0).fit(x, training.labels).predict(unseen)[:, None]
     elif kind == "classification":
-        expected = LogisticRegression(C=0.1, max_iter=1000).fit(x, training.labels).predict_log_proba(unseen)
+        expected = LogisticRegression(C=0.1, max_iter=1000).fit(x, training.labels).decision_function(unseen)
     else:
         each = [LogisticRegression(C=0.1, max_iter=1000).fit(x, y) for y in training.labels.T]
         expected = np.stack([m.decision_function(unseen) for m in each], axis=1)
     np.testing.assert_allclose(scores(test), expected, atol=1e-4)
+
+
+def test_the_last_step_alone_is_read_where_that_is_asked_for():
+    task = TASKS["classification"]
+    items = read(task, 6)
+    # Backwards a GRU has seen one step at the last one: other steps reach its output through the forward half alone.
+    cut = Items({d: [a[-1:] for a in x] for d, x in items.sequences.items()}, False, items.rows, items.labels)
+    torch.manual_seed(0)
+    widths = {d: a[0].shape[1] for d, a in items.sequences.items()}
+    model = recurrent.BiGru(widths, Recurrent(width=3, pool="last"), by_step=False, outputs=3).eval()
+    whole, last = (
+        {d: model._states(d, [torch.from_numpy(a) for a in x.sequences[d]]) for d in widths} for x in (items, cut)
+    )
+    for dim in widths:
+        assert torch.allclose(whole[dim][:, 3:], last[dim][:, 3:], atol=1e-6)
+    assert not torch.allclose(whole["audio_len"][:, :3], last["audio_len"][:, :3], atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", TASKS)
@@ -179,6 +196,11 @@ def test_an_experiment_fits_its_baselines_once_and_measures_them_as_bundles(mer:
     assert mer(*words)[0] == 0
     assert {f: f.stat().st_mtime_ns for f in before} == before, "what is there is taken as it is"
     assert ExperimentResult.model_validate_json((out / "experiment.json").read_bytes()) == result
+    (out / "linear" / "baseline.json").write_text("{}")
+    code, _, err = mer(*words)
+    assert code == 2
+    assert "baseline.json cannot be read" in err
+    assert mer(*words, "--force")[0] == 0
     code, _, err = mer(*words, "--set", "linear:train_splits=[train, valid]")
     assert code == 2
     assert "was made with another recipe.train_splits" in err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,9 +37,11 @@ def fits(settings: Linear, task: Task, training: Items, seed: int) -> Iterator[t
     scale = Scale.of(training.pooled())
     x, y = scale(training.pooled())[training.rows], training.labels
     for strength in settings.strengths:
-        model = MODELS[task.kind](task, x, y, strength)
-        # Bound now: the loop goes on to the next model.
-        yield strength, lambda items, model=model: model(scale(items.pooled()))
+        yield strength, partial(_scores, MODELS[task.kind](task, x, y, strength), scale)
+
+
+def _scores(model: Callable[[np.ndarray], np.ndarray], scale: Scale, items: Items) -> np.ndarray:
+    return model(scale(items.pooled()))
 
 
 def _classes(task: Task, x: np.ndarray, y: np.ndarray, strength: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -74,7 +77,7 @@ def _score(task: Task, x: np.ndarray, y: np.ndarray, strength: float) -> Callabl
 
 
 def _logistic(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """The classes that occur, and what gives their log-probabilities (rows, classes)."""
+    """The classes that occur, and what gives their logits (rows, classes)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -84,7 +87,12 @@ def _logistic(x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray
         # Weakly penalised candidates of separable data go on for ever; what they are worth is measured.
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted: Any = LogisticRegression(C=strength, max_iter=1000).fit(x, y)
-    return fitted.classes_, fitted.predict_log_proba
+
+    def logits(rows: np.ndarray) -> np.ndarray:
+        found = fitted.decision_function(rows)
+        return found if found.ndim == 2 else np.stack([np.zeros_like(found), found], axis=1)
+
+    return fitted.classes_, logits
 
 
 MODELS = {"classification": _classes, "multilabel": _labels, "regression": _score}

@@ -25,7 +25,7 @@ class BiGru(nn.Module):
 
     def __init__(self, widths: Mapping[str, int], settings: Recurrent, by_step: bool, outputs: int):
         super().__init__()
-        self.by_step = by_step
+        self.by_step, self.pool = by_step, settings.pool
         made = {d: nn.GRU(n, settings.width, batch_first=True, bidirectional=True) for d, n in widths.items()}
         self.recurrent = nn.ModuleDict(made)
         self.dropout = nn.Dropout(settings.dropout)
@@ -41,7 +41,8 @@ class BiGru(nn.Module):
         packed = pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False)
         states, _ = pad_packed_sequence(self.recurrent[dim](packed)[0], batch_first=True)
         if not self.by_step:
-            return states.sum(1) / lengths[:, None]
+            last = states[torch.arange(len(states)), lengths - 1]
+            return last if self.pool == "last" else states.sum(1) / lengths[:, None]
         return torch.cat([s[:n] for s, n in zip(states, lengths.tolist(), strict=True)])
 
 

@@ -18,7 +18,7 @@ from mer_export.task import Task
 from train.config import TrainConfig, first_difference
 from train.experiments.baselines import linear, recurrent
 from train.experiments.baselines.inputs import Items, Reader
-from train.experiments.baselines.settings import Baseline
+from train.experiments.baselines.settings import Baseline, parse_baseline
 from train.model_metrics import batch_metrics, unread_labels
 from train.prepared import Prepared, labelled, prepare
 from train.provenance import fingerprint
@@ -56,7 +56,7 @@ def fit_baseline(baseline: Baseline, config: TrainConfig, data: Path, folder: Pa
         "data": fingerprint(prepared.source),
     }
     if (folder / RESULT).is_file() and not force:
-        return _refuse_other(folder, json.loads((folder / RESULT).read_text()), made_of)
+        return _refuse_other(folder, made_of)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     chosen, evaluation = _measured(baseline, prepared)
@@ -68,14 +68,24 @@ def fit_baseline(baseline: Baseline, config: TrainConfig, data: Path, folder: Pa
 
 def evaluation_of(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Metrics of a cell by split and semantics, as `train/evaluation.json` of a bundle has them."""
+    found: dict[str, dict[str, dict[str, float]]] = _kept(folder)["evaluation"]
+    return found
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """What a cell wrote; settings that came later have their defaults."""
     try:
-        return json.loads((folder / RESULT).read_text())["evaluation"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder / RESULT} cannot be read ({error}): run again with --force") from None
+        found = json.loads((folder / RESULT).read_text())
+        baseline = parse_baseline(found["baseline"]).model_dump(mode="json")
+        return {n: found[n] for n in ("recipe", "data", "evaluation")} | {"baseline": baseline}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{folder / RESULT} cannot be read ({reason}): run again with --force") from None
 
 
-def _refuse_other(folder: Path, before: dict[str, Any], made_of: dict[str, Any]) -> None:
-    changed = first_difference({n: before.get(n) for n in made_of}, json.loads(json.dumps(made_of)))
+def _refuse_other(folder: Path, made_of: dict[str, Any]) -> None:
+    before = _kept(folder)
+    changed = first_difference({n: before[n] for n in made_of}, json.loads(json.dumps(made_of)))
     if changed:
         raise UsageError(f"{folder} was made with another {changed}: pass --force to start over, or another --out")
 

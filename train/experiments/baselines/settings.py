@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from train.config import Strict
 
@@ -38,6 +38,8 @@ class Recurrent(Strict):
     kind: Literal["recurrent"] = "recurrent"
     width: int = Field(64, ge=1)
     """Of the states of each direction."""
+    pool: Literal["mean", "last"] = "mean"
+    """What is read of an utterance's states: their mean over time, or those of the last step alone, as MTEE does."""
     dropout: float = Field(0.5, ge=0, lt=1)
     """Of inputs and states."""
     lr: float = Field(2e-3, gt=0)
@@ -55,3 +57,8 @@ class Recurrent(Strict):
 
 
 Baseline = Annotated[Linear | Recurrent, Field(discriminator="kind")]
+
+
+def parse_baseline(values: Any) -> Baseline:
+    """Checked settings; what is not said has its default."""
+    return TypeAdapter(Baseline).validate_python(values)
