@@ -20,7 +20,6 @@ import numpy as np
 
 from benchmarks import output
 from benchmarks.endurance import peak
-from mer_export import machine
 from mer_export.encoders.signal.folder import write_signal_encoder
 from mer_export.errors import BundleError
 from mer_export.launcher import module_command
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
     parser.add_argument("--clips", type=int, default=100_000)
     chosen = parser.parse_args(arguments)
-    found = {"command": output.command("many_clips", arguments), "machine": machine.describe()}
+    found = {"command": output.command("many_clips", arguments), "machine": output.here()}
     found["runs"] = [measure(count) for count in (chosen.clips // 100, chosen.clips)]
     output.write(chosen.out, "many_clips", found, page(found))
 

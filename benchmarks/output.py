@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mer_export import machine
 from mer_export.bundle import write_atomic
 from mer_export.errors import MerError
 
@@ -40,11 +42,43 @@ def end_well(work: Callable[[], object]) -> None:
         sys.exit(error.exit_code)
 
 
+@cache
+def limits() -> dict[str, float]:
+    """GFLOP/s of a large product on one thread by precision, as OpenVINO computes it, timed once in a run.
+
+    Beside a ratio they say what a processor can gain: some multiply slower in bf16 than in fp32.
+    """
+    from runtimes.speed.products import products
+
+    say("limits of this processor")
+    return products()
+
+
+def here() -> dict[str, Any]:
+    """The machine that a suite runs on, with the limits of its processor."""
+    return machine.describe() | {"limits": limits()}
+
+
+def earlier(path: Path, part: str) -> dict[str, Any]:
+    """The `part` of an earlier result that a run adds to; nothing where it is of another processor."""
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text())
+    alike: bool = found["machine"]["cpu"] == machine.cpu_model()
+    return found[part] if alike else {}
+
+
 def where(machine: dict[str, Any], threads: int | None = None) -> str:
     """The machine in one line; `threads` of each call where there is one number for all."""
     each = f"threads per call: {threads}; " if threads else ""
     return (
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; "
-        f"{each}load average {machine['load_average']}. "
+        f"{limits_text(machine)}{each}load average {machine['load_average']}. "
         f"Versions: {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}, Python {machine['python']}."
     )
+
+
+def limits_text(machine: dict[str, Any]) -> str:
+    """What one thread multiplies at, where that was timed."""
+    rates = ", ".join(f"{precision} {rate:.0f}" for precision, rate in machine.get("limits", {}).items())
+    return f"limits of a thread, GFLOP/s: {rates}; " if rates else ""

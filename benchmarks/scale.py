@@ -26,7 +26,6 @@ import numpy as np
 from benchmarks import output
 from benchmarks.lengths import export
 from benchmarks.suite import NETWORKS, Network, random_bundle
-from mer_export import machine
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.formats.parquet.rows import Head
@@ -75,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args(arguments)
-    found: dict[str, Any] = {"command": output.command("scale", arguments), "machine": machine.describe()}
+    found: dict[str, Any] = {"command": output.command("scale", arguments), "machine": output.here()}
     parts = chosen.part or ["shards", "cluster"]
 
     def run() -> None:
