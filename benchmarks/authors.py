@@ -85,7 +85,7 @@ def _cmerc(data: Path) -> Iterator[Item]:
     first = _load(data / "data" / "MELD_features_raw1.pkl")
     roberta = _load(data / "data" / "meld_features_roberta.pkl")
     for key in first[8]:
-        text = [torch.FloatTensor(np.array(vectors[key])) for vectors in roberta[3:7]]
+        text: list[Tensor] = [torch.FloatTensor(np.array(vectors[key])) for vectors in roberta[3:7]]
         yield {
             "text": torch.stack(text, dim=1),
             "vision": torch.FloatTensor(np.array(first[5][key])),
@@ -245,7 +245,7 @@ def answers(network: nn.Module, loop: Loop, batch: Item, shared: Item) -> Tensor
     return torch.cat([r[:n] for r, n in zip(rows, batch["lengths"], strict=True)]) if "lengths" in batch else rows
 
 
-def in_their_form(network: nn.Module) -> nn.Module:
+def in_their_form(network: Any) -> Any:
     """The network with what the authors compute in another form, of the same weights."""
     if hasattr(network, "frequency"):
         network.frequency = MessagePassing(network.frequency.gates)

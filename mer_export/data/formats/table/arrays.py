@@ -89,9 +89,10 @@ class ArrayFiles:
         if "{" in source.file.replace(SPLIT, ""):
             path = self.reach.path(_filled_in(source.file, row), "the data section", split=row.split)
             return _one_utterance(_open(path, source))
-        place = row.split if SPLIT in source.file else None
-        path = self.reach.path(source.file, "the data section", split=row.split)
-        return self._once((source, place), lambda: _open(path, source))
+        file, place = source.file, row.split if SPLIT in source.file else None
+        return self._once(
+            (source, place), lambda: _open(self.reach.path(file, "the data section", split=row.split), source)
+        )
 
     def _once(self, key: tuple[ArraySource, object], open_: Callable[[], _Opened]) -> _Opened:
         if key not in self._opened:
