@@ -4,9 +4,9 @@
 
 Files are written in the authors' formats at the real widths, weights are random. In every round, in an order drawn for
 it, the authors' way (`benchmarks.authors`: eager PyTorch, no checks) and each way of `mer infer` twice: the first time
-with nothing kept (no cache of what was read, no compiled models), then again. Seconds are of whole processes; one
-process more of each says which part they went to. With `--before` the ways run in the tree of another commit too, on
-the same bundle. Writes `end_to_end.json` and `.md`; cases of earlier runs on the same processor stay.
+with nothing kept (no cache of what was read, no compiled models), then again. Seconds are of whole processes, which
+also say to which part they went (`benchmarks.phases`). With `--before` the ways run in the tree of another commit too,
+on the same bundle. Writes `end_to_end.json` and `.md`; cases of earlier runs on the same processor stay.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from mer_export.data.synthetic import synthesise
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.exporters import export_variant
 from mer_export.kept import Kept
-from mer_export.launcher import module_command
 from mer_export.markdown import table
 from runtimes.backends.table import backend_problem, find_backend
 from runtimes.speed.timing import Quartiles
@@ -116,6 +115,10 @@ CASES = {
 }
 
 
+Run = dict[str, dict[str, float]]
+"""The first time and again: seconds of a process and of its parts."""
+
+
 @dataclass
 class World:
     """What one case runs on: files, bundle, and a place for what is kept between two runs."""
@@ -131,32 +134,35 @@ class World:
     def bundle(self) -> Path:
         return self.root / "bundle"
 
-    @property
-    def environment(self) -> dict[str, str]:
-        return os.environ | {"MER_CACHE": str(self.root / "cache"), "XDG_CONFIG_HOME": str(self.root / "config")}
+    def authors(self) -> Run:
+        """Their way, once."""
+        named = {"bundle": self.bundle, "network": self.case.network, "data": self.data, "out": self.root / "theirs"}
+        request = {k: str(v) for k, v in named.items()}
+        return {
+            AGAIN: self._run(ROOT, lambda now: ["-m", "benchmarks.authors", json.dumps(request | {"spawned": now})])
+        }
 
-    def forget(self) -> None:
-        """Nothing is kept of earlier runs."""
+    def twice(self, tree: Path, way: str) -> Run:
+        """`mer infer` of a tree, with nothing kept of earlier runs and then again."""
         shutil.rmtree(self.root / "cache", ignore_errors=True)
         shutil.rmtree(Kept.beside(self.bundle).folder, ignore_errors=True)
-
-    def words(self, way: str) -> list[str]:
-        """What a person types for a way."""
         runtime, _, precision = way.partition(" ")
-        asked = ["--runtime", runtime, "--precision", precision] if way else []
-        out = str(self.root / "out.jsonl")
-        return [
-            "infer",
-            str(self.bundle),
-            str(self.data),
-            "--split",
-            "test",
-            "--out",
-            out,
-            "--force",
-            "--quiet",
-            *asked,
-        ]
+        words = ["infer", str(self.bundle), str(self.data), "--out", str(self.root / "out.jsonl"), "--split", "test"]
+        words += ["--force", "--quiet", *(["--runtime", runtime, "--precision", precision] if way else [])]
+        timed = str(ROOT / "benchmarks" / "phases.py")
+        return {when: self._run(tree, lambda now: ["-P", timed, str(now), *words]) for when in (FIRST, AGAIN)}
+
+    def _run(self, tree: Path, words: Callable[[float], list[str]]) -> dict[str, float]:
+        """Seconds of a process and of its parts; raises NotAvailableError with its last line where it fails."""
+        kept = {"MER_CACHE": str(self.root / "cache"), "XDG_CONFIG_HOME": str(self.root / "config")}
+        command = [sys.executable, *words(time.time())]
+        began = time.perf_counter()
+        environment = os.environ | kept | {"PYTHONPATH": str(tree)}
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=environment)
+        seconds = time.perf_counter() - began
+        if done.returncode:
+            raise NotAvailableError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
+        return {"seconds": seconds} | json.loads(done.stdout.splitlines()[-1])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -198,34 +204,26 @@ def earlier_tree(commit: str | None) -> Iterator[Path | None]:
 
 
 def measure(case: Case, small: bool, rounds: int | None, before: Path | None) -> dict[str, Any]:
-    """Seconds of every process of every round, and the parts of one more process each."""
+    """Seconds of every process of every round, and of its parts."""
     with tempfile.TemporaryDirectory() as folder:
         world = make(case, Path(folder), case.small if small else case.items)
         ways = [TYPED, *(w for w in case.ways if not backend_problem(w.partition(" ")[0]))]
-        runs: dict[str, Callable[[], dict[str, float]]] = {AUTHORS: lambda: {AGAIN: seconds(authors(world), world)}}
-        runs |= {way: partial(_twice, world, module_command("cli", *world.words(way))) for way in ways}
-        if before:
-            launcher = [sys.executable, "-P", str(before / "mer_export" / "launcher.py"), "cli"]
-            runs |= {BEFORE + way: partial(_twice, world, launcher + world.words(way)) for way in ways}
-        taken: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
+        runs: dict[str, Callable[[], Run]] = {AUTHORS: partial(world.authors)}
+        for mark, tree in (("", ROOT), *([(BEFORE, before)] if before else [])):
+            runs |= {mark + way: partial(world.twice, tree, way) for way in ways}
+        taken: dict[str, list[Run]] = {name: [] for name in runs}
         draw = random.Random(0)
         for number in range(rounds or (1 if small else case.rounds)):
             for name in draw.sample(list(runs), len(runs)):
                 taken[name].append(runs[name]())
-                output.say(f"{case.network}, round {number + 1}: {title(name)}: {_told(taken[name][-1])}")
-        parts = {way: _parts(world, way) for way in ways} | {AUTHORS: {AGAIN: _said(authors(world), world)}}
-        units = int(parts[AUTHORS][AGAIN].pop("units"))
+                said = ", ".join(f"{when} {run['seconds']:.2f} s" for when, run in taken[name][-1].items())
+                output.say(f"{case.network}, round {number + 1}: {title(name)}: {said}")
         return {
             "network": case.network,
             "megabytes": sum(p.stat().st_size for p in world.data.rglob("*") if p.is_file()) / 1e6,
-            "answers": units,
+            "answers": int(taken[AUTHORS][0][AGAIN]["units"]),
             "rounds": taken,
-            "parts": parts,
         }
-
-
-def _told(found: Mapping[str, float]) -> str:
-    return ", ".join(f"{when} {value:.2f} s" for when, value in found.items())
 
 
 def title(way: str) -> str:
@@ -253,46 +251,6 @@ def make(case: Case, root: Path, items: int) -> World:
     return world
 
 
-def authors(world: World) -> list[str]:
-    """The command of their way."""
-    request = {"bundle": world.bundle, "network": world.case.network, "data": world.data, "out": world.root / "theirs"}
-    named = {k: str(v) for k, v in request.items()} | {"spawned": time.time()}
-    return [sys.executable, "-m", "benchmarks.authors", json.dumps(named)]
-
-
-def seconds(command: Sequence[str], world: World) -> float:
-    """How long a process takes; raises NotAvailableError with its last line where it fails."""
-    began = time.perf_counter()
-    _output(command, world)
-    return time.perf_counter() - began
-
-
-def _output(command: Sequence[str], world: World) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=world.environment)
-    if done.returncode:
-        raise NotAvailableError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
-    return done.stdout
-
-
-def _said(command: Sequence[str], world: World) -> dict[str, float]:
-    found: dict[str, float] = json.loads(_output(command, world).splitlines()[-1])
-    return found
-
-
-def _twice(world: World, command: Sequence[str]) -> dict[str, float]:
-    world.forget()
-    return {when: seconds(command, world) for when in (FIRST, AGAIN)}
-
-
-def _parts(world: World, way: str) -> dict[str, dict[str, float]]:
-    """Where the seconds go, the first time and again."""
-    world.forget()
-    return {
-        when: _said([sys.executable, "-m", "benchmarks.phases", str(time.time()), *world.words(way)], world)
-        for when in (FIRST, AGAIN)
-    }
-
-
 def markdown(found: dict[str, Any]) -> str:
     """A table per case."""
     lines = ["# From a file to labels", "", f"`{found['command']}`", "", output.where(found["machine"])]
@@ -301,8 +259,7 @@ def markdown(found: dict[str, Any]) -> str:
         "formats at the real widths, in the page cache. `first`: nothing is kept of an earlier run; `again`: what was "
         "read and compiled is. Times faster are per round, beside the authors' way: unpickling without checks, their "
         "batches and padding, eager PyTorch with this project's networks (CMERC's messages over edge lists as M3NET "
-        "passes them, EMT's two views). Parts are of one more process each; opening sessions counts as start. Random "
-        "weights.",
+        "passes them, EMT's two views). Opening sessions counts as start. Random weights.",
     ]
     for name, case in found["cases"].items():
         lines += ["", f"## {name}: {case['answers']} answers from a data set of {case['megabytes']:.0f} MB", ""]
@@ -320,13 +277,11 @@ def _rows(case: dict[str, Any]) -> list[tuple[str, ...]]:
         old = rounds.get(BEFORE + way)
         for when in taken[0]:
             own = [r[when] for r in taken]
-            parts = case["parts"].get(way, {}).get(when, {})
             rows.append(
                 (
                     title(way),
                     "–" if way == AUTHORS else when,
-                    f"{Quartiles.of(own).median:.2f}",
-                    *(f"{parts[p]:.2f}" if parts else "–" for p in PARTS),
+                    *(f"{Quartiles.of([r[part] for r in own]).median:.2f}" for part in ("seconds", *PARTS)),
                     _ratio(theirs, own),
                     _ratio([r[when] for r in old], own) if old else "–",
                 )
@@ -334,8 +289,8 @@ def _rows(case: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _ratio(theirs: Sequence[float], own: Sequence[float]) -> str:
-    found = Quartiles.of([a / b for a, b in zip(theirs, own, strict=True)])
+def _ratio(theirs: Sequence[dict[str, float]], own: Sequence[dict[str, float]]) -> str:
+    found = Quartiles.of([a["seconds"] / b["seconds"] for a, b in zip(theirs, own, strict=True)])
     return f"**{found.median:.2f}** [{found.q25:.2f}, {found.q75:.2f}]"
 
 

@@ -1,9 +1,10 @@
 """`mer infer` in a process that says where its seconds went: starting, reading, computing, writing.
 
-    python3 -m benchmarks.phases SPAWNED ARGUMENTS...
+    python3 -P benchmarks/phases.py SPAWNED ARGUMENTS...
 
-ARGUMENTS are those of `mer`, SPAWNED the time at which the process was asked for. The command is run as it is, with a
-clock around what it calls; the last line of standard output is JSON. Opening sessions counts as starting.
+ARGUMENTS are those of `mer`, SPAWNED the time at which the process was asked for. The command of the tree that
+PYTHONPATH names is run as it is, with a clock around what it calls (a microsecond a sample); the last line of standard
+output is JSON. Opening sessions counts as starting.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from runtimes.predict.predictor import Predictor
 class Clock:
     """Seconds by part, nothing counted twice: a part that begins within another stops that one's clock."""
 
-    def __init__(self, begun: float):
+    def __init__(self, begun: float, now: Callable[[], float] = time.time):
         self.spent = dict.fromkeys(("start", "read", "compute", "write"), 0.0)
-        self._parts, self._at = ["start"], begun
+        self._parts, self._at, self._now = ["start"], begun, now
 
     def _turn(self) -> None:
-        now = time.time()
+        now = self._now()
         self.spent[self._parts[-1]] += now - self._at
         self._at = now
 
