@@ -1,8 +1,14 @@
-"""What every suite does around its measurements: its command line, progress, files, how it ends."""
+"""What every suite does around its measurements: its command line, progress, files, how it ends.
+
+    python3 -m benchmarks.output DIR
+
+adds the limits of this processor to those results in DIR that were measured on it and do not say them.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -12,6 +18,9 @@ from typing import Any
 from mer_export import machine
 from mer_export.bundle import write_atomic
 from mer_export.errors import MerError
+
+PLACE = re.compile(r"^Machine: (?P<cpu>.*), \d+ cores, \d+ GiB", re.MULTILINE)
+LIMITS = "limits of a thread, GFLOP/s"
 
 
 def command(suite: str, arguments: Sequence[str] | None) -> str:
@@ -81,4 +90,26 @@ def where(machine: dict[str, Any], threads: int | None = None) -> str:
 def limits_text(machine: dict[str, Any]) -> str:
     """What one thread multiplies at, where that was timed."""
     rates = ", ".join(f"{precision} {rate:.0f}" for precision, rate in machine.get("limits", {}).items())
-    return f"limits of a thread, GFLOP/s: {rates}; " if rates else ""
+    return f"{LIMITS}: {rates}; " if rates else ""
+
+
+def add_limits(folder: Path) -> list[str]:
+    """Adds the limits of this processor to results of it that do not say them; returns their names."""
+    added, cpu = [], machine.cpu_model()
+    for page in sorted(folder.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        said = PLACE.search(text)
+        if said is None or said["cpu"] != cpu or LIMITS in text:
+            continue
+        found = page.with_suffix(".json")
+        write_atomic(
+            found, json.dumps(json.loads(found.read_text()) | {"limits_timed_later": limits()}, indent=1).encode()
+        )
+        later = limits_text({"limits": limits()}).replace(LIMITS, f"{LIMITS} (timed later)", 1)
+        write_atomic(page, f"{text[: said.end()]}; {later.removesuffix('; ')}{text[said.end() :]}".encode())
+        added.append(page.stem)
+    return added
+
+
+if __name__ == "__main__":
+    say(f"added to: {', '.join(add_limits(Path(sys.argv[1]))) or 'nothing'}")

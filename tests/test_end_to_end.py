@@ -79,6 +79,20 @@ def test_a_result_is_added_to_that_of_the_same_processor_alone(tmp_path: Path) -
         assert output.earlier(path, "cases") == expected
 
 
+def test_results_of_this_processor_get_its_limits_later_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "limits", lambda: {"fp32": 100.0, "bf16": 50.0})
+    for name, cpu in (("own", machine.cpu_model()), ("other", "another")):
+        (tmp_path / f"{name}.json").write_text("{}")
+        (tmp_path / f"{name}.md").write_text(f"# Title\n\nMachine: {cpu}, 2 cores, 24 GiB; load average 1.\n")
+    assert output.add_limits(tmp_path) == ["own"]
+    text = (tmp_path / "own.md").read_text()
+    assert ", 2 cores, 24 GiB; limits of a thread, GFLOP/s (timed later): fp32 100, bf16 50; load average 1." in text
+    assert json.loads((tmp_path / "own.json").read_text()) == {"limits_timed_later": {"fp32": 100.0, "bf16": 50.0}}
+    assert output.add_limits(tmp_path) == []
+
+
 def test_ratios_are_those_of_each_round_and_before_stands_beside_what_it_is_compared_with() -> None:
     taken = {
         end_to_end.AUTHORS: [{"again": 8.0}, {"again": 12.0}],
