@@ -136,11 +136,13 @@ WINDOWS = "FullBertEmb3"
 def _facialmmt(data: Path) -> Iterator[Item]:
     from mer_export.data.formats.facialmmt import reader
     from mer_export.data.shapes import packed
+    from mer_export.data.shapes.dialogue_text import Packing
 
     folder = data / "T+A+V"
     # One of several, as mer takes it; the object of their class is unpickled without any check.
     file = min(folder.glob(f"meld_multimodal_{SPLIT}_T+A+V_*.dt"))
-    kept, kind = _own_object(file), "roberta" if "roberta" in file.stem else "bert"
+    kept = _own_object(file)
+    kind: Packing = "roberta" if "roberta" in file.stem else "bert"
     profile = json.loads((folder / f"{SPLIT}_utt_profile.json").read_text())
     parts = {m: _load(folder / f"meld_{SPLIT}_{m}_utt.pkl")[SPLIT] for m in ("audio", "vision")}
     ids, masks, ends = (kept[reader.CACHED[n]] for n in ("input_ids", "input_mask", "separators"))

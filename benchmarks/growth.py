@@ -10,11 +10,12 @@ step before. Writes `growth.json` and `growth.md`.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import endurance, output, scale
+from benchmarks import output, scale
 from benchmarks.endurance import peak
 from benchmarks.suite import Network, random_bundle
 from mer_export.bucket import Bucket
@@ -35,16 +36,18 @@ from mer_export.markdown import table
 
 FEWEST, STEP, MOST = 1000, 10, 1_000_000
 BATCH = 64
-WIDTHS = {"text": 8, "audio": 8, "vision": 8}
-VECTORS = 4
-"""Of a text, as the authors' files of CMERC have them."""
+WIDTH, VECTORS = 8, 4
+"""Of a vector, and vectors of a text, as the authors' files of CMERC have them."""
+FEATURES = (*(f"text{k}_" for k in range(VECTORS)), "audio", "vision")
+MODALITIES = ("text", "audio", "vision")
 OF_A_DIALOGUE = 8
+PART = 1024 * OF_A_DIALOGUE
 DIALOGUES = Network(
     "cmerc/meld",
     (Bucket(utterances=8), Bucket(utterances=33)),
     {"utterances": (8, 8)},
     (BATCH,),
-    (*(f"model.{m}_dim={n}" for m, n in WIDTHS.items()), "model.width=8", "model.hidden=8"),
+    (*(f"model.{m}_dim={WIDTH}" for m in MODALITIES), "model.width=8", "model.hidden=8"),
 )
 WORDS = 100
 SENTENCES = Network(
@@ -61,7 +64,7 @@ SENTENCES = Network(
 
 
 def _authors(folder: Path, bundle: Bundle, count: int) -> Path:
-    widths = {f"{m}_dim": n for m, n in WIDTHS.items()}
+    widths = {f"{m}_dim": WIDTH for m in MODALITIES}
     synthesise("cmerc", "meld", folder, max(3, count // OF_A_DIALOGUE), **widths)
     return folder
 
@@ -72,39 +75,43 @@ def _parquet(folder: Path, bundle: Bundle, count: int) -> Path:
 
 
 def _lines(folder: Path, bundle: Bundle, count: int) -> Path:
-    endurance.write_dialogues(folder / "dialogues.jsonl", bundle, count)
+    with (folder / "dialogues.jsonl").open("w") as stream:
+        for first, rows in _values(count):
+            said = [
+                {"id": f"u{first + i}", "speaker": i % 2, "text": row[:VECTORS], "audio": row[-2], "vision": row[-1]}
+                for i, row in enumerate(rows.tolist())
+            ]
+            for i in range(0, len(said), OF_A_DIALOGUE):
+                dialogue = {"dialogue": f"d{first + i}", "utterances": said[i : i + OF_A_DIALOGUE]}
+                stream.write(json.dumps(dialogue) + "\n")
     return folder / "dialogues.jsonl"
 
 
 def _columns(folder: Path, bundle: Bundle, count: int) -> Path:
     """A table with features in columns."""
-    names = [f"{m}{i}" for m, n in _features() for i in range(n)]
-    draw = np.random.default_rng(0)
-    rows = (",".join(f"{x:.4f}" for x in draw.standard_normal(len(names))) for _ in range(count))
-    said = [f"{m}: {{columns: [{m}0:{m}{n - 1}]}}" for m, n in _features() if not m.startswith("text")]
-    texts = ", ".join(f"{{columns: [{m}0:{m}{n - 1}]}}" for m, n in _features() if m.startswith("text"))
-    _table(folder, rows, names, [f"text: [{texts}]", *said])
+    names = [f"{m}{i}" for m in FEATURES for i in range(WIDTH)]
+    rows = (",".join(map(str, row)) for _, part in _values(count) for row in part.reshape(len(part), -1).tolist())
+    _table(folder, rows, names, {m: f"{{columns: [{m}0:{m}{WIDTH - 1}]}}" for m in FEATURES})
     return folder
 
 
 def _arrays(folder: Path, bundle: Bundle, count: int) -> Path:
     """A table with features in arrays beside it."""
-    draw = np.random.default_rng(0)
-    for m, n in _features():
-        np.save(folder / f"{m}.npy", draw.standard_normal((count, n), dtype=np.float32))
-    texts = ", ".join(f"{{file: {m}.npy}}" for m, _ in _features() if m.startswith("text"))
-    said = [f"{m}: {{file: {m}.npy}}" for m, _ in _features() if not m.startswith("text")]
-    _table(folder, ("" for _ in range(count)), [], [f"text: [{texts}]", *said])
+    values = np.concatenate([part for _, part in _values(count)]).astype(np.float32)
+    for place, name in enumerate(FEATURES):
+        np.save(folder / f"{name}.npy", values[:, place])
+    _table(folder, ("" for _ in range(count)), [], {m: f"{{file: {m}.npy}}" for m in FEATURES})
     return folder
 
 
-def _features() -> list[tuple[str, int]]:
-    """Arrays of an utterance and how wide each is; a text has several."""
-    texts = [(f"text_{k}_", WIDTHS["text"]) for k in range(VECTORS)]
-    return [*texts, ("audio", WIDTHS["audio"]), ("vision", WIDTHS["vision"])]
+def _values(count: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Random features (utterances, features, width) in parts of whole dialogues, each with its first utterance."""
+    draw = np.random.default_rng(0)
+    for first in range(0, count, PART):
+        yield first, draw.standard_normal((min(PART, count - first), len(FEATURES), WIDTH)).round(3)
 
 
-def _table(folder: Path, cells: Iterator[str], names: Sequence[str], said: Sequence[str]) -> None:
+def _table(folder: Path, cells: Iterator[str], names: Sequence[str], sources: Mapping[str, str]) -> None:
     """`utterances.csv`, a row for each of `cells` (under `names`), and the `table.yaml` that describes it."""
     with (folder / "utterances.csv").open("w") as stream:
         stream.write(",".join(["call", "turn", "who", *names]) + "\n")
@@ -112,6 +119,8 @@ def _table(folder: Path, cells: Iterator[str], names: Sequence[str], said: Seque
             dialogue, turn = divmod(number, OF_A_DIALOGUE)
             stream.write(f"c{dialogue},{turn},s{turn % 2}{',' + row if row else ''}\n")
     head = ["table: utterances.csv", "dialogue: call", "order: turn", "speaker: who", "speakers: 9"]
+    text, (audio, vision) = ", ".join(sources[m] for m in FEATURES[:VECTORS]), FEATURES[VECTORS:]
+    said = [f"text: [{text}]", f"audio: {sources[audio]}", f"vision: {sources[vision]}"]
     (folder / "table.yaml").write_text("\n".join([*head, *said]) + "\n")
 
 

@@ -13,7 +13,7 @@ import torch
 from benchmarks import end_to_end, growth, output
 from benchmarks.authors import LOOPS, MessagePassing, padded
 from benchmarks.phases import Clock
-from benchmarks.suite import NETWORKS
+from benchmarks.suite import NETWORKS, random_bundle
 from mer_export import machine, registry
 from mer_export.data.collate import collate
 from mer_export.data.open import stream_samples
@@ -120,3 +120,15 @@ def test_growth_is_that_of_one_more_utterance() -> None:
         ("lines", "1000", "1.0", "1.00", "100", "–", "–"),
         ("lines", "11000", "11.0", "1.50", "100", "50.0", "0"),
     ]
+
+
+def test_files_of_every_kind_hold_as_many_utterances_of_the_same_shapes(tmp_path: Path) -> None:
+    bundle = random_bundle(tmp_path / "bundle", growth.DIALOGUES)
+    shapes = {}
+    for name in ("Parquet", "JSON lines", "table, features in columns", "table, features in arrays"):
+        folder = tmp_path / name
+        folder.mkdir()
+        samples = list(stream_samples(growth.FORMS[name].write(folder, bundle, 19)))
+        shapes[name] = [{n: a.shape for n, a in s.inputs.items()} for s in samples]
+        assert sum(len(s.units) for s in samples) == 19
+    assert all(found == shapes["Parquet"] for found in shapes.values())
