@@ -113,3 +113,7 @@ def markdown(found: dict[str, Any]) -> str:
     lines = ["# Opening an OpenVINO session, to the first answer", "", f"`{found['command']}`", ""]
     lines += [output.where(found["machine"], threads=1), "", *table(header, rows)]
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -155,3 +155,12 @@ def test_every_result_says_its_command_and_its_processor() -> None:
         text = page.read_text(encoding="utf-8")
         assert "python3 -m benchmarks." in text, page.name
         assert re.search(r"AMD EPYC|Intel|NVIDIA", text), page.name
+
+
+def test_every_suite_that_is_named_runs_when_it_is_called() -> None:
+    pages = " ".join(p.read_text(encoding="utf-8") for p in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    named = {*re.findall(r"python3 -m benchmarks\.(\w+)", pages)} - {"gpu"}
+    assert len(named) > 10
+    for name in named:
+        code = (ROOT / "benchmarks" / f"{name}.py").read_text(encoding="utf-8")
+        assert 'if __name__ == "__main__":' in code, name
