@@ -4,7 +4,7 @@
 
 Networks so small that reading and writing is what takes time, one thread; a thousand utterances, then ten times as many
 at each step. A process each: its seconds, its largest resident size, and what one more utterance took of both since the
-step before. Writes `growth.json` and `growth.md`.
+step before. Writes `growth.json` and `growth.md`; kinds of earlier runs on the same processor stay.
 """
 
 from __future__ import annotations
@@ -173,7 +173,8 @@ def main(arguments: list[str] | None = None) -> None:
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
             bundles = {n.preset: made(Path(folder), n) for n in (DIALOGUES, SENTENCES)}
-            forms: dict[str, list[dict[str, float]]] = {}
+            # Kinds that an earlier run measured stay.
+            forms = output.earlier(chosen.out / "growth.json", "forms")
             for name in chosen.format or FORMS:
                 form = FORMS[name]
                 sizes = [FEWEST * STEP**i for i in range(9) if FEWEST * STEP**i <= min(form.most, chosen.most)]
