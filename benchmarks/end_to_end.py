@@ -85,8 +85,7 @@ CASES = {
         300,
         8,
         (
-            Bucket(text_len=16, audio_len=192, vision_len=256),
-            Bucket(text_len=32, audio_len=375, vision_len=500),
+            Bucket(text_len=32, audio_len=192, vision_len=256),
             Bucket(text_len=50, audio_len=375, vision_len=500),
         ),
         ("openvino bf16", "openvino int8"),
