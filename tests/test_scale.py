@@ -275,6 +275,29 @@ def test_a_line_that_is_no_dialogue_costs_its_block_and_is_named(
     assert len(written(tmp_path / "out")) > len(place.answers) // 2
 
 
+def test_a_dialogue_that_two_blocks_of_a_file_have_is_refused_and_one_of_two_files_is_not(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crews: list[Scripted] = []
+    monkeypatch.setattr("runtimes.scale.command.ProcessCrew.hired", scripted({3: 99}, crews))
+    out, lines = tmp_path / "out", tmp_path / "own.jsonl"
+    text = place.lines.read_text().splitlines()
+    lines.write_text("\n".join([*text, text[1], ""]))
+    twice = json.loads(text[1])["dialogue"]
+    with pytest.raises(UsageError, match="2 of"):
+        run(place, out, lines, place.rows)
+    failed = {n: b["failed"] for n, b in enumerate(manifest(out)["blocks"]) if "failed" in b}
+    last = max(n for n, b in enumerate(manifest(out)["blocks"]) if b["input"] == str(lines))
+    assert failed[last].startswith(f"dialogue {twice!r} is there twice, in another part of {lines} too")
+    # What is known of blocks that are done is known to the run that goes on, however it ended.
+    with (out / "names.bin").open("ab") as stream:
+        stream.write(b"cut short")
+    monkeypatch.setattr("runtimes.scale.command.ProcessCrew.hired", scripted({}, crews))
+    with pytest.raises(UsageError, match=f"1 of .* blocks .*{twice!r} is there twice"):
+        run(place, out, lines, place.rows)
+    assert crews[-1].had == [3, last]
+
+
 def test_what_changes_answers_changes_the_checksum_and_a_report_does_not(exported: Bundle, tmp_path: Path) -> None:
     from small_bundle import part_of, reweigh
 

@@ -16,6 +16,7 @@ from mer_export.data.samples import Corpus, Sample
 from mer_export.data.shapes.shape import SHAPES
 from mer_export.data.spec import DataSpec, Extractor
 from mer_export.errors import InputError, UsageError
+from mer_export.marks import Marks
 
 
 def open_corpus(path: Path | str, spec: DataSpec | None = None, labels: Sequence[str] | None = None) -> Corpus:
@@ -113,6 +114,8 @@ class OpenData:
         names = self.spec.label_columns or self.spec.label_names
         values = () if labels or names else said_labels(u for d in source.dialogues() for u in d.utterances)
         self.labels = LabelReader(str(path), labels, names, values)
+        self.seen = Marks()
+        """The names that came by when samples were last made."""
 
     @classmethod
     def at(cls, path: Path, found: Format, spec: DataSpec, labels: Sequence[str] | None = None) -> OpenData:
@@ -127,7 +130,8 @@ class OpenData:
     def samples(self, split: str | None = None, through: Through | None = None) -> Iterator[tuple[Dialogue, Sample]]:
         """Yields every sample with the dialogue that it is made of."""
         shape = SHAPES[self.spec.shape]
-        dialogues = distinct(self.source.dialogues(split), apart=self.spec.shape == "utterance")
+        self.seen = Marks()
+        dialogues = distinct(self.source.dialogues(split), self.spec.shape == "utterance", self.seen)
         for dialogue in through(dialogues) if through else dialogues:
             for sample in shape(dialogue, self.spec, self.labels):
                 yield dialogue, sample
