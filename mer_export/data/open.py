@@ -18,14 +18,23 @@ from mer_export.data.spec import DataSpec, Extractor
 from mer_export.errors import InputError, UsageError
 from mer_export.marks import Marks
 
+Through = Callable[[Iterable[Dialogue]], Iterator[Dialogue]]
+"""What dialogues of an open source pass before samples are made of them, one for one."""
 
-def open_corpus(path: Path | str, spec: DataSpec | None = None, labels: Sequence[str] | None = None) -> Corpus:
+
+def open_corpus(
+    path: Path | str,
+    spec: DataSpec | None = None,
+    labels: Sequence[str] | None = None,
+    through: Through | None = None,
+) -> Corpus:
     """Reads a whole data set into memory.
 
     Args:
         path: file or directory.
         spec: the `data:` section; None detects the format by the files.
         labels: class names of the model, in index order.
+        through: what dialogues of an open source pass on their way, such as encoders.
 
     Raises:
         InputError: missing, unknown, damaged, or holding labels or features that contradict `spec`.
@@ -33,7 +42,7 @@ def open_corpus(path: Path | str, spec: DataSpec | None = None, labels: Sequence
     path, spec = Path(path), spec or DataSpec()
     found = known_formats()[detect(path, spec)]
     if found.open:
-        return OpenData.at(path, found, spec, labels).corpus()
+        return OpenData.at(path, found, spec, labels).corpus(through)
     corpus: Corpus = found.load().read(path, spec, labels)
     corpus.info["extractors"] = spec.extractors
     return corpus
@@ -44,10 +53,6 @@ def said_extractors(path: Path, spec: DataSpec) -> Mapping[str, Extractor]:
     found = known_formats()[detect(path, spec)]
     source: Source | None = found.load().source(path, spec) if found.open else None
     return (source.spec if source else spec).extractors
-
-
-Through = Callable[[Iterable[Dialogue]], Iterator[Dialogue]]
-"""What dialogues of an open source pass before samples are made of them, one for one."""
 
 
 def stream_samples(
@@ -136,13 +141,13 @@ class OpenData:
             for sample in shape(dialogue, self.spec, self.labels):
                 yield dialogue, sample
 
-    def corpus(self) -> Corpus:
+    def corpus(self, through: Through | None = None) -> Corpus:
         """Everything, in memory."""
         splits: dict[str, list[Sample]] = {name: [] for name in self.source.splits}
         said: dict[str, list[str]] = {}
         people: dict[str, list[str | None]] = {}
         scores = False
-        for dialogue, sample in self.samples():
+        for dialogue, sample in self.samples(through=through):
             splits.setdefault(dialogue.split, []).append(sample)
             words = {u.id: u.sentence or "" for u in dialogue.utterances}
             if any(words[unit] for unit in sample.units):
