@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ from mer_export.errors import UsageError
 from mer_export.launcher import module_command
 from mer_export.untrusted.stored import stored_files
 from runtimes import BatchWorker
+from runtimes.predict.machine_profile import Goal, Limits, choose
 from runtimes.scale.blocks import Answered, Asked, Block, BlockWorker, Died, Event
-from runtimes.scale.command import Reading, Spread, infer_in_blocks
+from runtimes.scale.cluster import ClusterCrew, room
+from runtimes.scale.command import Reading, Spread, infer_in_blocks, room_of
 from runtimes.scale.desk import How, checksum
 from runtimes.scale.ledger import Ledger
+from runtimes.speed.tune import run_tune
 
 DIALOGUES = 40
 BLOCK_BYTES = 20_000
@@ -411,6 +415,45 @@ def test_a_cluster_without_ray_says_what_to_install(
 
 
 # A cluster
+
+
+class Asking:
+    """In place of Ray: notes what is asked for an actor."""
+
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {}
+
+    def remote(self, **settings: Any) -> Any:
+        self.settings = settings
+        return lambda kind: self
+
+    def put(self, what: Any) -> Any:
+        return what
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cpu", 0), ("cuda", 1)])
+def test_an_actor_asks_for_the_cores_and_the_gpu_that_it_uses(place: Place, device: str, gpus: int) -> None:
+    how = How(place.bundle, device=device, threads=3)
+    ray = Asking()
+    ClusterCrew(ray, Asked(how, {}), 0, *room_of(how))
+    assert {n: ray.settings[n] for n in ("num_cpus", "num_gpus")} == {"num_cpus": 3, "num_gpus": gpus}
+    nodes = {"CPU": 16.0, "GPU": 2.0}
+    assert room(nodes, *room_of(how)) == (2 if gpus else 5)
+    assert room({"CPU": 16.0}, *room_of(how)) == (0 if gpus else 5)
+
+
+def test_a_goal_holds_in_blocks_and_says_what_an_actor_needs(place: Place, tmp_path: Path) -> None:
+    bundle = Bundle.open(shutil.copytree(place.bundle, tmp_path / "bundle"))
+    with pytest.raises(UsageError, match="run mer tune"):
+        run(replace(place, bundle=bundle.root), tmp_path / "out", goal="throughput")
+    profile = run_tune(bundle, batches=(1, 4), precisions=("fp32",))
+    profile.save(bundle)
+    way = choose(profile, Goal("throughput"), Limits(ANYBODY)).way
+    how = How(bundle.root, runtime=ANYBODY, threads=None, goal="throughput")
+    assert room_of(how) == (way.workers * (way.options.threads or 1), 0)
+    found = run(replace(place, bundle=bundle.root), tmp_path / "out", threads=None, goal="throughput")
+    assert (found["runtime"], found["precision"]) == (ANYBODY, way.precision)
+    assert same(written(tmp_path / "out"), place.answers)
 
 
 def test_a_node_that_dies_costs_its_blocks_and_the_answers_are_those_of_infer(
