@@ -53,7 +53,7 @@ from mer_export.outlets import open_outlets
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns, summary_line
 from runtimes import commands as runtime_commands
-from runtimes import deploy_commands, encoder_commands
+from runtimes import deploy_commands, encoder_commands, measuring_commands
 from train import commands as train_commands
 from train import data_commands
 
@@ -125,13 +125,15 @@ def eval_(
     from mer_export.data.bundle_data import bundle_corpus
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
+    from runtimes.features.completed import encoders_of
     from runtimes.predict.opening import open_predictor
     from runtimes.predict.preview import preview
 
     opened = Bundle.open(bundle, trust)
     shared = emotion_table(emotions)
     named = [n for table in shared.values() for n in table]
-    corpus = bundle_corpus(opened, data, data_format, sets or (), named, outside)
+    with encoders_of(opened, goal, backend=runtime) as through:
+        corpus = bundle_corpus(opened, data, data_format, sets or (), named, outside, through)
     samples = corpus.split(split)
     published = semantics == "batch"
     if published:
@@ -266,9 +268,9 @@ def demo(
         bundle, [str(corpus)], out / "predictions.jsonl", split="test", overflow="window", force=force, quiet=quiet
     )
     say("5/6 parity of every variant with PyTorch")
-    runtime_commands.parity(bundle, corpus, quiet=quiet)
+    measuring_commands.parity(bundle, corpus, quiet=quiet)
     say("6/6 latency of every variant against PyTorch")
-    runtime_commands.bench(bundle, corpus, batches=[1, 16], rounds=7, quiet=quiet)
+    measuring_commands.bench(bundle, corpus, batches=[1, 16], rounds=7, quiet=quiet)
     typer.echo(f"open {bundle / 'reports' / 'report.html'}")
 
 
@@ -290,9 +292,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": runtime_commands.export,
     "infer": runtime_commands.infer,
     "eval": eval_,
-    "parity": runtime_commands.parity,
-    "bench": runtime_commands.bench,
-    "tune": runtime_commands.tune,
+    "parity": measuring_commands.parity,
+    "bench": measuring_commands.bench,
+    "tune": measuring_commands.tune,
     "serve": runtime_commands.serve,
     "triton": runtime_commands.triton,
     "package": deploy_commands.package,

@@ -1,9 +1,7 @@
-"""Commands that run a bundle or ready it for that: `mer doctor`, `export`, `infer`, `parity`, `bench`, `tune`, `serve`
-and `triton`."""
+"""Commands that run a bundle or ready it for that: `mer doctor`, `export`, `infer`, `serve` and `triton`."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,15 +12,15 @@ from mer_export.bundle import Bundle
 from mer_export.console import (
     Batch,
     BundleArg,
+    CudaGraph,
     DataFormat,
+    DataOpt,
     Device,
     DryRun,
     Emotions,
     Force,
     GoalOpt,
-    InPrecision,
     Json,
-    OnDevice,
     Out,
     Outside,
     Overflow,
@@ -43,12 +41,10 @@ from mer_export.errors import UsageError
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns, summary_line
 
-DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a directory or file.")]
 With = Annotated[
     str | None, typer.Option("--with", metavar="COLUMNS", help="Further columns: split, gold (what the data say).")
 ]
 Bundles = Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Bundle directories.")]
-CudaGraph = Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: capture each shape as a CUDA graph.")]
 
 
 def doctor(
@@ -98,10 +94,11 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a bundle's model: one artefact per format, precision and length bucket."""
-    from mer_export.data.bundle_data import bundle_samples, bundle_spec
+    from mer_export.data.bundle_data import bundle_spec
     from mer_export.data.open import stream_samples
     from mer_export.exporters import onnx_file as single
     from mer_export.exporters.export import export_variant, planned, requests
+    from runtimes.features.completed import encoders_of, split_samples
     from runtimes.speed import planning
 
     opened, say = Bundle.open(bundle), say_unless(quiet)
@@ -112,10 +109,10 @@ def export(
     if plan:
         if seq_len:
             raise UsageError("--plan chooses the lengths: leave --seq-len out")
-        seen = stream_samples(
-            plan, bundle_spec(opened, plan, data_format, outside=outside), opened.manifest.task.labels
-        )
-        found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
+        spec = bundle_spec(opened, plan, data_format, outside=outside)
+        with encoders_of(opened) as through:
+            seen = stream_samples(plan, spec, opened.manifest.task.labels, through=through)
+            found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
         sizes = [(b.lengths, b.batch) for b in found.buckets]
         jobs = requests(opened, formats, precisions, sizes, batch, opset, stages, device)
         if dry_run:
@@ -124,7 +121,7 @@ def export(
         found.save(opened)
     if onnx_file:
         single.check(onnx_file, jobs, stages, force)
-    example = None if data is None else bundle_samples(opened, data, data_format, split, outside)
+    example = None if data is None else split_samples(opened, data, data_format, split, outside)
     if dry_run:
         how = partial(planned, opened, opset=opset, force=force, stages=stages, device=device)
         made_of = "random values" if example is None else f"{len(example)} samples of {split}"
@@ -192,7 +189,7 @@ def infer(
     from mer_export.data.open import stream_samples
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
-    from runtimes.features.completed import Completion
+    from runtimes.features.completed import encoders_of
     from runtimes.predict import output
     from runtimes.predict.opening import open_predictor
     from runtimes.predict.preview import preview
@@ -232,9 +229,8 @@ def infer(
         strict_features=strict_features,
         gold="gold" in columns_beside,
     )
-    inside = bool(opened.manifest.encoders)
-    completion = Completion.of(opened, goal=goal, backend=runtime, options=options) if inside else None
-    with chosen as predictor, completion or nullcontext():
+    inside = encoders_of(opened, goal, say_unless(quiet), backend=runtime, options=options)
+    with chosen as predictor, inside as completion:
         # Other emotions than the data are labelled with are no reason to refuse the data.
         labels = None if emotions and not predictor.gold else predictor.task.labels
         samples = stream_samples(path, spec, labels, split, completion)
@@ -256,143 +252,6 @@ def _in_a_line(summary: dict[str, Any]) -> str:
     said = summary | {"variants": " ".join(summary["variants"])}
     said.pop("foreign_features", None)
     return summary_line(said)
-
-
-def parity(
-    bundle: BundleArg,
-    data: Annotated[Path, typer.Option("--data", help="Data set to compare on.")],
-    split: Split = "test",
-    data_format: DataFormat = "auto",
-    outside: Outside = None,
-    runtime: Runtime = None,
-    device: OnDevice = None,
-    precision: InPrecision = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
-    atol: Annotated[
-        list[str] | None,
-        typer.Option("--atol", metavar="VALUE", help="Tolerance, such as 1e-4, int8:0.2 or log_prob:1e-4."),
-    ] = None,
-    rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="VALUE", help="Its relative part.")] = None,
-    threads: Threads = 1,
-    strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
-    strict_features: StrictFeatures = False,
-    dry_run: DryRun = False,
-    trust: Trust = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Do all variants give PyTorch's answers? Exit code 3 if not."""
-    from mer_export.agreement.policy import Policy
-    from mer_export.data.bundle_data import bundle_samples
-    from runtimes.backends.way import find_ways, only
-    from runtimes.pages.report import write_report
-    from runtimes.parity import run as checks
-    from runtimes.parity.report import ParityReport
-
-    opened = Bundle.open(bundle, trust)
-    policy = Policy.parse(atol or [], rtol or [])
-    ways = only(find_ways(opened, threads, runtime), device, precision)
-    samples = bundle_samples(opened, data, data_format, split, outside)[:limit]
-    if dry_run:
-        plan = {"bundle": str(bundle), "data": str(data), "split": split}
-        return emit_plan("parity", plan | checks.preview(opened, samples, ways, strict_features), as_json)
-    report = checks.run_parity(
-        *(opened, samples, policy, ways, threads),
-        source=f"{data.name}, {split}",
-        progress=progress_unless(quiet),
-        strict_features=strict_features,
-    )
-    report.beside(ParityReport.load(opened) if runtime or device or precision else None, opened).save(opened)
-    write_report(opened)
-    emit(report.model_dump(mode="json"), as_json, lambda: [report.page()])
-    checks.require(report, strict)
-    return None
-
-
-def bench(
-    bundle: BundleArg,
-    data: DataOpt = None,
-    split: Split = "test",
-    data_format: DataFormat = "auto",
-    outside: Outside = None,
-    runtime: Runtime = None,
-    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
-    threads: Threads = 1,
-    cuda_graph: CudaGraph = False,
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
-    ] = None,
-    tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
-    dry_run: DryRun = False,
-    trust: Trust = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """How fast are all variants, interleaved in one run, against eager PyTorch?"""
-    from mer_export.data.bundle_data import bundle_samples
-    from runtimes.backends.way import find_graphs, find_ways
-    from runtimes.pages.report import write_report
-    from runtimes.speed import bench as benchmark
-    from runtimes.speed import regression
-
-    opened = Bundle.open(bundle, trust)
-    allowed = regression.parse_tolerance(tolerance)
-    earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
-    ways = find_ways(opened, threads, runtime) + (find_graphs(opened, threads, runtime) if cuda_graph else [])
-    samples = None if data is None else bundle_samples(opened, data, data_format, split, outside)
-    sizes = batches or [1, 16]
-    if dry_run:
-        plan = {"bundle": str(bundle), "rounds": rounds, "threads": threads}
-        return emit_plan("bench", plan | benchmark.preview(opened, samples, sizes, ways), as_json)
-    report = benchmark.run_bench(opened, samples, sizes, rounds, threads, ways=ways, progress=progress_unless(quiet))
-    found = regression.compare(report, earlier, allowed, str(baseline)) if earlier else None
-    result = report.model_dump(mode="json") | ({"against": found.model_dump(mode="json")} if found else {})
-    pages = [report.page(), *([regression.markdown(found)] if found else [])]
-    emit(result, as_json, lambda: pages)
-    # A report that failed must not become the baseline that it was held against.
-    own = baseline is not None and baseline.resolve() == (bundle / report.path()).resolve()
-    if not (own and found and found.slower):
-        report.save(opened)
-        write_report(opened)
-    if found:
-        regression.require(found)
-    return None
-
-
-def tune(
-    bundle: BundleArg,
-    data: DataOpt = None,
-    split: Split = "test",
-    data_format: DataFormat = "auto",
-    outside: Outside = None,
-    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
-    precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
-    dry_run: DryRun = False,
-    trust: Trust = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Time variants, runtimes, threads and batch sizes on this machine, for `--goal` of infer and eval."""
-    from mer_export.data.bundle_data import bundle_samples
-    from runtimes.speed import tune as tuning
-
-    opened = Bundle.open(bundle, trust)
-    samples = None if data is None else bundle_samples(opened, data, data_format, split, outside)
-    source = {} if data is None else {"source": f"{data.name}, {split}"}
-    sizes = batches or tuning.BATCHES
-    if dry_run:
-        plan = {"bundle": str(bundle), **tuning.preview(opened, samples, sizes, precisions)}
-        return emit_plan("tune", plan, as_json)
-    found = tuning.run_tune(
-        opened, samples, batches=sizes, precisions=precisions, progress=progress_unless(quiet), **source
-    )
-    found.save(opened)
-    emit(found.model_dump(mode="json"), as_json, lambda: [found.page()])
-    return None
 
 
 def serve(
