@@ -168,7 +168,7 @@ def test_a_program_of_other_weights_differs_in_their_module(exported: Bundle, tm
     assert max(r.own for r in sound.rows) < NOISE["fp32"] / 10
     weights = load_file(bundle.path(WEIGHTS))
     with bundle.commit() as change:
-        save_file(weights | {"frequency.layers.0.bias": 0 * weights["frequency.layers.0.bias"]}, change.file(WEIGHTS))
+        save_file(weights | {"frequency.gates.0.bias": 0 * weights["frequency.gates.0.bias"]}, change.file(WEIGHTS))
     report = debug_parity(bundle, variant.name, small_bundle.make_samples(4))
     assert (report.verdict, report.module) == ("fail", "frequency")
 

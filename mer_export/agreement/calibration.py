@@ -13,6 +13,9 @@ from mer_export.task import Task
 BINS = 15
 """Of equal width, as in Guo et al., "On Calibration of Modern Neural Networks", ICML 2017."""
 
+FEWEST = 20
+"""Units of which fewer may have the same label by chance."""
+
 
 class Calibration(Strict):
     """One side's probabilities over all units.
@@ -90,9 +93,8 @@ def expected_calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> 
 
 
 def _always(reference: Sequence[np.ndarray], candidate: Sequence[np.ndarray], task: Task) -> str | None:
-    before, after = (
-        np.unique(np.concatenate([task.decisions(s) for s in side]), axis=0) for side in (reference, candidate)
-    )
-    if len(before) < 2 or len(after) > 1:
+    decisions = [np.concatenate([task.decisions(s) for s in side]) for side in (reference, candidate)]
+    before, after = (np.unique(d, axis=0) for d in decisions)
+    if len(decisions[0]) < FEWEST or len(before) < 2 or len(after) > 1:
         return None
     return ", ".join(task.holding(after[0])) or "no label"
