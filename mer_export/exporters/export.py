@@ -19,6 +19,7 @@ from mer_export.errors import BundleError, UnsupportedError, UsageError
 from mer_export.exporters import staged
 from mer_export.exporters.export_job import ExportJob, Graph, write_samples
 from mer_export.exporters.format import DEFAULT_OPSET, OPSETS, ExportFormat, export_formats
+from mer_export.exporters.precision import PRECISIONS
 from mer_export.kept import Kept
 from mer_export.reference import run_model
 from mer_export.stages import Stage
@@ -76,7 +77,7 @@ def export_variant(
     made_from = _made_from(bundle, record, opset, device)
     wanted = _wanted(bundle, record, format, precision, lengths, batch, stages, made_from)
     bucket, parts = wanted.lengths, _stages(bundle) if stages else ()
-    keep = () if precision == "fp32" else _of_recipe(bundle) if keep_fp32 is None else keep_fp32
+    keep = _kept(bundle, format, precision, keep_fp32)
     kept = {KEPT: list(keep)} if keep else {}
     there = _existing(bundle, wanted.name)
     if there and not force and _up_to_date(there, made_from) and there.options.get(KEPT) == kept.get(KEPT):
@@ -274,6 +275,19 @@ def _fp32_graph(bundle: Bundle, wanted: Variant, made_from: dict[str, Any]) -> G
     if there is None or any(there.options.get(k) != v for k, v in made_from.items()):
         return None
     return Graph(bundle.variant_files(there), there.exporter, there.options)
+
+
+def _kept(bundle: Bundle, format: str, precision: str, asked: Sequence[str] | None) -> Sequence[str]:
+    """The modules that a variant has in fp32; a recipe's are left out where a format has none of its own choice."""
+    if precision == "fp32":
+        return ()
+    if format in PRECISIONS[precision].formats:
+        return _of_recipe(bundle) if asked is None else asked
+    if asked:
+        raise UnsupportedError(
+            f"format {format} chooses by itself what {precision} is: leave {asked[0]} out, or export --format onnx"
+        )
+    return ()
 
 
 def _of_recipe(bundle: Bundle) -> Sequence[str]:

@@ -61,7 +61,8 @@ class DebugReport(Strict):
         ]
         if self.module:
             row = next(r for r in self.rows if r.module == self.module)
-            lines += [f"* first error in **{self.module}**: {_size(row.own)} of its own, with exact values to read"]
+            what = "first error in" if self.precision == "fp32" else "most of the difference is made in"
+            lines += [f"* {what} **{self.module}**: {_size(row.own)} of its own, with exact values to read"]
         lines += [f"* {self.note}"] if self.note else []
         if self.smallest:
             where = f", written to {self.file}" if self.file else ""
