@@ -53,7 +53,7 @@ from mer_export.outlets import open_outlets
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns, summary_line
 from runtimes import commands as runtime_commands
-from runtimes import deploy_commands, encoder_commands, measuring_commands
+from runtimes import debug_commands, deploy_commands, encoder_commands, measuring_commands
 from train import commands as train_commands
 from train import data_commands
 
@@ -305,6 +305,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 app.add_typer(data_commands.app, name="data")
+app.add_typer(debug_commands.app, name="debug")
 
 
 @app.callback(invoke_without_command=True)
@@ -321,7 +322,8 @@ def _global(
     if debug:
         os.environ["MER_DEBUG"] = "1"
     if quiet:
-        context.default_map = {name: {"quiet": True} for name in COMMANDS} | {"data": {"synth": {"quiet": True}}}
+        inner = {"data": {"synth": {"quiet": True}}, "debug": {"parity": {"quiet": True}}}
+        context.default_map = {name: {"quiet": True} for name in COMMANDS} | inner
 
 
 def main() -> None:

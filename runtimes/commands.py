@@ -84,6 +84,19 @@ def export(
     split: Split = "test",
     outside: Outside = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="With --plan: threads of one call.")] = 1,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option("--keep-fp32", metavar="MODULE", help="A module that a reduced precision leaves in fp32."),
+    ] = None,
+    within: Annotated[
+        float | None,
+        typer.Option(
+            "--within",
+            metavar="POINTS",
+            min=0,
+            help="Choose those modules on --data: points of the metric to lose, and percent of labels to change.",
+        ),
+    ] = None,
     onnx_file: Annotated[
         Path | None, typer.Option("--onnx-file", help="Write the variant as one ONNX file too, weights inside.")
     ] = None,
@@ -98,6 +111,7 @@ def export(
     from mer_export.data.open import stream_samples
     from mer_export.exporters import onnx_file as single
     from mer_export.exporters.export import export_variant, planned, requests
+    from runtimes.debug.mixed import search
     from runtimes.features.completed import encoders_of, split_samples
     from runtimes.speed import planning
 
@@ -122,6 +136,11 @@ def export(
     if onnx_file:
         single.check(onnx_file, jobs, stages, force)
     example = None if data is None else split_samples(opened, data, data_format, split, outside)
+    reduced = [p for _, p, *_ in jobs if p != "fp32"]
+    if (keep_fp32 or within is not None) and not reduced:
+        raise UsageError("--keep-fp32 and --within are of a reduced precision: pass --precision int8 or fp16 too")
+    if within is not None and (example is None or keep_fp32):
+        raise UsageError("--within chooses what stays in fp32 on data: pass --data, and leave --keep-fp32 out")
     if dry_run:
         how = partial(planned, opened, opset=opset, force=force, stages=stages, device=device)
         made_of = "random values" if example is None else f"{len(example)} samples of {split}"
@@ -133,12 +152,19 @@ def export(
     with progress_unless(quiet).over("export", len(jobs), "variant") as shown:
         for name, precision, lengths, size in jobs:
             shown.begin(f"{name} {precision} {lengths.name}")
+            kept, noted = keep_fp32, {}
+            if within is not None and precision != "fp32":
+                wanted, _ = planned(opened, (name, precision, lengths, size), opset, force, stages, device)
+                found_list = search(opened, wanted, example or [], within, progress_unless(quiet))
+                kept, noted = found_list.keep_fp32, {"within": found_list.model_dump()}
             made.append(
                 export_variant(
                     *(opened, name, lengths, size, precision, opset, force),
                     example=example,
                     stages=stages,
                     device=device,
+                    keep_fp32=kept,
+                    noted=noted,
                 )
             )
     if onnx_file:

@@ -50,6 +50,7 @@ FLOORS = (
     "runtimes.backends",
     "runtimes.predict",
     "runtimes.parity",
+    "runtimes.debug",
     "runtimes.speed",
     "runtimes.pages",
     "runtimes.encode",
@@ -158,5 +159,6 @@ def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
         "package",
         "demo",
         "data",
+        "debug",
     ]
     assert list(typer.main.get_command(cli.app).commands) == [*first, *then]

@@ -29,6 +29,8 @@ NEW_COMMANDS = SECOND_WAYS | {
     "package",
     "experiment",
     "difficulty",
+    "debug",
+    "debug parity",
 }
 OPTIONAL_NOW = {("data synth", "--out/-o"), ("data synth", "--dataset")}
 """These were required, or had a default that fits one system only."""

@@ -128,6 +128,8 @@ class TrainConfig(Strict):
     """CPU threads; None leaves PyTorch's choice. One is faster for small models."""
     save_every: int = Field(1, ge=1)
     """Epochs between resumable states."""
+    keep_fp32: tuple[str, ...] = ()
+    """Modules that exports of a reduced precision leave in fp32, with their parts; see `mer debug parity`."""
     init: str | None = None
     """A bundle of the same network whose weights training starts from; None starts from random ones."""
     licence: str = "unknown: ask the owner of the training data"
