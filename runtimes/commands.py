@@ -6,7 +6,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,7 +23,6 @@ from mer_export.console import (
     InPrecision,
     Json,
     OnDevice,
-    Out,
     Outside,
     Overflow,
     Precision,
@@ -42,6 +41,10 @@ from mer_export.console import (
 from mer_export.errors import UsageError
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns, summary_line
+
+if TYPE_CHECKING:
+    from runtimes.backends.session import SessionOptions
+    from runtimes.features.completed import Completion
 
 DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a directory or file.")]
 With = Annotated[
@@ -153,9 +156,10 @@ def export(
 def infer(
     bundle: BundleArg,
     source: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="Data set in any readable format; several with --shards.")
-    ],
-    out: Out,
+        list[str] | None,
+        typer.Argument(metavar="INPUT", help="Data set in any readable format; several with --shards."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.")] = None,
     runtime: Runtime = None,
     split: Annotated[str | None, typer.Option("--split", help="One split; default all.")] = None,
     data_format: DataFormat = "auto",
@@ -180,6 +184,19 @@ def infer(
     block: Annotated[
         float | None, typer.Option("--block", min=1e-4, help="MiB of input in a block; default 16.")
     ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Utterances come one a line on standard input, each is answered at once.")
+    ] = False,
+    window: Annotated[
+        int | None, typer.Option("--window", min=1, help="With --live: the last N utterances alone are heard.")
+    ] = None,
+    revise: Annotated[
+        int | None,
+        typer.Option("--revise", min=0, help="With --live: earlier answers that are given anew; default all."),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="DIR", help="With --live: keeps the dialogues for the next start.")
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     trust: Trust = False,
@@ -192,12 +209,30 @@ def infer(
     from mer_export.data.open import stream_samples
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
-    from runtimes.features.completed import Completion
     from runtimes.predict import output
     from runtimes.predict.opening import open_predictor
     from runtimes.predict.preview import preview
 
     columns_beside = [name.strip() for name in beside.split(",")] if beside else []
+    if live or window or state or revise is not None:
+        from runtimes.live import command as talk
+
+        options = SessionOptions(device, threads, cuda_graph=cuda_graph)
+        said = talk.Live(window, revise, state)
+        others = {"INPUT": source, "--split": split, "--with": beside, "--set": sets, "--dry-run": dry_run}
+        others |= {"--shards": shards, "--cluster": cluster, "--block": block, "--strict-features": strict_features}
+        talk.check(live, said, out, others)
+        opened = Bundle.open(bundle, trust)
+        with open_predictor(
+            *(opened, runtime, options, batch, precision, goal),
+            say=say_unless(quiet),
+            overflow=overflow,
+            shared=emotion_table(emotions),
+        ) as predictor:
+            heard = talk.answer_lines(predictor, _completion(opened, goal, runtime, options), said, outside)
+        return emit(heard, as_json, lambda: [summary_line(heard)], err=True)
+    if not source or out is None:
+        raise UsageError("name the INPUT and --out FILE, or pass --live to answer utterances from standard input")
     if shards or cluster:
         from runtimes.scale.command import Reading, Spread, infer_in_blocks
         from runtimes.scale.desk import How
@@ -232,8 +267,7 @@ def infer(
         strict_features=strict_features,
         gold="gold" in columns_beside,
     )
-    inside = bool(opened.manifest.encoders)
-    completion = Completion.of(opened, goal=goal, backend=runtime, options=options) if inside else None
+    completion = _completion(opened, goal, runtime, options)
     with chosen as predictor, completion or nullcontext():
         # Other emotions than the data are labelled with are no reason to refuse the data.
         labels = None if emotions and not predictor.gold else predictor.task.labels
@@ -250,6 +284,13 @@ def infer(
     # Standard output carries the predictions or the summary, never both.
     emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {_in_a_line(summary)}"], err=out == output.STDOUT)
     return None
+
+
+def _completion(bundle: Bundle, goal: str | None, runtime: str | None, options: SessionOptions) -> Completion | None:
+    """The encoders of a bundle, loaded; None where it has none."""
+    from runtimes.features.completed import Completion
+
+    return Completion.of(bundle, goal=goal, backend=runtime, options=options) if bundle.manifest.encoders else None
 
 
 def _in_a_line(summary: dict[str, Any]) -> str:
@@ -420,6 +461,22 @@ def serve(
         float, typer.Option("--deadline", min=0.001, help="Seconds until a request without an answer gets 504.")
     ] = 30.0,
     max_body: Annotated[int, typer.Option("--max-body", min=1, help="MiB of a request; more get 413.")] = 32,
+    dialogues: Annotated[
+        int, typer.Option("--dialogues", min=1, help="Live dialogues at a time; more get 503.")
+    ] = 1024,
+    dialogue_idle: Annotated[
+        float,
+        typer.Option("--dialogue-idle", min=0.001, help="Seconds after which a live dialogue that rests is over."),
+    ] = 3600.0,
+    dialogue_memory: Annotated[
+        int, typer.Option("--dialogue-memory", min=1, help="MiB that all live dialogues hold; more get 503.")
+    ] = 256,
+    window: Annotated[
+        int | None, typer.Option("--window", min=1, help="The last N utterances of a live dialogue alone are heard.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="DIR", help="Keeps live dialogues for the next start.")
+    ] = None,
     trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -430,14 +487,18 @@ def serve(
     """
     import logging
 
+    from runtimes.live import dialogues as dialogue_limits
     from runtimes.serve import journal
     from runtimes.serve.models import How
     from runtimes.serve.server import Limits, Place, read_token, serve_until_told
+    from runtimes.serve.talk import Options
 
     journal.start(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     how = How(runtime, precision, goal, device, threads, workers, batch, overflow, trust, queue)
     place = Place(host, port, read_token(token_file) if token_file else None, no_token)
-    serve_until_told(bundles, how, Limits(max_body << 20, deadline), place, typer.echo)
+    kept = dialogue_limits.Limits(dialogues, dialogue_idle, dialogue_memory << 20)
+    live = Options(kept, window, state)
+    serve_until_told(bundles, how, Limits(max_body << 20, deadline), place, typer.echo, live)
 
 
 def triton(
