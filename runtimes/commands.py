@@ -219,7 +219,13 @@ def infer(
 
         options = SessionOptions(device, threads, cuda_graph=cuda_graph)
         said = talk.Live(window, revise, state)
-        others = {"INPUT": source, "--split": split, "--with": beside, "--set": sets, "--dry-run": dry_run}
+        others: dict[str, Any] = {
+            "INPUT": source,
+            "--split": split,
+            "--with": beside,
+            "--set": sets,
+            "--dry-run": dry_run,
+        }
         others |= {"--shards": shards, "--cluster": cluster, "--block": block, "--strict-features": strict_features}
         talk.check(live, said, out, others)
         opened = Bundle.open(bundle, trust)

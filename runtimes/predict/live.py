@@ -197,7 +197,9 @@ class Hearing:
     def _turn(self, after: Heard, place: int) -> Turn:
         looks = LOOKS[self.spec.shape](self.spec, after.utterances)
         if looks is None:
-            first, near, touched = 0, after.utterances, range(len(after.utterances))
+            # A causal model's earlier answers stay.
+            earliest = place if self.bundle.manifest.config.get("causal") else 0
+            first, near, touched = 0, after.utterances, range(earliest, len(after.utterances))
         else:
             first = max(place - 2 * looks, 0)
             near = after.utterances[first : place + 2 * looks + 1]

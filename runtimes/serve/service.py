@@ -73,7 +73,7 @@ class Service:
         self, models: Mapping[str, Model], metrics: Metrics, limits: Limits, live: talk.Options = talk.Options()
     ):
         self.models, self.metrics, self.limits = models, metrics, limits
-        self.live = {name: talk.Talk(model, live) for name, model in models.items()}
+        self.talks = {name: talk.Talk(model, live) for name, model in models.items()}
         self.room = Room(limits.held)
         self.ending = False
         """Whether no more is taken than what was begun."""
@@ -201,13 +201,13 @@ class Service:
         reading.require_json(request.headers.get("content-type", ""))
         body = await self._body(request)
         line = await aside(len(body), lambda: reading.spoken(body))
-        talking, dialogue = self.live[model.name], request.path_params["dialogue"]
+        talking, dialogue = self.talks[model.name], request.path_params["dialogue"]
         answer = await talking.say(dialogue, line, self._deadline(request))
         return _json({"model": model.name, **answer})
 
     async def end(self, request: Request) -> Response:
         model, dialogue = self._asked_for(request), request.path_params["dialogue"]
-        await self.live[model.name].end(dialogue)
+        await self.talks[model.name].end(dialogue)
         return _json({"dialogue": dialogue, "end": True})
 
     async def _rows(
