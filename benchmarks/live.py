@@ -29,7 +29,6 @@ from benchmarks.suite import NETWORKS, Network, random_bundle
 from mer_export import machine
 from mer_export.bucket import Bucket
 from mer_export.bundle import CONFIG, Bundle
-from mer_export.data.bundle_data import line_spec
 from mer_export.data.formats.jsonl.reader import DialogueReader
 from mer_export.data.labels import LabelReader
 from mer_export.data.shapes.shape import SHAPES
@@ -139,7 +138,7 @@ class Stage:
                 output.say(f"{name}: exporting {lengths.name}{' in stages' if stages else ''}")
                 export_variant(bundle, "onnx", lengths, stages=stages)
         self.bundle = Bundle.open(bundle.root)
-        self.spec = line_spec(self.bundle)
+        self.spec = Hearing(self.bundle, ()).spec
 
     def _lengths(self) -> Iterator[Bucket]:
         longest = self.contract.longest

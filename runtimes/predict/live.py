@@ -123,7 +123,7 @@ class Hearing:
             all.
         reach: where paths may lead that utterances name; None refuses all of them.
         through: what each utterance passes once, such as encoders.
-        spec: the data section of the bundle, read from it.
+        spec: the data section of the bundle, read from it; as many speakers are told apart as the model knows.
     """
 
     bundle: Bundle
@@ -140,7 +140,7 @@ class Hearing:
         if self.revise is not None and self.revise < 0:
             raise UsageError(f"--revise must be 0 or more, not {self.revise}")
         if self.spec is UNREAD:
-            object.__setattr__(self, "spec", line_spec(self.bundle))
+            object.__setattr__(self, "spec", _spec(self.bundle))
 
     def say(self, heard: Heard, spoken: Spoken, before: str | None = None) -> Turn:
         """The next utterance, or one that came too late and stands before another one.
@@ -229,6 +229,11 @@ class Hearing:
         if self.spec.shape != "context" or all("text" in u.features for u in utterances):
             return utterances
         return [replace(u, features={n: a for n, a in u.features.items() if n != "text"}) for u in utterances]
+
+
+def _spec(bundle: Bundle) -> DataSpec:
+    known = [s.below for s in bundle.manifest.contract.inputs if s.name == "speaker" and s.below]
+    return line_spec(bundle).over({"speakers": known[0]} if known else {}, str(bundle.root))
 
 
 class Live:
