@@ -21,7 +21,6 @@ from mer_export.console import (
     Force,
     GoalOpt,
     Json,
-    Out,
     Outside,
     Overflow,
     Precision,
@@ -176,9 +175,10 @@ def export(
 def infer(
     bundle: BundleArg,
     source: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="Data set in any readable format; several with --shards.")
-    ],
-    out: Out,
+        list[str] | None,
+        typer.Argument(metavar="INPUT", help="Data set in any readable format; several with --shards."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.")] = None,
     runtime: Runtime = None,
     split: Annotated[str | None, typer.Option("--split", help="One split; default all.")] = None,
     data_format: DataFormat = "auto",
@@ -203,6 +203,19 @@ def infer(
     block: Annotated[
         float | None, typer.Option("--block", min=1e-4, help="MiB of input in a block; default 16.")
     ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Utterances come one a line on standard input, each is answered at once.")
+    ] = False,
+    window: Annotated[
+        int | None, typer.Option("--window", min=1, help="With --live: the last N utterances alone are heard.")
+    ] = None,
+    revise: Annotated[
+        int | None,
+        typer.Option("--revise", min=0, help="With --live: earlier answers that are given anew; default all."),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="DIR", help="With --live: keeps the dialogues for the next start.")
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     trust: Trust = False,
@@ -221,6 +234,32 @@ def infer(
     from runtimes.predict.preview import preview
 
     columns_beside = [name.strip() for name in beside.split(",")] if beside else []
+    if live or window or state or revise is not None:
+        from runtimes.live import command as talk
+
+        options = SessionOptions(device, threads, cuda_graph=cuda_graph)
+        said = talk.Live(window, revise, state)
+        others: dict[str, Any] = {
+            "INPUT": source,
+            "--split": split,
+            "--with": beside,
+            "--set": sets,
+            "--dry-run": dry_run,
+        }
+        others |= {"--shards": shards, "--cluster": cluster, "--block": block, "--strict-features": strict_features}
+        talk.check(live, said, out, others)
+        opened, say = Bundle.open(bundle, trust), say_unless(quiet)
+        chosen = open_predictor(
+            *(opened, runtime, options, batch, precision, goal),
+            say=say,
+            overflow=overflow,
+            shared=emotion_table(emotions),
+        )
+        with chosen as predictor, encoders_of(opened, goal, say, backend=runtime, options=options) as completion:
+            heard = talk.answer_lines(predictor, completion, said, outside)
+        return emit(heard, as_json, lambda: [summary_line(heard)], err=True)
+    if not source or out is None:
+        raise UsageError("name the INPUT and --out FILE, or pass --live to answer utterances from standard input")
     if shards or cluster:
         from runtimes.scale.command import Reading, Spread, infer_in_blocks
         from runtimes.scale.desk import How
@@ -305,6 +344,22 @@ def serve(
         float, typer.Option("--deadline", min=0.001, help="Seconds until a request without an answer gets 504.")
     ] = 30.0,
     max_body: Annotated[int, typer.Option("--max-body", min=1, help="MiB of a request; more get 413.")] = 32,
+    dialogues: Annotated[
+        int, typer.Option("--dialogues", min=1, help="Live dialogues at a time; more get 503.")
+    ] = 1024,
+    dialogue_idle: Annotated[
+        float,
+        typer.Option("--dialogue-idle", min=0.001, help="Seconds after which a live dialogue that rests is over."),
+    ] = 3600.0,
+    dialogue_memory: Annotated[
+        int, typer.Option("--dialogue-memory", min=1, help="MiB that all live dialogues hold; more get 503.")
+    ] = 256,
+    window: Annotated[
+        int | None, typer.Option("--window", min=1, help="The last N utterances of a live dialogue alone are heard.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="DIR", help="Keeps live dialogues for the next start.")
+    ] = None,
     trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -315,14 +370,18 @@ def serve(
     """
     import logging
 
+    from runtimes.live import dialogues as dialogue_limits
     from runtimes.serve import journal
     from runtimes.serve.models import How
     from runtimes.serve.server import Limits, Place, read_token, serve_until_told
+    from runtimes.serve.talk import Options
 
     journal.start(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     how = How(runtime, precision, goal, device, threads, workers, batch, overflow, trust, queue)
     place = Place(host, port, read_token(token_file) if token_file else None, no_token)
-    serve_until_told(bundles, how, Limits(max_body << 20, deadline), place, typer.echo)
+    kept = dialogue_limits.Limits(dialogues, dialogue_idle, dialogue_memory << 20)
+    live = Options(kept, window, state)
+    serve_until_told(bundles, how, Limits(max_body << 20, deadline), place, typer.echo, live)
 
 
 def triton(

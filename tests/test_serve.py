@@ -266,7 +266,8 @@ def test_random_requests_of_its_own_description_are_no_fault_of_the_server(serve
     held = [checks.CHECKS.get_one(n if n.endswith("error") else f"{n}_conformance") for n in names]
     schema = schemathesis.openapi.from_url(f"{server.url}openapi.json")
     tried = 0
-    for path in ("/v2/models/{model}/infer", "/v1/models/{model}/predict"):
+    told = "/v1/models/{model}/dialogues/{dialogue}/utterances"
+    for path in ("/v2/models/{model}/infer", "/v1/models/{model}/predict", told):
         operation = schema[path]["POST"]
 
         @given(case=operation.as_strategy())
