@@ -156,6 +156,9 @@ def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
         "serve",
         "triton",
         "package",
+        "card",
+        "push",
+        "pull",
         "demo",
         "data",
     ]

@@ -29,6 +29,9 @@ NEW_COMMANDS = SECOND_WAYS | {
     "package",
     "experiment",
     "difficulty",
+    "card",
+    "push",
+    "pull",
 }
 OPTIONAL_NOW = {("data synth", "--out/-o"), ("data synth", "--dataset")}
 """These were required, or had a default that fits one system only."""

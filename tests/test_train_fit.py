@@ -80,9 +80,9 @@ def test_the_final_weights_are_those_that_were_evaluated(trained: Path, data: Pa
     bundle = Bundle.open(trained)
     samples = open_corpus(data).split("test")
     stored = json.loads(bundle.path(EVALUATION).read_text())["test"]["single"]
-    assert evaluate(bundle, samples) == stored
-    assert evaluate(bundle, samples, batch=1) | {"loss": 0} == stored | {"loss": 0}
-    assert set(evaluate_published(bundle, samples)) == set(stored)
+    assert evaluate(bundle, samples).metrics == stored
+    assert evaluate(bundle, samples, batch=1).metrics | {"loss": 0} == stored | {"loss": 0}
+    assert set(evaluate_published(bundle, samples).metrics) == set(stored)
 
 
 def run_until_epoch(data: Path, out: Path, epoch: int, sets: list[str]) -> None:
@@ -165,7 +165,7 @@ def test_patience_ends_training_and_the_best_epoch_is_kept(data: Path, tmp_path:
     ]
     assert state["epoch"] == state["best_epoch"] + 2 < 60
     assert max(values) == values[state["best_epoch"] - 1] == state["best_value"]
-    assert evaluate(bundle, open_corpus(data).split("test"))["weighted_f1"] == max(values)
+    assert evaluate(bundle, open_corpus(data).split("test")).metrics["weighted_f1"] == max(values)
 
 
 def test_the_staged_recipe_measures_its_own_difficulties(data: Path, tmp_path: Path):
@@ -181,7 +181,7 @@ def test_published_training_reports_both_semantics(data: Path, tmp_path: Path):
     dims = ["model.text_linear=true", "model.width=8", "model.hidden=8", *SMALL[:3], "epochs=2", "device=cpu"]
     bundle = fit(load_preset("cmerc/meld", dims), data, tmp_path / "pub", quiet=True)
     found = json.loads(bundle.path(EVALUATION).read_text())["test"]
-    assert set(found) == {"single", "batch"}
+    assert set(found) == {"single", "batch", "classes"}
     state = json.loads(bundle.path(STATE).read_text())
     assert found["batch"]["weighted_f1"] == state["best_value"]
 
