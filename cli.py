@@ -59,7 +59,7 @@ from train import data_commands
 if TYPE_CHECKING:
     from mer_export.data.samples import Corpus, Sample
     from mer_export.metrics.tally import ClassTable
-    from runtimes.predict.comparison import Contender
+    from runtimes.predict.comparison import Comparison, Contender
     from runtimes.predict.evaluate import Answers
     from runtimes.predict.predictor import Predictor
 
@@ -140,7 +140,6 @@ def eval_(
     from runtimes.pages.evaluation import require_form, write_evaluation
     from runtimes.predict.comparison import compare
     from runtimes.predict.opening import open_predictor
-    from runtimes.predict.preview import preview
 
     if out is not None:
         require_form(out)
@@ -153,52 +152,56 @@ def eval_(
     if len(bundle) > 1 and (published or missing is not None):
         raise UsageError("several bundles are compared in single semantics and on complete data: name one bundle")
     options, say = SessionOptions(device=device, threads=threads), say_unless(quiet)
-    compared, plans = [], []
-    for path in bundle:
-        opened = Bundle.open(path, trust)
-        corpus = bundle_corpus(opened, data, data_format, sets or (), named, outside)
-        samples = corpus.split(split)
-        chosen = open_predictor(
-            *(opened, runtime, options, batch, precision, goal, say),
-            overflow=overflow,
-            shared=shared,
-            strict_features=strict_features,
-        )
-        with chosen as predictor:
-            if dry_run:
-                plan = {"bundle": str(path), "data": str(data), "split": split, "semantics": semantics}
-                plans.append(plan | preview(predictor, samples))
-            elif missing is not None:
-                return _eval_missing(predictor, corpus, split, missing, quiet, as_json)
-            elif len(bundle) > 1:
-                compared.append(_contender(predictor, samples, str(path)))
-            else:
-                found = _published(predictor, samples, batch) if published else _evaluated(predictor, samples)
+
+    def opened(path: Path) -> tuple[Predictor, Corpus]:
+        found = Bundle.open(path, trust)
+        corpus = bundle_corpus(found, data, data_format, sets or (), named, outside)
+        corpus.split(split)
+        asked = (found, runtime, options, batch, precision, goal, say)
+        return open_predictor(*asked, overflow=overflow, shared=shared, strict_features=strict_features), corpus
+
+    first, where = str(bundle[0]), {"split": split, "semantics": semantics}
     if dry_run:
-        return emit_plan("eval", plans[0] if len(plans) == 1 else {str(p["bundle"]): p for p in plans}, as_json)
-    if compared:
-        side_by_side = compare(compared, str(data), split, rounds, seed)
-        emit(side_by_side.model_dump(mode="json"), as_json, side_by_side.lines)
+        plans = {str(p): _previewed(*opened(p), split) for p in bundle}
+        told = {"bundles": plans} if len(bundle) > 1 else {"bundle": first, **plans[first]}
+        return emit_plan("eval", {"data": str(data)} | where | told, as_json)
+    result: dict[str, Any] | Comparison
+    if len(bundle) > 1:
+        result = compare([_contender(*opened(p), split, str(p)) for p in bundle], str(data), split, rounds, seed)
+        emit(result.model_dump(mode="json"), as_json, result.lines)
     else:
-        where = {"bundle": str(bundle[0]), "split": split, "runtime": predictor.backend, "semantics": semantics}
-        result = where | found
+        predictor, corpus = opened(bundle[0])
+        with predictor:
+            if missing is not None:
+                return _eval_missing(predictor, corpus, split, missing, quiet, as_json)
+            samples = corpus.split(split)
+            found = _published(predictor, samples, batch) if published else _evaluated(predictor, samples)
+        result = {"bundle": first} | where | {"runtime": predictor.backend} | found
         emit(result, as_json, lambda: _metric_lines(result))
     if out is not None:
-        write_evaluation(side_by_side if compared else result, out)
+        write_evaluation(result, out)
     return None
 
 
-def _contender(predictor: Predictor, samples: list[Sample], name: str) -> tuple[Contender, Answers]:
+def _previewed(predictor: Predictor, corpus: Corpus, split: str) -> dict[str, Any]:
+    from runtimes.predict.preview import preview
+
+    with predictor:
+        return preview(predictor, corpus.split(split))
+
+
+def _contender(predictor: Predictor, corpus: Corpus, split: str, name: str) -> tuple[Contender, Answers]:
     from runtimes.predict.comparison import Contender
     from runtimes.predict.evaluate import answers
 
-    said = Contender(
-        bundle=name,
-        system=predictor.bundle.manifest.system,
-        runtime=predictor.backend,
-        precision=predictor.precision,
-    )
-    return said, answers(predictor, samples)
+    with predictor:
+        said = Contender(
+            bundle=name,
+            system=predictor.bundle.manifest.system,
+            runtime=predictor.backend,
+            precision=predictor.precision,
+        )
+        return said, answers(predictor, corpus.split(split))
 
 
 def _only_torch(runtime: str | None, precision: str | None, goal: str | None, shared: object) -> None:
