@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from mer_export.metrics.tally import (
     weighted_f1,
 )
 
+SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 SETS = ("strict", "subset", "intersect")
 """Accuracies of whole label sets."""
 
@@ -113,13 +115,19 @@ def tally(
 
 def _auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Area under the ROC curve (resamples,), ties counted half; NaN where a label always or never holds."""
-    order = np.argsort(scores, kind="stable")
-    firsts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    drawn = weights[:, group[order]]
-    hits = np.add.reduceat(drawn * positive[order], firsts, axis=1)
-    misses = np.add.reduceat(drawn, firsts, axis=1) - hits
-    below = np.cumsum(misses, axis=1) - misses / 2
-    return ratio((hits * below).sum(1), hits.sum(1) * misses.sum(1))
+    order = np.argsort(scores[~positive], kind="stable")
+    ranked, drawn = scores[~positive][order], weights.astype(np.float32)
+    # Whole numbers: exact in float32 up to 16 million units.
+    misses = np.zeros((len(weights), len(order) + 1), dtype=np.float32)
+    np.cumsum(drawn[:, group[~positive][order]], axis=1, out=misses[:, 1:])
+    hits = drawn[:, group[positive]]
+    below, not_above = (np.searchsorted(ranked, scores[positive], side) for side in SIDES)
+    won = np.einsum("ru,ru->r", hits, misses[:, below], dtype=np.float64)
+    tied = below != not_above
+    won += (
+        np.einsum("ru,ru->r", hits[:, tied], misses[:, not_above[tied]] - misses[:, below[tied]], dtype=np.float64) / 2
+    )
+    return ratio(won, hits.sum(1, dtype=np.float64) * misses[:, -1])
 
 
 def _right_sets(truths: Truths, predictions: np.ndarray) -> tuple[np.ndarray, ...]:
