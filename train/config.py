@@ -129,6 +129,8 @@ class TrainConfig(Strict):
     """CPU threads; None leaves PyTorch's choice. One is faster for small models."""
     save_every: int = Field(1, ge=1)
     """Epochs between resumable states."""
+    keep_fp32: tuple[str, ...] = ()
+    """Modules that exports of a reduced precision leave in fp32, with their parts; see `mer debug parity`."""
     balance: Balance = Balance()
     """What is done for rare classes; of systems and tasks whose loss is the cross-entropy of one class."""
     init: str | None = None

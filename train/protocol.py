@@ -190,4 +190,4 @@ class Protocol(ABC):
             mean=self.mean,
             published=self.published_metrics,
             padding=self.padding,
-        )
+        ).metrics

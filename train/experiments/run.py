@@ -177,4 +177,4 @@ def measure_as(bundle: Bundle, config: TrainConfig, data: Path, split: str) -> d
     load_from_bundle(model, bundle.root)
     if split not in prepared.measured:
         raise UsageError(f"the split {split!r} was not measured, there are {list(prepared.measured)}")
-    return evaluate_model(model, prepared.measured[split], prepared.contract, prepared.task)
+    return evaluate_model(model, prepared.measured[split], prepared.contract, prepared.task).metrics
