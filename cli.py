@@ -132,7 +132,7 @@ def eval_(
     opened = Bundle.open(bundle, trust)
     shared = emotion_table(emotions)
     named = [n for table in shared.values() for n in table]
-    with encoders_of(opened, goal, backend=runtime) as through:
+    with encoders_of(opened, goal, say_unless(quiet), backend=runtime) as through:
         corpus = bundle_corpus(opened, data, data_format, sets or (), named, outside, through)
     samples = corpus.split(split)
     published = semantics == "batch"
