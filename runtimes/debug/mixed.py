@@ -32,8 +32,8 @@ MOST = 16
 
 
 class Trial(Strict):
-    """A file that was tried: what it keeps, what it answers and what it costs. `lost` is in points of the metric; a file
-    of 0 bytes could not be made."""
+    """A file that was tried: what it keeps, what it answers and what it costs. `lost` is in points of the metric; of
+    0 bytes is a file that could not be made."""
 
     keep_fp32: list[str]
     within: bool
