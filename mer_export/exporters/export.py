@@ -222,10 +222,10 @@ def check_request(
     system = registry.get(bundle.manifest.system)
     if not system.file:
         system.require_network()
-    elif format != "onnx" or precision == "fp32":
+    elif format != "onnx" or precision == "fp32" or precision not in export_formats()[format].precisions:
         raise UnsupportedError(
             f"{bundle.root} is what its file is, in fp32: of an ONNX file other precisions are made, with "
-            "--format onnx --precision int8 or fp16"
+            "--format onnx --precision int8 or fp16, and bf16 by --runtime openvino --precision bf16 without an export"
         )
     if format not in export_formats():
         raise UsageError(f"no format {format!r}, there are {list(export_formats())}")
