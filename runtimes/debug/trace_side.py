@@ -36,7 +36,11 @@ class TraceSide:
             i.debugName() == next(self._graph.inputs()).debugName() for n in self._graph.nodes() for i in n.inputs()
         ):
             self._graph.eraseInput(0)
-        made = {k: (n, v) for k, n, v in _keyed(self._graph) if v.type().kind() == "TensorType"}
+        made = {
+            k: (n, v)
+            for k, n, v in _keyed(self._graph)
+            if v.type().kind() == "TensorType" and n.kind() != "prim::Constant"
+        }
         shapes = self._call(inputs, [*made], {})
         kept = captured.run(inputs, [s.name for s in captured.steps])
         theirs = [s for s in captured.steps if s.name in kept]
@@ -86,6 +90,8 @@ class TraceSide:
                     node.replaceInput(index, taken[name][1])
         for key in wanted:
             graph.registerOutput(values[key])
+        if wanted:
+            graph.makeMultiOutputIntoTuple()
         run = torch._C._create_function_from_graph("forward", graph)
         arrays = [inputs[s.name] for s in self._contract.inputs] + list(given.values())
         with torch.no_grad(), attention_as_written(), quiet():
