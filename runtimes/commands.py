@@ -1,12 +1,10 @@
-"""Commands that run a bundle or ready it for that: `mer doctor`, `export`, `infer`, `parity`, `bench`, `tune`, `serve`
-and `triton`."""
+"""Commands that run a bundle or ready it for that: `mer doctor`, `export`, `infer`, `serve` and `triton`."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,15 +12,15 @@ from mer_export.bundle import Bundle
 from mer_export.console import (
     Batch,
     BundleArg,
+    CudaGraph,
     DataFormat,
+    DataOpt,
     Device,
     DryRun,
     Emotions,
     Force,
     GoalOpt,
-    InPrecision,
     Json,
-    OnDevice,
     Outside,
     Overflow,
     Precision,
@@ -42,16 +40,10 @@ from mer_export.errors import UsageError
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns, summary_line
 
-if TYPE_CHECKING:
-    from runtimes.backends.session import SessionOptions
-    from runtimes.features.completed import Completion
-
-DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a directory or file.")]
 With = Annotated[
     str | None, typer.Option("--with", metavar="COLUMNS", help="Further columns: split, gold (what the data say).")
 ]
 Bundles = Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Bundle directories.")]
-CudaGraph = Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: capture each shape as a CUDA graph.")]
 
 
 def doctor(
@@ -91,6 +83,19 @@ def export(
     split: Split = "test",
     outside: Outside = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="With --plan: threads of one call.")] = 1,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option("--keep-fp32", metavar="MODULE", help="A module that a reduced precision leaves in fp32."),
+    ] = None,
+    within: Annotated[
+        float | None,
+        typer.Option(
+            "--within",
+            metavar="POINTS",
+            min=0,
+            help="Choose those modules on --data: points of the metric to lose, and percent of labels to change.",
+        ),
+    ] = None,
     onnx_file: Annotated[
         Path | None, typer.Option("--onnx-file", help="Write the variant as one ONNX file too, weights inside.")
     ] = None,
@@ -101,10 +106,12 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a bundle's model: one artefact per format, precision and length bucket."""
-    from mer_export.data.bundle_data import bundle_samples, bundle_spec
+    from mer_export.data.bundle_data import bundle_spec
     from mer_export.data.open import stream_samples
     from mer_export.exporters import onnx_file as single
     from mer_export.exporters.export import export_variant, planned, requests
+    from runtimes.debug.mixed import search
+    from runtimes.features.completed import encoders_of, split_samples
     from runtimes.speed import planning
 
     opened, say = Bundle.open(bundle), say_unless(quiet)
@@ -115,10 +122,10 @@ def export(
     if plan:
         if seq_len:
             raise UsageError("--plan chooses the lengths: leave --seq-len out")
-        seen = stream_samples(
-            plan, bundle_spec(opened, plan, data_format, outside=outside), opened.manifest.task.labels
-        )
-        found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
+        spec = bundle_spec(opened, plan, data_format, outside=outside)
+        with encoders_of(opened) as through:
+            seen = stream_samples(plan, spec, opened.manifest.task.labels, through=through)
+            found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
         sizes = [(b.lengths, b.batch) for b in found.buckets]
         jobs = requests(opened, formats, precisions, sizes, batch, opset, stages, device)
         if dry_run:
@@ -127,7 +134,12 @@ def export(
         found.save(opened)
     if onnx_file:
         single.check(onnx_file, jobs, stages, force)
-    example = None if data is None else bundle_samples(opened, data, data_format, split, outside)
+    example = None if data is None else split_samples(opened, data, data_format, split, outside)
+    reduced = [p for _, p, *_ in jobs if p != "fp32"]
+    if (keep_fp32 or within is not None) and not reduced:
+        raise UsageError("--keep-fp32 and --within are of a reduced precision: pass --precision int8 or fp16 too")
+    if within is not None and (example is None or keep_fp32):
+        raise UsageError("--within chooses what stays in fp32 on data: pass --data, and leave --keep-fp32 out")
     if dry_run:
         how = partial(planned, opened, opset=opset, force=force, stages=stages, device=device)
         made_of = "random values" if example is None else f"{len(example)} samples of {split}"
@@ -139,12 +151,19 @@ def export(
     with progress_unless(quiet).over("export", len(jobs), "variant") as shown:
         for name, precision, lengths, size in jobs:
             shown.begin(f"{name} {precision} {lengths.name}")
+            kept, noted = keep_fp32, {}
+            if within is not None and precision != "fp32":
+                wanted, _ = planned(opened, (name, precision, lengths, size), opset, force, stages, device)
+                found_list = search(opened, wanted, example or [], within, progress_unless(quiet))
+                kept, noted = found_list.keep_fp32, {"within": found_list.model_dump()}
             made.append(
                 export_variant(
                     *(opened, name, lengths, size, precision, opset, force),
                     example=example,
                     stages=stages,
                     device=device,
+                    keep_fp32=kept,
+                    noted=noted,
                 )
             )
     if onnx_file:
@@ -209,6 +228,7 @@ def infer(
     from mer_export.data.open import stream_samples
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
+    from runtimes.features.completed import encoders_of
     from runtimes.predict import output
     from runtimes.predict.opening import open_predictor
     from runtimes.predict.preview import preview
@@ -228,14 +248,15 @@ def infer(
         }
         others |= {"--shards": shards, "--cluster": cluster, "--block": block, "--strict-features": strict_features}
         talk.check(live, said, out, others)
-        opened = Bundle.open(bundle, trust)
-        with open_predictor(
+        opened, say = Bundle.open(bundle, trust), say_unless(quiet)
+        chosen = open_predictor(
             *(opened, runtime, options, batch, precision, goal),
-            say=say_unless(quiet),
+            say=say,
             overflow=overflow,
             shared=emotion_table(emotions),
-        ) as predictor:
-            heard = talk.answer_lines(predictor, _completion(opened, goal, runtime, options), said, outside)
+        )
+        with chosen as predictor, encoders_of(opened, goal, say, backend=runtime, options=options) as completion:
+            heard = talk.answer_lines(predictor, completion, said, outside)
         return emit(heard, as_json, lambda: [summary_line(heard)], err=True)
     if not source or out is None:
         raise UsageError("name the INPUT and --out FILE, or pass --live to answer utterances from standard input")
@@ -273,8 +294,8 @@ def infer(
         strict_features=strict_features,
         gold="gold" in columns_beside,
     )
-    completion = _completion(opened, goal, runtime, options)
-    with chosen as predictor, completion or nullcontext():
+    inside = encoders_of(opened, goal, say_unless(quiet), backend=runtime, options=options)
+    with chosen as predictor, inside as completion:
         # Other emotions than the data are labelled with are no reason to refuse the data.
         labels = None if emotions and not predictor.gold else predictor.task.labels
         samples = stream_samples(path, spec, labels, split, completion)
@@ -292,154 +313,10 @@ def infer(
     return None
 
 
-def _completion(bundle: Bundle, goal: str | None, runtime: str | None, options: SessionOptions) -> Completion | None:
-    """The encoders of a bundle, loaded; None where it has none."""
-    from runtimes.features.completed import Completion
-
-    return Completion.of(bundle, goal=goal, backend=runtime, options=options) if bundle.manifest.encoders else None
-
-
 def _in_a_line(summary: dict[str, Any]) -> str:
     said = summary | {"variants": " ".join(summary["variants"])}
     said.pop("foreign_features", None)
     return summary_line(said)
-
-
-def parity(
-    bundle: BundleArg,
-    data: Annotated[Path, typer.Option("--data", help="Data set to compare on.")],
-    split: Split = "test",
-    data_format: DataFormat = "auto",
-    outside: Outside = None,
-    runtime: Runtime = None,
-    device: OnDevice = None,
-    precision: InPrecision = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
-    atol: Annotated[
-        list[str] | None,
-        typer.Option("--atol", metavar="VALUE", help="Tolerance, such as 1e-4, int8:0.2 or log_prob:1e-4."),
-    ] = None,
-    rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="VALUE", help="Its relative part.")] = None,
-    threads: Threads = 1,
-    strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
-    strict_features: StrictFeatures = False,
-    dry_run: DryRun = False,
-    trust: Trust = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Do all variants give PyTorch's answers? Exit code 3 if not."""
-    from mer_export.agreement.policy import Policy
-    from mer_export.data.bundle_data import bundle_samples
-    from runtimes.backends.way import find_ways, only
-    from runtimes.pages.report import write_report
-    from runtimes.parity import run as checks
-    from runtimes.parity.report import ParityReport
-
-    opened = Bundle.open(bundle, trust)
-    policy = Policy.parse(atol or [], rtol or [])
-    ways = only(find_ways(opened, threads, runtime), device, precision)
-    samples = bundle_samples(opened, data, data_format, split, outside)[:limit]
-    if dry_run:
-        plan = {"bundle": str(bundle), "data": str(data), "split": split}
-        return emit_plan("parity", plan | checks.preview(opened, samples, ways, strict_features), as_json)
-    report = checks.run_parity(
-        *(opened, samples, policy, ways, threads),
-        source=f"{data.name}, {split}",
-        progress=progress_unless(quiet),
-        strict_features=strict_features,
-    )
-    report.beside(ParityReport.load(opened) if runtime or device or precision else None, opened).save(opened)
-    write_report(opened)
-    emit(report.model_dump(mode="json"), as_json, lambda: [report.page()])
-    checks.require(report, strict)
-    return None
-
-
-def bench(
-    bundle: BundleArg,
-    data: DataOpt = None,
-    split: Split = "test",
-    data_format: DataFormat = "auto",
-    outside: Outside = None,
-    runtime: Runtime = None,
-    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
-    threads: Threads = 1,
-    cuda_graph: CudaGraph = False,
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
-    ] = None,
-    tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
-    dry_run: DryRun = False,
-    trust: Trust = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """How fast are all variants, interleaved in one run, against eager PyTorch?"""
-    from mer_export.data.bundle_data import bundle_samples
-    from runtimes.backends.way import find_graphs, find_ways
-    from runtimes.pages.report import write_report
-    from runtimes.speed import bench as benchmark
-    from runtimes.speed import regression
-
-    opened = Bundle.open(bundle, trust)
-    allowed = regression.parse_tolerance(tolerance)
-    earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
-    ways = find_ways(opened, threads, runtime) + (find_graphs(opened, threads, runtime) if cuda_graph else [])
-    samples = None if data is None else bundle_samples(opened, data, data_format, split, outside)
-    sizes = batches or [1, 16]
-    if dry_run:
-        plan = {"bundle": str(bundle), "rounds": rounds, "threads": threads}
-        return emit_plan("bench", plan | benchmark.preview(opened, samples, sizes, ways), as_json)
-    report = benchmark.run_bench(opened, samples, sizes, rounds, threads, ways=ways, progress=progress_unless(quiet))
-    found = regression.compare(report, earlier, allowed, str(baseline)) if earlier else None
-    result = report.model_dump(mode="json") | ({"against": found.model_dump(mode="json")} if found else {})
-    pages = [report.page(), *([regression.markdown(found)] if found else [])]
-    emit(result, as_json, lambda: pages)
-    # A report that failed must not become the baseline that it was held against.
-    own = baseline is not None and baseline.resolve() == (bundle / report.path()).resolve()
-    if not (own and found and found.slower):
-        report.save(opened)
-        write_report(opened)
-    if found:
-        regression.require(found)
-    return None
-
-
-def tune(
-    bundle: BundleArg,
-    data: DataOpt = None,
-    split: Split = "test",
-    data_format: DataFormat = "auto",
-    outside: Outside = None,
-    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
-    precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
-    dry_run: DryRun = False,
-    trust: Trust = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Time variants, runtimes, threads and batch sizes on this machine, for `--goal` of infer and eval."""
-    from mer_export.data.bundle_data import bundle_samples
-    from runtimes.speed import tune as tuning
-
-    opened = Bundle.open(bundle, trust)
-    samples = None if data is None else bundle_samples(opened, data, data_format, split, outside)
-    source = {} if data is None else {"source": f"{data.name}, {split}"}
-    sizes = batches or tuning.BATCHES
-    if dry_run:
-        plan = {"bundle": str(bundle), **tuning.preview(opened, samples, sizes, precisions)}
-        return emit_plan("tune", plan, as_json)
-    found = tuning.run_tune(
-        opened, samples, batches=sizes, precisions=precisions, progress=progress_unless(quiet), **source
-    )
-    found.save(opened)
-    emit(found.model_dump(mode="json"), as_json, lambda: [found.page()])
-    return None
 
 
 def serve(

@@ -50,6 +50,7 @@ FLOORS = (
     "runtimes.backends",
     "runtimes.predict",
     "runtimes.parity",
+    "runtimes.debug",
     "runtimes.speed",
     "runtimes.pages",
     "runtimes.encode",
@@ -157,7 +158,11 @@ def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
         "serve",
         "triton",
         "package",
+        "card",
+        "push",
+        "pull",
         "demo",
         "data",
+        "debug",
     ]
     assert list(typer.main.get_command(cli.app).commands) == [*first, *then]

@@ -4,6 +4,8 @@ change."""
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -144,6 +146,20 @@ def test_dialogues_get_what_infer_writes(server: Running, bundle: Path, tmp_path
     for found, wanted in ((streamed, expected), (whole["predictions"], expected), (one["predictions"], own)):
         assert len(found) == len(wanted) > 0
         assert all(map(alike, found, wanted))
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_curl_sends_a_file_as_the_page_says(server: Running) -> None:
+    page = (DATA.parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (said,) = re.findall(r"`(curl .*--data-binary @dialogues\.jsonl)`", page)
+    said = said.replace("localhost:8000/v1/predict", server.url.rstrip("/") + PREDICT).replace(
+        "dialogues.jsonl", str(DIALOGUES)
+    )
+    done = subprocess.run([*shlex.split(said), "-sS", "--fail"], capture_output=True, check=True)
+    wanted = server.ask("POST", PREDICT, DIALOGUES.read_bytes(), {"Content-Type": "application/x-ndjson"}).body
+    found, expected = ([json.loads(line) for line in body.splitlines()] for body in (done.stdout, wanted))
+    assert len(found) == len(expected) > 0
+    assert all(map(alike, found, expected))
 
 
 def test_utterances_of_a_regression_get_what_infer_writes(server: Running, tmp_path: Path, mer: Mer) -> None:

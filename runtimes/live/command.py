@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +70,7 @@ def answer_lines(
     reach, through = Reach(Path.cwd(), Allowed.by(outside)), completion.strict() if completion else None
     hearing = Hearing(predictor.bundle, predictor.task.labels, options.window, options.revise, reach, through)
     state = Folder(options.state, predictor.bundle) if options.state else None
-    with completion or nullcontext():
-        return Lines(predictor, hearing, Dialogues(Limits(), state)).run(lines or sys.stdin.buffer, _show)
+    return Lines(predictor, hearing, Dialogues(Limits(), state)).run(lines or sys.stdin.buffer, _show)
 
 
 def _show(line: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 import numpy as np
 
 from mer_export.bucket import Bucket, bucket_for
-from mer_export.bundle import Bundle, Variant
+from mer_export.bundle import WEIGHTS, Bundle, Variant
 from mer_export.contract import Lengths, Table, TensorSpec
 from mer_export.data.collate import collate
 from mer_export.data.feature_check import FeatureCheck
@@ -390,6 +390,7 @@ def _by_bucket(
         offered = [n for n, b in known_backends().items() if stored in b.precisions or b.reduced(stored, device)]
         elsewhere = f"pass --runtime with one of {offered}" if offered else "on a GPU some do: pass --device cuda"
         raise UnsupportedError(f"runtime {backend} does not run {stored} on {device}: {elsewhere}")
+    _refuse_other_files(bundle, backend, device)
     if not record.formats:
         return {None: None}
     able = [v for v in record.usable(bundle.manifest.variants, device) if v.precision == stored]
@@ -403,6 +404,18 @@ def _by_bucket(
     # Of two variants for one bucket stages win: they do not repeat work for items that share it.
     chosen.sort(key=lambda v: (bool(v.stages), float("inf") if v.batch == 0 else v.batch))
     return {v.lengths: v for v in chosen}
+
+
+def _refuse_other_files(bundle: Bundle, backend: str, device: str) -> None:
+    """Raises UsageError where a backend runs no file of a bundle without weights: of those nothing else is made."""
+    if WEIGHTS in bundle.manifest.files:
+        return
+    able = [n for n, b in known_backends().items() if b.usable(bundle.manifest.variants, device)]
+    if able and backend not in able:
+        raise UsageError(
+            f"{bundle.root} has exported files and no weights, and runtime {backend} runs none of them: pass --runtime "
+            f"with one of {able}"
+        )
 
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
