@@ -52,7 +52,7 @@ from mer_export.outlets import open_outlets
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns
 from runtimes import commands as runtime_commands
-from runtimes import deploy_commands, encoder_commands, hub_commands
+from runtimes import debug_commands, deploy_commands, encoder_commands, hub_commands, measuring_commands
 from train import commands as train_commands
 from train import data_commands
 
@@ -137,6 +137,7 @@ def eval_(
     from mer_export.data.bundle_data import bundle_corpus
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
+    from runtimes.features.completed import encoders_of
     from runtimes.pages.evaluation import require_form, write_evaluation
     from runtimes.predict.comparison import compare
     from runtimes.predict.opening import open_predictor
@@ -155,7 +156,8 @@ def eval_(
 
     def opened(path: Path) -> tuple[Predictor, Corpus]:
         found = Bundle.open(path, trust)
-        corpus = bundle_corpus(found, data, data_format, sets or (), named, outside)
+        with encoders_of(found, goal, backend=runtime) as through:
+            corpus = bundle_corpus(found, data, data_format, sets or (), named, outside, through)
         corpus.split(split)
         asked = (found, runtime, options, batch, precision, goal, say)
         return open_predictor(*asked, overflow=overflow, shared=shared, strict_features=strict_features), corpus
@@ -320,9 +322,9 @@ def demo(
         bundle, [str(corpus)], out / "predictions.jsonl", split="test", overflow="window", force=force, quiet=quiet
     )
     say("5/6 parity of every variant with PyTorch")
-    runtime_commands.parity(bundle, corpus, quiet=quiet)
+    measuring_commands.parity(bundle, corpus, quiet=quiet)
     say("6/6 latency of every variant against PyTorch")
-    runtime_commands.bench(bundle, corpus, batches=[1, 16], rounds=7, quiet=quiet)
+    measuring_commands.bench(bundle, corpus, batches=[1, 16], rounds=7, quiet=quiet)
     typer.echo(f"open {bundle / 'reports' / 'report.html'}")
 
 
@@ -344,9 +346,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": runtime_commands.export,
     "infer": runtime_commands.infer,
     "eval": eval_,
-    "parity": runtime_commands.parity,
-    "bench": runtime_commands.bench,
-    "tune": runtime_commands.tune,
+    "parity": measuring_commands.parity,
+    "bench": measuring_commands.bench,
+    "tune": measuring_commands.tune,
     "serve": runtime_commands.serve,
     "triton": runtime_commands.triton,
     "package": deploy_commands.package,
@@ -360,6 +362,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 app.add_typer(data_commands.app, name="data")
+app.add_typer(debug_commands.app, name="debug")
 
 
 @app.callback(invoke_without_command=True)
@@ -376,7 +379,8 @@ def _global(
     if debug:
         os.environ["MER_DEBUG"] = "1"
     if quiet:
-        context.default_map = {name: {"quiet": True} for name in COMMANDS} | {"data": {"synth": {"quiet": True}}}
+        inner = {"data": {"synth": {"quiet": True}}, "debug": {"parity": {"quiet": True}}}
+        context.default_map = {name: {"quiet": True} for name in COMMANDS} | inner
 
 
 def main() -> None:

@@ -28,7 +28,6 @@ from benchmarks.lengths import export
 from benchmarks.suite import NETWORKS, random_bundle, real_samples
 from benchmarks.triton_server import running as running_triton
 from benchmarks.triton_server import stand_ins
-from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.data.samples import Sample
 from mer_export.errors import MerError
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = [
             row for n in chosen.network or USUAL for row in measure(n, chosen.seconds, chosen.rounds, chosen.triton)
         ]
-        found = {"command": line, "machine": machine.describe(), "rows": rows}
+        found = {"command": line, "machine": output.here(), "rows": rows}
         output.write(chosen.out, "serve", found, markdown(found))
 
     output.end_well(run)

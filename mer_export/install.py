@@ -28,6 +28,7 @@ Extra = Literal[
     "serve",
     "triton",
     "scale",
+    "baselines",
 ]
 
 

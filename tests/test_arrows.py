@@ -50,10 +50,12 @@ FLOORS = (
     "runtimes.backends",
     "runtimes.predict",
     "runtimes.parity",
+    "runtimes.debug",
     "runtimes.speed",
     "runtimes.pages",
     "runtimes.encode",
     "runtimes.features",
+    "runtimes.live",
     "runtimes.scale",
     "runtimes.serve",
     "runtimes.triton",
@@ -161,5 +163,6 @@ def test_help_lists_the_commands_in_the_order_of_their_use() -> None:
         "pull",
         "demo",
         "data",
+        "debug",
     ]
     assert list(typer.main.get_command(cli.app).commands) == [*first, *then]

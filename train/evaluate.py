@@ -62,4 +62,5 @@ def _protocol(bundle: Bundle, device: str) -> Protocol | None:
     settings = recipe(config.system).settings.model_validate(config.protocol)
     protocol: Protocol = protocol_class(config.system)(settings)
     protocol.set_class_weights(bundle.manifest.provenance.get("class_weights"), torch.device(device))
+    protocol.set_class_offsets(bundle.manifest.provenance.get("class_offsets"), torch.device(device))
     return protocol

@@ -30,6 +30,7 @@ from mer_export.progress import SILENT, Progress, progress_unless
 from mer_export.task import Task
 from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import load_from_bundle, save_weights
+from train.balance import Balance
 from train.config import TrainConfig, dump_config, first_difference
 from train.devices import computing, describe
 from train.encoders import RANDOM, describe_sources
@@ -185,6 +186,7 @@ class Run:
             prepared.accelerator,
             difficulty,
             measured,
+            prepared.beside,
         )
         if resumed and bundle is not None:
             load_tensors(bundle, self.phase)
@@ -265,8 +267,11 @@ class Run:
             if keep:
                 save_weights(self.phase.kept, change.file(WEIGHTS))
                 change.manifest.provenance["epoch"] = self.state.epoch
-                weights = self.phase.protocol.weight
-                change.manifest.provenance["class_weights"] = None if weights is None else weights.tolist()
+                for name, values in (
+                    ("class_weights", self.phase.protocol.weight),
+                    ("class_offsets", self.phase.protocol.offset),
+                ):
+                    change.manifest.provenance[name] = None if values is None else values.tolist()
             change.manifest.provenance["computed"] = _once_each(change.manifest.provenance, self.prepared, self.phase)
             if CONFIG not in change.manifest.files:
                 change.write(CONFIG, dump_config(self.prepared.config))
@@ -322,7 +327,8 @@ def _in_words(before: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
 
     Until 0.1 random encoders were asked for by naming none, and networks were never compiled.
     """
-    later: dict[str, Any] = {"compile": False, "device_data": "auto", "group_by_length": False}
+    balance = Balance().model_dump()
+    later: dict[str, Any] = {"compile": False, "device_data": "auto", "group_by_length": False, "balance": balance}
     before = later | before
     random = {s.setting: RANDOM for s in prepared.settings.sources if s.value == RANDOM}
     protocol = {n: random.get(n) if value is None else value for n, value in before["protocol"].items()}

@@ -80,13 +80,13 @@ def evaluate_model(
     if not labels:
         raise InputError("none of these samples has a label: nothing to evaluate")
     further = published(scores, labels) if published and semantics == "batch" else {}
-    unread = _unread_labels(samples, contract, task)
+    unread = unread_labels(samples, contract, task)
     found = batch_metrics(task, scores, labels, class_loss, mean, unread)
     metrics = found | {n: find(n).rounded(v) for n, v in further.items()}
     return Evaluated(metrics, task, *_all_rows(task, scores, labels, unread))
 
 
-def _unread_labels(samples: Sequence[Sample], contract: Contract, task: Task) -> np.ndarray:
+def unread_labels(samples: Sequence[Sample], contract: Contract, task: Task) -> np.ndarray:
     """What is true of the units that count though there is nothing of them to read."""
     found = [s.labels for s in samples if s.labels is not None and not s.readable(contract)]
     return np.concatenate(found) if found and task.unanswered is not None else np.zeros(0, dtype=np.int64)

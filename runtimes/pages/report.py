@@ -17,7 +17,14 @@ from runtimes.backends.way import grouped_reasons
 from runtimes.pages import charts
 from runtimes.pages.evaluation import shown
 from runtimes.pages.page import render_page
-from runtimes.parity.report import SHOWN_FLIPS, CandidateReport, ParityReport, verdict_line
+from runtimes.parity.report import (
+    CALIBRATION,
+    SHOWN_FLIPS,
+    CandidateReport,
+    ParityReport,
+    calibration_rows,
+    verdict_line,
+)
 from runtimes.predict.machine_profile import encoder_table
 from runtimes.predict.robustness import RobustnessReport
 from runtimes.speed.bench_report import BENCH_HEADER, CHAIN, BenchReport, Case, bench_rows, chain_table
@@ -101,6 +108,8 @@ def content(bundle: Bundle) -> dict[str, Any]:
         "parity": parity,
         "parity_chart": charts.parity_chart(parity) if parity else "",
         "parity_rows": [_parity_row(c, parity) for c in parity.ran] if parity else [],
+        "calibration": calibration_rows(parity) if parity else [],
+        "calibration_header": CALIBRATION,
         "furthest": _furthest(parity),
         "flips": _flips(parity),
         "not_compared": grouped_reasons(
