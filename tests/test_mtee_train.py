@@ -112,12 +112,13 @@ def test_a_few_examples_of_an_unseen_emotion_fine_tune_a_trained_model(
 def test_old_samples_keep_an_emotion_from_being_forgotten(five: Bundle, data: Path, tmp_path: Path) -> None:
     few = [
         *SMALL,
-        "lr=0.02",
-        "epochs=4",
+        "lr=0.1",
+        "epochs=6",
         "batch=4",
         "data.emotions.balanced=true",
         f"init={five.root}",
         "keep.rule=last",
+        "keep.patience=null",
     ]
 
     def old_emotions(name: str, *sets: str) -> float:
