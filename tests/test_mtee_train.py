@@ -212,7 +212,9 @@ def test_what_does_not_fit_is_refused_before_or_in_the_first_epoch(
 def test_the_baselines_train_in_every_form(data: Path, tmp_path: Path, sets: list[str]) -> None:
     bundle = fit(load_preset("mtee/mosei", [*SMALL, "epochs=1", *sets]), data, tmp_path / "b", quiet=True)
     found = json.loads(bundle.path(EVALUATION).read_text())["test"]
-    assert set(found) == ({"single", "batch"} if "protocol.semantics=batch" in sets else {"single"})
+    semantics = {"single", "batch"} if "protocol.semantics=batch" in sets else {"single"}
+    assert set(found) == semantics | {"classes"}
+    assert set(found["classes"]) == semantics
     assert np.isfinite(found["single"]["loss"])
 
 
