@@ -197,11 +197,14 @@ def test_an_experiment_fits_its_baselines_once_and_measures_them_as_bundles(mer:
     assert cell["chosen"] in Linear().strengths
     result = ExperimentResult.model_validate_json((out / "experiment.json").read_bytes())
     assert result.trained[0].metrics["mae"] == cell["evaluation"]["test"]["single"]["mae"]
+    older = {k: v for k, v in cell["recipe"]["model"].items() if k != "fill_side"}
+    cell["recipe"]["model"] = older
+    (out / "linear" / "baseline.json").write_text(json.dumps(cell))
     files = sorted(out.rglob("baseline.json"))
     (out / "recurrent" / "seed2" / "baseline.json").unlink()
     before = {f: f.stat().st_mtime_ns for f in files if f.exists()}
     assert mer(*words)[0] == 0
-    assert {f: f.stat().st_mtime_ns for f in before} == before, "what is there is taken as it is"
+    assert {f: f.stat().st_mtime_ns for f in before} == before, "taken as it is; later settings have defaults"
     assert ExperimentResult.model_validate_json((out / "experiment.json").read_bytes()) == result
     (out / "linear" / "baseline.json").write_text("{}")
     code, _, err = mer(*words)
