@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -253,11 +254,12 @@ class Predictor:
         check_process(self._process)
         with self._loading:
             if bucket not in self._crews:
-                self._crews[bucket] = Crew(lambda: self._open(bucket, batch), self.workers)
+                self._crews[bucket] = Crew(partial(self._open, bucket, batch), self.workers)
             return self._crews[bucket]
 
-    def _open(self, bucket: Bucket | None, batch: int) -> Session:
-        return open_session(self.bundle, self._variants[bucket], self.backend, replace(self.options, batch=batch))
+    def _open(self, bucket: Bucket | None, batch: int, streams: int = 1) -> Session:
+        options = replace(self.options, batch=batch, streams=streams)
+        return open_session(self.bundle, self._variants[bucket], self.backend, options)
 
     def close(self) -> None:
         """Frees every loaded model."""
