@@ -234,10 +234,10 @@ class Predictor:
         return collate(samples, self.contract, session.bucket, session.batch or None, real)
 
     def cut(self, outputs: Mapping[str, np.ndarray], parts: Sequence[Part]) -> list[dict[str, np.ndarray]]:
-        """What is real of the outputs of `pad`'s arrays: every output of each part, without batch dim and padding."""
+        """What is real of these outputs of `pad`'s arrays: each of every part, without batch dim and padding."""
+        specs = [s for s in self.contract.outputs if s.name in outputs]
         return [
-            {s.name: outputs[s.name][i][_real(s, part.piece.lengths)] for s in self.contract.outputs}
-            for i, part in enumerate(parts)
+            {s.name: outputs[s.name][i][_real(s, part.piece.lengths)] for s in specs} for i, part in enumerate(parts)
         ]
 
     def rows(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -322,7 +322,8 @@ class Predictor:
 
     def _run_batch(self, session: Session, alike: list[_Work]) -> list[np.ndarray]:
         parts = [w.part for w in alike]
-        return [self.rows(found) for found in self.cut(session.run(self.pad(session, parts)), parts)]
+        scores = session.run(self.pad(session, parts))[self.task.output]
+        return [self.rows(found) for found in self.cut({self.task.output: scores}, parts)]
 
     def read(self, sample: Sample, scores: np.ndarray, first: int = 0) -> Iterator[Prediction]:
         """What `scores` say, one row for each of as many units of a sample, from unit number `first` on.
