@@ -254,11 +254,11 @@ def test_memory_for_one_session_at_a_time_times_the_same_ways(bundle: Bundle, mo
     monkeypatch.setattr(tune.Tuning, "_time", watched)
     monkeypatch.setattr(spread, "parallel", lambda: [(1, 1)])
     monkeypatch.setattr(tune, "PASSES", tune.PASSES[:2])
-    together = tune.run_tune(bundle, make_samples(16), batches=(1,))
+    together = tune.run_tune(bundle, make_samples(16), batches=(1,), precisions=("fp32",))
     assert max(held) > 1
     held.clear()
     monkeypatch.setattr(machine, "available_bytes", lambda: 1)
-    apart = tune.run_tune(bundle, make_samples(16), batches=(1,))
+    apart = tune.run_tune(bundle, make_samples(16), batches=(1,), precisions=("fp32",))
     assert set(held) == {1}
     assert {e.way for e in apart.entries} == {e.way for e in together.entries}
 
