@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -48,17 +48,19 @@ from mer_export.console import (
     say_unless,
 )
 from mer_export.errors import UsageError
-from mer_export.metrics import find
 from mer_export.outlets import open_outlets
 from mer_export.progress import progress_unless
-from mer_export.terminal import columns, summary_line
+from mer_export.terminal import columns
 from runtimes import commands as runtime_commands
-from runtimes import deploy_commands, encoder_commands
+from runtimes import debug_commands, deploy_commands, encoder_commands, hub_commands, measuring_commands
 from train import commands as train_commands
 from train import data_commands
 
 if TYPE_CHECKING:
     from mer_export.data.samples import Corpus, Sample
+    from mer_export.metrics.tally import ClassTable
+    from runtimes.predict.comparison import Comparison, Contender
+    from runtimes.predict.evaluate import Answers
     from runtimes.predict.predictor import Predictor
 
 app = typer.Typer(
@@ -93,7 +95,10 @@ def verify(bundle: BundleArg, as_json: Json = False) -> None:
 
 
 def eval_(
-    bundle: BundleArg,
+    bundle: Annotated[
+        list[Path],
+        typer.Argument(metavar="BUNDLE...", help="Bundle directories; of several each is compared with the first."),
+    ],
     data: Annotated[Path, typer.Option("--data", help="Labelled data set.")],
     split: Split = "test",
     data_format: DataFormat = "auto",
@@ -115,45 +120,90 @@ def eval_(
     strict_features: StrictFeatures = False,
     sets: Sets = None,
     outside: Outside = None,
+    rounds: Annotated[
+        int, typer.Option("--resamples", min=100, help="Of the bootstrap and permutation test of several bundles.")
+    ] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", help="Of the resamples.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also as a file: a page .html with pictures, .md or .json.")
+    ] = None,
     dry_run: DryRun = False,
     trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Task metrics of a bundle on labelled data; over missing rates they also go into the bundle's report."""
+    """Metrics and classes of bundles on labelled data; over missing rates they also go into the bundle's report."""
     from mer_export.data.bundle_data import bundle_corpus
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
+    from runtimes.features.completed import encoders_of
+    from runtimes.pages.evaluation import require_form, write_evaluation
+    from runtimes.predict.comparison import compare
     from runtimes.predict.opening import open_predictor
-    from runtimes.predict.preview import preview
 
-    opened = Bundle.open(bundle, trust)
+    if out is not None:
+        require_form(out)
     shared = emotion_table(emotions)
     named = [n for table in shared.values() for n in table]
-    corpus = bundle_corpus(opened, data, data_format, sets or (), named, outside)
-    samples = corpus.split(split)
     published = semantics == "batch"
     if published:
         _only_torch(runtime, precision, goal, shared)
         runtime = "torch"
+    if len(bundle) > 1 and (published or missing is not None):
+        raise UsageError("several bundles are compared in single semantics and on complete data: name one bundle")
     options, say = SessionOptions(device=device, threads=threads), say_unless(quiet)
-    chosen = open_predictor(
-        *(opened, runtime, options, batch, precision, goal, say),
-        overflow=overflow,
-        shared=shared,
-        strict_features=strict_features,
-    )
-    with chosen as predictor:
-        if dry_run:
-            plan = {"bundle": str(bundle), "data": str(data), "split": split, "semantics": semantics}
-            return emit_plan("eval", plan | preview(predictor, samples), as_json)
-        if missing is not None:
-            return _eval_missing(predictor, corpus, split, missing, quiet, as_json)
-        found = _published(predictor, samples, batch) if published else _evaluated(predictor, samples)
-    result = {"bundle": str(bundle), "split": split, "runtime": predictor.backend, "semantics": semantics, **found}
-    emit(result, as_json, lambda: _metric_lines(result))
+
+    def opened(path: Path) -> tuple[Predictor, Corpus]:
+        found = Bundle.open(path, trust)
+        with encoders_of(found, goal, backend=runtime) as through:
+            corpus = bundle_corpus(found, data, data_format, sets or (), named, outside, through)
+        corpus.split(split)
+        asked = (found, runtime, options, batch, precision, goal, say)
+        return open_predictor(*asked, overflow=overflow, shared=shared, strict_features=strict_features), corpus
+
+    first, where = str(bundle[0]), {"split": split, "semantics": semantics}
+    if dry_run:
+        plans = {str(p): _previewed(*opened(p), split) for p in bundle}
+        told = {"bundles": plans} if len(bundle) > 1 else {"bundle": first, **plans[first]}
+        return emit_plan("eval", {"data": str(data)} | where | told, as_json)
+    result: dict[str, Any] | Comparison
+    if len(bundle) > 1:
+        result = compare([_contender(*opened(p), split, str(p)) for p in bundle], str(data), split, rounds, seed)
+        emit(result.model_dump(mode="json"), as_json, result.lines)
+    else:
+        predictor, corpus = opened(bundle[0])
+        with predictor:
+            if missing is not None:
+                return _eval_missing(predictor, corpus, split, missing, quiet, as_json)
+            samples = corpus.split(split)
+            found = _published(predictor, samples, batch) if published else _evaluated(predictor, samples)
+        result = {"bundle": first} | where | {"runtime": predictor.backend} | found
+        emit(result, as_json, lambda: _metric_lines(result))
+    if out is not None:
+        write_evaluation(result, out)
     return None
+
+
+def _previewed(predictor: Predictor, corpus: Corpus, split: str) -> dict[str, Any]:
+    from runtimes.predict.preview import preview
+
+    with predictor:
+        return preview(predictor, corpus.split(split))
+
+
+def _contender(predictor: Predictor, corpus: Corpus, split: str, name: str) -> tuple[Contender, Answers]:
+    from runtimes.predict.comparison import Contender
+    from runtimes.predict.evaluate import answers
+
+    with predictor:
+        said = Contender(
+            bundle=name,
+            system=predictor.bundle.manifest.system,
+            runtime=predictor.backend,
+            precision=predictor.precision,
+        )
+        return said, answers(predictor, corpus.split(split))
 
 
 def _only_torch(runtime: str | None, precision: str | None, goal: str | None, shared: object) -> None:
@@ -170,7 +220,7 @@ def _evaluated(predictor: Predictor, samples: list[Sample]) -> dict[str, Any]:
 
     found = evaluate(predictor, samples)
     summary = {"variants": predictor.answered_by, **found.counts, **predictor.features.summary()}
-    return {"metrics": found.metrics, "precision": predictor.precision, **summary}
+    return {"metrics": found.metrics, "classes": _dumped(found.classes), "precision": predictor.precision, **summary}
 
 
 def _published(predictor: Predictor, samples: list[Sample], batch: int | None) -> dict[str, Any]:
@@ -178,17 +228,23 @@ def _published(predictor: Predictor, samples: list[Sample], batch: int | None) -
 
     predictor.features.add(samples)
     predictor.features.tell(predictor.strict_features)
-    metrics = evaluate_published(predictor.bundle, samples, batch or 16)
-    return {"metrics": metrics, "precision": "fp32", **predictor.features.summary()}
+    found = evaluate_published(predictor.bundle, samples, batch or 16)
+    classes = _dumped(found.classes())
+    return {"metrics": found.metrics, "classes": classes, "precision": "fp32", **predictor.features.summary()}
+
+
+def _dumped(tables: Iterable[ClassTable]) -> list[dict[str, Any]]:
+    return [t.model_dump(mode="json") for t in tables]
 
 
 def _metric_lines(result: dict[str, Any]) -> list[str]:
-    """The metrics in columns, and below them what they were measured on and with."""
-    rows = [(name, find(name).text(value)) for name, value in result["metrics"].items()]
-    said = {n: v for n, v in result.items() if n not in ("metrics", "bundle", "foreign_features")}
-    if "variants" in said:
-        said["variants"] = " ".join(said["variants"])
-    return [*columns(("metric", "value"), rows), "", summary_line(said)]
+    """The metrics in columns, each label's numbers, and below them what they were measured on and with."""
+    from mer_export.metrics.tally import ClassTable
+    from runtimes.pages.evaluation import metric_rows, remarks
+    from runtimes.predict.comparison import class_lines
+
+    tables = [ClassTable.model_validate(t) for t in result["classes"]]
+    return [*columns(("metric", "value"), metric_rows(result["metrics"])), *class_lines(tables), "", remarks(result)]
 
 
 def _eval_missing(predictor: Predictor, corpus: Corpus, split: str, rates: str, quiet: bool, as_json: bool) -> None:
@@ -266,9 +322,9 @@ def demo(
         bundle, [str(corpus)], out / "predictions.jsonl", split="test", overflow="window", force=force, quiet=quiet
     )
     say("5/6 parity of every variant with PyTorch")
-    runtime_commands.parity(bundle, corpus, quiet=quiet)
+    measuring_commands.parity(bundle, corpus, quiet=quiet)
     say("6/6 latency of every variant against PyTorch")
-    runtime_commands.bench(bundle, corpus, batches=[1, 16], rounds=7, quiet=quiet)
+    measuring_commands.bench(bundle, corpus, batches=[1, 16], rounds=7, quiet=quiet)
     typer.echo(f"open {bundle / 'reports' / 'report.html'}")
 
 
@@ -290,12 +346,15 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": runtime_commands.export,
     "infer": runtime_commands.infer,
     "eval": eval_,
-    "parity": runtime_commands.parity,
-    "bench": runtime_commands.bench,
-    "tune": runtime_commands.tune,
+    "parity": measuring_commands.parity,
+    "bench": measuring_commands.bench,
+    "tune": measuring_commands.tune,
     "serve": runtime_commands.serve,
     "triton": runtime_commands.triton,
     "package": deploy_commands.package,
+    "card": hub_commands.card,
+    "push": hub_commands.push,
+    "pull": hub_commands.pull,
     "demo": demo,
 }
 """In the order of `mer --help`."""
@@ -303,6 +362,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
 app.add_typer(data_commands.app, name="data")
+app.add_typer(debug_commands.app, name="debug")
 
 
 @app.callback(invoke_without_command=True)
@@ -319,7 +379,8 @@ def _global(
     if debug:
         os.environ["MER_DEBUG"] = "1"
     if quiet:
-        context.default_map = {name: {"quiet": True} for name in COMMANDS} | {"data": {"synth": {"quiet": True}}}
+        inner = {"data": {"synth": {"quiet": True}}, "debug": {"parity": {"quiet": True}}}
+        context.default_map = {name: {"quiet": True} for name in COMMANDS} | inner
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 from benchmarks import output
 from benchmarks.lengths import REAL, export, suite_parser
 from benchmarks.suite import NETWORKS, random_bundle, real_samples
-from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.markdown import table
 from mer_export.progress import Lines
@@ -34,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     def run() -> None:
         found = {
             "command": output.command("choice", arguments),
-            "machine": machine.describe(),
+            "machine": output.here(),
             "items": chosen.items,
             "networks": {n: measure(n, chosen.items, chosen.buckets) for n in chosen.network or REAL},
         }

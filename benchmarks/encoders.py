@@ -20,7 +20,6 @@ import numpy as np
 
 from benchmarks import output
 from benchmarks.small_encoders import KINDS, PICTURES, SOUNDS, raw_things, save_folder
-from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.errors import MerError
 from mer_export.exporters import export_variant
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", action="append", default=[], help="also in this precision; repeat for several")
     chosen = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
-    here = machine.describe()
+    here = output.here()
     for kind in chosen.kind or KINDS:
         output.say(kind)
         with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,6 @@ from typing import Any
 
 from benchmarks import output
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
-from mer_export import machine
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.exporters import export_formats, export_variant
@@ -89,7 +88,7 @@ def measure(network: str, formats: Sequence[str], precisions: Sequence[str], thr
             progress=Lines(lambda text: output.say(f"{network}: {text}")),
         )
     return {
-        "machine": machine.describe(),
+        "machine": output.here(),
         "threads": threads,
         "weights_mib": round(weights, 1),
         "exports": rows,

@@ -51,6 +51,12 @@ def _sound(path: Path, _finished: Path) -> bool:
     return True
 
 
+def _encoder(path: Path, finished: Path) -> bool:
+    """Intact with all of its variants, or not there yet."""
+    there = (path / MANIFEST).exists()
+    return _sound(path, finished) and (not there or bool(Bundle.open(path).manifest.variants))
+
+
 def _same(path: Path, finished: Path) -> bool:
     """Not there yet, or all there."""
     return not path.exists() or path.read_bytes() == finished.read_bytes()
@@ -69,6 +75,7 @@ KILLED: dict[str, Work] = {
     "features": Work(
         "features {clips}/clips.csv --encoder audio={sound} --out {new}/f.parquet --force --quiet", "f.parquet", _same
     ),
+    "encoder": Work("encoder {network} --out {new}/encoder --length 16 --force --quiet", "encoder", _encoder),
     "convert": Work("data convert {data} --out {new}/d.parquet --force", "d.parquet", _same),
 }
 

@@ -25,7 +25,6 @@ import numpy as np
 
 from benchmarks import output
 from benchmarks.environments import INSTALL_S, child, pip
-from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.dialogues import Utterance
@@ -68,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="test")
     chosen = parser.parse_args(arguments)
     python = install(chosen.environment)
-    found = {"command": output.command("footprint", arguments), "machine": machine.describe(), "extras": EXTRAS}
+    found = {"command": output.command("footprint", arguments), "machine": output.here(), "extras": EXTRAS}
     found |= measure(python, chosen.bundle, chosen.clips, chosen.split)
     output.write(chosen.out, "footprint", found, page(found))
 

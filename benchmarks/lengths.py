@@ -18,7 +18,6 @@ from typing import Any
 
 from benchmarks import limit, output
 from benchmarks.suite import NETWORKS, Network, random_bundle, real_samples
-from mer_export import machine
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
@@ -98,7 +97,7 @@ def measure(
         rows, missing = _ways(bundle, name, plan, samples, computed, threads, rounds) if rounds else ([], {})
     assert network.real is not None
     return {
-        "machine": machine.describe(),
+        "machine": output.here(),
         "limit_gflops": limit.measure(threads),
         "threads": threads,
         "items": len(samples),
@@ -200,7 +199,7 @@ def _as_published(session: Session, bundle: Bundle, network: Network, samples: S
     """Items in file order, padded as the authors' loader pads them."""
     assert network.original is not None
     contract, size = bundle.manifest.contract, network.original.batch
-    arrays = network.buckets[-1] if network.original.padded_to == "arrays" else None
+    arrays = network.longest if network.original.padded_to == "arrays" else None
     for start in range(0, len(samples), size):
         session.run(collate(samples[start : start + size], contract, arrays))
 

@@ -2,8 +2,9 @@
 
     python3 -m benchmarks.many_clips --out benchmarks/results [--clips 100000]
 
-Generated sound, 20 clips of each file by their times, through log-mel bands without a network: so many clips and a
-hundredth of them, as a process each whose largest resident size is noted. Writes `many_clips.json` and `.md`.
+Generated sound, 20 clips of each file by their times, through log-mel bands without a network: so many clips, a
+tenth and a hundredth of them, as a process each whose largest resident size is noted. Writes `many_clips.json` and
+`.md`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import numpy as np
 
 from benchmarks import output
 from benchmarks.endurance import peak
-from mer_export import machine
 from mer_export.encoders.signal.folder import write_signal_encoder
 from mer_export.errors import BundleError
 from mer_export.launcher import module_command
@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
     parser.add_argument("--clips", type=int, default=100_000)
     chosen = parser.parse_args(arguments)
-    found = {"command": output.command("many_clips", arguments), "machine": machine.describe()}
-    found["runs"] = [measure(count) for count in (chosen.clips // 100, chosen.clips)]
+    found = {"command": output.command("many_clips", arguments), "machine": output.here()}
+    found["runs"] = [measure(count) for count in (chosen.clips // 100, chosen.clips // 10, chosen.clips)]
     output.write(chosen.out, "many_clips", found, page(found))
 
 

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks import flops, limit, output
-from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.collate import collate
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     chosen = parser.parse_args(arguments)
-    found = {"command": output.command("media", arguments), "machine": machine.describe(), "threads": chosen.threads}
+    found = {"command": output.command("media", arguments), "machine": output.here(), "threads": chosen.threads}
     found |= measure(chosen.clips, chosen.bundle, chosen.source, chosen.split, chosen.items, chosen.threads)
     output.write(chosen.out, "media", found, page(found))
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ import numpy as np
 from benchmarks import limit, output
 from benchmarks.operators import by_operator
 from benchmarks.suite import NETWORKS, random_bundle, samples_of
-from mer_export import machine, registry
+from mer_export import registry
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
@@ -168,12 +167,11 @@ def main(arguments: list[str] | None = None) -> None:
     line = output.command("original", arguments)
 
     def run() -> None:
-        before = chosen.out / "original-1thread.json"
         # Cases of earlier runs stay beside the new ones.
-        cases = json.loads(before.read_text())["cases"] if before.is_file() else {}
+        cases = output.earlier(chosen.out / "original-1thread.json", "cases")
         for name in chosen.case or CASES:
             cases[name] = measure(CASES[name], chosen.rounds)
-            found = {"command": line, "machine": machine.describe(), "cases": cases}
+            found = {"command": line, "machine": output.here(), "cases": cases}
             # After every case, so that a run that is stopped leaves what it has.
             output.write(chosen.out, "original-1thread", found, markdown(found))
 

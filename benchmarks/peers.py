@@ -27,7 +27,6 @@ import numpy as np
 from benchmarks import environments, output
 from benchmarks.environments import Installed, Tool
 from benchmarks.suite import NETWORKS, random_bundle
-from mer_export import machine
 from mer_export.agreement.error import OutputError, output_error
 from mer_export.agreement.policy import Policy
 from mer_export.bucket import Bucket
@@ -107,7 +106,7 @@ def measure(
         )
         rows, failed = compare(ways, rounds)
     return {
-        "machine": machine.describe(),
+        "machine": output.here(),
         "threads": threads,
         "batch": batch,
         "lengths": dict(bucket),

@@ -26,7 +26,6 @@ import numpy as np
 from benchmarks import output
 from benchmarks.lengths import export
 from benchmarks.suite import NETWORKS, Network, random_bundle
-from mer_export import machine
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.formats.parquet.rows import Head
@@ -54,6 +53,10 @@ SMALL = Network(
     (16,),
     ("model.text_dim=16", "model.audio_dim=8", "model.vision_dim=8", "model.width=16", "model.hidden=16"),
 )
+MANY = 10**9
+"""Utterances of the plan in docs/scale.md."""
+CORES = (64, 1024)
+COSTS = {"cost_per_million": "price of a million", "cost_of_many": "price of 10⁹"}
 UTTERANCES = 8
 """In a dialogue."""
 BATCH = 64
@@ -74,8 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--utterances", type=int, help="default 16384, killed 100000")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--price", type=float, help="of a core for an hour, in whatever money: adds what answers cost")
     chosen = parser.parse_args(arguments)
-    found: dict[str, Any] = {"command": output.command("scale", arguments), "machine": machine.describe()}
+    found: dict[str, Any] = {"command": output.command("scale", arguments), "machine": output.here()}
     parts = chosen.part or ["shards", "cluster"]
 
     def run() -> None:
@@ -84,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if timed:
                 count = chosen.utterances or 1 << 14
                 found["speed"] = measure(Path(folder), chosen.network, timed, count, chosen.workers, chosen.rounds)
+                found["speed"]["plan"] = plan_rows(found["speed"]["rows"], chosen.price)
             if "killed" in parts:
                 found["killed"] = killed(Path(folder), chosen.utterances or 100_000)
         output.write(chosen.out, "scale" if timed else "scale_killed", found, markdown(found))
@@ -130,6 +135,23 @@ def measure(folder: Path, name: str, parts: Sequence[str], count: int, workers: 
         for title in crews
     ]
     return {"network": name, "utterances": count, "block_mib": BLOCK, "rounds": rounds, "rows": rows}
+
+
+def plan_rows(rows: Sequence[dict[str, Any]], price: float | None) -> list[dict[str, Any]]:
+    """What `MANY` utterances take by each crew's own measure: core hours, and days on so many cores at that rate.
+
+    A core hour answers 3600 times the utterances a second of one worker, which has one core. `price` is that of a core
+    hour.
+    """
+    found = []
+    for row in rows:
+        hours = row["workers"] / row["utterances_per_s"] / 3600
+        cost = {} if price is None else {"cost_per_million": 1e6 * hours * price, "cost_of_many": MANY * hours * price}
+        days = {str(cores): MANY * hours / cores / 24 for cores in CORES}
+        found.append(
+            {"crew": row["crew"], "core_h_per_million": 1e6 * hours, "core_h": MANY * hours, "days": days} | cost
+        )
+    return found
 
 
 def _await(crew: Crew, workers: int) -> None:
@@ -257,9 +279,9 @@ def markdown(found: dict[str, Any]) -> str:
             "times one process",
             "first and third quartile",
             "s to start",
-            "core s a million",
         )
         lines += table(header, [_row(r) for r in speed["rows"]])
+        lines += ["", *_plan(speed["plan"])]
     if end := found.get("killed"):
         lines += [
             "",
@@ -271,11 +293,19 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
-    times = row["times"]
-    rate = row["utterances_per_s"]
+    times, rate = row["times"], row["utterances_per_s"]
     spread = f"{times['q25']:.2f}, {times['q75']:.2f}"
-    cost = f"{1e6 / rate * row['workers']:.0f}"
-    return row["crew"], f"{rate:.0f}", f"{times['median']:.2f}", spread, f"{row['start_s']:.1f}", cost
+    return row["crew"], f"{rate:.0f}", f"{times['median']:.2f}", spread, f"{row['start_s']:.1f}"
+
+
+def _plan(rows: Sequence[dict[str, Any]]) -> list[str]:
+    header = ["workers", "core hours a million", "core hours of 10⁹", *(f"days of that on {c} cores" for c in CORES)]
+    cells = [[r["crew"], f"{r['core_h_per_million']:.3g}", f"{r['core_h']:.3g}"] for r in rows]
+    for own, row in zip(cells, rows, strict=True):
+        own += [f"{row['days'][str(c)]:.2g}" for c in CORES]
+        own += [f"{row[n]:.3g}" for n in COSTS if n in row]
+    header += [title for n, title in COSTS.items() if n in rows[0]]
+    return ["A core hour answers 3600 times what one worker answers in a second:", "", *table(header, cells)]
 
 
 if __name__ == "__main__":

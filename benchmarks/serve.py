@@ -28,7 +28,6 @@ from benchmarks.lengths import export
 from benchmarks.suite import NETWORKS, random_bundle, real_samples
 from benchmarks.triton_server import running as running_triton
 from benchmarks.triton_server import stand_ins
-from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.data.samples import Sample
 from mer_export.errors import MerError
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = [
             row for n in chosen.network or USUAL for row in measure(n, chosen.seconds, chosen.rounds, chosen.triton)
         ]
-        found = {"command": line, "machine": machine.describe(), "rows": rows}
+        found = {"command": line, "machine": output.here(), "rows": rows}
         output.write(chosen.out, "serve", found, markdown(found))
 
     output.end_well(run)
@@ -204,6 +203,8 @@ def markdown(found: dict[str, Any]) -> str:
         "CPU of the server, ms a request",
         "of the clients",
         "of the predictor, ms an item",
+        "clients' part of the CPU",
+        "predictor's CPU of the server's",
     )
     rows = [
         (
@@ -221,6 +222,8 @@ def markdown(found: dict[str, Any]) -> str:
             f"{r['server_cpu_ms']:.2f}",
             f"{r['clients_cpu_ms']:.2f}",
             f"{r['infer_cpu_ms']:.2f}",
+            f"{r['clients_cpu_ms'] / (r['clients_cpu_ms'] + r['server_cpu_ms']):.0%}",
+            f"{r['infer_cpu_ms'] / r['server_cpu_ms']:.0%}",
         )
         for r in found["rows"]
     ]
@@ -240,7 +243,9 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         "One unpadded item a request over loopback, random weights, items of the lengths that occur, ONNX Runtime "
         "fp32, one session of one thread for each core. Clients and servers share the cores; the predictor has them "
-        f"alone. {told}Medians over rounds; no answer of about {asked:.0f} in a round differs from the predictor's by "
+        "alone, so that its part of the server's CPU is what is left of its items per second where the cores are busy, "
+        f"before the clients' part. {told}Medians over rounds; "
+        f"no answer of about {asked:.0f} in a round differs from the predictor's by "
         f"more than {worst:.1e}.",
         "",
         *table(header, rows),

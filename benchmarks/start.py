@@ -19,7 +19,6 @@ from typing import Any
 
 from benchmarks import output
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
-from mer_export import machine
 from mer_export.bundle import Bundle, Variant
 from mer_export.exporters import export_variant
 from mer_export.kept import Kept
@@ -41,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def run() -> None:
         rows = [row for n in chosen.network or USUAL for row in measure(n, chosen.rounds)]
-        found = {"command": output.command("start", arguments), "machine": machine.describe(), "rows": rows}
+        found = {"command": output.command("start", arguments), "machine": output.here(), "rows": rows}
         output.write(chosen.out, "start", found, markdown(found))
 
     output.end_well(run)
@@ -114,3 +113,7 @@ def markdown(found: dict[str, Any]) -> str:
     lines = ["# Opening an OpenVINO session, to the first answer", "", f"`{found['command']}`", ""]
     lines += [output.where(found["machine"], threads=1), "", *table(header, rows)]
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

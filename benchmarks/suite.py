@@ -193,6 +193,13 @@ NETWORKS = {
         lengths={"text_len": (40, 256), "audio_len": (25, 512), "vision_len": (5, 128)},
         batches=(1,),
         stages=True,
+        real=Real(
+            "meld_utterance",
+            {"text_len": ("tokens", 10.0), "audio_len": ("milliseconds", 0.05), "vision_len": ("milliseconds", 0.016)},
+            "20 ms a frame of audio and 62 of video, dialogues ten times as long as the utterance",
+            longest=Bucket(text_len=512, audio_len=300, vision_len=100),
+        ),
+        original=Original(1, "arrays"),
     ),
     # The expression model, Swin-tiny: one face, and the faces of a short utterance.
     "facialmmt_face": Network(

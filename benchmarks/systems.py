@@ -115,7 +115,7 @@ def run(
 ) -> list[Path]:
     """Measures `networks` and writes JSON and Markdown of each system into `out`; returns the Markdown files."""
     output.say(f"limit of this machine with {threads} thread{'s' if threads > 1 else ''}")
-    bound = limit.measure(threads)
+    bound, here = limit.measure(threads), output.here()
     written = []
     for system in dict.fromkeys(NETWORKS[n].system for n in networks):
         results = {
@@ -125,10 +125,11 @@ def run(
         }
         content = {
             "command": command,
+            "machine": here,
             "limit_gflops": bound,
             "networks": {name: found.dump() for name, found in results.items()},
         }
-        text = markdown(system, command, bound, results)
+        text = markdown(system, command, here, bound, results)
         written.append(output.write(out, f"{system}-{threads}thread", content, text))
     return written
 
@@ -222,21 +223,22 @@ def _rounds(bundle: Bundle, network: str, batch: int, threads: int, rounds: int)
     return min(rounds, max(rounds // FEWER, FEWEST)) if long else rounds
 
 
-def markdown(system: str, command: str, bound: dict[str, float], results: dict[str, Measured]) -> str:
+def markdown(
+    system: str, command: str, here: dict[str, Any], bound: dict[str, float], results: dict[str, Measured]
+) -> str:
     """One table per network and case, with the part of the machine's limit that each runtime reaches."""
     reports = [b for r in results.values() for b in r.benches]
-    machine = reports[0].machine
     best = max(bound.values())
     lines = [
         f"# {system} at published sizes",
         "",
         f"`{command}`",
         "",
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB. Load average "
-        f"{max(r.machine['load_average'] for r in reports)} at most at a start, "
+        f"Machine: {here['cpu']}, {here['cores']} cores, {here['memory_gib']} GiB; {output.limits_text(here)}"
+        f"load average {max(r.machine['load_average'] for r in reports)} at most at a start, "
         f"{max(r.load_average_end for r in reports)} at an end"
         + (": **busy, trust ratios only**." if any(r.busy for r in reports) else "."),
-        f"Versions: {', '.join(f'{k} {v}' for k, v in machine['versions'].items())}, Python {machine['python']}.",
+        f"Versions: {', '.join(f'{k} {v}' for k, v in here['versions'].items())}, Python {here['python']}.",
         f"Limit, float32 product 1024³: {', '.join(f'{k} {v:.0f} GFLOP/s' for k, v in bound.items())}.",
         "",
         "Random weights; every runtime gets the same padded input; interleaved rounds. `x eager` is eager time / own "

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from unittest.mock import patch
 
 from benchmarks import output
 from benchmarks.gpu.feeding import Clock
-from mer_export import machine, registry
+from mer_export import registry
 from mer_export.data.synthetic import synthesise
 from mer_export.errors import UsageError
 from mer_export.markdown import table
@@ -75,13 +74,12 @@ def main(arguments: list[str] | None = None) -> None:
     line = output.command("training", arguments)
 
     def run() -> None:
-        before = chosen.out / "training-1thread.json"
         # Recipes of earlier runs stay beside the new ones.
-        recipes = json.loads(before.read_text())["recipes"] if before.is_file() else {}
+        recipes = output.earlier(chosen.out / "training-1thread.json", "recipes")
         for name in chosen.recipe or RECIPES:
             output.say(name)
             recipes[name] = measure(name, chosen.rounds)
-            found = {"command": line, "machine": machine.describe(), "recipes": recipes}
+            found = {"command": line, "machine": output.here(), "recipes": recipes}
             output.write(chosen.out, "training-1thread", found, markdown(found))
 
     output.end_well(run)

@@ -91,6 +91,8 @@ Emotions = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run TorchScript, .pt2 and engines of the bundle unchecked, whoever made them.")
 ]
+DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a directory or file.")]
+CudaGraph = Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: capture each shape as a CUDA graph.")]
 
 
 def _log_to_stderr(verbose: int) -> int:

@@ -156,7 +156,8 @@ class ExperimentResult(Strict):
         for trained in self.trained:
             cell = tuple((a, v) for a, v in trained.cell.items() if a not in self.table.over)
             groups.setdefault((trained.model, cell), []).append(trained)
-        return [Row(m, dict(cell), len(runs), self._over(runs)) for (m, cell), runs in groups.items()]
+        once = {place: _once_each(runs) for place, runs in groups.items()}
+        return [Row(m, dict(cell), len(runs), self._over(runs)) for (m, cell), runs in once.items()]
 
     def _over(self, runs: Sequence[Trained]) -> dict[str, Statistic]:
         # A class that one fold lacks has no mean over folds.
@@ -244,6 +245,11 @@ class ExperimentResult(Strict):
                 place = (row.model, *("area" if a == self.table.area else row.cell.get(a, "") for a in self.axes))
                 writer.writerow((*place, self.table.split, name, row.runs, s.mean, "", "", ""))
         return out.getvalue()
+
+
+def _once_each(runs: Sequence[Trained]) -> list[Trained]:
+    """Cells that share one bundle and measured it alike are one run: what no seed changes is trained once."""
+    return [t for i, t in enumerate(runs) if all((t.bundle, t.metrics) != (u.bundle, u.metrics) for u in runs[:i])]
 
 
 def _areas(rates: dict[float, Row], names: Sequence[str]) -> dict[str, Statistic]:

@@ -22,9 +22,13 @@ Extra = Literal[
     "opensmile",
     "report",
     "tensorboard",
+    "mlflow",
+    "wandb",
+    "hub",
     "serve",
     "triton",
     "scale",
+    "baselines",
 ]
 
 

@@ -6,7 +6,7 @@ Encoders, which make the features that systems read, are of the same form and st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
@@ -74,9 +74,13 @@ class System:
             contract = contract.with_shared(name, table)
         return contract
 
-    def stages_of(self, config: Any) -> tuple[Stage, ...]:
-        """The stages of a network that can be exported apart; raises UnsupportedError where it has none."""
-        found: tuple[Stage, ...] = resolve(self.stages)(config) if self.stages else ()
+    def stages_of(self, config: Any, names: Sequence[str] = ()) -> tuple[Stage, ...]:
+        """The stages of a network that can be exported apart, or those that an export has under these names.
+
+        Raises:
+            UnsupportedError: it has none.
+        """
+        found: tuple[Stage, ...] = resolve(self.stages)(config, names) if self.stages else ()
         if not found:
             raise UnsupportedError(f"{self.name} {self.variant_of(config)} has no stages: export it without --stages")
         return found

@@ -19,8 +19,8 @@ class Stage:
     """One part of a network.
 
     Its inputs are inputs of the network or outputs of stages before it. With `per` it runs on the real steps of that
-    sequence dim as items of their own; its specs are those of one step. `repeats` says that neighbouring items often
-    bring equal inputs, whose outputs need to be computed once.
+    sequence dim as items of their own; its specs are those of one step. `repeats` says that the same inputs often come
+    again, in the next item or the next call, so that their outputs are kept.
     """
 
     name: str

@@ -1,9 +1,7 @@
-"""Commands that run a bundle or ready it for that: `mer doctor`, `export`, `infer`, `parity`, `bench`, `tune`, `serve`
-and `triton`."""
+"""Commands that run a bundle or ready it for that: `mer doctor`, `export`, `infer`, `serve` and `triton`."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,16 +12,15 @@ from mer_export.bundle import Bundle
 from mer_export.console import (
     Batch,
     BundleArg,
+    CudaGraph,
     DataFormat,
+    DataOpt,
     Device,
     DryRun,
     Emotions,
     Force,
     GoalOpt,
-    InPrecision,
     Json,
-    OnDevice,
-    Out,
     Outside,
     Overflow,
     Precision,
@@ -43,12 +40,10 @@ from mer_export.errors import UsageError
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns, summary_line
 
-DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a directory or file.")]
 With = Annotated[
     str | None, typer.Option("--with", metavar="COLUMNS", help="Further columns: split, gold (what the data say).")
 ]
 Bundles = Annotated[list[Path], typer.Argument(metavar="BUNDLE", help="Bundle directories.")]
-CudaGraph = Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: capture each shape as a CUDA graph.")]
 
 
 def doctor(
@@ -88,6 +83,19 @@ def export(
     split: Split = "test",
     outside: Outside = None,
     threads: Annotated[int, typer.Option("--threads", min=1, help="With --plan: threads of one call.")] = 1,
+    keep_fp32: Annotated[
+        list[str] | None,
+        typer.Option("--keep-fp32", metavar="MODULE", help="A module that a reduced precision leaves in fp32."),
+    ] = None,
+    within: Annotated[
+        float | None,
+        typer.Option(
+            "--within",
+            metavar="POINTS",
+            min=0,
+            help="Choose those modules on --data: points of the metric to lose, and percent of labels to change.",
+        ),
+    ] = None,
     onnx_file: Annotated[
         Path | None, typer.Option("--onnx-file", help="Write the variant as one ONNX file too, weights inside.")
     ] = None,
@@ -98,10 +106,12 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a bundle's model: one artefact per format, precision and length bucket."""
-    from mer_export.data.bundle_data import bundle_samples, bundle_spec
+    from mer_export.data.bundle_data import bundle_spec
     from mer_export.data.open import stream_samples
     from mer_export.exporters import onnx_file as single
     from mer_export.exporters.export import export_variant, planned, requests
+    from runtimes.debug.mixed import search
+    from runtimes.features.completed import encoders_of, split_samples
     from runtimes.speed import planning
 
     opened, say = Bundle.open(bundle), say_unless(quiet)
@@ -112,10 +122,10 @@ def export(
     if plan:
         if seq_len:
             raise UsageError("--plan chooses the lengths: leave --seq-len out")
-        seen = stream_samples(
-            plan, bundle_spec(opened, plan, data_format, outside=outside), opened.manifest.task.labels
-        )
-        found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
+        spec = bundle_spec(opened, plan, data_format, outside=outside)
+        with encoders_of(opened) as through:
+            seen = stream_samples(plan, spec, opened.manifest.task.labels, through=through)
+            found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
         sizes = [(b.lengths, b.batch) for b in found.buckets]
         jobs = requests(opened, formats, precisions, sizes, batch, opset, stages, device)
         if dry_run:
@@ -124,7 +134,12 @@ def export(
         found.save(opened)
     if onnx_file:
         single.check(onnx_file, jobs, stages, force)
-    example = None if data is None else bundle_samples(opened, data, data_format, split, outside)
+    example = None if data is None else split_samples(opened, data, data_format, split, outside)
+    reduced = [p for _, p, *_ in jobs if p != "fp32"]
+    if (keep_fp32 or within is not None) and not reduced:
+        raise UsageError("--keep-fp32 and --within are of a reduced precision: pass --precision int8 or fp16 too")
+    if within is not None and (example is None or keep_fp32):
+        raise UsageError("--within chooses what stays in fp32 on data: pass --data, and leave --keep-fp32 out")
     if dry_run:
         how = partial(planned, opened, opset=opset, force=force, stages=stages, device=device)
         made_of = "random values" if example is None else f"{len(example)} samples of {split}"
@@ -136,12 +151,19 @@ def export(
     with progress_unless(quiet).over("export", len(jobs), "variant") as shown:
         for name, precision, lengths, size in jobs:
             shown.begin(f"{name} {precision} {lengths.name}")
+            kept, noted = keep_fp32, {}
+            if within is not None and precision != "fp32":
+                wanted, _ = planned(opened, (name, precision, lengths, size), opset, force, stages, device)
+                found_list = search(opened, wanted, example or [], within, progress_unless(quiet))
+                kept, noted = found_list.keep_fp32, {"within": found_list.model_dump()}
             made.append(
                 export_variant(
                     *(opened, name, lengths, size, precision, opset, force),
                     example=example,
                     stages=stages,
                     device=device,
+                    keep_fp32=kept,
+                    noted=noted,
                 )
             )
     if onnx_file:
@@ -153,9 +175,10 @@ def export(
 def infer(
     bundle: BundleArg,
     source: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="Data set in any readable format; several with --shards.")
-    ],
-    out: Out,
+        list[str] | None,
+        typer.Argument(metavar="INPUT", help="Data set in any readable format; several with --shards."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write.")] = None,
     runtime: Runtime = None,
     split: Annotated[str | None, typer.Option("--split", help="One split; default all.")] = None,
     data_format: DataFormat = "auto",
@@ -180,6 +203,19 @@ def infer(
     block: Annotated[
         float | None, typer.Option("--block", min=1e-4, help="MiB of input in a block; default 16.")
     ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Utterances come one a line on standard input, each is answered at once.")
+    ] = False,
+    window: Annotated[
+        int | None, typer.Option("--window", min=1, help="With --live: the last N utterances alone are heard.")
+    ] = None,
+    revise: Annotated[
+        int | None,
+        typer.Option("--revise", min=0, help="With --live: earlier answers that are given anew; default all."),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="DIR", help="With --live: keeps the dialogues for the next start.")
+    ] = None,
     force: Force = False,
     dry_run: DryRun = False,
     trust: Trust = False,
@@ -192,12 +228,38 @@ def infer(
     from mer_export.data.open import stream_samples
     from mer_export.data.word_vectors import emotion_table
     from runtimes.backends.session import SessionOptions
-    from runtimes.features.completed import Completion
+    from runtimes.features.completed import encoders_of
     from runtimes.predict import output
     from runtimes.predict.opening import open_predictor
     from runtimes.predict.preview import preview
 
     columns_beside = [name.strip() for name in beside.split(",")] if beside else []
+    if live or window or state or revise is not None:
+        from runtimes.live import command as talk
+
+        options = SessionOptions(device, threads, cuda_graph=cuda_graph)
+        said = talk.Live(window, revise, state)
+        others: dict[str, Any] = {
+            "INPUT": source,
+            "--split": split,
+            "--with": beside,
+            "--set": sets,
+            "--dry-run": dry_run,
+        }
+        others |= {"--shards": shards, "--cluster": cluster, "--block": block, "--strict-features": strict_features}
+        talk.check(live, said, out, others)
+        opened, say = Bundle.open(bundle, trust), say_unless(quiet)
+        chosen = open_predictor(
+            *(opened, runtime, options, batch, precision, goal),
+            say=say,
+            overflow=overflow,
+            shared=emotion_table(emotions),
+        )
+        with chosen as predictor, encoders_of(opened, goal, say, backend=runtime, options=options) as completion:
+            heard = talk.answer_lines(predictor, completion, said, outside)
+        return emit(heard, as_json, lambda: [summary_line(heard)], err=True)
+    if not source or out is None:
+        raise UsageError("name the INPUT and --out FILE, or pass --live to answer utterances from standard input")
     if shards or cluster:
         from runtimes.scale.command import Reading, Spread, infer_in_blocks
         from runtimes.scale.desk import How
@@ -232,9 +294,8 @@ def infer(
         strict_features=strict_features,
         gold="gold" in columns_beside,
     )
-    inside = bool(opened.manifest.encoders)
-    completion = Completion.of(opened, goal=goal, backend=runtime, options=options) if inside else None
-    with chosen as predictor, completion or nullcontext():
+    inside = encoders_of(opened, goal, say_unless(quiet), backend=runtime, options=options)
+    with chosen as predictor, inside as completion:
         # Other emotions than the data are labelled with are no reason to refuse the data.
         labels = None if emotions and not predictor.gold else predictor.task.labels
         samples = stream_samples(path, spec, labels, split, completion)
@@ -256,152 +317,6 @@ def _in_a_line(summary: dict[str, Any]) -> str:
     said = summary | {"variants": " ".join(summary["variants"])}
     said.pop("foreign_features", None)
     return summary_line(said)
-
-
-def parity(
-    bundle: BundleArg,
-    data: Annotated[Path, typer.Option("--data", help="Data set to compare on.")],
-    split: Split = "test",
-    data_format: DataFormat = "auto",
-    outside: Outside = None,
-    runtime: Runtime = None,
-    device: OnDevice = None,
-    precision: InPrecision = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
-    atol: Annotated[
-        list[str] | None,
-        typer.Option("--atol", metavar="VALUE", help="Tolerance, such as 1e-4, int8:0.2 or log_prob:1e-4."),
-    ] = None,
-    rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="VALUE", help="Its relative part.")] = None,
-    threads: Threads = 1,
-    strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
-    strict_features: StrictFeatures = False,
-    dry_run: DryRun = False,
-    trust: Trust = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Do all variants give PyTorch's answers? Exit code 3 if not."""
-    from mer_export.agreement.policy import Policy
-    from mer_export.data.bundle_data import bundle_samples
-    from runtimes.backends.way import find_ways, only
-    from runtimes.pages.report import write_report
-    from runtimes.parity import run as checks
-    from runtimes.parity.report import ParityReport
-
-    opened = Bundle.open(bundle, trust)
-    policy = Policy.parse(atol or [], rtol or [])
-    ways = only(find_ways(opened, threads, runtime), device, precision)
-    samples = bundle_samples(opened, data, data_format, split, outside)[:limit]
-    if dry_run:
-        plan = {"bundle": str(bundle), "data": str(data), "split": split}
-        return emit_plan("parity", plan | checks.preview(opened, samples, ways, strict_features), as_json)
-    report = checks.run_parity(
-        *(opened, samples, policy, ways, threads),
-        source=f"{data.name}, {split}",
-        progress=progress_unless(quiet),
-        strict_features=strict_features,
-    )
-    report.beside(ParityReport.load(opened) if runtime or device or precision else None, opened).save(opened)
-    write_report(opened)
-    emit(report.model_dump(mode="json"), as_json, lambda: [report.page()])
-    checks.require(report, strict)
-    return None
-
-
-def bench(
-    bundle: BundleArg,
-    data: DataOpt = None,
-    split: Split = "test",
-    data_format: DataFormat = "auto",
-    outside: Outside = None,
-    runtime: Runtime = None,
-    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
-    threads: Threads = 1,
-    cuda_graph: CudaGraph = False,
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
-    ] = None,
-    tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
-    dry_run: DryRun = False,
-    trust: Trust = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """How fast are all variants, interleaved in one run, against eager PyTorch?"""
-    from mer_export.data.bundle_data import bundle_samples
-    from runtimes.backends.way import find_graphs, find_ways
-    from runtimes.pages.report import write_report
-    from runtimes.speed import bench as benchmark
-    from runtimes.speed import regression
-
-    opened = Bundle.open(bundle, trust)
-    allowed = regression.parse_tolerance(tolerance)
-    earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
-    ways = find_ways(opened, threads, runtime) + (find_graphs(opened, threads, runtime) if cuda_graph else [])
-    samples = None if data is None else bundle_samples(opened, data, data_format, split, outside)
-    sizes = batches or [1, 16]
-    if dry_run:
-        plan = {"bundle": str(bundle), "rounds": rounds, "threads": threads}
-        return emit_plan("bench", plan | benchmark.preview(opened, samples, sizes, ways), as_json)
-    report = benchmark.run_bench(opened, samples, sizes, rounds, threads, ways=ways, progress=progress_unless(quiet))
-    found = regression.compare(report, earlier, allowed, str(baseline)) if earlier else None
-    result = report.model_dump(mode="json") | ({"against": found.model_dump(mode="json")} if found else {})
-    pages = [report.page(), *([regression.markdown(found)] if found else [])]
-    emit(result, as_json, lambda: pages)
-    # A report that failed must not become the baseline that it was held against.
-    own = baseline is not None and baseline.resolve() == (bundle / report.path()).resolve()
-    if not (own and found and found.slower):
-        report.save(opened)
-        write_report(opened)
-    if found:
-        regression.require(found)
-    return None
-
-
-def tune(
-    bundle: BundleArg,
-    data: DataOpt = None,
-    split: Split = "test",
-    data_format: DataFormat = "auto",
-    outside: Outside = None,
-    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
-    precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
-    minutes: Annotated[
-        float, typer.Option("--minutes", min=0.1, help="How long it may take; what is left out is named.")
-    ] = 2.0,
-    dry_run: DryRun = False,
-    trust: Trust = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Time variants, runtimes, threads and batch sizes on this machine, for `--goal` of infer and eval."""
-    from mer_export.data.bundle_data import bundle_samples
-    from runtimes.speed import tune as tuning
-
-    opened = Bundle.open(bundle, trust)
-    samples = None if data is None else bundle_samples(opened, data, data_format, split, outside)
-    source = tuning.RANDOM if data is None else f"{data.name}, {split}"
-    sizes = batches or tuning.BATCHES
-    if dry_run:
-        plan = {"bundle": str(bundle), **tuning.preview(opened, samples, sizes, precisions, minutes)}
-        return emit_plan("tune", plan, as_json)
-    found = tuning.run_tune(
-        opened,
-        samples,
-        source,
-        sizes,
-        precisions,
-        minutes,
-        progress_unless(quiet),
-    )
-    found.save(opened)
-    emit(found.model_dump(mode="json"), as_json, lambda: [found.page()])
-    return None
 
 
 def serve(
@@ -429,6 +344,22 @@ def serve(
         float, typer.Option("--deadline", min=0.001, help="Seconds until a request without an answer gets 504.")
     ] = 30.0,
     max_body: Annotated[int, typer.Option("--max-body", min=1, help="MiB of a request; more get 413.")] = 32,
+    dialogues: Annotated[
+        int, typer.Option("--dialogues", min=1, help="Live dialogues at a time; more get 503.")
+    ] = 1024,
+    dialogue_idle: Annotated[
+        float,
+        typer.Option("--dialogue-idle", min=0.001, help="Seconds after which a live dialogue that rests is over."),
+    ] = 3600.0,
+    dialogue_memory: Annotated[
+        int, typer.Option("--dialogue-memory", min=1, help="MiB that all live dialogues hold; more get 503.")
+    ] = 256,
+    window: Annotated[
+        int | None, typer.Option("--window", min=1, help="The last N utterances of a live dialogue alone are heard.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", metavar="DIR", help="Keeps live dialogues for the next start.")
+    ] = None,
     trust: Trust = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -439,14 +370,18 @@ def serve(
     """
     import logging
 
+    from runtimes.live import dialogues as dialogue_limits
     from runtimes.serve import journal
     from runtimes.serve.models import How
     from runtimes.serve.server import Limits, Place, read_token, serve_until_told
+    from runtimes.serve.talk import Options
 
     journal.start(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     how = How(runtime, precision, goal, device, threads, workers, batch, overflow, trust, queue)
     place = Place(host, port, read_token(token_file) if token_file else None, no_token)
-    serve_until_told(bundles, how, Limits(max_body << 20, deadline), place, typer.echo)
+    kept = dialogue_limits.Limits(dialogues, dialogue_idle, dialogue_memory << 20)
+    live = Options(kept, window, state)
+    serve_until_told(bundles, how, Limits(max_body << 20, deadline), place, typer.echo, live)
 
 
 def triton(

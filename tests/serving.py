@@ -25,6 +25,7 @@ from runtimes.serve.app import build
 from runtimes.serve.metrics import Metrics
 from runtimes.serve.models import How, named
 from runtimes.serve.service import Limits, Service
+from runtimes.serve.talk import Options
 
 JSON = {"Content-Type": "application/json"}
 DATATYPES = {"float32": "FP32", "int64": "INT64"}
@@ -195,13 +196,14 @@ async def inside(
     limits: Limits = Limits(),
     token: str | None = None,
     hosts: frozenset[str] | None = None,
+    live: Options = Options(),
 ) -> AsyncIterator[Inside]:
     """Serves bundles in this process for the block."""
     metrics = Metrics()
     models = named(bundles, how, metrics)
     for model in models.values():
         await model.open()
-    service = Service(models, metrics, limits)
+    service = Service(models, metrics, limits, live)
     try:
         yield Inside(service, build(service, token, hosts))
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import mtee_bundles
@@ -15,12 +15,15 @@ import small_tab
 import torch
 from small_bundle import make_samples
 from small_networks import NETWORKS
+from torch import nn
 from two_processes import preset
 
 from mer_export import registry
 from mer_export.contract import Contract
 from mer_export.data.samples import Corpus, Sample
+from mer_export.task import Task
 from train import padding
+from train.config import TrainConfig
 from train.devices import computing, make_accelerator
 from train.loop import Phase
 from train.recipe import protocol_class, recipe
@@ -53,12 +56,24 @@ SMALL: dict[str, tuple[str, Callable[[Contract, Any], list[Sample]], tuple[str, 
 """By system a small network, its samples, and settings."""
 
 
-def trained(system: str, wanted: str, *changes: str) -> tuple[Phase, list[object]]:
-    """A phase after two epochs, and what they and the measuring of a split said."""
+class Small(NamedTuple):
+    """What a phase is made of; the last three of the items are to be measured."""
+
+    config: TrainConfig
+    settings: Any
+    model: nn.Module
+    task: Task
+    contract: Contract
+    items: list[Sample]
+    difficulty: dict[str, float]
+
+
+def small(system: str, *changes: str) -> Small:
+    """A tiny network of a system and items for it."""
     name, samples_of, sets = SMALL[system]
     record = registry.get(system)
     model_config = record.parse(NETWORKS[name][1])
-    base = preset(system, f"device_data={wanted}", "threads=1", *sets, *changes)
+    base = preset(system, "threads=1", *sets, *changes)
     config = base.model_copy(update={"model": model_config.model_dump(mode="json")})
     settings = recipe(system).settings.model_validate(config.protocol)
     vectors = {label: np.ones(mtee_bundles.WORDS) for label in getattr(model_config, "labels", ())}
@@ -68,6 +83,12 @@ def trained(system: str, wanted: str, *changes: str) -> tuple[Phase, list[object
     seed_everything(0)
     model = record.build(model_config)
     difficulty = {s.id: float(len(s.units)) for s in items[:-3]}
+    return Small(config, settings, model, record.task(model_config), contract, items, difficulty)
+
+
+def trained(system: str, wanted: str, *changes: str) -> tuple[Phase, list[object]]:
+    """A phase after two epochs, and what they and the measuring of a split said."""
+    config, settings, model, task, contract, items, difficulty = small(system, f"device_data={wanted}", *changes)
     measured = items[-3:]
     with computing(config, CPU):
         phase = Phase(
@@ -77,4 +98,4 @@ def trained(system: str, wanted: str, *changes: str) -> tuple[Phase, list[object
         once = mock.patch.object(padding, "collate", None) if phase.keeps_data else nullcontext()
         with once:
             said = [phase.epoch(number)["train"] for number in range(2)]
-            return phase, [*said, phase.evaluate(measured, record.task(model_config))]
+            return phase, [*said, phase.evaluate(measured, task)]

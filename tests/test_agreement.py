@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from small_bundle import make_bundle, make_samples
 
 from benchmarks import peers
 from mer_export.agreement.answers import Compared
+from mer_export.agreement.calibration import calibration_drift
 from mer_export.agreement.compare import Comparison, compare
 from mer_export.agreement.error import output_error
 from mer_export.agreement.flips import Noise, find_flips
@@ -33,7 +35,7 @@ Scores = list[list[float]] | np.ndarray
 
 
 def answer(
-    before: Scores, after: Scores, labels: list[int] | None = None, real: bool = True, task: Task = TASK
+    before: Scores, after: Scores, labels: list[Any] | None = None, real: bool = True, task: Task = TASK
 ) -> Compared:
     a, b = np.asarray(before, dtype=np.float32), np.asarray(after, dtype=np.float32)
     truth = None if labels is None else np.asarray(labels)
@@ -106,6 +108,39 @@ def test_a_drop_of_what_one_allowed_label_is_worth_is_allowed() -> None:
         assert RULES[precision].drop_allowed(50) == 4.0
         assert RULES[precision].drop_allowed(10_000) == RULES[precision].metric_drop
     assert RULES["fp32"].drop_allowed(50) == 0.0
+
+
+def test_calibration_of_both_sides_is_measured_as_published() -> None:
+    before = np.log([[0.8, 0.2], [0.6, 0.4]])
+    drift = calibration_drift([answer(before, np.log([[0.5, 0.5], [0.5, 0.5]]), [0, 1])], TASK)
+    assert drift is not None
+    assert drift.reference.ece == pytest.approx(40)
+    assert drift.reference.brier == pytest.approx(0.4)
+    assert drift.reference.entropy == pytest.approx(0.84644, abs=1e-5)
+    assert (drift.candidate.ece, drift.candidate.brier, drift.candidate.entropy) == pytest.approx((0, 0.5, 1))
+    unlabelled = calibration_drift([answer(before, before)], TASK)
+    assert unlabelled is not None
+    assert (unlabelled.reference.ece, unlabelled.reference.brier) == (None, None)
+    assert calibration_drift([answer([[0.4]], [[0.4]], task=SCORE)], SCORE) is None
+
+
+def test_with_several_labels_each_is_a_question_of_yes_and_no() -> None:
+    task = Task(kind="multilabel", labels=("happy", "sad"))
+    odds = np.log([[4.0, 0.25], [1.5, 1.5]])
+    drift = calibration_drift([answer(odds, odds, [[1.0, 0.0], [1.0, 0.0]], task=task)], task)
+    assert drift is not None
+    assert drift.reference.brier == pytest.approx((2 * 0.08 + 0.32 + 0.72) / 4)
+    assert drift.reference.ece == pytest.approx(100 * (2 * 0.2 + abs(2 * 0.6 - 1)) / 4)
+
+
+def test_a_candidate_with_one_answer_for_everything_is_said_to_have_it() -> None:
+    before = np.where(np.arange(40)[:, None] % 2, [[0.0, -1.0]], [[-1.0, 0.0]])
+    found = compare([answer(before, np.tile([0.0, -1.0], (40, 1)))], TASK, Policy(), "int8")
+    assert ("warn", "every one of 40 units is neutral, the reference tells them apart") in said(found)
+    same = compare([answer(before, before)], TASK, Policy(), "int8")
+    assert same.calibration is not None
+    assert same.calibration.always is None
+    assert not said(same)
 
 
 def test_signs_that_change_within_noise_fail_nothing() -> None:

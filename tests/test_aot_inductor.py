@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
+import sys
 from pathlib import Path
 
 import mtee_bundles
@@ -108,16 +108,30 @@ def test_compiling_for_a_device_that_is_not_here_says_so_before_any_work(bundle:
         export_variant(bundle, "aot_inductor", bundle.manifest.contract.buckets[0], device="cuda")
 
 
-@pytest.mark.parametrize(("status", "said"), [(-11, "signal 11"), (1, "the compiler's last word")])
-def test_a_package_that_ends_the_process_is_an_error_and_not_exported(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, status: int, said: str
+CRASH = """
+import os, sys
+for line in ("mer stage: was compiled", "W a warning", "mer stage: was loaded", "frame #0"):
+    print(line, file=sys.stderr, flush=True)
+os.kill(os.getpid(), 11)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "said"),
+    [
+        (CRASH, "signal 11 while it was loaded", ["W a warning", "frame #0"]),
+        ("raise SystemExit('one line\\nits last word')", "its last word", ["one line", "its last word"]),
+    ],
+)
+def test_a_package_that_ends_the_process_is_an_error_that_says_when_and_is_not_exported(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, script: str, reason: str, said: list[str]
 ) -> None:
     """What PyTorch 2.11 made of two networks with recurrent layers for a GPU ended the process that loaded it."""
-    ended = subprocess.CompletedProcess([], status, "", "one line\nthe compiler's last word\n")
-    monkeypatch.setattr(aot_inductor.subprocess, "run", lambda *_, **__: ended)
+    monkeypatch.setattr(aot_inductor, "module_command", lambda *_: [sys.executable, "-c", script])
     before = sorted(p.name for p in bundle.root.rglob("*"))
-    with pytest.raises(UsageError, match=f"makes no package that runs: {said}; it was not exported"):
+    with pytest.raises(UsageError, match=f"makes no package that runs: {reason}; it was not exported") as raised:
         export_variant(bundle, "aot_inductor", bundle.manifest.contract.buckets[0])
+    assert raised.value.__notes__ == ["\n".join(said)]
     assert sorted(p.name for p in bundle.root.rglob("*")) == before
 
 

@@ -27,13 +27,19 @@ import cli  # noqa: E402
 from benchmarks.small_encoders import save_folder  # noqa: E402
 from mer_export.bucket import Bucket  # noqa: E402
 from mer_export.bundle import Bundle, FeatureStatistics  # noqa: E402
+from mer_export.data.bundle_data import bundle_spec  # noqa: E402
+from mer_export.data.parts import cut, open_part  # noqa: E402
 from mer_export.encoders.attached import attach, attached, found_beside, save_beside, together  # noqa: E402
 from mer_export.encoders.encoder import Encoder  # noqa: E402
 from mer_export.errors import BundleError, UsageError  # noqa: E402
 from mer_export.exporters import export_variant  # noqa: E402
 from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder  # noqa: E402
+from mer_export.untrusted.stored import stored_files  # noqa: E402
 from runtimes.backends.way import find_ways  # noqa: E402
+from runtimes.features.completed import split_samples  # noqa: E402
 from runtimes.pages.report import write_report  # noqa: E402
+from runtimes.predict.machine_profile import Goal, choose  # noqa: E402
+from runtimes.scale.desk import Desk, How  # noqa: E402
 from runtimes.speed.bench import run_bench  # noqa: E402
 from runtimes.speed.bench_report import chain_table  # noqa: E402
 from runtimes.speed.tune import run_tune  # noqa: E402
@@ -135,6 +141,50 @@ def test_a_file_that_cannot_be_read_is_named_and_has_no_label_and_the_others_do(
     assert [a["label"] is None for a in answers] == [False, True, False, False]
     assert "1.wav" in said
     assert "unreadable 1" in said
+
+
+def test_a_goal_chooses_encoders_and_fusion_apart_and_so_it_does_in_blocks(
+    model: Path, clips: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    bundle = Bundle.open(shutil.copytree(model, tmp_path / "bundle"))
+    profile = run_tune(bundle, batches=(1, 2), precisions=("fp32",))
+    best = ("text", "openvino"), ("audio", "onnxruntime")
+    times = {True: {1: 1.0, 2: 0.6}, False: {1: 9.0, 2: 9.0}}
+    rows = [r.model_copy(update={"item_ms": times[(r.input, r.runtime) in best]}) for r in profile.encoders]
+    profile = profile.model_copy(update={"encoders": rows})
+    profile.save(bundle)
+    plain, _ = infer(bundle.root, clips, tmp_path / "plain.jsonl", "--runtime", "onnxruntime")
+    answers, said = infer(bundle.root, clips, tmp_path / "goal.jsonl", "--goal", "throughput")
+    assert [a["label"] for a in answers] == [a["label"] for a in plain]
+    assert f"throughput: {choose(profile, Goal('throughput')).way.description}\n" in said
+    assert [line for line in said.splitlines() if line.startswith("throughput, ")] == [
+        f"throughput, {n}: source by {runtime}, batch 2" for n, runtime in best
+    ]
+    folder = Path(shutil.copytree(clips.parent, tmp_path / "lines"))
+    told = [{"sentence": words, "recording": f"{n}.wav"} for n, (words, _) in enumerate(ROWS)]
+    lines = [json.dumps({"dialogue": str(n), "utterances": [u]}) for n, u in enumerate(told)]
+    (folder / "clips.jsonl").write_text("\n".join(lines))
+    desk = Desk(How(bundle.root, threads=None, goal="latency"))
+    assert desk.completion
+    with desk.completion as completion, desk.predictor as predictor:
+        ran = {n: (e.predictor.backend, e.predictor.batch) for n, (e,) in completion.encoder.loaded.items()}
+        assert ran == {n: (runtime, 1) for n, runtime in best}
+        assert predictor.backend == choose(profile, Goal("latency")).way.backend
+        (file,) = stored_files(str(folder / "clips.jsonl"))
+        (part,) = cut(file, 1 << 20)
+        data = open_part(part, bundle_spec(bundle, folder / "clips.jsonl"), desk.labels)
+        assert [p.label for p in desk.predictions(data)] == [a["label"] for a in plain]
+
+
+def test_data_that_commands_measure_with_go_through_the_encoders(model: Path, clips: Path) -> None:
+    samples = split_samples(Bundle.open(model), clips, "auto", "all")
+    assert [sorted({"text", "audio"} & s.inputs.keys()) for s in samples] == [
+        ["audio", "text"],
+        ["audio", "text"],
+        ["audio"],
+        ["text"],
+    ]
 
 
 def test_what_a_bundle_takes_along_is_checked_like_all_that_it_holds(model: Path, tmp_path: Path) -> None:

@@ -29,8 +29,13 @@ NEW_COMMANDS = SECOND_WAYS | {
     "package",
     "experiment",
     "difficulty",
+    "debug",
+    "debug parity",
+    "card",
+    "push",
+    "pull",
 }
-OPTIONAL_NOW = {("data synth", "--out/-o"), ("data synth", "--dataset")}
+OPTIONAL_NOW = {("data synth", "--out/-o"), ("data synth", "--dataset"), ("infer", "--out/-o")}
 """These were required, or had a default that fits one system only."""
 BUNDLE, DIALOGUES = DATA / "bundles" / "cmerc", DATA / "small" / "dialogues.jsonl"
 

@@ -23,7 +23,7 @@ def test_the_page_runs_from_top_to_bottom(
         # Line numbers of an error are those of the page.
         code = "\n" * page.count("\n", 0, snippet.start(1)) + snippet[1]
         exec(compile(code, str(PAGE), "exec"), names)
-    assert len(found) == page.count("```python") == 10
+    assert len(found) == page.count("```python") == 11
     said = capsys.readouterr().out
     assert names["report"].verdict in ("pass", "warn")
     assert "wide: text" in said

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Mer
 
 from benchmarks.small_encoders import KINDS, PICTURES, SOUNDS, raw_things, save_folder
 from mer_export.bundle import WEIGHTS, Bundle
@@ -104,6 +105,22 @@ def test_an_exported_encoder_gives_the_vectors_of_pytorch_in_any_batch(
         alone = [next(iter(encoding.encode([thing]))) for thing in things]
     assert max(np.abs(a - b).max() for a, b in zip(wanted, found, strict=True)) <= PROOF
     assert max(np.abs(a - b).max() for a, b in zip(alone, found, strict=True)) <= 1e-6
+
+
+def test_an_encoder_is_replaced_whole_or_stays_as_it_is(mer: Mer, tmp_path: Path) -> None:
+    save_folder("bert", tmp_path / "source")
+    words = ["encoder", tmp_path / "source", "-o", tmp_path / "made", "--length", "8", "-q"]
+    code, _, problem = mer(*words)
+    assert code == 0, problem
+    before = {p: p.read_bytes() for p in sorted((tmp_path / "made").rglob("*")) if p.is_file()}
+    code, _, problem = mer(*words, "--force", "--precision", "bf16")
+    assert (code, "format onnx has no precision 'bf16'" in problem) == (7, True)
+    assert {p: p.read_bytes() for p in sorted((tmp_path / "made").rglob("*")) if p.is_file()} == before
+    assert mer(*words, "--force", "--layer", "0")[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made", "source"]
+    bundle = Bundle.open(tmp_path / "made")
+    bundle.verify()
+    assert (Encoder.of(bundle).config.model_dump()["layers"], len(bundle.manifest.variants)) == ([0], 1)
 
 
 def test_a_reduced_precision_passes_the_gate_and_says_what_it_costs(exported: tuple[str, Path]) -> None:

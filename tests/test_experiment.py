@@ -15,10 +15,14 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Mer
+from small_facialmmt import SMALL as SMALL_FACIALMMT
+from small_facialmmt import SWIN
 
 from mer_export.errors import InputError, UsageError
 from mer_export.experiment import ExperimentResult, TableSpec, Trained
-from train.experiments.experiment import NAMES, load_experiment, plan
+from mer_export.progress import SILENT
+from train.experiments.experiment import NAMES, Plan, load_experiment, plan
+from train.fit import fit
 
 RANDOM = {
     "emt": ["protocol.text_encoder=random"],
@@ -172,7 +176,12 @@ def test_a_cell_that_fails_is_a_row_with_its_reason_and_ends_no_other(mer: Mer, 
 def result_of(values: dict[str, list[float | None]]) -> ExperimentResult:
     """Two seeds at each rate."""
     trained = [
-        Trained(model="M", cell={"missing": rate, "seed": str(i)}, bundle="", metrics={"has0_acc_2": v, "mae": 1.0})
+        Trained(
+            model="M",
+            cell={"missing": rate, "seed": str(i)},
+            bundle=f"{rate}-{i}",
+            metrics={"has0_acc_2": v, "mae": 1.0},
+        )
         for rate, runs in values.items()
         for i, v in enumerate(runs)
     ]
@@ -241,6 +250,21 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
         ["seed=0"],
         ["model.layers=1", "model.hidden_sizes=[300, 16, 16]", "epochs=1", "keep.rule=last"],
     ),
+    "mtee/mosei_fewshot": (
+        "mosei_emo",
+        {},
+        ["k=5", "seed=0"],
+        ["model.layers=1", "model.hidden_sizes=[300, 16, 16]", "epochs=1", "keep.rule=last", "keep.patience=null"],
+    ),
+    "mtee/mosi": (
+        "mosi",
+        {},
+        ["seed=0"],
+        [
+            *("epochs=1", "model.hidden_size=8", "model.hidden_sizes=[8, 8, 8]", "model.layers=1"),
+            "model.mult={width: 8, heads: 2, layers: 1}",
+        ],
+    ),
 }
 """Data set to imitate, how, values on the grid, and settings that make the published recipes small."""
 
@@ -264,3 +288,63 @@ def test_a_published_experiment_fills_its_table_from_the_authors_files(mer: Mer,
             t.cell["unseen"]: [n for n, v in t.metrics.items() if "/" in n and v is not None] for t in result.trained
         }
         assert scored == {e: [f"accuracy/{e}"] for e in ("excited", "surprised", "frustrated")}
+
+
+FACES: dict[str, Any] = {"audio_dim": 5, "vision_dim": 4, "audio_len": 6, "vision_len": 5, "image_size": 8}
+
+
+def small_facialmmt(data: Path) -> list[str]:
+    """Settings that make the published FacialMMT small, of every model of its experiment."""
+    named = {"FacialMMT-RoBERTa": "roberta", "FacialMMT-BERT": "bert"}
+    text = {"hidden": 8, "layers": 1, "heads": 2, "feed_forward": 8}
+    sets = [f"model.{n}={json.dumps(v)}" for n, v in SMALL_FACIALMMT.items() if n not in ("encoder", "bert")]
+    sets += [f"{n}:model.swin={json.dumps(SWIN)}" for n in named] + [f"{n}:data.faces.size=8" for n in named]
+    sets += [f"{n}:protocol.face_encoder=random" for n in named]
+    reading = [n for n in load_experiment("facialmmt/meld").models if n != "vision"]
+    sets += [f"{n}:data.tokenizer={data / 'tokenizer'}" for n in reading]
+    sets += [f"{n}:protocol.text_encoder=random" for n in reading]
+    sets += [f"{n}:model.bert.{k}={v}" for n in reading for k, v in (text | {"vocabulary": 120}).items()]
+    return [*sets, "batch=8", "lr=0.001", "device=cpu", "precision=fp32"]
+
+
+def test_facialmmts_ablations_killed_in_the_middle_end_with_the_table_of_an_uninterrupted_run(
+    data_of_faces: Path, tmp_path: Path
+) -> None:
+    """Both text encoders with faces and expressions inside, faces alone, and the fusion without modalities."""
+    from train.experiments import run as runs
+
+    data, sets = data_of_faces, small_facialmmt(data_of_faces)
+    begun: list[str] = []
+
+    def two_and_no_more(config: Any, data_path: Path, out: Path, **how: Any) -> Any:
+        begun.append(out.name)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return fit(config, data_path, out, **how)
+
+    def planned(out: Path) -> Plan:
+        return plan(load_experiment("facialmmt/meld"), data, out, sets)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(runs, "fit", two_and_no_more)
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(planned(tmp_path / "a"), data, tmp_path / "a", SILENT)
+    kept = tmp_path / "a" / "FacialMMT-RoBERTa" / "bundle.json"
+    before = kept.stat().st_mtime_ns
+    resumed = runs.run(planned(tmp_path / "a"), data, tmp_path / "a", SILENT)
+    whole = runs.run(planned(tmp_path / "b"), data, tmp_path / "b", SILENT)
+    assert kept.stat().st_mtime_ns == before
+    assert resumed == whole
+    assert (tmp_path / "a" / "experiment.md").read_text() == (tmp_path / "b" / "experiment.md").read_text()
+    assert not whole.failed
+    assert [row.model for row in whole.rows] == list(load_experiment("facialmmt/meld").models)
+    assert whole.header()[-1] == "weighted F1"
+
+
+@pytest.fixture(scope="module")
+def data_of_faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mer_export.data.synthetic import synthesise
+
+    out = tmp_path_factory.mktemp("facialmmt") / "meld"
+    synthesise("facialmmt", "meld", out, dialogues=6, seed=1, **FACES)
+    return out

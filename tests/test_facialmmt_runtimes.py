@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from small_facialmmt import LENGTHS, make, utterances
+from small_live import MAKERS
 
+from mer_export import registry
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
 from mer_export.errors import UnsupportedError
 from mer_export.exporters import export_variant
 from runtimes.backends.session import SessionOptions
+from runtimes.backends.staged import Kept
 from runtimes.backends.table import open_session
 from runtimes.backends.way import find_ways
 from runtimes.predict.predictor import Predictor
@@ -44,6 +50,47 @@ def test_the_text_of_a_dialogue_is_encoded_once(bundle: Bundle) -> None:
         list(predictor.predict([*first, *second]))
         text = predictor.session(LENGTHS).info["stages"]["text"]
     assert (text["calls"], text["rows"]) == (2, 2)
+
+
+def test_of_a_live_dialogue_each_text_and_each_utterances_frames_are_encoded_once(tmp_path: Path) -> None:
+    case = MAKERS["facialmmt"](tmp_path / "bundle")
+    lengths = Bucket(text_len=40, audio_len=6, vision_len=5)
+    export_variant(case.bundle, "onnx", lengths, example=utterances(case.bundle.manifest.contract), stages=True)
+    draw = np.random.default_rng(0)
+    said = [case.draw(draw) for _ in range(4)]
+    fused = {None: 1 + 2 + 3 + 4, 0: 4}
+    for revise, rows in fused.items():
+        with (
+            Predictor(case.bundle, "onnxruntime", ONE, batch=8) as staged,
+            Predictor(case.bundle, "torch", ONE, batch=8) as eager,
+        ):
+            live, whole = (p.dialogue("d", revise=revise) for p in (staged, eager))
+            for utterance in said:
+                found, wanted = live.say(utterance), whole.say(utterance)
+                for a, b in zip((found.prediction, *found.revised), (wanted.prediction, *wanted.revised), strict=True):
+                    assert a.unit == b.unit
+                    np.testing.assert_allclose(a.numbers, b.numbers, atol=1e-5)
+            stages = staged.session(lengths).info["stages"]
+        assert {n: s["rows"] for n, s in stages.items()} == {"text": 4, "frames": 4, "fusion": rows}
+
+
+def test_exports_of_before_have_the_frames_in_the_fusion(bundle: Bundle) -> None:
+    system = registry.get("facialmmt")
+    config = system.parse(bundle.manifest.config)
+    now = [s.name for s in system.stages_of(config)]
+    assert now == list(bundle.manifest.variants[0].stages) == ["face", "text", "frames", "fusion"]
+    before = system.stages_of(config, ("face", "text", "fusion"))
+    assert [s.name for s in before] == ["face", "text", "fusion"]
+    read = {s.name for s in bundle.manifest.contract.inputs} - {"input_ids", "images"}
+    assert {s.name for s in before[-1].inputs} == read | {"text_hidden", "expression_logits"}
+
+
+def test_what_is_kept_of_stages_has_a_bound() -> None:
+    kept = Kept(100)
+    for number in range(9):
+        kept.put(bytes([number]), {"x": np.zeros(10, np.float32)})
+    assert kept.nbytes == 80
+    assert [kept.get(bytes([n])) is not None for n in range(9)] == [False] * 7 + [True, True]
 
 
 def test_only_real_faces_are_looked_at(bundle: Bundle) -> None:

@@ -18,6 +18,7 @@ from benchmarks.small_encoders import WORDS
 from mer_export.bundle import Bundle
 from mer_export.encoders.encoder import Encoder
 from mer_export.errors import InputError, ParityError, UnsupportedError, UntrustedError, UsageError
+from mer_export.exporters import export_variant
 from mer_export.exporters.encoders.file import import_file
 from mer_export.exporters.onnx import quiet
 from runtimes.encode import open_encoder
@@ -228,8 +229,16 @@ def test_a_torchscript_file_is_held_against_the_table_of_programs(tmp_path: Path
         assert [v.mac for v in bundle.manifest.variants] == [""]
         with open_encoder(bundle.root, "torchscript", batch=3) as encoding:
             np.testing.assert_allclose(list(encoding.encode(pictures())), wanted, atol=1e-6)
-    with open_encoder(made[0].root, "torch") as encoding, pytest.raises(UnsupportedError, match="have no network"):
-        list(encoding.encode(pictures()))
+    for backend, precision in (("torch", "fp32"), ("onnxruntime", "int8"), ("openvino", "bf16")):
+        with pytest.raises(
+            UsageError, match=rf"{backend} runs none of them: pass --runtime with one of \['torchscript'"
+        ):
+            open_encoder(made[0].root, backend, precision=precision)
+    with pytest.raises(UnsupportedError, match="runtime torchscript does not run int8 on cpu"):
+        open_encoder(made[0].root, "torchscript", precision="int8")
+    for precision, problem in (("int8", "is a program of TorchScript, which nothing rewrites"), ("bf16", "of an ONNX")):
+        with pytest.raises(UnsupportedError, match=problem):
+            export_variant(made[0], "onnx", made[0].manifest.contract.buckets[0], precision=precision)
 
 
 def test_a_file_that_is_not_what_its_recipe_says_is_named(tmp_path: Path) -> None:

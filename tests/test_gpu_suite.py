@@ -64,16 +64,15 @@ def test_a_system_that_was_cut_short_goes_on_with_what_is_missing(
     monkeypatch.setattr(command_line, "_mer", lambda *words: done.append(words[3]))
     monkeypatch.setattr(command_line, "_answers", answer)
     monkeypatch.setattr(command_line, "synthetic_data", lambda kept, system: kept)
-    monkeypatch.setattr(command_line, "RUNS", {"emt": ("mosi", "a preset")})
     (tmp_path / "emt").mkdir()
     (tmp_path / "emt" / "bundle.json").touch()
     found = results(tmp_path / "run.json")
     for name in ("torch", "torchscript"):
         found.add([{"way": name, "labels_changed": 0}], part="mer infer", network="emt")
-    command_line.infer(found, tmp_path)
+    command_line.infer(found, tmp_path, ["emt"])
     assert done == ["onnx", "exported_program"]
     assert {r["way"] for r in found.rows if r["status"] == "measured"} == set(command_line.RUNTIMES)
-    command_line.infer(found, tmp_path)
+    command_line.infer(found, tmp_path, ["emt"])
     assert done == ["onnx", "exported_program"]
 
 

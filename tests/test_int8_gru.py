@@ -16,6 +16,7 @@ from mer_export.bundle import Bundle
 from mer_export.exporters import export_variant
 from mer_export.exporters.graph import int8_gru
 from mer_export.exporters.graph.int8_gru import gru_loops
+from mer_export.exporters.graph.names import module_of
 from mer_export.exporters.graph.nodes import all_nodes
 from runtimes.backends.way import find_ways
 from runtimes.parity.run import run_parity
@@ -105,6 +106,16 @@ def test_a_graph_does_not_grow_with_its_steps() -> None:
 @pytest.mark.parametrize("changes", [{"linear_before_reset": 0}, {"clip": 3.0}, {"direction": "reverse"}])
 def test_a_layer_of_another_form_stays(changes: dict[str, object]) -> None:
     assert gru_loops(layer(directions=1, **changes)) == 0
+
+
+def test_a_layer_to_keep_stays_and_others_are_of_their_module() -> None:
+    model = layer()
+    model.graph.node[0].name = "text.rnn/GRU_0"
+    assert gru_loops(model, keep=["text.rnn/GRU_0"]) == 0
+    assert gru_loops(model, keep=["audio.rnn/GRU_0"]) == 1
+    names = [n.name for n in all_nodes(model.graph)]
+    assert {module_of(n) for n in names} == {"text.rnn"}
+    assert len(set(names)) == len(names)
 
 
 def test_a_small_layer_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from mer_export.agreement.compare import compare
 from mer_export.agreement.policy import Policy
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
-from mer_export.metrics import multilabel as own
 from mer_export.metrics.measure import measure
 from mer_export.models.mtee.config import SENTIMENT
 from mer_export.task import Task
@@ -30,14 +29,18 @@ def drawn(seed: int, units: int = 50) -> tuple[np.ndarray, np.ndarray]:
 def test_metrics_of_each_label_are_scikit_learns(seed: int) -> None:
     truths, scores = drawn(seed)
     said = (scores > 0).astype(int)
-    for j in range(3):
+    found = measure(Task(kind="multilabel", output="logits", labels=LABELS), truths.astype(np.float32), scores)
+    for j, label in enumerate(LABELS):
         t, p = truths[:, j], said[:, j]
-        assert own.weighted_f1(truths, said)[j] == pytest.approx(reference.f1_score(t, p, average="weighted"))
-        assert own.weighted_accuracy(truths, said)[j] == pytest.approx(reference.balanced_accuracy_score(t, p))
-        assert own.roc_auc(truths, scores)[j] == pytest.approx(reference.roc_auc_score(t, scores[:, j]))
-    strict, subset, intersect = own.set_accuracy(truths, said)
-    assert strict == pytest.approx(reference.accuracy_score(truths, said))
-    assert strict <= subset <= intersect
+        theirs = {
+            "weighted_f1": reference.f1_score(t, p, average="weighted"),
+            "weighted_accuracy": reference.balanced_accuracy_score(t, p),
+            "auc": reference.roc_auc_score(t, scores[:, j]),
+            "accuracy": reference.accuracy_score(t, p),
+        }
+        assert {n: found[f"{n}/{label}"] / 100 for n in theirs} == pytest.approx(theirs)
+    assert found["strict"] / 100 == pytest.approx(reference.accuracy_score(truths, said))
+    assert found["strict"] <= found["subset"] <= found["intersect"]
 
 
 def test_a_label_that_never_holds_has_no_auc_and_the_rest_stays_defined() -> None:

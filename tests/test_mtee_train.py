@@ -56,8 +56,16 @@ def five(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_every_preset_of_mtee_is_as_published() -> None:
-    names = [n for n in PRESETS if n.startswith("mtee/")]
+    sentiment = {"mtee/mosi": (10, 5, 20), "mtee/mosei_senti": (8, 74, 35)}
+    names = [n for n in PRESETS if n.startswith("mtee/") and n not in sentiment]
     assert len(names) == 3 + 6 + 6 + 3
+    for name, (heads, *widths) in sentiment.items():
+        config = load_preset(name)
+        mult = config.model["mult"]
+        assert (mult["heads"], mult["layers"], mult["masked"], mult["embedding_dropout"]) == (heads, 4, True, 0.2)
+        assert mult["attention_dropout"] == {"text": 0.2, "audio": 0.0, "vision": 0.0}
+        assert [config.model["audio_dim"], config.model["vision_dim"]] == widths
+        assert (config.protocol["loss"], config.keep.metric) == ("l1", "acc_7")
     for name in names:
         config = load_preset(name)
         assert (config.batch, config.lr, config.epochs, config.clip) == (64, 1e-3, 100, 1.0)
@@ -99,6 +107,28 @@ def test_a_few_examples_of_an_unseen_emotion_fine_tune_a_trained_model(
     wider = [*few, "model.hidden_sizes=[16,12,10]"]
     with pytest.raises(UsageError, match="another network"):
         fit(load_preset("mtee/mosei_fsl4", wider), data, tmp_path / "wider", quiet=True)
+
+
+def test_old_samples_keep_an_emotion_from_being_forgotten(five: Bundle, data: Path, tmp_path: Path) -> None:
+    few = [
+        *SMALL,
+        "lr=0.02",
+        "epochs=4",
+        "batch=4",
+        "data.emotions.balanced=true",
+        f"init={five.root}",
+        "keep.rule=last",
+    ]
+
+    def old_emotions(name: str, *sets: str) -> float:
+        tuned = fit(load_preset("mtee/mosei_fsl4", [*few, *sets]), data, tmp_path / name, quiet=True)
+        found = json.loads(tuned.path(EVALUATION).read_text())["test"]["single"]
+        return float(np.mean([found[f"auc/{emotion}"] for emotion in MOSEI if emotion != "sad"]))
+
+    naive = old_emotions("naive")
+    for rule in ("joint", "gem"):
+        kept = old_emotions(rule, "data.emotions.old=true", f"protocol.rehearsal={{rule: {rule}, new: 4}}")
+        assert kept > naive + 3, rule
 
 
 def test_the_schedule_and_early_stopping_follow_the_validation_split(data: Path, tmp_path: Path) -> None:

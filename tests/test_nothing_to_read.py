@@ -30,7 +30,7 @@ from mer_export.data.spec import ContextData, DataSpec
 from mer_export.data.synthetic import synthesise
 from mer_export.errors import BundleError, InputError
 from mer_export.exporters import export_variant
-from mer_export.metrics.classification import measure
+from mer_export.metrics.measure import measure
 from mer_export.task import Task
 from runtimes.backends.way import find_ways
 from runtimes.parity.run import run_parity
@@ -139,9 +139,9 @@ def test_an_utterance_without_a_face_counts_as_the_original_counts_it(tmp_path: 
     assert [p.label is None for p in answers] == [i in (1, 4) for i in range(6)]
     decided = np.asarray([0 if p.index is None else p.index for p in answers])
     truth = np.concatenate([s.labels for s in given if s.labels is not None])
-    assert found.metrics == measure(task.labels, truth, decided)
+    assert found.metrics == measure(task, truth, np.eye(len(task.labels), dtype=np.float32)[decided])
     assert found.counts == {"units": 6, "scored_as_original": 2}
-    measured = evaluate_in_torch(bundle, given)
+    measured = evaluate_in_torch(bundle, given).metrics
     assert measured == {n: pytest.approx(v, abs=0.01) for n, v in found.metrics.items() if n in measured}
 
 

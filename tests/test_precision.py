@@ -153,8 +153,8 @@ def test_every_use_of_a_weight_gets_its_own_and_computes_the_same(tmp_path: Path
     np.testing.assert_array_equal(open_file(tmp_path / "unshared.onnx").run(None, job.example)[0], job.reference["y"])
 
 
-def broken(change: Callable[[onnx.ModelProto], None]) -> Callable[[onnx.ModelProto, Path], onnx.ModelProto]:
-    def rewrite(model: onnx.ModelProto, scratch: Path) -> onnx.ModelProto:
+def broken(change: Callable[[onnx.ModelProto], None]) -> Callable[..., onnx.ModelProto]:
+    def rewrite(model: onnx.ModelProto, scratch: Path, keep: list[str]) -> onnx.ModelProto:
         model.graph.node[-1].op_type = "Cast"
         del model.graph.node[-1].input[1:]
         model.graph.node[-1].attribute.append(helper.make_attribute("to", TensorProto.FLOAT))
@@ -320,7 +320,7 @@ def test_nothing_is_rounded_between_two_fp32_nodes_of_an_fp16_graph(tmp_path: Pa
     graph = helper.make_graph(nodes, "g", ports[:2], ports[2:], [numpy_helper.from_array(weights, "w")])
     source, path = tmp_path / "source.onnx", tmp_path / "fp16.onnx"
     onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), source)
-    made = precision._fp16(precision._prepared(source), path)
+    made = precision._fp16(precision._prepared(source), path, [])
     onnx.checker.check_model(made)
     made_by = {o: n for n in made.graph.node for o in n.output}
     log = next(n for n in made.graph.node if n.op_type == "Log")

@@ -115,4 +115,4 @@ def test_the_install_line_is_enough_for_the_commands_below_it(tmp_path: Path) ->
         assert done.returncode in ((0, SLOWER) if "--baseline" in words else (0,)), f"{command}: {done.stderr}"
         assert "not installed" not in done.stdout + done.stderr, command
         ran.append(verb)
-    assert {*ran} == {"synth", "inspect", "train", "import", "export", "parity", "bench", "tune", "infer"}
+    assert {*ran} == {"synth", "inspect", "train", "import", "export", "parity", "bench", "tune", "infer", "eval"}

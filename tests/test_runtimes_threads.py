@@ -70,7 +70,7 @@ def test_threads_that_share_a_variant_in_stages_get_their_own_answers(
     samples = [s for seed in range(4) for s in utterances(contract, 2, seed=seed)]
     export_variant(bundle, "onnx", LENGTHS, example=samples, stages=True)
     # Less than the threads bring, so that what one call needs is thrown out by others.
-    monkeypatch.setattr(staged, "KEPT", 2)
+    monkeypatch.setattr(staged, "KEPT_BYTES", 1000)
     with Predictor(bundle, "onnxruntime", ONE_THREAD, batch=1) as shared:
         assert differing(shared, samples, threads=4, calls=10) == 0
 

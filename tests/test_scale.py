@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,13 @@ from mer_export.errors import UsageError
 from mer_export.launcher import module_command
 from mer_export.untrusted.stored import stored_files
 from runtimes import BatchWorker
+from runtimes.predict.machine_profile import Goal, Limits, choose
 from runtimes.scale.blocks import Answered, Asked, Block, BlockWorker, Died, Event
-from runtimes.scale.command import Reading, Spread, infer_in_blocks
+from runtimes.scale.cluster import ClusterCrew, room
+from runtimes.scale.command import Reading, Spread, infer_in_blocks, room_of
 from runtimes.scale.desk import How, checksum
 from runtimes.scale.ledger import Ledger
+from runtimes.speed.tune import run_tune
 
 DIALOGUES = 40
 BLOCK_BYTES = 20_000
@@ -275,6 +279,29 @@ def test_a_line_that_is_no_dialogue_costs_its_block_and_is_named(
     assert len(written(tmp_path / "out")) > len(place.answers) // 2
 
 
+def test_a_dialogue_that_two_blocks_of_a_file_have_is_refused_and_one_of_two_files_is_not(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crews: list[Scripted] = []
+    monkeypatch.setattr("runtimes.scale.command.ProcessCrew.hired", scripted({3: 99}, crews))
+    out, lines = tmp_path / "out", tmp_path / "own.jsonl"
+    text = place.lines.read_text().splitlines()
+    lines.write_text("\n".join([*text, text[1], ""]))
+    twice = json.loads(text[1])["dialogue"]
+    with pytest.raises(UsageError, match="2 of"):
+        run(place, out, lines, place.rows)
+    failed = {n: b["failed"] for n, b in enumerate(manifest(out)["blocks"]) if "failed" in b}
+    last = max(n for n, b in enumerate(manifest(out)["blocks"]) if b["input"] == str(lines))
+    assert failed[last].startswith(f"dialogue {twice!r} is there twice, in another part of {lines} too")
+    # What is known of blocks that are done is known to the run that goes on, however it ended.
+    with (out / "names.bin").open("ab") as stream:
+        stream.write(b"cut short")
+    monkeypatch.setattr("runtimes.scale.command.ProcessCrew.hired", scripted({}, crews))
+    with pytest.raises(UsageError, match=f"1 of .* blocks .*{twice!r} is there twice"):
+        run(place, out, lines, place.rows)
+    assert crews[-1].had == [3, last]
+
+
 def test_what_changes_answers_changes_the_checksum_and_a_report_does_not(exported: Bundle, tmp_path: Path) -> None:
     from small_bundle import part_of, reweigh
 
@@ -388,6 +415,45 @@ def test_a_cluster_without_ray_says_what_to_install(
 
 
 # A cluster
+
+
+class Asking:
+    """In place of Ray: notes what is asked for an actor."""
+
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {}
+
+    def remote(self, **settings: Any) -> Any:
+        self.settings = settings
+        return lambda kind: self
+
+    def put(self, what: Any) -> Any:
+        return what
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("cpu", 0), ("cuda", 1)])
+def test_an_actor_asks_for_the_cores_and_the_gpu_that_it_uses(place: Place, device: str, gpus: int) -> None:
+    how = How(place.bundle, device=device, threads=3)
+    ray = Asking()
+    ClusterCrew(ray, Asked(how, {}), 0, *room_of(how))
+    assert {n: ray.settings[n] for n in ("num_cpus", "num_gpus")} == {"num_cpus": 3, "num_gpus": gpus}
+    nodes = {"CPU": 16.0, "GPU": 2.0}
+    assert room(nodes, *room_of(how)) == (2 if gpus else 5)
+    assert room({"CPU": 16.0}, *room_of(how)) == (0 if gpus else 5)
+
+
+def test_a_goal_holds_in_blocks_and_says_what_an_actor_needs(place: Place, tmp_path: Path) -> None:
+    bundle = Bundle.open(shutil.copytree(place.bundle, tmp_path / "bundle"))
+    with pytest.raises(UsageError, match="run mer tune"):
+        run(replace(place, bundle=bundle.root), tmp_path / "out", goal="throughput")
+    profile = run_tune(bundle, batches=(1, 4), precisions=("fp32",))
+    profile.save(bundle)
+    way = choose(profile, Goal("throughput"), Limits(ANYBODY)).way
+    how = How(bundle.root, runtime=ANYBODY, threads=None, goal="throughput")
+    assert room_of(how) == (way.workers * (way.options.threads or 1), 0)
+    found = run(replace(place, bundle=bundle.root), tmp_path / "out", threads=None, goal="throughput")
+    assert (found["runtime"], found["precision"]) == (ANYBODY, way.precision)
+    assert same(written(tmp_path / "out"), place.answers)
 
 
 def test_a_node_that_dies_costs_its_blocks_and_the_answers_are_those_of_infer(

@@ -4,6 +4,8 @@ change."""
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -146,6 +148,20 @@ def test_dialogues_get_what_infer_writes(server: Running, bundle: Path, tmp_path
         assert all(map(alike, found, wanted))
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_curl_sends_a_file_as_the_page_says(server: Running) -> None:
+    page = (DATA.parents[1] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (said,) = re.findall(r"`(curl .*--data-binary @dialogues\.jsonl)`", page)
+    said = said.replace("localhost:8000/v1/predict", server.url.rstrip("/") + PREDICT).replace(
+        "dialogues.jsonl", str(DIALOGUES)
+    )
+    done = subprocess.run([*shlex.split(said), "-sS", "--fail"], capture_output=True, check=True)
+    wanted = server.ask("POST", PREDICT, DIALOGUES.read_bytes(), {"Content-Type": "application/x-ndjson"}).body
+    found, expected = ([json.loads(line) for line in body.splitlines()] for body in (done.stdout, wanted))
+    assert len(found) == len(expected) > 0
+    assert all(map(alike, found, expected))
+
+
 def test_utterances_of_a_regression_get_what_infer_writes(server: Running, tmp_path: Path, mer: Mer) -> None:
     emt = DATA / "bundles" / "emt"
     random = np.random.default_rng(0)
@@ -250,7 +266,8 @@ def test_random_requests_of_its_own_description_are_no_fault_of_the_server(serve
     held = [checks.CHECKS.get_one(n if n.endswith("error") else f"{n}_conformance") for n in names]
     schema = schemathesis.openapi.from_url(f"{server.url}openapi.json")
     tried = 0
-    for path in ("/v2/models/{model}/infer", "/v1/models/{model}/predict"):
+    told = "/v1/models/{model}/dialogues/{dialogue}/utterances"
+    for path in ("/v2/models/{model}/infer", "/v1/models/{model}/predict", told):
         operation = schema[path]["POST"]
 
         @given(case=operation.as_strategy())

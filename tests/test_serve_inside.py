@@ -320,7 +320,7 @@ async def test_the_documentation_names_every_endpoint_and_option() -> None:
     page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
     async with inside(BUNDLE) as server:
         paths = (await server.ask("GET", "/openapi.json")).said["paths"]
-    named = {line.split("`")[1] for line in page.splitlines() if line.startswith(("| `GET", "| `POST"))}
+    named = {line.split("`")[1] for line in page.splitlines() if line.startswith(("| `GET", "| `POST", "| `DELETE"))}
     assert named == {f"{method.upper()} {path}" for path, own in paths.items() for method in own}
     options = {o for p in typer.main.get_command(cli.app).commands["serve"].params for o in p.opts if len(o) > 2}
     assert options - {"--help", "--verbose", "bundles"} <= {w.strip("`,.()") for w in page.split()}

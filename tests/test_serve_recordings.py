@@ -7,6 +7,7 @@ import base64
 import csv
 import errno
 import gc
+import io
 import json
 import os
 import shutil
@@ -142,6 +143,34 @@ def test_recordings_and_sentences_get_what_infer_writes_of_the_files(
     wanted = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [a["modalities"] for a in wanted] == [["text", "audio"], ["text", "audio"], ["audio"], ["text"], []]
     _answers_in_every_form(model, clips, wanted, scratch)
+
+
+@in_a_loop
+async def _answers_live(model: Path, clips: Path, wanted: list[dict[str, Any]]) -> None:
+    async with inside(model) as server:
+        for number, (sentence, _) in enumerate(ROWS):
+            said = {"id": str(number), "sentence": sentence, "sound": sound(clips / f"{number}.wav")}
+            answer = await server.ask("POST", "/v1/dialogues/a/utterances", json.dumps(said).encode(), JSON)
+            assert answer.status == 200, answer.body
+            assert near([answer.said["prediction"]], wanted[number : number + 1])
+        broken = {"sound": {"data": base64.b64encode(b"RIFF" + bytes(99)).decode()}}
+        answer = await server.ask("POST", "/v1/dialogues/a/utterances", json.dumps(broken).encode(), JSON)
+        assert answer.status == 422
+
+
+def test_utterances_of_a_live_dialogue_are_encoded_as_those_of_a_file(
+    model: Path, clips: Path, mer: Mer, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mer("infer", model, clips / "clips.csv", "-o", tmp_path / "out.jsonl")[0] == 0
+    wanted = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    _answers_live(model, clips, wanted)
+    monkeypatch.chdir(clips)
+    said = [{"dialogue": "a", "sentence": s, "recording": f"{i}.wav"} for i, (s, _) in enumerate(ROWS)]
+    lines = "".join(json.dumps(line) + "\n" for line in said).encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    code, out, err = mer("infer", model, "--live")
+    assert code == 0, err
+    assert near([json.loads(row)["prediction"] for row in out.splitlines()], wanted)
 
 
 @in_a_loop

@@ -14,6 +14,7 @@ from mer_export.data.open import open_corpus
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
+from mer_export.untrusted.places import Reach
 from mer_export.untrusted.tables import read_table
 
 WORDS = "call,turn,who,mood,words\nc1,0,a,joy,It’s fine\nc1,1,b,anger,“No”\n"
@@ -150,3 +151,19 @@ def test_a_source_is_a_file_or_columns(measured: Path, source: Any) -> None:
     (measured / "table.yaml").write_text(json.dumps(FEATURES | {"audio": source}))
     with pytest.raises(InputError, match="audio"):
         open_corpus(measured)
+
+
+def test_where_an_array_lies_is_asked_for_each_file_and_not_for_each_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    path, spec = Reach.path, DataSpec.model_validate({"table": "u.csv", "dialogue": "call", "text": {"file": "t.npy"}})
+    monkeypatch.setattr(Reach, "path", lambda *a, **k: (asked.append(str(a[1])), path(*a, **k))[1])
+    counts = []
+    for rows in (2, 20):
+        np.save(tmp_path / "t.npy", np.ones((rows, 3), np.float32))
+        (tmp_path / "u.csv").write_text("call\n" + "".join(f"c{i}\n" for i in range(rows)))
+        asked.clear()
+        open_corpus(tmp_path, spec)
+        counts.append(asked.count("t.npy"))
+    assert counts[0] == counts[1] > 0

@@ -16,11 +16,12 @@ from safetensors.numpy import load_file
 from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle
 from mer_export.data.open import open_corpus
 from mer_export.data.synthetic import synthesise
-from mer_export.errors import BundleError, InputError, UsageError
+from mer_export.errors import BundleError, InputError, NotAvailableError, UsageError
 from train.config import load_preset
 from train.evaluate import evaluate, evaluate_published
 from train.fit import EVALUATION, fit
 from train.state import DIFFICULTY, METRICS, STATE, TENSORS
+from train.tracking import parse_trackers
 
 ROOT = Path(__file__).parents[1]
 DIMS = {"text_dim": 8, "audio_dim": 8, "vision_dim": 8}
@@ -80,9 +81,9 @@ def test_the_final_weights_are_those_that_were_evaluated(trained: Path, data: Pa
     bundle = Bundle.open(trained)
     samples = open_corpus(data).split("test")
     stored = json.loads(bundle.path(EVALUATION).read_text())["test"]["single"]
-    assert evaluate(bundle, samples) == stored
-    assert evaluate(bundle, samples, batch=1) | {"loss": 0} == stored | {"loss": 0}
-    assert set(evaluate_published(bundle, samples)) == set(stored)
+    assert evaluate(bundle, samples).metrics == stored
+    assert evaluate(bundle, samples, batch=1).metrics | {"loss": 0} == stored | {"loss": 0}
+    assert set(evaluate_published(bundle, samples).metrics) == set(stored)
 
 
 def run_until_epoch(data: Path, out: Path, epoch: int, sets: list[str]) -> None:
@@ -165,7 +166,7 @@ def test_patience_ends_training_and_the_best_epoch_is_kept(data: Path, tmp_path:
     ]
     assert state["epoch"] == state["best_epoch"] + 2 < 60
     assert max(values) == values[state["best_epoch"] - 1] == state["best_value"]
-    assert evaluate(bundle, open_corpus(data).split("test"))["weighted_f1"] == max(values)
+    assert evaluate(bundle, open_corpus(data).split("test")).metrics["weighted_f1"] == max(values)
 
 
 def test_the_staged_recipe_measures_its_own_difficulties(data: Path, tmp_path: Path):
@@ -181,7 +182,7 @@ def test_published_training_reports_both_semantics(data: Path, tmp_path: Path):
     dims = ["model.text_linear=true", "model.width=8", "model.hidden=8", *SMALL[:3], "epochs=2", "device=cpu"]
     bundle = fit(load_preset("cmerc/meld", dims), data, tmp_path / "pub", quiet=True)
     found = json.loads(bundle.path(EVALUATION).read_text())["test"]
-    assert set(found) == {"single", "batch"}
+    assert set(found) == {"single", "batch", "classes"}
     state = json.loads(bundle.path(STATE).read_text())
     assert found["batch"]["weighted_f1"] == state["best_value"]
 
@@ -205,10 +206,39 @@ def test_two_processes_train_one_bundle(data: Path, tmp_path: Path):
     assert len(bundle.path(METRICS).read_text().splitlines()) == 2
 
 
-def test_tensorboard_events_lie_beside_the_bundle(data: Path, tmp_path: Path):
-    pytest.importorskip("tensorboard")
-    fit(small("epochs=1"), data, tmp_path / "t", quiet=True, tensorboard=True)
+def test_a_run_is_followed_by_every_tracker_that_is_asked_for(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("wandb")
+    # Its own default, a database, takes longer to make than the run.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    fit(small("epochs=2"), data, tmp_path / "t", quiet=True, tensorboard=True, track=("mlflow", "wandb"))
     assert list((tmp_path / "t-tensorboard").glob("events*"))
+    (run,) = mlflow.search_runs(experiment_names=["cmerc"], output_format="list")
+    records = [json.loads(line) for line in (tmp_path / "t" / METRICS).read_text().splitlines()]
+    assert run.data.params["system"] == "cmerc"
+    assert run.data.params["model.hidden"] == str(small().model["hidden"])
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "test/weighted_f1")
+    assert [(m.step, m.value) for m in history] == [(r["epoch"], r["splits"]["test"]["weighted_f1"]) for r in records]
+    (offline,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert b"train/total" in offline.read_bytes()
+
+
+def test_a_tracker_that_is_missing_is_refused_before_the_data_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from accelerate import tracking
+
+    monkeypatch.setattr(tracking, "_available_trackers", [])
+    with pytest.raises(NotAvailableError, match=r"^mlflow is not installed: pip install 'mer-export\[mlflow\]'$"):
+        fit(small(), tmp_path / "nothing", tmp_path / "t", track=("mlflow",))
+    with pytest.raises(
+        UsageError, match=r"--track 'neptune' is no tracker, there are \['tensorboard', 'mlflow', 'wandb'"
+    ):
+        parse_trackers("mlflow, neptune")
+    assert parse_trackers("wandb,wandb, mlflow") == ("wandb", "mlflow")
 
 
 def test_features_of_another_width_are_refused(data: Path, tmp_path: Path):

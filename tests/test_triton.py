@@ -1,47 +1,35 @@
-"""What `mer triton` writes: configurations as Triton's protobuf reads them, and a router that pads and answers as the
-predictor does. Without a server; `test_triton_server.py` has one."""
+"""What `mer triton` writes: configurations as Triton's protobuf reads them. Without a server;
+`test_triton_server.py` has one."""
 
 from __future__ import annotations
 
-import ast
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import mtee_bundles
 import numpy as np
-import onnxruntime
 import pytest
 import typer
 from conftest import Mer
-from small_networks import NETWORKS
+from triton_repositories import described, ports, read, router_of, tensors
 
 import cli
-from mer_export import registry
-from mer_export.bucket import Bucket, bucket_for
-from mer_export.bundle import Bundle, Manifest, Variant, files
-from mer_export.contract import Contract
+from mer_export.bucket import Bucket
+from mer_export.bundle import Bundle, Variant
 from mer_export.data.bundle_data import bundle_spec
-from mer_export.data.collate import collate
-from mer_export.data.given import OPTIONAL
 from mer_export.data.open import stream_samples
 from mer_export.data.samples import Sample
-from mer_export.errors import BundleError, NotAvailableError, UnsupportedError, UntrustedError, UsageError
-from mer_export.exporters.graph import external_data
+from mer_export.errors import NotAvailableError, UnsupportedError, UntrustedError, UsageError
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import backend_problem, known_backends
 from runtimes.backends.way import Way
 from runtimes.predict.machine_profile import Entry, Profile, machine_class
-from runtimes.predict.predictor import Prediction, Predictor
-from runtimes.triton import router as router_module
-from runtimes.triton.config import ENGINES, protobuf
-from runtimes.triton.plan import _notes, answers_of, contract_of, plan
+from runtimes.predict.predictor import Predictor
+from runtimes.triton.config import ENGINES
+from runtimes.triton.plan import _notes, answers_of, plan
 from runtimes.triton.repository import MARK, write
-from runtimes.triton.router import Refusal, Router
 
 pytest.importorskip("tritonclient.grpc")
 DATA = Path(__file__).parent / "data"
@@ -69,26 +57,6 @@ def written(cmerc: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dialogues(cmerc: Bundle) -> list[Sample]:
     return list(stream_samples(DIALOGUES, bundle_spec(cmerc, DIALOGUES)))
-
-
-def read(file: Path) -> Any:
-    """A configuration, as Triton reads it."""
-    from google.protobuf import text_format
-
-    return text_format.Parse(file.read_text(encoding="utf-8"), protobuf().ModelConfig())
-
-
-def ports(found: Any) -> dict[str, tuple[str, list[int]]]:
-    return {p.name: (protobuf().DataType.Name(p.data_type), list(p.dims)) for p in found}
-
-
-def tensors(sample: Sample) -> dict[str, np.ndarray]:
-    """One unpadded item, as a client sends it."""
-    return {name: np.asarray(array)[None] for name, array in sample.inputs.items()}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
 def test_a_bucket_is_a_model_whose_batches_triton_makes(written: Path) -> None:
@@ -135,194 +103,6 @@ def test_the_router_takes_items_of_any_length_and_may_lack_modalities(written: P
         "probability": ("TYPE_FP32", [-1, 3]),
     }
     assert json.loads(config.parameters["labels"].string_value) == ["neutral", "joy", "anger"]
-
-
-def test_the_router_needs_numpy_alone(written: Path) -> None:
-    source = (written / "cmerc" / "1" / "model.py").read_text()
-    assert source == Path(router_module.__file__).read_text()
-    found = {
-        n for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import) for n in (a.name for a in node.names)
-    }
-    found |= {str(node.module) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)}
-    assert {n.split(".")[0] for n in found} - sys.stdlib_module_names == {"numpy", "triton_python_backend_utils"}
-
-
-def answered(router: Router, repository: Path, request: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a request gets, each model run by ONNX Runtime in this process."""
-    items = router.items(request)
-    for number, bucket in enumerate(router.buckets):
-        own = [i for i in items if i.bucket == number]
-        if own:
-            session = onnxruntime.InferenceSession(repository / bucket["model"] / "1" / "model.onnx")
-            names = [s["name"] for s in router.outputs]
-            router.cut(dict(zip(names, session.run(names, router.pad(own, number)), strict=True)), own)
-    return router.answer(request, items)
-
-
-def router_of(repository: Path, name: str) -> Router:
-    return Router(json.loads((repository / name / "1" / "contract.json").read_text()))
-
-
-def same(found: dict[str, np.ndarray], number: int, expected: list[Prediction]) -> None:
-    """The answer to item `number` of a request is what `mer infer` says of its units."""
-    labels = [label.decode() for label in found["label"][number]]
-    assert labels[: len(expected)] == [p.label or "" for p in expected]
-    assert not any(labels[len(expected) :])
-    for row, p in zip(found["probability"][number], expected, strict=False):
-        np.testing.assert_allclose(row, list(p.probabilities.values()) or np.nan, atol=1e-5)
-
-
-def test_answers_are_those_of_infer(written: Path, cmerc: Bundle, dialogues: list[Sample]) -> None:
-    router = router_of(written, "cmerc")
-    with Predictor(cmerc) as predictor:
-        lengths = set()
-        for sample in dialogues:
-            same(answered(router, written, tensors(sample)), 0, list(predictor.predict([sample])))
-            lengths.add(len(sample.units))
-    assert {n <= 4 for n in lengths} == {True, False}
-
-
-def test_items_of_several_lengths_are_cut_to_theirs(written: Path, cmerc: Bundle, dialogues: list[Sample]) -> None:
-    """What stands behind the lengths is NaN, which the model would refuse."""
-    some = dialogues[:6]
-    lengths = [len(s.units) for s in some]
-    request: dict[str, np.ndarray] = {"lengths": np.asarray(lengths)[:, None]}
-    for name, axis in (("text", 1), ("audio", 0), ("vision", 0), ("speaker", 0)):
-        arrays = [np.asarray(s.inputs[name]) for s in some]
-        pads = [[(0, max(lengths) - n if i == axis else 0) for i, n in enumerate(a.shape)] for a in arrays]
-        behind = np.nan if name != "speaker" else 99
-        request[name] = np.stack([np.pad(a, p, constant_values=behind) for a, p in zip(arrays, pads, strict=True)])
-    found = answered(router_of(written, "cmerc"), written, request)
-    assert found["log_prob"].shape == (6, max(lengths), 3)
-    with Predictor(cmerc) as predictor:
-        for number, sample in enumerate(some):
-            same(found, number, list(predictor.predict([sample])))
-            assert not found["log_prob"][number, lengths[number] :].any()
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ({"audio": np.full((1, 3, 5), np.nan, np.float32)}, "item 0: audio holds nan at"),
-        ({"speaker": np.full((1, 3), 7)}, "item 0: speaker goes from 7 to 7, the model knows 0..1"),
-        ({"speaker": np.zeros((1, 2), int)}, "item 0: speaker has 2 utterances, other inputs have 3"),
-        ({"lengths": np.asarray([[4]])}, "item 0: lengths is 4, text has 3"),
-        ({"lengths": np.asarray([[0]])}, "item 0: text has no utterances: remove the empty item"),
-        (
-            {
-                n: np.zeros((1, *s), t)
-                for n, s, t in (
-                    ("text", (2, 9, 8), "f"),
-                    ("audio", (9, 5), "f"),
-                    ("vision", (9, 4), "f"),
-                    ("speaker", (9,), int),
-                )
-            },
-            "are more than the longest of this model, {'utterances': 8}",
-        ),
-    ],
-)
-def test_what_the_model_cannot_take_is_refused_with_its_place(
-    written: Path, change: dict[str, np.ndarray], problem: str
-) -> None:
-    shapes = {"text": (1, 2, 3, 8), "audio": (1, 3, 5), "vision": (1, 3, 4)}
-    request = {n: np.zeros(s, np.float32) for n, s in shapes.items()} | {"speaker": np.zeros((1, 3), int)} | change
-    with pytest.raises(Refusal) as refusal:
-        router_of(written, "cmerc").items(request)
-    assert problem in str(refusal.value)
-
-
-def described(name: str, root: Path) -> Predictor:
-    """A predictor of a network's contract and task, which reads scores but has no weights."""
-    system_name, values = NETWORKS[name]
-    system = registry.get(system_name)
-    config = system.parse(values)
-    vectors = {label: np.arange(mtee_bundles.WORDS) + 1.0 for label in getattr(config, "labels", ())}
-    contract = system.complete(system.contract(config), config, {"vectors": vectors})
-    manifest = Manifest(
-        system=system_name,
-        variant=system.variant_of(config),
-        config=config.model_dump(mode="json"),
-        task=system.task(config),
-        contract=contract,
-    )
-    return Predictor(Bundle.create(root, manifest), "torch")
-
-
-def drawn(contract: Contract, seed: int) -> Sample:
-    """An item of random lengths, in every third of which a modality is missing."""
-    draw = np.random.default_rng(seed)
-    longest = contract.buckets[-1]
-    lengths = {d: int(draw.integers(contract.shortest.get(d, 1), n + 1)) for d, n in longest.items()}
-    absent = draw.choice(contract.modalities) if seed % 3 == 0 and len(contract.modalities) > 1 else None
-    inputs = {}
-    for spec in contract.features:
-        if spec.name not in OPTIONAL and (spec.modality is None or spec.modality != absent):
-            shape = [lengths[d] if isinstance(d, str) else d for d in spec.dims[1:]]
-            whole = draw.integers(0, spec.below or 3, shape)
-            inputs[spec.name] = whole if spec.dtype == "int64" else draw.standard_normal(shape, dtype=np.float32)
-    units = lengths[contract.unit_dim] if contract.unit_dim else 1
-    return Sample(str(seed), inputs, tuple(map(str, range(units))))
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_router_pads_and_reads_every_network_as_the_predictor_does(name: str, tmp_path: Path) -> None:
-    predictor = described(name, tmp_path / "bundle")
-    contract, task, draw = predictor.contract, predictor.task, np.random.default_rng(0)
-    buckets = [{"model": b.name, "lengths": dict(b), "batch": 3, "filled": True} for b in contract.buckets]
-    router = Router(json.loads(json.dumps(contract_of(contract, task, answers_of(contract, task), buckets))))
-    for seed in range(9):
-        sample = drawn(contract, seed)
-        (item,) = router.items(tensors(sample))
-        bucket = bucket_for(sample.lengths(contract), contract.buckets)
-        assert item.bucket is not None
-        assert item.lengths == sample.lengths(contract)
-        assert router.buckets[item.bucket]["lengths"] == bucket
-        for spec, given in zip(contract.inputs, router.pad([item], item.bucket).values(), strict=True):
-            np.testing.assert_array_equal(given, collate([sample], contract, bucket, 3)[spec.name], strict=True)
-        outputs = {
-            s.name: draw.standard_normal(s.shape(3, bucket or {}), dtype=np.float32) * 2 for s in contract.outputs
-        }
-        router.cut(outputs, [item])
-        found = router.answer(tensors(sample), [item])
-        real = [slice(item.lengths[d] if isinstance(d, str) else d) for d in contract.outputs[0].dims[1:]]
-        own = outputs[task.output][0][tuple(real)]
-        for unit, p in enumerate(predictor.read(sample, predictor.rows({task.output: own}))):
-            place = (0, unit) if contract.unit_dim else (0,)
-            assert found["label"][0][unit].decode() == p.label
-            if task.kind != "regression":
-                np.testing.assert_array_equal(found["probability"][place], np.float32(list(p.probabilities.values())))
-            if task.kind == "multilabel":
-                assert tuple(np.asarray(task.labels)[found["holds"][place]]) == p.labels
-
-
-def test_an_item_of_which_nothing_can_be_read_has_no_label(written: Path) -> None:
-    found = answered(router_of(written, "cmerc"), written, {"speaker": np.zeros((1, 3), int)})
-    assert found["label"].tolist() == [[b"", b"", b""]]
-    assert np.isnan(found["log_prob"]).all()
-    assert np.isnan(found["probability"]).all()
-    assert found["probability"].shape == found["log_prob"].shape == (1, 3, 3)
-
-
-def test_inputs_that_all_items_share_and_a_fixed_batch_leave_the_batches_to_the_router(tmp_path: Path) -> None:
-    made = Bundle.create(tmp_path / "eea", described("mtee eea", tmp_path / "described").bundle.manifest)
-    with made.commit() as change:
-        for bucket, batch in zip(made.manifest.contract.buckets, (0, 2), strict=True):
-            own = {"format": "onnx", "precision": "fp32", "lengths": bucket, "batch": batch, "exporter": "test"}
-            model = f"variants/onnx-fp32/{bucket.name}.onnx"
-            change.write(model, b"")
-            change.add_variant(Variant(model=model, **own))
-    head, dynamic, fixed = plan(made, batch=4).models
-    assert [m.config.max_batch_size for m in (dynamic, fixed)] == [0, 0]
-    assert [ports(m.config.input)["emotions"][1] for m in (dynamic, fixed)] == [[5, 6], [5, 6]]
-    assert [ports(m.config.input)["text"][1] for m in (dynamic, fixed)] == [[-1, 6, 6], [2, 9, 6]]
-    assert [ports(m.config.input)["text_lengths"][1] for m in (dynamic, fixed)] == [[-1], [2]]
-    assert not any(m.config.HasField("dynamic_batching") for m in (dynamic, fixed))
-    assert "emotions" not in ports(head.config.input)
-    said = json.loads(head.files["1/contract.json"])
-    assert [(b["batch"], b["filled"], b["batched"]) for b in said["buckets"]] == [(4, False, False), (2, True, False)]
-    files = {name: len(content) for name, content in dynamic.files.items()}
-    assert files == {f"warmup/{m}_lengths-{n}": 8 * n for n in (1, 4) for m in ("text", "audio", "vision")}
 
 
 def test_openvino_gets_its_own_form_with_recurrent_layers_that_are_right(
@@ -482,165 +262,12 @@ def test_a_name_that_a_network_uses_is_not_used_twice(cmerc: Bundle) -> None:
         answers_of(taken, cmerc.manifest.task)
 
 
-def test_weights_that_buckets_share_lie_on_the_disk_once(
-    copy: Bundle, dialogues: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(external_data, "SMALLEST", 64)
-    monkeypatch.setattr(external_data, "WORTH", 1024)
-    present = {"weights": copy.manifest.weights.sha256}
-    for variant in [v for v in copy.manifest.variants if v.format == "onnx" and v.precision == "fp32"]:
-        with copy.commit() as change:
-            made = change.file("variants/made/model.onnx")
-            shutil.copyfile(copy.root / variant.model, made)
-            model = external_data.share_weights(copy, change, variant, made)
-            change.add_variant(variant.model_copy(update={"model": model, "options": variant.options | present}))
-    write(plan(copy, name="shared"), tmp_path / "repository")
-    one, other = (tmp_path / "repository").glob("*/1/*.weights")
-    assert one.samefile(other)
-    write(plan(copy, name="shared"), tmp_path / "repository", force=True)
-    router = router_of(tmp_path / "repository", "shared")
-    with Predictor(copy) as predictor:
-        for sample in dialogues[:3]:
-            same(answered(router, tmp_path / "repository", tensors(sample)), 0, list(predictor.predict([sample])))
-
-
-def test_what_is_there_is_replaced_only_as_it_was_written(cmerc: Bundle, tmp_path: Path) -> None:
-    out, made = tmp_path / "repository", plan(cmerc)
-    out.mkdir()
-    write(made, out)
-    before = contents(out)
-    with pytest.raises(UsageError, match="exists: pass --force to replace it"):
-        write(made, out)
-    write(plan(cmerc, name="meld"), out, force=True)
-    assert {n.split("-")[0].split("/")[0] for n in contents(out) if n != MARK} == {"meld"}
-    write(made, out, force=True)
-    assert contents(out) == before
-    (out / "cmerc" / "config.pbtxt").write_text("name: 'cmerc'\n")
-    with pytest.raises(UsageError, match=r"cmerc/config.pbtxt was changed or added since"):
-        write(made, out, force=True)
-    assert (out / "cmerc" / "config.pbtxt").read_text() == "name: 'cmerc'\n"
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match="was not written by mer triton"):
-        write(made, tmp_path / "other", force=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "repository"]
-
-
-def test_a_repository_is_not_written_into_the_bundle(copy: Bundle) -> None:
-    with pytest.raises(UsageError, match="is in the bundle"):
-        write(plan(copy), copy.root / "triton")
-    copy.verify()
-
-
-@pytest.mark.parametrize("exchanges", [True, False])
-def test_what_goes_wrong_leaves_the_old_repository(
-    cmerc: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool
-) -> None:
-    out = tmp_path / "repository"
-    write(plan(cmerc), out)
-    before = contents(out)
-
-    def full(path: Path) -> None:
-        raise OSError(28, "No space left on device", str(path))
-
-    if not exchanges:
-        monkeypatch.setattr(files, "_exchanged", lambda *_: False)
-    other = plan(cmerc, name="meld")
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "fsync", full)
-        with pytest.raises(OSError, match="No space"):
-            write(other, out, force=True)
-    assert contents(out) == before
-    write(other, out, force=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["repository"]
-    assert (out / "meld").is_dir()
-    assert os.stat(out).st_mode & 0o777 == os.stat(tmp_path / "repository" / "meld").st_mode & 0o777
-
-
-def test_what_a_killed_writer_left_goes_with_the_next_and_another_ones_work_stays(
-    cmerc: Bundle, tmp_path: Path
-) -> None:
-    killed, living = tmp_path / ".repository.1.ab.tmp", tmp_path / ".repository.2.cd.tmp"
-    for folder in (killed, living):
-        (folder / "cmerc").mkdir(parents=True)
-    with files.holding(living):
-        write(plan(cmerc), tmp_path / "repository")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [living.name, "repository"]
-
-
-KILLED_AT_EVERY_LINE = """
-import os, sys
-from pathlib import Path
-from mer_export.bundle import files
-
-out, killed, states = Path(sys.argv[1]), 0, set()
-
-def write(step):
-    lines = 0
-    def trace(frame, event, arg):
-        nonlocal lines
-        if frame.f_code.co_filename == files.__file__:
-            lines += event == "line"
-            if lines == step:
-                os.kill(os.getpid(), 9)
-            return trace
-    sys.settrace(trace)
-    with files.replacing_folder(out) as fresh:
-        for name in "ab":
-            (fresh / name).write_text(str(step))
-    os._exit(0)
-
-for step in range(1, 1000):
-    before = {p.read_text() for p in out.iterdir()}
-    child = os.fork()
-    if not child:
-        write(step)
-    status = os.waitpid(child, 0)[1]
-    after = [p.read_text() for p in out.iterdir()]
-    assert len(after) == 2 and len(set(after)) == 1 and set(after) <= before | {str(step)}, (step, after)
-    states.add(set(after) == before)
-    if status == 0:
-        break
-    killed += 1
-print(killed, states == {True, False}, sorted(p.name for p in out.parent.iterdir()))
-"""
-
-
-def test_a_folder_is_the_old_or_the_new_one_wherever_its_writer_is_killed(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    for name in "ab":
-        (tmp_path / "out" / name).write_text("0")
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED_AT_EVERY_LINE, tmp_path / "out"], capture_output=True, text=True, check=True
-    )
-    killed, both, left = done.stdout.split(" ", 2)
-    assert int(killed) > 30
-    assert (both, left) == ("True", "['out']\n")
-
-
-def test_a_link_in_a_repository_is_not_replaced(cmerc: Bundle, tmp_path: Path) -> None:
-    write(plan(cmerc), tmp_path / "repository")
-    (tmp_path / "repository" / "cmerc" / "2").symlink_to(tmp_path)
-    with pytest.raises(UsageError, match="cmerc/2 was changed or added since"):
-        write(plan(cmerc), tmp_path / "repository", force=True)
-
-
 def test_the_documentation_names_every_option_and_answer() -> None:
     page = (Path(__file__).parent.parent / "docs" / "triton.md").read_text()
     named = {w.strip("`,.:()=$") for w in page.split()}
     options = {o for p in typer.main.get_command(cli.app).commands["triton"].params for o in p.opts if len(o) > 2}
     assert options - {"--help", "--verbose", "--quiet", "--json", "bundle"} <= named
     assert {"label", "probability", "holds", *ENGINES} <= named
-
-
-def test_a_damaged_file_is_not_served(copy: Bundle, tmp_path: Path) -> None:
-    made = plan(copy)
-    variant = copy.find("onnx-fp32-utterances8-bdynamic")
-    file = copy.root / variant.model
-    file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(BundleError, match="does not match its checksum"):
-        write(made, tmp_path / "repository")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle"]
 
 
 def test_the_command_writes_says_and_plans(mer: Mer, tmp_path: Path) -> None:

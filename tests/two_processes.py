@@ -1,25 +1,35 @@
 """What tests/test_train_processes.py starts with torchrun: `python two_processes.py DATA OUT`, prints nothing.
 
-Each process writes OUT/<rank>.json: by system the digest of the weights of a whole run and of an interrupted one, and
-what divergence in the second process alone ended with.
+Each process writes OUT/<rank>.json: by system the digest of the weights of a whole run and of an interrupted one,
+what divergence in the second process alone ended with, and that of a run whose first process measures for longer than
+processes wait for each other unless they are told to.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
 import torch
 from torch import nn
+from torch.distributed import distributed_c10d
 
+from mer_export.data.samples import Sample
 from mer_export.errors import MerError
 from train.config import load_preset
 from train.fit import Run, fit
 from train.loop import Phase
+from train.systems.cmerc.protocol import CmercProtocol
+from train.systems.tab.protocol import TabProtocol
 
 DATASETS = {
     "cmerc": "meld",
@@ -38,9 +48,17 @@ SETS = {
 }
 """Gradients of several batches add up before they are averaged; most of TFR-Net's time would go to 500 frames."""
 
-BATCHES = {"mtee": 2, "tab": 7, "facialmmt": 11, "mult": 3}
-"""Of systems whose loss is a mean over items: a size that divides the training split of ITEMS into pairs of batches."""
+BATCHES = {"cmerc": 1, "emt": 3, "tfr_net": 3, "mult": 3, "facialmmt": 11, "mtee": 2, "tab": 7}
+"""A size that divides the training split of ITEMS into pairs of batches."""
 ITEMS = {"mtee": 32, "tab": 20, "facialmmt": 24, "mult": 20}
+BY_ITEM = {
+    "cmerc": ["model.norm=LN", "protocol.calibrate=false", "protocol.contrast=false", "protocol.curriculum=null"],
+    "emt": ["protocol.missing=0"],
+    "tfr_net": ["protocol.missing=0", "model.generator=none", "model.fuse_generated=false"],
+}
+"""What makes the loss of a batch the mean over its items: no contrast, nothing masked; see `mean_over_items`."""
+SHORT = timedelta(seconds=1)
+"""How long processes wait that nobody told how long."""
 
 Found = dict[str, list[str]]
 
@@ -54,10 +72,33 @@ def preset(system: str, *sets: str):
 
 
 def without_chance(system: str, batch: int):
-    """A run in which nothing depends on random numbers but the order of the items."""
+    """A run whose loss is the mean over items, and in which their order alone depends on random numbers."""
     config = preset(system, f"batch={batch}")
     dropout = [f"model.{name}=0" for name in paths(config.model) if "dropout" in name]
-    return preset(system, f"batch={batch}", *dropout)
+    return preset(system, f"batch={batch}", *dropout, *BY_ITEM.get(system, []))
+
+
+def alike_in_pairs(samples: Sequence[Sample]) -> list[Sample]:
+    """Dialogues in pairs of as many utterances: the mean over those of both is then that of their means."""
+    by_size: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_size[len(sample.units)].append(sample)
+    return [s for found in by_size.values() for s in found[: len(found) // 2 * 2]]
+
+
+def fixed_norm(self: nn.BatchNorm1d, x: torch.Tensor) -> torch.Tensor:
+    """Batch norm that the batch has no say in."""
+    return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+@contextlib.contextmanager
+def mean_over_items() -> Iterator[None]:
+    """What no setting of `BY_ITEM` reaches."""
+    with (
+        mock.patch.object(CmercProtocol, "choose", lambda self, samples, epoch: alike_in_pairs(samples)),
+        mock.patch.object(nn.BatchNorm1d, "forward", fixed_norm),
+    ):
+        yield
 
 
 def paths(section: dict) -> list[str]:
@@ -105,15 +146,13 @@ def stopped(config, data: Path, out: Path) -> None:
 
 
 def diverged(config, data: Path, out: Path, rank: int) -> str:
-    """What a loss that is no number, of the second process alone, ends with; applied gradients stay finite."""
-    means = Phase._means
+    """What a loss that is no number, of the second process alone, ends with."""
+    step = TabProtocol.step
 
-    def spoilt(self: Phase, history: list, others: dict) -> dict:
-        if rank:
-            history = [{n: v * torch.nan for n, v in step.items()} for step in history]
-        return means(self, history, others)
+    def spoilt(self: TabProtocol, *given) -> dict:
+        return {n: v * torch.nan if rank else v for n, v in step(self, *given).items()}
 
-    with mock.patch.object(Phase, "_means", spoilt):
+    with mock.patch.object(TabProtocol, "step", spoilt):
         try:
             fit(config, data, out, quiet=True)
         except MerError as error:
@@ -121,16 +160,34 @@ def diverged(config, data: Path, out: Path, rank: int) -> str:
     return "trained"
 
 
+def patient(config, data: Path, out: Path) -> str:
+    """As `trained`, but measuring takes longer than processes wait for each other by themselves."""
+    evaluate = Phase.evaluate
+
+    def slow(self: Phase, *given) -> dict:
+        time.sleep(2 * SHORT.total_seconds())
+        return evaluate(self, *given)
+
+    with (
+        mock.patch.object(Phase, "evaluate", slow),
+        mock.patch.object(distributed_c10d, "_get_default_timeout", return_value=SHORT),
+    ):
+        return trained(config, data, out)
+
+
 def main(data: Path, out: Path) -> None:
     rank = int(os.environ["RANK"])
     found: Found = {}
+    # First: how long processes wait is settled when they meet.
+    found["patient"] = [patient(preset("mtee", "epochs=1"), data / "mtee", out / "patient")]
     for system in DATASETS:
         config, files = preset(system), data / system
         whole = trained(config, files, out / f"{system}-whole")
         stopped(config, files, out / f"{system}-cut")
         found[system] = [whole, trained(config, files, out / f"{system}-cut")]
-    for system, batch in BATCHES.items():
-        fit(without_chance(system, batch), data / system, out / f"{system}-halves", quiet=True)
+    with mean_over_items():
+        for system, batch in BATCHES.items():
+            fit(without_chance(system, batch), data / system, out / f"{system}-halves", quiet=True)
     found["diverged"] = [diverged(preset("tab"), data / "tab", out / "diverged", rank)]
     (out / f"{rank}.json").write_text(json.dumps(found))
 

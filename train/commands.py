@@ -64,7 +64,13 @@ def train(
     fold: Annotated[
         int | None, typer.Option("--fold", min=0, help="One run of the data's cross-validation (tab).")
     ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard events: --track tensorboard.")
+    ] = False,
+    track: Annotated[
+        str | None,
+        typer.Option("--track", metavar="NAMES", help="Follow the run with tensorboard, mlflow, wandb; with commas."),
+    ] = None,
     encoders: Annotated[
         bool, typer.Option("--encoders/--no-encoders", help="Take along the encoders that stand beside the data.")
     ] = True,
@@ -82,7 +88,9 @@ def train(
     from train.experiments.crossval import of_fold
     from train.fit import fit, preview
     from train.own_data import own_config
+    from train.tracking import parse_trackers
 
+    trackers = parse_trackers(track)
     given = {"seed": seed, "device": device, "precision": precision}
     if preset is None and config is None:
         resolved = own_config(system, data, sets or (), outside, **given)
@@ -94,7 +102,7 @@ def train(
     if dry_run:
         plan = {"out": str(out), "plan": preview(resolved, data, out, force), **resolved.model_dump(mode="json")}
         return emit_plan("train", plan, as_json)
-    bundle = fit(resolved, data, out, force=force, quiet=quiet, tensorboard=tensorboard)
+    bundle = fit(resolved, data, out, force=force, quiet=quiet, tensorboard=tensorboard, track=trackers)
     if encoders:
         attach(bundle, found_beside(data, said_extractors(data, resolved.data)))
     result = bundle.manifest.provenance.get("result", {})

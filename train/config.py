@@ -27,7 +27,8 @@ from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
 from mer_export.untrusted.places import Allowed, Reach
 from mer_export.untrusted.yaml_files import read_yaml
-from train.encoders import from_folders
+from train.balance import Balance
+from train.encoders import CROSS_ENTROPY, from_folders
 from train.recipe import recipe
 
 FOLDER = Path(__file__).parent / "presets"
@@ -128,6 +129,10 @@ class TrainConfig(Strict):
     """CPU threads; None leaves PyTorch's choice. One is faster for small models."""
     save_every: int = Field(1, ge=1)
     """Epochs between resumable states."""
+    keep_fp32: tuple[str, ...] = ()
+    """Modules that exports of a reduced precision leave in fp32, with their parts; see `mer debug parity`."""
+    balance: Balance = Balance()
+    """What is done for rare classes; of systems and tasks whose loss is the cross-entropy of one class."""
     init: str | None = None
     """A bundle of the same network whose weights training starts from; None starts from random ones."""
     licence: str = "unknown: ask the owner of the training data"
@@ -153,6 +158,18 @@ class TrainConfig(Strict):
         if keep.metric.partition("/")[0] not in names:
             raise ValueError(f"keep.metric {keep.metric!r} is not measured by this task, there are {names}")
         return keep
+
+    @field_validator("balance")
+    @classmethod
+    def _balanced(cls, balance: Balance, info: ValidationInfo) -> Balance:
+        if balance.rule == "none" or "protocol" not in info.data or "model" not in info.data:
+            return balance
+        system = _system(info)
+        kind = system.task(system.parse(info.data["model"])).kind
+        loss = recipe(system.name).settings.model_validate(info.data["protocol"]).class_loss(kind)
+        if loss != CROSS_ENTROPY:
+            raise ValueError(f"balance.rule {balance.rule} is for a plain {CROSS_ENTROPY}, {system.name} has {loss}")
+        return balance
 
     def seed_of(self, epoch: int) -> int:
         """The seed that the random streams of one epoch (from 0) start from."""

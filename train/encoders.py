@@ -19,6 +19,9 @@ from mer_export.layers.bert.folder import Description, check_settings, find_conf
 RANDOM = "random"
 """In place of a file or folder: the encoder starts from random weights, and that is meant."""
 
+CROSS_ENTROPY = "cross-entropy of one class"
+"""The loss that a balance of classes goes with, in words."""
+
 UNKNOWN = ("[UNK]", "<unk>")
 """The usual names of the token for what is unknown."""
 
@@ -50,6 +53,15 @@ class Settings(BaseModel):
     def sources(self) -> tuple[Source, ...]:
         """The encoders that may start from pre-trained weights."""
         return ()
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Splits that training reads beside those that it trains on."""
+        return ()
+
+    def class_loss(self, kind: str) -> str:
+        """What predictions are trained by, in words, for a task of this kind: `CROSS_ENTROPY` where it is that."""
+        return CROSS_ENTROPY if kind == "classification" else f"the loss of a {kind} task"
 
     @property
     def files(self) -> dict[str, str]:

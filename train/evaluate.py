@@ -13,7 +13,7 @@ from mer_export.data.samples import Sample
 from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import bundle_model
 from train.config import parse_config
-from train.model_metrics import PUBLISHED_BATCH, evaluate_model
+from train.model_metrics import PUBLISHED_BATCH, Evaluated, evaluate_model
 from train.protocol import Protocol
 from train.recipe import protocol_class, recipe
 
@@ -24,7 +24,7 @@ def evaluate(
     semantics: Semantics = "single",
     batch: int = PUBLISHED_BATCH,
     device: str = "cpu",
-) -> dict[str, float]:
+) -> Evaluated:
     """Metrics of the bundle's PyTorch model in fp32 on labelled samples, in percent, rounded as published.
 
     Args:
@@ -35,7 +35,8 @@ def evaluate(
         device: `cpu` or `cuda`.
 
     Returns:
-        The task's metrics by name (two decimals, of plain values four), and `loss` where the training loss is known.
+        The task's metrics by name (two decimals, of plain values four), with `loss` where the training loss is known,
+        and how each label was decided.
     """
     model, protocol = bundle_model(bundle).to(device), _protocol(bundle, device)
     known = (protocol.class_loss, protocol.mean, protocol.published_metrics) if protocol else ()
@@ -45,7 +46,7 @@ def evaluate(
         return evaluate_model(model, samples, contract, task, semantics, batch, *known)
 
 
-def evaluate_published(bundle: Bundle, samples: Sequence[Sample], batch: int = PUBLISHED_BATCH) -> dict[str, float]:
+def evaluate_published(bundle: Bundle, samples: Sequence[Sample], batch: int = PUBLISHED_BATCH) -> Evaluated:
     """The authors' own evaluation: batches of 16, `batch` semantics, rounded."""
     return evaluate(bundle, samples, "batch", batch)
 
@@ -61,4 +62,5 @@ def _protocol(bundle: Bundle, device: str) -> Protocol | None:
     settings = recipe(config.system).settings.model_validate(config.protocol)
     protocol: Protocol = protocol_class(config.system)(settings)
     protocol.set_class_weights(bundle.manifest.provenance.get("class_weights"), torch.device(device))
+    protocol.set_class_offsets(bundle.manifest.provenance.get("class_offsets"), torch.device(device))
     return protocol

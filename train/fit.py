@@ -23,13 +23,14 @@ from mer_export.data.collate import collate
 from mer_export.data.samples import Sample, readable
 from mer_export.data.spec import DataSpec, written_in_full
 from mer_export.encoders.context import keep_tools
-from mer_export.errors import NotAvailableError, UsageError
-from mer_export.install import not_installed
+from mer_export.errors import UsageError
+from mer_export.evaluation import EVALUATION, Evaluation, dump_evaluations
 from mer_export.metrics.table import find, main
 from mer_export.progress import SILENT, Progress, progress_unless
 from mer_export.task import Task
 from mer_export.untrusted.yaml_files import read_yaml
 from mer_export.weights import load_from_bundle, save_weights
+from train.balance import Balance
 from train.config import TrainConfig, dump_config, first_difference
 from train.devices import computing, describe
 from train.encoders import RANDOM, describe_sources
@@ -41,11 +42,10 @@ from train.provenance import feature_statistics, provenance
 from train.recipe import protocol_class
 from train.seeds import seed_everything
 from train.state import DIFFICULTY, RunState, load_tensors, phase_state, read_state
+from train.tracking import Log, require_trackers, tracking
 
 if TYPE_CHECKING:
     from torch import nn
-
-EVALUATION = "train/evaluation.json"
 
 
 def fit(
@@ -56,6 +56,7 @@ def fit(
     force: bool = False,
     quiet: bool = False,
     tensorboard: bool = False,
+    track: Sequence[str] = (),
 ) -> Bundle:
     """Trains, evaluates and writes a bundle.
 
@@ -66,7 +67,8 @@ def fit(
         resume: False refuses an existing bundle instead.
         force: starts over, replacing an existing bundle.
         quiet: shows no progress.
-        tensorboard: writes losses and metrics beside the bundle, in `<out>-tensorboard`.
+        tensorboard: the same as `tensorboard` among the trackers: beside the bundle, in `<out>-tensorboard`.
+        track: trackers that get losses and metrics of every epoch, see `train.tracking.TRACKERS`.
 
     Returns:
         The trained bundle; `train/evaluation.json` in it holds the final metrics per split and semantics.
@@ -74,8 +76,11 @@ def fit(
     Raises:
         UsageError: the bundle belongs to another configuration or other data, or a split is missing.
         InputError: data that the model cannot take.
+        NotAvailableError: the package of a tracker is missing.
     """
     begun = not force and (Path(out) / MANIFEST).is_file()
+    trackers = tuple(dict.fromkeys([*(["tensorboard"] if tensorboard else []), *track]))
+    require_trackers(trackers)
     prepared = prepare(config, Path(data_path), draws_weights=not begun and config.init is None)
     made_by = provenance(prepared.source, config.licence)
     if config.init:
@@ -94,9 +99,10 @@ def fit(
         if bundle is not None and accelerator.is_main_process:
             stack.enter_context(bundle.lock())
         stack.callback(shown.close)
-        writer = stack.enter_context(_tensorboard(Path(out))) if tensorboard and accelerator.is_main_process else None
+        followed = trackers if accelerator.is_main_process else ()
+        log = stack.enter_context(tracking(followed, config, Path(out)))
         difficulty = _difficulty(prepared, bundle if resumed else None, shown)
-        run = Run(prepared, bundle, state, difficulty, shown, writer, resumed)
+        run = Run(prepared, bundle, state, difficulty, shown, log, resumed)
         run.train()
         run.finish()
     accelerator.wait_for_everyone()
@@ -157,12 +163,12 @@ class Run:
         state: RunState,
         difficulty: dict[str, float] | None,
         progress: Progress,
-        writer: Any,
+        log: Log,
         resumed: bool,
     ):
         """`bundle` is None in every process but the first of a new run."""
         self.prepared, self.bundle, self.state, self.difficulty = prepared, bundle, state, difficulty
-        self.progress, self.writer = progress, writer
+        self.progress, self.log = progress, log
         config = prepared.config
         seed_everything(config.seed)
         model = registry.get(config.system).build(prepared.model_config)
@@ -180,6 +186,7 @@ class Run:
             prepared.accelerator,
             difficulty,
             measured,
+            prepared.beside,
         )
         if resumed and bundle is not None:
             load_tensors(bundle, self.phase)
@@ -214,12 +221,14 @@ class Run:
             ("single", "batch") if getattr(self.prepared.settings, "semantics", "single") == "batch" else ("single",)
         )
         device = str(self.prepared.accelerator.device)
-        found = {
-            split: {kind: evaluate(self.bundle, samples, kind, device=device) for kind in kinds}
+        measured = [
+            (split, kind, evaluate(self.bundle, samples, kind, device=device))
             for split, samples in self.prepared.measured.items()
-        }
+            for kind in kinds
+        ]
+        found = [Evaluation(split=s, semantics=k, metrics=m.metrics, classes=m.classes()) for s, k, m in measured]
         with self.bundle.commit() as change:
-            change.write(EVALUATION, json.dumps(found, indent=1))
+            change.write(EVALUATION, dump_evaluations(found))
             change.manifest.provenance["result"] = _headline(found, change.manifest.provenance.get("epoch"))
             phase_state(change, self.state, self.phase)
 
@@ -233,8 +242,7 @@ class Run:
         if better or last or self.state.epoch % config.save_every == 0 or self._patience_ran_out():
             self._commit(keep=better or config.keep.rule == "last")
         self.progress.end(summary(record))
-        if self.writer is not None:
-            _write_scalars(self.writer, record)
+        self.log(record)
 
     def _better(self, record: dict[str, Any]) -> bool:
         """Whether this epoch is the best so far by the configured metric; notes it."""
@@ -259,8 +267,11 @@ class Run:
             if keep:
                 save_weights(self.phase.kept, change.file(WEIGHTS))
                 change.manifest.provenance["epoch"] = self.state.epoch
-                weights = self.phase.protocol.weight
-                change.manifest.provenance["class_weights"] = None if weights is None else weights.tolist()
+                for name, values in (
+                    ("class_weights", self.phase.protocol.weight),
+                    ("class_offsets", self.phase.protocol.offset),
+                ):
+                    change.manifest.provenance[name] = None if values is None else values.tolist()
             change.manifest.provenance["computed"] = _once_each(change.manifest.provenance, self.prepared, self.phase)
             if CONFIG not in change.manifest.files:
                 change.write(CONFIG, dump_config(self.prepared.config))
@@ -316,7 +327,8 @@ def _in_words(before: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
 
     Until 0.1 random encoders were asked for by naming none, and networks were never compiled.
     """
-    later: dict[str, Any] = {"compile": False, "device_data": "auto", "group_by_length": False}
+    balance = Balance().model_dump()
+    later: dict[str, Any] = {"compile": False, "device_data": "auto", "group_by_length": False, "balance": balance}
     before = later | before
     random = {s.setting: RANDOM for s in prepared.settings.sources if s.value == RANDOM}
     protocol = {n: random.get(n) if value is None else value for n, value in before["protocol"].items()}
@@ -363,13 +375,10 @@ def _first_model(prepared: Prepared, progress: Progress, title: str, settings: A
     return phase.kept
 
 
-def _headline(found: dict[str, dict[Semantics, dict[str, float]]], epoch: int | None) -> dict[str, Any]:
+def _headline(found: Sequence[Evaluation], epoch: int | None) -> dict[str, Any]:
     """The last evaluated split in the exported semantics, in short."""
-    if not found:
-        return {"epoch": epoch}
-    split = list(found)[-1]
-    metrics = found[split]["single"]
-    return {"epoch": epoch, "split": split} | main(metrics)
+    single = [e for e in found if e.semantics == "single"]
+    return {"epoch": epoch} | ({"split": single[-1].split} | main(single[-1].metrics) if single else {})
 
 
 def summary(record: dict[str, Any]) -> str:
@@ -378,18 +387,3 @@ def summary(record: dict[str, Any]) -> str:
     for split, metrics in record.get("splits", {}).items():
         parts.append(f"{split}: " + " ".join(f"{find(n).title} {find(n).text(v)}" for n, v in main(metrics).items()))
     return "  ".join(parts)
-
-
-def _tensorboard(out: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise NotAvailableError(not_installed("tensorboard", "tensorboard")) from None
-    return SummaryWriter(str(out.with_name(out.name + "-tensorboard")))
-
-
-def _write_scalars(writer: Any, record: dict[str, Any]) -> None:
-    groups: dict[str, dict[str, float]] = {"train": record["train"], **record["splits"]}
-    for group, values in groups.items():
-        for name, value in values.items():
-            writer.add_scalar(f"{group}/{name}", value, record["epoch"])

@@ -64,10 +64,12 @@ class Phase:
         accelerator: Accelerator,
         difficulty: Mapping[str, float] | None = None,
         measured: Iterable[Sequence[Sample]] = (),
+        beside: Mapping[str, Sequence[Sample]] | None = None,
     ):
         """`settings` is the checked `protocol:` section; `model` is trained in place.
 
-        `measured` are the splits that are evaluated, which may be kept on the device beside `samples`.
+        `measured` are the splits that are evaluated, which may be kept on the device beside `samples`; `beside` those
+        that the settings ask for.
         """
         self.config = config
         self.contract = contract
@@ -75,10 +77,12 @@ class Phase:
         self.accelerator = accelerator
         self.model = model
         self.protocol: Protocol = protocol_class(config.system)(settings, difficulty)
+        self.protocol.beside = beside or {}
         if config.group_by_length and (why := self.protocol.given_batches()):
             raise UsageError(f"group_by_length does not go with {why}: leave it out, or change that")
         self.processes = Processes(accelerator)
         module = self.protocol.prepare(model, samples, accelerator.device)
+        self.protocol.balance(config.balance, samples, model, accelerator.device)
         # Device and autocast alone: `processes` averages the gradients, in place of a wrapper around the module.
         module = accelerator.prepare_model(module, evaluation_mode=True)
         self.processes.start_alike(model.parameters())
@@ -163,6 +167,7 @@ class Phase:
         self.accelerator.backward(parts["total"])
         if self.updates.applies(index):
             self.processes.average_gradients(self.model.parameters())
+            self.protocol.adjust_gradients(self.model)
             if self.config.clip is not None:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         stepped = self.updates.after(index)

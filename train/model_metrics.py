@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from mer_export.contract import Contract, Semantics
 from mer_export.data.samples import Sample, readable
 from mer_export.errors import InputError, UnsupportedError
 from mer_export.metrics import find
-from mer_export.metrics.measure import measure
+from mer_export.metrics.measure import class_tables, measure
+from mer_export.metrics.tally import ClassTable
 from mer_export.task import Task
 from train.batches import feed, host_batch, in_batches
 from train.padding import FromSamples, Padding
@@ -38,6 +39,19 @@ class LossMean:
         return mean if self.decimals is None else round(mean, self.decimals)
 
 
+class Evaluated(NamedTuple):
+    """Metrics of labelled units, rounded as published, and what they were measured on."""
+
+    metrics: dict[str, float]
+    task: Task
+    truths: np.ndarray
+    scores: np.ndarray
+
+    def classes(self) -> list[ClassTable]:
+        """How each label was decided."""
+        return class_tables(self.task, self.truths, self.scores)
+
+
 def evaluate_model(
     model: torch.nn.Module,
     samples: Sequence[Sample],
@@ -49,7 +63,7 @@ def evaluate_model(
     mean: LossMean = LossMean(),
     published: Published | None = None,
     padding: Padding = FromSamples(),
-) -> dict[str, float]:
+) -> Evaluated:
     """Metrics of a model on labelled samples, rounded as published; leaves it in evaluation mode.
 
     Units of which there is nothing to read count as the original counts them (`Task.unanswered`), or not at all.
@@ -66,12 +80,13 @@ def evaluate_model(
     if not labels:
         raise InputError("none of these samples has a label: nothing to evaluate")
     further = published(scores, labels) if published and semantics == "batch" else {}
-    unread = _unread_labels(samples, contract, task)
+    unread = unread_labels(samples, contract, task)
     found = batch_metrics(task, scores, labels, class_loss, mean, unread)
-    return found | {n: find(n).rounded(v) for n, v in further.items()}
+    metrics = found | {n: find(n).rounded(v) for n, v in further.items()}
+    return Evaluated(metrics, task, *_all_rows(task, scores, labels, unread))
 
 
-def _unread_labels(samples: Sequence[Sample], contract: Contract, task: Task) -> np.ndarray:
+def unread_labels(samples: Sequence[Sample], contract: Contract, task: Task) -> np.ndarray:
     """What is true of the units that count though there is nothing of them to read."""
     found = [s.labels for s in samples if s.labels is not None and not s.readable(contract)]
     return np.concatenate(found) if found and task.unanswered is not None else np.zeros(0, dtype=np.int64)
@@ -101,12 +116,19 @@ def batch_metrics(
 
     `unread` are the labels of further units, which count as `Task.unanswered` and have no loss.
     """
-    truth, rows = torch.cat(list(labels)).cpu().numpy(), torch.cat(list(scores)).cpu().numpy()
-    if unread is not None and len(unread):
-        truth, rows = np.concatenate([truth, unread]), np.concatenate([rows, task.unanswered_scores(len(unread))])
-    metrics = measure(task, truth, rows)
+    metrics = measure(task, *_all_rows(task, scores, labels, unread))
     rounded = {name: find(name).rounded(value) for name, value in metrics.items()}
     if class_loss is None:
         return rounded
     losses = torch.stack([class_loss(s, y) for s, y in zip(scores, labels, strict=True)]).tolist()
     return rounded | {"loss": mean.of(losses, [len(y) for y in labels])}
+
+
+def _all_rows(
+    task: Task, scores: Sequence[Tensor], labels: Sequence[Tensor], unread: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and scores of every unit, those that were not read among them."""
+    truth, rows = torch.cat(list(labels)).cpu().numpy(), torch.cat(list(scores)).cpu().numpy()
+    if unread is None or not len(unread):
+        return truth, rows
+    return np.concatenate([truth, unread]), np.concatenate([rows, task.unanswered_scores(len(unread))])

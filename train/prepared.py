@@ -46,7 +46,13 @@ class Prepared:
     @property
     def unchanged(self) -> list[Sample]:
         """The training items as read."""
-        return readable(_labelled(self.source, self.config.train_splits, self.task), self.contract)
+        return readable(labelled(self.source, self.config.train_splits, self.task), self.contract)
+
+    @property
+    def beside(self) -> dict[str, list[Sample]]:
+        """The splits that the settings name beside those that are trained on."""
+        named = self.settings.beside
+        return {n: readable(labelled(self.corpus, [n], self.task), self.contract) for n in named}
 
     @property
     def measured(self) -> dict[str, list[Sample]]:
@@ -70,7 +76,9 @@ def prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
     contract = system.contract(model_config)
     source = open_corpus(data, config.data.for_model(contract), labels=task.labels)
     corpus = protocol_class(config.system)(settings).views(source, model_config)
-    samples = readable(_labelled(corpus, config.train_splits, task), contract)
+    samples = readable(labelled(corpus, config.train_splits, task), contract)
+    if lacking := [n for n in settings.beside if not corpus.splits.get(n)]:
+        raise UsageError(f"protocol reads the split {lacking[0]!r}, there are {list(corpus.splits)}")
     _say_unread(source, contract, task)
     if not samples:
         raise UsageError(f"{data}: no labelled item in the training split {list(config.train_splits)}")
@@ -103,6 +111,7 @@ def _say_unread(corpus: Corpus, contract: Contract, task: Task) -> None:
             log.warning("%s: %d items have none of %s: not trained on, %s", split, unread, named, scored)
 
 
-def _labelled(corpus: Corpus, splits: Sequence[str], task: Task) -> list[Sample]:
+def labelled(corpus: Corpus, splits: Sequence[str], task: Task) -> list[Sample]:
+    """The samples of these splits of which something is known."""
     samples = [s for name in splits for s in corpus.split(name)]
     return [s for s in samples if s.labels is not None and task.known(s.labels).any()]

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mer_export.contract import Contract, Semantics
 from mer_export.data.samples import Corpus, Sample
-from mer_export.task import Task
+from mer_export.task import Task, known_units
 from mer_export.untrusted.places import Reach
+from train.balance import Balance
 from train.batches import host_batch, in_batches
 from train.config import TrainConfig
 from train.model_metrics import LossMean, evaluate_model
@@ -67,6 +70,10 @@ class Protocol(ABC):
         self.difficulty = difficulty
         self.weight: Tensor | None = None
         """Class weights of the loss, kept in the bundle's provenance."""
+        self.offset: Tensor | None = None
+        """What the loss adds to the scores of each class (`balance`), kept there too."""
+        self.beside: Mapping[str, Sequence[Sample]] = {}
+        """The splits that the settings name beside the training split."""
         self.padding: Padding = FromSamples()
         """Where the inputs of batches come from."""
 
@@ -89,6 +96,23 @@ class Protocol(ABC):
     def set_class_weights(self, weights: Sequence[float] | None, device: torch.device) -> None:
         """Weights of the loss by class or label; None weighs all alike."""
         self.weight = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device)
+
+    def set_class_offsets(self, offsets: Sequence[float] | None, device: torch.device) -> None:
+        """What the loss adds to the scores of each class; None leaves them."""
+        self.offset = None if offsets is None else torch.tensor(offsets, dtype=torch.float32, device=device)
+
+    def balance(self, rule: Balance, samples: Sequence[Sample], model: Any, device: torch.device) -> None:
+        """Takes weights or offsets of the classes from the training split."""
+        if rule.rule == "none":
+            return
+        known = np.concatenate([s.labels[known_units(s.labels)] for s in samples if s.labels is not None])
+        counts = np.bincount(known if known.ndim == 1 else known.argmax(axis=1), minlength=len(model.config.labels))
+        self.set_class_weights(rule.weights(counts), device)
+        self.set_class_offsets(rule.offsets(counts), device)
+
+    def adjusted(self, scores: Tensor) -> Tensor:
+        """Scores (rows, classes) as the loss sees them: as they are, or as adjusted log-probabilities."""
+        return scores if self.offset is None else functional.log_softmax(scores + self.offset, dim=-1)
 
     def choose(self, samples: Sequence[Sample], epoch: int) -> list[Sample]:
         """The items of one epoch in their order."""
@@ -133,6 +157,9 @@ class Protocol(ABC):
         """Further metrics that the authors report, from the rows of each batch; only with `batch` semantics."""
         return {}
 
+    def adjust_gradients(self, model: nn.Module) -> None:  # noqa: B027
+        """Called after the backward pass of a step, before clipping."""
+
     def end_epoch(self, record: Mapping[str, Any], model: nn.Module, optimizer: Any, passed: bool) -> None:  # noqa: B027
         """Called after every epoch with its record; after a resume again for all epochs that have `passed` before.
 
@@ -163,4 +190,4 @@ class Protocol(ABC):
             mean=self.mean,
             published=self.published_metrics,
             padding=self.padding,
-        )
+        ).metrics

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import output
-from benchmarks.gpu import command_line, device, feeding, inference, training
+from benchmarks.gpu import command_line, device, feeding, inference, packages, training
 from benchmarks.gpu.page import markdown
-from benchmarks.gpu.prepare import default_jobs, prepare, prepare_here
+from benchmarks.gpu.prepare import carried, default_jobs, prepare, prepare_here
 from benchmarks.gpu.rows import Results, merge
 from benchmarks.suite import NETWORKS
 from mer_export.errors import NotAvailableError, UsageError
@@ -26,7 +26,17 @@ from mer_export.exporters import export_formats
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import backend_problem
 
-PARTS = ("device", "training run", "training feed", "training step", "inference", "parity", "mer infer", "cold start")
+PARTS = (
+    "device",
+    "training run",
+    "training feed",
+    "training step",
+    "inference",
+    "parity",
+    "mer infer",
+    "cold start",
+    "packages",
+)
 BATCHES = (1, 8, 32)
 
 
@@ -53,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--out", type=Path, required=True, help="results as JSON; what is there is not done again")
     measured.add_argument("--part", choices=PARTS, action="append", help="repeat for several; default: all")
     measured.add_argument("--network", choices=list(NETWORKS), action="append", help="default: all that are prepared")
+    measured.add_argument("--system", choices=list(training.RUNS), action="append", help="that train; default: all")
     measured.add_argument("--batch", type=int, action="append", help=f"default: {BATCHES}")
     measured.add_argument("--rounds", type=int, default=9, help="interleaved rounds")
     measured.add_argument("--minutes", type=float, help="begin no new piece of work after so long")
@@ -83,18 +94,21 @@ def _measure(chosen: argparse.Namespace, command: str) -> None:
             raise UsageError(f"{chosen.exports} has no {name}: run prepare first")
     results = Results(chosen.out, command, chosen.device, chosen.minutes)
     folder, batches, rounds = chosen.exports, chosen.batch or BATCHES, chosen.rounds
-    kept = folder / "training"
+    kept, systems = folder / "training", chosen.system or list(training.RUNS)
+    for line in carried(folder, networks):
+        output.say(line)
     each: dict[str, Callable[[str], None]] = {
         "training step": lambda n: training.steps(results, folder, n, NETWORKS[n].batches[-1], rounds),
         "inference": lambda n: inference.speed(results, folder, n, batches, rounds),
         "parity": lambda n: inference.parity(results, folder, n),
         "cold start": lambda n: inference.start(results, folder, n),
+        "packages": lambda n: packages.causes(results, folder, n, everywhere=bool(chosen.network and chosen.part)),
     }
     once: dict[str, Callable[[], None]] = {
         "device": partial(device.probe, results),
-        "training run": partial(training.runs, results, kept),
-        "training feed": partial(feeding.shares, results, kept),
-        "mer infer": partial(command_line.infer, results, kept),
+        "training run": partial(training.runs, results, kept, systems),
+        "training feed": partial(feeding.shares, results, kept, systems),
+        "mer infer": partial(command_line.infer, results, kept, systems),
     }
     for part in chosen.part or PARTS:
         if part in once:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.rows import Results, SkippedError
-from benchmarks.gpu.training import RUNS, synthetic_data
+from benchmarks.gpu.training import synthetic_data
 from mer_export.launcher import module_command
 
 RUNTIMES = {
@@ -21,9 +22,9 @@ RUNTIMES = {
 """Runtime to the format that it needs."""
 
 
-def infer(results: Results, kept: Path) -> None:
+def infer(results: Results, kept: Path, systems: Sequence[str]) -> None:
     """`mer infer` with every runtime on the device; its labels beside those of eager PyTorch on the CPU."""
-    for system in RUNS:
+    for system in systems:
         about = {"part": "mer infer", "network": system}
         missing = {r: f for r, f in RUNTIMES.items() if not results.has(**about, way=r)}
         if not results.in_time or not missing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ EPOCHS = 3
 """The first one is not counted."""
 
 
-def shares(results: Results, kept: Path) -> None:
-    """Whole epochs of every system on synthetic data, its batches made in each of the ways."""
-    for system, (_, preset) in RUNS.items():
+def shares(results: Results, kept: Path, systems: Sequence[str]) -> None:
+    """Whole epochs of systems on synthetic data, their batches made in each of the ways."""
+    for system in systems:
         about = {"part": "training feed", "network": system}
         missing = {name: way for name, way in WAYS.items() if not results.has(**about, way=name)}
         if not results.in_time or not missing:
@@ -40,7 +40,7 @@ def shares(results: Results, kept: Path) -> None:
             tokenizer = [f"data.tokenizer={data / 'tokenizer'}"] * (data / "tokenizer").is_dir()
             for name, (kept_there, depth) in missing.items():
                 sets = [f"device={results.device}", "precision=fp32", f"device_data={kept_there}", *tokenizer]
-                results.add([_epochs(load_preset(preset, sets), data, depth)], **about, way=name)
+                results.add([_epochs(load_preset(RUNS[system][1], sets), data, depth)], **about, way=name)
 
 
 def _epochs(config: Any, data: Path, depth: int) -> Row:

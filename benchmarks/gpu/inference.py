@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu.prepare import work_of
+from benchmarks.gpu.prepare import exports_of, work_of
 from benchmarks.gpu.rows import Results, Row, reason
 from benchmarks.suite import NETWORKS, random_samples
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.example_inputs import random_inputs
 from runtimes.backends.session import Session
 from runtimes.backends.table import known_backends
 from runtimes.backends.way import Way, find_ways
+from runtimes.parity.report import CandidateReport
 from runtimes.parity.run import run_parity
 from runtimes.speed.start_up import ColdStart, cold_start
 from runtimes.speed.timing import interleave, ratio, warm_up
@@ -28,11 +30,11 @@ PROOFS = 6
 """Items that parity is shown on: eager PyTorch on the CPU takes each alone."""
 
 
-def ways_on(bundle: Bundle, device: str) -> list[Way]:
-    """Every way on the device, eager fp32 first; on a GPU those that can be captured twice."""
+def ways_on(bundle: Bundle, device: str, bucket: Bucket) -> list[Way]:
+    """Every way on the device in a bucket, eager fp32 first; on a GPU those that can be captured twice."""
     found = []
     for way in find_ways(bundle):
-        if way.options.kind != device or (way.bucket is None and way.variant):
+        if way.options.kind != device or (way.variant and way.bucket != bucket):
             continue
         found.append(way)
         if device == "cuda" and known_backends()[way.backend].captures and not way.stages:
@@ -47,15 +49,30 @@ def name_of(way: Way) -> str:
 
 
 def speed(results: Results, folder: Path, network: str, batches: Sequence[int], rounds: int) -> None:
-    """Interleaved times of all ways at each batch size; ratios are to eager PyTorch in fp32 on the same device."""
+    """Interleaved times of all ways in each bucket at each batch size; ratios are to eager PyTorch in fp32 there."""
     bundle = Bundle.open(folder / network, trust=True)
-    bucket = NETWORKS[network].buckets[-1]
-    about = {"part": "inference", "network": network, "bucket": bucket.name}
-    if all(results.has(**about, batch=b) for b in batches):
-        return
+    for bucket in reversed(NETWORKS[network].buckets):
+        about = {"part": "inference", "network": network, "bucket": bucket.name}
+        for row in exports_of(folder, network):
+            if row["status"] == "failed" and row["bucket"] == bucket.name:
+                results.add([row | {"reason": f"it was not exported: {row['reason']}"}], **about)
+        if results.in_time and not all(results.has(**about, batch=b) for b in batches):
+            _in_bucket(results, folder, bundle, bucket, about, batches, rounds)
+    _free()
+
+
+def _in_bucket(
+    results: Results,
+    folder: Path,
+    bundle: Bundle,
+    bucket: Bucket,
+    about: Row,
+    batches: Sequence[int],
+    rounds: int,
+) -> None:
     with contextlib.ExitStack() as stack:
         sessions: dict[str, Session] = {}
-        for way in ways_on(bundle, results.device):
+        for way in ways_on(bundle, results.device, bucket):
             name = name_of(way)
             if way.why_not:
                 results.add([{"way": name, "status": "skipped", "reason": way.why_not}], **about)
@@ -65,13 +82,12 @@ def speed(results: Results, folder: Path, network: str, batches: Sequence[int], 
             except Exception as error:
                 # One way's failure must not cost the measurements of the others.
                 results.add([{"way": name, "status": "failed", "reason": reason(error)}], **about)
+        work = work_of(folder, about["network"], bucket)
         for batch in batches:
             if results.in_time and not results.has(**about, batch=batch):
                 with results.piece(**about, batch=batch, way="all"):
                     arrays = random_inputs(bundle.manifest.contract, bucket, batch)
-                    work = work_of(folder, network)
                     results.add(_timed(sessions, arrays, batch, rounds, work), **about, batch=batch)
-    _free()
 
 
 def _timed(
@@ -107,34 +123,35 @@ def parity(results: Results, folder: Path, network: str) -> None:
     """Whether every way gives the answers of eager PyTorch on the CPU, by the limits of its precision."""
     record = NETWORKS[network]
     bundle = Bundle.open(folder / network, trust=True)
-    about = {"part": "parity", "network": network, "bucket": record.buckets[-1].name}
-    ways = [w for w in ways_on(bundle, results.device) if not w.is_eager and not w.why_not]
-    if results.has(**about) or not ways:
-        return
-    with results.piece(**about, way="all"):
-        samples = random_samples(bundle.manifest.contract, record.lengths, min(record.samples, PROOFS))
-        report = run_parity(bundle, samples, candidates=ways)
-        rows = []
-        for way, found in zip(ways, report.candidates, strict=True):
-            worst = max(found.comparison.outputs, key=lambda o: o.used, default=None) if found.comparison else None
-            rows.append(
-                {
-                    "way": name_of(way),
-                    "verdict": found.verdict,
-                    "reason": found.reasons[0] if found.reasons else "",
-                    "max_abs_difference": worst.max_abs if worst else None,
-                    "of_tolerance": worst.used if worst else None,
-                }
-            )
-        results.add(rows, **about)
+    for bucket in reversed(record.buckets):
+        about = {"part": "parity", "network": network, "bucket": bucket.name}
+        ways = [w for w in ways_on(bundle, results.device, bucket) if not w.is_eager and not w.why_not]
+        if results.has(**about) or not ways or not results.in_time:
+            continue
+        with results.piece(**about, way="all"):
+            lengths = {dim: (low, min(high, bucket[dim])) for dim, (low, high) in record.lengths.items()}
+            samples = random_samples(bundle.manifest.contract, lengths, min(record.samples, PROOFS))
+            report = run_parity(bundle, samples, candidates=ways)
+            results.add(map(_agreement, ways, report.candidates), **about)
     _free()
+
+
+def _agreement(way: Way, found: CandidateReport) -> Row:
+    worst = max(found.comparison.outputs, key=lambda o: o.used, default=None) if found.comparison else None
+    return {
+        "way": name_of(way),
+        "verdict": found.verdict,
+        "reason": found.reasons[0] if found.reasons else "",
+        "max_abs_difference": worst.max_abs if worst else None,
+        "of_tolerance": worst.used if worst else None,
+    }
 
 
 def start(results: Results, folder: Path, network: str) -> None:
     """A fresh process per way: imports, loading, the first answer."""
     bundle = Bundle.open(folder / network, trust=True)
     about = {"part": "cold start", "network": network}
-    for way in ways_on(bundle, results.device):
+    for way in ways_on(bundle, results.device, NETWORKS[network].buckets[-1]):
         if way.why_not or way.options.reduced or not results.in_time or results.has(**about, way=name_of(way)):
             continue
         with results.piece(**about, way=name_of(way)):

@@ -41,14 +41,14 @@ def _fastest(rows: Sequence[Row]) -> list[str]:
     if not timed:
         return []
     table_rows = []
-    for network, _, batch in dict.fromkeys(map(_about, timed)):
-        own = [r for r in timed if (r["network"], r["batch"]) == (network, batch)]
+    for about in dict.fromkeys(map(_about, timed)):
+        own = [r for r in timed if _about(r) == about]
         cells = []
         for precisions in (("fp32",), ("tf32",), ("bf16", "fp16")):
             best = max((r for r in own if r["precision"] in precisions), key=_median, default=None)
             cells.append(f"{best['way']}: {_median(best):.1f}" if best else "–")
-        table_rows.append((network, str(batch), f"{own[0]['p50_ms']:.1f}", *cells))
-    header = ("network", "batch", "eager fp32, ms", "fastest in fp32", "in TF32", "in 16 bits")
+        table_rows.append((*map(str, about), f"{own[0]['p50_ms']:.1f}", *cells))
+    header = ("network", "bucket", "batch", "eager fp32, ms", "fastest in fp32", "in TF32", "in 16 bits")
     note = "Times faster than eager PyTorch in fp32 on the same GPU, host arrays to host arrays; random weights."
     return ["", "## The fastest ways", "", note, "", *table(header, table_rows)]
 
@@ -140,6 +140,11 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("labels changed", _number("labels_changed", "d")),
         ("max abs difference", _difference),
         ("seconds of the whole process", _number("seconds", ".1f")),
+    ),
+    "packages": (
+        ("what is changed", lambda row: row["way"]),
+        ("stage", lambda row: row["stage"]),
+        ("ended by", lambda row: row["ended_by"] or "–"),
     ),
     "cold start": (
         WAY,

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -17,14 +17,20 @@ from typing import Any
 
 from benchmarks import output
 from benchmarks.flops import gflop
+from benchmarks.gpu.rows import reason
 from benchmarks.suite import NETWORKS, random_bundle
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.example_inputs import random_inputs
 from mer_export.exporters import export_formats, export_variant
 from mer_export.machine import available_bytes
 
 WORK = "work.json"
-"""GFLOP of one item in the longest bucket, beside the bundle."""
+"""GFLOP of one item by bucket, beside the bundle."""
+EXPORTS = "exports.json"
+"""What was exported and what failed, with the last words of whatever failed, beside the bundle."""
+LINES = 80
+"""Last words that are kept of an export."""
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -42,8 +48,20 @@ def prepare(folder: Path, networks: Sequence[str], device: str, jobs: int, witho
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(make, networks))
-    mib = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**20
-    output.say(f"{folder} holds {mib:.0f} MiB for {len(networks)} networks")
+    for line in carried(folder, networks):
+        output.say(line)
+
+
+def carried(folder: Path, networks: Sequence[str]) -> Iterator[str]:
+    """What was prepared, a line for each network and one for all: size, exports, and which of them failed."""
+    total = 0.0
+    for network in networks:
+        mib = sum(f.stat().st_size for f in (folder / network).rglob("*") if f.is_file()) / 2**20
+        rows, total = exports_of(folder, network), total + mib
+        made = dict.fromkeys(r["way"] for r in rows if r["status"] == "made")
+        failed = dict.fromkeys(r["way"] for r in rows if r["status"] != "made")
+        yield f"{network}: {mib:.0f} MiB: " + ", ".join([*made, *(f"no {way}" for way in failed)])
+    yield f"{folder} holds {total:.0f} MiB for {len(networks)} networks"
 
 
 def _shares(jobs: int) -> list[set[int]]:
@@ -68,32 +86,48 @@ def _in_a_process(folder: Path, network: str, device: str, without: Sequence[str
 
 
 def prepare_here(folder: Path, network: str, device: str, without: Sequence[str] = ()) -> None:
-    """One network in this process: bundle, exports in its longest bucket, and how much work one item is."""
+    """One network in this process: bundle, exports in each of its buckets, and how much work one item is."""
     record = NETWORKS[network]
     root = folder / network
     bundle = Bundle.open(root) if (root / "bundle.json").is_file() else random_bundle(root, record)
-    bucket = record.buckets[-1]
-    for format, about in export_formats().items():
-        form = device if device in about.devices else "cpu"
-        for precision in () if format in without else (p for p in PRECISIONS if p in about.precisions):
-            name = f"{format} {precision}"
-            try:
-                export_variant(bundle, format, bucket, precision=precision, device=form)
-                output.say(f"exported {name}")
-            except Exception as error:
-                output.say(f"export of {name} failed: {(str(error).splitlines() or [''])[0]}")
-            bundle = Bundle.open(root)
-    onnx = next((v for v in bundle.manifest.variants if (v.format, v.precision) == ("onnx", "fp32")), None)
-    if onnx is not None and not (folder / f"{network}-{WORK}").is_file():
-        one = random_inputs(bundle.manifest.contract, bucket, 1)
-        work: dict[str, Any] = {"gflop": gflop(bundle.root / onnx.model, one)}
-        (folder / f"{network}-{WORK}").write_text(json.dumps(work))
+    rows = {(r["way"], r["bucket"]): r for r in exports_of(folder, network)}
+    for bucket in record.buckets:
+        for format, about in export_formats().items():
+            form = device if device in about.devices else "cpu"
+            for precision in () if format in without else (p for p in PRECISIONS if p in about.precisions):
+                row = {"way": f"{format} {precision}", "bucket": bucket.name}
+                try:
+                    export_variant(bundle, format, bucket, precision=precision, device=form)
+                    rows[row["way"], bucket.name] = row | {"status": "made"}
+                    output.say(f"exported {row['way']}")
+                except Exception as error:
+                    said = "\n".join(getattr(error, "__notes__", ())).splitlines()[-LINES:]
+                    rows[row["way"], bucket.name] = row | {"status": "failed", "reason": reason(error), "said": said}
+                    output.say(f"export of {row['way']} failed: {reason(error)}")
+                # After each, as an export may end this process.
+                (folder / f"{network}-{EXPORTS}").write_text(json.dumps(list(rows.values()), indent=1))
+                bundle = Bundle.open(root)
+    (folder / f"{network}-{WORK}").write_text(json.dumps(_work(bundle)))
 
 
-def work_of(folder: Path, network: str) -> float | None:
-    """GFLOP of one item; None where it was not counted."""
+def _work(bundle: Bundle) -> dict[str, float]:
+    graphs = {v.lengths: v.model for v in bundle.manifest.variants if (v.format, v.precision) == ("onnx", "fp32")}
+    one = {bucket: random_inputs(bundle.manifest.contract, bucket, 1) for bucket in graphs}
+    return {bucket.name: gflop(bundle.root / model, one[bucket]) for bucket, model in graphs.items()}
+
+
+def exports_of(folder: Path, network: str) -> list[dict[str, Any]]:
+    """What became of each export: `way`, `bucket`, `status` made or failed, and of those that failed why."""
+    path = folder / f"{network}-{EXPORTS}"
+    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    return found
+
+
+def work_of(folder: Path, network: str, bucket: Bucket) -> float | None:
+    """GFLOP of one item in a bucket; None where it was not counted."""
     path = folder / f"{network}-{WORK}"
-    return float(json.loads(path.read_text())["gflop"]) if path.is_file() else None
+    found: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    return found.get(bucket.name)
 
 
 def default_jobs() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def steps(results: Results, folder: Path, network: str, batch: int, rounds: int)
         arrays = random_inputs(bundle.manifest.contract, bucket, batch)
         kinds = ("fp32", "tf32", "bf16") if results.device == "cuda" else ("fp32", "bf16")
         calls = _steps(bundle, arrays, batch, results.device, kinds)
-        results.add(_timed(calls, batch, rounds, work_of(folder, network)), **about)
+        results.add(_timed(calls, batch, rounds, work_of(folder, network, bucket)), **about)
 
 
 def _steps(
@@ -144,13 +144,13 @@ LOSSES: dict[str, Callable[[Any, Any], Any]] = {
 """A plain loss per kind of task: what a step costs does not hang on which one."""
 
 
-def runs(results: Results, kept: Path) -> None:
-    """Trains every system on synthetic data on the device and on the CPU; `kept` gets the bundles and the data.
+def runs(results: Results, kept: Path, systems: Sequence[str]) -> None:
+    """Trains systems on synthetic data on the device and on the CPU; `kept` gets the bundles and the data.
 
     Both start from the same weights and see the same items: losses that differ by more than rounding and dropout
     account for would be a fault of the path.
     """
-    for system, (_, preset) in RUNS.items():
+    for system in systems:
         about = {"part": "training run", "network": system}
         missing = [d for d in dict.fromkeys((results.device, "cpu")) if not results.has(**about, way=d)]
         if not results.in_time or not missing:
@@ -161,7 +161,8 @@ def runs(results: Results, kept: Path) -> None:
             for device in missing:
                 with tempfile.TemporaryDirectory() as folder:
                     out = kept / system if device == results.device else Path(folder) / system
-                    config = load_preset(preset, [f"epochs={EPOCHS}", f"device={device}", "precision=fp32", *tokenizer])
+                    sets = [f"epochs={EPOCHS}", f"device={device}", "precision=fp32", *tokenizer]
+                    config = load_preset(RUNS[system][1], sets)
                     bundle = fit(config, data, out, quiet=True)
                     last = json.loads(bundle.path(METRICS).read_text().splitlines()[-1])
                     row = {"way": device, "seconds": last["seconds"], "loss": last["train"]["total"]}

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from mer_export.agreement.answers import Compared
+from mer_export.agreement.calibration import CalibrationDrift, calibration_drift
 from mer_export.agreement.error import OutputError, output_error
 from mer_export.agreement.flips import Flip, changed, find_flips, flip_matrix, sign_flips
 from mer_export.agreement.metrics import MetricDifference, metric_differences
@@ -45,6 +46,8 @@ class Comparison(Strict):
     flip_matrix: list[list[int]]
     """Units by label: row = reference, column = candidate. Empty where a unit has not exactly one label."""
     metrics: list[MetricDifference] = Field(default_factory=list)
+    calibration: CalibrationDrift | None = None
+    """What the probabilities are worth, where units have labels to choose from."""
     strata: list[Stratum] = Field(default_factory=list)
 
 
@@ -67,6 +70,7 @@ def compare(items: Sequence[Compared], task: Task, policy: Policy, precision: st
         listed_flips=flips[: policy.listed_flips],
         flip_matrix=flip_matrix(items, task),
         metrics=metric_differences(items, task, seed),
+        calibration=calibration_drift(items, task),
         strata=_strata(items, task, policy.tolerance(precision, task.output)),
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from mer_export.agreement.answers import Compared
 from mer_export.bundle import Strict
-from mer_export.metrics.measure import measure
+from mer_export.metrics.measure import tally
+from mer_export.metrics.resampling import bootstrap, interval
 from mer_export.task import Task
 
 
@@ -34,52 +35,30 @@ def metric_differences(
     labelled = [i for i in items if i.real and i.sample.labels is not None and task.known(i.sample.labels).any()]
     if not labelled:
         return []
-    labels = [np.asarray(i.sample.labels) for i in labelled]
-    reference, candidate = (list(side) for side in zip(*(i.scores(task) for i in labelled), strict=True))
-
-    def measured(which: Sequence[int], scores: list[np.ndarray]) -> dict[str, float]:
-        found = measure(task, np.concatenate([labels[i] for i in which]), np.concatenate([scores[i] for i in which]))
-        return {name: value for name, value in found.items() if np.isfinite(value)}
-
-    everything = range(len(labelled))
-    a, b = measured(everything, reference), measured(everything, candidate)
+    labels = np.concatenate([np.asarray(i.sample.labels) for i in labelled])
+    sides = [np.concatenate(side) for side in zip(*(i.scores(task) for i in labelled), strict=True)]
+    group = np.repeat(np.arange(len(labelled)), [len(i.sample.units) for i in labelled])
+    tallies = [t for side in sides if (t := tally(task, labels, side, group, len(labelled)))]
+    a, b = (t.measured() for t in tallies)
     # An AUC moves where no decision does; that needs no interval.
-    same = all(
-        np.array_equal(_decisive(x, task), _decisive(y, task)) for x, y in zip(reference, candidate, strict=True)
-    )
-    drawn = {} if same else _resampled(measured, len(labelled), reference, candidate, seed, rounds)
+    first, second = (_decisive(side, task) for side in sides)
+    same = np.array_equal(first, second)
+    drawn = [] if same else bootstrap(tallies, rounds, seed)
+    ends = {n: (0.0, 0.0) if same else interval(drawn[1][n] - drawn[0][n]) for n in a}
     return [
         MetricDifference(
             metric=name,
             reference=a[name],
             candidate=b[name],
             difference=b[name] - a[name],
-            low=0.0 if same else float(np.nanquantile(drawn[name], 0.025)),
-            high=0.0 if same else float(np.nanquantile(drawn[name], 0.975)),
+            low=ends[name][0],
+            high=ends[name][1],
         )
         for name in a
-        if name in b and (same or name in drawn)
+        if np.isfinite([a[name], b[name], *ends[name]]).all()
     ]
 
 
 def _decisive(scores: np.ndarray, task: Task) -> np.ndarray:
     """What metrics depend on: the decisions, or the scores of a regression."""
     return scores if task.kind == "regression" else task.decide(scores)
-
-
-def _resampled(
-    measure: Callable[[Sequence[int], list[np.ndarray]], dict[str, float]],
-    samples: int,
-    reference: list[np.ndarray],
-    candidate: list[np.ndarray],
-    seed: int,
-    rounds: int,
-) -> dict[str, list[float]]:
-    random = np.random.default_rng(seed)
-    differences: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        which = random.integers(0, samples, samples).tolist()
-        a, b = measure(which, reference), measure(which, candidate)
-        for name in a.keys() & b.keys():
-            differences.setdefault(name, []).append(b[name] - a[name])
-    return differences

@@ -20,7 +20,14 @@ def findings(found: Comparison, precision: str, task: Task, policy: Policy) -> l
         *_flips("labels change", found.flips, found.flips_beyond_noise, found.units, rule),
         *_flips("scores change sign", found.sign_flips or 0, found.sign_flips_beyond_noise or 0, found.units, rule),
         *_metric(found, rule, rule.metric or task.headline),
+        *_always(found),
     ]
+
+
+def _always(found: Comparison) -> list[Finding]:
+    if found.calibration is None or found.calibration.always is None:
+        return []
+    return [("warn", f"every one of {found.units} units is {found.calibration.always}, the reference tells them apart")]
 
 
 def _error(error: OutputError, relative: float | None, close: float) -> Finding | None:

@@ -51,13 +51,7 @@ class Bundle:
     def create(cls, root: Path | str, manifest: Manifest, force: bool = False) -> Bundle:
         """A new bundle at `root`, which the first commit writes; with `force` that commit replaces an existing one."""
         root = Path(root)
-        existing = any((root / n).exists() for n in (MANIFEST, JOURNAL))
-        if existing and not force:
-            raise UsageError(f"{root} already holds a bundle: pass --force to replace it, or another --out")
-        if root.exists() and not root.is_dir():
-            raise UsageError(f"{root} is a file: choose another --out")
-        if root.is_dir() and not existing and not _only_leftovers(root):
-            raise UsageError(f"{root} is not empty and is not a bundle: choose another --out")
+        existing = taken(root, force)
         root.mkdir(parents=True, exist_ok=True)
         bundle = cls(root, manifest)
         bundle._fresh = True
@@ -67,6 +61,18 @@ class Bundle:
                 names = (p.relative_to(root).as_posix() for p in plain_files(root))
                 bundle._replaced = [n for n in names if n != LOCK]
         return bundle
+
+    def move_to(self, root: Path, force: bool = False) -> Bundle:
+        """The same bundle at another place on the same disk: in one change, so that what is there stays or goes whole.
+
+        Raises:
+            UsageError: as `create`.
+        """
+        moved = Bundle.create(root, self.manifest.model_copy(update={"files": {}}), force)
+        with moved.commit() as change:
+            for name in self.manifest.files:
+                (self.root / name).rename(change.file(name))
+        return moved
 
     @classmethod
     def open(cls, root: Path | str, trust: bool = False) -> Bundle:
@@ -274,3 +280,15 @@ def _signature(found: os.stat_result) -> Signature:
 def _only_leftovers(root: Path) -> bool:
     """True where a first command was killed before it wrote a manifest."""
     return all(p.name in (LOCK, STAGING) or p.name.endswith(".tmp") for p in root.iterdir())
+
+
+def taken(root: Path, force: bool) -> bool:
+    """Whether a bundle is there, which may be replaced; raises UsageError where it may not, or where no bundle is."""
+    existing = any((root / n).exists() for n in (MANIFEST, JOURNAL))
+    if existing and not force:
+        raise UsageError(f"{root} already holds a bundle: pass --force to replace it, or another --out")
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"{root} is a file: choose another --out")
+    if root.is_dir() and not existing and not _only_leftovers(root):
+        raise UsageError(f"{root} is not empty and is not a bundle: choose another --out")
+    return existing

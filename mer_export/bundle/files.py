@@ -131,27 +131,33 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` to fill; it takes its place when the block ends well, and is gone otherwise.
+    """An empty folder beside `path` to fill; it takes its place when the block ends well, and is gone otherwise."""
+    with faults.at(path), scratch_folder(path) as fresh:
+        yield fresh
+        for where, _, names in os.walk(fresh, topdown=False):
+            for written in (*names, ""):
+                fsync(Path(where) / written)
+        _put_folder(fresh, path)
+    with contextlib.suppress(PermissionError):
+        fsync(path.parent)
+
+
+@contextlib.contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path`, which is gone when the block ends.
 
     It is locked as long as its process lives, so what a killed one left is known, and removed by the next.
     """
-    with faults.at(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_left_folders(path)
-        fresh = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-        fresh.mkdir()
-        try:
-            with holding(fresh):
-                yield fresh
-                for where, _, names in os.walk(fresh, topdown=False):
-                    for written in (*names, ""):
-                        fsync(Path(where) / written)
-                _put_folder(fresh, path)
-        finally:
-            # What it has replaced, or itself.
-            shutil.rmtree(fresh, ignore_errors=True)
-        with contextlib.suppress(PermissionError):
-            fsync(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _drop_left_folders(path)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    fresh.mkdir()
+    try:
+        with holding(fresh):
+            yield fresh
+    finally:
+        # Itself, or what it has replaced.
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 @contextlib.contextmanager

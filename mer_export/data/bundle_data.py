@@ -13,7 +13,7 @@ from mer_export.data.draft import drafted
 from mer_export.data.feature_check import extractor_problem
 from mer_export.data.formats.format import known_formats
 from mer_export.data.inspect import undescribed
-from mer_export.data.open import detect, open_corpus, said_extractors
+from mer_export.data.open import Through, detect, open_corpus, said_extractors, stream_samples
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec, Extractor
 from mer_export.encoders.context import with_kept
@@ -160,18 +160,27 @@ def bundle_corpus(
     sets: Sequence[str] = (),
     labels: Sequence[str] | None = None,
     outside: Iterable[Path] | None = None,
+    through: Through | None = None,
 ) -> Corpus:
-    """A data set as the bundle reads it, with the labels of its task or others."""
-    return open_corpus(
-        path, bundle_spec(bundle, path, data_format, sets, outside), labels or bundle.manifest.task.labels
-    )
+    """A data set as the bundle reads it, with the labels of its task or others; `through` its encoders."""
+    spec = bundle_spec(bundle, path, data_format, sets, outside)
+    return open_corpus(path, spec, labels or bundle.manifest.task.labels, through)
 
 
 def bundle_samples(
-    bundle: Bundle, path: Path, data_format: str, split: str, outside: Iterable[Path] | None = None
+    bundle: Bundle,
+    path: Path,
+    data_format: str,
+    split: str,
+    outside: Iterable[Path] | None = None,
+    through: Through | None = None,
 ) -> list[Sample]:
-    """One split of a data set as the bundle reads it."""
-    return bundle_corpus(bundle, path, data_format, outside=outside).split(split)
+    """One split of a data set as the bundle reads it, `through` its encoders."""
+    if through is None:
+        return bundle_corpus(bundle, path, data_format, outside=outside).split(split)
+    # Nothing of other splits is encoded.
+    spec = bundle_spec(bundle, path, data_format, outside=outside)
+    return list(stream_samples(path, spec, bundle.manifest.task.labels, split, through))
 
 
 def overridden(spec: DataSpec, sets: Sequence[str]) -> DataSpec:

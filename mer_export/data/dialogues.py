@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
+from mer_export.marks import Marks, mark_of
 from mer_export.untrusted.places import Reach
 
 ALL = "all"
@@ -106,7 +106,7 @@ class Dialogue:
     where: str
 
 
-def distinct(dialogues: Iterable[Dialogue], apart: bool) -> Iterator[Dialogue]:
+def distinct(dialogues: Iterable[Dialogue], apart: bool, seen: Marks | None = None) -> Iterator[Dialogue]:
     """Passes dialogues on as long as no name stands for two things.
 
     Eight bytes are kept of every name, so a file of any size may be streamed.
@@ -114,13 +114,14 @@ def distinct(dialogues: Iterable[Dialogue], apart: bool) -> Iterator[Dialogue]:
     Args:
         dialogues: in any order.
         apart: whether utterances stand on their own, so that those of one dialogue may lie in several splits.
+        seen: the names are noted there.
 
     Raises:
         InputError: a dialogue comes twice, or an utterance of it does.
     """
-    seen: set[int] = set()
+    seen = Marks() if seen is None else seen
     for dialogue in dialogues:
-        twice = _repeated([(dialogue.id, u.id) for u in dialogue.utterances], seen if apart else set())
+        twice = _repeated([(dialogue.id, u.id) for u in dialogue.utterances], seen if apart else Marks())
         if twice is not None:
             again = dialogue.utterances[twice]
             rows = [str(u.row) for u in dialogue.utterances[: twice + 1] if u.id == again.id and u.row is not None]
@@ -137,14 +138,9 @@ def distinct(dialogues: Iterable[Dialogue], apart: bool) -> Iterator[Dialogue]:
         yield dialogue
 
 
-def _repeated(names: Iterable[tuple[str, str]], seen: set[int]) -> int | None:
+def _repeated(names: Iterable[tuple[str, str]], seen: Marks) -> int | None:
     """The place of the first of `names` that was there before; notes the others."""
-    for place, name in enumerate(names):
-        mark = int.from_bytes(blake2b("\0".join(name).encode("utf-8", "surrogatepass"), digest_size=8).digest())
-        if mark in seen:
-            return place
-        seen.add(mark)
-    return None
+    return next((place for place, name in enumerate(names) if not seen.new(mark_of(*name))), None)
 
 
 class Source(Protocol):

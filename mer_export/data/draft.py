@@ -169,7 +169,7 @@ def _called(column: str, word: str, rest: Collection[str] = REST) -> bool:
     return bool(parts) and parts[0] == word and set(parts[1:]) <= set(rest)
 
 
-def _fits(cells: list[str], role: str) -> bool:
+def _fits(cells: Sequence[str], role: str) -> bool:
     if role in NUMERIC:
         return all(map(_number, filter(None, cells))) and any(cells)
     if role in FILES:
@@ -183,7 +183,7 @@ def _fits(cells: list[str], role: str) -> bool:
     return len(set(cells)) > 1 or len(cells) == 1
 
 
-def _fractions(cells: list[str]) -> bool:
+def _fractions(cells: Sequence[str]) -> bool:
     return any(_number(c) and not _whole(c) for c in cells)
 
 

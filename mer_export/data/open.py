@@ -16,15 +16,25 @@ from mer_export.data.samples import Corpus, Sample
 from mer_export.data.shapes.shape import SHAPES
 from mer_export.data.spec import DataSpec, Extractor
 from mer_export.errors import InputError, UsageError
+from mer_export.marks import Marks
+
+Through = Callable[[Iterable[Dialogue]], Iterator[Dialogue]]
+"""What dialogues of an open source pass before samples are made of them, one for one."""
 
 
-def open_corpus(path: Path | str, spec: DataSpec | None = None, labels: Sequence[str] | None = None) -> Corpus:
+def open_corpus(
+    path: Path | str,
+    spec: DataSpec | None = None,
+    labels: Sequence[str] | None = None,
+    through: Through | None = None,
+) -> Corpus:
     """Reads a whole data set into memory.
 
     Args:
         path: file or directory.
         spec: the `data:` section; None detects the format by the files.
         labels: class names of the model, in index order.
+        through: what dialogues of an open source pass on their way, such as encoders.
 
     Raises:
         InputError: missing, unknown, damaged, or holding labels or features that contradict `spec`.
@@ -32,7 +42,7 @@ def open_corpus(path: Path | str, spec: DataSpec | None = None, labels: Sequence
     path, spec = Path(path), spec or DataSpec()
     found = known_formats()[detect(path, spec)]
     if found.open:
-        return OpenData.at(path, found, spec, labels).corpus()
+        return OpenData.at(path, found, spec, labels).corpus(through)
     corpus: Corpus = found.load().read(path, spec, labels)
     corpus.info["extractors"] = spec.extractors
     return corpus
@@ -43,10 +53,6 @@ def said_extractors(path: Path, spec: DataSpec) -> Mapping[str, Extractor]:
     found = known_formats()[detect(path, spec)]
     source: Source | None = found.load().source(path, spec) if found.open else None
     return (source.spec if source else spec).extractors
-
-
-Through = Callable[[Iterable[Dialogue]], Iterator[Dialogue]]
-"""What dialogues of an open source pass before samples are made of them, one for one."""
 
 
 def stream_samples(
@@ -113,6 +119,8 @@ class OpenData:
         names = self.spec.label_columns or self.spec.label_names
         values = () if labels or names else said_labels(u for d in source.dialogues() for u in d.utterances)
         self.labels = LabelReader(str(path), labels, names, values)
+        self.seen = Marks()
+        """The names that came by when samples were last made."""
 
     @classmethod
     def at(cls, path: Path, found: Format, spec: DataSpec, labels: Sequence[str] | None = None) -> OpenData:
@@ -127,18 +135,19 @@ class OpenData:
     def samples(self, split: str | None = None, through: Through | None = None) -> Iterator[tuple[Dialogue, Sample]]:
         """Yields every sample with the dialogue that it is made of."""
         shape = SHAPES[self.spec.shape]
-        dialogues = distinct(self.source.dialogues(split), apart=self.spec.shape == "utterance")
+        self.seen = Marks()
+        dialogues = distinct(self.source.dialogues(split), self.spec.shape == "utterance", self.seen)
         for dialogue in through(dialogues) if through else dialogues:
             for sample in shape(dialogue, self.spec, self.labels):
                 yield dialogue, sample
 
-    def corpus(self) -> Corpus:
+    def corpus(self, through: Through | None = None) -> Corpus:
         """Everything, in memory."""
         splits: dict[str, list[Sample]] = {name: [] for name in self.source.splits}
         said: dict[str, list[str]] = {}
         people: dict[str, list[str | None]] = {}
         scores = False
-        for dialogue, sample in self.samples():
+        for dialogue, sample in self.samples(through=through):
             splits.setdefault(dialogue.split, []).append(sample)
             words = {u.id: u.sentence or "" for u in dialogue.utterances}
             if any(words[unit] for unit in sample.units):

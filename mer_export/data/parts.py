@@ -40,7 +40,7 @@ def cutting_formats() -> dict[str, Any]:
 def format_of(file: Stored) -> str:
     """The format of a file by its ending; raises UsageError for one that cannot be cut."""
     for name, parts in cutting_formats().items():
-        if file.name.endswith(parts.SUFFIXES):
+        if file.said.endswith(parts.SUFFIXES):
             return name
     endings = [suffix for parts in cutting_formats().values() for suffix in parts.SUFFIXES]
     raise UsageError(

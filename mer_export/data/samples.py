@@ -20,6 +20,7 @@ class Sample:
     `units` are the ids of what is predicted, one per row of the output. `labels` has one entry per unit: a class
     (int64, -1 where a unit has none), a score (float32, NaN where a unit has none), or a row of label indicators
     (float32, NaN where a unit has none); it is None for unlabelled data. `split` is the part of the data it is from.
+    `group` names the dialogue or video that it is one utterance of; None where it stands alone, or is the whole.
     """
 
     id: str
@@ -27,6 +28,7 @@ class Sample:
     units: tuple[str, ...]
     labels: np.ndarray | None = None
     split: str | None = None
+    group: str | None = None
 
     def lengths(self, contract: Contract) -> dict[str, int]:
         """The real length of each sequence dim, 0 where its modality is missing.

@@ -151,6 +151,8 @@ class EmotionData(Section):
     fsl: int | None = Field(None, ge=0)
     balanced: bool = False
     """With `fsl` keep few samples without the label too (the original's fine-tuning set)."""
+    old: bool = False
+    """With `fsl` a split `old` beside the others: the training samples without the label, for `protocol.rehearsal`."""
     aligned: bool = True
     steps: int = Field(50, ge=1)
     """The original's --data-seq-len: which files of CMU-MOSI and which dataset cache are read; it cuts nothing."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import errno
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -43,6 +44,29 @@ FORMAT = ExportFormat(
 COMPILERS = ("g++", "clang++", "c++")
 MENDED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 """Errors of the operating system that are no fault of the package: full, or not to be written."""
+STAGE = "mer stage: "
+"""What the process that compiles writes before each of its stages."""
+FOUND = "found.npz"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of a process that compiled a package, loaded it, and ran it on the example.
+
+    `stage` is the last one that it began, `said` what it wrote on standard error: where a signal ended it, the native
+    stack of each thread too.
+    """
+
+    status: int
+    stage: str
+    said: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """Why there is no package, in one line."""
+        if self.status < 0:
+            return f"signal {-self.status} while it {self.stage}"
+        return self.said[-1] if self.said else "no reason given"
 
 
 def export(job: ExportJob, path: Path) -> Exported:
@@ -87,32 +111,59 @@ def export(job: ExportJob, path: Path) -> Exported:
 
 def _compile(job: ExportJob, package: Path, folder: Path) -> list[np.ndarray]:
     """Writes the package; returns its outputs for the example."""
+    done = attempt(job, package, folder)
+    if done.status == UsageError.exit_code and done.said:
+        raise UsageError(done.reason)
+    if done.status:
+        error = UsageError(
+            f"AOTInductor makes no package that runs: {done.reason}; it was not exported, use another format"
+        )
+        error.add_note("\n".join(done.said))
+        raise error
+    with np.load(folder / FOUND, allow_pickle=False) as made:
+        return [made[name][: job.items] for name in sorted(made.files)]
+
+
+def attempt(
+    job: ExportJob,
+    package: Path,
+    folder: Path,
+    settings: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Attempt:
+    """Compiles a package, loads and runs it in a process of its own, whose outputs are in `folder` afterwards.
+
+    `settings` of PyTorch's compiler and variables of the environment are for finding out why one does not run.
+    """
     import torch
 
     size = job.batch or job.items
     feeds = [job.feed(size, start) for start in range(0, job.items, size)]
-    program, given, found = folder / "program.pt2", folder / "given.npz", folder / "found.npz"
+    program, given = folder / "program.pt2", folder / "given.npz"
     content = io.BytesIO()
     torch.export.save(capture(_rounded(job)), content)
     program.write_bytes(content.getbuffer())
     arrays = {f"{i:06d} {k:03d}": a for i, feed in enumerate(feeds) for k, a in enumerate(feed.values())}
     with faults.at(given):
         np.savez(given, allow_pickle=False, **arrays)
-    command = module_command(__name__, *map(str, (program, package, given, found)), job.device)
+    words = (*map(str, (program, package, given, folder / FOUND)), job.device, json.dumps(dict(settings or {})))
     lifeline = os.pipe()
     try:
-        done = subprocess.run(command, stdin=lifeline[0], capture_output=True, text=True)
+        done = subprocess.run(
+            module_command(__name__, *words),
+            stdin=lifeline[0],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=os.environ | dict(environment or {}),
+        )
     finally:
         for end in lifeline:
             os.close(end)
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        if done.returncode == UsageError.exit_code and said:
-            raise UsageError(said[-1])
-        why = f"signal {-done.returncode}" if done.returncode < 0 else said[-1] if said else "no reason given"
-        raise UsageError(f"AOTInductor makes no package that runs: {why}; it was not exported, use another format")
-    with np.load(found, allow_pickle=False) as made:
-        return [made[name][: job.items] for name in sorted(made.files)]
+    lines = done.stderr.strip().splitlines()
+    stages = [line.removeprefix(STAGE) for line in lines if line.startswith(STAGE)]
+    said = tuple(line for line in lines if not line.startswith(STAGE))
+    return Attempt(done.returncode, stages[-1] if stages else "started", said)
 
 
 def _rounded(job: ExportJob) -> ExportJob:
@@ -150,7 +201,8 @@ class _Calls:
 
 
 def main() -> None:
-    """Compiles a program and runs it on arrays: both files, what the package is given, where its outputs go, device.
+    """Compiles a program and runs it on arrays: both files, what the package is given, where its outputs go, device,
+    settings of the compiler.
 
     Ends with the process that started it, whose end of standard input closes then.
     """
@@ -174,10 +226,12 @@ def _of_the_machine(error: BaseException | None) -> MerError | None:
     return None
 
 
-def _make(source: str, package: str, given: str, found: str, device: str) -> None:
+def _make(source: str, package: str, given: str, found: str, device: str, settings: str) -> None:
     import torch
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
+    # Machine code that is wrong ends this process: where, its stack says.
+    getattr(torch._C, "_set_print_stack_traces_on_fatal_signal", lambda on: None)(True)
     program = torch.export.load(source)
     if device == "cuda":
         from torch.export.passes import move_to_device_pass
@@ -185,20 +239,27 @@ def _make(source: str, package: str, given: str, found: str, device: str) -> Non
         # With its number: the compiler holds devices of tensors against each other by name.
         program = move_to_device_pass(program, f"cuda:{torch.cuda.current_device()}")
     with torch.no_grad():
+        _begin("was compiled")
         # PyTorch's own writer ends the process where the disk is full.
         content = io.BytesIO()
-        aoti_compile_and_package(program, package_path=content)
+        aoti_compile_and_package(program, package_path=content, inductor_configs=json.loads(settings))
         Path(package).write_bytes(content.getbuffer())
+        _begin("was loaded")
         run = aoti_load_package(package, run_single_threaded=True, device_index=0 if device == "cuda" else -1)
         parts: dict[str, list[Any]] = {}
         with np.load(given, allow_pickle=False) as arrays:
             for name in sorted(arrays.files):
                 parts.setdefault(name.split()[0], []).append(torch.from_numpy(arrays[name]).to(device))
+        _begin("ran")
         # Outputs may lie in memory that the next call uses again.
         made = [[o.cpu().numpy() for o in _listed(run(*tensors))] for tensors in parts.values()]
     joined = [np.concatenate(outputs) for outputs in zip(*made, strict=True)]
     with faults.at(found):
         np.savez(found, allow_pickle=False, **{f"{k:03d}": array for k, array in enumerate(joined)})
+
+
+def _begin(stage: str) -> None:
+    print(f"{STAGE}{stage}", file=sys.stderr, flush=True)
 
 
 def _listed(found: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +12,27 @@ import numpy as np
 
 from mer_export import registry
 from mer_export.bucket import Bucket
-from mer_export.bundle import Bundle, Variant, sha256
+from mer_export.bundle import CONFIG, Bundle, Variant, sha256
 from mer_export.data.example_inputs import example_inputs
 from mer_export.data.samples import Sample
-from mer_export.errors import UnsupportedError, UsageError
+from mer_export.errors import BundleError, UnsupportedError, UsageError
 from mer_export.exporters import staged
 from mer_export.exporters.export_job import ExportJob, Graph, write_samples
 from mer_export.exporters.format import DEFAULT_OPSET, OPSETS, ExportFormat, export_formats
+from mer_export.exporters.precision import PRECISIONS
 from mer_export.kept import Kept
 from mer_export.reference import run_model
 from mer_export.stages import Stage
 from mer_export.trust import mark
+from mer_export.untrusted.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from torch import nn
 
 log = logging.getLogger("mer")
+
+KEPT = "keep_fp32"
+"""Entry of a recipe, and option of a variant of a reduced precision: the modules that it has in fp32."""
 
 
 def export_variant(
@@ -40,6 +46,8 @@ def export_variant(
     example: Sequence[Sample] | None = None,
     stages: bool = False,
     device: str = "cpu",
+    keep_fp32: Sequence[str] | None = None,
+    noted: Mapping[str, Any] | None = None,
 ) -> Variant:
     """Exports one variant into the bundle and returns it; an up-to-date one is left as it is unless `force`.
 
@@ -55,6 +63,9 @@ def export_variant(
             held against fp32 on all of them.
         stages: export the stages of the network apart, for systems that have some; fp32 and a dynamic batch only.
         device: cpu or cuda, in formats that have a form for each: both run on both and give the same answers.
+        keep_fp32: modules of the network that a reduced precision leaves in fp32, with their parts; None for those of
+            the recipe that the bundle was trained by.
+        noted: further options that the variant remembers.
 
     Raises:
         UsageError: unknown format, bad lengths, or an export that does not reproduce the model.
@@ -66,11 +77,14 @@ def export_variant(
     made_from = _made_from(bundle, record, opset, device)
     wanted = _wanted(bundle, record, format, precision, lengths, batch, stages, made_from)
     bucket, parts = wanted.lengths, _stages(bundle) if stages else ()
+    keep = _kept(bundle, format, precision, keep_fp32)
+    kept = {KEPT: list(keep)} if keep else {}
     there = _existing(bundle, wanted.name)
-    if there and not force and _up_to_date(there, made_from):
+    if there and not force and _up_to_date(there, made_from) and there.options.get(KEPT) == kept.get(KEPT):
         log.info("%s is up to date, pass --force to export it again", there.name)
         return there
     job = _job(bundle, wanted, opset, example, _fp32_graph(bundle, wanted, made_from))
+    job = replace(job, keep_fp32=keep)
     folder = f"variants/{wanted.name}"
     samples = f"samples/{bucket.name}.npz"
     with bundle.commit() as change:
@@ -87,7 +101,7 @@ def export_variant(
             update={
                 "model": model,
                 "exporter": exported.exporter,
-                "options": made_from | exported.options,
+                "options": made_from | kept | (noted or {}) | exported.options,
             }
         )
         if record.program:
@@ -208,10 +222,10 @@ def check_request(
     system = registry.get(bundle.manifest.system)
     if not system.file:
         system.require_network()
-    elif format != "onnx" or precision == "fp32":
+    elif format != "onnx" or precision == "fp32" or precision not in export_formats()[format].precisions:
         raise UnsupportedError(
             f"{bundle.root} is what its file is, in fp32: of an ONNX file other precisions are made, with "
-            "--format onnx --precision int8 or fp16"
+            "--format onnx --precision int8 or fp16, and bf16 by --runtime openvino --precision bf16 without an export"
         )
     if format not in export_formats():
         raise UsageError(f"no format {format!r}, there are {list(export_formats())}")
@@ -261,6 +275,54 @@ def _fp32_graph(bundle: Bundle, wanted: Variant, made_from: dict[str, Any]) -> G
     if there is None or any(there.options.get(k) != v for k, v in made_from.items()):
         return None
     return Graph(bundle.variant_files(there), there.exporter, there.options)
+
+
+def _kept(bundle: Bundle, format: str, precision: str, asked: Sequence[str] | None) -> Sequence[str]:
+    """The modules that a variant has in fp32; a recipe's are left out where a format has none of its own choice."""
+    if precision == "fp32":
+        return ()
+    if format in PRECISIONS[precision].formats:
+        return _of_recipe(bundle) if asked is None else asked
+    if asked:
+        raise UnsupportedError(
+            f"format {format} chooses by itself what {precision} is: leave {asked[0]} out, or export --format onnx"
+        )
+    return ()
+
+
+def _of_recipe(bundle: Bundle) -> Sequence[str]:
+    """What the recipe in a bundle keeps in fp32; raises BundleError where that is no list of names."""
+    recipe = read_yaml(bundle.path(CONFIG)) if CONFIG in bundle.manifest.files else {}
+    names = recipe.get(KEPT) or []
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise BundleError(f"{bundle.root}: {KEPT} of {CONFIG} is {names!r}, it must be a list of modules")
+    return names
+
+
+def job_of(bundle: Bundle, variant: Variant) -> ExportJob:
+    """The job of a variant, as if it were exported again; its example is made of random values."""
+    opset = variant.options.get("opset", DEFAULT_OPSET)
+    made_from = {k: variant.options[k] for k in ("weights", "opset", "device") if k in variant.options}
+    job = _job(bundle, variant, opset, None, _fp32_graph(bundle, variant, made_from))
+    return replace(job, keep_fp32=variant.options.get(KEPT, ()))
+
+
+def wanted_variant(bundle: Bundle, name: str) -> Variant:
+    """The variant of that name, or the one that a reduced precision of an fp32 ONNX variant would be.
+
+    Raises:
+        UsageError: neither exists.
+    """
+    if there := _existing(bundle, name):
+        return there
+    for fp32 in bundle.manifest.variants:
+        if (fp32.format, fp32.precision) == ("onnx", "fp32") and not fp32.stages:
+            for precision in export_formats()["onnx"].precisions:
+                made = fp32.model_copy(update={"precision": precision, "model": ""})
+                if made.name == name:
+                    return made
+    known = [v.name for v in bundle.manifest.variants]
+    raise UsageError(f"no variant {name!r} in {bundle.root}: there are {known}")
 
 
 def _model(bundle: Bundle) -> nn.Module:

@@ -52,6 +52,8 @@ class ExportJob:
     device: str = "cpu"
     task: Task | None = None
     samples: Sequence[Sample] = ()
+    keep_fp32: Sequence[str] = ()
+    """Modules that a reduced precision leaves in fp32, with their parts."""
     graph: Graph | None = None
     """The same model in fp32, where the bundle has it as ONNX already."""
     kept: Kept | None = None

@@ -16,6 +16,7 @@ from mer_export.exporters.export_job import Exported, ExportJob, prove
 from mer_export.exporters.format import ExportFormat
 from mer_export.exporters.graph.external_data import save
 from mer_export.exporters.graph.merge import merge_linears
+from mer_export.exporters.graph.names import name_nodes
 from mer_export.exporters.graph.share import share_initializers
 from mer_export.exporters.precision_gate import open_file, run_file
 from mer_export.exporters.torchscript import attention_as_written
@@ -77,8 +78,24 @@ def _save(model: Any, path: Path) -> None:
 
 
 def to_onnx(job: ExportJob) -> Any:
-    """The model as a folded `onnx.ModelProto` with the contract's names."""
+    """The model as a folded `onnx.ModelProto` with the contract's names, its nodes called after their modules."""
     import onnxscript.optimizer
+
+    program = captured(job)
+    with quiet():
+        onnxscript.optimizer.optimize(
+            program.model, input_size_limit=LARGEST_FOLDED, output_size_limit=LARGEST_FOLDED, num_iterations=4
+        )
+    model = program.model_proto
+    name_nodes(model)
+    merge_linears(model)
+    share_initializers(model)
+    _strip(model)
+    return model
+
+
+def captured(job: ExportJob) -> Any:
+    """The network as the exporter's own program: PyTorch's graph and, of the same value names, ONNX's unfolded one."""
     import torch
 
     from mer_export.exporters.graph.lowering import lower
@@ -94,18 +111,11 @@ def to_onnx(job: ExportJob) -> Any:
             dynamic_shapes=job.dynamic_shapes(),
             dynamo=True,
             verbose=False,
-            # Optimised once, below: the exporter would do it with a smaller limit first.
+            # Optimised once, by who wants a file: the exporter would do it with a smaller limit first.
             optimize=False,
         )
-        assert program is not None
-        onnxscript.optimizer.optimize(
-            program.model, input_size_limit=LARGEST_FOLDED, output_size_limit=LARGEST_FOLDED, num_iterations=4
-        )
-    model = program.model_proto
-    merge_linears(model)
-    share_initializers(model)
-    _strip(model)
-    return model
+    assert program is not None
+    return program
 
 
 def _strip(model: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from mer_export.exporters.export_job import ExportJob
 from mer_export.exporters.graph.bf16 import to_bf16
 from mer_export.exporters.graph.external_data import save
 from mer_export.exporters.graph.int8_gru import gru_loops
+from mer_export.exporters.graph.names import module_of, node_name, nodes_of
 from mer_export.exporters.graph.nodes import all_nodes
 from mer_export.exporters.graph.share import share_initializers
 from mer_export.exporters.precision_gate import check, open_file
@@ -46,8 +47,9 @@ FP32_OPERATORS = (
 )
 """Operators that stay in fp32 in an fp16 graph."""
 
-Rewrite = Callable[[Any, Path], Any]
-"""Takes an `onnx.ModelProto` that it may change and a scratch file; returns the rewritten model."""
+Rewrite = Callable[[Any, Path, Collection[str]], Any]
+"""Takes an `onnx.ModelProto` that it may change, a scratch file, and the names of nodes that stay in fp32; returns the
+rewritten model."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +67,26 @@ class Precision:
     twin: Rewrite | None = None
 
 
-def write(job: ExportJob, reference: Path, path: Path) -> dict[str, Any]:
-    """Writes the fp32 file `reference` in the job's precision to `path`.
+def write(job: ExportJob, reference: Path, path: Path, gated: bool = True) -> dict[str, Any]:
+    """Writes the fp32 file `reference` in the job's precision to `path`, but for the modules that it keeps in fp32.
+
+    Without `gated` the first file that loads is kept, whatever it answers: for who wants to see what goes wrong in it.
 
     Returns:
         For the variant's options: the way it was made, operators, and what the gate measured.
 
     Raises:
+        UsageError: a module to keep that the graph does not have.
         ParityError: no way gives a file that loads, runs and passes the gate; `path` does not exist then.
         UnsupportedError: nothing in the graph can be rewritten.
         NotAvailableError: ONNX Runtime is missing.
     """
     record, fp32 = PRECISIONS[job.precision], open_file(reference)
     problem: MerError = UnsupportedError(f"no way to make {job.precision}")
+    keep = nodes_of(_prepared(reference).graph, job.keep_fp32) if job.keep_fp32 else []
     for name, rewrite in record.ways.items():
         try:
-            model = rewrite(_prepared(reference), path)
+            model = rewrite(_prepared(reference), path, keep)
             if not _count(model, record.marks):
                 raise UnsupportedError(f"nothing in this graph can be {job.precision}: export it in fp32")
             save(model, path)
@@ -89,8 +95,9 @@ def write(job: ExportJob, reference: Path, path: Path) -> dict[str, Any]:
                 runnable = path
                 if record.twin:
                     runnable = Path(folder) / path.name
-                    save(record.twin(_prepared(reference), runnable), runnable)
-                report = check(job, fp32, open_file(runnable))
+                    save(record.twin(_prepared(reference), runnable, keep), runnable)
+                candidate = open_file(runnable)
+                report = check(job, fp32, candidate) if gated else {}
             return {"way": name, "operators": operators, "gate": report}
         except NotAvailableError:
             raise
@@ -143,17 +150,17 @@ def _prepared(reference: Path) -> Any:
     unshare_initializers(model)
     del model.graph.value_info[:]
     for number, node in enumerate(model.graph.node):
-        node.name = f"{node.op_type}_{number}"
+        node.name = node_name(module_of(node.name), node.op_type, number)
     return model
 
 
-def _int8(model: Any, scratch: Path, per_channel: bool, recurrent: bool) -> Any:
+def _int8(model: Any, scratch: Path, keep: Collection[str], per_channel: bool, recurrent: bool) -> Any:
     """Dynamic quantisation of products with a constant matrix, and of `recurrent` layers."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     if recurrent:
-        gru_loops(model)
+        gru_loops(model, keep)
     # Without this mark the quantiser asks on the log for what was done above.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     quantize_dynamic(
@@ -162,7 +169,7 @@ def _int8(model: Any, scratch: Path, per_channel: bool, recurrent: bool) -> Any:
         op_types_to_quantize=[*MATRICES, *(RECURRENT if recurrent else ())],
         per_channel=per_channel,
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=_not_matrices(model.graph),
+        nodes_to_exclude=_excluded(model.graph, keep),
         # Shapes and types behind a loop of `gru_loops` are not inferred: it has operators of ONNX Runtime alone.
         extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
     )
@@ -171,34 +178,37 @@ def _int8(model: Any, scratch: Path, per_channel: bool, recurrent: bool) -> Any:
     return _finished(made)
 
 
-def _not_matrices(graph: Any) -> list[str]:
-    """Products that stay in fp32: with a vector, whose scales do not load per channel, or with no constant."""
+def _excluded(graph: Any, keep: Collection[str]) -> list[str]:
+    """Nodes that stay in fp32: those of `keep`, and products with a vector, whose scales do not load per channel, or
+    with no constant."""
     dims = {i.name: tuple(i.dims) for i in graph.initializer}
     found = [n for n in graph.node if n.op_type in MATRICES]
     kept = [n.name for n in found if len(dims.get(n.input[1], ())) != 2 or 1 in dims[n.input[1]]]
+    kept += keep
     # The quantiser turns a Gemm into a MatMul of this name before it looks at the list.
     return [*kept, *(f"{name}_MatMul" for name in kept)]
 
 
-def _fp16(model: Any, scratch: Path) -> Any:
+def _fp16(model: Any, scratch: Path, keep: Collection[str]) -> Any:
     """fp16 wherever `FP32_OPERATORS` does not say otherwise; inputs and outputs stay as the contract has them."""
     from onnxruntime.transformers import float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     quiet = logging.getLogger("onnxruntime.transformers.float16")
-    before, own = quiet.level, {n.name for n in model.graph.node}
+    before, own = quiet.level, {n.name: list(n.output) for n in model.graph.node}
     quiet.setLevel(logging.ERROR)
     try:
         made = float16.convert_float_to_float16(
             model,
             keep_io_types=True,
             op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *FP32_OPERATORS],
-            node_block_list=[*_beside_recurrent(model.graph), *_on_raw_features(model.graph)],
+            node_block_list=[*_beside_recurrent(model.graph), *_on_raw_features(model.graph), *keep],
         )
     finally:
         quiet.setLevel(before)
     _drop_repeated_casts(made.graph)
-    _drop_round_trips(made.graph, own)
+    _drop_round_trips(made.graph, {*own})
+    _call_as_before(made.graph, own)
     OnnxModel(made).topological_sort()
     return _finished(made)
 
@@ -230,9 +240,9 @@ def _on_raw_features(graph: Any) -> list[str]:
     return names
 
 
-def _bf16(model: Any, scratch: Path, emulate: bool = False) -> Any:
+def _bf16(model: Any, scratch: Path, keep: Collection[str], emulate: bool = False) -> Any:
     """Products in bf16, all else in fp32; `emulate` gives the twin."""
-    return _finished(to_bf16(model, emulate))
+    return _finished(to_bf16(model, emulate, keep))
 
 
 def _drop_repeated_casts(graph: Any) -> None:
@@ -264,6 +274,22 @@ def _drop_round_trips(graph: Any, own: set[str]) -> None:
         used = {name for n in graph.node for name in n.input} | {o.name for o in graph.output}
         for node in [n for n in casts if n.output[0] in outputs and n.output[0] not in used]:
             graph.node.remove(node)
+
+
+def _call_as_before(graph: Any, own: Mapping[str, Sequence[str]]) -> None:
+    """Gives a value the name that it has in fp32 again, where no other value has it: the converter renames those of
+    fp32 nodes, by which they could not be told from the reference any more. `own` has the outputs by node."""
+    made = {name for n in graph.node for name in n.output}
+    renamed = {
+        now: name
+        for n in graph.node
+        for now, name in zip(n.output, own.get(n.name, ()), strict=False)
+        if now != name and name not in made
+    }
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = renamed.get(name, name)
 
 
 def _finished(model: Any) -> Any:

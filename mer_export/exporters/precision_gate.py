@@ -61,12 +61,17 @@ def check(job: ExportJob, reference: Any, candidate: Any) -> dict[str, Any]:
     """
     task, policy = job.task, Policy()
     assert task is not None, "a reduced precision is judged by what its task decides"
-    found = compare(list(_answers(job, task, reference, candidate)), task, policy, job.precision)
+    found = measure(job, task, reference, candidate)
     remarks = findings(found, job.precision, task, policy)
     for verdict, text in remarks:
         if verdict == "fail":
             raise ParityError(f"in {job.precision} {text}: the variant was not written")
     return _summary(found, task) | ({"remarks": [text for _, text in remarks]} if remarks else {})
+
+
+def measure(job: ExportJob, task: Task, reference: Any, candidate: Any) -> Comparison:
+    """Runs both sessions on example, probes and data, and compares their answers."""
+    return compare(list(_answers(job, task, reference, candidate)), task, Policy(), job.precision)
 
 
 def _summary(found: Comparison, task: Task) -> dict[str, Any]:

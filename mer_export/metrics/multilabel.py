@@ -1,15 +1,28 @@
-"""Metrics of label sets, exactly as MTEE's public code computes them.
-
-Every function but `measure` gives fractions; `measure` makes percent of them.
-"""
+"""Metrics of label sets, exactly as MTEE's public code computes them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from mer_export.metrics.metric import Family, Metric
+from mer_export.metrics.tally import (
+    ClassTable,
+    Tally,
+    accuracy,
+    confusion,
+    independent_table,
+    ratio,
+    weighted,
+    weighted_f1,
+)
+
+SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
+SETS = ("strict", "subset", "intersect")
+"""Accuracies of whole label sets."""
 
 FAMILY = Family(
     (
@@ -17,82 +30,108 @@ FAMILY = Family(
         Metric("accuracy", main=True),
         Metric("weighted_f1", main=True),
         Metric("auc", main=True, written="AUC"),
-        Metric("strict"),
-        Metric("subset"),
-        Metric("intersect"),
+        *map(Metric, SETS),
     ),
     headline="weighted_f1",
 )
 """The published selection metric is `weighted_accuracy` on CMU-MOSEI, `accuracy` on IEMOCAP."""
-Scores = np.ndarray
-"""(units, labels) raw logits."""
 Truths = np.ndarray
 """(units, labels), 1 where a label holds, else 0."""
 
 
-def measure(names: Sequence[str], truths: Truths, predictions: np.ndarray, likely: np.ndarray) -> dict[str, float]:
-    """Weighted and plain accuracy, weighted F1 and AUC as mean and by label, accuracies of whole label sets; percent.
+@dataclass(frozen=True)
+class LabelTally(Tally):
+    """Label sets, counted for each label and as a whole.
+
+    `counts` (groups, labels, true or not, said or not), `sets` (groups, [strict, subset, intersect, units]); the AUC
+    needs the units themselves: `truths` and what it ranks, `likely` (units, labels), and the `group` of each.
+    """
+
+    names: tuple[str, ...]
+    counts: np.ndarray
+    sets: np.ndarray
+    truths: Truths
+    likely: np.ndarray
+    group: np.ndarray
+
+    @property
+    def groups(self) -> int:  # type: ignore[override]
+        return len(self.counts)
+
+    def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Weighted and plain accuracy, weighted F1, AUC as mean and by label, accuracies of whole label sets; percent.
+
+        Weighted accuracy is the mean of recall and specificity; it and the AUC are NaN where a label always or never
+        holds. Weighted F1 is that of presence and of absence, each as often as it is true.
+        """
+        counts, sets = weighted(weights, self.counts), weighted(weights, self.sets)
+        share_right = ratio(np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1))
+        by_label = {
+            "weighted_accuracy": share_right.mean(-1),
+            "accuracy": accuracy(counts),
+            "weighted_f1": weighted_f1(counts),
+            "auc": self._auc(weights),
+        }
+        found = {name: values.mean(-1) for name, values in by_label.items()}
+        found |= {name: ratio(sets[:, i], sets[:, -1]) for i, name in enumerate(SETS)}
+        for name, values in by_label.items():
+            found |= {f"{name}/{label}": values[:, place] for place, label in enumerate(self.names)}
+        return {name: 100 * values for name, values in found.items()}
+
+    def tables(self) -> list[ClassTable]:
+        """One, of each label's presence."""
+        total = self.counts.sum(0)
+        rows = np.stack([total[:, 1, 1], total[:, 1].sum(-1), total[:, :, 1].sum(-1), total.sum((-1, -2))], axis=-1)
+        return [independent_table("labels", self.names, rows)]
+
+    def _auc(self, weights: np.ndarray) -> np.ndarray:
+        columns = zip(self.truths.T == 1, self.likely.T, strict=True)
+        return np.stack([_auc(truth, score, weights, self.group) for truth, score in columns], axis=-1)
+
+
+def tally(
+    names: Sequence[str],
+    truths: Truths,
+    predictions: np.ndarray,
+    likely: np.ndarray,
+    group: np.ndarray,
+    groups: int,
+) -> LabelTally:
+    """Label sets counted in each group.
 
     Args:
         names: of the labels.
         truths: (units, labels), 1 where a label holds, else 0.
         predictions: of the same form.
         likely: (units, labels), what the AUC ranks.
+        group: of each unit.
+        groups: how many there are.
     """
-    by_label = {
-        "weighted_accuracy": weighted_accuracy(truths, predictions),
-        "accuracy": accuracy(truths, predictions),
-        "weighted_f1": weighted_f1(truths, predictions),
-        "auc": roc_auc(truths, likely),
-    }
-    metrics = {name: float(values.mean()) for name, values in by_label.items()}
-    metrics |= dict(zip(("strict", "subset", "intersect"), set_accuracy(truths, predictions), strict=True))
-    for name, values in by_label.items():
-        metrics |= {f"{name}/{label}": float(v) for label, v in zip(names, values, strict=True)}
-    return {name: 100 * value for name, value in metrics.items()}
+    apart = [confusion(t, p, 2, group, groups) for t, p in zip(truths.T, predictions.T, strict=True)]
+    sets = np.stack([np.bincount(group, found, groups) for found in _right_sets(truths, predictions)], axis=-1)
+    units = np.bincount(group, minlength=groups)[:, None]
+    return LabelTally(tuple(names), np.stack(apart, axis=1), np.hstack([sets, units]), truths, likely, group)
 
 
-def weighted_accuracy(truths: Truths, predictions: np.ndarray) -> np.ndarray:
-    """Mean of recall and specificity of each label; NaN where a label always or never holds."""
-    positive, predicted = truths == 1, predictions == 1
-    with np.errstate(invalid="ignore", divide="ignore"):
-        recall = (positive & predicted).sum(0) / positive.sum(0)
-        specificity = (~positive & ~predicted).sum(0) / (~positive).sum(0)
-    return (recall + specificity) / 2
+def _auc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve (resamples,), ties counted half; NaN where a label always or never holds."""
+    order = np.argsort(scores[~positive], kind="stable")
+    ranked, drawn = scores[~positive][order], weights.astype(np.float32)
+    # Whole numbers: exact in float32 up to 16 million units.
+    misses = np.zeros((len(weights), len(order) + 1), dtype=np.float32)
+    np.cumsum(drawn[:, group[~positive][order]], axis=1, out=misses[:, 1:])
+    hits = drawn[:, group[positive]]
+    below, not_above = (np.searchsorted(ranked, scores[positive], side) for side in SIDES)
+    won = np.einsum("ru,ru->r", hits, misses[:, below], dtype=np.float64)
+    tied = below != not_above
+    won += (
+        np.einsum("ru,ru->r", hits[:, tied], misses[:, not_above[tied]] - misses[:, below[tied]], dtype=np.float64) / 2
+    )
+    return ratio(won, hits.sum(1, dtype=np.float64) * misses[:, -1])
 
 
-def accuracy(truths: Truths, predictions: np.ndarray) -> np.ndarray:
-    """Share of right decisions of each label."""
-    return (truths == predictions).mean(0)
-
-
-def weighted_f1(truths: Truths, predictions: np.ndarray) -> np.ndarray:
-    """F1 of presence and of absence of each label, weighted by how often each is true; 0 where undefined."""
-    total = np.zeros(truths.shape[1])
-    for value in (0, 1):
-        is_true, is_said = truths == value, predictions == value
-        support = is_true.sum(0)
-        f1 = 2 * (is_true & is_said).sum(0) / np.maximum(support + is_said.sum(0), 1)
-        total += support * f1
-    return total / len(truths)
-
-
-def roc_auc(truths: Truths, scores: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each label, ties counted half; NaN where a label always or never holds."""
-    return np.asarray([_auc(t == 1, s) for t, s in zip(truths.T, scores.T, strict=True)])
-
-
-def _auc(positive: np.ndarray, scores: np.ndarray) -> float:
-    hits, misses = int(positive.sum()), int((~positive).sum())
-    if not hits or not misses:
-        return float("nan")
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = np.cumsum(count) - (count - 1) / 2
-    return float((rank[place][positive].sum() - hits * (hits + 1) / 2) / (hits * misses))
-
-
-def set_accuracy(truths: Truths, predictions: np.ndarray) -> tuple[float, float, float]:
-    """Share of units whose label set is predicted exactly, as a subset, and with a common label.
+def _right_sets(truths: Truths, predictions: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Which units have their label set predicted exactly, as a subset, and with a common label.
 
     The original reads the labels in order and stops at the first wrong one: `intersect` counts a unit only if a right
     label came before it, and a unit without predictions counts in none unless it has no labels.
@@ -103,4 +142,4 @@ def set_accuracy(truths: Truths, predictions: np.ndarray) -> tuple[float, float,
     before = np.cumsum(wrong, axis=1) == 0
     hit = (said & before).any(1)
     subset = strict | (hit & ~wrong.any(1))
-    return float(strict.mean()), float(subset.mean()), float((strict | hit).mean())
+    return strict, subset, strict | hit

@@ -7,12 +7,24 @@ NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from mer_export.metrics.metric import Family, Metric
+from mer_export.metrics.tally import (
+    ClassTable,
+    Tally,
+    accuracy,
+    confusion,
+    exclusive_table,
+    ratio,
+    weighted,
+    weighted_f1,
+)
 
 METRICS = {
     m.name: m
@@ -30,104 +42,165 @@ METRICS = {
         Metric("non0_f1"),
     )
 }
-SIMS_EDGES = {"acc_2": (0.0,), "acc_3": (-0.1, 0.1), "acc_5": (-0.7, -0.1, 0.1, 0.7)}
-"""Class borders; each belongs to the class below it, so a score of 0 is negative."""
+Scores = np.ndarray
+"""(units,)."""
+CONSTANT = 1e-12
+"""Part of the sum of squares below which a variance is rounding: scores that never change have no correlation."""
 
 
-def mosi_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """MOSI and MOSEI in the EMT-DLFR repository, scores in -3..3, rounded as published.
+@dataclass(frozen=True)
+class Cut:
+    """How an accuracy makes classes of scores. A `polar` one leaves out units whose truth is exactly 0."""
 
-    `has0_*` splits at >= 0 and keeps neutral utterances, `non0_*` leaves them out and splits at > 0.
-    """
-    polar = labels != 0
-    found = {
-        "mae": _mae(labels, scores),
-        "corr": _correlation(labels, scores),
-        "acc_7": _rounded(labels, scores, 3),
-        "acc_5": _rounded(labels, scores, 2),
-        "has0_acc_2": _share((labels >= 0) == (scores >= 0)),
-        "has0_f1": _weighted_f1(labels >= 0, scores >= 0),
-        "non0_acc_2": _share((labels[polar] > 0) == (scores[polar] > 0)),
-        "non0_f1": _weighted_f1(labels[polar] > 0, scores[polar] > 0),
-    }
-    return _percent({n: round(v, 4) for n, v in found.items()})
+    labels: tuple[str, ...]
+    decide: Callable[[Scores], np.ndarray]
+    polar: bool = False
 
 
-def sims_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """SIMS in the EMT-DLFR repository, scores in -1..1, all of clipped scores, not rounded as published."""
-    labels, scores = np.clip(labels, -1.0, 1.0), np.clip(scores, -1.0, 1.0)
-    found = {"mae": _mae(labels, scores), "corr": _correlation(labels, scores)}
-    for name, edges in SIMS_EDGES.items():
-        borders = np.asarray(edges, dtype=scores.dtype)
-        found[name] = _share(np.searchsorted(borders, labels) == np.searchsorted(borders, scores))
-    return _percent(found | {"f1": _weighted_f1(labels > 0, scores > 0)})
+def _above(scores: Scores) -> np.ndarray:
+    return scores > 0
 
 
-def mtee_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """CMU-MOSI and CMU-MOSEI in MTEE's repository: both splits are at > 0, `acc_2` and `f1` keep neutral utterances."""
-    labels, scores = labels.astype(np.float64), scores.astype(np.float64)
-    found = {
-        "mae": _mae(labels, scores),
-        "corr": _correlation(labels, scores),
-        "acc_7": _rounded(labels, scores, 3),
-        "acc_5": _rounded(labels, scores, 2),
-    }
-    for prefix, kept in (("", np.ones(len(labels), dtype=bool)), ("non0_", labels != 0)):
-        positive, said = labels[kept] > 0, scores[kept] > 0
-        # The original passes predictions as truths, so F1 is weighted by how often each sign is predicted.
-        found |= {f"{prefix}acc_2": _share(positive == said), f"{prefix}f1": _weighted_f1(said, positive)}
-    return _percent(found)
+def _not_below(scores: Scores) -> np.ndarray:
+    return scores >= 0
+
+
+def _nearest(scores: Scores, limit: int) -> np.ndarray:
+    return np.round(np.clip(scores, -limit, limit)) + limit
+
+
+def _between(scores: Scores, edges: tuple[float, ...]) -> np.ndarray:
+    """Each edge belongs to the class below it, so a score of 0 is negative; compared in the scores' precision."""
+    return np.searchsorted(np.asarray(edges, dtype=scores.dtype), scores)
+
+
+def _rounded(limit: int) -> Cut:
+    return Cut(tuple(f"{n:+d}" if n else "0" for n in range(-limit, limit + 1)), partial(_nearest, limit=limit))
+
+
+POLAR = Cut(("negative", "positive"), _above, polar=True)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A published way to measure sentiment: of labels and scores (units,) the metrics of `family` by name."""
+    """A published way to measure sentiment: error and correlation, accuracies by `cuts`, and the F1 of some of them.
 
-    measure: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+    `decimals` rounds as the public code does.
+    """
+
     family: Family
+    cuts: Mapping[str, Cut]
+    f1: Mapping[str, str]
+    prepared: Callable[[Scores], Scores]
+    decimals: int | None = None
+    f1_by_said: bool = False
+    """F1 is weighted by how often each class is predicted: the original passes predictions as truths."""
 
 
-def _scale(measure: Callable[[np.ndarray, np.ndarray], dict[str, float]], headline: str, names: str) -> Scale:
-    return Scale(measure, Family(tuple(METRICS[name] for name in names.split()), headline))
+def _scale(
+    headline: str, names: str, cuts: Mapping[str, Cut], prepared: Callable[[Scores], Scores], **how: Any
+) -> Scale:
+    f1 = {n: f"{n.removesuffix('f1')}acc_2" for n in names.split() if n.endswith("f1")}
+    return Scale(Family(tuple(METRICS[name] for name in names.split()), headline), cuts, f1, prepared, **how)
 
 
 SCALES: dict[str, Scale] = {
-    "mosi": _scale(mosi_metrics, "non0_acc_2", "mae corr acc_7 acc_5 has0_acc_2 has0_f1 non0_acc_2 non0_f1"),
-    "sims": _scale(sims_metrics, "acc_2", "mae corr acc_2 acc_3 acc_5 f1"),
-    "mtee": _scale(mtee_metrics, "non0_acc_2", "mae corr acc_7 acc_5 acc_2 f1 non0_acc_2 non0_f1"),
+    # MOSI and MOSEI in the EMT-DLFR repository, scores in -3..3, rounded as published. `has0_*` splits at >= 0 and
+    # keeps neutral utterances, `non0_*` leaves them out and splits at > 0.
+    "mosi": _scale(
+        "non0_acc_2",
+        "mae corr acc_7 acc_5 has0_acc_2 has0_f1 non0_acc_2 non0_f1",
+        {
+            "acc_7": _rounded(3),
+            "acc_5": _rounded(2),
+            "has0_acc_2": Cut(("negative", "not negative"), _not_below),
+            "non0_acc_2": POLAR,
+        },
+        lambda scores: scores,
+        decimals=4,
+    ),
+    # SIMS in the EMT-DLFR repository, scores in -1..1, all of clipped scores, not rounded as published.
+    "sims": _scale(
+        "acc_2",
+        "mae corr acc_2 acc_3 acc_5 f1",
+        {
+            "acc_2": Cut(("not positive", "positive"), partial(_between, edges=(0.0,))),
+            "acc_3": Cut(("negative", "neutral", "positive"), partial(_between, edges=(-0.1, 0.1))),
+            "acc_5": Cut(
+                ("negative", "weakly negative", "neutral", "weakly positive", "positive"),
+                partial(_between, edges=(-0.7, -0.1, 0.1, 0.7)),
+            ),
+        },
+        lambda scores: np.clip(scores, -1.0, 1.0),
+    ),
+    # CMU-MOSI and CMU-MOSEI in MTEE's repository: both splits are at > 0, `acc_2` and `f1` keep neutral utterances.
+    "mtee": _scale(
+        "non0_acc_2",
+        "mae corr acc_7 acc_5 acc_2 f1 non0_acc_2 non0_f1",
+        {
+            "acc_7": _rounded(3),
+            "acc_5": _rounded(2),
+            "acc_2": Cut(("not positive", "positive"), _above),
+            "non0_acc_2": POLAR,
+        },
+        lambda scores: scores.astype(np.float64),
+        f1_by_said=True,
+    ),
 }
 """By the scale of a task."""
 
 
-def _percent(found: dict[str, float]) -> dict[str, float]:
-    return {n: 100 * value if METRICS[n].unit == "percent" else value for n, value in found.items()}
+@dataclass(frozen=True)
+class ScoreTally(Tally):
+    """Scores beside what is true of them.
+
+    `matrices` holds (groups, true, predicted) of each cut; `moments` (groups, 7) the sums of 1, the error, x, y, x², y²
+    and xy, where x are truths and y scores, each less the first one.
+    """
+
+    scale: Scale
+    matrices: Mapping[str, np.ndarray]
+    moments: np.ndarray
+
+    @property
+    def groups(self) -> int:  # type: ignore[override]
+        return len(self.moments)
+
+    def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Error and correlation, and in percent the accuracy of each cut and the F1 of some; as published."""
+        units, error, *sums = np.moveaxis(weighted(weights, self.moments), -1, 0)
+        matrices = {name: weighted(weights, matrix) for name, matrix in self.matrices.items()}
+        found = {"mae": ratio(error, units), "corr": _correlation(units, *sums)}
+        found |= {name: accuracy(matrix) for name, matrix in matrices.items()}
+        for name, cut in self.scale.f1.items():
+            found[name] = weighted_f1(matrices[cut].swapaxes(-1, -2) if self.scale.f1_by_said else matrices[cut])
+        if self.scale.decimals is not None:
+            found = {name: np.round(values, self.scale.decimals) for name, values in found.items()}
+        return {m.name: (100 if m.unit == "percent" else 1) * found[m.name] for m in self.scale.family.metrics}
+
+    def tables(self) -> list[ClassTable]:
+        """One for each accuracy."""
+        return [exclusive_table(n, self.scale.cuts[n].labels, m.sum(0)) for n, m in self.matrices.items()]
 
 
-def _share(hits: np.ndarray) -> float:
-    return float(hits.mean()) if hits.size else float("nan")
+def tally(scale: Scale, labels: Scores, scores: Scores, group: np.ndarray, groups: int) -> ScoreTally:
+    """What the metrics of a scale need of the scores of each group."""
+    labels, scores = scale.prepared(labels), scale.prepared(scores)
+    x, y = (v.astype(np.float64) - float(v[0]) for v in (labels, scores))
+    columns = (np.ones(len(x)), np.abs(labels - scores), x, y, x * x, y * y, x * y)
+    moments = np.stack([np.bincount(group, column, groups) for column in columns], axis=-1)
+    matrices = {}
+    for name, cut in scale.cuts.items():
+        kept = labels != 0 if cut.polar else np.ones(len(labels), dtype=bool)
+        truths, said = (cut.decide(v[kept]).astype(np.int64) for v in (labels, scores))
+        matrices[name] = confusion(truths, said, len(cut.labels), group[kept], groups)
+    return ScoreTally(scale, matrices, moments)
 
 
-def _rounded(labels: np.ndarray, scores: np.ndarray, limit: int) -> float:
-    return _share(np.round(np.clip(labels, -limit, limit)) == np.round(np.clip(scores, -limit, limit)))
-
-
-def _mae(labels: np.ndarray, scores: np.ndarray) -> float:
-    return float(np.abs(labels - scores).mean())
-
-
-def _correlation(labels: np.ndarray, scores: np.ndarray) -> float:
-    if len(labels) < 2 or labels.std() == 0 or scores.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(scores, labels)[0, 1])
-
-
-def _weighted_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """F1 of both classes, weighted by how often each is true; a fraction."""
-    if not labels.size:
-        return float("nan")
-    f1 = []
-    for value in (False, True):
-        hits = ((labels == value) & (predictions == value)).sum()
-        f1.append(2 * hits / max((labels == value).sum() + (predictions == value).sum(), 1))
-    share = labels.mean()
-    return float((1 - share) * f1[0] + share * f1[1])
+def _correlation(units: np.ndarray, *sums: np.ndarray) -> np.ndarray:
+    """Pearson's, from the sums of x, y, x², y² and xy; NaN where either never changes."""
+    x, y, xx, yy, xy = sums
+    spread_x, spread_y = (units * square - total**2 for square, total in ((xx, x), (yy, y)))
+    constant = (spread_x <= CONSTANT * units * xx) | (spread_y <= CONSTANT * units * yy)
+    found = ratio(units * xy - x * y, np.sqrt(np.maximum(spread_x, 0) * np.maximum(spread_y, 0)))
+    return np.where(constant, np.nan, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,8 +26,8 @@ class Stored:
 
     @property
     def said(self) -> str:
-        """Its name for messages and manifests, without what lets one in."""
-        return SECRET.sub("", self.name)
+        """Its name for messages and manifests, without what lets one in and how one gets there."""
+        return _said(self.name)
 
     @property
     def local(self) -> Path | None:
@@ -66,7 +67,7 @@ def stored_files(name: str) -> list[Stored]:
     from pyarrow import fs
 
     files, path = _place(name)
-    said = SECRET.sub("", name)
+    said, (address, options) = _said(name), _options(name)
     try:
         found = files.get_file_info(path)
         listed = files.get_file_info(fs.FileSelector(path)) if found.type == fs.FileType.Directory else [found]
@@ -76,13 +77,24 @@ def stored_files(name: str) -> list[Stored]:
         raise InputError(f"{said} does not exist: name a file or a directory of files")
     own = [f for f in listed if f.type == fs.FileType.File and (f is found or not f.base_name.startswith((".", "_")))]
     return [
-        Stored(name if f is found else f"{name.rstrip('/')}/{f.base_name}", f.size, _mark(files, f))
+        Stored(name if f is found else f"{address.rstrip('/')}/{f.base_name}{options}", f.size, _mark(files, f))
         for f in sorted(own, key=lambda f: f.base_name)
     ]
 
 
+def _options(name: str) -> tuple[str, str]:
+    """An address, and how one gets there: `?endpoint_override=…`. A path may have a question mark of its own."""
+    address, mark, options = name.partition("?") if ADDRESS.match(name) else (name, "", "")
+    return address, mark + options
+
+
+def _said(name: str) -> str:
+    return SECRET.sub("", _options(name)[0])
+
+
+@lru_cache(maxsize=256)
 def _place(name: str) -> tuple[Any, str]:
-    """The file system of a path or address, and the path in it."""
+    """The file system of a path or address, and the path in it. Asking where a bucket lies may take a while."""
     pyarrow_modules()
     from pyarrow import fs
 
@@ -106,7 +118,7 @@ def _of_fsspec(name: str, protocol: str) -> tuple[Any, str]:
     except ImportError as error:
         raise NotAvailableError(f"what reads {protocol}:// is not installed: it is the package {error.name}") from None
     except ValueError as error:
-        raise InputError(f"{SECRET.sub('', name)} cannot be read: {error}") from None
+        raise InputError(f"{_said(name)} cannot be read: {error}") from None
     return fs.PyFileSystem(fs.FSSpecHandler(files)), path
 
 

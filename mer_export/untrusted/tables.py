@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
 from mer_export.errors import InputError
+from mer_export.untrusted.cells import TOGETHER, Cells
 from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.parquet import open_parquet
 
-Columns = dict[str, list[str]]
+Columns = dict[str, Sequence[str]]
 TABLES = (".csv", ".tsv", ".parquet")
 """How the names of tables end."""
 UTF8 = "utf-8-sig"
@@ -39,7 +41,7 @@ def read_table(path: Path, encoding: str = UTF8, separator: str | None = None) -
             lines = csv.reader(chain([first], stream), delimiter=separator or _separator(first, path))
             # OpenFace puts a space before each name.
             header = [name.strip() for name in next(lines, [])]
-            rows = [line for line in lines if line]
+            return _columns(header, filter(None, lines), path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except LookupError:
@@ -48,12 +50,27 @@ def read_table(path: Path, encoding: str = UTF8, separator: str | None = None) -
         raise InputError(_undecodable(path, encoding)) from None
     except csv.Error as error:
         raise InputError(f"{path} is not a table: {error}") from None
+
+
+def _columns(header: list[str], lines: Iterable[list[str]], path: Path) -> Columns:
     if len(set(header)) != len(header) or not header:
         raise InputError(f"{path} needs a header of distinct column names, it has {header[:20]}")
-    for number, line in enumerate(rows, start=2):
+    columns = {name: Cells() for name in header}
+    rows: list[list[str]] = []
+    for number, line in enumerate(lines, start=2):
         if len(line) != len(header):
             raise InputError(f"{path}: row {number} has {len(line)} cells, the header has {len(header)}")
-    return {name: [line[i] for line in rows] for i, name in enumerate(header)}
+        rows.append(line)
+        if len(rows) == TOGETHER:
+            _add(rows, columns)
+    _add(rows, columns)
+    return dict(columns)
+
+
+def _add(rows: list[list[str]], columns: dict[str, Cells]) -> None:
+    for cells, column in zip(zip(*rows, strict=True), columns.values(), strict=False):
+        column.extend(cells)
+    rows.clear()
 
 
 def _separator(header: str, path: Path) -> str:
@@ -81,5 +98,8 @@ def _undecodable(path: Path, encoding: str) -> str:
 
 def _read_parquet(path: Path) -> Columns:
     with open_parquet(path) as file:
-        table = file.read()
-        return {n: ["" if v is None else str(v) for v in table.column(n).to_pylist()] for n in table.column_names}
+        columns = {n: Cells() for n in file.schema_arrow.names}
+        for batch in file.iter_batches(batch_size=TOGETHER):
+            for name, column in columns.items():
+                column.extend("" if v is None else str(v) for v in batch.column(name).to_pylist())
+        return dict(columns)

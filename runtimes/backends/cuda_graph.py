@@ -69,12 +69,21 @@ class CudaGraphs:
             for _ in range(WARM):
                 self._module(*inputs)
         torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             # Other threads of this process may use the GPU meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = self._module(*inputs)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UnsupportedError(f"this model cannot be captured as a CUDA graph: {reason}") from None
+            # PyTorch leaves the capture's stream current and its pool open, to the harm of whatever runs next.
+            torch.cuda.set_stream(stream)
+            self._pool = None
+            raise UnsupportedError(f"this model cannot be captured as a CUDA graph: {_first(error)}") from None
         return Captured(graph, inputs, outputs)
+
+
+def _first(error: BaseException) -> str:
+    """What went wrong first: the end of a capture that had failed says that alone."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error).splitlines() or [type(error).__name__])[0]

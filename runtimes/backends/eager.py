@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -110,7 +110,9 @@ class TorchSession(Session):
 
 @contextmanager
 def computing_in(options: SessionOptions) -> Iterator[None]:
-    """What `options.reduced` says, inside the block; without it fp32 means fp32, also on a GPU.
+    """On the device and in what `options.reduced` says, inside the block; without it fp32 means fp32, also on a GPU.
+
+    Streams, graphs and compiled kernels are those of the device that is current, whichever one their tensors are on.
 
     The switches for TF32 are PyTorch's globals: sessions in several precisions may live in one process.
     """
@@ -118,12 +120,14 @@ def computing_in(options: SessionOptions) -> Iterator[None]:
 
     from mer_export.layers.autocast import AUTOCAST
 
-    with _SWITCHES if options.on_gpu else nullcontext(), tf32(options.reduced == "tf32"):
+    with ExitStack() as inside:
+        if options.on_gpu:
+            inside.enter_context(_SWITCHES)
+            inside.enter_context(torch.cuda.device(options.number))
+        inside.enter_context(tf32(options.reduced == "tf32"))
         if options.reduced in AUTOCAST:
-            with torch.autocast(options.kind, AUTOCAST[options.reduced]):
-                yield
-        else:
-            yield
+            inside.enter_context(torch.autocast(options.kind, AUTOCAST[options.reduced]))
+        yield
 
 
 class EagerSession(TorchSession):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 from mer_export.stages import Stage, count_name
 from runtimes.backends.session import Artefact, Ports, Session, SessionOptions
 
-KEPT = 64
-"""Rows whose outputs a repeating stage keeps: a few dialogues, for utterances that come one at a time."""
+KEPT_BYTES = 256 << 20
+"""Outputs that each repeating stage keeps: of some dialogues, for utterances that come one at a time."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -36,7 +37,7 @@ class StagedSession(Session):
         """Opens a session for each stage, which holds its own file against its own contract; `path` is the last one."""
         options = replace(self.options, streams=1)
         self.sessions = {s.name: self.kind(self._part(s, path), options) for s in self.stages}
-        self.kept: OrderedDict[tuple[bytes, ...], Arrays] = OrderedDict()
+        self.kept = {s.name: Kept(KEPT_BYTES) for s in self.stages if s.repeats and self.options.reuse}
         self.seconds: dict[str, Any] = {s.name: {"calls": 0, "rows": 0, "ms": 0.0} for s in self.stages}
         first = self.sessions[self.stages[0].name].info
         self.info |= first | {"stages": self.seconds, "reuse": self.options.reuse}
@@ -65,28 +66,29 @@ class StagedSession(Session):
             counts = arrays[count_name(self.contract, stage.per)]
             steps = arrays[stage.inputs[0].name].shape[1]
             given = stage.take(arrays, counts)
-            found = self._timed(stage, given) if counts.any() else _nothing(stage)
+            found = self._answered(stage, given) if counts.any() else _nothing(stage)
             return stage.put(found, counts, steps)
-        given = stage.take(arrays, None)
+        return self._answered(stage, stage.take(arrays, None))
+
+    def _answered(self, stage: Stage, given: Arrays) -> Arrays:
         return self._distinct(stage, given) if stage.repeats else self._timed(stage, given)
 
     def _distinct(self, stage: Stage, given: Arrays) -> Arrays:
         """Outputs of all rows, each distinct one computed once, or taken from an earlier call."""
         rows = range(len(next(iter(given.values()))))
-        keys = [tuple(a[i].tobytes() for a in given.values()) for i in rows]
-        known = self.kept if self.options.reuse else OrderedDict()
+        keys = [_mark(a[i] for a in given.values()) for i in rows]
+        kept = self.kept.get(stage.name)
+        known = {key: own for key in keys if kept is not None and (own := kept.get(key)) is not None}
         fresh = {key: i for i, key in reversed(list(enumerate(keys))) if key not in known}
         if fresh:
             places = list(fresh.values())
             found = self._timed(stage, {n: np.ascontiguousarray(a[places]) for n, a in given.items()})
             for at, key in enumerate(fresh):
                 known[key] = {n: a[at] for n, a in found.items()}
-        outputs = {s.name: np.stack([known[key][s.name] for key in keys]) for s in stage.outputs}
-        for key in keys:
-            known.move_to_end(key)
-        while len(known) > KEPT:
-            known.popitem(last=False)
-        return outputs
+                if kept is not None:
+                    # A copy: a row of an array would keep all of it.
+                    kept.put(key, {n: a[at].copy() for n, a in found.items()})
+        return {s.name: np.stack([known[key][s.name] for key in keys]) for s in stage.outputs}
 
     def _timed(self, stage: Stage, given: Arrays) -> Arrays:
         start = time.perf_counter()
@@ -96,6 +98,39 @@ class StagedSession(Session):
         spent["rows"] += len(next(iter(given.values())))
         spent["ms"] = round(spent["ms"] + 1000 * (time.perf_counter() - start), 3)
         return found
+
+
+class Kept:
+    """Outputs of rows by what came in, those that were not asked for longest leave first."""
+
+    def __init__(self, most_bytes: int):
+        self.most_bytes, self.nbytes = most_bytes, 0
+        self._rows: OrderedDict[bytes, Arrays] = OrderedDict()
+
+    def get(self, key: bytes) -> Arrays | None:
+        """The outputs of a row; None where they are not kept."""
+        if key in self._rows:
+            self._rows.move_to_end(key)
+        return self._rows.get(key)
+
+    def put(self, key: bytes, outputs: Arrays) -> None:
+        """Keeps the outputs of a row."""
+        self._rows[key] = outputs
+        self.nbytes += _bytes(outputs)
+        while self.nbytes > self.most_bytes:
+            self.nbytes -= _bytes(self._rows.popitem(last=False)[1])
+
+
+def _bytes(outputs: Arrays) -> int:
+    return sum(a.nbytes for a in outputs.values())
+
+
+def _mark(row: Iterable[np.ndarray]) -> bytes:
+    """What tells rows apart: the inputs themselves may be large, such as pictures."""
+    mark = blake2b(digest_size=20)
+    for array in row:
+        mark.update(np.ascontiguousarray(array))
+    return mark.digest()
 
 
 def _nothing(stage: Stage) -> Arrays:

@@ -72,7 +72,9 @@ def _load(kind: type[Session], bundle: Bundle, variant: Variant | None, options:
     from runtimes.backends.staged import StagedSession
 
     system = registry.get(bundle.manifest.system)
-    return StagedSession(artefact, options, kind, system.stages_of(system.parse(bundle.manifest.config)))
+    return StagedSession(
+        artefact, options, kind, system.stages_of(system.parse(bundle.manifest.config), variant.stages)
+    )
 
 
 def check_variant(backend: str, variant: Variant | None) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from mer_export.bundle import Bundle
+from mer_export.data.bundle_data import bundle_samples
 from mer_export.data.dialogues import Dialogue, Utterance
+from mer_export.data.samples import Sample
 from mer_export.encoders.attached import attached
 from mer_export.errors import InputError
 from runtimes.encode import load_encoder
@@ -38,19 +41,29 @@ class Completion:
     _stack: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
-    def of(cls, bundle: Bundle, workers: int = WORKERS, goal: str | None = None, **options: Any) -> Completion:
+    def of(
+        cls,
+        bundle: Bundle,
+        workers: int = WORKERS,
+        goal: str | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        **options: Any,
+    ) -> Completion:
         """Loads the encoders of a bundle.
 
         Args:
             bundle: one with encoders (`mer attach`).
             workers: threads that decode.
             goal: the runtime of each network is what `mer tune` found best for it, within `options`.
+            say: told what was chosen for the goal.
             options: how the networks run (see `runtimes.encode.Encoding`).
 
         Raises:
             UsageError: a goal, and no profile of this machine.
         """
         ways = encoder_ways(own_profile(bundle), Goal.parse(goal), options.get("backend")) if goal else {}
+        for (modality, name), way in ways.items():
+            say(f"{goal}, {modality}: {name} by {way['backend']}, batch {way['batch']}")
         stack = ExitStack()
         loaded = {
             n: [stack.enter_context(load_encoder(e, **options | ways.get((n, e.identity.name), {}))) for e in encoders]
@@ -103,3 +116,23 @@ class Completion:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+@contextmanager
+def encoders_of(
+    bundle: Bundle, goal: str | None = None, say: Callable[[str], None] = lambda line: None, **options: Any
+) -> Iterator[Completion | None]:
+    """The encoders of a bundle, loaded for the block; None where it has none. Raises as `Completion.of`."""
+    if not bundle.manifest.encoders:
+        yield None
+        return
+    with Completion.of(bundle, goal=goal, say=say, **options) as completion:
+        yield completion
+
+
+def split_samples(
+    bundle: Bundle, path: Path, data_format: str, split: str, outside: Iterable[Path] | None = None
+) -> list[Sample]:
+    """One split of a data set as a bundle reads it, with what its encoders make of recordings and sentences."""
+    with encoders_of(bundle) as through:
+        return bundle_samples(bundle, path, data_format, split, outside, through)

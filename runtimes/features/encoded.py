@@ -15,7 +15,7 @@ from mer_export.encoders.sounds import Sounds
 from mer_export.errors import InputError
 from runtimes.encode import Encoding
 from runtimes.features.ahead import ahead
-from runtimes.features.sentences import Sentences
+from runtimes.features.sentences import Distinct, Sentences
 
 PORTION, PORTION_BYTES = 64, 1 << 26
 """Utterances, and bytes of what encoders read of them, that go through the networks together, batched by bucket."""
@@ -50,15 +50,14 @@ class _Read:
 class Encoder:
     """Encoders by input, and threads that read for them.
 
-    With the `numbers` of all sentences of the data each distinct one is encoded once; without, they are encoded as they
+    With all sentences of the data `known` each distinct one is encoded once; without, they are encoded as they
     pass. Features that an utterance has already are not made again.
     """
 
-    def __init__(self, loaded: Loaded, numbers: Mapping[str, int] | None, workers: int):
+    def __init__(self, loaded: Loaded, known: Distinct | None, workers: int):
         self.loaded, self.workers, self.sounds = loaded, workers, Sounds()
-        known = numbers is not None and TEXT in loaded
-        self.media = {n: e for n, e in loaded.items() if n != TEXT or not known}
-        self.sentences = Sentences(numbers, loaded[TEXT]) if numbers is not None and known else None
+        self.sentences = Sentences(known, loaded[TEXT]) if known is not None and TEXT in loaded else None
+        self.media = {n: e for n, e in loaded.items() if n != TEXT or self.sentences is None}
 
     def outcomes(self, dialogues: Iterable[Dialogue]) -> Iterator[Outcome]:
         """One for each utterance, in order.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -17,6 +17,7 @@ from mer_export.data.spec import Extractor
 from mer_export.encoders.attached import Chosen, together
 from mer_export.encoders.reading import is_sequence
 from mer_export.errors import InputError, UsageError
+from runtimes.features.sentences import Distinct
 
 BLOCK = 128
 """Utterances of a block, which ends between dialogues: what stays done when a run is killed."""
@@ -30,12 +31,12 @@ SOURCES = {
 
 @dataclass
 class Plan:
-    """`sizes` are the utterances of each dialogue, by split in the order in which they are read; `sentences` the number
-    of each distinct one; `digest` tells these data from others."""
+    """`sizes` are the utterances of each dialogue, by split in the order in which they are read; `sentences` are the
+    distinct ones; `digest` tells these data from others."""
 
     head: Head
-    sizes: dict[str, list[int]]
-    sentences: dict[str, int]
+    sizes: Mapping[str, Sequence[int]]
+    sentences: Distinct
     digest: str
 
     @property
@@ -94,7 +95,7 @@ class _Survey:
     data: OpenData
     chosen: Chosen
     sizes: dict[str, list[int]] = field(default_factory=dict)
-    sentences: dict[str, int] = field(default_factory=dict)
+    sentences: Distinct = field(default_factory=Distinct)
     sources: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SOURCES, 0))
     widths: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Of what is stored already: how wide a vector of each of its sources is."""
@@ -125,7 +126,7 @@ class _Survey:
         self.sources["audio"] += said is not None
         self.sources["vision"] += said is not None or IMAGES in utterance.inputs
         if "text" in self.chosen and utterance.sentence:
-            self.sentences.setdefault(utterance.sentence, len(self.sentences))
+            self.sentences.add(utterance.sentence)
         if taken := next((n for n in self.chosen if n in utterance.features), None):
             raise UsageError(
                 f"{dialogue.where}: {utterance.id} has {taken} already: leave it out (--set data.{taken}=null), or "

@@ -17,6 +17,7 @@ from runtimes.backends.table import known_backends
 
 if TYPE_CHECKING:
     from mer_export.experiment import ExperimentResult, Row
+    from mer_export.metrics.tally import ClassTable
     from runtimes.parity.report import ParityReport
     from runtimes.predict.robustness import RobustnessReport
     from runtimes.speed.bench_report import Case
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 LINES = ("#2f6fb5", "#d08c2f", "#2a9d8f", "#9b4f96", "#68717f")
 SHADES = {"bf16": (0.0, 0.4), "int8": (1.0, 0.4), "unpadded": (1.0, 0.45)}
 """Words of a runtime's name that shade its colour: towards black (0) or white (1), by how much."""
-INK, QUIET, RULE, BAD = "#1c2430", "#68717f", "#dfe3e8", "#b3372f"
+INK, QUIET, RULE, BAD, GOOD = "#1c2430", "#68717f", "#dfe3e8", "#b3372f", "#2f6fb5"
+PAGE = {INK: "ink", QUIET: "quiet", RULE: "rule", BAD: "fail"}
+"""Colours that are those of the page, which is light or dark (style.css)."""
 LEAST, MOST = 1e-4, 1e4
 """What the chart of errors shows at the edges: equal, and very different."""
 STYLE: Any = {
@@ -165,6 +168,56 @@ def _dots(rows: Sequence[Row], name: str, title: str, shown: Sequence[str]) -> s
         return _svg(figure, f"{title} of every run")
 
 
+def class_chart(table: ClassTable) -> str:
+    """How units were decided: a confusion matrix, or counts of each label where they hold side by side."""
+    return _label_bars(table) if table.matrix is None else _matrix(table.labels, table.matrix)
+
+
+def _matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> str:
+    """Counts by true (row) and predicted label, darker for a larger part of the row."""
+    size, places = len(labels), range(len(labels))
+    widest = max(map(len, labels))
+    with _figure(1.6 + 0.075 * widest + 0.5 * size, 1.1 + 0.05 * widest + 0.42 * size) as (figure, axes):
+        from matplotlib.patches import Rectangle
+
+        for y, row in enumerate(matrix):
+            for x, count in enumerate(row):
+                share = count / max(sum(row), 1)
+                tone = GOOD if x == y else BAD
+                axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=tone, alpha=0.85 * share, linewidth=0))
+                colour = "#ffffff" if share > 0.6 else INK if count else QUIET
+                axes.text(x, y, str(count), ha="center", va="center", fontsize=9, color=colour)
+        axes.set_xticks(places, labels, rotation=40 if widest > 3 else 0, ha="right" if widest > 3 else "center")
+        axes.set_yticks(places, labels)
+        axes.set_xlim(-0.5, size - 0.5)
+        axes.set_ylim(size - 0.5, -0.5)
+        axes.tick_params(length=0)
+        axes.tick_params(axis="x", colors=INK)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        return _svg(figure, f"Confusion matrix of {size} labels, true by predicted")
+
+
+def _label_bars(table: ClassTable) -> str:
+    """Right, missed and wrongly said, for each label."""
+    parts = {
+        "right": (GOOD, [r.right for r in table.rows]),
+        "missed": (QUIET, [r.support - r.right for r in table.rows]),
+        "wrongly said": (BAD, [r.predicted - r.right for r in table.rows]),
+    }
+    with _figure(6.2, 0.9 + 0.36 * len(table.rows)) as (figure, axes):
+        begin = [0] * len(table.rows)
+        for name, (colour, counts) in parts.items():
+            axes.barh(range(len(counts)), counts, left=begin, color=colour, height=0.62, label=name)
+            begin = [b + c for b, c in zip(begin, counts, strict=True)]
+        axes.set_yticks(range(len(begin)), table.labels)
+        axes.set_ylim(len(begin) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color=RULE, linewidth=0.8)
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        return _svg(figure, "Units of each label: rightly said, missed, wrongly said")
+
+
 def _metric_title(name: str) -> str:
     metric = find(name)
     return f"{metric.title}, %" if metric.unit == "percent" else metric.title
@@ -222,4 +275,9 @@ def _svg(figure: Any, title: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     head = re.search(r'viewBox="([^"]+)"', text)
     box = head.group(1) if head else "0 0 720 300"
-    return re.sub(r"<svg[^>]*>", f'<svg viewBox="{box}" role="img" aria-label="{title}">', text, count=1)
+    for colour, name in PAGE.items():
+        text = re.sub(rf"(fill|stroke): {colour}", rf"\1: var(--{name})", text)
+    # Letters of a small figure are not blown up to the width of the page.
+    width = float(box.split()[2]) / 72
+    tag = f'<svg viewBox="{box}" style="max-width: {1.1 * width:.1f}in" role="img" aria-label="{title}">'
+    return re.sub(r"<svg[^>]*>", tag, text, count=1)

@@ -35,6 +35,7 @@ def render_page(template: str, content: dict[str, Any]) -> str:
         "error": lambda value: "0" if value == 0 else f"{value:.1e}",
         "metric": find,
         "used_part": used_part,
+        "soft": lambda text: markupsafe.escape(text).replace("_", markupsafe.Markup("_<wbr>")),
         "some": some,
         "svg": markupsafe.Markup,
     }

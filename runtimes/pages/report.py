@@ -10,12 +10,21 @@ from mer_export import registry
 from mer_export.bundle import Bundle
 from mer_export.contract import TensorSpec
 from mer_export.errors import BundleError
+from mer_export.evaluation import Evaluation, read_evaluations
 from mer_export.metrics import find
 from mer_export.report import Report
 from runtimes.backends.way import grouped_reasons
 from runtimes.pages import charts
+from runtimes.pages.evaluation import shown
 from runtimes.pages.page import render_page
-from runtimes.parity.report import SHOWN_FLIPS, CandidateReport, ParityReport, verdict_line
+from runtimes.parity.report import (
+    CALIBRATION,
+    SHOWN_FLIPS,
+    CandidateReport,
+    ParityReport,
+    calibration_rows,
+    verdict_line,
+)
 from runtimes.predict.machine_profile import encoder_table
 from runtimes.predict.robustness import RobustnessReport
 from runtimes.speed.bench_report import BENCH_HEADER, CHAIN, BenchReport, Case, bench_rows, chain_table
@@ -59,8 +68,10 @@ def content(bundle: Bundle) -> dict[str, Any]:
     parity = _read(bundle, ParityReport, problems)
     bench = _read(bundle, BenchReport, problems)
     missing = _read(bundle, RobustnessReport, problems)
+    evaluation = _evaluations(bundle, problems)
+    measured = list(dict.fromkeys(n for e in evaluation for n in e.metrics))
     weights = manifest.weights.sha256
-    state = _state(parity, weights)
+    state = parity_state(parity, weights)
     checked = {c.variant for c in parity.candidates} if parity else set()
     return {
         "manifest": manifest,
@@ -82,10 +93,14 @@ def content(bundle: Bundle) -> dict[str, Any]:
         "problems": problems,
         "headline": TITLES[state],
         "sentence": verdict_line(parity) if parity else "",
-        "facts": _facts(parity, bench, _evaluation(bundle), manifest.task.headline),
+        "facts": _facts(parity, bench, evaluation, manifest.task.headline),
         "metric": find(parity.metric if parity else manifest.task.headline),
         "training": _training(bundle),
-        "evaluation": _evaluation(bundle),
+        "evaluation": evaluation,
+        "several_semantics": len({e.semantics for e in evaluation}) > 1,
+        "whole_metrics": [n for n in measured if "/" not in n],
+        "label_metrics": [n for n in measured if "/" in n],
+        "class_tables": shown(evaluation[-1].classes) if evaluation else [],
         "missing": missing,
         "missing_stale": missing is not None and missing.weights_sha256 != weights,
         "missing_chart": charts.robustness_chart(missing, manifest.task.headline) if missing else "",
@@ -93,6 +108,8 @@ def content(bundle: Bundle) -> dict[str, Any]:
         "parity": parity,
         "parity_chart": charts.parity_chart(parity) if parity else "",
         "parity_rows": [_parity_row(c, parity) for c in parity.ran] if parity else [],
+        "calibration": calibration_rows(parity) if parity else [],
+        "calibration_header": CALIBRATION,
         "furthest": _furthest(parity),
         "flips": _flips(parity),
         "not_compared": grouped_reasons(
@@ -108,7 +125,8 @@ def content(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _state(parity: ParityReport | None, weights: str) -> str:
+def parity_state(parity: ParityReport | None, weights: str) -> str:
+    """A key of `TITLES`: the verdict on weights of this SHA-256, `missing`, or `stale` where it is of others."""
     if parity is None:
         return "missing"
     return parity.verdict if parity.weights_sha256 == weights else "stale"
@@ -124,7 +142,7 @@ def _read(bundle: Bundle, kind: type[Kind], problems: list[str]) -> Kind | None:
 
 
 def _facts(
-    parity: ParityReport | None, bench: BenchReport | None, evaluation: list[dict[str, Any]], metric: str
+    parity: ParityReport | None, bench: BenchReport | None, evaluation: list[Evaluation], metric: str
 ) -> list[tuple[str, str, str]]:
     """(number, what it is, remark) shown on top."""
     facts = []
@@ -140,9 +158,9 @@ def _facts(
         best = max(case.rows, key=lambda r: r.ratio.median)
         facts.append((f"{best.ratio.median:.1f}×", f"{best.runtime} against eager", case.name))
     if evaluation:
-        first = evaluation[-1]
-        value = first["metrics"].get(metric, float("nan"))
-        facts.append((find(metric).printed(value), find(metric).title, f"{first['split']} split"))
+        last = evaluation[-1]
+        value = last.metrics.get(metric, float("nan"))
+        facts.append((find(metric).printed(value), find(metric).title, f"{last.split} split"))
     return facts
 
 
@@ -163,17 +181,13 @@ def _training(bundle: Bundle) -> dict[str, Any] | None:
     }
 
 
-def _evaluation(bundle: Bundle) -> list[dict[str, Any]]:
-    """Final task metrics: one entry per split and way of batching."""
-    name = "train/evaluation.json"
-    if name not in bundle.manifest.files:
+def _evaluations(bundle: Bundle, problems: list[str]) -> list[Evaluation]:
+    """Those of the bundle; what cannot be read counts as missing and is named in `problems`."""
+    try:
+        return read_evaluations(bundle)
+    except BundleError as error:
+        problems.append(str(error))
         return []
-    found = json.loads(bundle.path(name).read_bytes())
-    return [
-        {"split": split, "semantics": semantics, "metrics": metrics}
-        for split, kinds in found.items()
-        for semantics, metrics in kinds.items()
-    ]
 
 
 def _missing_rows(report: RobustnessReport) -> list[list[str]]:

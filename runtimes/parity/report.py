@@ -159,7 +159,7 @@ def parity_markdown(report: ParityReport) -> str:
     findings = [f"- **{c.verdict}** {c.name}: {reason}" for c in report.ran for reason in c.reasons]
     if findings:
         lines += ["", "## Findings", "", *findings]
-    lines += _flips(report) + _strata(report)
+    lines += _flips(report) + _calibration(report) + _strata(report)
     not_run = grouped_reasons([(c.name, c.reasons[0]) for c in report.candidates if c.verdict == "not run"])
     if not_run:
         lines += ["", "## Not run", ""]
@@ -225,6 +225,35 @@ def _flips(report: ParityReport) -> list[str]:
         for c, f in flips[:SHOWN_FLIPS]
     ]
     return ["", f"## Label changes ({len(flips)} listed, widest margin first)", "", *table(header, rows)]
+
+
+def calibration_rows(report: ParityReport) -> list[tuple[str, ...]]:
+    """Each candidate's ECE in points, Brier score and mean entropy in bits, each with its change from the reference."""
+    found = [(c.name, c.comparison.calibration) for c in report.ran if c.comparison and c.comparison.calibration]
+    return [
+        (
+            name,
+            _moved(drift.reference.ece, drift.candidate.ece, 2),
+            _moved(drift.reference.brier, drift.candidate.brier, 4),
+            _moved(drift.reference.entropy, drift.candidate.entropy, 4),
+            drift.always or "–",
+        )
+        for name, drift in found
+    ]
+
+
+CALIBRATION = ("candidate", "ECE, points", "Brier score", "entropy, bits", "every unit is")
+
+
+def _moved(before: float | None, after: float | None, digits: int) -> str:
+    if before is None or after is None:
+        return "–"
+    return f"{after:.{digits}f} ({after - before:+.{digits}f})"
+
+
+def _calibration(report: ParityReport) -> list[str]:
+    rows = calibration_rows(report)
+    return ["", "## What the probabilities are worth", "", *table(CALIBRATION, rows)] if rows else []
 
 
 def _strata(report: ParityReport) -> list[str]:

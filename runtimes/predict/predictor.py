@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 
 from mer_export.bucket import Bucket, bucket_for
-from mer_export.bundle import Bundle, Variant
+from mer_export.bundle import WEIGHTS, Bundle, Variant
 from mer_export.contract import Lengths, Table, TensorSpec
 from mer_export.data.collate import collate
 from mer_export.data.feature_check import FeatureCheck
@@ -28,6 +28,11 @@ from runtimes.backends.session import Session, SessionOptions, check_process
 from runtimes.backends.session_pool import Crew
 from runtimes.backends.table import find_backend, known_backends, open_session
 from runtimes.predict.plan import planned_batches
+from runtimes.predict.prediction import Prediction as Prediction
+
+if TYPE_CHECKING:
+    from mer_export.data.open import Through
+    from runtimes.predict.live import Live
 
 BATCH = 16
 """Samples per run where neither the caller nor a plan says how many."""
@@ -36,34 +41,6 @@ CHUNK_BYTES = 64 << 20
 """How much is read before it is sorted by length and answered: the bound on memory."""
 
 Overflow = Literal["error", "window", "truncate"]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one unit.
-
-    `label` and `index` are of the class (of a regression, the derived one), or of the most probable label where a unit
-    has any number; `labels` are all that hold. They are None and empty where overflow left a unit without an answer, or
-    where nothing of it can be read (no `modalities`). A regression has a `score` and no probabilities. `gold` is what
-    the data say of the unit, where that is asked for: a class, a score, or all labels that hold; `split` is its part of
-    the data.
-    """
-
-    sample: str
-    unit: str
-    label: str | None
-    index: int | None
-    probabilities: dict[str, float]
-    modalities: tuple[str, ...]
-    labels: tuple[str, ...] = ()
-    score: float | None = None
-    split: str | None = field(default=None, compare=False)
-    gold: str | float | tuple[str, ...] | None = field(default=None, compare=False)
-
-    @property
-    def numbers(self) -> tuple[float, ...]:
-        """The score, or the probability of each class, as `Task.columns` names them; empty without a prediction."""
-        return tuple(self.probabilities.values()) if self.score is None else (self.score,)
 
 
 class Part(NamedTuple):
@@ -171,6 +148,23 @@ class Predictor:
         """
         for chunk, rows in self._answered(samples):
             yield from self._read(chunk, [slice(0, len(r)) for r in rows], np.concatenate(rows))
+
+    def dialogue(
+        self, id: str, window: int | None = None, revise: int | None = None, through: Through | None = None
+    ) -> Live:
+        """A dialogue whose utterances come one at a time: `say` answers each with all that was said before.
+
+        Args:
+            id: its name.
+            window: the last utterances alone are kept, and answered as if they were the dialogue.
+            revise: of how many earlier utterances, whose context each new one changes, new answers are wanted; None is
+                all.
+            through: what each utterance passes once: the encoders of the bundle (`Completion.of(bundle).strict()`).
+        """
+        from runtimes.predict.live import Heard, Hearing, Live
+
+        hearing = Hearing(self.bundle, self.task.labels, window, revise, through=through)
+        return Live(hearing, self.predict, Heard(id))
 
     def scores(self, samples: Iterable[Given]) -> list[np.ndarray]:
         """Raw rows of the task's output for each sample, float32 `(units, outputs)`.
@@ -386,6 +380,7 @@ def _by_bucket(
         offered = [n for n, b in known_backends().items() if stored in b.precisions or b.reduced(stored, device)]
         elsewhere = f"pass --runtime with one of {offered}" if offered else "on a GPU some do: pass --device cuda"
         raise UnsupportedError(f"runtime {backend} does not run {stored} on {device}: {elsewhere}")
+    _refuse_other_files(bundle, backend, device)
     if not record.formats:
         return {None: None}
     able = [v for v in record.usable(bundle.manifest.variants, device) if v.precision == stored]
@@ -399,6 +394,18 @@ def _by_bucket(
     # Of two variants for one bucket stages win: they do not repeat work for items that share it.
     chosen.sort(key=lambda v: (bool(v.stages), float("inf") if v.batch == 0 else v.batch))
     return {v.lengths: v for v in chosen}
+
+
+def _refuse_other_files(bundle: Bundle, backend: str, device: str) -> None:
+    """Raises UsageError where a backend runs no file of a bundle without weights: of those nothing else is made."""
+    if WEIGHTS in bundle.manifest.files:
+        return
+    able = [n for n, b in known_backends().items() if b.usable(bundle.manifest.variants, device)]
+    if able and backend not in able:
+        raise UsageError(
+            f"{bundle.root} has exported files and no weights, and runtime {backend} runs none of them: pass --runtime "
+            f"with one of {able}"
+        )
 
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from mer_export import faults
 from mer_export.data.parts import Part, open_part
 from mer_export.data.spec import DataSpec
@@ -49,11 +51,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Answered:
-    """A block's Parquet file, and what came of it."""
+    """A block's Parquet file, what came of it, and the marks (uint64) of the names that no other part of its file may
+    have."""
 
     block: Block
     content: bytes
     record: Record
+    names: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class BlockWorker:
             unreadable=desk.unreadable - unreadable,
             features=predictor.features.seen(),
         )
-        return Answered(block, content, record)
+        return Answered(block, content, record, np.fromiter(data.seen, dtype=np.uint64).tobytes())
 
 
 def _broken(block: Block | None, error: Exception) -> Broken:

@@ -67,13 +67,13 @@ class ClusterCrew:
             if not ray.is_initialized():
                 _connect(ray, address, (count or 1) * cores)
                 stack.callback(ray.shutdown)
-            room = _room(ray.cluster_resources(), cores, gpus)
-            if not room:
+            most = room(ray.cluster_resources(), cores, gpus)
+            if not most:
                 raise NotAvailableError(
                     f"the cluster {address} has no room for a worker of {cores} cores and {gpus} GPUs: pass other "
                     "--threads or --device, or add nodes"
                 )
-            crew = cls(ray, asked, count or room, cores, gpus)
+            crew = cls(ray, asked, count or most, cores, gpus)
             stack.callback(crew.close)
             yield crew
 
@@ -127,7 +127,8 @@ def _connect(ray: Any, address: str, cores: int) -> None:
         raise NotAvailableError(f"no Ray cluster answers at {address}: {_short(error)}") from None
 
 
-def _room(resources: dict[str, float], cores: int, gpus: int) -> int:
+def room(resources: dict[str, float], cores: int, gpus: int) -> int:
+    """How many actors of so many cores and GPUs fit into what a cluster has."""
     by_cores = int(resources.get("CPU", 0) // cores)
     return min(by_cores, int(resources.get("GPU", 0) // gpus)) if gpus else by_cores
 

@@ -134,11 +134,11 @@ def _preview(request: Request, parts: Iterable[Part], out: Path) -> dict[str, An
 def _hire(how: How, spread: Spread) -> Hire:
     if spread.cluster is None:
         return partial(ProcessCrew.hired, count=spread.shards or 1)
-    cores, gpus = _room_of(how)
+    cores, gpus = room_of(how)
     return partial(ClusterCrew.hired, address=spread.cluster, count=spread.shards, cores=cores, gpus=gpus)
 
 
-def _room_of(how: How) -> tuple[int, int]:
+def room_of(how: How) -> tuple[int, int]:
     """Cores and GPUs of a worker: as the machine profile says for a goal, else its threads and its device."""
     if how.goal is None:
         return how.threads or 1, int(how.device == "cuda")

@@ -79,8 +79,9 @@ class Desk:
             shared=how.shared,
             gold="gold" in how.beside,
         )
-        encoders = self.bundle.manifest.encoders
-        self.completion = Completion.of(self.bundle, backend=how.runtime, options=options) if encoders else None
+        self.completion: Completion | None = None
+        if self.bundle.manifest.encoders:
+            self.completion = Completion.of(self.bundle, goal=how.goal, backend=how.runtime, options=options)
         # Other emotions than the data are labelled with are no reason to refuse the data.
         self.labels = None if how.shared and not self.predictor.gold else self.predictor.task.labels
 

@@ -2,6 +2,7 @@
 
 manifest.json        what was asked, every block with what came of it; whole when a run ends
 done.jsonl           what came of each block while a run goes on, a line each
+names.bin            the names that files not yet done have had (see `names`)
 answers/000000.parquet ...
 """
 
@@ -25,9 +26,10 @@ from mer_export.untrusted.json_files import parse_json, read_json
 from mer_export.untrusted.stored import Stored
 from runtimes.features.parts import alone_in
 from runtimes.scale.blocks import Answered, Block, Record
+from runtimes.scale.names import Names
 
-MANIFEST, JOURNAL, ANSWERS, LOCK = "manifest.json", "done.jsonl", "answers", ".lock"
-OWN = frozenset({MANIFEST, JOURNAL, ANSWERS, LOCK})
+MANIFEST, JOURNAL, NAMES, ANSWERS, LOCK = "manifest.json", "done.jsonl", "names.bin", "answers", ".lock"
+OWN = frozenset({MANIFEST, JOURNAL, NAMES, ANSWERS, LOCK})
 VERSION = 1
 
 
@@ -69,6 +71,7 @@ class Ledger:
     request: Request
     blocks: Sequence[Block] = ()
     done: dict[int, Record] = field(default_factory=dict)
+    names: Names = field(init=False)
 
     @classmethod
     @contextmanager
@@ -110,6 +113,7 @@ class Ledger:
             self.blocks = [Block(n, _part(b, files)) for n, b in enumerate(found["blocks"])]
             self._take_over(found["blocks"])
         (self.folder / ANSWERS).mkdir(exist_ok=True)
+        self.names = Names(self.folder / NAMES, self.blocks, self.done)
 
     def file(self, block: int) -> Path:
         """Where the answers of a block lie."""
@@ -118,6 +122,7 @@ class Ledger:
     def keep(self, answered: Answered) -> None:
         """Puts the answers of a block in their place, then says so."""
         number = answered.block.number
+        self.names.add(answered)
         write_atomic(self.file(number), answered.content)
         self.done[number] = answered.record
         path = self.folder / JOURNAL
@@ -130,6 +135,8 @@ class Ledger:
         """Writes what came of all blocks; `failed` are those without answers, and why."""
         self._write(failed)
         (self.folder / JOURNAL).unlink(missing_ok=True)
+        if not failed:
+            (self.folder / NAMES).unlink(missing_ok=True)
 
     def _take_over(self, said: Sequence[Mapping[str, Any]]) -> None:
         """Blocks that are done and whose files are still those that were written."""
@@ -163,7 +170,7 @@ class Ledger:
         return said | ({"result": asdict(record)} if record else {}) | ({"failed": failed} if failed else {})
 
     def _clear(self) -> None:
-        for name in (MANIFEST, JOURNAL):
+        for name in (MANIFEST, JOURNAL, NAMES):
             (self.folder / name).unlink(missing_ok=True)
         if (self.folder / ANSWERS).is_dir() and not (self.folder / ANSWERS).is_symlink():
             shutil.rmtree(self.folder / ANSWERS)

@@ -18,6 +18,7 @@ from runtimes.scale.ledger import Ledger
 
 TRIES = 3
 """How often a block is tried that ends its worker or meets a fault of the machine, and a worker that cannot begin."""
+ONCE = "put its utterances together, or give each its own id"
 ERRORS = {e.exit_code: e for e in (MerError, UsageError, NotAvailableError, BundleError, UnsupportedError)}
 
 
@@ -92,10 +93,14 @@ class Run:
         return 0
 
     def _keep(self, event: Answered) -> None:
+        if twice := self.ledger.names.repeated(event):
+            reason = f"{twice} is there twice, in another part of {event.block.part.file.said} too: {ONCE}"
+            return self._failed(event.block, Broken(event.block, reason, UsageError.exit_code))
         self.ledger.keep(event)
         self._units += event.record.counts["units"]
         self._bytes += event.block.part.nbytes
         self.progress.end(f"{self._units} units, {self._left.text(self._bytes)}")
+        return None
 
     def _failed(self, block: Block, event: Broken | Died) -> None:
         self._tries[block.number] += 1

@@ -7,18 +7,26 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from mer_export.data.dialogues import Dialogue, Recording
+from mer_export.data.open import Through
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError
 from mer_export.untrusted.places import Reach
 from runtimes.features.completed import Completion
 from runtimes.serve.batching import Deadline, in_time
 from runtimes.serve.metrics import ModelMetrics
-from runtimes.serve.reading import Asked, Reader
+from runtimes.serve.reading import Asked
 from runtimes.serve.recordings import Place
 from runtimes.serve.refusals import overloaded, too_late
 from runtimes.serve.scratch import Scratch
+
+
+class Reads(Protocol):
+    """What makes samples of a request: a `Reader`, or who listens to a live dialogue."""
+
+    def samples(self, asked: Asked, through: Through) -> list[Sample]: ...
 
 
 class Encoders:
@@ -37,7 +45,7 @@ class Encoders:
         self._begun: set[Future[list[Sample]]] = set()
         self._scratch = Scratch()
 
-    async def samples(self, reader: Reader, asked: Asked, deadline: Deadline) -> list[Sample]:
+    async def samples(self, reader: Reads, asked: Asked, deadline: Deadline) -> list[Sample]:
         """What `reader` makes of a request, with the features of its sentences and recordings.
 
         Raises:
@@ -60,7 +68,7 @@ class Encoders:
         self._scratch.close()
         self.completion.close()
 
-    def _made(self, reader: Reader, waiting: list[Asked], deadline: Deadline) -> list[Sample]:
+    def _made(self, reader: Reads, waiting: list[Asked], deadline: Deadline) -> list[Sample]:
         asked = waiting.pop()
         with self.metrics.encode.time(), self._scratch.folder() as folder:
             try:

@@ -73,6 +73,23 @@ SCHEMAS: dict[str, Schema] = {
     "dialogue": _object(
         ["utterances"], dialogue=TEXT, utterances=_list(_ref("utterance"), minItems=1), stream={"type": "boolean"}
     ),
+    "spoken": {
+        "allOf": [
+            _ref("utterance"),
+            _object(
+                before=TEXT | {"description": "it came late: the unit before which it was spoken"},
+                corrects=TEXT | {"description": "it is another reading of this unit"},
+                revise={"type": "integer", "minimum": 0, "description": "earlier answers that are given anew"},
+            ),
+        ]
+    },
+    "answer": _object(
+        ["model", "dialogue", "prediction", "revised"],
+        model=TEXT,
+        dialogue=TEXT,
+        prediction=_ref("prediction"),
+        revised=_list(_ref("prediction")),
+    ),
     "dialogues": {
         "anyOf": [
             _ref("dialogue"),
@@ -127,6 +144,7 @@ SCHEMAS: dict[str, Schema] = {
 BYTES = "application/octet-stream"
 TAKEN: dict[str, dict[str, Schema]] = {
     "tensors": {JSON: _ref("tensors")},
+    "spoken": {JSON: _ref("spoken")},
     "dialogues": {
         JSON: _ref("dialogues"),
         LINES: TEXT,
@@ -143,7 +161,7 @@ GIVEN: dict[str | None, dict[str, Schema]] = {
 REFUSED: dict[int, str] = {
     400: "not as the protocol says",
     401: "without the token",
-    404: "no such model",
+    404: "no such model, or no such dialogue",
     408: "the body did not come in time",
     413: "too much at once",
     415: "a body of another type, or a recording that no encoder of the model reads",
@@ -176,7 +194,8 @@ def document(endpoints: Sequence[Endpoint], models: Sequence[str], most_bytes: i
 
 
 def _operation(endpoint: Endpoint, models: Sequence[str]) -> Schema:
-    values = {"model": {"enum": list(models)}, "version": {"enum": ["1"]}}
+    values: dict[str, Schema] = {"model": {"enum": list(models)}, "version": {"enum": ["1"]}}
+    values["dialogue"] = {"minLength": 1, "maxLength": 200, "pattern": "^[A-Za-z0-9_.-]+$"}
     places = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", **values[name]}}
         for name in values

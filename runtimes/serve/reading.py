@@ -65,6 +65,17 @@ def parse(body: bytes, kind: str, parts: Parts | None = None) -> Asked:
     return replace(asked, clips=clips_in(asked.dialogues, parts or {}))
 
 
+def require_json(content_type: str) -> None:
+    """Raises Refusal (415) for a body that does not say that it is JSON."""
+    if content_type.partition(";")[0].strip().lower() != JSON:
+        raise Refusal(415, f"the body is {content_type!r}: send {JSON}")
+
+
+def spoken(body: bytes) -> Mapping[str, Any]:
+    """An utterance of a live dialogue; raises Refusal (400) for a body that is no JSON object."""
+    return _json(body, "the body")
+
+
 def _json(text: bytes, name: str) -> Mapping[str, Any]:
     try:
         found = parse_json(text, name)

@@ -22,6 +22,7 @@ from runtimes.serve.journal import note
 from runtimes.serve.metrics import Metrics
 from runtimes.serve.models import How, Model, named
 from runtimes.serve.service import Limits, Service
+from runtimes.serve.talk import Options
 
 CONNECTIONS = 1024
 """Connections at a time; who comes then is sent away with 503."""
@@ -196,7 +197,14 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve_until_told(roots: Sequence[Path], how: How, limits: Limits, place: Place, say: Callable[[str], None]) -> None:
+def serve_until_told(
+    roots: Sequence[Path],
+    how: How,
+    limits: Limits,
+    place: Place,
+    say: Callable[[str], None],
+    live: Options = Options(),
+) -> None:
     """Serves bundles until the process is told to end.
 
     Args:
@@ -205,6 +213,7 @@ def serve_until_told(roots: Sequence[Path], how: How, limits: Limits, place: Pla
         limits: what a request may take.
         place: where to listen.
         say: told the address, and what is served there, once requests are answered.
+        live: how live dialogues are kept.
 
     Raises:
         MerError: a bundle that cannot be opened, or a place that cannot be had.
@@ -213,7 +222,7 @@ def serve_until_told(roots: Sequence[Path], how: How, limits: Limits, place: Pla
     metrics = Metrics()
     models = named(roots, how, metrics)
     listening = place.bind()
-    service = Service(models, metrics, limits)
+    service = Service(models, metrics, limits, live)
     host = f"[{place.host}]" if ":" in place.host else place.host
     address = f"http://{host}:{listening.getsockname()[1]}/"
     server = Server(

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from mer_export import __version__
 from mer_export.data.samples import Sample
 from runtimes.predict.output import json_row
-from runtimes.serve import openapi, page, protocol, reading, recordings
+from runtimes.serve import openapi, page, protocol, reading, recordings, talk
 from runtimes.serve.batching import Deadline
 from runtimes.serve.metrics import Metrics
 from runtimes.serve.models import Engine, Model
@@ -69,8 +69,11 @@ class Room:
 class Service:
     """The models that are served, and what is said of them over HTTP."""
 
-    def __init__(self, models: Mapping[str, Model], metrics: Metrics, limits: Limits):
+    def __init__(
+        self, models: Mapping[str, Model], metrics: Metrics, limits: Limits, live: talk.Options = talk.Options()
+    ):
         self.models, self.metrics, self.limits = models, metrics, limits
+        self.talks = {name: talk.Talk(model, live) for name, model in models.items()}
         self.room = Room(limits.held)
         self.ending = False
         """Whether no more is taken than what was begun."""
@@ -94,6 +97,21 @@ class Service:
             Endpoint("POST", "/v1/predict", self.predict, "Dialogues to the only model", "dialogues", "predictions"),
             Endpoint(
                 "POST", "/v1/models/{model}/predict", self.predict, "Dialogues to a model", "dialogues", "predictions"
+            ),
+            *(
+                endpoint
+                for place, to in (("/v1", "to the only model"), ("/v1/models/{model}", "to a model"))
+                for endpoint in (
+                    Endpoint(
+                        "POST",
+                        f"{place}/dialogues/{{dialogue}}/utterances",
+                        self.say,
+                        f"An utterance of a live dialogue {to}",
+                        "spoken",
+                        "answer",
+                    ),
+                    Endpoint("DELETE", f"{place}/dialogues/{{dialogue}}", self.end, "A live dialogue is over"),
+                )
             ),
             Endpoint("GET", "/metrics", self.show_metrics, "Counts for Prometheus", gives="metrics"),
             Endpoint("GET", "/openapi.json", self.describe, "This description", gives="any"),
@@ -143,7 +161,8 @@ class Service:
         model = self._asked_for(request)
         body = await self._body(request)
         header = request.headers.get(protocol.HEADER_LENGTH)
-        asked = await aside(len(body), lambda: protocol.read_request(body, header))
+        # Bytes behind the JSON are looked at where they are.
+        asked = await aside(protocol.json_size(header, len(body)), lambda: protocol.read_request(body, header))
         deadline = self._deadline(request, asked.seconds)
         engine = model.engine
         with engine.used():
@@ -176,6 +195,21 @@ class Service:
             first = await anext(rows)
             return StreamingResponse(_lines(first, rows, request), media_type=reading.LINES)
         return _json({"model": model.name, "predictions": [row async for row in rows]})
+
+    async def say(self, request: Request) -> Response:
+        """An utterance of a live dialogue, which is answered with what was said before."""
+        model = self._asked_for(request)
+        reading.require_json(request.headers.get("content-type", ""))
+        body = await self._body(request)
+        line = await aside(len(body), lambda: reading.spoken(body))
+        talking, dialogue = self.talks[model.name], request.path_params["dialogue"]
+        answer = await talking.say(dialogue, line, self._deadline(request))
+        return _json({"model": model.name, **answer})
+
+    async def end(self, request: Request) -> Response:
+        model, dialogue = self._asked_for(request), request.path_params["dialogue"]
+        await self.talks[model.name].end(dialogue)
+        return _json({"dialogue": dialogue, "end": True})
 
     async def _rows(
         self, model: Model, asked: reading.Asked, deadline: Deadline, size: int
@@ -214,19 +248,21 @@ class Service:
         said = request.headers.get("content-length", "0")
         if said.isdigit() and int(said) > most:
             raise too_long
-        chunks, size = [], 0
+        chunks, size, more = [], 0, True
         try:
             async with asyncio.timeout(patience):
-                async for chunk in request.stream():
-                    size += len(chunk)
+                while more:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise malformed("the client went away before its body was there")
+                    chunk = message.get("body", b"")
+                    size, more = size + len(chunk), message.get("more_body", False)
                     if size > most:
                         raise too_long
                     self.room.take(request.scope["state"], len(chunk))
                     chunks.append(chunk)
         except TimeoutError:
             raise Refusal(408, f"the body did not come within {patience:g} s") from None
-        except ClientDisconnect:
-            raise malformed("the client went away before its body was there") from None
         return b"".join(chunks)
 
     def _deadline(self, request: Request, asked: float | None = None) -> Deadline:

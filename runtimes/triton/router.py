@@ -3,7 +3,7 @@
 `mer triton` copies this file to `1/model.py` of the router, with `contract.json` beside it. It runs inside Triton's
 Python backend: numpy is all that it needs. Items are given as to `mer serve`: all inputs of a request have one length,
 or lengths inputs say what is real; an input that is left out is a missing modality. How items are padded and answers
-read is the predictor's to say: `tests/test_triton.py` holds the two together.
+read is the predictor's to say: `tests/test_triton_router.py` holds the two together.
 """
 
 from __future__ import annotations

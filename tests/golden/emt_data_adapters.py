@@ -11,9 +11,8 @@ from case import Case
 from mer_export.data.formats.mmsa.normalise import normalise
 from mer_export.data.formats.mmsa.reader import array_lengths, split_samples
 from mer_export.data.missing import Incomplete, incomplete
-from mer_export.metrics.measure import area_over_rates
-from mer_export.metrics.sentiment import SCALES
-from mer_export.models.utterance import MODALITIES
+from mer_export.metrics.measure import area_over_rates, measure
+from mer_export.models.utterance import MODALITIES, SCALES
 
 
 def masks(case: Case) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def metrics(case: Case) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for dataset in (d for d in SCALE_OF if f"{d}_pred" in case.inputs):
         scale = SCALE_OF[dataset]
-        values = SCALES[scale].measure(case.inputs[f"{dataset}_true"], case.inputs[f"{dataset}_pred"])
+        values = measure(SCALES[scale], case.inputs[f"{dataset}_true"], case.inputs[f"{dataset}_pred"][:, None])
         found |= {f"{dataset}.{n}": v for n, v in published(scale, values).items()}
     for name, curve in case.inputs.items():
         if name.startswith("curve_"):

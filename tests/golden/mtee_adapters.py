@@ -20,9 +20,8 @@ from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.data.word_vectors import read_word_vectors
 from mer_export.importer import import_checkpoint
-from mer_export.metrics import multilabel as multilabel_metrics
-from mer_export.metrics.sentiment import mtee_metrics
-from mer_export.models.mtee.config import EMOTIONS, MODALITIES
+from mer_export.metrics.measure import measure
+from mer_export.models.mtee.config import EMOTIONS, MODALITIES, SENTIMENT
 from mer_export.models.mtee.emotions import TABLE, look_up, shared_inputs
 from mer_export.task import Task
 from mer_export.untrusted.hdf5 import save_hdf5
@@ -259,7 +258,7 @@ def metric(case: Case) -> dict[str, Any]:
     """Emotion metrics with their mean appended, or sentiment metrics."""
     if "preds" in case.inputs:
         known(case.config, {"exclude_zero"})
-        found = mtee_metrics(case.inputs["truths"].ravel(), case.inputs["preds"].ravel())
+        found = measure(SENTIMENT, case.inputs["truths"].ravel(), case.inputs["preds"].reshape(-1, 1))
         prefix = "non0_" if case.config["exclude_zero"] else ""
         names = {"acc7": "acc_7", "acc5": "acc_5", "acc2": f"{prefix}acc_2", "f1": f"{prefix}f1"}
         return {n: np.asarray([found[n]]) for n in ("mae", "corr")} | {
@@ -271,15 +270,10 @@ def metric(case: Case) -> dict[str, Any]:
     # On IEMOCAP the original has one threshold, whatever is asked for.
     level = 0.5 if "acc" in case.outputs else case.config["threshold"]
     task = Task(kind="multilabel", output="logits", labels=names, thresholds=(level,) * len(names))
-    predictions = task.decide(logits)
-    found = {
-        "wacc": multilabel_metrics.weighted_accuracy(truths, predictions),
-        "acc": multilabel_metrics.accuracy(truths, predictions),
-        "f1": multilabel_metrics.weighted_f1(truths, predictions),
-        "auc": multilabel_metrics.roc_auc(truths, task.probabilities(logits).astype(np.float32)),
-    }
-    found = {name: np.append(values, values.mean()) for name, values in found.items()}
-    return found | {"overall": np.asarray(multilabel_metrics.set_accuracy(truths, predictions))}
+    found = measure(task, truths.astype(np.float32), logits)
+    rows = {"wacc": "weighted_accuracy", "acc": "accuracy", "f1": "weighted_f1", "auc": "auc"}
+    by_label = {n: np.asarray([found[f"{row}/{c}"] for c in names] + [found[row]]) / 100 for n, row in rows.items()}
+    return by_label | {"overall": np.asarray([found[n] for n in ("strict", "subset", "intersect")]) / 100}
 
 
 def write_mosei(folder: Path, options: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:

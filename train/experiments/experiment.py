@@ -6,7 +6,8 @@ A model is trained once for every cell of the grid. An axis of the grid is eithe
 (`protocol.missing: [0.0, 0.1]`) or a name with the settings that each of its values stands for. A setting
 `measure:section.field` holds when the finished model is measured and not when it is trained. In texts `{missing}`
 stands for the value of an axis, `{first}` for the bundle of an earlier step of the same model, and `{M3NET}` for that
-of an earlier model.
+of an earlier model. A step with `baseline: linear` or `recurrent` fits such a model to the inputs, splits and labels of
+its recipe in place of training it; see `baselines`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from mer_export.errors import UsageError
 from mer_export.experiment import TableSpec
@@ -28,6 +29,7 @@ from mer_export.registry import first_problem
 from mer_export.untrusted.places import Allowed
 from mer_export.untrusted.yaml_files import parse_yaml, read_yaml
 from train.config import EXPERIMENTS, FOLDER, PRESETS, Strict, TrainConfig, read_settings, settled_config
+from train.experiments.baselines.settings import Baseline
 
 NAMES: tuple[str, ...] = tuple(
     sorted(p.relative_to(EXPERIMENTS).with_suffix("").as_posix() for p in EXPERIMENTS.rglob("*.yaml"))
@@ -40,7 +42,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9 .,_+-]*$"
 
 
 class Step(Strict):
-    """One bundle of a model: a recipe, and what this experiment changes of it."""
+    """What is trained once: a bundle by a recipe, or a baseline of one, and what this experiment changes of it."""
 
     name: str = Field("model", pattern=NAME)
     preset: str
@@ -49,6 +51,13 @@ class Step(Strict):
     """Settings over the recipe's, `section.field` to value."""
     axes: tuple[str, ...] | None = None
     """Of the grid those that change this step: it is trained once for all cells that agree on them. None means all."""
+    baseline: Baseline | None = None
+    """What is fitted in place of the recipe's network; a name stands for its settings as they are."""
+
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
 
 
 class Experiment(Strict):
@@ -72,6 +81,8 @@ class Experiment(Strict):
                 unknown = [a for a in step.axes or () if a not in self.grid]
                 if unknown:
                     raise ValueError(f"step {step.name!r} names the axis {unknown[0]!r}, there are {list(self.grid)}")
+            if len(steps) > 1 and any(s.baseline for s in steps):
+                raise ValueError(f"model {name!r} has a baseline among several steps: a baseline is a model of its own")
         if empty := [a for a, values in self.grid.items() if not values]:
             raise ValueError(f"axis {empty[0]!r} has no values")
         for axis in (*self.table.over, *filter(None, [self.table.area])):
@@ -93,7 +104,7 @@ class Experiment(Strict):
 
 @dataclass(frozen=True)
 class Job:
-    """One bundle to train: a step of a model, for all cells that agree on its axes."""
+    """One bundle or baseline to train: a step of a model, for all cells that agree on its axes."""
 
     title: str
     folder: PurePosixPath
@@ -101,6 +112,8 @@ class Job:
     needs: tuple[PurePosixPath, ...]
     """Bundles that have to be there before."""
     config: TrainConfig
+    baseline: Baseline | None = None
+    """What is fitted in place of a bundle."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ class Cell:
     place: dict[str, str]
     """Axis to value, in the order of the grid."""
     folder: PurePosixPath
-    """The bundle that is measured."""
+    """The bundle, or baseline, that is measured."""
     config: TrainConfig | None
     """What it is measured with, where that is not what it was trained with."""
 
@@ -204,13 +217,25 @@ class _Planner:
         before = self._bundles_before(model, step, place)
         named = set(re.findall(BRACES, json.dumps(step.set)))
         needs = tuple(f for name, f in before.items() if name in named)
-        return Job(title, folder(self.experiment, model, step, place), needs, self._config(model, step, place))
+        where = folder(self.experiment, model, step, place)
+        return Job(title, where, needs, self._config(model, step, place), step.baseline)
 
     def _cell(self, model: str, place: dict[str, str], jobs: Mapping[PurePosixPath, Job]) -> Cell:
         step = self.experiment.models[model][-1]
         where = folder(self.experiment, model, step, place)
+        if step.baseline:
+            later = [name for name in self._settings(step, place) if name.startswith(MEASURE)]
+            if later:
+                raise UsageError(f"{model}: {later[0]} measures a bundle again, a baseline leaves none")
+            return Cell(model, place, where, None)
         config = self._config(model, step, place, measured=True)
         return Cell(model, place, where, None if config == jobs[where].config else config)
+
+    def _settings(self, step: Step, place: dict[str, str]) -> dict[str, Any]:
+        """What the experiment sets of a step's recipe."""
+        return step.set | {
+            k: v for axis, label in place.items() for k, v in self.experiment.set_by(axis, label).items()
+        }
 
     def _config(self, model: str, step: Step, place: dict[str, str], measured: bool = False) -> TrainConfig:
         bundles = {name: str(self.out / f) for name, f in self._bundles_before(model, step, place).items()}
@@ -218,9 +243,7 @@ class _Planner:
         preset = _filled(step.preset, words)
         if preset not in PRESETS:
             raise UsageError(f"no preset {preset!r}, there are {list(PRESETS)}")
-        settings = step.set | {
-            k: v for axis, label in place.items() for k, v in self.experiment.set_by(axis, label).items()
-        }
+        settings = self._settings(step, place)
         unknown = {*re.findall(BRACES, json.dumps([step.preset, settings]))} - {*words, "split"}
         if unknown:
             name = min(unknown)
@@ -239,7 +262,7 @@ class _Planner:
         models = self.experiment.models
         steps = itertools.takewhile(lambda s: s is not step, models[model])
         found = {s.name: folder(self.experiment, model, s, place) for s in steps}
-        others = itertools.takewhile(lambda m: m != model, models)
+        others = [m for m in itertools.takewhile(lambda m: m != model, models) if not models[m][-1].baseline]
         return {m: folder(self.experiment, m, models[m][-1], place) for m in others} | found
 
 

@@ -17,6 +17,8 @@ from mer_export.experiment import ExperimentResult, Failed, Trained, metric_of
 from mer_export.progress import Progress
 from mer_export.weights import load_from_bundle
 from train.config import TrainConfig
+from train.experiments.baselines.run import RESULT as BASELINE
+from train.experiments.baselines.run import evaluation_of, fit_baseline
 from train.experiments.experiment import Cell, Job, Plan
 from train.fit import EVALUATION, fit
 from train.model_metrics import evaluate_model
@@ -101,7 +103,7 @@ def _number(measured: Measured, name: str) -> float | None:
 def _headline(result: ExperimentResult, job: Job) -> str:
     """The first metric of the table where the bundle is measured."""
     name = result.table.metrics[0]
-    found = [t.metrics[name] for t in result.trained if t.bundle == str(job.folder)]
+    found = dict.fromkeys(t.metrics[name] for t in result.trained if t.bundle == str(job.folder))
     return " ".join([name, *(f"{v}" for v in found if v is not None)]) if found else "trained"
 
 
@@ -139,20 +141,26 @@ def _trained(
 
 
 def train(job: Job, data: Path, out: Path, force: bool = False) -> str | None:
-    """One bundle, trained or taken as it is; why it could not be."""
+    """One bundle or baseline, trained or taken as it is; why it could not be."""
     try:
-        fit(job.config, data, out / job.folder, force=force, quiet=True)
+        if job.baseline is not None:
+            fit_baseline(job.baseline, job.config, data, out / job.folder, force)
+        else:
+            fit(job.config, data, out / job.folder, force=force, quiet=True)
     except MerError as error:
         return str(error)
     return None
 
 
 def _measured(cell: Cell, data: Path, out: Path, split: str) -> Measured | str:
+    folder = out / cell.folder
     try:
-        bundle = Bundle.open(out / cell.folder)
         if cell.config is not None:
-            return {"single": measure_as(bundle, cell.config, data, split)}
-        found = json.loads(bundle.path(EVALUATION).read_text())
+            return {"single": measure_as(Bundle.open(folder), cell.config, data, split)}
+        if (folder / BASELINE).is_file():
+            found = evaluation_of(folder)
+        else:
+            found = json.loads(Bundle.open(folder).path(EVALUATION).read_text())
     except MerError as error:
         return str(error)
     return found.get(split) or f"the split {split!r} was not measured, there are {list(found)}: see evaluate_splits"
@@ -169,4 +177,4 @@ def measure_as(bundle: Bundle, config: TrainConfig, data: Path, split: str) -> d
     load_from_bundle(model, bundle.root)
     if split not in prepared.measured:
         raise UsageError(f"the split {split!r} was not measured, there are {list(prepared.measured)}")
-    return evaluate_model(model, prepared.measured[split], prepared.contract, prepared.task)
+    return evaluate_model(model, prepared.measured[split], prepared.contract, prepared.task).metrics

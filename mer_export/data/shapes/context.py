@@ -40,7 +40,7 @@ def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator
         inputs = {n: a for n, a in made.items() if a is not None}
         if not inputs and (utterance.sentence or utterance.recording):
             raise InputError(f"{utterance.id} has neither tokens nor anything to make them of: see docs/data.md")
-        yield Sample(utterance.id, inputs, (utterance.id,), labels.targets([utterance]))
+        yield Sample(utterance.id, inputs, (utterance.id,), labels.targets([utterance]), group=dialogue.id)
 
 
 def _windows(dialogue: Dialogue, context: ContextData) -> Sequence[np.ndarray | None]:

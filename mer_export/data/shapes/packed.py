@@ -38,7 +38,7 @@ def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator
         if not labels.leaves_out(utterance):
             text = inputs(packed, number) if packed else {}
             found = text | frames(utterance, dialogue.where)
-            yield Sample(utterance.id, found, (utterance.id,), labels.targets([utterance]))
+            yield Sample(utterance.id, found, (utterance.id,), labels.targets([utterance]), group=dialogue.id)
 
 
 def pack_sentences(sentences: Iterable[str], spec: DataSpec) -> Packed:

@@ -28,7 +28,7 @@ def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator
             inputs = frames(utterance, dialogue.where)
             if spec.tokenizer and utterance.sentence is not None and "input_ids" not in inputs:
                 inputs["input_ids"] = load_tokenizer(spec.tokenizer).encode(utterance.sentence)
-            yield Sample(utterance.id, inputs, (utterance.id,), labels.targets([utterance]))
+            yield Sample(utterance.id, inputs, (utterance.id,), labels.targets([utterance]), group=dialogue.id)
 
 
 def frames(utterance: Utterance, where: str) -> dict[str, np.ndarray]:

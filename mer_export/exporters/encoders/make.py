@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mer_export.bundle import MANIFEST, Bundle
+from mer_export.bundle.bundle import taken
+from mer_export.bundle.files import scratch_folder
 from mer_export.encoders.encoder import Encoder
 from mer_export.encoders.faces import MARGIN, look_at_faces, sample_frames
 from mer_export.encoders.mtcnn.detector import WEIGHTS, FaceDetector
@@ -38,6 +39,8 @@ class Maker:
     reads: tuple[str, ...]
     make: str
     exports: bool = True
+    bundle: bool = True
+    """Whether that is a bundle."""
 
 
 MAKERS = (
@@ -53,6 +56,7 @@ MAKERS = (
         (),
         f"{__name__}:of_detector",
         exports=False,
+        bundle=False,
     ),
     Maker(
         "a folder of transformers",
@@ -107,16 +111,31 @@ def make(source: str, out: Path, settings: Settings, force: bool, progress: Prog
         )
     if unread := [n for n in settings if n not in maker.reads]:
         raise UsageError(f"--{unread[0]} says nothing of {maker.title}, which reads {_listed(maker)}: leave it out")
-    shown = {n: settings[n] for n in PICTURES if n in settings}
-    _check(**shown)
-    made = resolve(maker.make)(source, out, {n: v for n, v in settings.items() if n not in PICTURES}, force)
-    if not isinstance(made, Bundle):
+    _check(**{n: settings[n] for n in PICTURES if n in settings})
+    if not maker.bundle:
+        made: list[Path] = resolve(maker.make)(source, out, {}, force)
         return {"detector": str(out), "reads": "picture", "gives": "boxes of faces", "files": [f.name for f in made]}
+    taken(out, force)
+    with scratch_folder(out) as folder:
+        place = folder / out.name
+        try:
+            whole = _whole(maker, source, place, settings, progress)
+        except MerError as error:
+            # Nobody has heard of the place where it was made.
+            raise type(error)(str(error).replace(str(place), str(out))) from error
+        return described(whole.move_to(out, force))
+
+
+def _whole(maker: Maker, source: str, place: Path, settings: Settings, progress: Progress) -> Bundle:
+    """An encoder with all of its variants; raises as `make`."""
+    shown = {n: settings[n] for n in PICTURES if n in settings}
+    own = {n: v for n, v in settings.items() if n not in PICTURES}
+    bundle: Bundle = resolve(maker.make)(source, place, own, False)
     if shown:
-        _show(made, **shown)
+        _show(bundle, **shown)
     if maker.exports:
-        _export(made, settings, progress)
-    return described(made)
+        _export(bundle, settings, progress)
+    return bundle
 
 
 def described(bundle: Bundle) -> dict[str, Any]:
@@ -199,16 +218,12 @@ def _check(
 def _show(bundle: Bundle, faces: Path | None = None, margin: float = MARGIN, **sampling: Any) -> None:
     """Says what an encoder of pictures sees of a clip: so many frames, and the face in them.
 
-    Raises UsageError where it reads something else; then nothing of it stays, as it is not what was asked for.
+    Raises UsageError where it reads something else.
     """
-    try:
-        if sampling:
-            sample_frames(bundle, **sampling)
-        if faces is not None:
-            look_at_faces(bundle, faces, margin=margin)
-    except MerError:
-        shutil.rmtree(bundle.root)
-        raise
+    if sampling:
+        sample_frames(bundle, **sampling)
+    if faces is not None:
+        look_at_faces(bundle, faces, margin=margin)
 
 
 def _export(bundle: Bundle, settings: Settings, progress: Progress) -> None:

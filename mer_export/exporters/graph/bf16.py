@@ -6,6 +6,7 @@ twin of the graph that rounds in fp32 where the other computes in bf16 can run a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ import numpy as np
 PRODUCTS = ("MatMul", "Gemm")
 
 
-def to_bf16(model: Any, emulate: bool = False) -> Any:
-    """Puts the products of an fp32 `onnx.ModelProto` in bf16, in place; with `emulate` it makes the twin.
+def to_bf16(model: Any, emulate: bool = False, keep: Collection[str] = ()) -> Any:
+    """Puts the products of an fp32 `onnx.ModelProto` in bf16, in place, but for the nodes of `keep`; with `emulate` it
+    makes the twin.
 
     Weights that products alone read are stored in bf16.
     """
@@ -24,7 +26,7 @@ def to_bf16(model: Any, emulate: bool = False) -> Any:
     rounded: dict[str, str] = {}
     nodes = []
     for node in list(graph.node):
-        if node.op_type not in PRODUCTS:
+        if node.op_type not in PRODUCTS or node.name in keep:
             nodes.append(node)
             continue
         for place, name in enumerate(node.input):

@@ -8,12 +8,14 @@ fixed scale, and no item by what else is in the batch.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from mer_export.exporters.graph.names import module_of, node_name
 from mer_export.exporters.graph.nodes import all_nodes
 
 LEAST = 256
@@ -25,10 +27,10 @@ PAST = -(2**31 - 1)
 """Where a slice ends that runs backwards to the first step."""
 
 
-def gru_loops(model: Any) -> int:
+def gru_loops(model: Any, keep: Collection[str] = ()) -> int:
     """Rewrites the GRU layers of an `onnx.ModelProto` that are large enough, in place; returns how many.
 
-    Layers that are not as our exports write them stay what they are.
+    Layers that are named in `keep`, or not as our exports write them, stay what they are.
     """
     import onnx
     from onnx import numpy_helper
@@ -39,10 +41,11 @@ def gru_loops(model: Any) -> int:
     changed = 0
     steps = _first_dims(model)
     for number, node in enumerate(graph.node):
-        if node.op_type != "GRU" or node.input[0] not in steps or not _plain(node, constants):
+        wanted = node.op_type == "GRU" and node.name not in keep and node.input[0] in steps
+        if not wanted or not _plain(node, constants):
             nodes.append(node)
             continue
-        write = _Nodes(f"gru{number}")
+        write = _Nodes(module_of(node.name), f"GRU_{number}")
         _layer(write, node, steps[node.input[0]], *(numpy_helper.to_array(constants[n]) for n in node.input[1:4]))
         nodes += write.nodes
         graph.initializer.extend(write.constants)
@@ -85,8 +88,9 @@ def _plain(node: Any, constants: dict[str, Any]) -> bool:
 
 @dataclass
 class _Nodes:
-    """Nodes that are being written, under names of their own."""
+    """Nodes of a module that are being written, and constants, under names that begin with `prefix`."""
 
+    module: str | None
     prefix: str
     nodes: list[Any] = field(default_factory=list)
     constants: list[Any] = field(default_factory=list)
@@ -94,7 +98,7 @@ class _Nodes:
     def constant(self, name: str, value: Any) -> str:
         from onnx import numpy_helper
 
-        full = f"{self.prefix}/{name}"
+        full = f"{self.prefix}.{name}"
         if all(c.name != full for c in self.constants):
             # Contiguous, and a number stays one.
             self.constants.append(numpy_helper.from_array(np.array(value, order="C"), full))
@@ -107,7 +111,7 @@ class _Nodes:
         """A node with so many outputs; their names."""
         from onnx import helper
 
-        name = f"{self.prefix}/{operator}_{len(self.nodes)}"
+        name = node_name(self.module, f"{self.prefix}_{operator}", len(self.nodes))
         outputs = [f"{name}.{i}" for i in range(count)]
         self.nodes.append(helper.make_node(operator, inputs, outputs, name=name, domain=domain, **attributes))
         return outputs
@@ -118,7 +122,7 @@ class _Nodes:
 
     def body(self) -> _Nodes:
         """Nodes of a loop, whose constants stand outside."""
-        return _Nodes(f"{self.prefix}/loop", constants=self.constants)
+        return _Nodes(self.module, f"{self.prefix}_step", constants=self.constants)
 
 
 def _layer(write: _Nodes, node: Any, steps: int, weight: Any, recurrent: Any, bias: Any) -> None:
@@ -185,7 +189,7 @@ def _body(write: _Nodes, given: list[str], recurrent: Any, bias: Any) -> Any:
     from onnx import TensorProto, helper
 
     directions, _, hidden = recurrent.shape
-    number, on, state = (f"{write.prefix}/{name}" for name in ("number", "on", "state"))
+    number, on, state = (f"{write.prefix}.{name}" for name in ("number", "on", "state"))
     x, *real = (write.one("Gather", value, number, axis=0) for value in given)
     gates = write.integers(2 * hidden, hidden)
     both_in, new_in = write.all("Split", [x, gates], 2, axis=2)
@@ -201,7 +205,7 @@ def _body(write: _Nodes, given: list[str], recurrent: Any, bias: Any) -> Any:
     value = partial(helper.make_tensor_value_info, elem_type=TensorProto.FLOAT, shape=(directions, None, hidden))
     return helper.make_graph(
         write.nodes,
-        f"{write.prefix}/body",
+        f"{write.prefix}.body",
         [
             helper.make_tensor_value_info(number, TensorProto.INT64, ()),
             helper.make_tensor_value_info(on, TensorProto.BOOL, ()),

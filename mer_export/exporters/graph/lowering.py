@@ -11,14 +11,15 @@ CUDA keeps PyTorch's passes, each an operator without lengths.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from mer_export.layers.recurrent import BidirectionalRNN, LastStepRNN
-from mer_export.layers.steps import last_step
+from mer_export.layers.recurrent import BidirectionalRNN, LastStepRNN, reversal
+from mer_export.layers.steps import last_step, take_steps
 
 GATES = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 """Position of each ONNX gate among PyTorch's: z r h of r z n, i o f c of i f g o."""
@@ -127,6 +128,34 @@ def _rnn(operator: str, x: Tensor, weights: list[Tensor], steps: Tensor | None, 
         shape=(time, directions, batch, hidden),
     )
     return y.transpose(1, 2).reshape(time, batch, directions * hidden)
+
+
+def run_rnn(
+    operator: str, x: Tensor, weights: Sequence[Tensor], steps: Tensor | None
+) -> Float[Tensor, "time direction batch feature"]:
+    """What the operator of `_rnn` gives, computed by PyTorch's own layers from the operator's weights."""
+    rows = x.transpose(0, 1)
+    index = None if steps is None else reversal(steps, rows.shape[1])
+    directions = []
+    for direction, own in enumerate(zip(*weights, strict=True)):
+        layer = _restored(operator, *own)
+        turn = index if direction else None
+        found = layer(rows if turn is None else take_steps(rows, turn))[0]
+        directions.append(found if turn is None else take_steps(found, turn))
+    found = torch.stack(directions, dim=1).permute(2, 1, 0, 3)
+    if steps is None:
+        return found
+    real = torch.arange(len(x))[:, None] < steps
+    return found * real[:, None, :, None]
+
+
+def _restored(operator: str, w: Tensor, r: Tensor, b: Tensor) -> nn.Module:
+    """One direction as PyTorch's layer: its gates back in PyTorch's order."""
+    order = sorted(range(len(GATES[operator])), key=lambda gate: GATES[operator][gate])
+    layer = {"GRU": nn.GRU, "LSTM": nn.LSTM}[operator](w.shape[1], r.shape[1], batch_first=True)
+    values = {"weight_ih_l0": w, "weight_hh_l0": r, **dict(zip(("bias_ih_l0", "bias_hh_l0"), b.chunk(2), strict=True))}
+    layer.load_state_dict({n: torch.cat([v.chunk(len(order))[g] for g in order]) for n, v in values.items()})
+    return layer
 
 
 def lower(model: nn.Module, device: str) -> nn.Module:

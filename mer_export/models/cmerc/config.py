@@ -43,6 +43,9 @@ class CmercConfig(BaseModel):
     modal_embedding: bool = False
     encode_audio_vision: bool = False
     """Base model over audio and vision too (the original's `av_using_lstm`)."""
+    causal: bool = False
+    """Each utterance is read with those before it alone: recurrence in one direction, a graph of edges from the past.
+    Not in the original, which reads dialogues both ways."""
     standardise: tuple[Modality, ...] = ()
     """Inputs that the network itself brings to zero mean and unit variance with training-set statistics."""
     buckets: tuple[int, ...] = Field((32, 64, 110), min_length=1)
@@ -52,6 +55,10 @@ class CmercConfig(BaseModel):
     def _consistent(self) -> CmercConfig:
         if self.base_model != "gru" and not self.text_linear:
             raise ValueError("text_linear can be off with base_model gru only")
+        if self.causal and self.base_model == "transformer":
+            raise ValueError("causal is for base_model gru or lstm: the transformer layer attends to what comes after")
+        if self.causal and self.norm == "LN2":
+            raise ValueError("causal goes with norm BN, LN or none: LN2 takes its statistics from the whole dialogue")
         if len(set(self.modalities)) != len(self.modalities):
             raise ValueError(f"modalities repeat: {self.modalities}")
         if absent := [m for m in self.standardise if m not in self.modalities]:

@@ -58,7 +58,7 @@ class Cmerc(nn.Module):
         self.speaker_embedding = nn.Embedding(config.speakers, width) if config.speaker_embedding else None
         self.modal_embedding = nn.Embedding(3, width) if config.modal_embedding else None
         self.node_projection = nn.Linear(width, hidden)
-        self.hypergraph = Hypergraph(hidden, config.hypergraph_layers)
+        self.hypergraph = Hypergraph(hidden, config.hypergraph_layers, config.causal)
         self.frequency = Frequency(hidden, config.frequency_layers)
         self.dropout = nn.Dropout(config.dropout)
         block = 2 * hidden + (width if config.residue else 0)
@@ -139,7 +139,7 @@ class Cmerc(nn.Module):
         projected = torch.stack([encoded[m].node for m in self.used], dim=1) * inside
         blocks = [
             self.hypergraph(projected, mask, lengths, semantics),
-            self.frequency(projected, mask, context_edges(mask, speaker, context)),
+            self.frequency(projected, mask, context_edges(mask, speaker, context, self.config.causal)),
         ]
         if self.config.residue:
             blocks.insert(0, torch.stack([encoded[m].states for m in self.used], dim=1) * inside)
@@ -218,18 +218,25 @@ class TextNorm(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The base model over time: 2-layer bidirectional GRU or LSTM, or one transformer layer."""
+    """The base model over time: 2-layer GRU or LSTM, bidirectional unless causal, or one transformer layer."""
 
     def __init__(self, config: CmercConfig):
         super().__init__()
         width = config.width
-        self.layers: BidirectionalRNN | TransformerLayer
+        self.layers: BidirectionalRNN | TransformerLayer | nn.RNNBase
+        self.causal = config.causal
         if config.base_model == "transformer":
             self.layers = TransformerLayer(width, heads=4)
+        elif config.causal:
+            cell = {"gru": nn.GRU, "lstm": nn.LSTM}[config.base_model]
+            self.layers = cell(width, width, num_layers=2, dropout=config.dropout, batch_first=True)
         else:
             self.layers = BidirectionalRNN(config.base_model, width, width // 2, layers=2, dropout=config.dropout)
 
     def forward(self, x: Float[Tensor, "batch utterances width"], seen: Int[Tensor, " batch"]) -> Tensor:
+        if self.causal:
+            # What comes behind a dialogue is padding, which nothing before it sees.
+            return self.layers(x)[0]
         if isinstance(self.layers, TransformerLayer):
             return self.layers(x, real_steps(seen, x.shape[1]))
         return self.layers(x, seen)
@@ -242,8 +249,10 @@ class Hypergraph(nn.Module):
     looked up by number. M3NET numbers them through the whole batch; `single` restarts at 0 for every dialogue.
     """
 
-    def __init__(self, hidden: int, layers: int):
+    def __init__(self, hidden: int, layers: int, causal: bool = False):
+        """`causal`: of its modality's hyperedge a node sees the part up to its own utterance."""
         super().__init__()
+        self.causal = causal
         self.hyperedge_weight = nn.Parameter(torch.ones(HYPEREDGE_WEIGHTS))
         self.node_weight = nn.Parameter(torch.ones(NODE_WEIGHTS))
         self.bias = nn.ParameterList(nn.Parameter(torch.zeros(hidden)) for _ in range(layers))
@@ -251,8 +260,7 @@ class Hypergraph(nn.Module):
     def forward(self, x: Nodes, mask: Mask, lengths: Int[Tensor, " batch"], semantics: Semantics) -> Nodes:
         node_weight, modality_weight, utterance_weight = self._weights(x.shape[1], mask, lengths, semantics)
         inside = mask[:, None, :, None]
-        # One row per modality that sums its real utterances, so that padding needs no zeroing between layers.
-        over_time = (_reciprocal(node_weight.sum(2))[:, :, None] * mask[:, None]).unsqueeze(2)
+        over_time = self._over_time(node_weight, mask)
         per_utterance = _reciprocal(node_weight.sum(1))[:, :, None]
         per_node = _reciprocal(modality_weight[:, :, None] + utterance_weight[:, None, :])[..., None] * inside
         for bias in self.bias:
@@ -260,6 +268,14 @@ class Hypergraph(nn.Module):
             edges = over_time @ x + (sum(others, start=first) * per_utterance)[:, None]
             x = functional.leaky_relu(per_node * edges + bias, 0.01)
         return x * inside
+
+    def _over_time(self, node_weight: Tensor, mask: Mask) -> Float[Tensor, "batch modalities rows utterances"]:
+        """One row per modality that sums its real utterances, so that padding needs no zeroing between layers; if
+        causal one for each utterance, which sums those up to it."""
+        if not self.causal:
+            return (_reciprocal(node_weight.sum(2))[:, :, None] * mask[:, None]).unsqueeze(2)
+        past = up_to(mask)
+        return _reciprocal(node_weight @ past.transpose(0, 1))[..., None] * (past * mask[:, None])[:, None]
 
     def _weights(
         self, kinds: int, mask: Tensor, lengths: Tensor, semantics: Semantics
@@ -270,6 +286,9 @@ class Hypergraph(nn.Module):
         """
         steps = torch.arange(mask.shape[1], device=lengths.device)
         node = torch.arange(kinds, device=lengths.device)[:, None] * lengths[:, None, None] + steps
+        if self.causal:
+            # Numbers that do not depend on how long the dialogue becomes.
+            node = (torch.arange(kinds, device=lengths.device)[:, None] + kinds * steps) + 0 * node
         if semantics == "single":
             modality_weight = self.hyperedge_weight[:kinds][None]
             utterance_weight = self.hyperedge_weight[kinds : kinds + mask.shape[1]][None]
@@ -322,10 +341,21 @@ class Frequency(nn.Module):
         return x
 
 
-def context_edges(mask: Mask, speaker: Int[Tensor, "batch utterances"], context: Context) -> Tensor:
-    """Which pairs of different real utterances exchange messages: (batch, utterances, utterances)."""
+def up_to(mask: Mask) -> Float[Tensor, "utterances utterances"]:
+    """1 where the second utterance is the first one or comes before it."""
+    steps = torch.arange(mask.shape[1], device=mask.device)
+    return (steps <= steps[:, None]).to(mask.dtype)
+
+
+def context_edges(
+    mask: Mask, speaker: Int[Tensor, "batch utterances"], context: Context, causal: bool = False
+) -> Tensor:
+    """From which utterances each one has messages: (batch, receiving, sending), 1 for pairs of different real ones.
+
+    If causal from those before it.
+    """
     apart = 1.0 - torch.eye(mask.shape[1], device=mask.device, dtype=mask.dtype)
-    edges = mask[:, :, None] * mask[:, None, :] * apart
+    edges = mask[:, :, None] * mask[:, None, :] * (apart * up_to(mask) if causal else apart)
     if context == "full":
         return edges
     same = (speaker[:, :, None] == speaker[:, None, :]).to(mask.dtype)

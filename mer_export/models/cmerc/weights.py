@@ -25,6 +25,8 @@ def renames(config: CmercConfig) -> dict[str, str]:
     """Authors' name to ours, for every entry that the forward reads."""
     if config.used != MODALITIES:
         raise UnsupportedError("published checkpoints have all three modalities: leave modalities out")
+    if config.causal:
+        raise UnsupportedError("published checkpoints read dialogues both ways: leave causal out")
     names = {f"{a}.{p}": f"{o}.{p}" for a, o in FIXED.items() for p in ("weight", "bias")}
     if config.text_linear:
         names |= {f"linear_l.{p}": f"text_linear.{p}" for p in ("weight", "bias")}

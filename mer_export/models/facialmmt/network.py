@@ -105,14 +105,25 @@ class MultimodalNetwork(nn.Module):
 
     def fuse(self, text_hidden: Hidden | None, inputs: Mapping[str, Tensor]) -> Logits:
         """As `forward`, from the last hidden states of the dialogue's tokens."""
+        return self.fuse_states(text_hidden, inputs, self.frames(inputs))
+
+    def fuse_states(
+        self, text_hidden: Hidden | None, inputs: Mapping[str, Tensor], frames: Mapping[str, Sequence]
+    ) -> Logits:
+        """As `fuse`, from the states of the frames; of the inputs it reads where the utterance stands in the text."""
+        if text_hidden is None:
+            return self.cross(frames).logits
+        text = self.utterance_text(text_hidden, inputs["text_lengths"], inputs["text_span"])
+        return self.cross({"text": text, **frames}).logits
+
+    def frames(self, inputs: Mapping[str, Tensor]) -> dict[str, Sequence]:
+        """States of audio and of selected faces, which are the same whatever is said around the utterance."""
         found: dict[str, Sequence] = {}
-        if text_hidden is not None:
-            found["text"] = self.utterance_text(text_hidden, inputs["text_lengths"], inputs["text_span"])
         if "audio" in self.used:
             found["audio"] = self.at_length("audio", inputs["audio"], inputs["audio_lengths"])
         if "vision" in self.used:
             found["vision"] = self._selected_faces(inputs)
-        return self.combine(found).logits
+        return {m: (self._states(m, x, real), real) for m, (x, real) in found.items()}
 
     def _selected_faces(self, inputs: Mapping[str, Tensor]) -> Sequence:
         """Frames with a clear expression, and its distribution beside them."""
@@ -125,7 +136,8 @@ class MultimodalNetwork(nn.Module):
 
     def stages(self) -> dict[str, nn.Module]:
         """The modules of the stages by name; they share this network's parameters."""
-        return {"text": TextStage(self), "fusion": FusionStage(self)}
+        frames: dict[str, nn.Module] = {"frames": FramesStage(self)} if self.config.frames else {}
+        return {"text": TextStage(self), **frames, "fusion": FusionStage(self)}
 
     def at_length(self, modality: str, x: Steps, lengths: Lengths) -> Sequence:
         """Frames standardised and padded with zeros to the length that is part of the model, and which are real."""
@@ -143,11 +155,15 @@ class MultimodalNetwork(nn.Module):
 
     def combine(self, given: Mapping[str, Sequence]) -> Fused:
         """The transformers, from the utterance's text, frames of audio, and selected faces with their distributions."""
-        states, crossed = {}, {}
-        for m in self.used:
-            x, real = given[m]
-            encoder = getattr(self, f"{m}_encoder", None)
-            states[m] = x if encoder is None else encoder(getattr(self, m)(x), real)
+        return self.cross({m: (self._states(m, *given[m]), given[m][1]) for m in self.used})
+
+    def _states(self, modality: str, x: Steps, real: Real) -> Steps:
+        encoder = getattr(self, f"{modality}_encoder", None)
+        return x if encoder is None else encoder(getattr(self, modality)(x), real)
+
+    def cross(self, given: Mapping[str, Sequence]) -> Fused:
+        """What the modalities make of each other, from the states of each."""
+        states, crossed = {m: given[m][0] for m in self.used}, {}
         heard = [states[m] for m in self.used if m != "vision"]
         if len(heard) == 2:
             text, audio = heard
@@ -184,15 +200,28 @@ class TextStage(nn.Module):
         return self.bert(input_ids, None, text_lengths)
 
 
+class FramesStage(nn.Module):
+    """Frames of utterances in, for each modality its states and which of them are real (1.0) out."""
+
+    def __init__(self, model: MultimodalNetwork):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+        found = self.model.frames(inputs).values()
+        return tuple(tensor for x, real in found for tensor in (x, real.to(x.dtype)))
+
+
 class FusionStage(nn.Module):
-    """`MultimodalNetwork.fuse` as a module."""
+    """States of the dialogue's tokens and of the utterance's frames in, logits out."""
 
     def __init__(self, model: MultimodalNetwork):
         super().__init__()
         self.model = model
 
     def forward(self, text_hidden: Hidden, **inputs: Tensor) -> Logits:
-        return self.model.fuse(text_hidden, inputs)
+        frames = {m: (inputs[f"{m}_states"], inputs[f"{m}_real"] > 0.5) for m in self.model.config.frames}
+        return self.model.fuse_states(text_hidden, inputs, frames)
 
 
 class EndToEnd(MultimodalNetwork):

@@ -102,7 +102,7 @@ class CmercProtocol(Protocol):
         """Weighted negative log-likelihood or focal loss of labelled rows."""
         if self.settings.loss == "focal":
             return losses.focal(log_prob, labels, self.settings.focal_gamma, self.settings.focal_alpha)
-        return losses.weighted_nll(log_prob, labels, self.weight)
+        return losses.weighted_nll(self.adjusted(log_prob), labels, self.weight)
 
     def step(
         self, module: nn.Module, batch: Batch, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext

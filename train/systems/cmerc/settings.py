@@ -41,6 +41,12 @@ class CmercSettings(Settings):
     temperature: float = Field(0.07, gt=0)
     curriculum: Curriculum | None = None
 
+    def class_loss(self, kind: str) -> str:
+        """The focal loss, and frequencies of its own, treat classes differently already."""
+        if self.loss == "focal":
+            return "protocol.loss=focal"
+        return super().class_loss(kind) if self.class_frequencies is None else "protocol.class_frequencies"
+
     def plain(self) -> CmercSettings:
         """The same without calibration, contrast and curriculum: M3NET."""
         return self.model_copy(update={"calibrate": False, "contrast": False, "curriculum": None})

@@ -15,7 +15,7 @@ from mer_export.models.tfr_net.network import TfrNet
 from mer_export.models.utterance import MODALITIES
 from train.config import TrainConfig
 from train.protocol import Autocast
-from train.systems.emt.incomplete import IncompleteProtocol, Inputs, PairedBatch, bert_groups, prediction_loss
+from train.systems.emt.incomplete import IncompleteProtocol, Inputs, PairedBatch, bert_groups
 from train.systems.emt.restoration import TFR_EPSILON, reconstruction
 from train.systems.emt.settings import MultSettings, TfrNetSettings
 from train.updates import Updates, make_optimizer
@@ -67,7 +67,7 @@ class TfrNetProtocol(IncompleteProtocol):
         """`prediction`, `generation/<modality>` and `total`."""
         with autocast():
             output, guesses, targets = module(batch.complete, batch.incomplete)
-        parts = {"prediction": prediction_loss(output.float(), batch.labels)}
+        parts = {"prediction": self.class_loss(output.float(), batch.labels)}
         total = parts["prediction"]
         weights = dict(zip(MODALITIES, self.settings.generation_weights, strict=True))
         for m, guess in guesses.items():
@@ -113,5 +113,5 @@ class MultProtocol(IncompleteProtocol):
         """`prediction`, which is the `total`."""
         with autocast():
             output = module(batch.incomplete)
-        loss = prediction_loss(output.float(), batch.labels)
+        loss = self.class_loss(output.float(), batch.labels)
         return {"prediction": loss, "total": loss}

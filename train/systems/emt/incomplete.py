@@ -60,10 +60,10 @@ def whole(samples: Sequence[Sample]) -> list[Sample]:
     return [s.whole if isinstance(s, Incomplete) else s for s in samples]
 
 
-def prediction_loss(output: Tensor, labels: Tensor) -> Tensor:
-    """Mean absolute error of scores, negative log-likelihood of classes."""
+def prediction_loss(output: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean absolute error of scores, negative log-likelihood of classes, which `weight` weighs."""
     if labels.dtype == torch.int64:
-        return functional.nll_loss(output, labels)
+        return functional.nll_loss(output, labels, weight)
     return functional.l1_loss(output[:, 0], labels)
 
 
@@ -103,12 +103,12 @@ class IncompleteProtocol(Protocol):
 
     def class_loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """Of predictions alone."""
-        return prediction_loss(output, labels)
+        return prediction_loss(self.adjusted(output), labels, self.weight)
 
     def losses_and_output(self, model: Any, batch: PairedBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Losses of one batch by name and the output of the incomplete view, without gradients."""
         output = model(**batch.incomplete)
-        loss = prediction_loss(output, batch.labels)
+        loss = self.class_loss(output, batch.labels)
         return {"prediction": loss, "total": loss}, output
 
     @torch.no_grad()

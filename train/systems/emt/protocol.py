@@ -13,7 +13,7 @@ from mer_export.data.samples import Sample
 from mer_export.models.emt.network import Emt, View
 from train.config import TrainConfig
 from train.protocol import Autocast
-from train.systems.emt.incomplete import IncompleteProtocol, Inputs, PairedBatch, bert_groups, prediction_loss
+from train.systems.emt.incomplete import IncompleteProtocol, Inputs, PairedBatch, bert_groups
 from train.systems.emt.restoration import attraction, emt_losses, reconstruction
 from train.systems.emt.settings import EmtSettings
 from train.updates import Updates, make_optimizer
@@ -69,7 +69,7 @@ class EmtProtocol(IncompleteProtocol):
         # The first token is not a local position.
         missing = {m: x[:, x.shape[1] - rebuilt[m].shape[1] :] for m, x in batch.missing.items()}
         return emt_losses(
-            (prediction_loss(part.output.float(), batch.labels), prediction_loss(whole.output.float(), batch.labels)),
+            (self.class_loss(part.output.float(), batch.labels), self.class_loss(whole.output.float(), batch.labels)),
             attraction(_float(whole.guess), _float(whole.target), _float(part.guess), _float(part.target)),
             {m: reconstruction(rebuilt[m].float(), targets[m].float(), missing[m], s.reconstruction) for m in rebuilt},
             s.attraction_weight,

@@ -104,7 +104,7 @@ class FacialMmtProtocol(Protocol):
 
     def class_loss(self, output: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy of logits."""
-        return functional.cross_entropy(output, labels)
+        return functional.cross_entropy(self.adjusted(output), labels, self.weight)
 
     def scaled(self, loss: Tensor) -> Tensor:
         """A batch's part in a step."""

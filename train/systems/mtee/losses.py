@@ -30,8 +30,14 @@ def bce(logits: Logits, targets: Targets, weight: Tensor | None = None) -> Tenso
 
 
 def cross_entropy(logits: Logits, targets: Targets, weight: Tensor | None = None) -> Tensor:
-    """Softmax cross-entropy with label sets as targets, which are not brought to sum 1; mean over units."""
-    return -(targets * functional.log_softmax(logits, dim=-1)).sum(-1).mean()
+    """Softmax cross-entropy with label sets as targets, which are not brought to sum 1; mean over units.
+
+    With `weight` (labels,) the mean is that of PyTorch: divided by the sum of the weights of the targets.
+    """
+    log_prob = functional.log_softmax(logits, dim=-1)
+    if weight is None:
+        return -(targets * log_prob).sum(-1).mean()
+    return -(targets * weight * log_prob).sum() / (targets * weight).sum()
 
 
 def mean_absolute(logits: Logits, targets: Targets, weight: Tensor | None = None) -> Tensor:
@@ -48,7 +54,7 @@ LOSSES: dict[str, Callable[[Logits, Targets, Tensor | None], Tensor]] = {
     "l1": mean_absolute,
     "mse": mean_square,
 }
-"""By the name of the original's --loss; only bce is weighted."""
+"""By the name of the original's --loss; l1 and mse are never weighted."""
 
 
 def usable_weights(weights: np.ndarray) -> Tensor:

@@ -59,6 +59,10 @@ class TabSettings(Settings):
                 raise ValueError(f"lhs brings both encoders, {name} {getattr(self, name)} would not be read")
         return self
 
+    def class_loss(self, kind: str) -> str:
+        """A margin between scores, which are no log-probabilities."""
+        return "a margin loss"
+
     @property
     def sources(self) -> tuple[Source, ...]:
         """Both encoders, from a fine-tuned `lhs` or from a file each; they have no token types, as in fairseq."""

@@ -192,7 +192,8 @@ def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec,
             _add_faces(inputs, found, place.utterance, logits, lambda p: _located(p, folder, spec, reach), spec)
         labels = found.get("labels")
         label = None if labels is None else np.asarray([int(labels[row])], dtype=np.int64)
-        samples.append(Sample(name, inputs, (name,), label))
+        dialogue = str(place.dialogue) if place else None
+        samples.append(Sample(name, inputs, (name,), label, group=dialogue))
     return samples
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,17 +101,19 @@ class DialogueReader:
 
     def dialogue(self, line: Mapping[str, Any], where: str) -> Dialogue:
         """One dialogue; raises InputError, whose message begins with `where`, for an object that is none."""
-        try:
+        with _told(f"{where} is not a dialogue"):
             name, given = str(line["dialogue"]), line["utterances"]
             if not isinstance(given, list) or not given:
                 raise ValueError(f"dialogue {name!r} has no utterances")
             utterances = [self._utterance(u, f"{name}/{i}", where) for i, u in enumerate(given)]
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise InputError(f"{where} is not a dialogue: {what}") from None
         return Dialogue(name, str(line.get("split", ALL)), utterances, where)
 
-    def _utterance(self, given: dict[str, Any], name: str, where: str) -> Utterance:
+    def utterance(self, given: Mapping[str, Any], name: str, where: str) -> Utterance:
+        """One utterance, called `name` where it does not say its `id`; raises InputError for an object that is none."""
+        with _told(f"{where} is not an utterance"):
+            return self._utterance(given, name, where)
+
+    def _utterance(self, given: Mapping[str, Any], name: str, where: str) -> Utterance:
         ready: dict[str, Any] = {n: ready_array(n, given[n], where) for n in READY if given.get(n) is not None}
         if self.spec.faces.images and given.get(IMAGES):
             ready[IMAGES] = FaceImages([self._path(p, where) for p in given[IMAGES]], self.spec.faces.size)
@@ -126,7 +129,7 @@ class DialogueReader:
             inputs=ready,
         )
 
-    def _recording(self, given: dict[str, Any], where: str) -> Recording | None:
+    def _recording(self, given: Mapping[str, Any], where: str) -> Recording | None:
         if not given.get("recording"):
             return None
         start, end = (seconds(given.get(n), f"{where}: {n}") for n in ("start", "end"))
@@ -136,7 +139,17 @@ class DialogueReader:
         return within(self.reach, name, where).path(str(name), where)
 
 
-def _label(given: dict[str, Any]) -> str | int | float | None:
+@contextmanager
+def _told(problem: str) -> Iterator[None]:
+    """Says with an InputError what an object lacks that is not as it should be."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{problem}: {what}") from None
+
+
+def _label(given: Mapping[str, Any]) -> str | int | float | None:
     value = given.get("label")
     if isinstance(value, str | int | float):
         return value
@@ -145,7 +158,7 @@ def _label(given: dict[str, Any]) -> str | int | float | None:
     return "" if "label" in given else None
 
 
-def _indicators(given: dict[str, Any]) -> dict[str, float] | None:
+def _indicators(given: Mapping[str, Any]) -> dict[str, float] | None:
     return {str(n): _number(v) for n, v in given["labels"].items()} if "labels" in given else None
 
 

@@ -135,7 +135,9 @@ def split_samples(content: Mapping[str, Any], where: str) -> list[Sample]:
         own = {m: n[row] for m, n in lengths.items()}
         inputs = _utterance({m: a[row] for m, a in arrays.items()}, own, planes, f"{where}: {name}")
         label = None if scores is None else np.asarray([scores[row]], dtype=np.float32)
-        samples.append(Sample(id=name, inputs=inputs, units=(name,), labels=label))
+        # The ids of MMSA are `video$_$clip`.
+        video = name.rpartition("$_$")[0] or None
+        samples.append(Sample(id=name, inputs=inputs, units=(name,), labels=label, group=video))
     return samples
 
 

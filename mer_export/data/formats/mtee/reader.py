@@ -22,6 +22,8 @@ from mer_export.untrusted.hdf5 import load_hdf5
 from mer_export.untrusted.pickles import load_pickle
 
 PHASES = ("train", "valid", "test")
+OLD = "old"
+"""A further split of what few-shot training is not to forget."""
 CACHES = ("", "processed_datasets")
 """Where dataset caches lie, relative to the data directory."""
 MODALITIES = ("text", "audio", "vision")
@@ -73,7 +75,7 @@ def detect(path: Path, spec: DataSpec) -> bool:
 
 
 def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None, split: str | None = None) -> Corpus:
-    """Splits `train`, `valid`, `test`, as far as their files are there.
+    """Splits `train`, `valid`, `test`, as far as their files are there, and `old` where it is asked for.
 
     Args:
         path: directory of the files.
@@ -91,7 +93,7 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None, split:
     # Sentiment is one score per utterance; the labels of such a model name classes derived from it.
     columns = None if own == SENTIMENT else _columns(path, own, labels)
     splits = {}
-    for phase in [p for p in PHASES if split in (None, p)]:
+    for phase in [p for p in (*PHASES, *([OLD] if options.old else [])) if split in (None, p)]:
         found = _phase(path, name, dataset, phase, options)
         if found is not None:
             found = replace(found, labels=found.labels[:, 0] if columns is None else found.labels[:, columns])
@@ -143,6 +145,8 @@ def _choose(path: Path, spec: DataSpec) -> str:
 
 def _labels(name: str, dataset: Dataset, options: EmotionData) -> tuple[str, ...]:
     """Label names after zero-shot changed them; raises UsageError for an index that does not exist."""
+    if options.old and options.fsl is None:
+        raise UsageError("data.emotions.old is what few-shot training is not to forget: set data.emotions.fsl too")
     if options.zsl is None and options.fsl is None:
         return dataset.labels
     if options.zsl is not None and dataset.zero_shot is None:
@@ -175,6 +179,9 @@ def _columns(path: Path, own: Sequence[str], labels: Sequence[str] | None) -> li
 
 
 def _phase(path: Path, name: str, dataset: Dataset, phase: str, options: EmotionData) -> Phase | None:
+    if phase == OLD and options.fsl is not None:
+        whole = _phase(path, name, dataset, "train", options.model_copy(update={"fsl": None}))
+        return whole and whole.take(shots.without_positives(whole.labels, options.fsl))
     few = options.fsl if phase == "train" else None
     found = dataset.load(path, phase, options) if _there(path, dataset, phase, options) else None
     if found is None:

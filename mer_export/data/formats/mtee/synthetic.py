@@ -1,8 +1,9 @@
-"""Synthetic utterance sets in the files of MTEE: emotions, and word vectors that know how emotions relate.
+"""Synthetic utterance sets in the files of MTEE: emotions, word vectors that know how emotions relate, and sentiment.
 
 Every emotion is a point in a small space. Its word vector is a linear image of that point, and so is what the steps of
 each modality show, noisily; several emotions add up. A model that learns the images from some emotions can therefore
-recognise others from their word vectors alone, and the ground truth says which points were planted.
+recognise others from their word vectors alone, and the ground truth says which points were planted. Sentiment is one
+point, shown as strongly as the score says, in either direction.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mer_export.bundle import write_atomic
 from mer_export.data.formats.format import Original, Synthesiser
-from mer_export.data.formats.mtee.reader import IEMOCAP_LABELS, MOSEI_LABELS, NINE_LABELS
+from mer_export.data.formats.mtee.reader import IEMOCAP_LABELS, MOSEI_LABELS, MOSI_COLUMNS, NINE_LABELS, SENTIMENT
+from mer_export.errors import UsageError
 from mer_export.untrusted.hdf5 import save_hdf5
 
 MODALITIES = ("text", "audio", "vision")
@@ -25,7 +27,12 @@ PARTS = {"train": 0.7, "valid": 0.1, "test": 0.2}
 WORDS = {"excited": "exciting", "surprised": "surprising", "frustrated": "frustrating"}
 
 
-DATASETS = {"mosei_emo": Original(22413), "iemocap": Original(4453)}
+DATASETS = {
+    "mosei_emo": Original(22413),
+    "iemocap": Original(4453),
+    "mosi": Original(2199, {"audio_dim": 5, "vision_dim": 20}),
+    "mosei_senti": Original(22856),
+}
 
 
 class Settings(BaseModel):
@@ -89,10 +96,10 @@ class _World:
 def write(dataset: str, out: Path, count: int, seed: int, settings: Settings) -> list[Path]:
     """Writes the three phases, word vectors and the ground truth; returns the files."""
     out.mkdir(parents=True, exist_ok=True)
-    labels = MOSEI_LABELS if dataset == "mosei_emo" else tuple(dict.fromkeys((*IEMOCAP_LABELS, *NINE_LABELS)))
+    labels, write_files = WRITERS[dataset]
     world = _World(labels, settings, seed)
     sizes = {p: max(4, round(count * share)) for p, share in PARTS.items()}
-    files = (_mosei if dataset == "mosei_emo" else _iemocap)(out, world, sizes)
+    files = write_files(out, world, sizes)
     write_atomic(out / VECTORS, pickle.dumps(world.vectors(), protocol=4))
     truth = {
         "dataset": dataset,
@@ -115,9 +122,7 @@ def _mosei(out: Path, world: _World, sizes: dict[str, int]) -> list[Path]:
         features = world.features(held @ np.stack(list(world.points.values())), world.settings.steps)
         names = {"text": f"text_{phase}_emb.h5", "audio": f"audio_{phase}.h5", "vision": f"video_{phase}.h5"}
         content = {names[m]: x for m, x in features.items()} | {f"ey_{phase}.h5": intensity}
-        for name, array in content.items():
-            save_hdf5(out / name, "d1", array)
-            files.append(out / name)
+        files += [_saved(out / name, "d1", array) for name, array in content.items()]
     return files
 
 
@@ -142,5 +147,49 @@ def _iemocap(out: Path, world: _World, sizes: dict[str, int]) -> list[Path]:
     write_atomic(out / "iemocap_data.pkl", pickle.dumps(four, protocol=2))
     return [*files, out / "iemocap_data.pkl"]
 
+
+def _sentiment(world: _World, size: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Features (size, steps, width) by modality, and scores (size, 1, 1) of -3 to 3 in thirds."""
+    scores = world.rng.integers(-9, 10, size) / 3
+    features = world.features(scores[:, None] * world.points[SENTIMENT[0]], world.settings.steps)
+    return features, scores.reshape(-1, 1, 1).astype(np.float32)
+
+
+def _mosi(out: Path, world: _World, sizes: dict[str, int]) -> list[Path]:
+    """The three modalities side by side in one array."""
+    for m in ("text", "audio"):
+        columns = MOSI_COLUMNS[m]
+        if world.settings.dims[m] != columns.stop - columns.start:
+            wide = columns.stop - columns.start
+            raise UsageError(f"{m}_dim is {world.settings.dims[m]}: CMU-MOSI's files have {wide} columns of {m}")
+    files = []
+    for phase, size in sizes.items():
+        features, scores = _sentiment(world, size)
+        content = {"X": np.concatenate([features[m] for m in MODALITIES], axis=2), "y": scores}
+        files += [_saved(out / f"{n}_{phase}.h5", "data", x) for n, x in content.items()]
+    return files
+
+
+def _mosei_senti(out: Path, world: _World, sizes: dict[str, int]) -> list[Path]:
+    """An array of each modality."""
+    files = []
+    for phase, size in sizes.items():
+        features, scores = _sentiment(world, size)
+        files += [_saved(out / f"{n}_{phase}.h5", "d1", x) for n, x in (features | {"y": scores}).items()]
+    return files
+
+
+def _saved(path: Path, name: str, array: np.ndarray) -> Path:
+    save_hdf5(path, name, array)
+    return path
+
+
+WRITERS = {
+    "mosei_emo": (MOSEI_LABELS, _mosei),
+    "iemocap": (tuple(dict.fromkeys((*IEMOCAP_LABELS, *NINE_LABELS))), _iemocap),
+    "mosi": (SENTIMENT, _mosi),
+    "mosei_senti": (SENTIMENT, _mosei_senti),
+}
+"""What is planted of each data set, and what writes its files."""
 
 SYNTHESISER = Synthesiser("utterances in the files of MTEE, word vectors too", DATASETS, Settings, write, fewest=20)

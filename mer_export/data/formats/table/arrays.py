@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from mer_export.data.dialogues import ready_array
-from mer_export.data.formats.table.rows import Row
+from mer_export.data.formats.table.rows import Row, Rows, height
 from mer_export.data.spec import ArraySource
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.arrays import load_array
@@ -62,10 +61,10 @@ class _Opened:
 class ArrayFiles:
     """Array files, each read once and held against the rows of the table."""
 
-    def __init__(self, reach: Reach, rows: Sequence[Row]):
+    def __init__(self, reach: Reach, rows: Rows):
         self.reach = reach
-        self.heights = {id(r.table): r.height for r in rows}
-        self.in_split = Counter(r.split for r in rows)
+        self.heights = {id(t): height(t) for t in rows.tables if height(t)}
+        self.in_split = rows.in_split
         self._opened: dict[tuple[ArraySource, object], _Opened] = {}
 
     def steps(self, source: ArraySource, row: Row) -> np.ndarray:
@@ -89,9 +88,10 @@ class ArrayFiles:
         if "{" in source.file.replace(SPLIT, ""):
             path = self.reach.path(_filled_in(source.file, row), "the data section", split=row.split)
             return _one_utterance(_open(path, source))
-        place = row.split if SPLIT in source.file else None
-        path = self.reach.path(source.file, "the data section", split=row.split)
-        return self._once((source, place), lambda: _open(path, source))
+        file, place = source.file, row.split if SPLIT in source.file else None
+        return self._once(
+            (source, place), lambda: _open(self.reach.path(file, "the data section", split=row.split), source)
+        )
 
     def _once(self, key: tuple[ArraySource, object], open_: Callable[[], _Opened]) -> _Opened:
         if key not in self._opened:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mer_export.data.dialogues import READY, USUAL_ORDER, Dialogue, Recording, Utterance
 from mer_export.data.formats.table.arrays import ArrayFiles
-from mer_export.data.formats.table.rows import Row, dialogue_rows, table_rows
+from mer_export.data.formats.table.rows import Row, table_rows
 from mer_export.data.media.faces import FaceImages, image_files
 from mer_export.data.media.times import seconds
 from mer_export.data.spec import ArraySource, DataSpec
@@ -90,29 +90,26 @@ def _named(pattern: str, split: str, path: Path, reach: Reach) -> list[Path]:
 
 
 class TableSource:
-    """Rows of tables as utterances; see `dialogues.Source`. The table is held in memory, and so are the arrays."""
+    """Rows of tables as utterances; see `dialogues.Source`. Cells and arrays are held in memory."""
 
     def __init__(self, path: Path, spec: DataSpec):
         self.path = path
         self.spec, bound = mapping(path, spec)
         _refuse_leakage(self.spec, bound, path)
         self.rows = table_rows(path, self.spec)
-        if not self.rows:
+        if not len(self.rows):
             raise InputError(f"{path}: the table {self.spec.table} has no utterances in the chosen splits")
         self.reach = self.spec.reach(path)
         self.arrays = ArrayFiles(self.reach, self.rows)
         order = self.spec.splits or USUAL_ORDER
-        found = dict.fromkeys(r.split for r in self.rows)
-        self.splits = sorted(found, key=lambda s: order.index(s) if s in order else len(order))
+        self.splits = sorted(self.rows.splits, key=lambda s: order.index(s) if s in order else len(order))
         self.info = {"split": self.spec.split}
 
     def dialogues(self, split: str | None = None) -> Iterator[Dialogue]:
         """Yields (see `dialogues.Source`); raises InputError where arrays do not fit the table."""
         if split is not None and split not in self.splits:
             raise UsageError(f"no split {split!r} in this data, there are {self.splits}")
-        for rows in dialogue_rows(self.rows, self.spec):
-            if split in (None, rows[0].split):
-                yield self._dialogue(rows)
+        yield from map(self._dialogue, self.rows.dialogues(split))
 
     def _dialogue(self, rows: list[Row]) -> Dialogue:
         first, per_file = rows[0], SPLIT in str(self.spec.table)

@@ -1,0 +1,90 @@
+"""What answering at once costs a model: metrics of the first answer to each utterance beside those of whole dialogues.
+
+    python3 -m benchmarks.live_accuracy RUN [RUN ...] --data DIR [--split test] [--window 4]
+
+Every dialogue of a split is said utterance by utterance, and the answer that each gets at once counts (`at once`; with
+`--window` that of the last utterances alone too); `afterwards` are the answers when the dialogue is over, as `mer eval`
+counts them. PyTorch, one thread. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import output
+from mer_export.bundle import Bundle
+from mer_export.data.bundle_data import bundle_spec
+from mer_export.data.dialogues import Dialogue
+from mer_export.data.formats.format import known_formats
+from mer_export.data.labels import LabelReader
+from mer_export.data.open import detect
+from mer_export.data.shapes.shape import SHAPES
+from mer_export.data.spec import DataSpec
+from mer_export.markdown import table
+from mer_export.metrics.measure import measure
+from runtimes.backends.session import SessionOptions
+from runtimes.predict.live import Heard, Hearing
+from runtimes.predict.predictor import Predictor
+
+SHOWN = ("accuracy", "weighted_f1")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the metrics of each bundle."""
+    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.live_accuracy", description="first answers")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--window", type=int)
+    chosen = parser.parse_args(arguments)
+
+    def run() -> None:
+        rows = []
+        for path in chosen.runs:
+            for name, metrics in measured(path, chosen.data, chosen.split, chosen.window).items():
+                rows.append((path.name, name, *(f"{metrics[m]:.2f}" for m in SHOWN)))
+        print("\n".join(table(("bundle", "answers", *SHOWN), rows)))
+
+    output.end_well(run)
+
+
+def measured(path: Path, data: Path, split: str, window: int | None) -> dict[str, dict[str, float]]:
+    """Metrics in percent of the answers that come afterwards, at once, and at once with a window."""
+    bundle = Bundle.open(path)
+    spec = bundle_spec(bundle, data)
+    dialogues = list(_dialogues(data, spec, split))
+    with Predictor(bundle, "torch", SessionOptions(threads=1)) as predictor:
+        labels = LabelReader(str(data), predictor.task.labels, spec.label_columns or spec.label_names)
+        whole = [s for d in dialogues for s in SHAPES[spec.shape](d, spec, labels)]
+        gold = np.concatenate([s.labels for s in whole if s.labels is not None])
+        found = {"afterwards": np.concatenate(predictor.scores(whole))}
+        for limit in dict.fromkeys((None, window)):
+            hearing = Hearing(bundle, predictor.task.labels, limit, revise=0, spec=spec)
+            name = "at once" if limit is None else f"at once, window {limit}"
+            found[name] = np.stack([row for d in dialogues for row in _said(hearing, predictor, d)])
+        return {name: measure(predictor.task, gold, scores) for name, scores in found.items()}
+
+
+def _dialogues(data: Path, spec: DataSpec, split: str) -> Iterator[Dialogue]:
+    reader = known_formats()[detect(data, spec)].load()
+    yield from reader.source(data, spec).dialogues(split)
+
+
+def _said(hearing: Hearing, predictor: Predictor, dialogue: Dialogue) -> Iterator[np.ndarray]:
+    """The scores of each utterance when it is said."""
+    heard = Heard(dialogue.id)
+    for utterance in dialogue.utterances:
+        turn = hearing.say(heard, replace(utterance, label=None))
+        heard = turn.after
+        (sample,) = turn.samples
+        (scores,) = predictor.scores([sample])
+        yield scores[sample.units.index(turn.unit)]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Which module of the network does an export get wrong?"""

@@ -1,0 +1,173 @@
+"""Mixed precision by measurement: which modules stay in fp32 so that answers are within a limit, at the least time.
+
+Modules are ranked by what the debugger finds that each costs. The shortest beginning of that list which keeps the limit
+is found by bisection, and every entry that the limit does not need is taken out again, the slowest first.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mer_export.agreement.compare import Comparison
+from mer_export.agreement.policy import Policy
+from mer_export.agreement.verdict import findings
+from mer_export.bundle import Bundle, Strict, Variant
+from mer_export.data.samples import Sample
+from mer_export.errors import MerError, ParityError, UsageError
+from mer_export.exporters import precision
+from mer_export.exporters.export import KEPT, job_of
+from mer_export.exporters.export_job import ExportJob
+from mer_export.exporters.precision_gate import measure, open_file
+from mer_export.metrics import find
+from mer_export.progress import SILENT, Progress
+from mer_export.task import Task
+from runtimes.debug.keep import call_ms, ranked
+from runtimes.debug.parity import debug_variant
+
+MOST = 16
+"""Files that a search tries at most."""
+
+
+class Trial(Strict):
+    """A file that was tried: what it keeps, what it answers and what it costs. `lost` is in points of the metric."""
+
+    keep_fp32: list[str]
+    within: bool
+    flips: int
+    flips_beyond_noise: int
+    lost: float
+    bytes: int
+    ms: float
+    problem: str = ""
+
+
+class Search(Strict):
+    """What a search tried, and what it chose."""
+
+    limit: float
+    metric: str
+    units: int
+    keep_fp32: list[str]
+    trials: list[Trial]
+
+
+@dataclass
+class _Search:
+    job: ExportJob
+    task: Task
+    limit: float
+    folder: Path
+    shown: Progress
+    trials: list[Trial] = field(default_factory=list)
+    units: int = 0
+
+    @property
+    def spent(self) -> bool:
+        return len(self.trials) >= MOST
+
+    def tried(self, keep: Sequence[str]) -> Trial:
+        """The trial of a list, which is made unless it was."""
+        for trial in self.trials:
+            if trial.keep_fp32 == [*keep]:
+                return trial
+        self.shown.begin(f"{len(keep)} modules in fp32")
+        trial = self._try([*keep])
+        self.trials.append(trial)
+        return trial
+
+    def _try(self, keep: list[str]) -> Trial:
+        assert self.job.graph is not None
+        path = self.folder / f"{len(self.trials)}" / "model.onnx"
+        path.parent.mkdir()
+        nothing = Trial(keep_fp32=keep, within=False, flips=0, flips_beyond_noise=0, lost=0.0, bytes=0, ms=0.0)
+        try:
+            precision.write(replace(self.job, keep_fp32=keep), self.job.graph.path, path, gated=False)
+        except MerError as error:
+            return nothing.model_copy(update={"problem": str(error)})
+        session = open_file(path)
+        found = measure(self.job, self.task, open_file(self.job.graph.path), session)
+        problem, lost = self._problem(found)
+        self.units = found.units
+        return Trial(
+            keep_fp32=keep,
+            within=not problem,
+            flips=found.flips,
+            flips_beyond_noise=found.flips_beyond_noise,
+            lost=lost,
+            bytes=sum(p.stat().st_size for p in path.parent.iterdir()),
+            ms=call_ms(lambda: session.run(None, self.job.feed(self.job.batch or 1))),
+            problem=problem,
+        )
+
+    def _problem(self, found: Comparison) -> tuple[str, float]:
+        """What breaks the limit or the rule of the precision, in words, and the points that are lost."""
+        policy = Policy()
+        metric = find(self.task.headline)
+        lost = next(
+            (metric.lost(m.reference, m.candidate) for m in found.metrics if m.metric == self.task.headline), 0.0
+        )
+        failed = [t for grade, t in findings(found, self.job.precision, self.task, policy) if grade == "fail"]
+        rule = policy.rule(self.job.precision).model_copy(update={"flip_share": self.limit / 100})
+        if failed:
+            return failed[0], lost
+        if lost > self.limit:
+            return f"{self.task.headline} loses {lost:.2f}", lost
+        if found.flips_beyond_noise > rule.flips_allowed(found.units):
+            return f"{found.flips_beyond_noise} of {found.units} labels change", lost
+        return "", lost
+
+
+def search(
+    bundle: Bundle, variant: Variant, samples: Sequence[Sample], limit: float, progress: Progress = SILENT
+) -> Search:
+    """Chooses the modules that `variant` keeps in fp32.
+
+    Args:
+        bundle: opened bundle, which has the fp32 ONNX variant of the same form.
+        variant: the one that is to be made, of a reduced precision.
+        samples: real data, labelled where the metric is to count.
+        limit: points of the task's metric that may be lost, and percent of the labels that may change beyond noise; one
+            label may always.
+        progress: shows each trial.
+
+    Raises:
+        UsageError: there is no fp32 ONNX variant to compare with.
+        ParityError: no list keeps the limit.
+    """
+    options = {k: v for k, v in variant.options.items() if k != KEPT}
+    plain = variant.model_copy(update={"model": "", "options": options})
+    job, task = replace(job_of(bundle, plain), samples=samples), bundle.manifest.task
+    if variant.format != "onnx" or job.graph is None:
+        raise UsageError(
+            f"{variant.name}: a limit is kept against the fp32 ONNX variant of the same form: "
+            "run mer export --format onnx --precision fp32 first"
+        )
+    with tempfile.TemporaryDirectory() as folder, progress.over("within", MOST, "trial") as shown:
+        run = _Search(job, task, limit, Path(folder), shown)
+        chosen = [] if run.tried([]).within else _choose(run, bundle, plain, samples)
+    return Search(limit=limit, metric=task.headline, units=run.units, keep_fp32=chosen, trials=run.trials)
+
+
+def _choose(run: _Search, bundle: Bundle, plain: Variant, samples: Sequence[Sample]) -> list[str]:
+    order = ranked(debug_variant(bundle, plain, samples, block=False).rows)
+    # Modules without anything that is reduced cannot be kept, and change nothing.
+    if not order or not run.tried(order).within:
+        best = min(run.trials, key=lambda t: (t.lost, t.flips_beyond_noise))
+        raise ParityError(
+            f"no list of modules in fp32 keeps {plain.name} within {run.limit:g}: the best of {len(run.trials)} "
+            f"loses {best.lost:.2f} {run.task.headline}, {best.problem}: export it in fp32"
+        )
+    low, high = 0, len(order)
+    while high - low > 1 and not run.spent:
+        middle = (low + high) // 2
+        low, high = (low, middle) if run.tried(order[:middle]).within else (middle, high)
+    kept = order[:high]
+    for module in reversed(kept[:-1]):
+        fewer = [m for m in kept if m != module]
+        if not run.spent and run.tried(fewer).within:
+            kept = fewer
+    within = [t for t in run.trials if t.within]
+    return min(within, key=lambda t: (len(t.keep_fp32) > len(kept), t.ms)).keep_fp32

@@ -1,0 +1,342 @@
+"""Where a variant goes wrong: its worst sample, the modules one by one, and the smallest sample that shows it.
+
+The reference is PyTorch's own graph of the network, captured anew and run operator by operator: its values have the
+names that the exported file has. It is first held against eager PyTorch, so that an error of capturing is called that.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mer_export.agreement.answers import Compared, Outputs
+from mer_export.agreement.compare import compare, output_errors
+from mer_export.agreement.error import OutputError
+from mer_export.agreement.policy import Policy, gravest
+from mer_export.agreement.verdict import findings
+from mer_export.bucket import Bucket
+from mer_export.bundle import Bundle, Variant
+from mer_export.data.collate import collate
+from mer_export.data.example_inputs import repeat
+from mer_export.data.samples import Sample, readable
+from mer_export.errors import NotAvailableError, ParityError, UnsupportedError, UsageError
+from mer_export.exporters import exported_program, onnx, precision
+from mer_export.exporters.export import job_of, wanted_variant
+from mer_export.exporters.export_job import ExportJob
+from mer_export.progress import SILENT, Progress
+from mer_export.registry import resolve
+from runtimes.backends.session import Artefact, Session
+from runtimes.backends.table import find_backend
+from runtimes.backends.way import Way, eager, find_ways
+from runtimes.debug.captured import Captured
+from runtimes.debug.keep import block_list
+from runtimes.debug.modules import blame, compare_modules
+from runtimes.debug.onnx_side import OnnxSide
+from runtimes.debug.report import DebugReport
+from runtimes.debug.smallest import smallest
+from runtimes.debug.trace_side import TraceSide
+from runtimes.debug.values import Arrays, Side
+from runtimes.parity.invariance import Runner
+from runtimes.parity.probes import probes
+
+KNOWN = 0.5
+"""Part of the values of a file that the reference must know: another release of PyTorch may call them otherwise."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A variant on a backend, and its file, which may lie outside of the bundle."""
+
+    bundle: Bundle
+    variant: Variant
+    way: Way
+    artefact: Artefact
+    job: ExportJob
+
+    @property
+    def written(self) -> bool:
+        return bool(self.variant.model)
+
+    def open(self) -> Session:
+        if self.written:
+            return self.way.open(self.bundle)
+        kind: type[Session] = resolve(find_backend(self.way.backend).session)
+        return kind(self.artefact, self.way.options)
+
+
+@contextmanager
+def candidate_of(bundle: Bundle, variant: Variant, runtime: str | None, reduced: str | None) -> Iterator[Candidate]:
+    """A variant on a backend of this machine; one without a file is made for as long as this lasts.
+
+    Raises:
+        UsageError: the runtime does not run it.
+        UnsupportedError: its format keeps no values apart, or it is in stages.
+        NotAvailableError: nothing here runs it.
+    """
+    if variant.format not in SIDES:
+        raise UnsupportedError(
+            f"{variant.format} keeps no values that could be told apart: debug the fp32 variant of {' or '.join(SIDES)}"
+        )
+    if variant.stages:
+        raise UnsupportedError(f"{variant.name} is in stages: export the same in one piece and debug that")
+    with tempfile.TemporaryDirectory() as folder:
+        job = job_of(bundle, variant)
+        if variant.model:
+            way = _way(bundle, variant, runtime, reduced)
+            path = bundle.variant_files(variant)
+        else:
+            way, path = Way.of(variant, "onnxruntime"), Path(folder) / "model.onnx"
+            assert job.graph is not None, "a variant that is not there is made from one that is"
+            precision.write(job, job.graph.path, path, gated=False)
+        artefact = Artefact(
+            path, job.contract, variant.lengths, variant.batch, variant.precision, variant.options, digest=variant.name
+        )
+        yield Candidate(bundle, variant, way, artefact, job)
+
+
+def _way(bundle: Bundle, variant: Variant, runtime: str | None, reduced: str | None) -> Way:
+    ways = [w for w in find_ways(bundle, runtime=runtime) if w.variant == variant.name]
+    ways = [w for w in ways if reduced in (None, w.precision)]
+    able = [w for w in ways if not w.why_not]
+    if not ways:
+        raise UsageError(f"{runtime or 'no runtime'} does not run {variant.name}{f' in {reduced}' if reduced else ''}")
+    if not able:
+        raise NotAvailableError(f"{variant.name} does not run here: {ways[0].why_not}")
+    return able[0]
+
+
+def debug_parity(
+    bundle: Bundle,
+    name: str,
+    samples: Sequence[Sample],
+    policy: Policy | None = None,
+    runtime: str | None = None,
+    reduced: str | None = None,
+    out: Path | None = None,
+    progress: Progress = SILENT,
+) -> DebugReport:
+    """Finds the first module of a variant that makes an error, on the sample where its outputs are furthest off.
+
+    Args:
+        bundle: opened bundle.
+        name: a variant of it, or a reduced precision of an fp32 ONNX variant, which is then made without its gate.
+        samples: real data.
+        policy: what counts as the same.
+        runtime: what runs it; None for the first backend here that does.
+        reduced: what an fp32 file is computed in by a runtime that can.
+        out: where the smallest sample that shows a difference is written, as .npz.
+        progress: shows the steps.
+
+    Raises:
+        UsageError: no such variant, or no sample that fits it.
+        UnsupportedError: its values cannot be told apart.
+        NotAvailableError: nothing on this machine runs it.
+    """
+    variant = wanted_variant(bundle, name)
+    return debug_variant(bundle, variant, samples, policy, runtime, reduced, out, progress=progress)
+
+
+def debug_variant(
+    bundle: Bundle,
+    variant: Variant,
+    samples: Sequence[Sample],
+    policy: Policy | None = None,
+    runtime: str | None = None,
+    reduced: str | None = None,
+    out: Path | None = None,
+    block: bool = True,
+    progress: Progress = SILENT,
+) -> DebugReport:
+    """As `debug_parity`, of a variant that need not have a file; without `block` no block list is made."""
+    began, policy = time.perf_counter(), policy or Policy()
+    with candidate_of(bundle, variant, runtime, reduced) as candidate, progress.over("debug", None, "step") as shown:
+        shown.begin("samples")
+        report, worst, least = _worst(candidate, samples, policy)
+        shown.begin(f"modules of {worst.sample.id}")
+        with tempfile.TemporaryDirectory() as folder:
+            _examine(candidate, worst, policy, report, Path(folder), block, shown)
+        if report.verdict == "fail" and out:
+            _write(candidate, least, out)
+            report.file = str(out)
+    report.seconds, report.peak_mib = round(time.perf_counter() - began, 2), _peak_mib()
+    return report
+
+
+def require(report: DebugReport) -> None:
+    """Raises ParityError where the variant differs; says in which module."""
+    if report.verdict == "fail":
+        where = f"first in {report.module}" if report.module else "in no module by itself"
+        raise ParityError(f"{report.variant} differs, {where}: {report.reasons[0]}")
+
+
+def _worst(candidate: Candidate, samples: Sequence[Sample], policy: Policy) -> tuple[DebugReport, Compared, Compared]:
+    """Runs everything; returns the report so far, the worst sample and the smallest that shows a failure."""
+    bundle, contract = candidate.bundle, candidate.job.contract
+    task, lengths = bundle.manifest.task, candidate.variant.lengths
+    real = readable(samples, contract)
+    fitting = [s for s in real if lengths.holds(s.lengths(contract))]
+    if not fitting:
+        raise UsageError(f"none of {len(real)} samples fits {lengths.name}: give --data with shorter ones")
+    made = [s for s in probes(fitting, contract, [lengths]) if lengths.holds(s.lengths(contract))]
+    precision = candidate.way.precision
+    with eager().open(bundle) as one, candidate.open() as other:
+        runners = Runner(one, contract), Runner(other, contract)
+
+        def run(sample: Sample, is_real: bool = False) -> Compared:
+            reference, found = (r.alone([sample])[0] for r in runners)
+            return Compared(sample, reference, found, real=is_real)
+
+        items = [*(run(s, True) for s in fitting), *(run(s) for s in made)]
+        found = findings(compare(items, task, policy, precision), precision, task, policy)
+        worst = max(items, key=lambda i: _furthest(i, policy, precision).used)
+        error = _furthest(worst, policy, precision)
+        verdict = gravest(["pass", *(grade for grade, _ in found)])
+        least = worst
+        if verdict == "fail":
+            enough = min(1.0, error.used / 2)
+            small = smallest(worst.sample, contract, lambda s: _furthest(run(s), policy, precision).used > enough)
+            least = run(small)
+    report = DebugReport(
+        variant=candidate.variant.name,
+        runtime=candidate.way.runtime,
+        precision=precision,
+        written=candidate.written,
+        verdict=verdict,
+        reasons=[text for _, text in sorted(found, key=lambda f: f[0] != "fail")],
+        samples=len(items),
+        sample=worst.sample.id,
+        lengths=Bucket(worst.sample.lengths(contract)),
+        output=error.output,
+        max_abs=error.max_abs,
+        used=error.used,
+        smallest=Bucket(least.sample.lengths(contract)) if verdict == "fail" else None,
+    )
+    return report, worst, least
+
+
+def _furthest(item: Compared, policy: Policy, precision: str) -> OutputError:
+    return max(output_errors([item], policy, precision), key=lambda e: e.used)
+
+
+def _examine(
+    candidate: Candidate,
+    worst: Compared,
+    policy: Policy,
+    report: DebugReport,
+    folder: Path,
+    block: bool,
+    shown: Progress,
+) -> None:
+    """Fills in what the modules do on the worst sample."""
+    job, variant = candidate.job, candidate.variant
+    inputs = collate([worst.sample], job.contract, variant.lengths)
+    inputs = {
+        s.name: repeat(inputs[s.name], variant.batch or 1) if s.batched else inputs[s.name] for s in job.contract.inputs
+    }
+    program, side_of = SIDES[variant.format]
+    graph = Captured(program(job), job.contract)
+    reference = graph.run(inputs, [v.name for v in graph.values])
+    if problem := _capture_problem(candidate, worst, reference, policy):
+        report.note = problem
+        return
+    side = side_of(candidate, graph, inputs, reference, folder)
+    known = [v for v in side.values if v.name in reference]
+    if len(known) < KNOWN * len(side.values) or not known:
+        raise UnsupportedError(
+            f"{variant.name} calls its values otherwise than this PyTorch does, it is of {variant.exporter}: "
+            "run mer export --force"
+        )
+
+    def score(outputs: Arrays) -> float:
+        item = replace(worst, candidate=_rows(candidate, outputs, worst.sample))
+        return _furthest(item, policy, report.precision).used
+
+    report.rows, own = compare_modules(side, inputs, reference)
+    if report.verdict == "pass" and report.precision == "fp32":
+        return
+    kept_apart = score(side.run(inputs, [v.name for v in known]))
+    if report.verdict == "fail" and kept_apart <= min(1.0, report.used / 2):
+        report.note = (
+            f"with every value between modules kept it takes {kept_apart:.2g} of the tolerance: "
+            "what the runtime fuses across modules makes the error"
+        )
+    shown.begin("suspects")
+    found = blame(side, graph, inputs, own, report.rows, report.precision, score)
+    report.module = found.module if found else None
+    if block and variant.precision != "fp32" and variant.format == "onnx":
+        shown.begin("modules to keep in fp32")
+        report.keep_fp32 = block_list(
+            candidate.job, candidate.way, candidate.artefact, report.rows, inputs, score, folder
+        )
+
+
+def _capture_problem(candidate: Candidate, worst: Compared, captured: Arrays, policy: Policy) -> str:
+    """In words, where PyTorch's own graph already differs from the network."""
+    item = replace(worst, candidate=_rows(candidate, captured, worst.sample))
+    error = _furthest(item, policy, "fp32")
+    if error.used <= 1:
+        return ""
+    return (
+        f"PyTorch's own graph of the network is off by {error.size} already: capturing froze a choice that depends on "
+        "values, such as an if, an int() or a length"
+    )
+
+
+def _rows(candidate: Candidate, outputs: Arrays, sample: Sample) -> Outputs:
+    own = sample.lengths(candidate.job.contract)
+    return {
+        spec.name: outputs[spec.name][0][
+            tuple(slice(own[d]) if isinstance(d, str) else slice(None) for d in spec.dims[1:])
+        ]
+        for spec in candidate.job.contract.outputs
+    }
+
+
+def _write(candidate: Candidate, item: Compared, path: Path) -> None:
+    """Inputs by name, the reference's outputs by name, and the candidate's as `candidate.NAME`."""
+    arrays = collate([item.sample], candidate.job.contract, candidate.variant.lengths)
+    outputs = {n: v[None] for n, v in item.reference.items()} | {
+        f"candidate.{n}": v[None] for n, v in item.candidate.items()
+    }
+    with path.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays, **outputs)
+
+
+def _onnx_side(candidate: Candidate, graph: Captured, inputs: Arrays, reference: Arrays, folder: Path) -> Side:
+    return OnnxSide(candidate.artefact, candidate.way, reference, folder)
+
+
+def _program_side(candidate: Candidate, graph: Captured, inputs: Arrays, reference: Arrays, folder: Path) -> Side:
+    import torch
+
+    return Captured(torch.export.load(candidate.artefact.path), candidate.job.contract)
+
+
+def _trace_side(candidate: Candidate, graph: Captured, inputs: Arrays, reference: Arrays, folder: Path) -> Side:
+    return TraceSide(candidate.artefact.path, candidate.job.contract, graph, inputs)
+
+
+def _lowered(job: ExportJob) -> Any:
+    return onnx.captured(job).exported_program
+
+
+SIDES = {
+    "onnx": (_lowered, _onnx_side),
+    "exported_program": (exported_program.capture, _program_side),
+    "torchscript": (exported_program.capture, _trace_side),
+}
+"""By format: how the reference is captured, and how the file becomes a side."""
+
+
+def _peak_mib() -> int:
+    # Linux counts in KiB, macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)

@@ -1,0 +1,169 @@
+"""Commands that measure a bundle: `mer parity`, `bench` and `tune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mer_export.bundle import Bundle
+from mer_export.console import (
+    BundleArg,
+    CudaGraph,
+    DataFormat,
+    DataOpt,
+    DryRun,
+    InPrecision,
+    Json,
+    OnDevice,
+    Outside,
+    Quiet,
+    Runtime,
+    Split,
+    StrictFeatures,
+    Threads,
+    Trust,
+    Verbose,
+    emit,
+    emit_plan,
+)
+from mer_export.progress import progress_unless
+
+
+def parity(
+    bundle: BundleArg,
+    data: Annotated[Path, typer.Option("--data", help="Data set to compare on.")],
+    split: Split = "test",
+    data_format: DataFormat = "auto",
+    outside: Outside = None,
+    runtime: Runtime = None,
+    device: OnDevice = None,
+    precision: InPrecision = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
+    atol: Annotated[
+        list[str] | None,
+        typer.Option("--atol", metavar="VALUE", help="Tolerance, such as 1e-4, int8:0.2 or log_prob:1e-4."),
+    ] = None,
+    rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="VALUE", help="Its relative part.")] = None,
+    threads: Threads = 1,
+    strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
+    strict_features: StrictFeatures = False,
+    dry_run: DryRun = False,
+    trust: Trust = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Do all variants give PyTorch's answers? Exit code 3 if not."""
+    from mer_export.agreement.policy import Policy
+    from runtimes.backends.way import find_ways, only
+    from runtimes.features.completed import split_samples
+    from runtimes.pages.report import write_report
+    from runtimes.parity import run as checks
+    from runtimes.parity.report import ParityReport
+
+    opened = Bundle.open(bundle, trust)
+    policy = Policy.parse(atol or [], rtol or [])
+    ways = only(find_ways(opened, threads, runtime), device, precision)
+    samples = split_samples(opened, data, data_format, split, outside)[:limit]
+    if dry_run:
+        plan = {"bundle": str(bundle), "data": str(data), "split": split}
+        return emit_plan("parity", plan | checks.preview(opened, samples, ways, strict_features), as_json)
+    report = checks.run_parity(
+        *(opened, samples, policy, ways, threads),
+        source=f"{data.name}, {split}",
+        progress=progress_unless(quiet),
+        strict_features=strict_features,
+    )
+    report.beside(ParityReport.load(opened) if runtime or device or precision else None, opened).save(opened)
+    write_report(opened)
+    emit(report.model_dump(mode="json"), as_json, lambda: [report.page()])
+    checks.require(report, strict)
+    return None
+
+
+def bench(
+    bundle: BundleArg,
+    data: DataOpt = None,
+    split: Split = "test",
+    data_format: DataFormat = "auto",
+    outside: Outside = None,
+    runtime: Runtime = None,
+    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
+    threads: Threads = 1,
+    cuda_graph: CudaGraph = False,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
+    ] = None,
+    tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
+    dry_run: DryRun = False,
+    trust: Trust = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """How fast are all variants, interleaved in one run, against eager PyTorch?"""
+    from runtimes.backends.way import find_graphs, find_ways
+    from runtimes.features.completed import split_samples
+    from runtimes.pages.report import write_report
+    from runtimes.speed import bench as benchmark
+    from runtimes.speed import regression
+
+    opened = Bundle.open(bundle, trust)
+    allowed = regression.parse_tolerance(tolerance)
+    earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
+    ways = find_ways(opened, threads, runtime) + (find_graphs(opened, threads, runtime) if cuda_graph else [])
+    samples = None if data is None else split_samples(opened, data, data_format, split, outside)
+    sizes = batches or [1, 16]
+    if dry_run:
+        plan = {"bundle": str(bundle), "rounds": rounds, "threads": threads}
+        return emit_plan("bench", plan | benchmark.preview(opened, samples, sizes, ways), as_json)
+    report = benchmark.run_bench(opened, samples, sizes, rounds, threads, ways=ways, progress=progress_unless(quiet))
+    found = regression.compare(report, earlier, allowed, str(baseline)) if earlier else None
+    result = report.model_dump(mode="json") | ({"against": found.model_dump(mode="json")} if found else {})
+    pages = [report.page(), *([regression.markdown(found)] if found else [])]
+    emit(result, as_json, lambda: pages)
+    # A report that failed must not become the baseline that it was held against.
+    own = baseline is not None and baseline.resolve() == (bundle / report.path()).resolve()
+    if not (own and found and found.slower):
+        report.save(opened)
+        write_report(opened)
+    if found:
+        regression.require(found)
+    return None
+
+
+def tune(
+    bundle: BundleArg,
+    data: DataOpt = None,
+    split: Split = "test",
+    data_format: DataFormat = "auto",
+    outside: Outside = None,
+    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
+    precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0.1, help="How long it may take; what is left out is named.")
+    ] = 2.0,
+    dry_run: DryRun = False,
+    trust: Trust = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Time variants, runtimes, threads and batch sizes on this machine, for `--goal` of infer and eval."""
+    from runtimes.features.completed import split_samples
+    from runtimes.speed import tune as tuning
+
+    opened = Bundle.open(bundle, trust)
+    samples = None if data is None else split_samples(opened, data, data_format, split, outside)
+    source = tuning.RANDOM if data is None else f"{data.name}, {split}"
+    sizes = batches or tuning.BATCHES
+    if dry_run:
+        plan = {"bundle": str(bundle), **tuning.preview(opened, samples, sizes, precisions, minutes)}
+        return emit_plan("tune", plan, as_json)
+    found = tuning.run_tune(opened, samples, source, sizes, precisions, minutes, progress_unless(quiet))
+    found.save(opened)
+    emit(found.model_dump(mode="json"), as_json, lambda: [found.page()])
+    return None

@@ -1,0 +1,97 @@
+"""Claims about cmerc with `causal: true`: no utterance hears what comes after it, in PyTorch and in exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_bundle
+import torch
+from pydantic import ValidationError
+from small_bundle import CONFIG, make_samples, randomise
+from small_live import cmerc
+
+from mer_export import registry
+from mer_export.bundle import Bundle
+from mer_export.data.collate import collate
+from mer_export.data.samples import Sample
+from mer_export.errors import UnsupportedError
+from mer_export.exporters import export_variant
+from mer_export.models.cmerc.weights import WEIGHT_MAP
+from mer_export.weights import bundle_model
+from runtimes.backends.session import SessionOptions
+from runtimes.predict.predictor import Predictor
+
+ONE = SessionOptions(threads=1)
+SYSTEM = registry.get("cmerc")
+
+
+@pytest.fixture(scope="module", params=["gru", "lstm"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    with pytest.MonkeyPatch.context() as patch:
+        changes = {"causal": True, "base_model": request.param, "encode_audio_vision": request.param == "lstm"}
+        patch.setattr(small_bundle, "CONFIG", CONFIG | changes)
+        made = small_bundle.make_bundle(tmp_path_factory.mktemp("causal") / "bundle")
+    randomise(made)
+    return made
+
+
+def first(sample: Sample, count: int) -> Sample:
+    """The first utterances of a dialogue."""
+    inputs = {n: a[:, :count] if n == "text" else a[:count] for n, a in sample.inputs.items()}
+    return Sample(sample.id, inputs, sample.units[:count])
+
+
+def test_what_comes_after_an_utterance_changes_nothing(bundle: Bundle) -> None:
+    whole = make_samples(8)[-1]
+    assert len(whole.units) == 8
+    with Predictor(bundle, "torch", ONE, batch=4) as predictor:
+        (wanted,) = predictor.scores([whole])
+        for count, found in enumerate(predictor.scores([first(whole, n) for n in range(1, 9)]), start=1):
+            np.testing.assert_allclose(found, wanted[:count], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("context", ["full", "intra", "inter"])
+def test_no_gradient_leads_to_what_comes_after(bundle: Bundle, context: str) -> None:
+    model = bundle_model(bundle)
+    arrays = {n: torch.as_tensor(a) for n, a in collate(make_samples(8)[-1:], bundle.manifest.contract).items()}
+    arrays["text"].requires_grad_()
+    model.features(**arrays, context=context)[0, 3].sum().backward()
+    reached = arrays["text"].grad.abs().sum((0, 1, 3)) > 0
+    assert reached.tolist() == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize("bundle", ["gru"], indirect=True)
+def test_exports_give_pytorchs_answers(bundle: Bundle) -> None:
+    samples = make_samples(8)
+    export_variant(bundle, "onnx", bundle.manifest.contract.buckets[-1], example=samples)
+    with Predictor(bundle, "torch", ONE) as predictor:
+        wanted = np.concatenate(predictor.scores(samples))
+    for backend in ("onnxruntime", "openvino"):
+        with Predictor(bundle, backend, ONE, batch=3) as predictor:
+            np.testing.assert_allclose(np.concatenate(predictor.scores(samples)), wanted, rtol=0, atol=1e-4)
+
+
+def test_a_live_dialogue_revises_nothing_but_what_comes_after_a_correction(bundle: Bundle, tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    case = cmerc(tmp_path / "other")
+    said = [case.draw(draw) | {"speaker": i % 3} for i in range(4)]
+    with Predictor(bundle, "torch", ONE) as predictor:
+        live = predictor.dialogue("d")
+        answers = [live.say(utterance) for utterance in said]
+        assert [a.revised for a in answers] == [()] * 4
+        corrected = live.correct("d/2", said[0])
+        assert [p.unit for p in corrected.revised] == ["d/3"]
+        again = live.correct("d/2", said[2])
+        for found, before in zip((again.prediction, again.revised[0]), answers[2:], strict=True):
+            np.testing.assert_allclose(found.numbers, before.prediction.numbers, rtol=0, atol=1e-5)
+
+
+def test_what_reads_both_ways_is_refused() -> None:
+    for values in ({"base_model": "transformer"}, {"norm": "LN2"}):
+        with pytest.raises(ValidationError, match="causal"):
+            SYSTEM.config.model_validate(CONFIG | values | {"causal": True})
+    config = SYSTEM.config.model_validate(CONFIG | {"causal": True})
+    with pytest.raises(UnsupportedError, match="both ways"):
+        WEIGHT_MAP.renames(config)

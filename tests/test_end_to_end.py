@@ -1,0 +1,134 @@
+"""The suites on whole runs: the authors' way reads, pads and computes what `mer` does, and parts are counted once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import end_to_end, growth, output
+from benchmarks.authors import LOOPS, MessagePassing, padded
+from benchmarks.phases import Clock
+from benchmarks.suite import NETWORKS, random_bundle
+from mer_export import machine, registry
+from mer_export.data.collate import collate
+from mer_export.data.open import stream_samples
+from mer_export.data.synthetic import synthesise
+from mer_export.models.cmerc.network import Frequency, context_edges
+from train.config import load_preset
+
+FEW: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "cmerc_meld": ("meld", 6, {}),
+    "mtee_mosei": ("mosei_emo", 20, {}),
+    "emt_mosi": ("mosi", 6, {}),
+    "tab_iemocap": ("iemocap", 20, {"audio_len": 12}),
+    "facialmmt_fusion": ("meld", 6, {"audio_len": 4, "vision_len": 3, "no_face": 0, "images": False, "caches": True}),
+}
+"""Data set, items and settings of each network's files."""
+NEEDED = {"mtee_mosei": "h5py", "facialmmt_fusion": "tokenizers"}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_the_authors_way_reads_and_pads_what_mer_does(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(NEEDED.get(name, "torch"))
+    network, (dataset, items, settings) = NETWORKS[name], FEW[name]
+    system, recipe = registry.get(network.system), load_preset(network.preset)
+    contract = system.contract(network.config)
+    synthesise(network.system, dataset, tmp_path, items, **settings)
+    samples = list(stream_samples(tmp_path, recipe.data, system.task(network.config).labels, "test"))
+    theirs = list(LOOPS[name].read(tmp_path))
+    assert len(theirs) == len(samples) > 0
+    for item, sample in zip(theirs, samples, strict=True):
+        found, names = LOOPS[name].prepare(padded([item], contract)), {*sample.inputs}
+        ours = collate([sample], contract.model_copy(update={"inputs": contract.features}))
+        for input in names & {*ours}:
+            row = found[input][0].numpy()
+            real = ours[input][0]
+            np.testing.assert_array_equal(row[tuple(slice(n) for n in real.shape)], real, err_msg=input)
+        assert names <= {*found} | {"gumbel_noise", "expression_logits"}
+
+
+def test_messages_over_edge_lists_are_those_of_the_dense_layers() -> None:
+    torch.manual_seed(0)
+    layers, lengths = Frequency(6, 3), [5, 1, 3]
+    mask = (torch.arange(5) < torch.tensor(lengths)[:, None]).float()
+    nodes = torch.randn(3, 3, 5, 6) * mask[:, None, :, None]
+    dense = layers(nodes, mask, context_edges(mask, torch.zeros(3, 5, dtype=torch.int64), "full"))
+    passed = MessagePassing(layers.gates)(nodes, mask, torch.empty(0))
+    inside = mask[:, None, :, None].bool().expand_as(dense)
+    torch.testing.assert_close(passed[inside], dense[inside])
+
+
+def test_a_part_within_another_stops_its_clock() -> None:
+    times = iter([2.0, 3.0, 7.0, 8.0, 20.0])
+    clock = Clock(0.0, lambda: next(times))
+    clock.timed("write", clock.timed("read", lambda: None))()
+    clock.leave()
+    assert clock.spent == {"start": 2.0 + 12.0, "write": 1.0 + 1.0, "read": 4.0, "compute": 0.0}
+
+
+def test_a_result_is_added_to_that_of_the_same_processor_alone(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    assert output.earlier(path, "cases") == {}
+    for cpu, expected in ((machine.cpu_model(), {"a": 1}), ("another", {})):
+        path.write_text(json.dumps({"machine": {"cpu": cpu}, "cases": {"a": 1}}))
+        assert output.earlier(path, "cases") == expected
+
+
+def test_results_of_this_processor_get_its_limits_later_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "limits", lambda: {"fp32": 100.0, "bf16": 50.0})
+    for name, cpu in (("own", machine.cpu_model()), ("other", "another")):
+        (tmp_path / f"{name}.json").write_text("{}")
+        (tmp_path / f"{name}.md").write_text(f"# Title\n\nMachine: {cpu}, 2 cores, 24 GiB; load average 1.\n")
+    assert output.add_limits(tmp_path) == ["own"]
+    text = (tmp_path / "own.md").read_text()
+    assert ", 2 cores, 24 GiB; limits of a thread, GFLOP/s (timed later): fp32 100, bf16 50; load average 1." in text
+    assert json.loads((tmp_path / "own.json").read_text()) == {"limits_timed_later": {"fp32": 100.0, "bf16": 50.0}}
+    assert output.add_limits(tmp_path) == []
+
+
+def test_ratios_are_those_of_each_round_and_before_stands_beside_what_it_is_compared_with() -> None:
+    taken = {
+        end_to_end.AUTHORS: [{"again": 8.0}, {"again": 12.0}],
+        "": [{"first": 4.0, "again": 2.0}, {"first": 4.0, "again": 2.0}],
+        end_to_end.BEFORE: [{"first": 8.0, "again": 3.0}, {"first": 8.0, "again": 3.0}],
+    }
+    parts = dict.fromkeys(end_to_end.PARTS, 0.5)
+    rounds = {n: [{w: {"seconds": s} | parts for w, s in r.items()} for r in rs] for n, rs in taken.items()}
+    rows = end_to_end._rows({"rounds": rounds})
+    assert [(r[0], r[1], r[-2].split("**")[1], r[-1].split(" ")[0]) for r in rows] == [
+        ("the authors' way, eager PyTorch", "–", "1.00", "–"),
+        ("mer infer, as typed", "first", "2.50", "**2.00**"),
+        ("mer infer, as typed", "again", "5.00", "**1.50**"),
+        ("mer infer, as typed (before)", "first", "1.25", "–"),
+        ("mer infer, as typed (before)", "again", "3.33", "–"),
+    ]
+
+
+def test_growth_is_that_of_one_more_utterance() -> None:
+    steps = [
+        {"utterances": 1000, "megabytes": 1.0, "seconds": 1.0, "mib": 100.0},
+        {"utterances": 11000, "megabytes": 11.0, "seconds": 1.5, "mib": 100.0},
+    ]
+    assert list(growth._rows("lines", steps)) == [
+        ("lines", "1000", "1.0", "1.00", "100", "–", "–"),
+        ("lines", "11000", "11.0", "1.50", "100", "50.0", "0"),
+    ]
+
+
+def test_files_of_every_kind_hold_as_many_utterances_of_the_same_shapes(tmp_path: Path) -> None:
+    bundle = random_bundle(tmp_path / "bundle", growth.DIALOGUES)
+    shapes = {}
+    for name in ("Parquet", "JSON lines", "table, features in columns", "table, features in arrays"):
+        folder = tmp_path / name
+        folder.mkdir()
+        samples = list(stream_samples(growth.FORMS[name].write(folder, bundle, 19)))
+        shapes[name] = [{n: a.shape for n, a in s.inputs.items()} for s in samples]
+        assert sum(len(s.units) for s in samples) == 19
+    assert all(found == shapes["Parquet"] for found in shapes.values())

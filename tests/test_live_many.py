@@ -1,0 +1,201 @@
+"""Claims about many live dialogues: bounded, stored under checksums, and answered line by line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Mer
+from small_live import Case, cmerc
+
+from mer_export.bundle import Bundle
+from mer_export.errors import InputError, UsageError
+from runtimes.backends.session import SessionOptions
+from runtimes.live.dialogues import Dialogues, FullError, Limits
+from runtimes.live.lines import Lines
+from runtimes.live.storage import INDEX, Folder
+from runtimes.predict.live import Heard, Hearing
+from runtimes.predict.predictor import Predictor
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return cmerc(tmp_path_factory.mktemp("many") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def predictor(case: Case) -> Iterator[Predictor]:
+    with Predictor(case.bundle, "torch", SessionOptions(threads=1)) as found:
+        yield found
+
+
+def spoken(case: Case, dialogues: list[str], seed: int = 0) -> list[dict[str, Any]]:
+    draw = np.random.default_rng(seed)
+    return [{"dialogue": name, **case.draw(draw)} for name in dialogues]
+
+
+def answered(predictor: Predictor, dialogues: Dialogues, said: list[Any], window: int | None = None) -> list[Any]:
+    hearing = Hearing(predictor.bundle, predictor.task.labels, window)
+    lines = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in said]
+    return [json.loads(row) for row in Lines(predictor, hearing, dialogues).answers(lines)]
+
+
+def test_lines_of_interleaved_dialogues_are_answered_as_each_alone(case: Case, predictor: Predictor) -> None:
+    said = spoken(case, ["a", "b", "b", "a", "c", "b", "a"])
+    together = answered(predictor, Dialogues(), said)
+    for name in "abc":
+        alone = answered(predictor, Dialogues(), [line for line in said if line["dialogue"] == name])
+        assert [row for row in together if row["dialogue"] == name] == alone
+    assert together[-1]["prediction"]["unit"] == "a/2"
+    assert [row["unit"] for row in together[-1]["revised"]] == ["a/0", "a/1"]
+
+
+def test_a_line_corrects_comes_late_or_ends_a_dialogue(case: Case, predictor: Predictor) -> None:
+    one, two, three = spoken(case, ["a"] * 3)
+    rows = answered(predictor, Dialogues(), [two, one | {"before": "a/0"}, three | {"corrects": "a/0"}])
+    whole = answered(predictor, Dialogues(), [one | {"id": "a/1"}, three | {"id": "a/0"}])
+    assert rows[-1]["prediction"] == whole[-1]["prediction"]
+    assert rows[-1]["revised"] == whole[-1]["revised"]
+    ended = answered(predictor, Dialogues(), [one, {"dialogue": "a", "end": True}, one])
+    assert ended[1] == {"dialogue": "a", "end": True}
+    assert ended[0] == ended[2]
+
+
+def test_a_line_that_cannot_be_answered_says_why_and_the_next_one_is(case: Case, predictor: Predictor) -> None:
+    good = spoken(case, ["a"])[0]
+    bad = [b"{", b'{"speaker": 0}', b"[1]", good | {"text": [1.0]}, good | {"corrects": "a/9"}]
+    bad += [{"dialogue": "z", "end": True}, good | {"corrects": "a/0", "before": "a/0"}]
+    rows = answered(predictor, Dialogues(), [good, *bad, good])
+    assert all("error" in row for row in rows[1:-1])
+    assert rows[1]["error"].startswith("line 2: it is not JSON")
+    assert "has no utterance 'a/9'" in rows[5]["error"]
+    assert rows[-1]["prediction"]["unit"] == "a/1"
+
+
+def test_more_dialogues_than_there_is_room_for_are_refused_until_one_rests(case: Case, predictor: Predictor) -> None:
+    clock = Clock()
+    dialogues = Dialogues(Limits(most=2, idle=10.0), clock=clock)
+    rows = answered(predictor, dialogues, spoken(case, ["a", "b", "c", "a"]))
+    assert ["error" in row for row in rows] == [False, False, True, False]
+    clock.now = 11.0
+    assert "error" not in answered(predictor, dialogues, spoken(case, ["c"]))[0]
+    assert len(dialogues) == 1
+
+
+def test_dialogues_hold_no_more_than_the_bytes_that_they_may(case: Case, predictor: Predictor) -> None:
+    size = 4 * (2 * 16 + 8 + 6)
+    dialogues = Dialogues(Limits(most_bytes=5 * size))
+    rows = answered(predictor, dialogues, spoken(case, ["a", "b"] * 3))
+    assert ["error" in row for row in rows] == [False] * 5 + [True]
+    assert dialogues.nbytes == 5 * size
+    dialogues.end("a")
+    assert dialogues.nbytes == 2 * size
+    short = Dialogues(Limits(most_bytes=5 * size))
+    assert not any("error" in row for row in answered(predictor, short, spoken(case, ["a", "b"] * 9), window=2))
+    assert short.nbytes == 4 * size
+
+
+def test_a_dialogue_goes_on_after_a_restart_as_if_nothing_had_been(
+    case: Case, predictor: Predictor, tmp_path: Path
+) -> None:
+    said = spoken(case, ["a", "b", "a", "b", "a"])
+    wanted = answered(predictor, Dialogues(), said, window=2)
+    found = []
+    for line in said:
+        found += answered(predictor, Dialogues(Limits(most=1), Folder(tmp_path, case.bundle)), [line], window=2)
+    assert found == wanted
+    crowded = Dialogues(Limits(most=1), Folder(tmp_path / "crowded", case.bundle))
+    assert answered(predictor, crowded, said, window=2) == wanted
+    assert len(crowded) == 1
+    assert sum(1 for _ in tmp_path.glob("crowded/*/*.npz")) == 4
+
+
+def test_a_stored_dialogue_that_is_damaged_or_of_another_model_is_refused(
+    case: Case, predictor: Predictor, tmp_path: Path
+) -> None:
+    answered(predictor, Dialogues(state=Folder(tmp_path, case.bundle)), spoken(case, ["a"]))
+    (index,), (arrays,) = tmp_path.glob(f"*/{INDEX}"), tmp_path.glob("*/*.npz")
+    for path in (index, arrays):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-30] + bytes([whole[-30] ^ 1]) + whole[-29:])
+        with pytest.raises(InputError, match=r"damaged|not JSON"):
+            Folder(tmp_path, case.bundle).load("a")
+        path.write_bytes(whole)
+    other = Folder(tmp_path, case.bundle)
+    other.model = "another"
+    with pytest.raises(InputError, match="kept for another model"):
+        other.load("a")
+    assert other.remove("a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stored_dialogue_that_rests_too_long_is_over(case: Case, tmp_path: Path) -> None:
+    clock = Clock()
+    folder = Folder(tmp_path, case.bundle, clock)
+    folder.save(Heard("a"))
+    (index,) = tmp_path.glob(f"*/{INDEX}")
+    os.utime(index, (1000, 1000))
+    for clock.now, there in ((1050.0, True), (1200.0, False)):
+        folder.expire(100.0)
+        assert index.exists() == there
+
+
+@pytest.mark.parametrize("wrong", [{"most": 0}, {"idle": 0.0}, {"most_bytes": 0}])
+def test_limits_are_more_than_nothing(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="more than 0"):
+        Limits(**wrong)
+
+
+def test_the_command_answers_standard_input(
+    case: Case, exported: Bundle, mer: Mer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = spoken(case, ["a", "b", "a"])
+    words = ("infer", exported.root, "--live", "--runtime", "onnxruntime", "--threads", 1)
+
+    def run(*more: str | Path, lines: list[dict[str, Any]] = said) -> tuple[int, list[Any], str]:
+        given = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+        code, out, err = mer(*words, *more)
+        return code, [json.loads(row) for row in out.splitlines()], err
+
+    code, rows, err = run("--json")
+    assert code == 0, err
+    assert [row["prediction"]["unit"] for row in rows] == ["a/0", "b/0", "a/1"]
+    assert json.loads(err[err.index("{") :]) == {"answered": 3, "dialogues": 2}
+    assert run("--state", tmp_path / "state", lines=said[:2])[0] == 0
+    assert run("--state", tmp_path / "state", "--revise", "0", lines=said[2:])[1] == [rows[2] | {"revised": []}]
+    code, rows, err = run(lines=[said[0] | {"text": [1.0]}, said[0]])
+    assert (code, "error" in rows[0], "error" in rows[1]) == (2, True, False)
+    assert "1 of 2 lines were not answered" in err
+
+
+def test_options_of_files_and_of_lines_are_not_mixed(exported: Bundle, mer: Mer, tmp_path: Path) -> None:
+    for words, said in (
+        (("--live", "--split", "test"), "leave --split out"),
+        (("--live", "--out", tmp_path / "x.jsonl"), "redirect it"),
+        (("--window", 3), "--window is of live dialogues"),
+        ((), "name the INPUT and --out FILE, or pass --live"),
+    ):
+        code, out, err = mer("infer", exported.root, *words)
+        assert (code, out) == (2, "")
+        assert said in " ".join(err.split())
+
+
+def test_a_full_table_is_an_error_of_its_own() -> None:
+    dialogues = Dialogues(Limits(most=1))
+    dialogues.keep(Heard("a"))
+    with pytest.raises(FullError, match="1 at most"):
+        dialogues.heard("b")

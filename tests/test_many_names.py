@@ -1,0 +1,76 @@
+"""What is remembered of each clip, sentence and name of data of any length, and how little room that takes."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mer_export.data.formats.table.reader import source
+from mer_export.data.spec import DataSpec
+from mer_export.marks import Marks, mark_of
+from mer_export.untrusted.cells import TOGETHER, Cells
+from runtimes.features.sentences import Distinct
+
+MANY = 20_000
+TEXTS = [f"text {n % 700} \N{SNOWMAN}" if n % 3 else "" for n in range(3 * TOGETHER + 5)]
+
+
+def kept(make: Callable[[], Any]) -> int:
+    """Bytes that what is made takes."""
+    tracemalloc.start()
+    try:
+        made = make()
+        return tracemalloc.get_traced_memory()[0] if made is not None else 0
+    finally:
+        tracemalloc.stop()
+
+
+def test_cells_are_the_texts_in_their_order() -> None:
+    cells = Cells(TEXTS[:7])
+    cells.extend(TEXTS[7:])
+    assert cells == TEXTS
+    assert [cells[n] for n in range(-1, len(TEXTS))] == [TEXTS[-1], *TEXTS]
+    assert cells[5 : 2 * TOGETHER : 300] == TEXTS[5 : 2 * TOGETHER : 300]
+
+
+def test_sentences_are_numbered_as_they_first_come() -> None:
+    known = Distinct()
+    for text in TEXTS:
+        known.add(text)
+    wanted = {text: number for number, text in enumerate(dict.fromkeys(TEXTS))}
+    assert len(known) == len(wanted)
+    assert {text: known.number(text) for text in TEXTS} == wanted
+    assert known.texts == list(wanted)
+
+
+def test_marks_are_a_set() -> None:
+    marks, names = Marks(), [str(n % 5000) for n in range(8000)]
+    assert [marks.new(mark_of("dialogue", n)) for n in names] == [True] * 5000 + [False] * 3000
+    assert set(marks) == {mark_of("dialogue", n) for n in names}
+    assert mark_of("dialogue", "5000") not in marks
+
+
+def test_a_row_of_a_table_takes_little_more_than_its_cells(tmp_path: Path) -> None:
+    rows = [f"c{n},{n // 20},{n // 20}.wav,This is sentence {n},joy,{n % 7}" for n in range(MANY)]
+    (tmp_path / "clips.csv").write_text("\n".join(["clip,dialogue,file,words,emotion,speaker", *rows, ""]))
+    said = {n: n for n in ("dialogue", "speaker")} | {"utterance": "clip", "sentence": "words", "label": "emotion"}
+    spec = DataSpec.model_validate(said | {"table": "clips.csv", "recording": "file", "unit": "utterance"})
+
+    def read() -> Any:
+        found = source(tmp_path, spec)
+        assert sum(len(d.utterances) for d in found.dialogues()) == MANY
+        return found
+
+    assert kept(read) < 140 * MANY
+
+
+def test_a_name_takes_a_tenth_of_what_python_takes() -> None:
+    def marked() -> Marks:
+        marks = Marks()
+        for number in range(MANY):
+            marks.new(mark_of(str(number)))
+        return marks
+
+    assert kept(marked) < 25 * MANY
