@@ -163,14 +163,13 @@ def test_a_first_look_is_at_both_ends_of_the_batches_and_of_the_threads(monkeypa
     assert {(w.options.threads, w.workers, w.options.batch) for w in looked} == {(1, 1, 1), (1, 1, 16), (4, 1, 1)}
 
 
-def test_larger_batches_that_gain_nothing_at_a_first_look_are_left_out() -> None:
+@pytest.mark.parametrize(("one", "sixteen", "tried"), [(30.0, 450.0, False), (30.0, 360.0, True), (3.0, 45.0, True)])
+def test_larger_batches_of_long_calls_that_gain_nothing_at_a_first_look_are_left_out(
+    one: float, sixteen: float, tried: bool
+) -> None:
     sizes = [way(batch=b, threads=t) for t in (1, 4) for b in (1, 4, 16)]
-    times = {1: 1.0, 16: 15.0}
-    looked = [(w, times[w.options.batch], times[w.options.batch]) for w in (sizes[0], sizes[2])]
-    assert worth_widening(profile_of(looked), sizes) == [sizes[0], sizes[3]]
-    times[16] = 12.0
-    looked = [(w, times[w.options.batch], times[w.options.batch]) for w in (sizes[0], sizes[2])]
-    assert worth_widening(profile_of(looked), sizes) == sizes
+    looked = profile_of([(sizes[0], one, one), (sizes[2], sixteen, sixteen)])
+    assert worth_widening(looked, sizes) == (sizes if tried else [sizes[0], sizes[3]])
 
 
 def test_without_time_the_best_has_a_first_look_in_every_bucket_and_the_rest_is_named(

@@ -11,6 +11,9 @@ from runtimes.predict.machine_profile import Profile, Score, scores
 
 GAIN = 1.1
 """Times as many items per second from which on larger batches are worth trying; less is what timing varies by."""
+LONG_MS = 20.0
+"""Milliseconds of a call with the least batch from which on that is asked. Shorter ones cost little to time, and on a
+busy machine they end between two disturbances, which a larger batch does not."""
 
 
 def parallel() -> list[tuple[int, int]]:
@@ -42,10 +45,10 @@ def worth_widening(profile: Profile, settings: Sequence[Way]) -> list[Way]:
     """All settings of a way, or those with the least batch where a first look found larger ones no faster an item."""
     looked = [s for s in scores(profile) if s.way in settings and s.way.workers == 1 and s.way.options.threads == 1]
     by_size = sorted(looked, key=lambda s: s.way.options.batch)
-    if not by_size or min(s.item_ms for s in by_size) < by_size[0].item_ms / GAIN:
+    least = by_size[0] if by_size else None
+    if least is None or least.call_ms < LONG_MS or min(s.item_ms for s in by_size) < least.item_ms / GAIN:
         return list(settings)
-    least = by_size[0].way.options.batch
-    return [w for w in settings if w.options.batch == least]
+    return [w for w in settings if w.options.batch == least.way.options.batch]
 
 
 def crews(settings: Sequence[Way]) -> Iterator[list[Way]]:
