@@ -305,6 +305,8 @@ def _existing(
         raise UsageError(f"{out} already holds a bundle: pass --force to replace it, or another --out")
     before = _in_words(read_yaml(bundle.path(CONFIG)), prepared)
     now = yaml.safe_load(dump_config(prepared.config))
+    # What exports keep in fp32 changes no weight.
+    before["keep_fp32"] = now["keep_fp32"]
     if written_in_full(before["data"]):
         before, now = ({**c, "data": DataSpec.without_defaults(c["data"])} for c in (before, now))
     changed = first_difference(before, now)

@@ -48,7 +48,7 @@ def calibration_drift(items: Sequence[Compared], task: Task) -> CalibrationDrift
     if not all(np.isfinite(s).all() for side in sides for s in side):
         return None
     reference, candidate = (_calibration(side, labels, task) for side in sides)
-    return CalibrationDrift(reference=reference, candidate=candidate, always=_always(*sides, task))
+    return CalibrationDrift(reference=reference, candidate=candidate, always=_always(sides[0], sides[1], task))
 
 
 def _calibration(scores: Sequence[np.ndarray], labels: Sequence[np.ndarray | None], task: Task) -> Calibration:

@@ -101,7 +101,7 @@ def export_variant(
             update={
                 "model": model,
                 "exporter": exported.exporter,
-                "options": made_from | kept | (noted or {}) | exported.options,
+                "options": made_from | kept | dict(noted or {}) | exported.options,
             }
         )
         if record.program:
@@ -302,7 +302,7 @@ def _of_recipe(bundle: Bundle) -> Sequence[str]:
 def job_of(bundle: Bundle, variant: Variant) -> ExportJob:
     """The job of a variant, as if it were exported again; its example is made of random values."""
     opset = variant.options.get("opset", DEFAULT_OPSET)
-    made_from = {k: variant.options[k] for k in ("weights", "opset", "device") if k in variant.options}
+    made_from: dict[str, Any] = {k: variant.options[k] for k in ("weights", "opset", "device") if k in variant.options}
     job = _job(bundle, variant, opset, None, _fp32_graph(bundle, variant, made_from))
     return replace(job, keep_fp32=variant.options.get(KEPT, ()))
 

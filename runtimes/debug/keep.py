@@ -15,7 +15,7 @@ from mer_export.registry import resolve
 from runtimes.backends.session import Artefact, Session
 from runtimes.backends.table import find_backend
 from runtimes.backends.way import Way
-from runtimes.debug.modules import ModuleRow
+from runtimes.debug.modules import NOISE, ModuleRow
 from runtimes.debug.report import KeptModule
 from runtimes.debug.values import Arrays
 
@@ -26,8 +26,8 @@ CALLS = 15
 
 
 def ranked(rows: Sequence[ModuleRow]) -> list[str]:
-    """Modules by what their own error makes of the outputs, most first."""
-    costly = [r for r in rows if r.own]
+    """Modules that round, by what their own error makes of the outputs, most first."""
+    costly = [r for r in rows if r.own > NOISE["fp32"]]
     return [r.module for r in sorted(costly, key=lambda r: (-(r.alone or 0.0), -r.own))]
 
 

@@ -32,7 +32,8 @@ MOST = 16
 
 
 class Trial(Strict):
-    """A file that was tried: what it keeps, what it answers and what it costs. `lost` is in points of the metric."""
+    """A file that was tried: what it keeps, what it answers and what it costs. `lost` is in points of the metric; of
+    0 bytes is a file that could not be made."""
 
     keep_fp32: list[str]
     within: bool
@@ -153,7 +154,9 @@ def search(
 
 def _choose(run: _Search, bundle: Bundle, plain: Variant, samples: Sequence[Sample]) -> list[str]:
     order = ranked(debug_variant(bundle, plain, samples, block=False).rows)
-    # Modules without anything that is reduced cannot be kept, and change nothing.
+    # With all of them in fp32 nothing may be left to reduce.
+    while order and not run.tried(order).bytes:
+        order = order[:-1]
     if not order or not run.tried(order).within:
         best = min(run.trials, key=lambda t: (t.lost, t.flips_beyond_noise))
         raise ParityError(

@@ -36,19 +36,25 @@ class TraceSide:
             i.debugName() == next(self._graph.inputs()).debugName() for n in self._graph.nodes() for i in n.inputs()
         ):
             self._graph.eraseInput(0)
-        made = [(n, v) for n in self._graph.nodes() for v in n.outputs() if v.type().kind() == "TensorType"]
-        shapes = self._call(inputs, [v.debugName() for _, v in made], {})
+        made = {
+            k: (n, v)
+            for k, n, v in _keyed(self._graph)
+            if v.type().kind() == "TensorType" and n.kind() != "prim::Constant"
+        }
+        shapes = self._call(inputs, [*made], {})
         kept = captured.run(inputs, [s.name for s in captured.steps])
         theirs = [s for s in captured.steps if s.name in kept]
-        ours = [(_operator(n, v), shapes[v.debugName()].shape) for n, v in made]
         match = SequenceMatcher(
-            None, ours, [((s.operator, s.place), kept[s.name].shape) for s in theirs], autojunk=False
+            None,
+            [(_operator(*made[k]), shapes[k].shape) for k in made],
+            [((s.operator, s.place), kept[s.name].shape) for s in theirs],
+            autojunk=False,
         )
-        pairs = [(a + k, b + k) for a, b, size in match.get_matching_blocks() for k in range(size)]
-        names = {made[a][1].debugName(): theirs[b] for a, b in pairs}
-        self._modules = _modules(self._graph, {own: step.module for own, step in names.items()})
-        self._own = {step.name: own for own, step in names.items()}
-        self.values = self._values({own: step.name for own, step in names.items()})
+        ours = [*made]
+        found = {ours[a + k]: theirs[b + k] for a, b, size in match.get_matching_blocks() for k in range(size)}
+        self._modules = _modules(self._graph, {key: step.module for key, step in found.items()})
+        self._keys = {step.name: key for key, step in found.items()}
+        self.values = self._values({key: step.name for key, step in found.items()})
 
     def _values(self, names: dict[str, str]) -> list[Value]:
         readers: dict[str, set[str]] = {}
@@ -56,11 +62,11 @@ class TraceSide:
             for value in node.inputs():
                 readers.setdefault(value.debugName(), set()).add(self._modules[place])
         return [
-            Value(names[own], self._modules[place], frozenset(others))
-            for place, node in enumerate(self._graph.nodes())
-            for own in (v.debugName() for v in node.outputs())
-            if own in names
-            for others in [readers.get(own, set()) - {self._modules[place]}]
+            Value(names[key], own, frozenset(others))
+            for key, _, value in _keyed(self._graph)
+            if key in names
+            for own in [self._modules[_place(key)]]
+            for others in [readers.get(value.debugName(), set()) - {own}]
             if others
         ]
 
@@ -68,28 +74,24 @@ class TraceSide:
         """See `Side`."""
         given = given or {}
         outputs = [s.name for s in self._contract.outputs]
-        found = self._call(
-            inputs,
-            [self._own[n] for n in wanted if n in self._own],
-            {self._own[n]: v for n, v in given.items() if n in self._own},
-        )
-        back = {own: name for name, own in self._own.items()}
-        values = {back.get(own, own): v for own, v in found.items()}
+        asked = {self._keys[n]: n for n in wanted if n in self._keys}
+        found = self._call(inputs, [*asked], {self._keys[n]: v for n, v in given.items() if n in self._keys})
+        values = {asked.get(key, key): value for key, value in found.items()}
         return values | {n: np.asarray(v) for n, v in given.items() if n in outputs}
 
     def _call(self, inputs: Arrays, wanted: Sequence[str], given: Arrays) -> dict[str, np.ndarray]:
-        """Outputs by the contract's names, other values by those of the trace."""
+        """Outputs by the contract's names, other values by their keys."""
         graph = self._graph.copy()
-        taken = {name: graph.addInput() for name in given}
-        makers = {v.debugName(): place for place, n in enumerate(graph.nodes()) for v in n.outputs()}
+        values = {key: value for key, _, value in _keyed(graph)}
+        taken = {values[key].debugName(): (key, graph.addInput()) for key in given}
         for place, node in enumerate(graph.nodes()):
-            for index, value in enumerate(node.inputs()):
-                name = value.debugName()
-                if name in taken and self._modules[makers[name]] != self._modules[place]:
-                    node.replaceInput(index, taken[name])
-        values = {v.debugName(): v for n in graph.nodes() for v in n.outputs()}
-        for name in wanted:
-            graph.registerOutput(values[name])
+            for index, name in enumerate([v.debugName() for v in node.inputs()]):
+                if name in taken and self._modules[_place(taken[name][0])] != self._modules[place]:
+                    node.replaceInput(index, taken[name][1])
+        for key in wanted:
+            graph.registerOutput(values[key])
+        if wanted:
+            graph.makeMultiOutputIntoTuple()
         run = torch._C._create_function_from_graph("forward", graph)
         arrays = [inputs[s.name] for s in self._contract.inputs] + list(given.values())
         with torch.no_grad(), attention_as_written(), quiet():
@@ -101,6 +103,15 @@ class TraceSide:
         return {name: value.detach().clone().numpy() for name, value in named.items() if isinstance(value, Tensor)}
 
 
+def _keyed(graph: Any) -> list[tuple[str, Any, Any]]:
+    """Every value with a key that it has in a copy of the graph too, and its node; names that are numbers change."""
+    return [(f"{p}.{k}", n, v) for p, n in enumerate(graph.nodes()) for k, v in enumerate(n.outputs())]
+
+
+def _place(key: str) -> int:
+    return int(key.partition(".")[0])
+
+
 def _operator(node: Any, value: Any) -> tuple[str, int]:
     """The operator that makes a value, and its place among what that makes."""
     outputs = [v.debugName() for v in node.outputs()]
@@ -110,15 +121,12 @@ def _operator(node: Any, value: Any) -> tuple[str, int]:
 
 
 def _modules(graph: Any, known: dict[str, str]) -> list[str]:
-    """The module of each node: of its values, or of whoever reads them."""
+    """The module of each node: of its values (`known`, by key), or of whoever reads them."""
     nodes = list(graph.nodes())
     found: list[str] = [TOP] * len(nodes)
     reading: dict[str, str] = {}
-    for place in reversed(range(len(nodes))):
-        outputs = [v.debugName() for v in nodes[place].outputs()]
-        own = next((known[o] for o in outputs if o in known), None) or next(
-            (reading[o] for o in outputs if o in reading), TOP
-        )
-        found[place] = own
-        reading |= dict.fromkeys((v.debugName() for v in nodes[place].inputs()), own)
+    for place, node in reversed([*enumerate(nodes)]):
+        said = [known.get(f"{place}.{k}") or reading.get(v.debugName()) for k, v in enumerate(node.outputs())]
+        found[place] = next((m for m in said if m), TOP)
+        reading |= dict.fromkeys((v.debugName() for v in node.inputs()), found[place])
     return found

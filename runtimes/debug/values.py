@@ -27,8 +27,9 @@ class Value(NamedTuple):
 class Side(Protocol):
     """A graph whose values can be read, and replaced where modules read each other's."""
 
-    values: Sequence[Value]
-    """In the order of their making."""
+    @property
+    def values(self) -> Sequence[Value]:
+        """In the order of their making."""
 
     def run(self, inputs: Arrays, wanted: Sequence[str] = (), given: Arrays | None = None) -> dict[str, np.ndarray]:
         """The outputs, and the values of these names.
