@@ -156,7 +156,7 @@ def eval_(
 
     def opened(path: Path) -> tuple[Predictor, Corpus]:
         found = Bundle.open(path, trust)
-        with encoders_of(found, goal, backend=runtime) as through:
+        with encoders_of(found, goal, say, backend=runtime) as through:
             corpus = bundle_corpus(found, data, data_format, sets or (), named, outside, through)
         corpus.split(split)
         asked = (found, runtime, options, batch, precision, goal, say)

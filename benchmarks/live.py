@@ -215,7 +215,7 @@ class Stage:
                     said = json.dumps(pool[(turn * 7 + number) % len(pool)]).encode()
                     began = time.perf_counter()
                     asked = hearing.say(table_of.heard(str(number)), parse_json(said, "it"))
-                    asked.answer(predictor.predict(asked.samples))
+                    predictor.answer(asked)
                     table_of.keep(asked.after)
                     spent.append(1000 * (time.perf_counter() - began))
                 resident.append(_resident())
@@ -238,8 +238,7 @@ def _sending(stage: Stage, predictor: Predictor, said: list[Json]) -> Callable[[
 
 def _saying(hearing: Hearing, predictor: Predictor, heard: Heard) -> Callable[[Json], object]:
     def say(last: Json) -> object:
-        turn = hearing.say(heard, parse_json(json.dumps(last).encode(), "it"))
-        return turn.answer(predictor.predict(turn.samples))
+        return predictor.answer(hearing.say(heard, parse_json(json.dumps(last).encode(), "it")))
 
     return say
 

@@ -138,7 +138,7 @@ def measure(folder: Path, name: str, parts: Sequence[str], count: int, workers: 
 
 
 def plan_rows(rows: Sequence[dict[str, Any]], price: float | None) -> list[dict[str, Any]]:
-    """What `MANY` utterances take by each crew's own measure: core hours, and days on so many cores at that rate.
+    """What `MANY` utterances take by each crew's own measure: core hours, and hours on so many cores at that rate.
 
     A core hour answers 3600 times the utterances a second of one worker, which has one core. `price` is that of a core
     hour.
@@ -147,10 +147,8 @@ def plan_rows(rows: Sequence[dict[str, Any]], price: float | None) -> list[dict[
     for row in rows:
         hours = row["workers"] / row["utterances_per_s"] / 3600
         cost = {} if price is None else {"cost_per_million": 1e6 * hours * price, "cost_of_many": MANY * hours * price}
-        days = {str(cores): MANY * hours / cores / 24 for cores in CORES}
-        found.append(
-            {"crew": row["crew"], "core_h_per_million": 1e6 * hours, "core_h": MANY * hours, "days": days} | cost
-        )
+        wall = {str(cores): MANY * hours / cores for cores in CORES}
+        found.append({"crew": row["crew"], "core_h_per_million": 1e6 * hours, "core_h": MANY * hours, "h": wall} | cost)
     return found
 
 
@@ -299,10 +297,10 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _plan(rows: Sequence[dict[str, Any]]) -> list[str]:
-    header = ["workers", "core hours a million", "core hours of 10⁹", *(f"days of that on {c} cores" for c in CORES)]
+    header = ["workers", "core hours a million", "core hours of 10⁹", *(f"hours of that on {c} cores" for c in CORES)]
     cells = [[r["crew"], f"{r['core_h_per_million']:.3g}", f"{r['core_h']:.3g}"] for r in rows]
     for own, row in zip(cells, rows, strict=True):
-        own += [f"{row['days'][str(c)]:.2g}" for c in CORES]
+        own += [f"{row['h'][str(c)]:.2g}" for c in CORES]
         own += [f"{row[n]:.3g}" for n in COSTS if n in row]
     header += [title for n, title in COSTS.items() if n in rows[0]]
     return ["A core hour answers 3600 times what one worker answers in a second:", "", *table(header, cells)]

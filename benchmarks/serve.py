@@ -203,6 +203,8 @@ def markdown(found: dict[str, Any]) -> str:
         "CPU of the server, ms a request",
         "of the clients",
         "of the predictor, ms an item",
+        "clients' part of the CPU",
+        "predictor's CPU of the server's",
     )
     rows = [
         (
@@ -220,6 +222,8 @@ def markdown(found: dict[str, Any]) -> str:
             f"{r['server_cpu_ms']:.2f}",
             f"{r['clients_cpu_ms']:.2f}",
             f"{r['infer_cpu_ms']:.2f}",
+            f"{r['clients_cpu_ms'] / (r['clients_cpu_ms'] + r['server_cpu_ms']):.0%}",
+            f"{r['infer_cpu_ms'] / r['server_cpu_ms']:.0%}",
         )
         for r in found["rows"]
     ]
@@ -239,7 +243,9 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         "One unpadded item a request over loopback, random weights, items of the lengths that occur, ONNX Runtime "
         "fp32, one session of one thread for each core. Clients and servers share the cores; the predictor has them "
-        f"alone. {told}Medians over rounds; no answer of about {asked:.0f} in a round differs from the predictor's by "
+        "alone, so that its part of the server's CPU is what is left of its items per second where the cores are busy, "
+        f"before the clients' part. {told}Medians over rounds; "
+        f"no answer of about {asked:.0f} in a round differs from the predictor's by "
         f"more than {worst:.1e}.",
         "",
         *table(header, rows),

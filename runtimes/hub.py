@@ -129,6 +129,8 @@ def _hub(repo: str) -> Iterator[Any]:
         raise UsageError(f"{repo} is no name of a repository: {_first(error)}") from None
     except errors.RepositoryNotFoundError:
         raise UsageError(f"{api.endpoint} has no {repo}, or you may not see it: check the name, or log in") from None
+    except errors.LocalTokenNotFoundError:
+        raise UsageError(f"{api.endpoint} asks who you are: run `hf auth login`, or set HF_TOKEN") from None
     except errors.RevisionNotFoundError:
         raise UsageError(f"{repo} has no such revision: check --revision") from None
     except errors.HfHubHTTPError as error:

@@ -121,7 +121,6 @@ os.kill(os.getpid(), 11)
     [
         (CRASH, "signal 11 while it was loaded", ["W a warning", "frame #0"]),
         ("raise SystemExit('one line\\nits last word')", "its last word", ["one line", "its last word"]),
-        ("raise SystemExit(1)", "no reason given", [""]),
     ],
 )
 def test_a_package_that_ends_the_process_is_an_error_that_says_when_and_is_not_exported(

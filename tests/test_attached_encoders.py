@@ -36,7 +36,7 @@ from mer_export.exporters import export_variant  # noqa: E402
 from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder  # noqa: E402
 from mer_export.untrusted.stored import stored_files  # noqa: E402
 from runtimes.backends.way import find_ways  # noqa: E402
-from runtimes.features.completed import split_samples  # noqa: E402
+from runtimes.features.completed import encoders_of, split_samples  # noqa: E402
 from runtimes.pages.report import write_report  # noqa: E402
 from runtimes.predict.machine_profile import Goal, choose  # noqa: E402
 from runtimes.scale.desk import Desk, How  # noqa: E402
@@ -185,6 +185,12 @@ def test_data_that_commands_measure_with_go_through_the_encoders(model: Path, cl
         ["audio"],
         ["text"],
     ]
+
+
+def test_a_runtime_that_runs_no_file_of_an_encoder_is_that_of_the_model(model: Path) -> None:
+    with encoders_of(Bundle.open(model), backend="torchscript") as completion:
+        assert completion
+        assert {e.predictor.backend for (e,) in completion.encoder.loaded.values()} == {"onnxruntime"}
 
 
 def test_what_a_bundle_takes_along_is_checked_like_all_that_it_holds(model: Path, tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from conftest import Mer
 from safetensors.numpy import load_file, save_file
 
 from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.data.open import open_corpus
+from mer_export.data.spec import DataSpec
+from mer_export.data.synthetic import synthesise
 from mer_export.errors import UsageError
 from mer_export.metrics.resampling import resolution
 from mer_export.task import Task
@@ -172,3 +175,19 @@ def test_one_bundle_says_how_each_label_was_decided(mer: Mer, tmp_path: Path) ->
     assert sum(r["right"] for r in table["rows"]) / found["units"] == pytest.approx(found["metrics"]["accuracy"] / 100)
     code, _, err = mer(*words, "-o", tmp_path / "one.pdf")
     assert (code, "is written as .html, .md, .json" in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
+    ("system", "dataset", "unit", "group"),
+    [
+        ("emt", "mosi", "train0$_$1", "train0"),
+        ("facialmmt", "meld", "train/dia0_utt1", "0"),
+    ],
+)
+def test_utterances_of_the_authors_files_know_their_video_or_dialogue(
+    tmp_path: Path, system: str, dataset: str, unit: str, group: str
+) -> None:
+    synthesise(system, dataset, tmp_path, dialogues=24, seed=3)
+    found = {s.id: s.group for s in open_corpus(tmp_path, DataSpec())}
+    assert found[unit] == group
+    assert len({*found.values()}) < len(found)

@@ -55,13 +55,14 @@ def test_the_text_of_a_dialogue_is_encoded_once(bundle: Bundle) -> None:
 def test_of_a_live_dialogue_each_text_and_each_utterances_frames_are_encoded_once(tmp_path: Path) -> None:
     case = MAKERS["facialmmt"](tmp_path / "bundle")
     lengths = Bucket(text_len=40, audio_len=6, vision_len=5)
-    export_variant(case.bundle, "onnx", lengths, example=utterances(case.bundle.manifest.contract), stages=True)
+    example = utterances(case.bundle.manifest.contract)
+    export_variant(case.bundle, "torchscript", lengths, example=example, stages=True)
     draw = np.random.default_rng(0)
     said = [case.draw(draw) for _ in range(4)]
     fused = {None: 1 + 2 + 3 + 4, 0: 4}
     for revise, rows in fused.items():
         with (
-            Predictor(case.bundle, "onnxruntime", ONE, batch=8) as staged,
+            Predictor(case.bundle, "torchscript", ONE, batch=8) as staged,
             Predictor(case.bundle, "torch", ONE, batch=8) as eager,
         ):
             live, whole = (p.dialogue("d", revise=revise) for p in (staged, eager))

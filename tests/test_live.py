@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from small_bundle import CONFIG
 from small_live import MAKERS, Case
 
+from mer_export.bundle import FeatureStatistics
 from mer_export.data.bundle_data import line_spec
+from mer_export.data.feature_check import FeatureCheck
 from mer_export.data.formats.jsonl.reader import DialogueReader
 from mer_export.data.labels import LabelReader
 from mer_export.data.shapes.shape import SHAPES
@@ -152,6 +154,17 @@ def test_what_cannot_be_answered_changes_nothing(graph: Spoken) -> None:
         assert live.units == ("d/0",)
         assert_same(numbers_of(every(live.say(second))), graph.whole("d", [first, second]))
     assert live.units == ()
+
+
+def test_features_are_judged_by_each_utterance_once(graph: Spoken) -> None:
+    known = FeatureStatistics(width=8, mean=0.0, std=1.0, minimum=-9.0, maximum=9.0)
+    draw = np.random.default_rng(6)
+    with Predictor(graph.bundle, "torch", SessionOptions(threads=1)) as predictor:
+        predictor.features = FeatureCheck({"audio": known})
+        live = predictor.dialogue("d")
+        for _ in range(5):
+            live.say(graph.draw(draw))
+        assert predictor.features.seen()["audio"]["units"] == 5
 
 
 def test_a_label_beside_an_utterance_is_not_read(graph: Spoken) -> None:

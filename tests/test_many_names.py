@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
 from mer_export.data.formats.table.reader import source
 from mer_export.data.spec import DataSpec
+from mer_export.errors import InputError
 from mer_export.marks import Marks, mark_of
 from mer_export.untrusted.cells import TOGETHER, Cells
 from runtimes.features.sentences import Distinct
@@ -64,6 +68,24 @@ def test_a_row_of_a_table_takes_little_more_than_its_cells(tmp_path: Path) -> No
         return found
 
     assert kept(read) < 140 * MANY
+
+
+def test_dialogues_of_a_table_come_as_they_first_appear_and_their_rows_in_order(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    rows = [(str(d), f"{n % 5}", f"train{d % 2}", str(n)) for n, d in enumerate(draw.integers(0, 40, 500))]
+    (tmp_path / "calls.csv").write_text("\n".join([",".join(r) for r in (("call", "turn", "split", "id"), *rows)]))
+    said = {"table": "calls.csv", "dialogue": "call", "order": "turn", "utterance": "id", "split": "split"}
+    found = source(tmp_path, DataSpec.model_validate(said))
+    wanted: dict[str, list[tuple[str, ...]]] = {}
+    for row in rows:
+        wanted.setdefault(row[0], []).append(row)
+    own = {n: [r[3] for r in sorted(group, key=lambda r: r[1])] for n, group in wanted.items()}
+    assert [(d.id, [u.id.split("/")[1] for u in d.utterances]) for d in found.dialogues()] == list(own.items())
+    odd = [n for n in own if int(n) % 2]
+    assert [d.id for d in found.dialogues("train1")] == odd
+    (tmp_path / "calls.csv").write_text("call,turn,split,id\na,0,dev,0\nb,0,dev,1\nb,1,test,2\na,1,test,3\n")
+    with pytest.raises(InputError, match="'b' has utterances in dev and test: a dialogue belongs to one split"):
+        list(source(tmp_path, DataSpec.model_validate(said)).dialogues())
 
 
 def test_a_name_takes_a_tenth_of_what_python_takes() -> None:

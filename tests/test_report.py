@@ -2,15 +2,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_bundle import make_bundle, make_samples, reweigh
 
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
+from mer_export.evaluation import EVALUATION, Evaluation, dump_evaluations
 from mer_export.exporters import export_variant
+from mer_export.metrics.measure import class_tables
 from runtimes.backends.table import known_backends
 from runtimes.pages import charts
 from runtimes.pages.report import write_report
@@ -19,6 +24,7 @@ from runtimes.speed import bench
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
 
 
@@ -57,7 +63,11 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     ]
     with made.commit() as change:
         change.write("train/metrics.jsonl", "".join(json.dumps(r) + "\n" for r in records))
-        change.write("train/evaluation.json", json.dumps({"test": {"single": {"weighted_f1": 33.0, "accuracy": 40.0}}}))
+        metrics = {"weighted_f1": 33.0, "accuracy": 40.0} | {f"f1/{n}": 30.0 for n in made.manifest.task.labels}
+        labels = np.arange(30) % 3
+        tables = class_tables(made.manifest.task, labels, np.eye(3, dtype=np.float32)[labels // 2])
+        measured = Evaluation(split="test", semantics="single", metrics=metrics, classes=tables)
+        change.write(EVALUATION, dump_evaluations([measured]))
         change.manifest.provenance = {"source": "trained", "epoch": 2, "data": {"format": "<script>alert(1)</script>"}}
     return made
 
@@ -67,8 +77,45 @@ def test_the_page_shows_verdict_model_training_parity_and_speed(full: Bundle) ->
     assert "Same answers as PyTorch" in text
     assert "those of epoch 2" in text
     assert "torchscript-fp32-utterances8-bdynamic" in text
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 4
     assert "utterances8" in text
+    assert "Confusion matrix of 3 labels" in text
+    assert "<th>precision" in text.replace(' class="n"', "")
+
+
+def test_evaluations_of_an_earlier_release_are_shown_without_classes(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    with bundle.commit() as change:
+        change.write(
+            EVALUATION, json.dumps({"test": {"single": {"weighted_f1": 33.0}, "batch": {"weighted_f1": 34.0}}})
+        )
+    text = page(bundle)
+    assert "test, single" in text
+    assert "How each label was decided" not in text
+    with bundle.commit() as change:
+        change.write(EVALUATION, json.dumps({"test": 1}))
+    assert "train/evaluation.json cannot be read" in page(bundle)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium, which shows the page, is not installed")
+@pytest.mark.parametrize("media", ["screen", "print"])
+def test_no_table_is_cut_at_1280_pixels_or_on_paper(full: Bundle, tmp_path: Path, media: str) -> None:
+    text = page(full)
+    tables, size = text.count("<table"), "1280,2000"
+    if media == "print":
+        text, size = text.replace("@media print {", "@media all {"), "690,2000"
+    script = (
+        "<script>const t = [...document.querySelectorAll('table')];"
+        "const cut = t.filter(x => x.scrollWidth > x.closest('.scroll').clientWidth + 1).length;"
+        "document.title = `${t.length} tables, ${cut} cut`</script>"
+    )
+    (tmp_path / "page.html").write_text(
+        text.replace("<details>", "<details open>").replace("</body>", script + "</body>")
+    )
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--window-size={size}"]
+    command += [f"--user-data-dir={tmp_path}", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert f"<title>{tables} tables, 0 cut</title>" in done.stdout
 
 
 def test_the_page_needs_nothing_from_outside_and_runs_nothing(full: Bundle) -> None:

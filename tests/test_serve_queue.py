@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +20,11 @@ from serving import Held, counted, error, in_a_loop, inside, tensors
 from mer_export.bundle import Bundle
 from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.open import stream_samples
+from mer_export.data.overflow import Piece
 from mer_export.data.samples import Sample
-from runtimes.predict.predictor import Predictor
+from runtimes.predict.predictor import Part, Predictor
 from runtimes.serve import server as server_module
+from runtimes.serve.batching import WINDOW, Deadline, Job, _alike
 from runtimes.serve.models import How
 from runtimes.serve.server import Place
 from runtimes.serve.service import Limits
@@ -81,6 +85,42 @@ async def test_whatever_waits_for_a_worker_runs_in_one_batch(samples: list[Sampl
         assert [a.status for a in await asyncio.gather(*running)] == [200] * 6
         assert counted(server, 'mer_batch_size_count{model="cmerc"}') == 2
         assert counted(server, 'mer_batch_size_sum{model="cmerc"}') == 6
+
+
+def waiting(lengths: list[int]) -> deque[Job]:
+    """Parts of these lengths, the first one waits longest."""
+    answer: Any = None
+    pieces = [Piece(Sample(str(i), {}, ()), slice(0, n), 0, {"utterances": n}) for i, n in enumerate(lengths)]
+    return deque(Job(Part(None, p), Deadline.after(60), i, answer) for i, p in enumerate(pieces))
+
+
+def taken(queue: deque[Job], most: int) -> list[int]:
+    """The numbers of the parts of the next batch."""
+    return sorted(int(job.part.piece.sample.id) for job in _alike(queue, most))
+
+
+def test_of_more_parts_than_run_together_those_of_like_length_do() -> None:
+    queue = waiting([5, 9, 1, 5, 9, 2, 9, 5, 1])
+    assert taken(queue, 3) == [0, 3, 7], "as long as the one that waits longest"
+    assert taken(queue, 3) == [1, 4, 6]
+    assert [job.asked for job in queue] == [2, 5, 8], "what is left waits in its order"
+    assert taken(queue, 3) == [2, 5, 8]
+    assert not queue
+
+
+def test_the_part_that_waits_longest_is_in_every_batch_with_none_that_is_longer_unless_there_are_too_few() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        most = int(draw.integers(1, 6))
+        queue = waiting(draw.integers(1, 8, int(draw.integers(1, 40))).tolist())
+        there = [job.part.piece.lengths["utterances"] for job in queue]
+        first, oldest = queue[0], there[: WINDOW * most]
+        batch = _alike(queue, most)
+        assert first in batch
+        assert len(batch) == min(most, len(there))
+        assert len({*batch, *queue}) == len(batch) + len(queue) == len(there)
+        if sum(n <= there[0] for n in oldest) >= most:
+            assert max(job.size for job in batch) == there[0]
 
 
 @in_a_loop

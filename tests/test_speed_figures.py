@@ -103,6 +103,8 @@ def planned(network: str) -> float:
     return max(r["ratio"]["median"] for r in rows if r["name"].endswith("planned batches"))
 
 
+NO_TIMES = {"encoders", "many_clips"}
+"""Results that hold differences and sizes alone."""
 SENTENCES: tuple[tuple[str, Callable[[], tuple[float, ...]]], ...] = (
     (
         "`emt` {:.1f} times, `mtee` at its real steps (`data.trim_zeros`) {:.1f} (IEMOCAP, arrays of 50 steps) and "
@@ -155,6 +157,16 @@ def test_every_result_says_its_command_and_its_processor() -> None:
         text = page.read_text(encoding="utf-8")
         assert "python3 -m benchmarks." in text, page.name
         assert re.search(r"AMD EPYC|Intel|NVIDIA", text), page.name
+
+
+def test_a_paragraph_that_cites_times_names_their_processor() -> None:
+    cited = 0
+    for page in (ROOT / "docs").glob("*.md"):
+        for paragraph in re.split(r"\n\s*\n", page.read_text(encoding="utf-8")):
+            files = {*re.findall(r"\.\./benchmarks/results/([\w-]+)\.md", paragraph)} - NO_TIMES
+            cited += len(files)
+            assert not files or re.search(r"EPYC|Xeon|H200", paragraph), f"{page.name}: {files}"
+    assert cited
 
 
 def test_every_suite_that_is_named_runs_when_it_is_called() -> None:

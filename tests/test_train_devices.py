@@ -99,19 +99,24 @@ def test_labelled_rows_are_those_of_the_mask() -> None:
         batch.rows(torch.randn(2, 2, 4))
 
 
+FORWARD_ALONE = {"tab"}
+"""PyTorch has no backward pass of the margin loss on `meta`."""
+
+
 @pytest.mark.parametrize("system", DATASETS)
 def test_a_step_asks_its_device_for_no_value(system: str) -> None:
     """Tensors of the `meta` device have none to give: whatever would make the host wait for a GPU fails there."""
     meta, made = torch.device("meta"), small(system)
     protocol = protocol_class(system)(made.settings, made.difficulty)
     model = made.model.to(meta)
-    module = protocol.prepare(model, made.items, meta).train()
+    module = protocol.prepare(model, made.items[:-3], meta).train()
     protocol.begin_epoch(model, 1)
     batch = protocol.collate(made.items[:4], made.contract)
     parts = protocol.step(module, each_tensor(protocol.vary(batch), lambda tensor: tensor.to(meta)))
-    parts["total"].backward()
     assert {str(part.device) for part in parts.values()} == {"meta"}
-    assert any(p.grad is not None for p in model.parameters())
+    if system not in FORWARD_ALONE:
+        parts["total"].backward()
+        assert any(p.grad is not None for p in model.parameters())
 
 
 @gpu

@@ -15,8 +15,11 @@ from mer_export.bundle import Bundle
 from mer_export.data.bundle_data import bundle_samples
 from mer_export.data.dialogues import Dialogue, Utterance
 from mer_export.data.samples import Sample
+from mer_export.encoders import encoder as opened
 from mer_export.encoders.attached import attached
 from mer_export.errors import InputError
+from runtimes.backends.session import SessionOptions
+from runtimes.backends.table import find_backend
 from runtimes.encode import load_encoder
 from runtimes.features.encoded import Encoder, Outcome
 from runtimes.predict.machine_profile import Goal, encoder_ways, own_profile
@@ -56,7 +59,8 @@ class Completion:
             workers: threads that decode.
             goal: the runtime of each network is what `mer tune` found best for it, within `options`.
             say: told what was chosen for the goal.
-            options: how the networks run (see `runtimes.encode.Encoding`).
+            options: how the networks run (see `runtimes.encode.Encoding`); a `backend` that runs no file of an encoder
+                is that of the model alone.
 
         Raises:
             UsageError: a goal, and no profile of this machine.
@@ -66,7 +70,10 @@ class Completion:
             say(f"{goal}, {modality}: {name} by {way['backend']}, batch {way['batch']}")
         stack = ExitStack()
         loaded = {
-            n: [stack.enter_context(load_encoder(e, **options | ways.get((n, e.identity.name), {}))) for e in encoders]
+            n: [
+                stack.enter_context(load_encoder(e, **_able(e, options) | ways.get((n, e.identity.name), {})))
+                for e in encoders
+            ]
             for n, encoders in attached(bundle).items()
         }
         return cls(Encoder(loaded, None, workers), _stack=stack)
@@ -116,6 +123,15 @@ class Completion:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def _able(encoder: opened.Encoder, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, without a backend that runs no file of an encoder: a bundle takes no weights of it along."""
+    how = options.get("options") or SessionOptions()
+    named = options.get("backend")
+    if named and not find_backend(named).usable(encoder.bundle.manifest.variants, how.kind):
+        return options | {"backend": None}
+    return options
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class Lines:
             self.dialogues.end(dialogue)
             return {DIALOGUE: dialogue, END: True}
         turn = turn_of(self.hearing, self.dialogues.heard(dialogue), line)
-        answer = turn.answer(self.predictor.predict(turn.samples))
+        answer = self.predictor.answer(turn)
         self.dialogues.keep(turn.after)
         return answer_row(dialogue, answer, self.predictor.task)
 

@@ -67,10 +67,14 @@ class Heard:
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """What one utterance asks for: samples to answer, the units whose answers are wanted, and what is heard then."""
+    """What one utterance asks for: samples to answer, the units whose answers are wanted, and what is heard then.
+
+    `spoken` are samples of the utterance alone, by which its features are judged.
+    """
 
     unit: str
     samples: Sequence[Sample]
+    spoken: Sequence[Sample]
     wanted: frozenset[str]
     after: Heard
 
@@ -204,13 +208,16 @@ class Hearing:
             first = max(place - 2 * looks, 0)
             near = after.utterances[first : place + 2 * looks + 1]
             touched = range(max(place - looks, 0), min(place + looks + 1, len(after.utterances)))
-        unit = after.utterances[place].id
+        own = after.utterances[place]
+        unit = own.id
         others = [after.utterances[i].id for i in touched if i != place]
         kept = others if self.revise is None else others[max(len(others) - self.revise, 0) :]
         wanted = frozenset((unit, *kept))
-        spoken = self._as_one_context(self._with_speakers(near, after.gone))
-        samples = self._samples(Dialogue(after.id, ALL, spoken, f"dialogue {after.id!r}"))
-        return Turn(unit, [s for s in samples if not wanted.isdisjoint(s.units)], wanted, after)
+        whole = self._as_one_context(self._with_speakers(near, after.gone))
+        where = f"dialogue {after.id!r}"
+        samples = [s for s in self._samples(Dialogue(after.id, ALL, whole, where)) if not wanted.isdisjoint(s.units)]
+        spoken = list(self._samples(Dialogue(after.id, ALL, [own], where)))
+        return Turn(unit, samples, spoken, wanted, after)
 
     def _samples(self, dialogue: Dialogue) -> Iterator[Sample]:
         names = self.spec.label_columns or self.spec.label_names
@@ -242,11 +249,9 @@ class Live:
     It may be called from any thread, one utterance at a time. What cannot be answered changes nothing.
     """
 
-    def __init__(
-        self, hearing: Hearing, predict: Callable[[Iterable[Sample]], Iterator[Prediction]], heard: Heard
-    ) -> None:
+    def __init__(self, hearing: Hearing, answer: Callable[[Turn], Answer], heard: Heard) -> None:
         self.hearing, self.heard = hearing, heard
-        self._predict, self._turns = predict, Lock()
+        self._answer, self._turns = answer, Lock()
 
     def say(self, utterance: Spoken, before: str | None = None) -> Answer:
         """The answer to the next utterance, or to one that came late and belongs before another one (its unit).
@@ -272,7 +277,7 @@ class Live:
         return tuple(u.id for u in self.heard.utterances)
 
     def _answered(self, turn: Turn) -> Answer:
-        answer = turn.answer(self._predict(turn.samples))
+        answer = self._answer(turn)
         self.heard = turn.after
         return answer
 

@@ -31,7 +31,7 @@ from runtimes.predict.prediction import Prediction as Prediction
 
 if TYPE_CHECKING:
     from mer_export.data.open import Through
-    from runtimes.predict.live import Live
+    from runtimes.predict.live import Answer, Live, Turn
 
 BATCH = 16
 """Samples per run where neither the caller nor a plan says how many."""
@@ -163,7 +163,20 @@ class Predictor:
         from runtimes.predict.live import Heard, Hearing, Live
 
         hearing = Hearing(self.bundle, self.task.labels, window, revise, through=through)
-        return Live(hearing, self.predict, Heard(id))
+        return Live(hearing, self.answer, Heard(id))
+
+    def answer(self, turn: Turn) -> Answer:
+        """What comes of an utterance of a live dialogue.
+
+        Raises:
+            InputError: the model cannot take it.
+        """
+        samples = list(checked(turn.samples, self.contract))
+        rows = self._run_chunk(samples)
+        # Only what is new: the others were looked at when they were said.
+        self.features.add(list(checked(turn.spoken, self.contract)))
+        self.features.tell(self.strict_features)
+        return turn.answer(self._read(samples, [slice(0, len(r)) for r in rows], np.concatenate(rows)))
 
     def scores(self, samples: Iterable[Given]) -> list[np.ndarray]:
         """Raw rows of the task's output for each sample, float32 `(units, outputs)`.

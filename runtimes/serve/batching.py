@@ -1,12 +1,18 @@
-"""Batches by draining the queue: whatever waits when a worker is free runs together, and nothing waits for company."""
+"""Batches by draining the queue: whatever waits when a worker is free runs together, and nothing waits for company.
+
+Where more waits than runs together, parts of like length do: padding costs as much as what is real.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from threading import Condition, Thread
 from time import monotonic
 from typing import Any, TypeVar
@@ -23,6 +29,8 @@ log = logging.getLogger("mer")
 Outputs = dict[str, np.ndarray]
 """What a model says of one part: every output of the contract by name, without batch dim and padding."""
 Answer = TypeVar("Answer")
+WINDOW = 4
+"""Batches' worth of the parts that wait longest, of which those of like length run together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +58,11 @@ class Job:
     deadline: Deadline
     asked: float
     answer: asyncio.Future[Outputs]
+
+    @property
+    def size(self) -> int:
+        """How long it is along all of its dims."""
+        return math.prod(max(1, n) for n in self.part.piece.lengths.values())
 
 
 class Batcher:
@@ -126,7 +139,10 @@ class Batcher:
             log.exception("a worker died")
 
     def _take(self) -> list[Job]:
-        """The next batch: of the bucket whose first part waits longest, as many as run together. Empty at the end."""
+        """The next batch: of the bucket whose first part waits longest, that and as many as run with it.
+
+        Empty at the end.
+        """
         with self._changed:
             while not self._waiting:
                 if self._closing:
@@ -134,7 +150,7 @@ class Batcher:
                 self._changed.wait()
             bucket = min(self._waiting, key=lambda b: self._waiting[b][0].asked)
             queue = self._waiting[bucket]
-            batch = [queue.popleft() for _ in range(min(len(queue), self.predictor.batch_for(bucket)))]
+            batch = _alike(queue, self.predictor.batch_for(bucket))
             if not queue:
                 del self._waiting[bucket]
             return batch
@@ -169,6 +185,30 @@ class Batcher:
                 return [(jobs[0], error)]
             # One that cannot be answered takes none of its neighbours with it.
             return [found for job in jobs for found in self._run(session, [job])]
+
+
+def _alike(queue: deque[Job], most: int) -> list[Job]:
+    """Takes the part that waits longest out of a queue, and those that run together with it at the least cost.
+
+    They are no longer than it is, if there are enough of them: so nothing waits for more batches than parts were there
+    before it.
+    """
+    if len(queue) <= most:
+        batch = list(queue)
+        queue.clear()
+        return batch
+    oldest = list(islice(queue, WINDOW * most))
+    sizes = {job: job.size for job in oldest}
+    by_size = sorted(oldest, key=sizes.__getitem__)
+    # Of those as long as the first one as many as leave room for it.
+    no_longer = bisect_right(by_size, sizes[oldest[0]], key=sizes.__getitem__)
+    end = max(most, min(no_longer, by_size.index(oldest[0]) + most))
+    batch = by_size[end - most : end]
+    for _ in oldest:
+        queue.popleft()
+    taken = set(batch)
+    queue.extendleft(job for job in reversed(oldest) if job not in taken)
+    return batch
 
 
 async def in_time(answer: Awaitable[Answer], deadline: Deadline) -> Answer:

@@ -31,6 +31,8 @@ DTYPES = {
 }
 NAMES = {"float32": "FP32", "int64": "INT64"}
 """Of the dtypes of a contract."""
+NAMED = {np.dtype(dtype): name for dtype, name in NAMES.items()}
+"""The same by what arrays say of themselves, whose words numpy makes anew each time."""
 
 
 class Tensor(BaseModel):
@@ -83,7 +85,7 @@ def read_request(body: bytes, header_length: str | None) -> Request:
     Raises:
         Refusal: 400, it is not as the protocol says.
     """
-    size = _header_length(header_length, len(body))
+    size = json_size(header_length, len(body))
     try:
         asked = Inference.model_validate(parse_json(body[:size], "the request"))
     except InputError as error:
@@ -100,7 +102,8 @@ def read_request(body: bytes, header_length: str | None) -> Request:
     return Request(asked, tensors)
 
 
-def _header_length(said: str | None, size: int) -> int:
+def json_size(said: str | None, size: int) -> int:
+    """How much of a body of so many bytes is JSON; raises Refusal (400) where the header says what cannot be."""
     if said is None:
         return size
     if not said.isascii() or not said.isdigit() or int(said) > size:
@@ -230,7 +233,7 @@ def write_response(model: str, request: Request, outputs: Mapping[str, np.ndarra
     described, tail = [], []
     for name, as_bytes in (wanted or dict.fromkeys(outputs, binary)).items():
         array = outputs[name]
-        tensor: dict[str, Any] = {"name": name, "datatype": NAMES[str(array.dtype)], "shape": list(array.shape)}
+        tensor: dict[str, Any] = {"name": name, "datatype": NAMED[array.dtype], "shape": list(array.shape)}
         if as_bytes:
             tail.append(np.ascontiguousarray(array).astype(DTYPES[tensor["datatype"]], copy=False).tobytes())
             tensor["parameters"] = {"binary_data_size": len(tail[-1])}

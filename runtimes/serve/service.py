@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from mer_export import __version__
@@ -161,7 +161,8 @@ class Service:
         model = self._asked_for(request)
         body = await self._body(request)
         header = request.headers.get(protocol.HEADER_LENGTH)
-        asked = await aside(len(body), lambda: protocol.read_request(body, header))
+        # Bytes behind the JSON are looked at where they are.
+        asked = await aside(protocol.json_size(header, len(body)), lambda: protocol.read_request(body, header))
         deadline = self._deadline(request, asked.seconds)
         engine = model.engine
         with engine.used():
@@ -247,19 +248,21 @@ class Service:
         said = request.headers.get("content-length", "0")
         if said.isdigit() and int(said) > most:
             raise too_long
-        chunks, size = [], 0
+        chunks, size, more = [], 0, True
         try:
             async with asyncio.timeout(patience):
-                async for chunk in request.stream():
-                    size += len(chunk)
+                while more:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise malformed("the client went away before its body was there")
+                    chunk = message.get("body", b"")
+                    size, more = size + len(chunk), message.get("more_body", False)
                     if size > most:
                         raise too_long
                     self.room.take(request.scope["state"], len(chunk))
                     chunks.append(chunk)
         except TimeoutError:
             raise Refusal(408, f"the body did not come within {patience:g} s") from None
-        except ClientDisconnect:
-            raise malformed("the client went away before its body was there") from None
         return b"".join(chunks)
 
     def _deadline(self, request: Request, asked: float | None = None) -> Deadline:

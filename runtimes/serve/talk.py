@@ -88,7 +88,7 @@ class Talk:
                 assert listener.turn is not None
                 answer = listener.turn.answer([p async for p in engine.predictions(samples, deadline)])
                 await asyncio.to_thread(self.dialogues.keep, listener.turn.after)
-                engine.predictor.features.add(samples)
+                engine.predictor.features.add(listener.turn.spoken)
         return answer_row(dialogue, answer, engine.predictor.task)
 
     async def end(self, dialogue: str) -> None:

@@ -30,7 +30,10 @@ def stages(config: FacialMmtConfig, names: Sequence[str] = ()) -> tuple[Stage, .
     if own and (not names or FRAMES in names):
         states = tuple(spec for m in config.frames for spec in _states(m, config))
         spans = tuple(s for s in words if s.name.startswith("text_"))
-        after = Stage(FRAMES, own, states, repeats=True), Stage("fusion", (hidden, *spans, *states), (logits,))
+        after: tuple[Stage, ...] = (
+            Stage(FRAMES, own, states, repeats=True),
+            Stage("fusion", (hidden, *spans, *states), (logits,)),
+        )
     else:
         after = (Stage("fusion", (hidden, *words), (logits,)),)
     if config.variant == "fusion":

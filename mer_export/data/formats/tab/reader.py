@@ -112,9 +112,7 @@ def _sample(path: Path, row: Row, window: np.ndarray | None, spec: DataSpec, con
     audio = _tokens(path / AUDIO, row, context.max_audio, lambda: _recording(path, row, context))
     inputs = {"text_tokens": text, "audio_tokens": audio, "tab_embedding": window}
     given = {n: a for n, a in inputs.items() if a is not None}
-    label = np.asarray([row.label], dtype=np.int64)
-    # `Ses01F_impro01_F000` is an utterance of the dialogue `Ses01F_impro01`.
-    return Sample(row.name, given, (row.name,), label, group=row.name.rpartition("_")[0])
+    return Sample(id=row.name, inputs=given, units=(row.name,), labels=np.asarray([row.label], dtype=np.int64))
 
 
 def _tokens(folder: Path, row: Row, most: int, otherwise: Callable[[], np.ndarray | None]) -> np.ndarray | None:

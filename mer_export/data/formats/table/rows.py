@@ -92,8 +92,10 @@ class Rows:
             InputError: a dialogue has rows in two splits.
         """
         numbers, ends = self._grouped
-        for begin, end in zip((0, *ends), ends, strict=False):
+        begin = 0
+        for end in ends:
             own = numbers[begin:end].tolist()
+            begin = end
             if split in (None, self._name(own[0])):
                 rows = [self[n] for n in own]
                 if self.spec.dialogue_columns and self.spec.order:
@@ -113,10 +115,9 @@ class Rows:
         for number in range(len(self)):
             name = (self._name(number) if free else "", *self._dialogue(number))
             marks += blake2b("\0".join(name).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        first, second = np.frombuffer(marks, dtype=np.uint64).reshape(-1, 2).T
-        order = np.lexsort((numbers, second, first))
-        begins = np.diff(first[order], prepend=0).astype(bool) | np.diff(second[order], prepend=0).astype(bool)
-        begins[0] = True
+        names = np.frombuffer(marks, dtype=np.uint64).reshape(-1, 2)
+        order = np.lexsort((numbers, *names.T))
+        begins = np.concatenate([[True], (names[order[1:]] != names[order[:-1]]).any(axis=1)])
         dialogue, earliest = np.cumsum(begins) - 1, order[begins]
         if not free:
             self._refuse_two_splits(order, earliest[dialogue])
