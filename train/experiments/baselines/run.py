@@ -15,7 +15,7 @@ from mer_export.bundle import write_atomic
 from mer_export.errors import InputError, UsageError
 from mer_export.metrics import find
 from mer_export.task import Task
-from train.config import TrainConfig, first_difference
+from train.config import TrainConfig, first_difference, parse_config
 from train.experiments.baselines import linear, recurrent
 from train.experiments.baselines.inputs import Items, Reader
 from train.experiments.baselines.settings import Baseline, parse_baseline
@@ -52,7 +52,7 @@ def fit_baseline(baseline: Baseline, config: TrainConfig, data: Path, folder: Pa
     prepared = prepare(config, data, draws_weights=False)
     made_of = {
         "baseline": baseline.model_dump(mode="json"),
-        "recipe": {n: v for n, v in config.model_dump(mode="json").items() if n in READS},
+        "recipe": _read_of(config),
         "data": fingerprint(prepared.source),
     }
     if (folder / RESULT).is_file() and not force:
@@ -72,12 +72,18 @@ def evaluation_of(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     return found
 
 
+def _read_of(config: TrainConfig) -> dict[str, Any]:
+    """What a baseline takes of a recipe."""
+    return {n: v for n, v in config.model_dump(mode="json").items() if n in READS}
+
+
 def _kept(folder: Path) -> dict[str, Any]:
     """What a cell wrote; settings that came later have their defaults."""
     try:
         found = json.loads((folder / RESULT).read_text())
         baseline = parse_baseline(found["baseline"]).model_dump(mode="json")
-        return {n: found[n] for n in ("recipe", "data", "evaluation")} | {"baseline": baseline}
+        recipe = _read_of(parse_config(found["recipe"] | {"epochs": 1}, str(folder / RESULT)))
+        return {"baseline": baseline, "recipe": recipe, "data": found["data"], "evaluation": found["evaluation"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{folder / RESULT} cannot be read ({reason}): run again with --force") from None
