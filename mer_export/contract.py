@@ -53,7 +53,7 @@ class TensorSpec(BaseModel):
 
     def shape(self, batch: int, lengths: Mapping[str, int]) -> tuple[int, ...]:
         """The concrete shape for `batch` items at these sequence lengths."""
-        return tuple(batch if d == BATCH else d if isinstance(d, int) else lengths[d] for d in self.dims)
+        return tuple([batch if d == BATCH else d if isinstance(d, int) else lengths[d] for d in self.dims])
 
 
 class Fill(BaseModel):

@@ -41,6 +41,15 @@ class Progress:
 SILENT = Progress()
 
 
+def duration(seconds: float) -> str:
+    """`2 h 3 min`, `3 min 20 s` or `20 s`."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 class TimeLeft:
     """How long work of `total` parts will go on, by the parts of this run; those of an earlier one took no time."""
 
@@ -57,11 +66,7 @@ class TimeLeft:
         made = done - self.first
         if made <= 0:
             return "time left unknown"
-        left = round((self.clock() - self.begun) / made * (self.total - done))
-        hours, minutes, seconds = left // 3600, left // 60 % 60, left % 60
-        if hours:
-            return f"{hours} h {minutes} min left"
-        return f"{minutes} min {seconds} s left" if minutes else f"{seconds} s left"
+        return f"{duration((self.clock() - self.begun) / made * (self.total - done))} left"
 
 
 def to_stderr(line: str) -> None:

@@ -143,6 +143,9 @@ def tune(
     outside: Outside = None,
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0.1, help="How long it may take; what is left out is named.")
+    ] = 2.0,
     dry_run: DryRun = False,
     trust: Trust = False,
     verbose: Verbose = 0,
@@ -155,14 +158,12 @@ def tune(
 
     opened = Bundle.open(bundle, trust)
     samples = None if data is None else split_samples(opened, data, data_format, split, outside)
-    source = {} if data is None else {"source": f"{data.name}, {split}"}
+    source = tuning.RANDOM if data is None else f"{data.name}, {split}"
     sizes = batches or tuning.BATCHES
     if dry_run:
-        plan = {"bundle": str(bundle), **tuning.preview(opened, samples, sizes, precisions)}
+        plan = {"bundle": str(bundle), **tuning.preview(opened, samples, sizes, precisions, minutes)}
         return emit_plan("tune", plan, as_json)
-    found = tuning.run_tune(
-        opened, samples, batches=sizes, precisions=precisions, progress=progress_unless(quiet), **source
-    )
+    found = tuning.run_tune(opened, samples, source, sizes, precisions, minutes, progress_unless(quiet))
     found.save(opened)
     emit(found.model_dump(mode="json"), as_json, lambda: [found.page()])
     return None

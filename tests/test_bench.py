@@ -13,7 +13,7 @@ from mer_export.exporters import export_variant
 from runtimes.backends.way import Way, find_ways
 from runtimes.speed import bench, regression
 from runtimes.speed.start_up import ColdStart, cold_start
-from runtimes.speed.timing import Clock, Turns, interleave, ratio, warm_up
+from runtimes.speed.timing import Clock, Deadline, Turns, interleave, ratio, warm_up
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,15 @@ def test_the_pause_before_a_turn_is_not_timed() -> None:
     turns = interleave({"a": lambda: watch.pass_by(0.001)}, rounds=2, pause=5.0, clock=watch.clock)
     assert turns["a"].latency().longest == pytest.approx(1.0)
     assert watch.now > 10
+
+
+def test_no_round_begins_past_the_deadline_and_the_first_always_does() -> None:
+    for seconds, rounds in ((0.0, 1), (2.5, 2)):
+        watch = Watch()
+        until = Deadline(seconds, watch.clock)
+        turns = interleave({"a": lambda w=watch: w.pass_by(1.0)}, 5, pause=0.0, clock=watch.clock, until=until)
+        assert len(turns["a"].wall) == rounds
+        assert until.text == "at most 0 s left"
 
 
 def test_warm_up_stops_when_times_are_stable_and_says_when_they_are_not() -> None:

@@ -71,6 +71,20 @@ def test_real_lengths_are_those_of_the_histogram_within_what_the_network_takes()
     assert steps == [min(n, 20) for n in histograms.lengths("mosi_utterance")["tokens"][:40]]
 
 
+@pytest.mark.parametrize("name", [n for n, network in NETWORKS.items() if network.real])
+def test_real_items_fit_what_the_authors_pad_to_and_say_what_is_assumed(name: str) -> None:
+    network = NETWORKS[name]
+    assert network.real is not None
+    assert network.original is not None
+    contract = registry.get(network.system).contract(network.config)
+    for sample in real_samples(contract, network, 12):
+        sizes = (
+            (d, n) for s in contract.features for d, n in zip(s.dims[1:], sample.inputs[s.name].shape, strict=True)
+        )
+        assert all(0 < n <= network.longest[d] for d, n in sizes if isinstance(d, str))
+    assert network.real.note or name == "cmerc_meld"
+
+
 def test_items_without_lengths_are_drawn_too() -> None:
     network = NETWORKS["facialmmt_face"]
     contract = registry.get(network.system).contract(network.config)

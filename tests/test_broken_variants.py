@@ -15,7 +15,7 @@ from runtimes.backends import table
 from runtimes.backends.onnx_runtime import OnnxRuntimeSession
 from runtimes.backends.torchscript import TorchScriptSession
 from runtimes.parity.run import run_parity
-from runtimes.speed import tune
+from runtimes.speed import settings, tune
 from runtimes.speed.bench import run_bench
 
 SHORT, LONG = "onnx-fp32-utterances4-bdynamic", "torchscript-fp32-utterances8-bdynamic"
@@ -73,8 +73,8 @@ def test_parity_judges_the_rest(bundle: Bundle) -> None:
 
 
 def test_tune_measures_the_rest(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "_parallel", lambda: [(1, 1)])
-    monkeypatch.setattr(tune, "PASSES", 2)
+    monkeypatch.setattr(settings, "parallel", lambda: [(1, 1)])
+    monkeypatch.setattr(tune, "PASSES", tune.PASSES[:2])
     profile = tune.run_tune(bundle, make_samples(8), batches=(1, 2))
     assert {e.way.format for e in profile.entries} == {"onnx", "torchscript"}
     assert SHORT not in {e.way.variant for e in profile.entries}
@@ -85,7 +85,7 @@ def test_tune_measures_the_rest(bundle: Bundle, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("raising")
 def test_tune_says_why_where_nothing_runs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "_parallel", lambda: [(1, 1)])
+    monkeypatch.setattr(settings, "parallel", lambda: [(1, 1)])
     monkeypatch.setattr(tune, "_ways", lambda *_: [w for w in ways(bundle) if w.variant in (SHORT, LONG)])
     with pytest.raises(UnsupportedError, match=r"nothing that was exported runs here: .*it does not run"):
         tune.run_tune(bundle, make_samples(8), batches=(1, 2))

@@ -120,7 +120,7 @@ def test_an_encoder_is_replaced_whole_or_stays_as_it_is(mer: Mer, tmp_path: Path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made", "source"]
     bundle = Bundle.open(tmp_path / "made")
     bundle.verify()
-    assert (Encoder.of(bundle).config.model_dump()["layers"], len(bundle.manifest.variants)) == ([0], 1)
+    assert (Encoder.of(bundle).config.model_dump()["layers"], len(bundle.manifest.variants)) == ((0,), 1)
 
 
 def test_a_reduced_precision_passes_the_gate_and_says_what_it_costs(exported: tuple[str, Path]) -> None:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_bundle import make_samples
 
 from benchmarks import end_to_end, growth, output
 from benchmarks.authors import LOOPS, MessagePassing, padded
 from benchmarks.phases import Clock
 from benchmarks.suite import NETWORKS, random_bundle
 from mer_export import machine, registry
+from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
+from mer_export.data.formats.parquet.writer import write_parquet
 from mer_export.data.open import stream_samples
+from mer_export.data.samples import Corpus
 from mer_export.data.synthetic import synthesise
 from mer_export.models.cmerc.network import Frequency, context_edges
 from train.config import load_preset
 
+ROOT = Path(__file__).parent.parent
 FEW: dict[str, tuple[str, int, dict[str, Any]]] = {
     "cmerc_meld": ("meld", 6, {}),
     "mtee_mosei": ("mosei_emo", 20, {}),
@@ -132,3 +141,17 @@ def test_files_of_every_kind_hold_as_many_utterances_of_the_same_shapes(tmp_path
         shapes[name] = [{n: a.shape for n, a in s.inputs.items()} for s in samples]
         assert sum(len(s.units) for s in samples) == 19
     assert all(found == shapes["Parquet"] for found in shapes.values())
+
+
+def test_every_part_of_a_run_of_the_command_is_seen(exported: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    said = {"labels": exported.manifest.task.labels, "speakers": 3}
+    write_parquet(Corpus({"test": make_samples()}, "random", said), tmp_path / "data.parquet")
+    words = ["infer", exported.root, tmp_path / "data.parquet", "--out", tmp_path / "out.jsonl", "--quiet"]
+    timed = [sys.executable, "-P", ROOT / "benchmarks" / "phases.py", str(time.time()), *words]
+    own = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(timed, capture_output=True, text=True, env=own, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    spent = json.loads(done.stdout.splitlines()[-1])
+    assert spent.keys() == {*end_to_end.PARTS}
+    assert all(seconds > 0 for seconds in spent.values())

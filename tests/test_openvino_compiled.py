@@ -52,6 +52,9 @@ def test_a_second_start_takes_the_compiled_model_and_answers_the_same(bundle: Bu
     np.testing.assert_array_equal(again, first)
     _, kept = start(bundle, threads=2, reduced=reduced)
     assert kept == [3], "threads are set when a model is read"
+    streams, kept = start(bundle, streams=2, reduced=reduced)
+    assert kept == [3], "and so are streams"
+    np.testing.assert_allclose(streams, first, rtol=0, atol=1e-6)
     assert len(files(bundle)) == 1
 
 

@@ -287,7 +287,8 @@ def test_openvino_says_which_precision_it_computes_in(exported: Bundle) -> None:
         assert (session.info["precision"], session.info["inference_precision"]) == ("fp32", "f32")
         assert session.info["threads"] == 1
         # Tied to cores, two sessions of one thread would share the first and one of two threads wait for them.
-        assert session._request(1).get_compiled_model().get_property("ENABLE_CPU_PINNING") is False
+        with session._request(1) as (request, _):
+            assert request.get_compiled_model().get_property("ENABLE_CPU_PINNING") is False
     with open_session(exported, graph, "openvino", SessionOptions(reduced="bf16")) as session:
         assert session.info["precision"] == "bf16"
         assert session.info["inference_precision"] in ("bf16", "f32")

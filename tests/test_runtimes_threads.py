@@ -16,6 +16,7 @@ from mer_export.bundle import Bundle
 from mer_export.data.samples import Sample
 from mer_export.exporters import export_variant
 from runtimes.backends import staged
+from runtimes.backends.openvino.session import OpenVinoSession
 from runtimes.backends.session import Session, SessionOptions
 from runtimes.backends.table import backend_problem
 from runtimes.predict.predictor import Predictor
@@ -46,6 +47,19 @@ def test_threads_that_share_a_predictor_get_their_own_answers(exported: Bundle, 
         pytest.skip(str(backend_problem(backend)))
     with Predictor(exported, backend, ONE_THREAD, workers=workers) as shared:
         assert differing(shared, make_samples(16), threads=6, calls=30) == 0
+
+
+def test_openvino_compiles_one_model_for_all_workers(exported: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    opened = []
+    original = OpenVinoSession._compile
+    monkeypatch.setattr(OpenVinoSession, "_compile", lambda own, size: opened.append(size) or original(own, size))
+    with Predictor(exported, "openvino", ONE_THREAD, batch=2, workers=3) as shared:
+        bucket = shared.buckets[0]
+        with shared.lend(bucket) as one, shared.lend(bucket) as other:
+            assert other is one
+        assert one.info["threads"] == 1
+    assert opened == [2]
 
 
 def test_threads_that_share_a_variant_in_stages_get_their_own_answers(

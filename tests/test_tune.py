@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +29,10 @@ from runtimes.predict.machine_profile import Entry, Goal, Limits, Profile, choos
 from runtimes.predict.opening import open_predictor
 from runtimes.predict.predictor import Predictor
 from runtimes.predict.verdicts import failed
+from runtimes.speed import settings as spread
 from runtimes.speed import tune
 from runtimes.speed.products import products, slower
+from runtimes.speed.settings import first_look, near_best, settings_of, worth_widening
 
 HERE = SessionOptions()
 
@@ -51,8 +54,8 @@ def tuned(exported: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tune") / "bundle"
     bundle = part_of(exported, root, ("onnx", 4), ("onnx", 8), ("torchscript", 8))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "_parallel", lambda: [(1, 1), (1, 2)])
-        patch.setattr(tune, "PASSES", 2)
+        patch.setattr(spread, "parallel", lambda: [(1, 1), (1, 2)])
+        patch.setattr(tune, "PASSES", tune.PASSES[:3])
         tune.run_tune(bundle, make_samples(16), batches=(1, 3)).save(bundle)
     return bundle.root
 
@@ -80,7 +83,7 @@ def profile_of(times: list[tuple[Way, float, float]]) -> Profile:
         for w, *both in times
         for n, ms, share in zip((4, 8), both, (1 / 3, 2 / 3), strict=True)
     ]
-    return Profile(machine={}, weights_sha256="", source="", entries=entries, load_average=0)
+    return Profile(machine={"cpu": "a", "cores": 4}, weights_sha256="", source="", entries=entries, load_average=0)
 
 
 milliseconds = st.floats(0.1, 50)
@@ -122,6 +125,11 @@ def test_a_choice_is_never_a_tenth_slower_than_the_best_measured(
     single = {s: (a + 2 * b) / 3 for s, a, b in times if (s.options.batch, s.workers) == (1, 1)}
     if single:
         assert single[choose(found, Goal("latency")).way] <= 1.1 * min(single.values())
+    if all(s.workers > 1 for s in per_item):
+        with pytest.raises(UsageError, match="answers one call at a time"):
+            choose(found, Goal("latency"))
+    assert "- latency: " in found.page()
+    assert "- throughput: " in found.page()
 
 
 def test_limits_restrict_the_choice() -> None:
@@ -144,7 +152,49 @@ def test_what_may_turn_out_best_is_timed_again() -> None:
     best, doubled, slow = way(), way(threads=2), way(threads=4)
     many, few = way(batch=16, workers=2), way(batch=4, workers=2)
     found = profile_of([(best, 1.0, 1.0), (doubled, 2.0, 2.0), (slow, 2.5, 2.5), (many, 8.0, 8.0), (few, 8.0, 8.0)])
-    assert tune._near(found) == {best, doubled, many}
+    assert near_best(found, 2.2) == {best, doubled, many}
+    reduced = profile_of([(best, 1.0, 1.0), (way(precision="int8", threads=4), 9.0, 9.0)])
+    assert len(near_best(reduced, 2.2)) == 2, "each precision has a best of its own"
+
+
+def test_a_first_look_is_at_both_ends_of_the_batches_and_of_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spread, "parallel", lambda: [(1, 1), (2, 1), (4, 1), (1, 4)])
+    looked = first_look(list(settings_of(way(), (1, 4, 16))))
+    assert {(w.options.threads, w.workers, w.options.batch) for w in looked} == {(1, 1, 1), (1, 1, 16), (4, 1, 1)}
+
+
+@pytest.mark.parametrize(("one", "sixteen", "tried"), [(30.0, 450.0, False), (30.0, 360.0, True), (3.0, 45.0, True)])
+def test_larger_batches_of_long_calls_that_gain_nothing_at_a_first_look_are_left_out(
+    one: float, sixteen: float, tried: bool
+) -> None:
+    sizes = [way(batch=b, threads=t) for t in (1, 4) for b in (1, 4, 16)]
+    looked = profile_of([(sizes[0], one, one), (sizes[2], sixteen, sixteen)])
+    assert worth_widening(looked, sizes) == (sizes if tried else [sizes[0], sizes[3]])
+
+
+def test_without_time_the_best_has_a_first_look_in_every_bucket_and_the_rest_is_named(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spread, "parallel", lambda: [(1, 1), (1, 2)])
+    found = tune.run_tune(bundle, make_samples(16), batches=(1, 3), minutes=0)
+    assert {e.rounds for e in found.entries} == {tune.PASSES[0].rounds}
+    for precision in ("fp32", "int8"):
+        assert choose(found, Goal("throughput"), Limits(precision=precision)).way.workers == 1
+    every = {
+        f"{way.variant}: {own.description}" for way in tune._ways(bundle, None) for own in settings_of(way, (1, 3))
+    }
+    timed = {f"{e.way.variant}: {e.way.description}" for e in found.entries}
+    assert {name for name, why in found.not_run if "give more with mer tune --minutes" in why} == every - timed
+    assert "give more with mer tune --minutes" in found.page()
+
+
+def test_what_is_far_from_the_best_at_a_first_look_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spread, "parallel", lambda: [(1, 1), (1, 2)])
+    monkeypatch.setattr(tune, "PASSES", (tune.PASSES[0], tune.PASSES[1]._replace(near=1.0)))
+    found = tune.run_tune(bundle, batches=(1,), precisions=("fp32",))
+    best = {choose(found, Goal(kind)).way.backend for kind in ("latency", "throughput")}
+    assert {e.way.backend for e in found.entries if e.way.workers == 2} <= best | {"openvino", "onnxruntime"}
+    assert {why for name, why in found.not_run if "2 workers" in name} == {tune.FAR}
 
 
 def test_a_choice_is_judged_by_the_times_of_another_run() -> None:
@@ -184,7 +234,8 @@ def test_everything_exported_is_timed_and_the_best_again(bundle: Bundle) -> None
     found = profiles.own_profile(bundle)
     assert {e.way.backend for e in found.entries} >= {"onnxruntime", "torchscript"}
     assert {(e.way.options.batch, e.way.workers) for e in found.entries} == {(1, 1), (1, 2), (3, 1), (3, 2)}
-    assert 2 * tune.ROUNDS in {e.rounds for e in found.entries} <= {tune.ROUNDS, 2 * tune.ROUNDS}
+    looked, again, third = (step.rounds for step in tune.PASSES[:3])
+    assert looked + again + third in {e.rounds for e in found.entries}
     assert all(s.way.format == "onnx" or s.item_ms > 0 for s in profiles.scores(found))
     shares = [sum(e.share for e in found.entries if e.way.in_any_bucket == s.way) for s in profiles.scores(found)]
     assert shares == pytest.approx([1.0] * len(shares))
@@ -193,20 +244,20 @@ def test_everything_exported_is_timed_and_the_best_again(bundle: Bundle) -> None
 
 def test_memory_for_one_session_at_a_time_times_the_same_ways(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
-    original = tune._time
+    original = tune.Tuning._time
 
-    def watched(bundle: Bundle, group: list[Way], *rest: object) -> list[object]:
+    def watched(tuning: tune.Tuning, group: list[Way], *rest: Any) -> list[Any]:
         held.append(len(group))
-        return original(bundle, group, *rest)  # type: ignore[arg-type, return-value]
+        return original(tuning, group, *rest)
 
-    monkeypatch.setattr(tune, "_time", watched)
-    monkeypatch.setattr(tune, "_parallel", lambda: [(1, 1)])
-    monkeypatch.setattr(tune, "PASSES", 2)
-    together = tune.run_tune(bundle, make_samples(16), batches=(1,))
+    monkeypatch.setattr(tune.Tuning, "_time", watched)
+    monkeypatch.setattr(spread, "parallel", lambda: [(1, 1)])
+    monkeypatch.setattr(tune, "PASSES", tune.PASSES[:2])
+    together = tune.run_tune(bundle, make_samples(16), batches=(1,), precisions=("fp32",))
     assert max(held) > 1
     held.clear()
     monkeypatch.setattr(machine, "available_bytes", lambda: 1)
-    apart = tune.run_tune(bundle, make_samples(16), batches=(1,))
+    apart = tune.run_tune(bundle, make_samples(16), batches=(1,), precisions=("fp32",))
     assert set(held) == {1}
     assert {e.way for e in apart.entries} == {e.way for e in together.entries}
 

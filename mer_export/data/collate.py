@@ -48,7 +48,9 @@ def collate(
         raise InputError(f"{len(samples)} samples do not fit the fixed batch of {size}")
     arrays = {}
     for spec in contract.inputs:
-        out = np.full(spec.shape(size, lengths), spec.padding or 0, dtype=spec.dtype)
+        out = np.zeros(spec.shape(size, lengths), dtype=spec.dtype)
+        if spec.padding:
+            out.fill(spec.padding)
         if spec.counts:
             given = dict(contract.inputs_of).get(spec.modality or "", frozenset())
             there = [not spec.modality or not given.isdisjoint(s.inputs) for s in samples]

@@ -51,10 +51,16 @@ def _from_dict(given: Any, name: str, contract: Contract) -> Sample:
     known = [s.name for s in contract.features]
     _refuse_others(name, inputs, known, known)
     inputs = {s.name: _array(name, s, inputs[s.name]) for s in contract.features if s.name in inputs}
-    sample = Sample(name, inputs, (name,))
-    if contract.unit_dim is not None:
-        sample = replace(sample, units=tuple(f"{name}/{i}" for i in range(_units(sample, contract))))
+    sample = numbered(name, inputs, contract)
     return replace(sample, units=tuple(map(str, given[UNITS]))) if UNITS in given else sample
+
+
+def numbered(name: str, inputs: Mapping[str, np.ndarray], contract: Contract) -> Sample:
+    """A sample of arrays with every dim of their inputs, whose units are called by their number."""
+    if contract.unit_dim is None:
+        return Sample(name, inputs, (name,))
+    count = _rows(inputs, contract)
+    return Sample(name, inputs, tuple([f"{name}/{i}" for i in range(1 if count is None else count)]))
 
 
 def _fitted(sample: Sample, features: Mapping[str, TensorSpec], contract: Contract) -> Sample:
@@ -125,9 +131,16 @@ def _require(sample: Sample, features: Mapping[str, TensorSpec]) -> None:
 
 def _units(sample: Sample, contract: Contract) -> int:
     """How many rows the answer has."""
-    dim = contract.unit_dim
-    if dim is None:
+    if contract.unit_dim is None:
         return 1
-    places = ((s.name, s.dims.index(dim) - 1) for s in contract.features if dim in s.dims and s.name in sample.inputs)
-    name, place = next(places, (None, 0))
-    return len(sample.units) if name is None else int(sample.inputs[name].shape[place])
+    count = _rows(sample.inputs, contract)
+    return len(sample.units) if count is None else count
+
+
+def _rows(inputs: Mapping[str, np.ndarray], contract: Contract) -> int | None:
+    """How many units inputs have; None where none of them says it."""
+    dim = contract.unit_dim
+    for spec in contract.features:
+        if dim in spec.dims and spec.name in inputs:
+            return int(inputs[spec.name].shape[spec.dims.index(dim) - 1])
+    return None

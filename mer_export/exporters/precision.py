@@ -19,7 +19,9 @@ from mer_export.errors import MerError, NotAvailableError, ParityError, Unsuppor
 from mer_export.exporters.export_job import ExportJob
 from mer_export.exporters.graph.bf16 import to_bf16
 from mer_export.exporters.graph.external_data import save
+from mer_export.exporters.graph.int8_gru import gru_loops
 from mer_export.exporters.graph.names import module_of, node_name, nodes_of
+from mer_export.exporters.graph.nodes import all_nodes
 from mer_export.exporters.graph.share import share_initializers
 from mer_export.exporters.precision_gate import check, open_file
 
@@ -29,8 +31,8 @@ MATRICES = ("MatMul", "Gemm")
 PRODUCTS = (*MATRICES, "Conv", "LSTM", "GRU", "RNN")
 """Operators that weigh features; what comes after them is of the network's own scale."""
 RECURRENT = ("LSTM",)
-"""Recurrent operators with an int8 twin in ONNX Runtime; GRU has none."""
-INT8_OPERATORS = ("MatMulInteger", "DynamicQuantizeLSTM")
+"""Recurrent operators with an int8 twin in ONNX Runtime; GRU has none, and becomes a loop."""
+INT8_OPERATORS = ("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeLSTM")
 
 FP32_OPERATORS = (
     # Sums and squares over many elements, and what divides by them.
@@ -152,20 +154,24 @@ def _prepared(reference: Path) -> Any:
     return model
 
 
-def _int8(model: Any, scratch: Path, keep: Collection[str], per_channel: bool, operators: tuple[str, ...]) -> Any:
-    """Dynamic quantisation of products with a constant matrix, and of LSTMs."""
+def _int8(model: Any, scratch: Path, keep: Collection[str], per_channel: bool, recurrent: bool) -> Any:
+    """Dynamic quantisation of products with a constant matrix, and of `recurrent` layers."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    if recurrent:
+        gru_loops(model, keep)
     # Without this mark the quantiser asks on the log for what was done above.
     onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
     quantize_dynamic(
         model,
         scratch,
-        op_types_to_quantize=list(operators),
+        op_types_to_quantize=[*MATRICES, *(RECURRENT if recurrent else ())],
         per_channel=per_channel,
         weight_type=QuantType.QInt8,
         nodes_to_exclude=_excluded(model.graph, keep),
+        # Shapes and types behind a loop of `gru_loops` are not inferred: it has operators of ONNX Runtime alone.
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
     )
     made = onnx.load_model(scratch)
     del made.metadata_props[:]
@@ -293,20 +299,19 @@ def _finished(model: Any) -> Any:
 
 
 def _count(model: Any, operators: tuple[str, ...]) -> dict[str, int]:
-    return dict(Counter(n.op_type for n in model.graph.node if n.op_type in operators))
+    return dict(Counter(n.op_type for n in all_nodes(model.graph) if n.op_type in operators))
 
 
-EVERYTHING = (*MATRICES, *RECURRENT)
 PRECISIONS = {
     "fp16": Precision({"fp16": _fp16}, ("Cast",), formats=("onnx", "tensorrt")),
     # ONNX Runtime refuses bf16 graphs on the CPU.
     "bf16": Precision({"bf16 products": _bf16}, MATRICES, formats=("tensorrt",), twin=partial(_bf16, emulate=True)),
     "int8": Precision(
         {
-            "per channel": partial(_int8, per_channel=True, operators=EVERYTHING),
-            "per tensor": partial(_int8, per_channel=False, operators=EVERYTHING),
-            "per channel, LSTM in fp32": partial(_int8, per_channel=True, operators=MATRICES),
-            "per tensor, LSTM in fp32": partial(_int8, per_channel=False, operators=MATRICES),
+            "per channel": partial(_int8, per_channel=True, recurrent=True),
+            "per tensor": partial(_int8, per_channel=False, recurrent=True),
+            "per channel, recurrent layers in fp32": partial(_int8, per_channel=True, recurrent=False),
+            "per tensor, recurrent layers in fp32": partial(_int8, per_channel=False, recurrent=False),
         },
         INT8_OPERATORS,
         # TensorRT reads no dynamic quantisation.

@@ -29,7 +29,8 @@ class SessionOptions:
     backend that can (`Backend.reduces`), None leaves it as it is; `batch` is how many items most calls will bring, for
     a backend that prepares for that.
 
-    `cuda_graph` captures runs on a GPU. Without `reuse` a variant in stages keeps nothing from call to call.
+    `cuda_graph` captures runs on a GPU. Without `reuse` a variant in stages keeps nothing from call to call. `streams`
+    is how many calls will come side by side, each with `threads` of its own, to a backend that can compute them so.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -41,6 +42,7 @@ class SessionOptions:
     batch: int = 1
     cuda_graph: bool = False
     reuse: bool = True
+    streams: int = 1
 
     @property
     def kind(self) -> str:

@@ -15,11 +15,14 @@ Made = TypeVar("Made")
 
 
 class Crew:
-    """`workers` sessions that `open_one` gives; one for all where its engine computes calls side by side."""
+    """`workers` sessions that `open_one` gives; one for all where its engine computes calls side by side.
 
-    def __init__(self, open_one: Callable[[], Session], workers: int):
-        first = open_one()
-        self._own = [first] if first.concurrent else [first, *(open_one() for _ in range(workers - 1))]
+    `open_one` is told how many calls will come side by side (`SessionOptions.streams`).
+    """
+
+    def __init__(self, open_one: Callable[[int], Session], workers: int):
+        first = open_one(workers)
+        self._own = [first] if first.concurrent else [first, *(open_one(workers) for _ in range(workers - 1))]
         self._free: SimpleQueue[Session] = SimpleQueue()
         for number in range(workers):
             self._free.put(self._own[number % len(self._own)])

@@ -35,7 +35,8 @@ class StagedSession(Session):
 
     def load(self, path: Path) -> Ports:
         """Opens a session for each stage, which holds its own file against its own contract; `path` is the last one."""
-        self.sessions = {s.name: self.kind(self._part(s, path), self.options) for s in self.stages}
+        options = replace(self.options, streams=1)
+        self.sessions = {s.name: self.kind(self._part(s, path), options) for s in self.stages}
         self.kept = {s.name: Kept(KEPT_BYTES) for s in self.stages if s.repeats and self.options.reuse}
         self.seconds: dict[str, Any] = {s.name: {"calls": 0, "rows": 0, "ms": 0.0} for s in self.stages}
         first = self.sessions[self.stages[0].name].info

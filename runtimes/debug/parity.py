@@ -95,7 +95,10 @@ def candidate_of(bundle: Bundle, variant: Variant, runtime: str | None, reduced:
             path = bundle.variant_files(variant)
         else:
             way, path = Way.of(variant, "onnxruntime"), Path(folder) / "model.onnx"
-            assert job.graph is not None, "a variant that is not there is made from one that is"
+            if job.graph is None:
+                raise UsageError(
+                    f"{variant.name} is made of fp32 of the bundle's weights: run mer export --format onnx"
+                )
             precision.write(job, job.graph.path, path, gated=False)
         artefact = Artefact(
             path, job.contract, variant.lengths, variant.batch, variant.precision, variant.options, digest=variant.name
@@ -272,7 +275,7 @@ def _examine(
     shown.begin("suspects")
     found = blame(side, graph, inputs, own, report.rows, report.precision, score)
     report.module = found.module if found else None
-    if block and variant.precision != "fp32" and variant.format == "onnx":
+    if block and variant.precision != "fp32" and job.graph:
         shown.begin("modules to keep in fp32")
         report.keep_fp32 = block_list(
             candidate.job, candidate.way, candidate.artefact, report.rows, inputs, score, folder

@@ -57,6 +57,7 @@ class TraceSide:
         self.values = self._values({key: step.name for key, step in found.items()})
 
     def _values(self, names: dict[str, str]) -> list[Value]:
+        outputs = {s.name for s in self._contract.outputs}
         readers: dict[str, set[str]] = {}
         for place, node in enumerate(self._graph.nodes()):
             for value in node.inputs():
@@ -67,7 +68,7 @@ class TraceSide:
             if key in names
             for own in [self._modules[_place(key)]]
             for others in [readers.get(value.debugName(), set()) - {own}]
-            if others
+            if others or names[key] in outputs
         ]
 
     def run(self, inputs: Arrays, wanted: Sequence[str] = (), given: Arrays | None = None) -> dict[str, np.ndarray]:

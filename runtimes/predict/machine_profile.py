@@ -247,7 +247,12 @@ def choose(profile: Profile, goal: Goal, limits: Limits | None = None) -> Score:
         return min(found, key=lambda s: s.item_ms)
     if goal.kind == "latency":
         single = [s for s in found if s.way.workers == 1]
-        least = min((s.way.options.batch for s in single), default=None)
+        if not single:
+            raise UsageError(
+                "nothing that was measured here answers one call at a time, all with several sessions side by side: "
+                "run mer tune again, or take --goal throughput"
+            )
+        least = min(s.way.options.batch for s in single)
         return min((s for s in single if s.way.options.batch == least), key=lambda s: s.call_ms)
     fitting = [s for s in found if s.slowest_ms <= goal.budget_ms]
     if not fitting:
@@ -284,11 +289,7 @@ def markdown(profile: Profile) -> str:
     ]
     if profile.products:
         lines += [f"- one thread multiplies at {_rates(profile.products)} GFLOP/s"]
-    for goal in (Goal("latency"), Goal("throughput")):
-        best = choose(profile, goal)
-        lines.append(
-            f"- {goal.kind}: {best.way.description}: {best.call_ms:.2f} ms a call, {1000 / best.item_ms:.0f} items/s"
-        )
+    lines += [f"- {goal.kind}: {_best(profile, goal)}" for goal in (Goal("latency"), Goal("throughput"))]
     lines += ["", "Over all buckets, by the part of the data that goes to each:", ""]
     lines += table(("way to run", "ms a call", "p90, slowest bucket", "items/s"), _rows(found))
     if profile.encoders:
@@ -297,6 +298,14 @@ def markdown(profile: Profile) -> str:
         lines += ["", "Not measured:", ""]
         lines += [f"- {reason} ({some(names)})" for reason, names in grouped_reasons(profile.not_run)]
     return "\n".join(lines) + "\n"
+
+
+def _best(profile: Profile, goal: Goal) -> str:
+    try:
+        best = choose(profile, goal)
+    except UsageError as error:
+        return str(error)
+    return f"{best.way.description}: {best.call_ms:.2f} ms a call, {1000 / best.item_ms:.0f} items/s"
 
 
 def _rates(measured: dict[str, float]) -> str:

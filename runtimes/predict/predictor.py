@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -240,10 +241,10 @@ class Predictor:
         return collate(samples, self.contract, session.bucket, session.batch or None, real)
 
     def cut(self, outputs: Mapping[str, np.ndarray], parts: Sequence[Part]) -> list[dict[str, np.ndarray]]:
-        """What is real of the outputs of `pad`'s arrays: every output of each part, without batch dim and padding."""
+        """What is real of these outputs of `pad`'s arrays: each of every part, without batch dim and padding."""
+        specs = [s for s in self.contract.outputs if s.name in outputs]
         return [
-            {s.name: outputs[s.name][i][_real(s, part.piece.lengths)] for s in self.contract.outputs}
-            for i, part in enumerate(parts)
+            {s.name: outputs[s.name][i][_real(s, part.piece.lengths)] for s in specs} for i, part in enumerate(parts)
         ]
 
     def rows(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -260,11 +261,12 @@ class Predictor:
         check_process(self._process)
         with self._loading:
             if bucket not in self._crews:
-                self._crews[bucket] = Crew(lambda: self._open(bucket, batch), self.workers)
+                self._crews[bucket] = Crew(partial(self._open, bucket, batch), self.workers)
             return self._crews[bucket]
 
-    def _open(self, bucket: Bucket | None, batch: int) -> Session:
-        return open_session(self.bundle, self._variants[bucket], self.backend, replace(self.options, batch=batch))
+    def _open(self, bucket: Bucket | None, batch: int, streams: int = 1) -> Session:
+        options = replace(self.options, batch=batch, streams=streams)
+        return open_session(self.bundle, self._variants[bucket], self.backend, options)
 
     def close(self) -> None:
         """Frees every loaded model."""
@@ -327,7 +329,8 @@ class Predictor:
 
     def _run_batch(self, session: Session, alike: list[_Work]) -> list[np.ndarray]:
         parts = [w.part for w in alike]
-        return [self.rows(found) for found in self.cut(session.run(self.pad(session, parts)), parts)]
+        scores = session.run(self.pad(session, parts))[self.task.output]
+        return [self.rows(found) for found in self.cut({self.task.output: scores}, parts)]
 
     def read(self, sample: Sample, scores: np.ndarray, first: int = 0) -> Iterator[Prediction]:
         """What `scores` say, one row for each of as many units of a sample, from unit number `first` on.

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from mer_export.contract import BATCH, Contract, TensorSpec
-from mer_export.data.given import KINDS, checked
+from mer_export.data.given import KINDS, checked, numbered
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError
 from mer_export.registry import first_problem
@@ -161,7 +161,7 @@ def samples_of(tensors: Mapping[str, np.ndarray], contract: Contract) -> list[Sa
     if len(sizes) != 1 or sizes == {0}:
         raise InputError(f"the first dim is the number of items, the same for all inputs: it is {sorted(sizes)}")
     counts = [(s, tensors[s.name].reshape(-1)) for s in known.values() if s.counts and s.name in tensors]
-    given = ({"id": f"item {i}"} | _item(tensors, known, counts, i) for i in range(sizes.pop()))
+    given = (numbered(f"item {i}", _item(tensors, known, counts, i), contract) for i in range(sizes.pop()))
     return list(checked(given, contract))
 
 

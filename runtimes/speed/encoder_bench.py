@@ -12,8 +12,9 @@ from mer_export.encoders.encoder import Encoder
 from runtimes.backends.way import Way, find_ways, in_memory, why_broken
 from runtimes.predict.machine_profile import EncoderRow
 from runtimes.speed.cases import Arrays, call, case_inputs, load, warm_all
-from runtimes.speed.timing import interleave
+from runtimes.speed.timing import Deadline, interleave
 
+LATE = "the time was over: give more with mer tune --minutes"
 NO_NETWORK = "computed without a network: its time is in what reads files"
 Problems = list[tuple[str, str]]
 
@@ -31,10 +32,11 @@ def time_encoder(
     rounds: int,
     threads: int | None,
     not_run: Problems,
+    until: Deadline | None = None,
 ) -> Iterator[EncoderRow]:
     """Rows of one encoder on random values: for each bucket the ways to run it on some backends, interleaved.
 
-    What breaks is named in `not_run`.
+    What breaks is named in `not_run`, and buckets whose turn comes past the deadline.
     """
     label = f"{name}: {encoder.identity.name}"
     if registry.get(encoder.bundle.manifest.system).compute:
@@ -45,6 +47,9 @@ def time_encoder(
     not_run += [(f"{label}, {w.name}", w.why_not) for w in ways if w.why_not is not None]
     able = [w for w in ways if w.why_not is None]
     for bucket in sorted({w.bucket for w in able if w.bucket is not None}):
+        if until is not None and until.over:
+            not_run.append((f"{label}, {bucket.name}", LATE))
+            continue
         here = [w for w in able if w.bucket == bucket]
         found: dict[Way, dict[int, float]] = {}
         for batch in batches:

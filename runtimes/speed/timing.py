@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 
 from mer_export.bundle import Strict
+from mer_export.progress import duration
 
 PAUSE = 0.015
 """Seconds before each turn: idle workers of one runtime keep spinning for a while and would slow the next one."""
@@ -42,6 +43,22 @@ class Clock:
 
 
 MACHINE = Clock()
+
+
+class Deadline:
+    """So many seconds from now on."""
+
+    def __init__(self, seconds: float, clock: Clock = MACHINE):
+        self.clock, self.end = clock, clock.wall() + seconds
+
+    @property
+    def over(self) -> bool:
+        return self.clock.wall() >= self.end
+
+    @property
+    def text(self) -> str:
+        """`at most 1 min 20 s left`."""
+        return f"at most {duration(max(0.0, self.end - self.clock.wall()))} left"
 
 
 class Quartiles(Strict):
@@ -116,10 +133,12 @@ def interleave(
     seed: int = 0,
     clock: Clock = MACHINE,
     broken: dict[str, Exception] | None = None,
+    until: Deadline | None = None,
 ) -> dict[str, Turns]:
     """Times every call once per round (short ones several times in a row), in an order drawn for each round.
 
-    A call that raises is timed no more and has no turns; what it raised is put into `broken`, or raised without that.
+    No round after the first begins past the deadline. A call that raises is timed no more and has no turns; what it
+    raised is put into `broken`, or raised without that.
     """
     random = np.random.default_rng(seed)
     turns = {name: Turns() for name in calls}
@@ -136,7 +155,9 @@ def interleave(
 
     for name, call in calls.items():
         attempt(name, partial(_seconds, call, clock))
-    for _ in range(rounds):
+    for number in range(rounds):
+        if number and until is not None and until.over:
+            break
         for name in random.permutation(list(turns)).tolist():
             clock.sleep(pause)
             attempt(name, partial(_turn, calls[name], turns[name], expected[name], clock))

@@ -1,12 +1,16 @@
-"""Times every way to answer on this machine: variants, runtimes, threads, sessions side by side, batch sizes."""
+"""Times every way to answer on this machine: variants, runtimes, threads, sessions side by side, batch sizes.
+
+By successive halving: a first look at every variant on every runtime, then every setting of what came near the best of
+its precision, then again and again what may still turn out best, until all passes are done or the time is over.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,20 +25,43 @@ from runtimes.backends.session import Session
 from runtimes.backends.session_pool import Crew
 from runtimes.backends.table import known_backends
 from runtimes.backends.way import Way, find_ways, in_memory, why_broken
-from runtimes.predict.machine_profile import Entry, Profile, machine_class, scores
-from runtimes.speed import encoder_bench
+from runtimes.predict.machine_profile import Entry, Profile, machine_class
+from runtimes.speed import encoder_bench, settings
 from runtimes.speed.cases import Arrays, case_inputs, fitting_samples
+from runtimes.speed.encoder_bench import LATE
 from runtimes.speed.products import products, slower
-from runtimes.speed.timing import Call, interleave
+from runtimes.speed.settings import crews, first_look, near_best, settings_of, worth_widening
+from runtimes.speed.timing import MACHINE, Call, Clock, Deadline, Turns, interleave
 
 BATCHES = (1, 4, 16)
-PASSES, ROUNDS = 3, 3
-"""Everything is timed in the first pass, what may turn out best in the others too, some time later each: what disturbs
-the machine for a while shall not decide."""
-NEAR = 2.2
-"""Times the best up to which a way may turn out best: two threads that got one core in a whole pass are within."""
+MINUTES = 2.0
+RANDOM = "random values, all buckets alike"
+"""What a profile says of data where none was given."""
+
+
+class Pass(NamedTuple):
+    """How often settings are timed, and which: those near the best of their precision so far, and with `widen` every
+    setting of a variant on a runtime of which one is near."""
+
+    rounds: int
+    near: float
+    """Times the best."""
+    widen: bool = False
+
+
+PASSES = (Pass(1, float("inf")), Pass(2, 3.0, widen=True), Pass(3, 2.2), Pass(3, 1.6))
+"""Some time lies between two passes, and sessions are loaded anew: what disturbs the machine for a while shall not
+decide. Two threads that got one core in a whole pass are within 2.2."""
+SHORT_OF_TIME = 1.3
+"""Times the best that a way may take to be looked at in the other buckets too, once the time is over."""
 LONGEST_CALL = 2.0
-"""Seconds; larger batches of a way whose call takes longer are left out."""
+"""Seconds that a call may be expected to take; larger batches of a way are left out."""
+FUSION = 0.5
+"""Part of the time that is for the bundle's own variants where it takes encoders along."""
+
+FAR = "far from the best of its precision at a first look"
+NO_GAIN = "larger batches took as long an item at a first look"
+LONG = f"a call would take over {LONGEST_CALL:g} s"
 
 Shares = Mapping[tuple[Way, Bucket], float]
 """The part of the data that goes to a bucket, of what answers it together and is not spread over threads yet."""
@@ -47,17 +74,20 @@ class Timed:
     way: Way
     place: tuple[Way, Bucket]
     ms: list[np.ndarray] = field(default_factory=list)
+    rounds: int = 0
 
 
 def run_tune(
     bundle: Bundle,
     samples: Sequence[Sample] | None = None,
-    source: str = "random values, all buckets alike",
+    source: str = RANDOM,
     batches: Sequence[int] = BATCHES,
     precisions: Sequence[str] | None = None,
+    minutes: float = MINUTES,
     progress: Progress = SILENT,
+    clock: Clock = MACHINE,
 ) -> Profile:
-    """Times all exported variants and gives the profile of this machine. What breaks is named in its `not_run`.
+    """Times what was exported and gives the profile of this machine. What breaks or is left out is in its `not_run`.
 
     Args:
         bundle: opened bundle.
@@ -65,128 +95,232 @@ def run_tune(
         source: what the data is called in the profile.
         batches: sizes to try where a variant takes any.
         precisions: only answers in these.
-        progress: shows each bucket in each pass as it is timed.
+        minutes: how long it may take, but for the first look, which what is best has to pass in every bucket.
+        progress: shows each bucket in each pass as it is timed, and the time left.
+        clock: where the time that is left comes from.
 
     Raises:
         UsageError: nothing exported that runs here, or no sample fits.
         UnsupportedError: everything that was exported breaks.
     """
-    measured, contract = products(), bundle.manifest.contract
+    encoders, whole = encoder_bench.chosen(bundle), Deadline(60 * minutes, clock)
+    measured = products()
     ways, left_out = _worth(_ways(bundle, precisions), measured if precisions is None else {})
-    shares, buckets = _shares(ways, contract, samples), _buckets(ways)
-    timed: dict[Way, Timed] = {}
-    broken: dict[Way, Exception] = {}
-    profile = _profile(bundle, source, [], shares, broken)
-    with progress.over("tune", PASSES * len(buckets), "bucket") as shown:
-        for number in range(PASSES):
-            wanted = _near(profile) if number else None
-            for bucket in buckets:
-                here = [w for w in ways if w.bucket == bucket]
-                shown.begin(f"{bucket.name}: {len(here)} ways to run, pass {number + 1} of {PASSES}")
-                fitting = fitting_samples(samples, contract, bucket, buckets) if samples else []
-                if samples and not fitting:
-                    continue
-                inputs = partial(_arrays, contract, bucket, fitting)
-                for group in in_memory(bundle, here, sessions=sum(workers for _, workers in _parallel())):
-                    for plain, way, seconds in _time(bundle, group, inputs, batches, wanted, broken):
-                        timed.setdefault(way, Timed(way, (plain.in_any_bucket, bucket))).ms.append(1000 * seconds)
-            sound = [t for way, t in timed.items() if way not in broken]
-            if broken and not sound:
-                way, error = next(iter(broken.items()))
-                raise UnsupportedError(f"nothing that was exported runs here: {way.name}: {why_broken(error)}")
-            # What a broken variant would have answered goes to the next bucket.
-            places = {t.place for t in sound}
-            shares = _shares([w for w in ways if (w.in_any_bucket, w.bucket) in places], contract, samples)
-            profile = _profile(bundle, source, sound, shares, broken)
-    for name, encoder in encoder_bench.chosen(bundle):
-        rows = encoder_bench.time_encoder(name, encoder, known_backends(), batches, ROUNDS, None, profile.not_run)
+    own = Deadline(60 * minutes * FUSION, clock) if encoders else whole
+    tuning = Tuning(bundle, samples, source, sorted(batches), ways, own)
+    tuning.run(progress)
+    profile = tuning.profile()
+    for name, encoder in encoders:
+        backends = known_backends()
+        last = PASSES[-1].rounds
+        rows = encoder_bench.time_encoder(name, encoder, backends, batches, last, None, profile.not_run, whole)
         profile.encoders += rows
     return profile.model_copy(update={"products": measured, "not_run": [*left_out, *profile.not_run]})
 
 
+class Tuning:
+    """What was timed so far, what broke, and why the rest was left out."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        samples: Sequence[Sample] | None,
+        source: str,
+        batches: Sequence[int],
+        ways: Sequence[Way],
+        deadline: Deadline,
+    ):
+        self.bundle, self.samples, self.source, self.batches = bundle, samples, source, batches
+        self.ways, self.deadline = ways, deadline
+        self.contract = bundle.manifest.contract
+        self.shares, self.buckets = _shares(ways, self.contract, samples), _buckets(ways)
+        self.timed: dict[Way, Timed] = {}
+        self.broken: dict[Way, Exception] = {}
+        self.left_out: dict[Way, str] = {}
+        self._broken_in: set[tuple[Way, Bucket]] = set()
+
+    def run(self, progress: Progress) -> None:
+        """All passes, or as many as there is time for."""
+        with progress.over("tune", len(PASSES) * len(self.buckets), "bucket") as shown:
+            for number, step in enumerate(PASSES):
+                wanted = self._wanted(number)
+                for done, bucket in enumerate(self.buckets):
+                    if self.deadline.over and number + done:
+                        wanted = {} if number else self._in_short(wanted, self.buckets[:done])
+                    here = [w for w in self.ways if w.bucket == bucket]
+                    text = f"pass {number + 1} of {len(PASSES)}, {self.deadline.text}"
+                    shown.begin(f"{bucket.name}: {_count(here, wanted)} settings, {text}")
+                    if number == 0 or (step.widen and not self.deadline.over):
+                        self._leave_out(here, wanted, first=number == 0)
+                    self._time_bucket(bucket, here, wanted, step.rounds, self.deadline if number else None)
+                if self.broken and not self._sound():
+                    way, error = next(iter(self.broken.items()))
+                    raise UnsupportedError(f"nothing that was exported runs here: {way.name}: {why_broken(error)}")
+
+    def profile(self, buckets: Sequence[Bucket] | None = None) -> Profile:
+        """What was measured; of some buckets alone as if there were no others."""
+        sound = self._sound()
+        # What a broken variant would have answered goes to the next bucket.
+        gone = self._broken_in - {t.place for t in sound}
+        held = [w for w in self.ways if (w.in_any_bucket, w.bucket) not in gone]
+        if buckets is not None:
+            held = [w for w in held if w.bucket in buckets]
+        shares = _shares(held, self.contract, self.samples)
+        left = {w: why for w, why in self.left_out.items() if w not in self.timed and w not in self.broken}
+        return Profile(
+            machine=machine_class(),
+            weights_sha256=self.bundle.manifest.weights.sha256,
+            source=self.source,
+            entries=[_entry(self.bundle, t, shares) for t in sound if t.place in shares],
+            load_average=machine.load_average(),
+            not_run=[
+                *((f"{way.variant}: {way.description}", why_broken(error)) for way, error in self.broken.items()),
+                *((f"{way.variant}: {way.description}", why) for way, why in left.items()),
+            ],
+        )
+
+    def _sound(self) -> list[Timed]:
+        return [t for way, t in self.timed.items() if way not in self.broken]
+
+    def _wanted(self, number: int) -> Wanted:
+        """The settings of each way, in any bucket, that a pass times."""
+        step = PASSES[number]
+        every = {w.in_any_bucket: list(settings_of(w, self.batches)) for w in self.ways}
+        if number == 0:
+            return {plain: first_look(own) for plain, own in every.items()}
+        profile = self.profile()
+        near = near_best(profile, step.near)
+        if step.widen:
+            wide = {plain: own for plain, own in every.items() if near.intersection(own)}
+            return {plain: worth_widening(profile, own) for plain, own in wide.items()}
+        return {plain: [w for w in own if w in near] for plain, own in every.items()}
+
+    def _in_short(self, wanted: Wanted, seen: Sequence[Bucket]) -> Wanted:
+        """What may be best by the buckets that were seen: the others need it too, the rest need nothing more."""
+        near = near_best(self.profile(seen), SHORT_OF_TIME)
+        return {plain: [w for w in own if w in near] for plain, own in wanted.items()}
+
+    def _time_bucket(
+        self, bucket: Bucket, ways: Sequence[Way], wanted: Wanted, rounds: int, until: Deadline | None
+    ) -> None:
+        """Times the wanted settings of ways for a bucket, interleaved as far as memory goes."""
+        fitting = fitting_samples(self.samples, self.contract, bucket, self.buckets) if self.samples else []
+        if self.samples and not fitting:
+            return
+        some = [w for w in ways if wanted.get(w.in_any_bucket)]
+        inputs = partial(_arrays, self.contract, bucket, fitting)
+        for group in in_memory(self.bundle, some, sessions=sum(workers for _, workers in settings.parallel())):
+            for plain, way, turns in self._time(group, inputs, wanted, rounds, until):
+                own = self.timed.setdefault(way, Timed(way, (plain.in_any_bucket, bucket)))
+                own.ms.append(1000 * np.concatenate(turns.wall))
+                own.rounds += len(turns.wall)
+
+    def _time(
+        self,
+        ways: Sequence[Way],
+        inputs: Callable[[int], Arrays],
+        wanted: Wanted,
+        rounds: int,
+        until: Deadline | None,
+    ) -> list[tuple[Way, Way, Turns]]:
+        """(way, one of its settings, its calls) of ways for one bucket, interleaved."""
+        calls: dict[str, Call] = {}
+        found: dict[str, tuple[Way, Way]] = {}
+        failed: dict[str, Exception] = {}
+        with contextlib.ExitStack() as stack:
+            for way in ways:
+                for together in crews(wanted[way.in_any_bucket]):
+                    spread = [own for own in (_in(way, w) for w in together) if own not in self.broken]
+                    if until is not None and until.over:
+                        self.left_out |= dict.fromkeys(spread, LATE)
+                    elif spread:
+                        calls |= self._open(way, spread, inputs, stack, found, failed)
+            turns = interleave(calls, rounds, broken=failed, until=until)
+        for name, error in failed.items():
+            self._breaks(*found[name], error)
+        return [(*found[name], own) for name, own in turns.items()]
+
+    def _open(
+        self,
+        way: Way,
+        spread: Sequence[Way],
+        inputs: Callable[[int], Arrays],
+        stack: contextlib.ExitStack,
+        found: dict[str, tuple[Way, Way]],
+        failed: dict[str, Exception],
+    ) -> dict[str, Call]:
+        """Calls of settings that differ in their batch alone and run in the same sessions, as far as they end in time.
+
+        Each has run before it is given back.
+        """
+        calls: dict[str, Call] = {}
+        workers = spread[0].workers
+        # The same arrays come again and again: what stages keep would be all of the answer.
+        opened = spread[0].having(reuse=False)
+
+        def open_one(streams: int) -> Session:
+            return opened.having(streams=streams).open(self.bundle)
+
+        try:
+            crew = stack.enter_context(Crew(open_one, workers))
+        except Exception as error:
+            for own in spread:
+                self._breaks(way, own, error)
+            return {}
+        item_s = 0.0
+        for own in spread:
+            batch = own.options.batch
+            if item_s * batch > LONGEST_CALL:
+                self.left_out[own] = LONG
+                continue
+            name = f"{own.name} {own.description}"
+            call = partial(_all, crew, inputs(batch), workers)
+            found[name] = (way, own)
+            try:
+                # The first call may compile for the batch.
+                item_s = min(MACHINE.time(call)[0] for _ in range(2)) / batch
+            except Exception as error:
+                failed[name] = error
+            else:
+                calls[name] = call
+        return calls
+
+    def _breaks(self, way: Way, own: Way, error: Exception) -> None:
+        self.broken[own] = error
+        self._broken_in.add((way.in_any_bucket, _bucket(way)))
+
+    def _leave_out(self, ways: Sequence[Way], wanted: Wanted, first: bool) -> None:
+        """Notes why all but the wanted settings are not timed; the last reason counts where they never are."""
+        for way in ways:
+            kept = set(wanted.get(way.in_any_bucket, ()))
+            why = LATE if first else NO_GAIN if kept else FAR
+            self.left_out |= {_in(way, own): why for own in settings_of(way, self.batches) if own not in kept}
+
+
+Wanted = Mapping[Way, Sequence[Way]]
+"""By what answers together, its settings, both in any bucket."""
+
+
 def preview(
-    bundle: Bundle, samples: Sequence[Sample] | None, batches: Sequence[int], precisions: Sequence[str] | None
+    bundle: Bundle,
+    samples: Sequence[Sample] | None,
+    batches: Sequence[int],
+    precisions: Sequence[str] | None,
+    minutes: float = MINUTES,
 ) -> dict[str, Any]:
     """What `run_tune` would do, without running anything; raises as it does."""
     ways, contract = _ways(bundle, precisions), bundle.manifest.contract
     shares, buckets = _shares(ways, contract, samples), {}
     for bucket in _buckets(ways):
         here = [w for w in ways if w.bucket == bucket]
-        settings = [w for way in here for t, n in _parallel() for w in _spread(way, batches, t, n)]
+        count = sum(len(list(settings_of(way, batches))) for way in here)
         part = max(shares[w.in_any_bucket, bucket] for w in here)
         names = [w.name for w in here]
-        buckets[bucket.name] = {"part of the data": f"{part:.0%}", "ways": names, "settings": len(settings)}
-    spread = [f"{threads} threads, {workers} sessions" for threads, workers in _parallel()]
-    found = {"passes": PASSES, "rounds": ROUNDS, "spread": spread, "batches": list(batches)}
+        buckets[bucket.name] = {"part of the data": f"{part:.0%}", "ways": names, "settings": count}
+    spread = [f"{threads} threads, {workers} sessions" for threads, workers in settings.parallel()]
+    rounds = [step.rounds for step in PASSES]
+    found = {"minutes": minutes, "rounds": rounds, "spread": spread, "batches": list(batches)}
     return {"machine": machine_class(), **found, "buckets": buckets}
-
-
-def _profile(
-    bundle: Bundle, source: str, timed: Iterable[Timed], shares: Shares, broken: Mapping[Way, Exception]
-) -> Profile:
-    return Profile(
-        machine=machine_class(),
-        weights_sha256=bundle.manifest.weights.sha256,
-        source=source,
-        entries=[_entry(bundle, t, shares) for t in timed],
-        load_average=machine.load_average(),
-        not_run=[
-            *((f"{way.variant}: {way.description}", why_broken(error)) for way, error in broken.items()),
-        ],
-    )
-
-
-def _near(profile: Profile) -> set[Way]:
-    """The ways, in any bucket, that may turn out best, for one item at a time or for many."""
-    found = scores(profile)
-    least = min((s.way.options.batch for s in found), default=0)
-    single = [s for s in found if s.way.options.batch == least and s.way.workers == 1]
-    near = {s.way for s in single if s.call_ms <= NEAR * min(o.call_ms for o in single)}
-    return near | {s.way for s in found if s.item_ms <= NEAR * min(o.item_ms for o in found)}
-
-
-def _time(
-    bundle: Bundle,
-    ways: Sequence[Way],
-    inputs: Callable[[int], Arrays],
-    batches: Sequence[int],
-    wanted: set[Way] | None,
-    broken: dict[Way, Exception],
-) -> list[tuple[Way, Way, np.ndarray]]:
-    """(way, the same spread over threads, seconds of its calls) of ways for one bucket, interleaved.
-
-    Only what is `wanted`, in any bucket, where that is given. What breaks goes into `broken`.
-    """
-    calls: dict[str, Call] = {}
-    found: dict[str, tuple[Way, Way]] = {}
-    failed: dict[str, Exception] = {}
-    with contextlib.ExitStack() as stack:
-        for way in ways:
-            for threads, workers in _parallel():
-                spread = list(_spread(way, batches, threads, workers))
-                spread = [w for w in spread if w not in broken and (wanted is None or w.in_any_bucket in wanted)]
-                if not spread:
-                    continue
-                # The same arrays come again and again: what stages keep would be all of the answer.
-                opened = way.having(threads=threads, reuse=False)
-                try:
-                    crew = stack.enter_context(Crew(partial(opened.open, bundle), workers))
-                except Exception as error:
-                    broken |= dict.fromkeys(spread, error)
-                    continue
-                for own in spread:
-                    name = f"{own.name} {own.description}"
-                    call = partial(_all, crew, inputs(own.options.batch), workers)
-                    first = interleave({name: call}, rounds=1, pause=0, broken=failed)
-                    found[name] = (way, own)
-                    if name in failed:
-                        continue
-                    calls[name] = call
-                    if min(map(min, first[name].wall)) > LONGEST_CALL:
-                        break
-        turns = interleave(calls, ROUNDS, broken=failed)
-    broken |= {found[name][1]: error for name, error in failed.items()}
-    return [(*found[name], np.concatenate(own.wall)) for name, own in turns.items()]
 
 
 def _entry(bundle: Bundle, timed: Timed, shares: Shares) -> Entry:
@@ -197,7 +331,7 @@ def _entry(bundle: Bundle, timed: Timed, shares: Shares) -> Entry:
         ms=float(np.quantile(ms, 0.25)),
         p90=float(np.quantile(ms, 0.9)),
         share=shares[timed.place],
-        rounds=ROUNDS * len(timed.ms),
+        rounds=timed.rounds,
     )
 
 
@@ -215,18 +349,18 @@ def _arrays(contract: Contract, bucket: Bucket, samples: Sequence[Sample], batch
     return case_inputs(contract, bucket, batch, samples)[0]
 
 
-def _spread(way: Way, batches: Sequence[int], threads: int, workers: int) -> Iterator[Way]:
-    """The way on so many threads and workers, in every batch size."""
-    if way.options.on_gpu and (threads, workers) != (1, 1):
-        return
-    for batch in [way.fixed] if way.fixed else sorted(batches):
-        yield way.having(threads=threads, batch=batch).model_copy(update={"workers": workers})
+def _in(way: Way, setting: Way) -> Way:
+    """A setting in the bucket of a way."""
+    return setting.model_copy(update={"variant": way.variant, "bucket": way.bucket})
 
 
-def _parallel() -> list[tuple[int, int]]:
-    """(threads of a session, sessions side by side): one thread, half and all cores, and one session per core."""
-    cores = int(machine.describe()["cores"])
-    return [(n, 1) for n in sorted({1, max(1, cores // 2), cores})] + ([(1, cores)] if cores > 1 else [])
+def _bucket(way: Way) -> Bucket:
+    assert way.bucket is not None, "what is tuned was exported for a bucket"
+    return way.bucket
+
+
+def _count(ways: Sequence[Way], wanted: Wanted) -> int:
+    return sum(len(wanted.get(w.in_any_bucket, ())) for w in ways)
 
 
 def _ways(bundle: Bundle, precisions: Sequence[str] | None) -> list[Way]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from mer_export.exporters.graph.nodes import all_nodes
+
 SMALLEST = 1024
 """Bytes from which sharing is worth a shared name."""
 
@@ -28,7 +30,7 @@ def share_initializers(model: Any) -> int:
             first[key] = entry.name
     outputs = {o.name for o in model.graph.output}
     copies = {name: kept for name, kept in copies.items() if name not in outputs}
-    for node in model.graph.node:
+    for node in all_nodes(model.graph):
         for index, name in enumerate(node.input):
             node.input[index] = copies.get(name, name)
     for entry in [i for i in model.graph.initializer if i.name in copies]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -35,6 +38,8 @@ class OpenVinoSession(Session):
     that comes for the first time is filled up to a larger one that is there, with copies of the last item, until that
     has cost as much time as compiling takes. Sizes past the `COMPILED`th share one compiled for any. What was compiled
     is kept (`CompiledModels`); `info["kept"]` says which sizes came from there.
+
+    Calls that come side by side (`options.streams`) share one compiled model, a stream and a request for each.
     """
 
     backend = "openvino"
@@ -54,17 +59,28 @@ class OpenVinoSession(Session):
         self._settings: dict[str, str] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": "NO"}
         self._settings |= SETTINGS[self.options.reduced]
         self._compiled = CompiledModels(self._core, self.artefact, self._settings)
+        streams = self.options.streams
         if self.options.threads:
-            self._settings["INFERENCE_NUM_THREADS"] = str(self.options.threads)
-        self._requests: dict[int, Any] = {}
+            self._settings["INFERENCE_NUM_THREADS"] = str(self.options.threads * streams)
+        if streams > 1:
+            self._settings["NUM_STREAMS"] = str(streams)
+        self._requests: dict[int, SimpleQueue[Any]] = {}
+        """By batch size those that are free."""
+        self._compiling = Lock()
         self.info["kept"] = []
         self._compile_s = 0.0
         self._wasted_s: dict[int, float] = defaultdict(float)
-        compiled = self._request(self.batch or self.options.batch).get_compiled_model()
-        self.info |= {
-            "inference_precision": str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
-            "threads": int(compiled.get_property("INFERENCE_NUM_THREADS")),
-        }
+        with self._request(self.batch or self.options.batch) as (request, _):
+            compiled = request.get_compiled_model()
+            self.info |= {
+                "inference_precision": str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()),
+                # No more than there are cores, however many streams share them.
+                "threads": max(1, int(compiled.get_property("INFERENCE_NUM_THREADS")) // streams),
+            }
+
+    @property
+    def concurrent(self) -> bool:
+        return self.options.streams > 1
 
     @classmethod
     def problem(cls, options: SessionOptions) -> str | None:
@@ -80,14 +96,22 @@ class OpenVinoSession(Session):
     def cause(lines: Sequence[str]) -> str:
         return lines[-1]
 
-    def _request(self, size: int) -> Any:
-        """The model compiled for a batch size."""
-        if size not in self._requests:
-            began = time.perf_counter()
-            self._requests[size] = self._compile(size)
-            self._compile_s = time.perf_counter() - began
-            self.info["batches"] = list(self._requests)
-        return self._requests[size]
+    @contextmanager
+    def _request(self, items: int) -> Iterator[tuple[Any, int]]:
+        """A request that takes so many items or a few more, nobody else's inside the block, and its batch size."""
+        with self._compiling:
+            size = self._size(items)
+            if size not in self._requests:
+                began = time.perf_counter()
+                self._requests[size] = self._compile(size)
+                self._compile_s = time.perf_counter() - began
+                self.info["batches"] = list(self._requests)
+        free = self._requests[size]
+        request = free.get()
+        try:
+            yield request, size
+        finally:
+            free.put(request)
 
     def _size(self, items: int) -> int:
         """The batch size in which to run so many items."""
@@ -98,7 +122,7 @@ class OpenVinoSession(Session):
             return min(larger)
         return items if len(self._requests) < COMPILED else ANY_SIZE
 
-    def _compile(self, items: int) -> Any:
+    def _compile(self, items: int) -> SimpleQueue[Any]:
         compiled = self._compiled.read(items, self._settings)
         if compiled is None:
             graph = self._rewritten(items)
@@ -106,7 +130,10 @@ class OpenVinoSession(Session):
             self._compiled.keep(items, graph, compiled)
         else:
             self.info["kept"].append(items)
-        return compiled.create_infer_request()
+        free: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(self.options.streams):
+            free.put(compiled.create_infer_request())
+        return free
 
     def _rewritten(self, items: int) -> Any:
         """The graph at a batch size, as the plugin computes it best."""
@@ -122,15 +149,14 @@ class OpenVinoSession(Session):
 
     def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         items = len(next(a for name, a in inputs.items() if name in self._batched))
-        size = self._size(items)
-        request = self._request(size)
-        began = time.perf_counter()
-        if size > items:
-            inputs = {n: _filled(a, size) if n in self._batched else a for n, a in inputs.items()}
-        request.infer(inputs, share_inputs=True)
-        if size > items:
-            self._wasted_s[items] += (time.perf_counter() - began) * (1 - items / size)
-        return {s.name: request.get_tensor(s.name).data[:items].copy() for s in self.contract.outputs}
+        with self._request(items) as (request, size):
+            began = time.perf_counter()
+            if size > items:
+                inputs = {n: _filled(a, size) if n in self._batched else a for n, a in inputs.items()}
+            request.infer(inputs, share_inputs=True)
+            if size > items:
+                self._wasted_s[items] += (time.perf_counter() - began) * (1 - items / size)
+            return {s.name: request.get_tensor(s.name).data[:items].copy() for s in self.contract.outputs}
 
     def close(self) -> None:
         self._requests = {}
