@@ -445,7 +445,7 @@ def test_an_actor_asks_for_the_cores_and_the_gpu_that_it_uses(place: Place, devi
 def test_a_goal_holds_in_blocks_and_says_what_an_actor_needs(place: Place, tmp_path: Path) -> None:
     bundle = Bundle.open(shutil.copytree(place.bundle, tmp_path / "bundle"))
     with pytest.raises(UsageError, match="run mer tune"):
-        run(replace(place, bundle=bundle.root), tmp_path / "none", goal="throughput")
+        run(replace(place, bundle=bundle.root), tmp_path / "out", goal="throughput")
     profile = run_tune(bundle, batches=(1, 4), precisions=("fp32",))
     profile.save(bundle)
     way = choose(profile, Goal("throughput"), Limits(ANYBODY)).way

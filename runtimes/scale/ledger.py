@@ -100,11 +100,12 @@ class Ledger:
     def _begin(self, plan: Callable[[], Iterator[Part]], force: bool) -> None:
         manifest = self.folder / MANIFEST
         found = read_json(manifest) if plain(manifest) and not force else None
-        if found is None:
+        other = self.request.difference(found) if found else None
+        if found is None or (other and not self._any_answers(found)):
             self._clear()
             self.blocks = [Block(n, part) for n, part in enumerate(plan())]
             self._write({})
-        elif other := self.request.difference(found):
+        elif other:
             raise UsageError(
                 f"{self.folder} holds what was done with {other}: run that to its end, or pass --force to begin anew"
             )
@@ -114,6 +115,10 @@ class Ledger:
             self._take_over(found["blocks"])
         (self.folder / ANSWERS).mkdir(exist_ok=True)
         self.names = Names(self.folder / NAMES, self.blocks, self.done)
+
+    def _any_answers(self, found: Mapping[str, Any]) -> bool:
+        """Whether a run left anything that could be lost; one that was refused at its start did not."""
+        return (self.folder / JOURNAL).exists() or any(b.get("result") for b in found["blocks"])
 
     def file(self, block: int) -> Path:
         """Where the answers of a block lie."""
