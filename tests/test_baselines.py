@@ -20,10 +20,13 @@ from mer_export.data.synthetic import synthesise
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.experiment import ExperimentResult, TableSpec, Trained
 from mer_export.metrics.measure import measure
+from mer_export.progress import SILENT
 from mer_export.task import Task
 from train.experiments.baselines import linear, recurrent
 from train.experiments.baselines.inputs import Items, Reader
 from train.experiments.baselines.settings import Linear, Recurrent
+from train.experiments.experiment import load_experiment, plan
+from train.experiments.run import run
 
 LABELS = ("a", "b", "c")
 TASKS = {
@@ -188,32 +191,29 @@ def written(folder: Path, **changes: Any) -> Path:
 def test_an_experiment_fits_its_baselines_once_and_measures_them_as_bundles(mer: Mer, tmp_path: Path):
     data, out = tmp_path / "data", tmp_path / "o"
     synthesise("mtee", "mosi", data, dialogues=40, seed=0)
-    words = ["experiment", written(tmp_path), "--data", data, "--out", out, "--quiet"]
-    code, said, err = mer(*words)
+    file = str(written(tmp_path))
+
+    def again(*sets: str) -> ExperimentResult:
+        return run(plan(load_experiment(file), data, out, sets), data, out, SILENT)
+
+    code, said, err = mer("experiment", file, "--data", data, "--out", out, "--quiet")
     assert code == 0, err
     assert "| linear | 1 |" in said
     assert "| recurrent | 2 |" in said
-    cell = json.loads((out / "linear" / "baseline.json").read_text())
+    linear_cell = out / "linear" / "baseline.json"
+    cell = json.loads(linear_cell.read_text())
     assert cell["chosen"] in Linear().strengths
     result = ExperimentResult.model_validate_json((out / "experiment.json").read_bytes())
     assert result.trained[0].metrics["mae"] == cell["evaluation"]["test"]["single"]["mae"]
-    older = {k: v for k, v in cell["recipe"]["model"].items() if k != "fill_side"}
-    cell["recipe"]["model"] = older
-    (out / "linear" / "baseline.json").write_text(json.dumps(cell))
-    files = sorted(out.rglob("baseline.json"))
+    del cell["recipe"]["model"]["fill_side"]
+    linear_cell.write_text(json.dumps(cell))
     (out / "recurrent" / "seed2" / "baseline.json").unlink()
-    before = {f: f.stat().st_mtime_ns for f in files if f.exists()}
-    assert mer(*words)[0] == 0
+    before = {f: f.stat().st_mtime_ns for f in out.rglob("baseline.json")}
+    assert again() == result
     assert {f: f.stat().st_mtime_ns for f in before} == before, "taken as it is; later settings have defaults"
-    assert ExperimentResult.model_validate_json((out / "experiment.json").read_bytes()) == result
-    (out / "linear" / "baseline.json").write_text("{}")
-    code, _, err = mer(*words)
-    assert code == 2
-    assert "baseline.json cannot be read" in err
-    assert mer(*words, "--force")[0] == 0
-    code, _, err = mer(*words, "--set", "linear:train_splits=[train, valid]")
-    assert code == 2
-    assert "was made with another recipe.train_splits" in err
+    assert "was made with another recipe.train_splits" in again("linear:train_splits=[train, valid]").failed[0].reason
+    linear_cell.write_text("{}")
+    assert "baseline.json cannot be read" in again().failed[0].reason
 
 
 @pytest.mark.parametrize(
