@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_a_cache_alone_is_enough(data: Path, tmp_path: Path) -> None:
     wanted = open_corpus(data, reading(data, "roberta")).split("test")
     assert [s.inputs["text_span"].tolist() for s in found] == [s.inputs["text_span"].tolist() for s in wanted]
     assert [s.labels.tolist() for s in found] == [s.labels.tolist() for s in wanted]
+
+
+@pytest.mark.parametrize("packing", ["bert", "roberta"])
+def test_of_several_caches_the_one_of_the_packing_is_read(packing: str, data: Path, tmp_path: Path) -> None:
+    found, wanted = (open_corpus(data, s).split("test") for s in (DataSpec(packing=packing), reading(data, packing)))
+    assert [s.inputs["input_ids"].tolist() for s in found] == [s.inputs["input_ids"].tolist() for s in wanted]
+    (tmp_path / "T+A+V").mkdir()
+    name = f"meld_multimodal_test_T+A+V_{'bert' if packing == 'roberta' else 'roberta'}-large.dt"
+    shutil.copy(data / "T+A+V" / name, tmp_path / "T+A+V")
+    with pytest.raises(InputError, match=rf"packed for \w+ alone, data.packing is {packing}: put the .dt files"):
+        open_corpus(tmp_path, DataSpec(packing=packing))
 
 
 def test_vision_alone_is_read_from_its_own_folder(data: Path) -> None:

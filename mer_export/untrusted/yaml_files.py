@@ -27,7 +27,7 @@ def parse_yaml(content: bytes | str, name: str) -> Any:
             f"{name} has {len(content)} bytes, a YAML file may have {MOST_BYTES}: move data to other files"
         )
     try:
-        return yaml.load(content, Loader=_Loader)  # noqa: S506: a safe loader without aliases
+        return yaml.load(content, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{name} is not YAML that can be read: {' '.join(str(error).split())[:200]}") from None
 

@@ -65,7 +65,7 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     splits: dict[str, list[Sample]] = {}
     arrays: dict[str, dict[str, int]] = {}
     for split in SPLITS:
-        found = _content(folder, split)
+        found = _content(folder, split, spec.packing)
         if found is None:
             continue
         splits[split] = _samples(found, folder, split, spec, spec.reach(path))
@@ -85,19 +85,29 @@ def _folder(path: Path, spec: DataSpec) -> Path | None:
 
 
 def _has(folder: Path, split: str) -> bool:
-    return (folder / f"meld_{split}_vision_utt.pkl").is_file() or _cache(folder, split) is not None
+    return (folder / f"meld_{split}_vision_utt.pkl").is_file() or bool(_caches(folder, split))
 
 
-def _cache(folder: Path, split: str) -> Path | None:
-    found = sorted(folder.glob(f"meld_multimodal_{split}_T+A+V_*.dt")) + sorted(
-        folder.glob(f"meld_unimodal_{split}_V.dt")
-    )
-    return found[0] if found else None
+def _caches(folder: Path, split: str) -> list[Path]:
+    both = folder.glob(f"meld_multimodal_{split}_T+A+V_*.dt")
+    return [*sorted(both), *sorted(folder.glob(f"meld_unimodal_{split}_V.dt"))]
 
 
-def _content(folder: Path, split: str) -> dict[str, Any] | None:
+def _cache(folder: Path, split: str, packing: str | None) -> Path | None:
+    """The `.dt` file of a split: of those that differ in how texts are packed the one of `packing`."""
+    found = _caches(folder, split)
+    if packing is None and len(found) > 1:
+        log.warning("%s is read of %d that differ in how texts are packed: set data.packing", found[0], len(found))
+    return next((f for f in found if _packing(f) == packing), found[0] if found else None)
+
+
+def _packing(cache: Path) -> str:
+    return "roberta" if "roberta" in cache.stem else "bert"
+
+
+def _content(folder: Path, split: str, packing: str | None) -> dict[str, Any] | None:
     """Arrays and side information of a split under our names; None where it is not there."""
-    vision, cache = folder / f"meld_{split}_vision_utt.pkl", _cache(folder, split)
+    vision, cache = folder / f"meld_{split}_vision_utt.pkl", _cache(folder, split, packing)
     if not vision.is_file() and cache is None:
         return None
     found = _from_cache(cache) if cache is not None else {}
@@ -147,7 +157,7 @@ def _from_cache(file: Path) -> dict[str, Any]:
     if missing:
         raise InputError(f"{file} is not a data set object of FacialMMT: it lacks {missing}")
     found = {ours: content[theirs] for ours, theirs in names.items()}
-    return found | {"packing": "roberta" if "roberta" in file.stem else "bert"}
+    return found | {"packing": _packing(file)}
 
 
 def _part(file: Path, split: str) -> Mapping[str, Any]:

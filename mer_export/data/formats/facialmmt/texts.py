@@ -46,6 +46,11 @@ def packed(folder: Path, split: str, found: Mapping[str, Any], spec: DataSpec) -
         ]
     if "separators" not in found:
         return []
+    if spec.packing not in (None, found["packing"]):
+        raise InputError(
+            f"{folder} has texts of {split} packed for {found['packing']} alone, data.packing is {spec.packing}: "
+            "put the .dt files of that encoder there, or CSV files and data.tokenizer"
+        )
     return [
         Packed(np.asarray(ids[: int(mask.sum())], dtype=np.int64), tuple(np.flatnonzero(ends).tolist()), kind)
         for ids, mask, ends, kind in zip(
