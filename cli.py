@@ -159,14 +159,15 @@ def eval_(
         with encoders_of(found, goal, say, backend=runtime) as through:
             corpus = bundle_corpus(found, data, data_format, sets or (), named, outside, through)
         corpus.split(split)
-        asked = (found, runtime, options, batch, precision, goal, say)
-        return open_predictor(*asked, overflow=overflow, shared=shared, strict_features=strict_features), corpus
+        how = (found, runtime, options, batch, precision, goal, say)
+        return open_predictor(*how, overflow=overflow, shared=shared, strict_features=strict_features), corpus
 
     first, where = str(bundle[0]), {"split": split, "semantics": semantics}
     if dry_run:
         plans = {str(p): _previewed(*opened(p), split) for p in bundle}
-        told = {"bundles": plans} if len(bundle) > 1 else {"bundle": first, **plans[first]}
-        return emit_plan("eval", {"data": str(data)} | where | told, as_json)
+        asked: dict[str, Any] = {"data": str(data)} | where
+        told = asked | {"bundles": plans} if len(bundle) > 1 else {"bundle": first} | asked | plans[first]
+        return emit_plan("eval", told, as_json)
     result: dict[str, Any] | Comparison
     if len(bundle) > 1:
         result = compare([_contender(*opened(p), split, str(p)) for p in bundle], str(data), split, rounds, seed)

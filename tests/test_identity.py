@@ -100,6 +100,6 @@ def as_parquet(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from mer_export.data.formats.parquet.writer import write_parquet
 
     with monkeypatch.context() as careless:
-        careless.setattr("mer_export.data.open.distinct", lambda dialogues, apart: dialogues)
+        careless.setattr("mer_export.data.open.distinct", lambda dialogues, *_: dialogues)
         write_parquet(open_corpus(path), path.with_suffix(".parquet"))
     return path.with_suffix(".parquet")
