@@ -99,7 +99,7 @@ CASES = {
         (Bucket(text_len=32, audio_len=512),),
         ("openvino int8",),
         rounds=1,
-        settings={"audio_len": 200, "text_len": 14},
+        settings={"audio_len": 120, "text_len": 14},
     ),
     "facialmmt": Case(
         "facialmmt_fusion",
