@@ -136,20 +136,17 @@ WINDOWS = "FullBertEmb3"
 def _facialmmt(data: Path) -> Iterator[Item]:
     from mer_export.data.formats.facialmmt import reader
     from mer_export.data.shapes import packed
-    from mer_export.data.shapes.dialogue_text import Packing
 
     folder = data / "T+A+V"
-    # One of several, as mer takes it; the object of their class is unpickled without any check.
-    file = min(folder.glob(f"meld_multimodal_{SPLIT}_T+A+V_*.dt"))
-    kept = _own_object(file)
-    kind: Packing = "roberta" if "roberta" in file.stem else "bert"
+    # The object of their class is unpickled without any check.
+    kept = _own_object(next(folder.glob(f"meld_multimodal_{SPLIT}_T+A+V_roberta*.dt")))
     profile = json.loads((folder / f"{SPLIT}_utt_profile.json").read_text())
     parts = {m: _load(folder / f"meld_{SPLIT}_{m}_utt.pkl")[SPLIT] for m in ("audio", "vision")}
     ids, masks, ends = (kept[reader.CACHED[n]] for n in ("input_ids", "input_mask", "separators"))
     for row in range(len(parts["vision"]["labels"])):
         _, _, dialogue, _, place = profile[str(row)]
         closing = tuple(np.flatnonzero(ends[dialogue]).tolist())
-        text = packed.Packed(ids[dialogue].numpy(), closing, kind)
+        text = packed.Packed(ids[dialogue].numpy(), closing, "roberta")
         yield {
             "input_ids": ids[dialogue],
             "text_lengths": masks[dialogue].sum(),
