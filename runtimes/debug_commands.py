@@ -54,13 +54,13 @@ def parity(
 ) -> None:
     """Which module of a variant makes the first error? Exit code 3 where the variant differs."""
     from mer_export.agreement.policy import Policy
-    from mer_export.data.bundle_data import bundle_samples
     from runtimes.debug import parity as debugger
+    from runtimes.features.completed import split_samples
 
     opened, policy = Bundle.open(bundle, trust), Policy.parse(atol or [], rtol or [])
     if out:
         refuse_existing(out, force)
-    samples = bundle_samples(opened, data, data_format, split, outside)[:limit]
+    samples = split_samples(opened, data, data_format, split, outside)[:limit]
     report = debugger.debug_parity(
         *(opened, variant, samples, policy, runtime, precision, out), progress=progress_unless(quiet)
     )

@@ -135,7 +135,7 @@ def test_the_command_says_where_and_ends_as_parity_does(
     cases: dict[str, Case], tmp_path: Path, mer: Mer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = cases["cmerc"]
-    monkeypatch.setattr("mer_export.data.bundle_data.bundle_samples", lambda *_: case.samples)
+    monkeypatch.setattr("runtimes.features.completed.split_samples", lambda *_: case.samples)
     bundle = faults.planted(
         case.bundle, tmp_path / "bundle", case.variant, faults.FAULTS["dropped_shift"], "classifier"
     )
