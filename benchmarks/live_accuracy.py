@@ -1,17 +1,15 @@
 """What answering at once costs a model: metrics of the first answer to each utterance beside those of whole dialogues.
 
-    python3 -m benchmarks.live_accuracy RUN [RUN ...] --data DIR [--split test] [--window 4] [--out FILE.json]
+    python3 -m benchmarks.live_accuracy RUN [RUN ...] --data DIR [--split test] [--window 4]
 
 Every dialogue of a split is said utterance by utterance, and the answer that each gets at once counts (`at once`; with
 `--window` that of the last utterances alone too); `afterwards` are the answers when the dialogue is over, as `mer eval`
-counts them. Runs in one folder, as `mer experiment` leaves the seeds of a model, are one row: mean and deviation.
-PyTorch, one thread. Prints a Markdown table; `--out` also keeps it for `benchmarks.tables`.
+counts them. PyTorch, one thread. Prints a Markdown table.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import output
-from benchmarks.kept import KeptTable
-from mer_export.bundle import Bundle, write_atomic
+from mer_export.bundle import Bundle
 from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.dialogues import Dialogue
 from mer_export.data.formats.format import known_formats
@@ -28,6 +25,7 @@ from mer_export.data.labels import LabelReader
 from mer_export.data.open import detect
 from mer_export.data.shapes.shape import SHAPES
 from mer_export.data.spec import DataSpec
+from mer_export.markdown import table
 from mer_export.metrics.measure import measure
 from runtimes.backends.session import SessionOptions
 from runtimes.predict.live import Heard, Hearing
@@ -43,32 +41,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--split", default="test")
     parser.add_argument("--window", type=int)
-    parser.add_argument("--out", type=Path)
     chosen = parser.parse_args(arguments)
 
     def run() -> None:
-        runs: dict[tuple[str, str], list[dict[str, float]]] = {}
+        rows = []
         for path in chosen.runs:
             for name, metrics in measured(path, chosen.data, chosen.split, chosen.window).items():
-                runs.setdefault((path.parent.name, name), []).append(metrics)
-        found = KeptTable(
-            command="python3 -m benchmarks.live_accuracy RUNS --data DIR",
-            caption=f"Split {chosen.split}; mean ± deviation over runs.",
-            header=("model", "answers", "runs", *SHOWN),
-            rows=tuple(
-                (*key, str(len(own)), *(_spread([o[m] for o in own]) for m in SHOWN)) for key, own in runs.items()
-            ),
-        )
-        print("\n".join(found.lines()))
-        if chosen.out:
-            write_atomic(chosen.out, found.model_dump_json(indent=1).encode())
+                rows.append((path.name, name, *(f"{metrics[m]:.2f}" for m in SHOWN)))
+        print("\n".join(table(("bundle", "answers", *SHOWN), rows)))
 
     output.end_well(run)
-
-
-def _spread(values: list[float]) -> str:
-    mean = statistics.fmean(values)
-    return f"{mean:.2f} ± {statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
 
 
 def measured(path: Path, data: Path, split: str, window: int | None) -> dict[str, dict[str, float]]:

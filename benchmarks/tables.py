@@ -8,8 +8,8 @@ keeps `experiment.json` as `docs/results/sample-ravdess.json` and writes its tab
     <!-- table of sample/ravdess -->
     <!-- end of table -->
 
-of the page. `NAME=BUNDLE,BUNDLE` makes one table of what `mer parity` found of bundles, `NAME=FILE.json` takes one that
-a benchmark wrote. Without arguments every table is written anew from what is kept.
+of the page. `NAME=BUNDLE,BUNDLE` makes one table of what `mer parity` found of bundles. Without arguments every table
+is written anew from what is kept.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.kept import KeptTable
 from mer_export.agreement.compare import Comparison
-from mer_export.bundle import CONFIG, Bundle, write_atomic
+from mer_export.agreement.policy import gravest
+from mer_export.bundle import CONFIG, Bundle, Strict, write_atomic
 from mer_export.errors import UsageError
 from mer_export.experiment import RESULT, ExperimentResult
 from mer_export.markdown import table
@@ -34,9 +34,23 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGE, KEPT = DOCS / "results.md", DOCS / "results"
 MARKED = re.compile(r"(<!-- table of (\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 AGREEMENT = (
-    "The largest difference of a score from eager PyTorch, decisions and the metric that change, and the largest change "
-    "of a score in a batch, in another order, with other padding or in another bucket."
+    "The largest difference of a score from eager PyTorch, decisions and the metric that change, and the largest "
+    "change of a score in a batch, in another order, with other padding or in another bucket."
 )
+
+
+class KeptTable(Strict):
+    """The cells of a table as text, and what they are of."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def lines(self) -> list[str]:
+        """As Markdown."""
+        return [self.caption, "", *table(self.header, self.rows)]
+
+
 Kept = ExperimentResult | KeptTable
 
 
@@ -51,13 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def taken(place: str) -> Kept:
-    """What a finished experiment, the parity reports of bundles, or a file holds; raises UsageError for gaps in it."""
-    path = Path(place)
-    if path.suffix == ".json":
-        return KeptTable.model_validate_json(path.read_bytes())
-    if not (path / f"{RESULT}.json").is_file():
+    """What a finished experiment or the parity reports of bundles hold; raises UsageError for gaps in it."""
+    measured = Path(place) / f"{RESULT}.json"
+    if not measured.is_file():
         return agreement([Bundle.open(p) for p in place.split(",")])
-    found = ExperimentResult.model_validate_json((path / f"{RESULT}.json").read_bytes())
+    found = ExperimentResult.model_validate_json(measured.read_bytes())
     found.refuse_gaps()
     return found
 
@@ -104,15 +116,14 @@ def agreement(bundles: Sequence[Bundle]) -> KeptTable:
         if report is None:
             raise UsageError(f"{bundle.root} has no parity report: run mer parity {bundle.root} --data DIR")
         title = str(read_yaml(bundle.path(CONFIG))["title"])
-        groups: dict[tuple[str, ...], list[CandidateReport]] = {}
+        groups: dict[tuple[str, str], list[CandidateReport]] = {}
         for one in report.ran:
-            groups.setdefault((one.runtime, one.format, one.precision), []).append(one)
+            groups.setdefault((one.runtime, one.precision), []).append(one)
         of = f"{title}: {report.units} units"
         rows += [(of, *key, *_worst(own, report)) for key, own in groups.items()]
     return KeptTable(
-        command="mer parity BUNDLE --data DIR",
         caption=AGREEMENT,
-        header=("bundle", "runtime", "format", "precision", "max abs difference", "decisions", "metric", "other ways"),
+        header=("bundle", "runtime", "precision", "verdict", "difference", "decisions", "metric", "other ways"),
         rows=tuple(rows),
     )
 
@@ -124,7 +135,8 @@ def _worst(candidates: Sequence[CandidateReport], report: ParityReport) -> tuple
     change = find(report.metric).change(max(metrics, key=abs)) if metrics else "–"
     moved = max((i.max_abs for c in candidates for i in c.invariances), default=None)
     flips = max(c.flips for c in compared)
-    return f"{error:.1e}", str(flips), change, "–" if moved is None else f"{moved:.1e}"
+    verdict = gravest(c.verdict for c in candidates)
+    return verdict, f"{error:.1e}", str(flips), change, "–" if moved is None else f"{moved:.1e}"
 
 
 if __name__ == "__main__":
