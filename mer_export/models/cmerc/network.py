@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from mer_export.contract import Semantics
 from mer_export.errors import InputError
-from mer_export.layers.recurrent import BidirectionalRNN
+from mer_export.layers.recurrent import BidirectionalRNN, ForwardRNN
 from mer_export.layers.standardise import Standardise
 from mer_export.layers.steps import real_steps
 from mer_export.layers.transformer import TransformerLayer
@@ -30,10 +30,11 @@ Mask = Float[Tensor, "batch utterances"]
 
 
 class Encoded(NamedTuple):
-    """A modality before the graph: its states, and the nodes that they become."""
+    """A modality before the graph: its states, the nodes that they become, and what each recurrent layer gave."""
 
     states: Float[Tensor, "batch utterances width"]
     node: Float[Tensor, "batch utterances hidden"]
+    layers: list[Float[Tensor, "batch utterances width"]]
 
 
 class Cmerc(nn.Module):
@@ -102,8 +103,12 @@ class Cmerc(nn.Module):
         lengths: Int[Tensor, " batch"],
         mask: Mask,
         semantics: Semantics,
+        before: Mapping[str, list[Tensor]] | None = None,
     ) -> dict[str, Encoded]:
-        """Modalities before the graph, each by itself: one is the same whatever the others are."""
+        """Modalities before the graph, each by itself: one is the same whatever the others are.
+
+        `before` are states (batch, width) of each layer, which recurrent ones of a causal network go on after.
+        """
         # M3NET's recurrent layers and LN2 run over the padding of the batch.
         seen = lengths if semantics == "single" else torch.full_like(lengths, mask.shape[1])
         given = dict(inputs)
@@ -114,7 +119,8 @@ class Cmerc(nn.Module):
         for modality, standardise in self.standardise.items():
             if modality in given:
                 given[modality] = standardise(given[modality])
-        states = self._encoded(given, seen)
+        layers = self._encoded(given, seen, before or {})
+        states = {m: own[-1] for m, own in layers.items()}
         if self.speaker_embedding is not None and self.used[0] in states:
             # The original adds it to the text, which is its first modality.
             states[self.used[0]] = states[self.used[0]] + self.speaker_embedding(speaker)
@@ -123,7 +129,7 @@ class Cmerc(nn.Module):
             for modality, row in zip(("audio", "vision", "text"), self.modal_embedding.weight.unbind(0), strict=True):
                 if modality in states:
                     states[modality] = states[modality] + row
-        return {m: Encoded(x, self.node_projection(x)) for m, x in states.items()}
+        return {m: Encoded(x, self.node_projection(x), layers[m]) for m, x in states.items()}
 
     def relate(
         self,
@@ -135,28 +141,41 @@ class Cmerc(nn.Module):
         context: Context = "full",
     ) -> Float[Tensor, "batch utterances features"]:
         """Graph features of encoded modalities; see `features`."""
-        inside = mask[:, None, :, None]
-        projected = torch.stack([encoded[m].node for m in self.used], dim=1) * inside
-        blocks = [
-            self.hypergraph(projected, mask, lengths, semantics),
-            self.frequency(projected, mask, context_edges(mask, speaker, context, self.config.causal)),
-        ]
-        if self.config.residue:
-            blocks.insert(0, torch.stack([encoded[m].states for m in self.used], dim=1) * inside)
-        merged = torch.cat(blocks, dim=-1)
+        edges = context_edges(mask, speaker, context, self.config.causal)
+        projected = self.projected(encoded, mask)
+        high, low = self.hypergraph(projected, mask, lengths, semantics), self.frequency(projected, mask, edges)
+        return self.merged(encoded, mask, high[-1], low[-1])
+
+    def projected(self, encoded: Mapping[str, Encoded], mask: Mask) -> Nodes:
+        """The nodes that the graph begins with."""
+        return torch.stack([encoded[m].node for m in self.used], dim=1) * mask[:, None, :, None]
+
+    def merged(self, encoded: Mapping[str, Encoded], mask: Mask, *blocks: Nodes) -> Tensor:
+        """Features of what both branches gave, modality by modality."""
+        residue = [torch.stack([encoded[m].states for m in self.used], dim=1) * mask[:, None, :, None]]
+        merged = torch.cat([*(residue if self.config.residue else ()), *blocks], dim=-1)
         return merged.permute(0, 2, 1, 3).flatten(2)
 
-    def _encoded(self, inputs: Mapping[str, Tensor], seen: Int[Tensor, " batch"]) -> dict[str, Tensor]:
-        """Of the given modalities the states (batch, utterances, width)."""
+    def _encoded(
+        self, inputs: Mapping[str, Tensor], seen: Int[Tensor, " batch"], before: Mapping[str, list[Tensor]]
+    ) -> dict[str, list[Tensor]]:
+        """Of the given modalities what each layer gives (batch, utterances, width), the states last."""
         encoded = {}
         if "text" in inputs and self.text_norm and self.text_linear and self.text_encoder:
-            encoded["text"] = self.text_encoder(self.text_linear(self.text_norm(inputs["text"], seen)), seen)
+            text = self.text_linear(self.text_norm(inputs["text"], seen))
+            encoded["text"] = self.text_encoder(text, seen, before.get("text"))
         others = (("audio", self.audio_linear, self.audio_encoder), ("vision", self.vision_linear, self.vision_encoder))
         for modality, linear, encoder in others:
             if modality in inputs and linear is not None:
                 states = linear(inputs[modality])
-                encoded[modality] = states if encoder is None else encoder(states, seen)
+                encoded[modality] = [states] if encoder is None else encoder(states, seen, before.get(modality))
         return encoded
+
+    def stages(self) -> dict[str, nn.Module]:
+        """The modules of the stages by name; they share this network's parameters."""
+        from mer_export.models.cmerc.steps import StepStage, WholeStage
+
+        return {"whole": WholeStage(self), "step": StepStage(self)}
 
     def in_batch(self, **inputs: Any) -> Float[Tensor, "batch utterances classes"]:
         """Log-probabilities in `batch` semantics."""
@@ -223,23 +242,26 @@ class Encoder(nn.Module):
     def __init__(self, config: CmercConfig):
         super().__init__()
         width = config.width
-        self.layers: BidirectionalRNN | TransformerLayer | nn.RNNBase
-        self.causal = config.causal
+        self.layers: BidirectionalRNN | ForwardRNN | TransformerLayer
         if config.base_model == "transformer":
             self.layers = TransformerLayer(width, heads=4)
         elif config.causal:
-            cell = {"gru": nn.GRU, "lstm": nn.LSTM}[config.base_model]
-            self.layers = cell(width, width, num_layers=2, dropout=config.dropout, batch_first=True)
+            self.layers = ForwardRNN(config.base_model, width, width, layers=2, dropout=config.dropout)
         else:
             self.layers = BidirectionalRNN(config.base_model, width, width // 2, layers=2, dropout=config.dropout)
 
-    def forward(self, x: Float[Tensor, "batch utterances width"], seen: Int[Tensor, " batch"]) -> Tensor:
-        if self.causal:
-            # What comes behind a dialogue is padding, which nothing before it sees.
-            return self.layers(x)[0]
+    def forward(
+        self,
+        x: Float[Tensor, "batch utterances width"],
+        seen: Int[Tensor, " batch"],
+        before: list[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The states; if causal those of each layer, the top one last, which go on after those `before`."""
+        if isinstance(self.layers, ForwardRNN):
+            return self.layers(x, before)
         if isinstance(self.layers, TransformerLayer):
-            return self.layers(x, real_steps(seen, x.shape[1]))
-        return self.layers(x, seen)
+            return [self.layers(x, real_steps(seen, x.shape[1]))]
+        return [self.layers(x, seen)]
 
 
 class Hypergraph(nn.Module):
@@ -257,25 +279,27 @@ class Hypergraph(nn.Module):
         self.node_weight = nn.Parameter(torch.ones(NODE_WEIGHTS))
         self.bias = nn.ParameterList(nn.Parameter(torch.zeros(hidden)) for _ in range(layers))
 
-    def forward(self, x: Nodes, mask: Mask, lengths: Int[Tensor, " batch"], semantics: Semantics) -> Nodes:
+    def forward(self, x: Nodes, mask: Mask, lengths: Int[Tensor, " batch"], semantics: Semantics) -> list[Nodes]:
+        """What goes into each layer, and what comes out of the last one."""
         node_weight, modality_weight, utterance_weight = self._weights(x.shape[1], mask, lengths, semantics)
         inside = mask[:, None, :, None]
         over_time = self._over_time(node_weight, mask)
-        per_utterance = _reciprocal(node_weight.sum(1))[:, :, None]
-        per_node = _reciprocal(modality_weight[:, :, None] + utterance_weight[:, None, :])[..., None] * inside
+        per_utterance = reciprocal(node_weight.sum(1))[:, :, None]
+        per_node = reciprocal(modality_weight[:, :, None] + utterance_weight[:, None, :])[..., None] * inside
+        nodes = [x]
         for bias in self.bias:
-            first, *others = x.unbind(1)
-            edges = over_time @ x + (sum(others, start=first) * per_utterance)[:, None]
-            x = functional.leaky_relu(per_node * edges + bias, 0.01)
-        return x * inside
+            first, *others = nodes[-1].unbind(1)
+            edges = over_time @ nodes[-1] + (sum(others, start=first) * per_utterance)[:, None]
+            nodes.append(functional.leaky_relu(per_node * edges + bias, 0.01))
+        return [*nodes[:-1], nodes[-1] * inside]
 
     def _over_time(self, node_weight: Tensor, mask: Mask) -> Float[Tensor, "batch modalities rows utterances"]:
         """One row per modality that sums its real utterances, so that padding needs no zeroing between layers; if
         causal one for each utterance, which sums those up to it."""
         if not self.causal:
-            return (_reciprocal(node_weight.sum(2))[:, :, None] * mask[:, None]).unsqueeze(2)
+            return (reciprocal(node_weight.sum(2))[:, :, None] * mask[:, None]).unsqueeze(2)
         past = up_to(mask)
-        return _reciprocal(node_weight @ past.transpose(0, 1))[..., None] * (past * mask[:, None])[:, None]
+        return reciprocal(node_weight @ past.transpose(0, 1))[..., None] * (past * mask[:, None])[:, None]
 
     def _weights(
         self, kinds: int, mask: Tensor, lengths: Tensor, semantics: Semantics
@@ -320,15 +344,18 @@ class Frequency(nn.Module):
         super().__init__()
         self.gates = nn.ModuleList(nn.Linear(2 * hidden, 1) for _ in range(layers))
 
-    def forward(self, x: Nodes, mask: Mask, edges: Float[Tensor, "batch utterances utterances"]) -> Nodes:
-        """`edges` is 1 where two utterances of one modality exchange messages."""
+    def forward(self, x: Nodes, mask: Mask, edges: Float[Tensor, "batch utterances utterances"]) -> list[Nodes]:
+        """What goes into each layer, and what comes out of the last one; `edges` is 1 where two utterances of one
+        modality exchange messages."""
         degree = edges.sum(-1) + 2.0
         scale = torch.rsqrt(degree)
         within = (edges * scale[:, :, None] * scale[:, None, :])[:, None]
         # Other modalities of the same utterance: (batch, receiving, sending, utterances); a node keeps itself.
         own = torch.eye(x.shape[1], device=mask.device, dtype=mask.dtype)[:, :, None]
         across = (1.0 - own) * (mask / degree)[:, None, None, :]
+        nodes = [x]
         for gate in self.gates:
+            x = nodes[-1]
             # The gate weight is [receiving node, sending node]; one product gives both halves for every node.
             linear = cast(nn.Linear, gate)
             halves = functional.linear(x, linear.weight.reshape(2, -1))
@@ -337,8 +364,8 @@ class Frequency(nn.Module):
             share = torch.tanh(receive[:, :, None, :] + send[:, None, :, :]) * across + own
             for sender in range(x.shape[1]):
                 update = update + share[:, :, sender, :, None] * x[:, sender : sender + 1]
-            x = update
-        return x
+            nodes.append(update)
+        return nodes
 
 
 def up_to(mask: Mask) -> Float[Tensor, "utterances utterances"]:
@@ -362,7 +389,7 @@ def context_edges(
     return edges * (1.0 - same) if context == "intra" else edges * same
 
 
-def _reciprocal(x: Tensor) -> Tensor:
+def reciprocal(x: Tensor) -> Tensor:
     """1/x with 1/0 = 0, and a finite gradient there."""
     empty = x == 0
     return torch.where(empty, torch.zeros_like(x), 1.0 / torch.where(empty, torch.ones_like(x), x))
