@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -160,7 +161,11 @@ class OpenData:
             if "speaker" in sample.inputs:
                 speakers = max(speakers, int(np.max(sample.inputs["speaker"])) + 1)
             scores |= sample.labels is not None and sample.labels.dtype.kind == "f" and sample.labels.ndim == 1
-        info = {"labels": [] if scores else list(self.labels.labels), "sentences": said, "people": people}
+        info: dict[str, Any] = {
+            "labels": [] if scores else list(self.labels.labels),
+            "sentences": said,
+            "people": people,
+        }
         info |= {"speakers": self.spec.told_apart or speakers, "extractors": self.spec.extractors}
         order = self.source.splits or usual_order(splits)
         return Corpus({name: splits[name] for name in order}, self.format, info | dict(self.source.info))
