@@ -45,6 +45,7 @@ from mer_export.console import (
     Verbose,
     emit,
     emit_plan,
+    refuse_without,
     say_unless,
 )
 from mer_export.errors import UsageError
@@ -121,9 +122,10 @@ def eval_(
     sets: Sets = None,
     outside: Outside = None,
     rounds: Annotated[
-        int, typer.Option("--resamples", min=100, help="Of the bootstrap and permutation test of several bundles.")
-    ] = 10_000,
-    seed: Annotated[int, typer.Option("--seed", help="Of the resamples.")] = 0,
+        int | None,
+        typer.Option("--resamples", min=100, help="Of bootstrap and permutation test of several; default 10000."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the resamples; default 0.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Also as a file: a page .html with pictures, .md or .json.")
     ] = None,
@@ -142,6 +144,10 @@ def eval_(
     from runtimes.predict.comparison import compare, naming
     from runtimes.predict.opening import open_predictor
 
+    refuse_without("several bundles", len(bundle) > 1, {"--resamples": rounds, "--seed": seed})
+    if missing is not None and (out or semantics == "batch"):
+        other = f"--out {out}" if out else "--semantics batch"
+        raise UsageError(f"--missing-rate measures in single semantics, into the bundle's report: leave {other} out")
     if out is not None:
         require_form(out)
     shared = emotion_table(emotions)
@@ -174,7 +180,7 @@ def eval_(
         for each in bundle:
             with naming(str(each)):
                 sides.append(_contender(*opened(each), split, str(each)))
-        result = compare(sides, str(data), split, rounds, seed)
+        result = compare(sides, str(data), split, rounds or 10_000, seed or 0)
         emit(result.model_dump(mode="json"), as_json, result.lines)
     else:
         predictor, corpus = opened(bundle[0])
