@@ -174,7 +174,7 @@ class DataUnpickler(Machine):
         return written.end
 
     def _written(self, at: int) -> tuple[ArrayForm | None, Written | None]:
-        """The form in which the array here is written, and what it says. The one that fits is tried first from then on."""
+        """The form in which the array here is written, and what it says. One that fits is tried first from then on."""
         for number, form in enumerate(self.forms):
             if written := form.read(self.data, at, self.memo):
                 if number:
