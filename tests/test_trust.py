@@ -21,7 +21,8 @@ from mer_export.errors import BundleError, UntrustedError
 from mer_export.exporters import export_formats, export_variant
 from mer_export.untrusted import exported_programs, torchscript_archives
 from mer_export.untrusted.torchscript_archives import code_problem
-from runtimes.backends.admission import DATA, admit
+from runtimes.backends import admission
+from runtimes.backends.admission import admit
 from runtimes.backends.table import open_session
 from runtimes.backends.way import find_ways
 
@@ -394,4 +395,4 @@ def test_a_mark_does_not_stand_in_the_way_of_another_program(bundle: Bundle) -> 
 
 
 def test_what_is_admitted_as_data_is_every_format_whose_files_are_no_programs() -> None:
-    assert {name for name, format in export_formats().items() if format.program is None} == DATA
+    assert {name for name, format in export_formats().items() if format.program is None} == admission.DATA
