@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 from conftest import Mer
+from typer.testing import CliRunner
 
 import cli
 from mer_export import __version__
@@ -190,3 +191,13 @@ def test_verbose_logs_to_standard_error(words: list[str], tmp_path: Path) -> Non
     )
     assert f"INFO  mer {__version__}" in done.stderr
     assert "INFO" not in done.stdout
+
+
+def test_a_named_command_is_made_alone_and_says_of_itself_what_it_says_among_all() -> None:
+    alone, runner = cli.application(["-q", "infer", "--help"]), CliRunner()
+    assert [c.name for c in alone.registered_commands] == ["infer"]
+    for words in (["infer", "--help"], ["infer", "--bogus"], ["--version"]):
+        said = [runner.invoke(app, words, prog_name="mer") for app in (alone, cli.app)]
+        assert (said[0].exit_code, said[0].output) == (said[1].exit_code, said[1].output)
+    for words in ([], ["--help"], ["nothing"], ["data", "--help"]):
+        assert cli.application(words) is cli.app

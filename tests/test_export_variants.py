@@ -278,7 +278,7 @@ def test_a_graph_that_tensorrt_cannot_read_is_refused_in_one_sentence(bundle: Bu
 
 def test_an_engine_of_another_environment_says_which_field_differs() -> None:
     from mer_export.exporters.tensorrt import ANY, EngineKey
-    from runtimes.backends.tensorrt import stale
+    from runtimes.backends.tensorrt.session import stale
 
     built = EngineKey(onnx="a", batch=1, lengths=FOUR, flavour="tensorrt", version="10.9", gpu="H200", capability="9.0")
     here = built.model_copy(update={"version": "11.4", "gpu": "L4", "capability": "8.9"})
