@@ -14,6 +14,7 @@ import pytest
 import small_bundle
 import small_emt
 import torch
+from conftest import Once
 from onnx import TensorProto, helper, numpy_helper
 
 from mer_export.agreement.policy import RULES, Rule
@@ -53,7 +54,7 @@ def emt_samples(bundle: Bundle, count: int = 6) -> list[Sample]:
 
 @pytest.fixture(scope="module", params=["cmerc", "emt"])
 def case(
-    request: pytest.FixtureRequest, exported: Bundle, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, exported: Bundle, once: Once, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Bundle, list[Sample]]:
     """A bundle with recurrent layers (GRU, or BERT with LSTMs) in every precision of ONNX, and samples for it."""
     root = tmp_path_factory.mktemp("precision") / "bundle"
@@ -61,7 +62,8 @@ def case(
         bundle, lengths = small_bundle.part_of(exported, root, ("onnx", 8)), EIGHT
         samples = small_bundle.make_samples()
     else:
-        bundle, lengths = small_emt.make_emt(root, "emt"), small_emt.SHORT
+        lengths = small_emt.SHORT
+        bundle = small_bundle.part_of(small_emt.export_emt(once, "emt"), root, ("onnx", *lengths.values()))
         samples = emt_samples(bundle)
     for name in export_formats()["onnx"].precisions:
         export_variant(bundle, "onnx", lengths, precision=name, example=samples)
