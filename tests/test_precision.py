@@ -376,15 +376,15 @@ def test_a_precision_that_was_not_exported_names_the_command(tmp_path: Path) -> 
 
 
 def test_a_variant_that_fails_the_gate_leaves_the_bundle_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = small_bundle.make_bundle(tmp_path / "bundle")
-    before = bundle.manifest.model_copy(deep=True)
+    bundle = small_bundle.part_of(exported, tmp_path / "bundle", ("onnx", 4))
+    before, files = bundle.manifest.model_copy(deep=True), sorted(bundle.root.rglob("*"))
     monkeypatch.setitem(RULES, "int8", Rule(atol=0, rtol=0))
     with pytest.raises(ParityError, match="in int8 log_prob is off by up to"):
         export_variant(bundle, "onnx", Bucket(utterances=4), precision="int8")
     assert Bundle.open(bundle.root).manifest == before
-    assert not list(bundle.root.glob("variants/*"))
+    assert sorted(bundle.root.rglob("*")) == files
 
 
 def test_bf16_is_proven_on_a_twin_that_rounds_where_an_engine_does(tmp_path: Path) -> None:
