@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mer_export.layers.bert.network import Bert
 from mer_export.layers.recurrent import BidirectionalRNN, LastStepRNN
 from mer_export.layers.steps import last_step
-from mer_export.models.cmerc.network import Frequency
+from mer_export.models.cmerc.graph import Frequency
 from mer_export.models.emt.network import SequenceEncoder
 
 Model = TypeVar("Model", bound=nn.Module)
