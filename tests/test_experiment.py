@@ -165,7 +165,7 @@ def test_a_cell_that_fails_is_a_row_with_its_reason_and_ends_no_other(mer: Mer, 
         "after": [{"name": "b", "preset": "synthetic/cmerc_meld", "set": {"init": "{broken}"}}],
         "good": [{"name": "c", "preset": "synthetic/cmerc_meld"}],
     }
-    table = STAGES["table"] | {"split": ["test", "dev"]}
+    table = STAGES["table"] | {"beside": ["dev"]}
     path = written(tmp_path, models=models, grid={"seed": [1]}, table=table)
     code, out, err = mer("experiment", path, "--data", data, "--out", tmp_path / "o", *SMALL, "--set", "epochs=1")
     assert code == 2
