@@ -72,7 +72,7 @@ def choose_spec(
 def _kept(configured: DataSpec) -> DataSpec:
     """Data in another format still take the same shape, with the same tokenizer and packing."""
     kept = {n: getattr(configured, n) for n in KEPT if n in configured.model_fields_set}
-    return DataSpec(**kept).allowing(configured.allowed)
+    return DataSpec(**kept).beside(configured)
 
 
 def _describes(section: DataSpec, path: Path, wanted: str) -> bool:
@@ -151,7 +151,7 @@ def _by_names(path: Path, spec: DataSpec) -> DataSpec:
     found, lines = drafted(path, DataSpec())
     log.warning("%s has no table.yaml, it is read by the names of its columns: %s", path, ", ".join(lines))
     kept = {n: getattr(spec, n) for n in spec.model_fields_set if n != "format"}
-    return DataSpec.model_validate(found.model_dump(exclude_unset=True) | kept).allowing(spec.allowed)
+    return DataSpec.model_validate(found.model_dump(exclude_unset=True) | kept).beside(spec)
 
 
 def bundle_corpus(
@@ -218,6 +218,6 @@ def overridden(spec: DataSpec, sets: Sequence[str]) -> DataSpec:
     if set(values) != {"data"}:
         raise UsageError(f"--set changes the data section here, write it as data.field=value: {list(sets)}")
     try:
-        return DataSpec.model_validate(values["data"]).allowing(spec.allowed)
+        return DataSpec.model_validate(values["data"]).beside(spec)
     except ValidationError as error:
         raise UsageError(f"data: {first_problem(error)}") from None
