@@ -269,6 +269,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
     ),
 }
 """Data set to imitate, how, values on the grid, and settings that make the published recipes small."""
+PUBLISHED["tab/iemocap_main"] = (*PUBLISHED["tab/iemocap"][:2], [], PUBLISHED["tab/iemocap"][3])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
