@@ -225,8 +225,8 @@ def test_semantics_that_do_not_exist_are_refused() -> None:
 BERT = "model.bert={vocabulary: 400, hidden: 16, layers: 1, heads: 2, feed_forward: 24, positions: 64}"
 NARROW = ["model.width=8", "model.heads=2", "model.levels=1"]
 PUBLISHED: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
-    "emt/mosi": (
-        "mosi",
+    "emt/sims": (
+        "sims",
         {},
         ["missing=0.0", "seed=111"],
         [
