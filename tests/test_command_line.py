@@ -36,8 +36,15 @@ NEW_COMMANDS = SECOND_WAYS | {
     "push",
     "pull",
 }
-OPTIONAL_NOW = {("data synth", "--out/-o"), ("data synth", "--dataset"), ("infer", "--out/-o")}
-"""These were required, or had a default that fits one system only."""
+OPTIONAL_NOW = {
+    *(("data synth", o) for o in ("--out/-o", "--dataset")),
+    ("infer", "--out/-o"),
+    *(("export", o) for o in ("--max-variants", "--threads", "--split", "--data-format")),
+    *(("bench", o) for o in ("--tolerance", "--split", "--data-format")),
+    *(("tune", o) for o in ("--split", "--data-format")),
+    ("data byte-pairs", "--split"),
+}
+"""These were required, had a default that fits one system only, or are refused where nothing reads them."""
 BUNDLE, DIALOGUES = DATA / "bundles" / "cmerc", DATA / "small" / "dialogues.jsonl"
 
 
@@ -106,6 +113,32 @@ def test_help_is_a_letter_away(mer: Mer, name: str) -> None:
 
 def test_the_version_is_the_installed_one(mer: Mer) -> None:
     assert mer("--version") == (0, f"mer {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "unread"),
+    [
+        (["export", "{bundle}", "--max-variants", "4"], "--max-variants"),
+        (["export", "{bundle}", "--threads", "1"], "--threads"),
+        (["export", "{bundle}", "--split", "test"], "--split"),
+        (["export", "{bundle}", "--outside", "{new}"], "--outside"),
+        (["bench", "{bundle}", "--data-format", "auto"], "--data-format"),
+        (["bench", "{bundle}", "--tolerance", "5%"], "--tolerance"),
+        (["tune", "{bundle}", "--split", "dev"], "--split"),
+        (["eval", "{bundle}", "--data", "{data}", "--seed", "1"], "--seed"),
+        (["eval", "{bundle}", "--data", "{data}", "--missing-rate", "0.1", "--out", "{new}.md"], "--out {new}.md"),
+        (["eval", "{bundle}", "--data", "{data}", "--missing-rate", "0.1", "--semantics", "batch"], "--semantics"),
+        (["inspect", "{data}", "--draft", "--data-format", "jsonl"], "--data-format"),
+        (["data", "byte-pairs", "{text}", "--out", "{new}", "--split", "train"], "--preset, --split"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(mer: Mer, tmp_path: Path, words: list[str], unread: str) -> None:
+    (tmp_path / "text.txt").write_text("well\n")
+    places = {"bundle": BUNDLE, "data": DIALOGUES, "new": tmp_path / "new", "text": tmp_path / "text.txt"}
+    code, out, err = mer(*(w.format(**places) for w in words))
+    assert (code, out) == (2, "")
+    assert f"leave {unread.format(**places)}" in " ".join(err.split())
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from mer_export.data.formats.parquet.writer import write_parquet
 from mer_export.data.open import stream_samples
 from mer_export.data.samples import Corpus
 from mer_export.data.synthetic import synthesise
-from mer_export.models.cmerc.network import Frequency, context_edges
+from mer_export.models.cmerc.graph import Frequency, context_edges
 from runtimes.predict.plan import planned_batches
 from train.config import load_preset
 

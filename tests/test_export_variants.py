@@ -87,7 +87,9 @@ def test_other_base_models_keep_their_answers_in_onnx(tmp_path: Path, base_model
 
     system = registry.get("cmerc")
     torch.manual_seed(1)
-    config = system.parse(CONFIG | {"base_model": base_model, "encode_audio_vision": True})
+    config = system.parse(
+        CONFIG | {"base_model": base_model, "encode_audio_vision": True, "hypergraph_layers": 1, "frequency_layers": 1}
+    )
     model, contract = system.build(config), system.contract(config)
     bucket = Bucket(utterances=6)
     arrays = random_inputs(contract, bucket, items=3)
