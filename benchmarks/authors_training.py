@@ -54,14 +54,12 @@ class OneByOne(FromSamples):
 class Loop:
     """One network in training as its authors train it."""
 
-    arrays: Lengths | None = None
-
     def __init__(self, phase: Phase):
         """Starts from the weights that the phase has now."""
         self.phase, config = phase, phase.config
         settings, difficulty = phase.protocol.settings, phase.protocol.difficulty
         self.protocol: Protocol = protocol_class(config.system)(settings, difficulty)
-        self.protocol.padding = OneByOne(self.arrays)
+        self.protocol.padding = OneByOne(self.arrays())
         self.model = in_their_form(copy.deepcopy(phase.model))
         self.module = self.protocol.prepare(self.model, phase.samples, torch.device("cpu"))
         ours = self.protocol.updates(self.model, config)
@@ -92,6 +90,10 @@ class Loop:
                 self.warm_up.next()
             losses.append(total.item())
         return sum(losses) / len(losses)
+
+    def arrays(self) -> Lengths | None:
+        """The lengths that every item is padded to; None pads to the longest of a batch."""
+        return None
 
     def begin(self, number: int) -> None:
         """What is done before an epoch."""
@@ -132,7 +134,16 @@ class Cmerc(Loop):
         return found
 
 
-LOOPS: dict[str, type[Loop]] = {"cmerc": Cmerc}
+class FacialMmt(Loop):
+    """Whole arrays of dialogues, sound and faces."""
+
+    def arrays(self) -> Lengths | None:
+        config: Any = self.phase.model.config
+        found: Lengths = config.longest
+        return found
+
+
+LOOPS: dict[str, type[Loop]] = {"cmerc": Cmerc, "facialmmt": FacialMmt}
 """Of the systems whose loop does more than take batches."""
 
 

@@ -38,7 +38,7 @@ from mer_export.bundle import CONFIG, Bundle
 from mer_export.data.formats.jsonl.reader import DialogueReader
 from mer_export.data.labels import LabelReader
 from mer_export.data.samples import Sample
-from mer_export.data.shapes.shape import SHAPES
+from mer_export.data.shapes.shape import find_shape
 from mer_export.exporters import export_variant
 from mer_export.markdown import table
 from mer_export.untrusted.json_files import parse_json
@@ -207,7 +207,7 @@ class Stage:
     def samples(self, text: bytes) -> list[Sample]:
         """Of a dialogue as JSON text."""
         dialogue = DialogueReader(self.spec, None).dialogue(parse_json(text, "it"), "it")
-        return list(SHAPES[self.spec.shape](dialogue, self.spec, self.labels))
+        return list(find_shape(self.spec.shape)(dialogue, self.spec, self.labels))
 
     def ways(self, stack: ExitStack, runtime: str, said: list[Json]) -> list[Way]:
         """What is timed; of what is live all but the last utterance was heard and computed."""

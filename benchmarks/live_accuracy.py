@@ -25,7 +25,7 @@ from mer_export.data.dialogues import Dialogue
 from mer_export.data.formats.format import known_formats
 from mer_export.data.labels import LabelReader
 from mer_export.data.open import detect
-from mer_export.data.shapes.shape import SHAPES
+from mer_export.data.shapes.shape import find_shape
 from mer_export.data.spec import DataSpec
 from mer_export.experiment import RESULT, ExperimentResult
 from mer_export.metrics.measure import measure
@@ -71,7 +71,7 @@ def measured(path: Path, data: Path, split: str, window: int | None) -> dict[str
     dialogues = list(_dialogues(data, spec, split))
     with Predictor(bundle, "torch", SessionOptions(threads=1)) as predictor:
         labels = LabelReader(str(data), predictor.task.labels, spec.label_columns or spec.label_names)
-        whole = [s for d in dialogues for s in SHAPES[spec.shape](d, spec, labels)]
+        whole = [s for d in dialogues for s in find_shape(spec.shape)(d, spec, labels)]
         gold = np.concatenate([s.labels for s in whole if s.labels is not None])
         found = {"afterwards": np.concatenate(predictor.scores(whole))}
         for limit in dict.fromkeys((None, window)):

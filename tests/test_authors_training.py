@@ -11,13 +11,16 @@ from benchmarks.training import no_dropout
 from train.devices import computing, make_accelerator
 from train.loop import Phase
 
-EVERYTHING = {"cmerc": ("protocol.semantics=batch", "protocol.calibrate=true", "protocol.contrast=true")}
-"""Settings that the published recipes have and the small ones have not."""
+SETTINGS = {
+    "cmerc": ("protocol.semantics=batch", "protocol.calibrate=true", "protocol.contrast=true"),
+    "facialmmt": ("protocol.gumbel=false", "protocol.colour_jitter=0"),
+}
+"""What the published recipe has and the small one has not, and nothing random whose shape depends on padding."""
 
 
 @pytest.mark.parametrize("system", SMALL)
 def test_the_authors_loop_has_the_losses_of_ours_epoch_after_epoch(system: str) -> None:
-    config, settings, model, _, contract, items, difficulty = small(system, *EVERYTHING.get(system, ()))
+    config, settings, model, _, contract, items, difficulty = small(system, *SETTINGS.get(system, ()))
     with computing(config, CPU):
         phase = Phase(config, settings, model, contract, items[:-3], make_accelerator(config), difficulty)
         theirs = loop_of(phase)

@@ -16,7 +16,7 @@ from mer_export.data.bundle_data import line_spec
 from mer_export.data.feature_check import FeatureCheck
 from mer_export.data.formats.jsonl.reader import DialogueReader
 from mer_export.data.labels import LabelReader
-from mer_export.data.shapes.shape import SHAPES
+from mer_export.data.shapes.shape import find_shape
 from mer_export.errors import InputError, UsageError
 from runtimes.backends.session import SessionOptions
 from runtimes.predict.predictor import Predictor
@@ -35,7 +35,7 @@ class Spoken(Case):
         spec = line_spec(self.bundle)
         dialogue = DialogueReader(spec, None).dialogue({"dialogue": name, "utterances": lines}, "test")
         labels = LabelReader("test", self.predictor.task.labels)
-        return numbers_of(self.predictor.predict(SHAPES[spec.shape](dialogue, spec, labels)))
+        return numbers_of(self.predictor.predict(find_shape(spec.shape)(dialogue, spec, labels)))
 
 
 def numbers_of(predictions: Any) -> Answers:

@@ -13,7 +13,6 @@ from mer_export.data.dialogues import Dialogue, Utterance
 from mer_export.data.draft import drafted
 from mer_export.data.feature_check import extractor_problem
 from mer_export.data.formats.format import known_formats
-from mer_export.data.inspect import undescribed
 from mer_export.data.open import Through, detect, open_corpus, said_extractors, stream_samples
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec, Extractor
@@ -110,12 +109,18 @@ def bundle_spec(
 ) -> DataSpec:
     """How a bundle reads `path`; raises InputError where other extractors made its features."""
     configured = _configured(bundle)
-    if bundle.manifest.encoders and data_format == AUTO and not sets and undescribed(path, DataSpec()):
+    if bundle.manifest.encoders and data_format == AUTO and not sets and _undescribed(path):
         configured = _by_names(path, configured)
     chosen = choose_spec(path, data_format, configured, sets, outside, bundle.root)
     if any(s.extractor != s.UNKNOWN for s in bundle.manifest.features.values()):
         refuse_other_extractors(bundle, said_extractors(path, chosen), str(path))
     return chosen
+
+
+def _undescribed(path: Path) -> bool:
+    from mer_export.data.inspect import undescribed
+
+    return bool(undescribed(path, DataSpec()))
 
 
 def line_spec(bundle: Bundle) -> DataSpec:

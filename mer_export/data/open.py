@@ -16,7 +16,7 @@ from mer_export.data.formats.format import Format, known_formats
 from mer_export.data.kept_samples import kept_or_read
 from mer_export.data.labels import LabelReader, said_labels
 from mer_export.data.samples import Corpus, Sample
-from mer_export.data.shapes.shape import SHAPES
+from mer_export.data.shapes.shape import find_shape
 from mer_export.data.spec import DataSpec, Extractor
 from mer_export.errors import InputError, UsageError
 from mer_export.marks import Marks
@@ -137,7 +137,7 @@ class OpenData:
 
     def samples(self, split: str | None = None, through: Through | None = None) -> Iterator[tuple[Dialogue, Sample]]:
         """Yields every sample with the dialogue that it is made of."""
-        shape = SHAPES[self.spec.shape]
+        shape = find_shape(self.spec.shape)
         self.seen = Marks()
         dialogues = distinct(self.source.dialogues(split), self.spec.shape == "utterance", self.seen)
         for dialogue in through(dialogues) if through else dialogues:

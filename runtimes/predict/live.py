@@ -22,7 +22,7 @@ from mer_export.data.labels import LabelReader
 from mer_export.data.open import Through
 from mer_export.data.samples import Sample
 from mer_export.data.shapes.packed import TEXT as PACKED
-from mer_export.data.shapes.shape import SHAPES
+from mer_export.data.shapes.shape import find_shape
 from mer_export.data.spec import DataSpec, Shape
 from mer_export.encoders.running import sentence_vectors
 from mer_export.errors import InputError, UsageError
@@ -221,7 +221,7 @@ class Hearing:
 
     def _samples(self, dialogue: Dialogue) -> Iterator[Sample]:
         names = self.spec.label_columns or self.spec.label_names
-        return SHAPES[self.spec.shape](dialogue, self.spec, LabelReader(dialogue.where, self.labels, names))
+        return find_shape(self.spec.shape)(dialogue, self.spec, LabelReader(dialogue.where, self.labels, names))
 
     def _with_speakers(self, utterances: Sequence[Utterance], gone: Sequence[str]) -> Sequence[Utterance]:
         """Speakers by name keep the number that they had before the first of them left the window."""
