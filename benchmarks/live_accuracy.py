@@ -59,7 +59,10 @@ def said(runs: Path, data: Path, window: int | None) -> ExperimentResult:
     for trained in result.trained:
         output.say(f"{trained.model} {trained.bundle}")
         for name, metrics in measured(runs / trained.bundle, data, result.table.split, window).items():
-            own = {"cell": trained.cell | {"answers": name}, "metrics": {n: metrics[n] for n in result.table.metrics}}
+            own = {
+                "cell": trained.cell | {"answers": name},
+                "metrics": {n: round(metrics[n], 2) for n in result.table.metrics},
+            }
             cells.append(trained.model_copy(update=own))
     return result.model_copy(update={"trained": cells})
 
