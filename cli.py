@@ -139,7 +139,7 @@ def eval_(
     from runtimes.backends.session import SessionOptions
     from runtimes.features.completed import encoders_of
     from runtimes.pages.evaluation import require_form, write_evaluation
-    from runtimes.predict.comparison import compare
+    from runtimes.predict.comparison import compare, naming
     from runtimes.predict.opening import open_predictor
 
     if out is not None:
@@ -170,7 +170,11 @@ def eval_(
         return emit_plan("eval", told, as_json)
     result: dict[str, Any] | Comparison
     if len(bundle) > 1:
-        result = compare([_contender(*opened(p), split, str(p)) for p in bundle], str(data), split, rounds, seed)
+        sides = []
+        for each in bundle:
+            with naming(str(each)):
+                sides.append(_contender(*opened(each), split, str(each)))
+        result = compare(sides, str(data), split, rounds, seed)
         emit(result.model_dump(mode="json"), as_json, result.lines)
     else:
         predictor, corpus = opened(bundle[0])

@@ -247,6 +247,7 @@ def infer(
             "--dry-run": dry_run,
         }
         others |= {"--shards": shards, "--cluster": cluster, "--block": block, "--strict-features": strict_features}
+        others |= {"--force": force, "--data-format": data_format != "auto"}
         talk.check(live, said, out, others)
         opened, say = Bundle.open(bundle, trust), say_unless(quiet)
         chosen = open_predictor(

@@ -27,7 +27,7 @@ import cli  # noqa: E402
 from benchmarks.small_encoders import save_folder  # noqa: E402
 from mer_export.bucket import Bucket  # noqa: E402
 from mer_export.bundle import Bundle, FeatureStatistics  # noqa: E402
-from mer_export.data.bundle_data import bundle_spec  # noqa: E402
+from mer_export.data.bundle_data import bundle_corpus, bundle_spec, features_alone  # noqa: E402
 from mer_export.data.parts import cut, open_part  # noqa: E402
 from mer_export.encoders.attached import attach, attached, found_beside, save_beside, together  # noqa: E402
 from mer_export.encoders.encoder import Encoder  # noqa: E402
@@ -185,6 +185,15 @@ def test_data_that_commands_measure_with_go_through_the_encoders(model: Path, cl
         ["audio"],
         ["text"],
     ]
+
+
+def test_a_command_that_runs_no_encoder_says_how_the_features_are_made(model: Path, clips: Path) -> None:
+    bundle = Bundle.open(model)
+    with pytest.raises(UsageError, match=r"has no (text|audio) features of 0/0, and no encoder runs here") as caught:
+        bundle_corpus(bundle, clips, through=features_alone(bundle, clips))
+    command = str(caught.value).split("`")[1]
+    assert command.startswith(f"mer features {clips} --encoder ")
+    assert all(f"{n}={model}/encoders/{n}/0" in command for n in ("text", "audio"))
 
 
 def test_a_runtime_that_runs_no_file_of_an_encoder_is_that_of_the_model(model: Path) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_bundle import CONFIG
 from small_live import MAKERS, Case, every
 
 from mer_export.bundle import FeatureStatistics
@@ -34,9 +33,6 @@ class Spoken(Case):
     def whole(self, name: str, lines: list[dict[str, Any]]) -> Answers:
         """The answers to a dialogue that is sent whole."""
         spec = line_spec(self.bundle)
-        if "speaker" in {s.name for s in self.predictor.contract.inputs}:
-            # What the first line of a file would say.
-            spec = spec.over({"speakers": CONFIG["speakers"]}, "test")
         dialogue = DialogueReader(spec, None).dialogue({"dialogue": name, "utterances": lines}, "test")
         labels = LabelReader("test", self.predictor.task.labels)
         return numbers_of(self.predictor.predict(SHAPES[spec.shape](dialogue, spec, labels)))

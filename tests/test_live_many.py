@@ -235,6 +235,7 @@ def test_the_command_answers_standard_input(mer: Mer, monkeypatch: pytest.Monkey
 def test_options_of_files_and_of_lines_are_not_mixed(mer: Mer, tmp_path: Path) -> None:
     for words, said in (
         (("--live", "--split", "test"), "leave --split out"),
+        (("--live", "--data-format", "jsonl"), "leave --data-format out"),
         (("--live", "--out", tmp_path / "x.jsonl"), "redirect it"),
         (("--window", 3), "--window is of live dialogues"),
         ((), "name the INPUT and --out FILE, or pass --live"),

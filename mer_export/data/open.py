@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mer_export.data.dialogues import USUAL_ORDER, Dialogue, Source, distinct
 from mer_export.data.draft import undescribed_tables
@@ -146,7 +149,7 @@ class OpenData:
         splits: dict[str, list[Sample]] = {name: [] for name in self.source.splits}
         said: dict[str, list[str]] = {}
         people: dict[str, list[str | None]] = {}
-        scores = False
+        scores, speakers = False, 1
         for dialogue, sample in self.samples(through=through):
             splits.setdefault(dialogue.split, []).append(sample)
             words = {u.id: u.sentence or "" for u in dialogue.utterances}
@@ -155,9 +158,15 @@ class OpenData:
             names = {u.id: u.person for u in dialogue.utterances}
             if any(names.values()):
                 people[sample.id] = [names[unit] for unit in sample.units]
+            if "speaker" in sample.inputs:
+                speakers = max(speakers, int(np.max(sample.inputs["speaker"])) + 1)
             scores |= sample.labels is not None and sample.labels.dtype.kind == "f" and sample.labels.ndim == 1
-        info = {"labels": [] if scores else list(self.labels.labels), "speakers": self.spec.speakers, "sentences": said}
-        info |= {"extractors": self.spec.extractors, "people": people}
+        info: dict[str, Any] = {
+            "labels": [] if scores else list(self.labels.labels),
+            "sentences": said,
+            "people": people,
+        }
+        info |= {"speakers": self.spec.told_apart or speakers, "extractors": self.spec.extractors}
         order = self.source.splits or usual_order(splits)
         return Corpus({name: splits[name] for name in order}, self.format, info | dict(self.source.info))
 
