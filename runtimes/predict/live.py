@@ -223,7 +223,7 @@ class Hearing:
         """A sample whose inputs are as wide as the model's; raises InputError for another one."""
         for spec in self.bundle.manifest.contract.features:
             wanted, found = spec.dims[1:], getattr(sample.inputs.get(spec.name), "shape", ())
-            sizes = [(n, d) for n, d in zip(found, wanted, strict=False) if isinstance(d, int)]
+            sizes = [(n, d) for n, d in zip(found, wanted, strict=False) if isinstance(d, int) and (n, d) != (1, 1)]
             if len(found) == len(wanted) and any(n != d for n, d in sizes):
                 given, taken = (" x ".join(map(str, side)) for side in zip(*sizes, strict=True))
                 raise InputError(f"{sample.units[0]}: {spec.name} is {given}, the model takes {taken}")
