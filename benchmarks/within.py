@@ -130,7 +130,7 @@ def _files(
     bundle: Bundle, wanted: Variant, found: Search, judged_on: Sequence[Sample], rounds: int, folder: Path
 ) -> Json:
     """What each file answers on both splits, its size and its time."""
-    job, task = replace(job_of(bundle, wanted), samples=judged_on), bundle.manifest.task
+    job, task = job_of(bundle, wanted, judged_on), bundle.manifest.task
     assert job.graph is not None
     files = {FP32: job.graph.path}
     for name, keep in ((ALL, []), (CHOSEN, found.keep_fp32)):

@@ -167,7 +167,7 @@ def search(
     """
     options = {k: v for k, v in variant.options.items() if k != KEPT}
     plain = variant.model_copy(update={"model": "", "options": options})
-    job, task = replace(job_of(bundle, plain), samples=samples), bundle.manifest.task
+    job, task = job_of(bundle, plain, samples), bundle.manifest.task
     if variant.format != "onnx" or job.graph is None:
         raise UsageError(
             f"{variant.name}: a limit is kept against the fp32 ONNX variant of the same form: "
