@@ -11,11 +11,16 @@ input, 3 parity failed, 4 performance gate failed, 5 not available on this machi
 
 from __future__ import annotations
 
+import copy
+import gc
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+# Nothing here is instrumented by plugins of pydantic, and looking for some opens every installed package.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 import typer
 
@@ -45,6 +50,7 @@ from mer_export.console import (
     Verbose,
     emit,
     emit_plan,
+    refuse_without,
     say_unless,
 )
 from mer_export.errors import UsageError
@@ -121,9 +127,10 @@ def eval_(
     sets: Sets = None,
     outside: Outside = None,
     rounds: Annotated[
-        int, typer.Option("--resamples", min=100, help="Of the bootstrap and permutation test of several bundles.")
-    ] = 10_000,
-    seed: Annotated[int, typer.Option("--seed", help="Of the resamples.")] = 0,
+        int | None,
+        typer.Option("--resamples", min=100, help="Of bootstrap and permutation test of several; default 10000."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the resamples; default 0.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Also as a file: a page .html with pictures, .md or .json.")
     ] = None,
@@ -139,9 +146,13 @@ def eval_(
     from runtimes.backends.session import SessionOptions
     from runtimes.features.completed import encoders_of
     from runtimes.pages.evaluation import require_form, write_evaluation
-    from runtimes.predict.comparison import compare
+    from runtimes.predict.comparison import compare, naming
     from runtimes.predict.opening import open_predictor
 
+    refuse_without("several bundles", len(bundle) > 1, {"--resamples": rounds, "--seed": seed})
+    if missing is not None and (out or semantics == "batch"):
+        other = f"--out {out}" if out else "--semantics batch"
+        raise UsageError(f"--missing-rate measures in single semantics, into the bundle's report: leave {other} out")
     if out is not None:
         require_form(out)
     shared = emotion_table(emotions)
@@ -170,7 +181,11 @@ def eval_(
         return emit_plan("eval", told, as_json)
     result: dict[str, Any] | Comparison
     if len(bundle) > 1:
-        result = compare([_contender(*opened(p), split, str(p)) for p in bundle], str(data), split, rounds, seed)
+        sides = []
+        for each in bundle:
+            with naming(str(each)):
+                sides.append(_contender(*opened(each), split, str(each)))
+        result = compare(sides, str(data), split, rounds or 10_000, seed or 0)
         emit(result.model_dump(mode="json"), as_json, result.lines)
     else:
         predictor, corpus = opened(bundle[0])
@@ -395,9 +410,25 @@ def main() -> None:
     sys.exit(code)
 
 
+def application(words: Sequence[str]) -> typer.Typer:
+    """The command line for these words: with the one command that they name, as making all takes longer than many run.
+
+    Whoever asks for help, or for a command that there is not, gets all of them.
+    """
+    asked = next((word for word in words if not word.startswith("-")), None)
+    if asked not in COMMANDS:
+        return app
+    lean = copy.copy(app)
+    lean.registered_commands = [c for c in app.registered_commands if c.name == asked]
+    lean.registered_groups = []
+    return lean
+
+
 def _run() -> int:
+    # What was imported is no garbage: looks for it took a tenth of the start.
+    gc.freeze()
     try:
-        app()
+        application(sys.argv[1:])()
     except SystemExit as stop:
         if not isinstance(stop.code, int | None):
             raise

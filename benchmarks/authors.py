@@ -4,7 +4,7 @@
 
 Written again from what is known of the public code, with this project's networks: `pickle` without any check, padding
 as their loaders pad, batches as their recipes say, in file order. Where their network takes another form than ours,
-theirs is run (`MessagePassing`), and where their forward does more than answer, so does this (`Loop.views`). REQUEST is
+theirs is run (`forms`), and where their forward does more than answer, so does this (`Loop.views`). REQUEST is
 JSON: a bundle, a network of `suite.NETWORKS`, its data and where to write; printed are seconds of starting, reading,
 computing (collation included) and writing.
 """
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.forms import in_their_form
 from benchmarks.suite import NETWORKS
 from mer_export.bundle import Bundle
 from mer_export.contract import Contract
@@ -33,47 +34,6 @@ from mer_export.weights import bundle_model
 Item = dict[str, Tensor]
 """Of one item: each input's steps first."""
 SPLIT = "test"
-
-
-class MessagePassing(nn.Module):
-    """CMERC's frequency layers as M3NET runs them: edge lists that Python makes for every batch, gather and scatter."""
-
-    def __init__(self, gates: nn.ModuleList):
-        super().__init__()
-        self.gates = gates
-
-    def forward(self, x: Tensor, mask: Tensor, edges: Tensor) -> Tensor:
-        """Nodes (batch, modalities, utterances, hidden), as `Frequency` of the network takes and gives them."""
-        lengths = [int(n) for n in mask.sum(1)]
-        kinds = x.shape[1]
-        nodes = torch.cat([x[b, :, :n].reshape(kinds * n, -1) for b, n in enumerate(lengths)])
-        sending, receiving = _edges(lengths, kinds)
-        degree = torch.zeros(len(nodes)).index_add(0, receiving, torch.ones(len(receiving)))
-        scale = degree.rsqrt()
-        norm = scale[sending] * scale[receiving]
-        for gate in self.gates:
-            there, here = nodes[receiving], nodes[sending]
-            sign = torch.tanh(gate(torch.cat([there, here], dim=1))).squeeze(1)
-            nodes = nodes + torch.zeros_like(nodes).index_add(0, receiving, (norm * sign)[:, None] * here)
-        found, at = torch.zeros_like(x), 0
-        for b, n in enumerate(lengths):
-            found[b, :, :n] = nodes[at : at + kinds * n].reshape(kinds, n, -1)
-            at += kinds * n
-        return found
-
-
-def _edges(lengths: Sequence[int], kinds: int) -> tuple[Tensor, Tensor]:
-    """Sending and receiving nodes: all pairs of a modality, all pairs of an utterance."""
-    pairs: list[tuple[int, int]] = []
-    first = 0
-    for n in lengths:
-        for kind in range(kinds):
-            pairs += itertools.permutations(range(first + kind * n, first + (kind + 1) * n), 2)
-        for step in range(n):
-            pairs += itertools.permutations([first + kind * n + step for kind in range(kinds)], 2)
-        first += kinds * n
-    made = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
-    return made[:, 0], made[:, 1]
 
 
 def _load(path: Path) -> Any:
@@ -243,13 +203,6 @@ def answers(network: nn.Module, loop: Loop, batch: Item, shared: Item) -> Tensor
             found = getattr(network, loop.method)(**inputs)
     rows: Tensor = found[0] if isinstance(found, tuple) else found
     return torch.cat([r[:n] for r, n in zip(rows, batch["lengths"], strict=True)]) if "lengths" in batch else rows
-
-
-def in_their_form(network: Any) -> Any:
-    """The network with what the authors compute in another form, of the same weights."""
-    if hasattr(network, "frequency"):
-        network.frequency = MessagePassing(network.frequency.gates)
-    return network
 
 
 def main() -> None:

@@ -1,12 +1,18 @@
 """A new utterance of a live dialogue beside the whole dialogue again, and many dialogues at a time.
 
-    python3 -m benchmarks.live --out benchmarks/results [--network cmerc_meld] [--at 30] [--rounds 7] [--dialogues 1000]
+    python3 -m benchmarks.live --out benchmarks/results [--network cmerc_meld] [--runtime onnxruntime] [--at 30]
 
-At each length, by turns in one process with one thread: the dialogue as JSON text, read and answered whole (`sent`,
-and `sent, in stages` where the network has some), and its last utterance as JSON text, said to one that has heard
-the others: with new answers for all whose context it changes (`say`), and with none (`say, revise=0`). What is sent
-keeps nothing from call to call. Then `--dialogues` dialogues are live at a time and speak by turns: the time of an
-utterance, and what memory they hold. Random weights. Writes `live.json` and `live.md`.
+At each length, by turns in one process with one thread: the dialogue again, as its JSON text (`sent`: reading it, then
+the model) and as arrays that are ready (`arrays`: the model alone; `arrays, in stages` where the network has some,
+which encode a text that utterances share once), and its last utterance as JSON text, said to one that has heard the
+others: with new answers for all whose context it changes (`say`), and with none (`say, revise=0`). What is not live
+keeps nothing from call to call. Features are in the text: where encoders make them, the dialogue again would also run
+them for every utterance, and `say` for one. Rounds end after `--seconds` a length, two are always run; `say` is timed
+up to sixteen times in a round, so that it has a p99.
+
+Then `--dialogues` dialogues are live at a time and speak by turns: the time of an utterance alone, of one of sixteen
+that wait together, and what memory they hold. Random weights. Writes `live.json` and `live.md`, where what was measured
+of other networks on the same processor stays.
 """
 
 from __future__ import annotations
@@ -15,9 +21,10 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,18 +33,18 @@ import numpy as np
 
 from benchmarks import output
 from benchmarks.suite import NETWORKS, Network, random_bundle
-from mer_export import machine
 from mer_export.bucket import Bucket
 from mer_export.bundle import CONFIG, Bundle
 from mer_export.data.formats.jsonl.reader import DialogueReader
 from mer_export.data.labels import LabelReader
-from mer_export.data.shapes.shape import SHAPES
+from mer_export.data.samples import Sample
+from mer_export.data.shapes.shape import find_shape
 from mer_export.exporters import export_variant
 from mer_export.markdown import table
 from mer_export.untrusted.json_files import parse_json
 from runtimes.backends.session import SessionOptions
 from runtimes.live.dialogues import Dialogues, Limits
-from runtimes.predict.live import Heard, Hearing
+from runtimes.predict.live import Answer, Heard, Hearing
 from runtimes.predict.predictor import Predictor
 
 WORDS = (
@@ -63,6 +70,8 @@ NARROW = (
     *("model.width=192", "model.feed_forward=768", "model.audio_len=128", "model.vision_len=32"),
 )
 """FacialMMT a quarter as wide: thirty utterances of the published one take minutes."""
+FEWER = tuple(f"model.bert.{n}" for n in ("hidden=192", "layers=4", "heads=4", "feed_forward=768"))
+"""EMT with a text encoder a fiftieth as large."""
 Json = dict[str, Any]
 
 
@@ -76,8 +85,10 @@ class Talk:
     most: int
 
 
+MELD = NETWORKS["cmerc_meld"]
 TALKS = {
-    "cmerc_meld": Talk(NETWORKS["cmerc_meld"], {}, False, 110),
+    "cmerc_meld": Talk(MELD, {}, False, 110),
+    "cmerc_meld_causal": Talk(replace(MELD, changed=("model.causal=true",)), {}, True, 110),
     "facialmmt_narrow": Talk(
         replace(
             NETWORKS["facialmmt_fusion"],
@@ -89,8 +100,11 @@ TALKS = {
         34,
     ),
     "facialmmt_fusion": Talk(NETWORKS["facialmmt_fusion"], {"packing": "roberta"}, True, 34),
+    "emt_narrow": Talk(replace(NETWORKS["emt_mosi"], changed=FEWER), {}, False, 110),
 }
-USUAL = ("cmerc_meld", "facialmmt_narrow")
+USUAL = ("cmerc_meld", "cmerc_meld_causal", "facialmmt_narrow", "emt_narrow")
+CROWD = "cmerc_meld"
+SAYS, TOGETHER = 16, 16
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -98,38 +112,53 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.live", description="live dialogues")
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
     parser.add_argument("--network", choices=list(TALKS), action="append", help="repeat for several")
+    parser.add_argument("--runtime", action="append", help="repeat for several")
     parser.add_argument("--at", type=int, action="append", help="utterances of a dialogue; repeat for several")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--runtime", default="onnxruntime")
-    parser.add_argument("--dialogues", type=int, default=1000, help="live at a time, of cmerc_meld")
+    parser.add_argument("--seconds", type=float, default=25.0, help="of the rounds of a length")
+    parser.add_argument("--dialogues", type=int, default=1000, help=f"live at a time, of {CROWD}")
     parser.add_argument("--turns", type=int, default=20, help="utterances of each of them")
     parser.add_argument("--window", type=int, default=16, help="of each of them")
     chosen = parser.parse_args(arguments)
+    runtimes = chosen.runtime or ["onnxruntime", "openvino"]
 
     def run() -> None:
-        rows, crowd = [], None
-        for name in chosen.network or USUAL:
+        measured, before = chosen.network or USUAL, chosen.out / "live.json"
+        rows = [r for r in output.earlier(before, "rows") if r["network"] not in measured]
+        crowd = output.earlier(before, "crowd")
+        for name in measured:
             with tempfile.TemporaryDirectory() as folder:
-                stage = Stage(name, Path(folder), chosen.runtime, chosen.at or [10, 30, 100])
-                rows += [stage.measured(size, chosen.rounds) for size in stage.sizes]
-                if name == "cmerc_meld":
-                    crowd = stage.crowd(chosen.dialogues, chosen.turns, chosen.window)
-        found = {"command": output.command("live", arguments), "machine": machine.describe(), "rows": rows}
-        output.write(chosen.out, "live", found | {"crowd": crowd}, markdown(found | {"crowd": crowd}))
+                stage = Stage(name, Path(folder), chosen.at or [10, 30, 100])
+                for runtime in runtimes:
+                    rows += [stage.measured(runtime, n, chosen.rounds, chosen.seconds) for n in stage.sizes]
+                if name == CROWD:
+                    crowd = stage.crowd(runtimes[0], chosen.dialogues, chosen.turns, chosen.window)
+        found = {"command": output.command("live", arguments), "machine": output.here(), "rows": rows, "crowd": crowd}
+        output.write(chosen.out, "live", found, markdown(found))
 
     output.end_well(run)
+
+
+@dataclass(frozen=True)
+class Way:
+    """What comes in with a last utterance, and what is timed: answers of it. `most` calls in a round."""
+
+    name: str
+    make: Callable[[Json], Any]
+    run: Callable[[Any], Iterable[object]]
+    most: int = 1
 
 
 class Stage:
     """A network's bundle, exported for dialogues of these lengths."""
 
-    def __init__(self, name: str, root: Path, runtime: str, sizes: list[int]):
-        self.name, self.talk, self.runtime = name, TALKS[name], runtime
-        self.sizes = sorted({min(n, self.talk.most) for n in sizes})
+    def __init__(self, name: str, root: Path, sizes: list[int]):
+        self.name, self.talk = name, TALKS[name]
+        self.sizes = [n for n in sizes if n <= self.talk.most] or [self.talk.most]
         self.draw = np.random.default_rng(0)
         bundle = random_bundle(root / name, self.talk.network)
         self.contract, data = bundle.manifest.contract, dict(self.talk.data)
-        if data:
+        if self.sentences:
             data["tokenizer"] = str(_words(root / "words"))
         with bundle.commit() as change:
             change.write(CONFIG, json.dumps({"data": data}))
@@ -138,19 +167,24 @@ class Stage:
                 output.say(f"{name}: exporting {lengths.name}{' in stages' if stages else ''}")
                 export_variant(bundle, "onnx", lengths, stages=stages)
         self.bundle = Bundle.open(bundle.root)
-        self.spec = Hearing(self.bundle, ()).spec
+        classes = bundle.manifest.task.labels
+        self.spec, self.labels = Hearing(self.bundle, classes).spec, LabelReader("it", classes)
+
+    @property
+    def sentences(self) -> bool:
+        """Whether the network reads words."""
+        return "input_ids" in {s.name for s in self.contract.features}
 
     def _lengths(self) -> Iterator[Bucket]:
-        longest = self.contract.longest
-        if "utterances" in longest:
+        if "utterances" in self.contract.longest:
             yield from (Bucket(utterances=n) for n in self.sizes)
         else:
-            yield Bucket(longest)
+            yield self.talk.network.buckets[-1]
 
     def utterance(self) -> Json:
         """One as JSON has it."""
         made: Json = {"speaker": ("Ann", "Bob", "Cem")[self.draw.integers(3)]}
-        if "packing" in self.talk.data:
+        if self.sentences:
             made["sentence"] = " ".join(self.draw.choice(WORDS, self.draw.integers(3, 15)))
         steps: dict[str, int] = {}
         for spec in self.contract.features:
@@ -158,89 +192,108 @@ class Stage:
                 dims = [d for d in spec.dims[1:] if d != "utterances"]
                 for dim in dims:
                     if isinstance(dim, str):
-                        longest = self.contract.longest[dim]
+                        longest = self.talk.network.buckets[-1][dim]
                         steps.setdefault(dim, int(self.draw.integers(longest // 4, longest + 1)))
                 shape = [steps[d] if isinstance(d, str) else d for d in dims]
                 made[spec.name] = self.draw.normal(size=shape).round(4).tolist()
         return made
 
-    def predictor(self, stages: bool, reuse: bool) -> Predictor:
+    def predictor(self, runtime: str, stages: bool, reuse: bool) -> Predictor:
         """One for each way to answer."""
         variants = [v for v in self.bundle.manifest.variants if bool(v.stages) == stages]
         options = SessionOptions(threads=1, reuse=reuse)
-        return Predictor(self.bundle, self.runtime, options, batch=16, variants=variants)
+        return Predictor(self.bundle, runtime, options, batch=TOGETHER, variants=variants)
 
-    def measured(self, size: int, rounds: int) -> Json:
-        """The ways at one length, by turns; every round brings another last utterance."""
-        said = [self.utterance() for _ in range(size - 1)]
+    def samples(self, text: bytes) -> list[Sample]:
+        """Of a dialogue as JSON text."""
+        dialogue = DialogueReader(self.spec, None).dialogue(parse_json(text, "it"), "it")
+        return list(find_shape(self.spec.shape)(dialogue, self.spec, self.labels))
+
+    def ways(self, stack: ExitStack, runtime: str, said: list[Json]) -> list[Way]:
+        """What is timed; of what is live all but the last utterance was heard and computed."""
+        whole = stack.enter_context(self.predictor(runtime, False, False))
+        kept = stack.enter_context(self.predictor(runtime, self.talk.stages, True))
+
+        def text(last: Json) -> bytes:
+            return json.dumps({"dialogue": "d", "utterances": [*said, last]}).encode()
+
+        found = [
+            Way("sent", text, lambda sent: whole.predict(self.samples(sent))),
+            Way("arrays", lambda last: self.samples(text(last)), whole.predict),
+        ]
+        if self.talk.stages:
+            staged = stack.enter_context(self.predictor(runtime, True, False))
+            found.append(Way("arrays, in stages", lambda last: self.samples(text(last)), staged.predict))
+        hearing, heard = Hearing(self.bundle, kept.task.labels), Heard("d")
+        for utterance in said:
+            turn = hearing.say(heard, utterance)
+            heard = turn.after
+        list(kept.predict(turn.samples))
+        for name, revise in (("say", None), ("say, revise=0", 0)):
+            own = replace(hearing, revise=revise)
+            found.append(Way(name, lambda last: json.dumps(last).encode(), partial(_said, own, kept, heard), SAYS))
+        return found
+
+    def measured(self, runtime: str, size: int, rounds: int, limit: float) -> Json:
+        """The ways at one length, by turns; every call has another last utterance, so that none finds another's."""
+        seconds: dict[str, list[list[float]]] = {}
+        began = time.perf_counter()
         with ExitStack() as stack:
-            whole = {"sent": stack.enter_context(self.predictor(False, False))}
-            if self.talk.stages:
-                whole["sent, in stages"] = stack.enter_context(self.predictor(True, False))
-            kept = stack.enter_context(self.predictor(self.talk.stages, True))
-            hearing = Hearing(self.bundle, kept.task.labels)
-            heard = Heard("d")
-            for utterance in said:
-                turn = hearing.say(heard, utterance)
-                heard = turn.after
-            # What a dialogue that was live all the while has computed before.
-            list(kept.predict(turn.samples))
-            ways: dict[str, Callable[[Json], object]] = {n: _sending(self, p, said) for n, p in whole.items()}
-            for name, revise in (("say", None), ("say, revise=0", 0)):
-                ways[name] = _saying(replace(hearing, revise=revise), kept, heard)
-            seconds: dict[str, list[float]] = {name: [] for name in ways}
+            ways = self.ways(stack, runtime, [self.utterance() for _ in range(size - 1)])
             for number in range(rounds + 1):
-                last = self.utterance()
-                for name, way in ways.items():
-                    # Each says words of its own, so that none finds what another one left.
-                    own = last | ({"sentence": f"{last['sentence']} {len(name)}"} if "sentence" in last else {})
-                    began = time.perf_counter()
-                    way(own)
+                longest = 0.0
+                for way in ways:
+                    spent = [self._timed(way)]
+                    longest = max(longest, spent[0])
+                    while len(spent) < way.most and sum(spent) < longest:
+                        spent.append(self._timed(way))
                     if number:
-                        seconds[name].append(time.perf_counter() - began)
-        base = next(iter(whole))
-        ratios = {n: [b / s for b, s in zip(seconds[base], own, strict=True)] for n, own in seconds.items()}
-        output.say(f"{self.name} at {size}: " + ", ".join(f"{n} {median(r):.2f}" for n, r in ratios.items()))
-        return {"network": self.name, "utterances": size, "seconds": seconds, "ratios": ratios}
+                        seconds.setdefault(way.name, []).append(spent)
+                if number > 1 and time.perf_counter() - began > limit:
+                    break
+        row = {"network": self.name, "runtime": runtime, "utterances": size, "seconds": seconds}
+        output.say(f"{self.name} on {runtime} at {size}: {' '.join(map(str, _ratios(row)))}")
+        return row
 
-    def crowd(self, dialogues: int, turns: int, window: int) -> Json:
+    def _timed(self, way: Way) -> float:
+        given = way.make(self.utterance())
+        began = time.perf_counter()
+        for _ in way.run(given):
+            pass
+        return time.perf_counter() - began
+
+    def crowd(self, runtime: str, dialogues: int, turns: int, window: int) -> Json:
         """Many dialogues that speak by turns: milliseconds of an utterance, bytes that are kept."""
-        table_of, pool = Dialogues(Limits(most=dialogues, most_bytes=1 << 30)), [self.utterance() for _ in range(64)]
-        spent: list[float] = []
-        with self.predictor(self.talk.stages, True) as predictor:
+        table_of = Dialogues(Limits(most=dialogues, most_bytes=1 << 30))
+        pool = [json.dumps(self.utterance()).encode() for _ in range(64)]
+        alone: list[float] = []
+        together: list[float] = []
+        resident = []
+        with self.predictor(runtime, self.talk.stages, True) as predictor:
             hearing = Hearing(self.bundle, predictor.task.labels, window=window)
-            resident = []
+
+            def say(numbers: Sequence[int], turn: int) -> float:
+                began = time.perf_counter()
+                said = [parse_json(pool[(turn * 7 + n) % len(pool)], "it") for n in numbers]
+                asked = [hearing.say(table_of.heard(str(n)), own) for n, own in zip(numbers, said, strict=True)]
+                predictor.answer_together(asked)
+                for each in asked:
+                    table_of.keep(each.after)
+                return 1000 * (time.perf_counter() - began) / len(numbers)
+
             for turn in range(turns):
-                for number in range(dialogues):
-                    said = json.dumps(pool[(turn * 7 + number) % len(pool)]).encode()
-                    began = time.perf_counter()
-                    asked = hearing.say(table_of.heard(str(number)), parse_json(said, "it"))
-                    predictor.answer(asked)
-                    table_of.keep(asked.after)
-                    spent.append(1000 * (time.perf_counter() - began))
+                alone += [say([number], turn) for number in range(dialogues)]
                 resident.append(_resident())
                 output.say(f"{dialogues} dialogues, turn {turn + 1} of {turns}: {resident[-1] >> 20} MiB")
-        found = dict(zip(("p50_ms", "p90_ms", "p99_ms"), np.percentile(spent, (50, 90, 99)).tolist(), strict=True))
-        found |= {"dialogues": dialogues, "turns": turns, "window": window, "kept_bytes": table_of.nbytes}
-        return found | {"resident_bytes": resident}
+            for first in range(0, dialogues, TOGETHER):
+                together.append(say(range(first, min(first + TOGETHER, dialogues)), turns))
+        found = dict(zip(("p50_ms", "p90_ms", "p99_ms"), np.percentile(alone, (50, 90, 99)).tolist(), strict=True))
+        found |= {"together_ms": median(together), "dialogues": dialogues, "turns": turns, "window": window}
+        return found | {"runtime": runtime, "kept_bytes": table_of.nbytes, "resident_bytes": resident}
 
 
-def _sending(stage: Stage, predictor: Predictor, said: list[Json]) -> Callable[[Json], object]:
-    labels = LabelReader("it", predictor.task.labels)
-
-    def send(last: Json) -> object:
-        text = json.dumps({"dialogue": "d", "utterances": [*said, last]}).encode()
-        dialogue = DialogueReader(stage.spec, None).dialogue(parse_json(text, "it"), "it")
-        return list(predictor.predict(SHAPES[stage.spec.shape](dialogue, stage.spec, labels)))
-
-    return send
-
-
-def _saying(hearing: Hearing, predictor: Predictor, heard: Heard) -> Callable[[Json], object]:
-    def say(last: Json) -> object:
-        return predictor.answer(hearing.say(heard, parse_json(json.dumps(last).encode(), "it")))
-
-    return say
+def _said(hearing: Hearing, predictor: Predictor, heard: Heard, text: bytes) -> list[Answer]:
+    return [predictor.answer(hearing.say(heard, parse_json(text, "it")))]
 
 
 def _words(folder: Path) -> Path:
@@ -257,29 +310,40 @@ def _resident() -> int:
     return int(line.split()[1]) << 10
 
 
+def _ratios(row: Json) -> list[tuple[str, ...]]:
+    """The lines of a length: each way's median and p99, and how many times as long the dialogue again takes."""
+    seconds, lines = row["seconds"], []
+    for name, rounds in seconds.items():
+        spent = [1000 * s for own in rounds for s in own]
+        each = [median(own) for own in rounds]
+        ratios = []
+        for base in ("sent", "arrays"):
+            found = [median(b) / own for b, own in zip(seconds[base], each, strict=True)]
+            ratios.append("" if name == base else f"{median(found):.2f} [{min(found):.2f}, {max(found):.2f}]")
+        worst = f"{float(np.percentile(spent, 99)):.1f}" if len(spent) >= 20 else ""
+        lines.append((name, str(len(spent)), f"{median(spent):.1f}", worst, *ratios))
+    return lines
+
+
 def markdown(found: Json) -> str:
     """The tables."""
-    rows = []
-    for row in found["rows"]:
-        base = next(iter(row["seconds"]))
-        for name, seconds in row["seconds"].items():
-            ratios = row["ratios"][name]
-            spread = "" if name == base else f"{median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
-            worst = 1000 * float(np.percentile(seconds, 99))
-            rows.append(
-                (row["network"], row["utterances"], name, f"{1000 * median(seconds):.1f}", f"{worst:.1f}", spread)
-            )
-    header = ("network", "utterances", "way", "median, ms", "p99, ms", "sent / way")
+    rows = [(r["network"], r["runtime"], r["utterances"], *line) for r in found["rows"] for line in _ratios(r)]
+    header = ("network", "runtime", "utterances", "way", "calls", "median, ms", "p99, ms", "sent / way", "arrays / way")
     lines = ["# Live dialogues", "", f"`{found['command']}`", "", output.where(found["machine"], threads=1), ""]
-    lines += table(header, rows)
+    lines += [
+        *table(header, rows),
+        "",
+        "What each way is says `benchmarks/live.py`. A p99 is of twenty calls or more.",
+    ]
     if crowd := found["crowd"]:
         first, last = (n >> 20 for n in (crowd["resident_bytes"][0], crowd["resident_bytes"][-1]))
         lines += [
             "",
-            f"{crowd['dialogues']} dialogues of cmerc_meld by turns, {crowd['turns']} utterances of each, window "
-            f"{crowd['window']}: {crowd['p50_ms']:.1f} ms an utterance (p90 {crowd['p90_ms']:.1f}, p99 "
-            f"{crowd['p99_ms']:.1f}); {crowd['kept_bytes'] >> 20} MiB are kept, the process holds {first} MiB after "
-            f"the first turn and {last} MiB after the last.",
+            f"{crowd['dialogues']} dialogues of {CROWD} by turns on {crowd['runtime']}, {crowd['turns']} utterances of "
+            f"each, window {crowd['window']}: {crowd['p50_ms']:.1f} ms an utterance (p90 {crowd['p90_ms']:.1f}, p99 "
+            f"{crowd['p99_ms']:.1f}), {crowd['together_ms']:.1f} ms each where {TOGETHER} wait together; "
+            f"{crowd['kept_bytes'] >> 20} MiB are kept, the process holds {first} MiB after the first turn and {last} "
+            "MiB after the last.",
         ]
     return "\n".join(lines) + "\n"
 

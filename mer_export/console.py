@@ -10,7 +10,7 @@ import logging
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -92,6 +92,8 @@ Trust = Annotated[
     bool, typer.Option("--trust", help="Run TorchScript, .pt2 and engines of the bundle unchecked, whoever made them.")
 ]
 DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a directory or file.")]
+SplitOfData = Annotated[str | None, typer.Option("--split", help="Which split of --data; default test.")]
+FormatOfData = Annotated[str | None, typer.Option("--data-format", help="Format of the data; default auto.")]
 CudaGraph = Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: capture each shape as a CUDA graph.")]
 
 
@@ -137,6 +139,13 @@ def refuse_existing(path: Path, force: bool) -> None:
     """Raises UsageError where a file is there that `--force` does not replace."""
     if path.exists() and not force:
         raise UsageError(f"{path} exists: pass --force to replace it")
+
+
+def refuse_without(owner: str, given: bool, options: Mapping[str, object]) -> None:
+    """Raises UsageError for an option that is said (not None) and that nothing reads where `owner` is not given."""
+    for name, value in options.items():
+        if value is not None and not given:
+            raise UsageError(f"{name} is of {owner}, which is not there: leave {name} out, or pass {owner} too")
 
 
 def say_unless(quiet: bool) -> Callable[[str], None]:

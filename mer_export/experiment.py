@@ -22,6 +22,8 @@ from mer_export.metrics import find
 from mer_export.metrics.measure import area_over_rates
 
 Names = dict[str, str]
+SPLIT = "split"
+"""The axis of a table that shows several splits."""
 RESULT = "experiment"
 """Name of the files with the results."""
 
@@ -29,13 +31,19 @@ RESULT = "experiment"
 class TableSpec(Strict):
     """Which numbers the table shows, and over which axes it averages."""
 
-    split: str = "test"
+    split: tuple[str, ...] = Field(("test",), min_length=1)
+    """Of several, each is a line of the table."""
     columns: dict[str, tuple[str, ...]] = Field(min_length=1)
     """Heading to metric; two of them are written `a/b`. `batch:accuracy` is measured in the batches of the paper."""
     over: tuple[str, ...] = ("seed",)
     """Axes whose runs are averaged."""
     area: str | None = None
     """An axis of rates: the table ends with the area under each metric over it (AUILC)."""
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _one(cls, split: object) -> object:
+        return (split,) if isinstance(split, str) else split
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -74,6 +82,7 @@ class Trained(Strict):
 
     model: str
     cell: Names
+    """Axis to value; with several splits, which of them under `split`."""
     bundle: str
     metrics: dict[str, float | None]
     """None where the metric does not exist: a class that the split lacks."""
@@ -186,8 +195,7 @@ class ExperimentResult(Strict):
         lines = [f"# {self.title}", "", *([self.source, ""] if self.source else [])]
         lines += [self.caption(), "", *table(self.header(), [self.line(r) for r in self.rows]), ""]
         if self.areas:
-            lines += [f"Area under the means over {self.table.area} (AUILC), not divided by their span:", ""]
-            lines += [*table(self.area_header(), [self.area_line(r) for r in self.areas]), ""]
+            lines += [*self.area_lines(), ""]
         if self.failed:
             lines += ["Not measured:", ""]
             lines += [f"* {f.model} {f.where}: {f.reason}" for f in self.failed] + [""]
@@ -197,7 +205,8 @@ class ExperimentResult(Strict):
         """What the numbers are."""
         averaged = f"mean ± deviation (least to most) over {', '.join(self.table.over)}"
         several = any(r.runs > 1 for r in self.rows)
-        return f"Split {self.table.split}" + (f"; {averaged}." if several else ", one run each.")
+        splits = " and ".join(self.table.split)
+        return f"Split {splits}" + (f"; {averaged}." if several else ", one run each.")
 
     def header(self) -> tuple[str, ...]:
         """Headings of the table."""
@@ -218,6 +227,11 @@ class ExperimentResult(Strict):
         least, most = joined(min(s.values) for _, s in found), joined(max(s.values) for _, s in found)
         return f"{mean} ± {joined(s.std for _, s in found)} ({least} to {most})"
 
+    def area_lines(self) -> list[str]:
+        """The table of areas."""
+        says = f"Area under the means over {self.table.area} (AUILC), not divided by their span:"
+        return [says, "", *table(self.area_header(), [self.area_line(r) for r in self.areas])]
+
     def area_header(self) -> tuple[str, ...]:
         """Headings of the table of areas."""
         return ("model", *(a for a in self.axes if a != self.table.area), *self.table.columns)
@@ -230,6 +244,9 @@ class ExperimentResult(Strict):
         )
         return (row.model, *(row.cell.get(a, "") for a in self.axes if a != self.table.area), *means)
 
+    def _split_of(self, row: Row) -> str:
+        return row.cell.get(SPLIT, self.table.split[0])
+
     def csv(self) -> str:
         """A line per row and metric, with every number in full."""
         out = io.StringIO()
@@ -239,11 +256,11 @@ class ExperimentResult(Strict):
             for name, s in row.metrics.items():
                 numbers = (s.mean, s.std, min(s.values), max(s.values)) if s.values else ("", "", "", "")
                 place = (row.model, *(row.cell.get(a, "") for a in self.axes))
-                writer.writerow((*place, self.table.split, name, row.runs, *numbers))
+                writer.writerow((*place, self._split_of(row), name, row.runs, *numbers))
         for row in self.areas:
             for name, s in row.metrics.items():
                 place = (row.model, *("area" if a == self.table.area else row.cell.get(a, "") for a in self.axes))
-                writer.writerow((*place, self.table.split, name, row.runs, s.mean, "", "", ""))
+                writer.writerow((*place, self._split_of(row), name, row.runs, s.mean, "", "", ""))
         return out.getvalue()
 
 

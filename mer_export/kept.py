@@ -11,10 +11,14 @@ import hmac
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mer_export.bundle.files import plain_files, plain_folder, read_plain, write_atomic
+from mer_export.bundle.files import open_plain, plain_files, plain_folder, replacing
 from mer_export.errors import BundleError, MerError
 from mer_export.trust import seal
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 log = logging.getLogger("mer")
 
@@ -41,9 +45,9 @@ class Kept:
         try:
             if not self._own() or not path.exists():
                 return None
-            content = read_plain(path, self.most)
-            digest, content = content[:DIGEST], content[DIGEST:]
-            wanted = seal(name, content)
+            with os.fdopen(open_plain(path), "rb") as stream:
+                digest, content = stream.read(DIGEST), stream.read()
+            wanted = seal(name, [content])
         except (OSError, BundleError, RuntimeError) as error:
             log.info("%s is not used: %s", path, error)
             return None
@@ -54,16 +58,17 @@ class Kept:
             os.utime(path)
         return content
 
-    def write(self, name: str, content: bytes) -> bool:
-        """Keeps something under a name; False where that cannot be, which is logged."""
-        if DIGEST + len(content) > self.most:
+    def write(self, name: str, *parts: Buffer) -> bool:
+        """Keeps something, in one part or several, under a name; False where that cannot be, which is logged."""
+        if DIGEST + sum(memoryview(part).nbytes for part in parts) > self.most:
             return False
         try:
-            digest = seal(name, content, make_key=True)
+            digest = seal(name, parts, make_key=True)
             self.folder.mkdir(mode=0o700, exist_ok=True)
             if digest is None or not self._own():
                 return False
-            write_atomic(self.folder / name, digest + content)
+            with replacing(self.folder / name) as temporary, temporary.open("wb") as stream:
+                stream.writelines((digest, *parts))
             self._shrink(name)
         except (OSError, MerError, RuntimeError) as error:
             log.info("%s is not kept: %s", self.folder / name, error)

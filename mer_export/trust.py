@@ -12,12 +12,16 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mer_export.bundle import Bundle, Variant
 from mer_export.bundle.files import read_plain, write_new
 from mer_export.errors import BundleError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 log = logging.getLogger("mer")
 
@@ -60,15 +64,18 @@ def recognises(bundle: Bundle, variant: Variant, names: list[str]) -> bool:
     return hmac.compare_digest(own, variant.mac)
 
 
-def seal(name: str, content: bytes, make_key: bool = False) -> bytes | None:
-    """A keyed digest of what this user made under a name; None where there is no key.
+def seal(name: str, parts: Iterable[Buffer], make_key: bool = False) -> bytes | None:
+    """A keyed digest of what this user made under a name, which is in `parts`; None where there is no key.
 
     `make_key` makes one where there is none; it raises OSError or BundleError where that cannot be.
     """
     key = _key() or (_new_key() if make_key else None)
     if key is None:
         return None
-    said = json.dumps(["mer kept", name, hashlib.sha256(content).hexdigest()])
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part)
+    said = json.dumps(["mer kept", name, whole.hexdigest()])
     return hmac.digest(key, said.encode(), "sha256")
 
 

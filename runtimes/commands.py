@@ -19,6 +19,7 @@ from mer_export.console import (
     DryRun,
     Emotions,
     Force,
+    FormatOfData,
     GoalOpt,
     Json,
     Outside,
@@ -27,13 +28,14 @@ from mer_export.console import (
     Quiet,
     Runtime,
     Sets,
-    Split,
+    SplitOfData,
     StrictFeatures,
     Threads,
     Trust,
     Verbose,
     emit,
     emit_plan,
+    refuse_without,
     say_unless,
 )
 from mer_export.errors import UsageError
@@ -69,7 +71,9 @@ def export(
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
     seq_len: Annotated[list[str] | None, typer.Option("--seq-len", metavar="DIM=N", help="Fixed lengths.")] = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Data whose lengths decide the buckets.")] = None,
-    most: Annotated[int, typer.Option("--max-variants", min=1, help="With --plan: buckets at most.")] = 4,
+    most: Annotated[
+        int | None, typer.Option("--max-variants", min=1, help="With --plan: buckets at most; default 4.")
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", min=0, help="Fixed batch size; 0 dynamic where possible.")] = 0,
     opset: Annotated[int, typer.Option("--opset", help="ONNX opset.")] = 20,
     stages: Annotated[
@@ -79,10 +83,12 @@ def export(
         Literal["cpu", "cuda"], typer.Option("--device", help="ONNX: the form for the CPU, or for CUDA graphs.")
     ] = "cpu",
     data: DataOpt = None,
-    data_format: DataFormat = "auto",
-    split: Split = "test",
+    data_format: FormatOfData = None,
+    split: SplitOfData = None,
     outside: Outside = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="With --plan: threads of one call.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="With --plan: threads of one call; default 1.")
+    ] = None,
     keep_fp32: Annotated[
         list[str] | None,
         typer.Option("--keep-fp32", metavar="MODULE", help="A module that a reduced precision leaves in fp32."),
@@ -114,7 +120,12 @@ def export(
     from runtimes.features.completed import encoders_of, split_samples
     from runtimes.speed import planning
 
+    refuse_without("--plan", plan is not None, {"--max-variants": most, "--threads": threads})
+    refuse_without("--data", data is not None, {"--split": split})
+    read = {"--data-format": data_format, "--outside": outside or None}
+    refuse_without("--data", bool(data or plan), read)
     opened, say = Bundle.open(bundle), say_unless(quiet)
+    data_format, split = data_format or "auto", split or "test"
     formats, precisions = formats or ["onnx"], precisions or ["fp32"]
     contract, found = opened.manifest.contract, None
     buckets = [contract.parse_bucket(s) for s in seq_len] if seq_len else contract.buckets
@@ -125,7 +136,8 @@ def export(
         spec = bundle_spec(opened, plan, data_format, outside=outside)
         with encoders_of(opened) as through:
             seen = stream_samples(plan, spec, opened.manifest.task.labels, through=through)
-            found = planning.make_plan(opened, seen, most, plan.name, formats[0], precisions[0], batch, threads, say)
+            wanted_of = (most or 4, plan.name, formats[0], precisions[0], batch, threads or 1)
+            found = planning.make_plan(opened, seen, *wanted_of, say)
         sizes = [(b.lengths, b.batch) for b in found.buckets]
         jobs = requests(opened, formats, precisions, sizes, batch, opset, stages, device)
         if dry_run:
@@ -247,6 +259,7 @@ def infer(
             "--dry-run": dry_run,
         }
         others |= {"--shards": shards, "--cluster": cluster, "--block": block, "--strict-features": strict_features}
+        others |= {"--force": force, "--data-format": data_format != "auto"}
         talk.check(live, said, out, others)
         opened, say = Bundle.open(bundle, trust), say_unless(quiet)
         chosen = open_predictor(

@@ -14,6 +14,7 @@ from mer_export.console import (
     DataFormat,
     DataOpt,
     DryRun,
+    FormatOfData,
     InPrecision,
     Json,
     OnDevice,
@@ -21,14 +22,18 @@ from mer_export.console import (
     Quiet,
     Runtime,
     Split,
+    SplitOfData,
     StrictFeatures,
     Threads,
     Trust,
     Verbose,
     emit,
     emit_plan,
+    refuse_without,
 )
 from mer_export.progress import progress_unless
+
+TEST = "test"
 
 
 def parity(
@@ -86,8 +91,8 @@ def parity(
 def bench(
     bundle: BundleArg,
     data: DataOpt = None,
-    split: Split = "test",
-    data_format: DataFormat = "auto",
+    split: SplitOfData = None,
+    data_format: FormatOfData = None,
     outside: Outside = None,
     runtime: Runtime = None,
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
@@ -97,7 +102,9 @@ def bench(
     baseline: Annotated[
         Path | None, typer.Option("--baseline", help="An earlier bench.json: exit with 4 where a ratio fell.")
     ] = None,
-    tolerance: Annotated[str, typer.Option("--tolerance", help="How much a ratio may fall.")] = "10%",
+    tolerance: Annotated[
+        str | None, typer.Option("--tolerance", help="With --baseline: how much a ratio may fall; default 10%.")
+    ] = None,
     dry_run: DryRun = False,
     trust: Trust = False,
     verbose: Verbose = 0,
@@ -111,11 +118,13 @@ def bench(
     from runtimes.speed import bench as benchmark
     from runtimes.speed import regression
 
+    _refuse_without_data(data, split, data_format, outside)
+    refuse_without("--baseline", baseline is not None, {"--tolerance": tolerance})
     opened = Bundle.open(bundle, trust)
-    allowed = regression.parse_tolerance(tolerance)
+    allowed = regression.parse_tolerance(tolerance or "10%")
     earlier = regression.read_baseline(baseline, opened.manifest.system, threads) if baseline else None
     ways = find_ways(opened, threads, runtime) + (find_graphs(opened, threads, runtime) if cuda_graph else [])
-    samples = None if data is None else split_samples(opened, data, data_format, split, outside)
+    samples = None if data is None else split_samples(opened, data, data_format or "auto", split or TEST, outside)
     sizes = batches or [1, 16]
     if dry_run:
         plan = {"bundle": str(bundle), "rounds": rounds, "threads": threads}
@@ -138,8 +147,8 @@ def bench(
 def tune(
     bundle: BundleArg,
     data: DataOpt = None,
-    split: Split = "test",
-    data_format: DataFormat = "auto",
+    split: SplitOfData = None,
+    data_format: FormatOfData = None,
     outside: Outside = None,
     batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
@@ -156,9 +165,10 @@ def tune(
     from runtimes.features.completed import split_samples
     from runtimes.speed import tune as tuning
 
+    _refuse_without_data(data, split, data_format, outside)
     opened = Bundle.open(bundle, trust)
-    samples = None if data is None else split_samples(opened, data, data_format, split, outside)
-    source = tuning.RANDOM if data is None else f"{data.name}, {split}"
+    samples = None if data is None else split_samples(opened, data, data_format or "auto", split or TEST, outside)
+    source = tuning.RANDOM if data is None else f"{data.name}, {split or TEST}"
     sizes = batches or tuning.BATCHES
     if dry_run:
         plan = {"bundle": str(bundle), **tuning.preview(opened, samples, sizes, precisions, minutes)}
@@ -167,3 +177,10 @@ def tune(
     found.save(opened)
     emit(found.model_dump(mode="json"), as_json, lambda: [found.page()])
     return None
+
+
+def _refuse_without_data(
+    data: Path | None, split: str | None, data_format: str | None, outside: list[Path] | None
+) -> None:
+    said = {"--split": split, "--data-format": data_format, "--outside": outside or None}
+    refuse_without("--data", data is not None, said)

@@ -13,6 +13,7 @@ import cli
 from mer_export.bundle import Bundle
 
 Mer = Callable[..., tuple[int, str, str]]
+Once = Callable[[str, Callable[[Path], Bundle]], Bundle]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,29 +55,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A small bundle with random weights, exported to every format in both of its buckets; read only.
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Makes a bundle that several files of tests read, and none writes to, by its name.
 
     The processes of one run share it: the first that needs it makes it, the others wait for that.
     """
-    from small_bundle import make_bundle, make_samples, randomise
-
-    from mer_export.exporters import export_variant
-
     own = tmp_path_factory.getbasetemp()
-    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exported"
-    with shared.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if shared.exists():
-            return Bundle.open(shared)
-        with tempfile.TemporaryDirectory(dir=shared.parent) as folder:
-            bundle = make_bundle(Path(folder) / "bundle")
-            randomise(bundle)
-            for lengths in bundle.manifest.contract.buckets:
-                for name in ("torchscript", "exported_program", "onnx"):
-                    export_variant(bundle, name, lengths, example=make_samples())
-            bundle.root.rename(shared)
-    return Bundle.open(shared)
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def made(name: str, make: Callable[[Path], Bundle]) -> Bundle:
+        place = shared / f"made {name}"
+        with Path(f"{place}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not place.exists():
+                with tempfile.TemporaryDirectory(dir=shared) as folder:
+                    make(Path(folder) / "bundle").root.rename(place)
+        return Bundle.open(place)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def exported(once: Once) -> Bundle:
+    """A small bundle with random weights, exported to every format in both of its buckets; read only."""
+    from small_bundle import export_all
+
+    return once("cmerc", export_all)
 
 
 @pytest.fixture
@@ -94,6 +98,12 @@ def mer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark starts no processes of its own, which takes longer than what a small one times."""
+    monkeypatch.setattr("runtimes.speed.bench.cold_start", lambda *_, **__: "nothing is started here")
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from conftest import Once
 from safetensors.torch import save_model
 
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
+from mer_export.exporters import export_variant
 
 WIDTHS = {"text": 6, "audio": 5, "vision": 4}
 WORDS = 6
@@ -87,6 +89,25 @@ def make_bundle(root: Path, name: str) -> Bundle:
     with bundle.commit() as change:
         save_model(randomised(config), str(change.file(WEIGHTS)))
     return bundle
+
+
+FORMATS = {
+    name: ("onnx", "torchscript", "exported_program")
+    for name in ("eea_unaligned", "rnn_lf", "mult", "eea", "mult_masked", "transformer")
+}
+"""Formats to export by network; the others, of the same layers, go to ONNX alone, to keep the suite short."""
+
+
+def export_mtee(once: Once, name: str) -> Bundle:
+    """The bundle of a network, its longest bucket in `FORMATS`; read only."""
+
+    def made(root: Path) -> Bundle:
+        bundle = make_bundle(root, name)
+        for kind in FORMATS.get(name, ("onnx",)):
+            export_variant(bundle, kind, bundle.manifest.contract.buckets[-1])
+        return bundle
+
+    return once(f"mtee {name}", made)
 
 
 def make_samples(config: Any, count: int = 8, seed: int = 0) -> list[Sample]:

@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from safetensors.torch import save_model
 
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.data.samples import Sample
+from mer_export.exporters import export_variant
 from mer_export.weights import bundle_model
 
 CONFIG = {
@@ -67,13 +69,32 @@ def randomise(bundle: Bundle, seed: int = 0) -> None:
         save_model(model, str(change.file(WEIGHTS)))
 
 
-def part_of(exported: Bundle, root: Path, *kept: tuple[str, int]) -> Bundle:
-    """A copy of the bundle that `exported` makes, with the variants of these formats and bucket lengths alone."""
+def export_all(root: Path) -> Bundle:
+    """A bundle with values of its own, in every format and both buckets."""
+    bundle = make_bundle(root)
+    randomise(bundle)
+    for lengths in bundle.manifest.contract.buckets:
+        for name in ("torchscript", "exported_program", "onnx"):
+            export_variant(bundle, name, lengths, example=make_samples())
+    return bundle
+
+
+def part_of(exported: Bundle, root: Path, *kept: tuple[str | int, ...]) -> Bundle:
+    """A copy of an exported bundle with the variants of these formats, each with the lengths of its bucket, alone."""
     bundle = Bundle.open(shutil.copytree(exported.root, root))
     with bundle.commit() as change:
         listed = change.manifest.variants
-        change.manifest.variants = [v for v in listed if (v.format, v.lengths["utterances"]) in kept]
+        change.manifest.variants = [v for v in listed if (v.format, *v.lengths.values()) in kept]
     return bundle
+
+
+def other_bytes(bundle: Bundle, name: str) -> None:
+    """Gives an ONNX variant another file of the same graph, as an export by another release does."""
+    variant = bundle.find(name)
+    model = onnx.load(bundle.path(variant.model), load_external_data=False)
+    model.doc_string = "another"
+    with bundle.commit() as change:
+        change.write(variant.model, model.SerializeToString())
 
 
 def make_samples(count: int = 10, seed: int = 0) -> list[Sample]:

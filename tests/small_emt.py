@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from conftest import Once
 from safetensors.torch import save_model
 
 from mer_export import registry
@@ -14,6 +15,7 @@ from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
+from mer_export.exporters import export_variant
 
 SHORT = Bucket(text_len=6, audio_len=5, vision_len=4)
 LONG = Bucket(text_len=9, audio_len=12, vision_len=7)
@@ -49,6 +51,15 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+FORMATS = {
+    "emt": ("torchscript", "exported_program", "onnx"),
+    "emt vectors": ("torchscript", "onnx"),
+    "mult": ("torchscript", "exported_program", "onnx"),
+    "tfr_net": ("exported_program", "onnx"),
+}
+"""Formats to export by configuration; the others go to ONNX alone, to keep the suite short."""
+
+
 def make_emt(root: Path, name: str, **changes: Any) -> Bundle:
     """A bundle without variants, some values of its configuration changed; every weight has a value of its own."""
     system_name, values = CONFIGS[name]
@@ -71,6 +82,20 @@ def make_emt(root: Path, name: str, **changes: Any) -> Bundle:
         change.write("config.yaml", "data: {}\n")
         save_model(model, str(change.file(WEIGHTS)))
     return bundle
+
+
+def export_emt(once: Once, name: str) -> Bundle:
+    """The bundle of a configuration with its variants in `FORMATS`; read only."""
+
+    def make(root: Path) -> Bundle:
+        bundle = make_emt(root, name)
+        example = [utterance(bundle.manifest.contract, seed) for seed in range(3)]
+        for lengths in (SHORT, LONG) if name == "emt" else (SHORT,):
+            for kind in FORMATS.get(name, ("onnx",)):
+                export_variant(bundle, kind, lengths, example=example)
+        return bundle
+
+    return once(name, make)
 
 
 def utterance(contract: Contract, seed: int, longest: dict[str, int] | None = None) -> Sample:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from conftest import Once
 from safetensors.torch import save_model
 
 from mer_export import registry
@@ -14,6 +15,7 @@ from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle, Manifest
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
+from mer_export.exporters import export_variant
 
 LENGTHS = Bucket(text_len=14, audio_len=6, vision_len=5)
 SWIN = {"image_size": 8, "patch": 2, "width": 4, "depths": [2, 1], "heads": [1, 2], "window": 2}
@@ -63,6 +65,17 @@ def make(root: Path, variant: str, seed: int = 0) -> Bundle:
     with bundle.commit() as change:
         save_model(model, str(change.file(WEIGHTS)))
     return bundle
+
+
+def export_staged(once: Once) -> Bundle:
+    """The whole way of a face to a label, its stages as ONNX files; read only."""
+
+    def made(root: Path) -> Bundle:
+        bundle = make(root, "end_to_end")
+        export_variant(bundle, "onnx", LENGTHS, example=utterances(bundle.manifest.contract), stages=True)
+        return bundle
+
+    return once("facialmmt end_to_end", made)
 
 
 def utterances(contract: Contract, count: int = 3, seed: int = 0) -> list[Sample]:

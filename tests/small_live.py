@@ -13,6 +13,8 @@ from small_facialmmt import make as make_facialmmt
 from small_tab import make_tab
 
 from mer_export.bundle import Bundle
+from runtimes.predict.live import Answer
+from runtimes.predict.prediction import Prediction
 
 Draw = Callable[[np.random.Generator], dict[str, Any]]
 
@@ -85,6 +87,11 @@ def emt(root: Path) -> Case:
         make_emt(root, "emt vectors"),
         lambda draw: {"text": numbers(draw, 3, 7), "audio": numbers(draw, 4, 5), "vision": numbers(draw, 2, 20)},
     )
+
+
+def every(answer: Answer) -> list[Prediction]:
+    """All that an answer says."""
+    return [answer.prediction, *answer.revised]
 
 
 MAKERS: dict[str, Callable[[Path], Case]] = {"cmerc": cmerc, "facialmmt": facialmmt, "tab": tab, "emt": emt}

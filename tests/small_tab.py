@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from conftest import Once
 from safetensors.torch import save_file, save_model
 
 from mer_export import registry
@@ -26,6 +27,7 @@ from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.encoders.config import Provenance
 from mer_export.encoders.vq_wav2vec.config import VqConfig, encoder_config
 from mer_export.encoders.vq_wav2vec.network import WEIGHT_MAP, VqWav2vec
+from mer_export.exporters import export_variant
 from mer_export.exporters.encoders.make import make
 from mer_export.layers.bert.folder import read_config
 from mer_export.layers.bert.network import Bert
@@ -76,6 +78,25 @@ def make_tab(root: Path, variant: str) -> Bundle:
         change.write("config.yaml", "data: {}\n")
         save_model(model, str(change.file(WEIGHTS)))
     return bundle
+
+
+FORMATS: dict[str, tuple[str, ...]] = {"fusion": ("torchscript", "exported_program", "onnx"), "audio_tab": ()}
+"""The other variants go to ONNX alone, to keep the suite short; only that of fusion has both buckets."""
+
+
+def export_tab(once: Once, variant: str) -> Bundle:
+    """The bundle of a variant with its files in `FORMATS`; read only."""
+
+    def made(root: Path) -> Bundle:
+        bundle = make_tab(root, variant)
+        example = [spoken(bundle.manifest.contract, seed) for seed in range(3)]
+        short, *longer = bundle.manifest.contract.buckets
+        for name in FORMATS.get(variant, ("onnx",)):
+            for lengths in (short, *longer) if (variant, name) == ("fusion", "onnx") else (short,):
+                export_variant(bundle, name, lengths, example=example)
+        return bundle
+
+    return once(f"tab {variant}", made)
 
 
 def spoken(contract: Contract, seed: int) -> Sample:

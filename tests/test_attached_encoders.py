@@ -7,8 +7,8 @@ import csv
 import io
 import json
 import shutil
-import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,13 @@ from conftest import Mer  # noqa: E402
 from small_emt import SHORT, make_emt  # noqa: E402
 from test_faces import published, save_weights  # noqa: E402
 from test_features import CONTAINERS  # noqa: E402
+from without_packages import Without  # noqa: E402
 
 import cli  # noqa: E402
 from benchmarks.small_encoders import save_folder  # noqa: E402
 from mer_export.bucket import Bucket  # noqa: E402
 from mer_export.bundle import Bundle, FeatureStatistics  # noqa: E402
-from mer_export.data.bundle_data import bundle_spec  # noqa: E402
+from mer_export.data.bundle_data import bundle_corpus, bundle_spec, features_alone  # noqa: E402
 from mer_export.data.parts import cut, open_part  # noqa: E402
 from mer_export.encoders.attached import attach, attached, found_beside, save_beside, together  # noqa: E402
 from mer_export.encoders.encoder import Encoder  # noqa: E402
@@ -44,7 +45,6 @@ from runtimes.speed.bench import run_bench  # noqa: E402
 from runtimes.speed.bench_report import chain_table  # noqa: E402
 from runtimes.speed.tune import run_tune  # noqa: E402
 
-ROOT = Path(__file__).parent.parent
 WIDTHS = {"text_dim": 32, "audio_dim": 32, "vision_dim": 32}
 BUCKETS = [SHORT, Bucket(text_len=9, audio_len=24, vision_len=8)]
 ROWS = [("hello there you", 1.0), ("a", 0.4), ("", 0.7), ("the quick brown fox", 0.0)]
@@ -93,17 +93,24 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "clips.csv"
 
 
-def infer(bundle: Path, source: Path, out: Path, *more: str) -> tuple[list[dict[str, object]], str]:
+Infer = Callable[..., tuple[list[dict[str, object]], str]]
+
+
+@pytest.fixture(scope="module")
+def infer() -> Iterator[Infer]:
     """What `mer infer` writes in a process of its own, in which importing torch or transformers is an error."""
-    code = "import sys; sys.modules.update(torch=None, transformers=None); import cli; cli.main()"
-    command = [sys.executable, "-c", code, "infer", str(bundle), str(source), "-o", str(out), *more]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in out.read_text().splitlines()], done.stdout + done.stderr
+    with Without(["torch", "transformers"]) as without:
+
+        def answers(bundle: Path, source: Path, out: Path, *more: str) -> tuple[list[dict[str, object]], str]:
+            code, *said = without.mer("infer", bundle, source, "-o", out, *more)
+            assert code == 0, said
+            return [json.loads(line) for line in out.read_text().splitlines()], "".join(said)
+
+        yield answers
 
 
 def test_recordings_and_sentences_get_the_labels_of_their_features(
-    model: Path, clips: Path, encoders: dict[str, Encoder], tmp_path: Path
+    infer: Infer, model: Path, clips: Path, encoders: dict[str, Encoder], tmp_path: Path
 ) -> None:
     from mer_export.data.media.sound import read_sound
     from runtimes.encode import load_encoder
@@ -127,13 +134,15 @@ def test_recordings_and_sentences_get_the_labels_of_their_features(
         assert answer["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-5)
 
 
-def test_silence_and_an_empty_sentence_are_missing_and_not_zeros(model: Path, clips: Path, tmp_path: Path) -> None:
+def test_silence_and_an_empty_sentence_are_missing_and_not_zeros(
+    infer: Infer, model: Path, clips: Path, tmp_path: Path
+) -> None:
     answers, _ = infer(model, clips, tmp_path / "answers.jsonl")
     assert [a["modalities"] for a in answers] == [["text", "audio"], ["text", "audio"], ["audio"], ["text"]]
 
 
 def test_a_file_that_cannot_be_read_is_named_and_has_no_label_and_the_others_do(
-    model: Path, clips: Path, tmp_path: Path
+    infer: Infer, model: Path, clips: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(clips.parent, tmp_path / "clips"))
     (folder / "1.wav").write_bytes((folder / "1.wav").read_bytes()[:2000])
@@ -144,7 +153,7 @@ def test_a_file_that_cannot_be_read_is_named_and_has_no_label_and_the_others_do(
 
 
 def test_a_goal_chooses_encoders_and_fusion_apart_and_so_it_does_in_blocks(
-    model: Path, clips: Path, tmp_path: Path
+    infer: Infer, model: Path, clips: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("openvino")
     bundle = Bundle.open(shutil.copytree(model, tmp_path / "bundle"))
@@ -185,6 +194,15 @@ def test_data_that_commands_measure_with_go_through_the_encoders(model: Path, cl
         ["audio"],
         ["text"],
     ]
+
+
+def test_a_command_that_runs_no_encoder_says_how_the_features_are_made(model: Path, clips: Path) -> None:
+    bundle = Bundle.open(model)
+    with pytest.raises(UsageError, match=r"has no (text|audio) features of 0/0, and no encoder runs here") as caught:
+        bundle_corpus(bundle, clips, through=features_alone(bundle, clips))
+    command = str(caught.value).split("`")[1]
+    assert command.startswith(f"mer features {clips} --encoder ")
+    assert all(f"{n}={model}/encoders/{n}/0" in command for n in ("text", "audio"))
 
 
 def test_a_runtime_that_runs_no_file_of_an_encoder_is_that_of_the_model(model: Path) -> None:
@@ -317,7 +335,9 @@ def seeing(tmp_path_factory: pytest.TempPathFactory, model: Path, faces: Path) -
 
 
 @pytest.mark.skipif(not CONTAINERS.is_dir(), reason="no media files beside the repository")
-def test_a_recording_goes_through_all_modalities_and_a_broken_one_has_no_label(seeing: Path, tmp_path: Path) -> None:
+def test_a_recording_goes_through_all_modalities_and_a_broken_one_has_no_label(
+    infer: Infer, seeing: Path, tmp_path: Path
+) -> None:
     """Plumbing: networks and, without MTCNN's published weights, the detector are random. No accuracy is shown here."""
     folder = Path(shutil.copytree(CONTAINERS, tmp_path / "clips"))
     folder.chmod(0o755)

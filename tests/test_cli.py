@@ -13,15 +13,12 @@ import numpy as np
 import pytest
 from conftest import Mer
 
+import cli
 from mer_export.bundle import Bundle
 from mer_export.data.open import open_corpus
 from runtimes.speed import bench
 
 SMALL = ["--set", "epochs=2", "--set", "model.buckets=[8, 33]"]
-
-
-def command(*words: str | Path) -> list[str]:
-    return [sys.executable, "-m", "cli", *map(str, words)]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +32,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["export", root / "bundle", "--format", "onnx", "--data", root / "data"],
         ["export", root / "bundle", "--format", "torchscript", "--seq-len", "utterances=8"],
     ):
-        subprocess.run(command(*words), check=True, capture_output=True)
+        cli.app([*map(str, words)], standalone_mode=False)
     return root
 
 
@@ -131,6 +128,7 @@ def test_converted_data_give_the_same_answers(mer: Mer, work: Path, tmp_path: Pa
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.usefixtures("warm")
 def test_parity_and_bench_write_their_reports(mer: Mer, work: Path, bundle: Path) -> None:
     code, out, err = mer("parity", bundle, "--data", work / "data", "--json", "--quiet")
     assert code == 0, err
@@ -140,16 +138,18 @@ def test_parity_and_bench_write_their_reports(mer: Mer, work: Path, bundle: Path
     opened = Bundle.open(bundle)
     for name in ("parity.json", "parity.md", "bench.json", "bench.md", "report.html"):
         assert opened.path(f"reports/{name}").stat().st_size > 0
-    code, _, err = mer("parity", bundle, "--data", work / "data", "--atol", "1e-12", "--rtol", "0", "--quiet")
+    words = ["--runtime", "onnxruntime", "--atol", "1e-12", "--rtol", "0", "--quiet"]
+    code, _, err = mer("parity", bundle, "--data", work / "data", *words)
     assert code == 3
     assert err.splitlines()[-1].startswith("mer: parity failed")
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_benchmark_slower_than_its_baseline_ends_with_4(
     mer: Mer, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The report is a real one; the second run of it is replaced by the first."""
-    code, _, err = mer("bench", bundle, "--rounds", "3", "--batch", "1", "--quiet")
+    code, _, err = mer("bench", bundle, "--runtime", "onnxruntime", "--rounds", "3", "--batch", "1", "--quiet")
     assert code == 0, err
     own = bundle / "reports" / "bench.json"
     report = bench.BenchReport.model_validate_json(own.read_bytes())

@@ -10,7 +10,7 @@ import small_bundle
 import torch
 from pydantic import ValidationError
 from small_bundle import CONFIG, make_samples, randomise
-from small_live import cmerc
+from small_live import cmerc, every
 
 from mer_export import registry
 from mer_export.bundle import Bundle
@@ -21,6 +21,7 @@ from mer_export.exporters import export_variant
 from mer_export.models.cmerc.weights import WEIGHT_MAP
 from mer_export.weights import bundle_model
 from runtimes.backends.session import SessionOptions
+from runtimes.predict.live import Heard, Hearing, Turn
 from runtimes.predict.predictor import Predictor
 
 ONE = SessionOptions(threads=1)
@@ -62,15 +63,64 @@ def test_no_gradient_leads_to_what_comes_after(bundle: Bundle, context: str) -> 
     assert reached.tolist() == [True] * 4 + [False] * 4
 
 
-@pytest.mark.parametrize("bundle", ["gru"], indirect=True)
-def test_exports_give_pytorchs_answers(bundle: Bundle) -> None:
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A causal network with whatever it may have, exported in stages."""
+    changes = {"causal": True, "encode_audio_vision": True, "residue": True, "modal_embedding": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(small_bundle, "CONFIG", CONFIG | changes)
+        made = small_bundle.make_bundle(tmp_path_factory.mktemp("steps") / "bundle")
+    randomise(made)
+    export_variant(made, "onnx", made.manifest.contract.buckets[-1], example=make_samples(8), stages=True)
+    return made
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_exports_give_pytorchs_answers(steps: Bundle, backend: str) -> None:
     samples = make_samples(8)
-    export_variant(bundle, "onnx", bundle.manifest.contract.buckets[-1], example=samples)
-    with Predictor(bundle, "torch", ONE) as predictor:
-        wanted = np.concatenate(predictor.scores(samples))
-    for backend in ("onnxruntime", "openvino"):
-        with Predictor(bundle, backend, ONE, batch=3) as predictor:
-            np.testing.assert_allclose(np.concatenate(predictor.scores(samples)), wanted, rtol=0, atol=1e-4)
+    with Predictor(steps, "torch", ONE) as whole, Predictor(steps, backend, ONE, batch=3) as predictor:
+        wanted = np.concatenate(whole.scores(samples))
+        np.testing.assert_allclose(np.concatenate(predictor.scores(samples)), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_step_after_what_is_kept_gives_the_answers_of_the_whole_dialogue(
+    steps: Bundle, tmp_path: Path, backend: str
+) -> None:
+    draw = np.random.default_rng(0)
+    case = cmerc(tmp_path / "other")
+    said = {name: [case.draw(draw) | {"speaker": i % 3} for i in range(7)] for name in "ab"}
+    with Predictor(steps, "torch", ONE) as whole, Predictor(steps, backend, ONE, batch=4) as predictor:
+        hearing = Hearing(steps, predictor.task.labels)
+        heard = {name: Heard(name) for name in said}
+
+        def check(turns: list[Turn]) -> None:
+            for turn, found in zip(turns, predictor.answer_together(turns), strict=True):
+                wanted = whole.answer(turn)
+                for one, other in zip(every(found), every(wanted), strict=True):
+                    assert one.unit == other.unit
+                    np.testing.assert_allclose(one.numbers, other.numbers, rtol=0, atol=1e-5, err_msg=one.unit)
+                heard[turn.after.id] = turn.after
+
+        def rows() -> dict[str, int]:
+            session = predictor.session(steps.manifest.contract.buckets[-1])
+            return {name: spent["rows"] for name, spent in session.info["stages"].items()}
+
+        for both in zip(*said.values(), strict=True):
+            check([hearing.say(heard[name], line) for name, line in zip(said, both, strict=True)])
+        assert rows() == {"whole": 0, "step": 14}
+        # From what was said otherwise on nothing is known; what is known already is not computed.
+        check([hearing.correct(heard["a"], "a/3", said["b"][0])])
+        check([hearing.correct(heard["a"], "a/3", said["a"][3])])
+        assert rows() == {"whole": 1, "step": 14}
+        check([hearing.correct(heard["b"], "b/6", said["a"][0]), hearing.say(heard["a"], said["b"][1])])
+        assert rows() == {"whole": 1, "step": 16}
+
+
+def test_what_is_not_causal_or_has_cells_has_no_stages() -> None:
+    for values in ({}, {"causal": True, "base_model": "lstm"}):
+        with pytest.raises(UnsupportedError, match="has no stages"):
+            SYSTEM.stages_of(SYSTEM.config.model_validate(CONFIG | values))
 
 
 def test_a_live_dialogue_revises_nothing_but_what_comes_after_a_correction(bundle: Bundle, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import typer
 from conftest import Mer
+from typer.testing import CliRunner
 
 import cli
 from mer_export import __version__
@@ -35,8 +36,15 @@ NEW_COMMANDS = SECOND_WAYS | {
     "push",
     "pull",
 }
-OPTIONAL_NOW = {("data synth", "--out/-o"), ("data synth", "--dataset"), ("infer", "--out/-o")}
-"""These were required, or had a default that fits one system only."""
+OPTIONAL_NOW = {
+    *(("data synth", o) for o in ("--out/-o", "--dataset")),
+    ("infer", "--out/-o"),
+    *(("export", o) for o in ("--max-variants", "--threads", "--split", "--data-format")),
+    *(("bench", o) for o in ("--tolerance", "--split", "--data-format")),
+    *(("tune", o) for o in ("--split", "--data-format")),
+    ("data byte-pairs", "--split"),
+}
+"""These were required, had a default that fits one system only, or are refused where nothing reads them."""
 BUNDLE, DIALOGUES = DATA / "bundles" / "cmerc", DATA / "small" / "dialogues.jsonl"
 
 
@@ -108,6 +116,32 @@ def test_the_version_is_the_installed_one(mer: Mer) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "unread"),
+    [
+        (["export", "{bundle}", "--max-variants", "4"], "--max-variants"),
+        (["export", "{bundle}", "--threads", "1"], "--threads"),
+        (["export", "{bundle}", "--split", "test"], "--split"),
+        (["export", "{bundle}", "--outside", "{new}"], "--outside"),
+        (["bench", "{bundle}", "--data-format", "auto"], "--data-format"),
+        (["bench", "{bundle}", "--tolerance", "5%"], "--tolerance"),
+        (["tune", "{bundle}", "--split", "dev"], "--split"),
+        (["eval", "{bundle}", "--data", "{data}", "--seed", "1"], "--seed"),
+        (["eval", "{bundle}", "--data", "{data}", "--missing-rate", "0.1", "--out", "{new}.md"], "--out {new}.md"),
+        (["eval", "{bundle}", "--data", "{data}", "--missing-rate", "0.1", "--semantics", "batch"], "--semantics"),
+        (["inspect", "{data}", "--draft", "--data-format", "jsonl"], "--data-format"),
+        (["data", "byte-pairs", "{text}", "--out", "{new}", "--split", "train"], "--preset, --split"),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(mer: Mer, tmp_path: Path, words: list[str], unread: str) -> None:
+    (tmp_path / "text.txt").write_text("well\n")
+    places = {"bundle": BUNDLE, "data": DIALOGUES, "new": tmp_path / "new", "text": tmp_path / "text.txt"}
+    code, out, err = mer(*(w.format(**places) for w in words))
+    assert (code, out) == (2, "")
+    assert f"leave {unread.format(**places)}" in " ".join(err.split())
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
     ("words", "code"),
     [
         (["-h"], 0),
@@ -157,3 +191,13 @@ def test_verbose_logs_to_standard_error(words: list[str], tmp_path: Path) -> Non
     )
     assert f"INFO  mer {__version__}" in done.stderr
     assert "INFO" not in done.stdout
+
+
+def test_a_named_command_is_made_alone_and_says_of_itself_what_it_says_among_all() -> None:
+    alone, runner = cli.application(["-q", "infer", "--help"]), CliRunner()
+    assert [c.name for c in alone.registered_commands] == ["infer"]
+    for words in (["infer", "--help"], ["infer", "--bogus"], ["--version"]):
+        said = [runner.invoke(app, words, prog_name="mer") for app in (alone, cli.app)]
+        assert (said[0].exit_code, said[0].output) == (said[1].exit_code, said[1].output)
+    for words in ([], ["--help"], ["nothing"], ["data", "--help"]):
+        assert cli.application(words) is cli.app

@@ -162,6 +162,9 @@ def test_the_command_says_metrics_intervals_and_p_as_text_json_and_pages(
     assert (code, set(json.loads(printed)["bundles"])) == (0, {str(BUNDLE), str(second)}), err
     code, _, err = mer(*words, "--missing-rate", "0.5")
     assert (code, "name one bundle" in err) == (2, True), err
+    other = DATA / "bundles" / "emt"
+    code, _, err = mer("eval", BUNDLE, other, "--data", DIALOGUES, "--split", "test", "--runtime", "torch")
+    assert (code, f"{other} cannot be compared: " in err) == (2, True), err
 
 
 def test_one_bundle_says_how_each_label_was_decided(mer: Mer, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import small_bundle
 import yaml
 
 from mer_export.bundle import CONFIG, Bundle
-from mer_export.data.bundle_data import bundle_corpus, bundle_spec, choose_spec
+from mer_export.data.bundle_data import bundle_corpus, bundle_spec, choose_spec, line_spec
 from mer_export.data.open import open_corpus
 from mer_export.data.spec import DataSpec
 from mer_export.errors import UsageError
@@ -52,6 +52,12 @@ def bundle_with(root: Path, data: dict[str, Any]) -> Bundle:
     with bundle.commit() as change:
         change.write(CONFIG, yaml.safe_dump({"system": "cmerc", "data": data}))
     return Bundle.open(root)
+
+
+def test_a_bundle_tells_as_many_speakers_apart_as_its_model_knows(tmp_path: Path) -> None:
+    bundle, path = bundle_with(tmp_path / "bundle", {"dataset": "meld"}), lines(tmp_path / "a.jsonl")
+    assert bundle_spec(bundle, path).told_apart == line_spec(bundle).told_apart == small_bundle.CONFIG["speakers"]
+    assert bundle_spec(bundle, path, sets=["data.speakers=2"]).told_apart == 2
 
 
 def inputs(path: Path, spec: DataSpec) -> set[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mer_export import registry
+from mer_export.data.bundle_data import overridden
 from mer_export.data.formats.cmerc.difficulty import read_difficulty, write_difficulty
 from mer_export.data.formats.format import known_formats
 from mer_export.data.open import open_corpus, stream_samples
@@ -194,6 +196,26 @@ def test_a_directory_describes_itself_with_table_yaml(table):
 def test_speakers_past_the_last_index_share_it(table):
     corpus = open_corpus(table, DataSpec.model_validate({**MAPPING, "speakers": 1}))
     assert all((s.inputs["speaker"] == 0).all() for s in corpus)
+
+
+@pytest.mark.parametrize("knows", [2, 3, 9])
+def test_as_many_speakers_are_told_apart_as_the_model_knows(tmp_path: Path, knows: int) -> None:
+    """Whatever is done to the section on its way: with no model all of them are, and what the data say holds."""
+    cast = ["Ann", "Bob", "Cid", "Dan"]
+    lines = {"dialogue": "d", "utterances": [{"speaker": who, "audio": [1.0]} for who in cast]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(lines))
+    (tmp_path / "said.jsonl").write_text(json.dumps({"speakers": 2}) + "\n" + json.dumps(lines))
+    system = registry.get("cmerc")
+    spec = DataSpec().for_model(system.contract(system.parse({"speakers": knows})))
+    shared = [min(i, knows - 1) for i in range(len(cast))]
+    for section, name, expected in (
+        (DataSpec(), "a", [0, 1, 2, 3]),
+        (spec, "a", shared),
+        (overridden(spec.over({"unit": "dialogue"}, "data"), ["data.format=jsonl"]), "a", shared),
+        (spec, "said", [0, 1, 1, 1]),
+    ):
+        (sample,) = open_corpus(tmp_path / f"{name}.jsonl", section)
+        assert sample.inputs["speaker"].tolist() == expected
 
 
 def test_features_bound_to_one_split_are_refused_with_another(table):

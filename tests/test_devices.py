@@ -7,12 +7,19 @@ CUDA, so a graph that makes a tensor where it was traced does not run there.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from conftest import Once
+from mtee_bundles import export_mtee
+from small_bundle import export_all
+from small_emt import export_emt
 from small_networks import NETWORKS, job_of
+from small_tab import export_tab
 
 from mer_export.bundle import Bundle
 from mer_export.exporters import exported_program, torchscript
@@ -27,9 +34,15 @@ FORMATS: dict[str, tuple[Any, type[TorchSession]]] = {
     "torchscript": (torchscript, TorchScriptSession),
     "exported_program": (exported_program, ExportedProgramSession),
 }
-FIRST = {system: name for name, (system, _) in reversed(NETWORKS.items())}
-CAPTURED = NETWORKS if "MER_EVERY_NETWORK" in os.environ else FIRST.values()
-"""One network per system: capturing all of them as exported programs takes minutes, it is asked for by a variable."""
+SHARED: dict[str, Callable[[Once], Bundle]] = {
+    "cmerc": lambda once: once("cmerc", export_all),
+    **{name: partial(export_emt, name=name) for name in ("emt", "mult", "tfr_net")},
+    "tab": partial(export_tab, variant="fusion"),
+    "mtee": partial(export_mtee, name="eea"),
+}
+"""A bundle by system that other files of tests export as well: capturing a network as a program takes seconds."""
+CAPTURED = NETWORKS if "MER_EVERY_NETWORK" in os.environ else ("facialmmt fusion",)
+"""Capturing all of them takes minutes, it is asked for by a variable."""
 EARLIER = Path(__file__).parent / "data" / "bundles"
 
 
@@ -60,12 +73,19 @@ def test_an_export_of_every_network_runs_on_another_device(network: str, format:
         assert answer_on_meta(session) == {n: v.shape for n, v in job.reference.items()}
 
 
+def runs_on_meta(bundle: Bundle, format: str) -> None:
+    contract = bundle.manifest.contract
+    variant = next(v for v in bundle.manifest.variants if v.format == format)
+    with FORMATS[format][1](Artefact(bundle.path(variant.model), contract, variant.lengths), META) as session:
+        assert answer_on_meta(session) == {s.name: s.shape(3, variant.lengths) for s in contract.outputs}
+
+
+@pytest.mark.parametrize("system", SHARED)
+def test_a_program_of_every_system_runs_on_another_device(system: str, once: Once) -> None:
+    runs_on_meta(SHARED[system](once), "exported_program")
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("system", ["cmerc", "emt"])
 def test_a_file_that_an_earlier_release_wrote_runs_on_another_device(system: str, format: str) -> None:
-    bundle = Bundle.open(EARLIER / system)
-    contract = bundle.manifest.contract
-    variant = next(v for v in bundle.manifest.variants if v.format == format)
-    artefact = Artefact(bundle.path(variant.model), contract, variant.lengths)
-    with FORMATS[format][1](artefact, META) as session:
-        assert answer_on_meta(session) == {s.name: s.shape(3, variant.lengths) for s in contract.outputs}
+    runs_on_meta(Bundle.open(EARLIER / system), format)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import KEPT, MARKED, PAGE, kept, kept_as, with_tables
+from benchmarks.tables import KEPT, MARKED, PAGE, agreement, kept, kept_as, with_tables
+from mer_export.bundle import Bundle
 from mer_export.errors import UsageError
+from mer_export.experiment import ExperimentResult
 from train.experiments.experiment import load_experiment
 
 TEXT = PAGE.read_text(encoding="utf-8")
 RESULTS = kept(TEXT)
+EXPERIMENTS = {n: r for n, r in RESULTS.items() if isinstance(r, ExperimentResult)}
 
 
 def test_every_table_of_the_page_is_the_one_of_its_experiment() -> None:
@@ -21,9 +25,14 @@ def test_every_table_of_the_page_is_the_one_of_its_experiment() -> None:
     assert with_tables(one, RESULTS) == TEXT
 
 
-@pytest.mark.parametrize("name", RESULTS)
+def test_no_table_of_the_page_is_typed() -> None:
+    typed = MARKED.sub("", TEXT)
+    assert not re.search(r"(?m)^\|[^|]*\|.*\d", typed)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_kept_result_is_of_the_experiment_as_it_is_now(name: str) -> None:
-    experiment, result = load_experiment(name), RESULTS[name]
+    experiment, result = load_experiment(name), EXPERIMENTS[name]
     assert (result.title, result.table) == (experiment.title, experiment.table)
     assert list(dict.fromkeys(t.model for t in result.trained)) == list(experiment.models)
     assert not result.failed
@@ -35,3 +44,11 @@ def test_the_kept_result_is_of_the_experiment_as_it_is_now(name: str) -> None:
 def test_a_result_without_a_place_is_refused() -> None:
     with pytest.raises(UsageError, match="the page has no line <!-- table of sample/none -->"):
         with_tables(TEXT, {"sample/none": next(iter(RESULTS.values()))})
+
+
+def test_parity_of_a_bundle_is_the_worst_of_each_runtimes_files() -> None:
+    found = agreement([Bundle.open(Path(__file__).parent / "data" / "bundles" / "cmerc")])
+    rows = {row[1:3]: row[3:] for row in found.rows}
+    assert {row[0] for row in found.rows} == {"CMERC demo: 26 units"}
+    assert rows["onnxruntime", "int8"] == ("pass", "2.1e-03", "0", "+0.00", "3.6e-03")
+    assert rows["onnxruntime", "fp32"] == ("pass", "2.4e-07", "0", "+0.00", "0.0e+00")

@@ -8,12 +8,12 @@ from itertools import combinations
 import numpy as np
 import onnx
 import pytest
-from small_emt import CONFIGS, LONG, SHORT, make_emt, utterance
+from conftest import Once
+from small_emt import CONFIGS, LONG, SHORT, export_emt, utterance
 
 from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
-from mer_export.exporters import export_variant
 from mer_export.exporters.graph.share import share_initializers
 from runtimes.backends.session import Session, SessionOptions
 from runtimes.backends.table import backend_problem, known_backends, open_session
@@ -25,36 +25,13 @@ MODALITIES = ("text", "audio", "vision")
 COMBINATIONS = [c for n in (1, 2, 3) for c in combinations(MODALITIES, n)]
 ATOL = 1e-5
 ONE_THREAD = SessionOptions(threads=1)
-FORMATS = {
-    "emt": ("torchscript", "onnx"),
-    "emt vectors": ("torchscript", "exported_program", "onnx"),
-    "mult": ("torchscript", "onnx"),
-    "tfr_net": ("exported_program", "onnx"),
-}
-"""Formats to export by configuration; the others go to ONNX alone, to keep the suite short."""
-BUCKETS = {"emt": (SHORT, LONG)}
 EXPORTED = [n for n in CONFIGS if n not in ("emt unshared", "tfr_net max", "mult vectors")]
 """The options of the others are also those of `emt vectors` and `tfr_net vectors`."""
 
 
-@pytest.fixture(scope="module")
-def made_once() -> dict[str, Bundle]:
-    """Bundles by configuration: pytest sets a parametrised fixture up again for every runtime."""
-    return {}
-
-
 @pytest.fixture(scope="module", params=EXPORTED)
-def bundle(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, made_once: dict[str, Bundle]
-) -> Bundle:
-    if request.param in made_once:
-        return made_once[request.param]
-    made = made_once[request.param] = make_emt(tmp_path_factory.mktemp("emt") / "bundle", request.param)
-    example = [utterance(made.manifest.contract, seed) for seed in range(3)]
-    for lengths in BUCKETS.get(request.param, (SHORT,)):
-        for name in FORMATS.get(request.param, ("onnx",)):
-            export_variant(made, name, lengths, example=example)
-    return made
+def bundle(request: pytest.FixtureRequest, once: Once) -> Bundle:
+    return export_emt(once, request.param)
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)

@@ -26,7 +26,7 @@ from mer_export.data.formats.parquet.writer import write_parquet
 from mer_export.data.open import stream_samples
 from mer_export.data.samples import Corpus
 from mer_export.data.synthetic import synthesise
-from mer_export.models.cmerc.network import Frequency, context_edges
+from mer_export.models.cmerc.graph import Frequency, context_edges
 from train.config import load_preset
 
 ROOT = Path(__file__).parent.parent

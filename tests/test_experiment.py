@@ -165,12 +165,14 @@ def test_a_cell_that_fails_is_a_row_with_its_reason_and_ends_no_other(mer: Mer, 
         "after": [{"name": "b", "preset": "synthetic/cmerc_meld", "set": {"init": "{broken}"}}],
         "good": [{"name": "c", "preset": "synthetic/cmerc_meld"}],
     }
-    path = written(tmp_path, models=models, grid={"seed": [1]})
+    table = STAGES["table"] | {"split": ["test", "dev"]}
+    path = written(tmp_path, models=models, grid={"seed": [1]}, table=table)
     code, out, err = mer("experiment", path, "--data", data, "--out", tmp_path / "o", *SMALL, "--set", "epochs=1")
     assert code == 2
-    assert "2 of 3 cells were not measured, the first is broken seed=1: " in err
-    assert "* after seed=1: an earlier step failed" in out
-    assert "| good | 1 |" in out
+    assert "5 of 6 cells were not measured, the first is broken seed=1 split=test: " in err
+    assert "* after seed=1 split=dev: an earlier step failed" in out
+    assert "* good seed=1 split=dev: the split 'dev' was not measured, there are ['test']" in out
+    assert "| good | test | 1 |" in out
 
 
 def result_of(values: dict[str, list[float | None]]) -> ExperimentResult:

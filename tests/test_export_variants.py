@@ -87,7 +87,9 @@ def test_other_base_models_keep_their_answers_in_onnx(tmp_path: Path, base_model
 
     system = registry.get("cmerc")
     torch.manual_seed(1)
-    config = system.parse(CONFIG | {"base_model": base_model, "encode_audio_vision": True})
+    config = system.parse(
+        CONFIG | {"base_model": base_model, "encode_audio_vision": True, "hypergraph_layers": 1, "frequency_layers": 1}
+    )
     model, contract = system.build(config), system.contract(config)
     bucket = Bucket(utterances=6)
     arrays = random_inputs(contract, bucket, items=3)
@@ -278,7 +280,7 @@ def test_a_graph_that_tensorrt_cannot_read_is_refused_in_one_sentence(bundle: Bu
 
 def test_an_engine_of_another_environment_says_which_field_differs() -> None:
     from mer_export.exporters.tensorrt import ANY, EngineKey
-    from runtimes.backends.tensorrt import stale
+    from runtimes.backends.tensorrt.session import stale
 
     built = EngineKey(onnx="a", batch=1, lengths=FOUR, flavour="tensorrt", version="10.9", gpu="H200", capability="9.0")
     here = built.model_copy(update={"version": "11.4", "gpu": "L4", "capability": "8.9"})

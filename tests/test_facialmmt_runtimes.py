@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from small_facialmmt import LENGTHS, make, utterances
+from conftest import Once
+from small_facialmmt import LENGTHS, export_staged, make, utterances
 from small_live import MAKERS
 
 from mer_export import registry
@@ -26,12 +28,11 @@ ONE = SessionOptions(threads=1)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    made = make(tmp_path_factory.mktemp("facialmmt") / "bundle", "end_to_end")
-    example = utterances(made.manifest.contract)
-    export_variant(made, "onnx", LENGTHS, example=example, stages=True)
-    export_variant(made, "torchscript", LENGTHS, example=example)
-    return made
+def bundle(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    copy = shutil.copytree(export_staged(once).root, tmp_path_factory.mktemp("facialmmt") / "bundle")
+    bundle = Bundle.open(copy)
+    export_variant(bundle, "torchscript", LENGTHS, example=utterances(bundle.manifest.contract))
+    return bundle
 
 
 def test_stages_and_whole_network_give_pytorchs_answers(bundle: Bundle) -> None:

@@ -9,19 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_bundle import CONFIG
-from small_live import MAKERS, Case
+from small_live import MAKERS, Case, every
 
 from mer_export.bundle import FeatureStatistics
 from mer_export.data.bundle_data import line_spec
 from mer_export.data.feature_check import FeatureCheck
 from mer_export.data.formats.jsonl.reader import DialogueReader
 from mer_export.data.labels import LabelReader
-from mer_export.data.shapes.shape import SHAPES
+from mer_export.data.shapes.shape import find_shape
 from mer_export.errors import InputError, UsageError
 from runtimes.backends.session import SessionOptions
-from runtimes.predict.live import Answer
-from runtimes.predict.predictor import Prediction, Predictor
+from runtimes.predict.predictor import Predictor
 
 WITHIN = 1e-5
 Answers = dict[str, tuple[float, ...]]
@@ -35,20 +33,13 @@ class Spoken(Case):
     def whole(self, name: str, lines: list[dict[str, Any]]) -> Answers:
         """The answers to a dialogue that is sent whole."""
         spec = line_spec(self.bundle)
-        if "speaker" in {s.name for s in self.predictor.contract.inputs}:
-            # What the first line of a file would say.
-            spec = spec.over({"speakers": CONFIG["speakers"]}, "test")
         dialogue = DialogueReader(spec, None).dialogue({"dialogue": name, "utterances": lines}, "test")
         labels = LabelReader("test", self.predictor.task.labels)
-        return numbers_of(self.predictor.predict(SHAPES[spec.shape](dialogue, spec, labels)))
+        return numbers_of(self.predictor.predict(find_shape(spec.shape)(dialogue, spec, labels)))
 
 
 def numbers_of(predictions: Any) -> Answers:
     return {p.unit: p.numbers for p in predictions}
-
-
-def every(answer: Answer) -> list[Prediction]:
-    return [answer.prediction, *answer.revised]
 
 
 def assert_same(found: Answers, wanted: Answers) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,16 @@ import pytest
 from conftest import Mer
 from small_live import Case, cmerc
 
-from mer_export.bundle import Bundle
 from mer_export.errors import InputError, UsageError
 from runtimes.backends.session import SessionOptions
 from runtimes.live.dialogues import Dialogues, FullError, Limits
-from runtimes.live.lines import Lines
+from runtimes.live.lines import Lines, waiting
 from runtimes.live.storage import INDEX, Folder
-from runtimes.predict.live import Heard, Hearing
+from runtimes.predict.live import Answer, Heard, Hearing, Turn
 from runtimes.predict.predictor import Predictor
+
+DATA = Path(__file__).parent / "data"
+BUNDLE = DATA / "bundles" / "cmerc"
 
 
 class Clock:
@@ -50,7 +53,7 @@ def spoken(case: Case, dialogues: list[str], seed: int = 0) -> list[dict[str, An
 def answered(predictor: Predictor, dialogues: Dialogues, said: list[Any], window: int | None = None) -> list[Any]:
     hearing = Hearing(predictor.bundle, predictor.task.labels, window)
     lines = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in said]
-    return [json.loads(row) for row in Lines(predictor, hearing, dialogues).answers(lines)]
+    return [json.loads(row) for row in Lines(predictor, hearing, dialogues).answers([lines])]
 
 
 def test_lines_of_interleaved_dialogues_are_answered_as_each_alone(case: Case, predictor: Predictor) -> None:
@@ -61,6 +64,52 @@ def test_lines_of_interleaved_dialogues_are_answered_as_each_alone(case: Case, p
         assert [row for row in together if row["dialogue"] == name] == alone
     assert together[-1]["prediction"]["unit"] == "a/2"
     assert [row["unit"] for row in together[-1]["revised"]] == ["a/0", "a/1"]
+
+
+def test_lines_that_wait_run_in_one_batch_up_to_the_next_of_the_same_dialogue(
+    case: Case, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    run = predictor.answer_together
+
+    def counted(turns: Sequence[Turn]) -> list[Answer]:
+        sizes.append(len(turns))
+        return run(turns)
+
+    monkeypatch.setattr(predictor, "answer_together", counted)
+    said = spoken(case, ["a", "b", "c", "a", "b"])
+    good = answered(predictor, Dialogues(), said)
+    assert sizes == [3, 2]
+    # What cannot be run takes none of its neighbours with it.
+    said[1] = said[1] | {"audio": [float("nan")] * 8}
+    rows = answered(predictor, Dialogues(), said)
+    assert ["error" in row for row in rows] == [False, True, False, False, False]
+    assert [rows[i] for i in (0, 2, 3)] == [good[i] for i in (0, 2, 3)]
+
+
+def test_a_line_is_answered_before_the_next_one_is_there() -> None:
+    more = Event()
+
+    def lines() -> Iterator[bytes]:
+        yield b"1"
+        assert more.wait(30)
+        yield from (b"2", b"3", b"4", b"5")
+
+    groups = waiting(lines(), 3)
+    assert next(groups) == [b"1"]
+    more.set()
+    rest = list(groups)
+    assert [line for group in rest for line in group] == [b"2", b"3", b"4", b"5"]
+    assert max(map(len, rest)) <= 3
+
+
+def test_lines_that_cannot_be_read_end_in_their_error() -> None:
+    def lines() -> Iterator[bytes]:
+        yield b"1"
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(waiting(lines(), 3))
 
 
 def test_a_line_corrects_comes_late_or_ends_a_dialogue(case: Case, predictor: Predictor) -> None:
@@ -159,11 +208,11 @@ def test_limits_are_more_than_nothing(wrong: dict[str, Any]) -> None:
         Limits(**wrong)
 
 
-def test_the_command_answers_standard_input(
-    case: Case, exported: Bundle, mer: Mer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    said = spoken(case, ["a", "b", "a"])
-    words = ("infer", exported.root, "--live", "--runtime", "onnxruntime", "--threads", 1)
+def test_the_command_answers_standard_input(mer: Mer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    utterances = json.loads((DATA / "small" / "dialogues.jsonl").read_text().splitlines()[2])["utterances"]
+    kept = ("speaker", "text", "audio", "vision")
+    said = [{"dialogue": name, **{k: u[k] for k in kept}} for name, u in zip("aba", utterances, strict=False)]
+    words = ("infer", BUNDLE, "--live", "--runtime", "onnxruntime", "--threads", 1)
 
     def run(*more: str | Path, lines: list[dict[str, Any]] = said) -> tuple[int, list[Any], str]:
         given = "".join(json.dumps(line) + "\n" for line in lines).encode()
@@ -182,14 +231,15 @@ def test_the_command_answers_standard_input(
     assert "1 of 2 lines were not answered" in err
 
 
-def test_options_of_files_and_of_lines_are_not_mixed(exported: Bundle, mer: Mer, tmp_path: Path) -> None:
+def test_options_of_files_and_of_lines_are_not_mixed(mer: Mer, tmp_path: Path) -> None:
     for words, said in (
         (("--live", "--split", "test"), "leave --split out"),
+        (("--live", "--data-format", "jsonl"), "leave --data-format out"),
         (("--live", "--out", tmp_path / "x.jsonl"), "redirect it"),
         (("--window", 3), "--window is of live dialogues"),
         ((), "name the INPUT and --out FILE, or pass --live"),
     ):
-        code, out, err = mer("infer", exported.root, *words)
+        code, out, err = mer("infer", BUNDLE, *words)
         assert (code, out) == (2, "")
         assert said in " ".join(err.split())
 

@@ -13,6 +13,8 @@ import mtee_bundles as tiny
 import numpy as np
 import onnx
 import pytest
+from conftest import Once
+from small_bundle import part_of
 
 from mer_export.bundle import CONFIG, Bundle
 from mer_export.data.samples import Sample
@@ -26,23 +28,12 @@ QUICK = ("eea_unaligned", "rnn_lf", "mult")
 ATOL = 1e-5
 
 
-FORMATS = {name: ("onnx", "torchscript", "exported_program") for name in (*QUICK, "eea", "mult_masked", "transformer")}
-"""Formats to export by network; the others, of the same layers, go to ONNX alone, to keep the suite short."""
-
-
-def exported(root: Path, name: str) -> Bundle:
-    bundle = tiny.make_bundle(root, name)
-    for kind in FORMATS.get(name, ("onnx",)):
-        export_variant(bundle, kind, bundle.manifest.contract.buckets[-1])
-    return bundle
-
-
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in tiny.CONFIGS])
-def test_every_network_answers_alike_in_every_format(tmp_path: Path, name: str) -> None:
-    bundle = exported(tmp_path / "b", name)
+def test_every_network_answers_alike_in_every_format(once: Once, name: str) -> None:
+    bundle = tiny.export_mtee(once, name)
     report = run_parity(bundle, tiny.make_samples(tiny.config_of(name)))
     ran = [c for c in report.ran if c.precision == "fp32"]
-    assert {c.runtime for c in ran} >= {"torch", "onnxruntime", *FORMATS.get(name, ())} - {"onnx"}
+    assert {c.runtime for c in ran} >= {"torch", "onnxruntime", *tiny.FORMATS.get(name, ())} - {"onnx"}
     for candidate in report.ran:
         assert candidate.verdict != "fail", (candidate.name, candidate.reasons)
     for candidate in ran:
@@ -58,10 +49,10 @@ def _scores(bundle: Bundle, name: str) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    bundle = tiny.make_bundle(tmp_path_factory.mktemp("b") / "b", "eea")
-    export_variant(bundle, "onnx", bundle.manifest.contract.buckets[0])
-    return bundle
+def onnx_bundle(once: Once, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    exported = tiny.export_mtee(once, "eea")
+    longest = exported.manifest.contract.buckets[-1].values()
+    return part_of(exported, tmp_path_factory.mktemp("b") / "b", ("onnx", *longest))
 
 
 def test_recurrent_layers_become_operators_that_know_the_lengths(onnx_bundle: Bundle) -> None:
@@ -104,7 +95,7 @@ def test_emotions_that_were_never_seen_are_scored_without_a_new_export(onnx_bund
 def test_a_rewrite_of_precision_is_judged_by_the_real_emotions_alone(onnx_bundle: Bundle) -> None:
     samples = tiny.make_samples(tiny.config_of("eea"))
     variant = export_variant(
-        onnx_bundle, "onnx", onnx_bundle.manifest.contract.buckets[0], precision="fp16", example=samples
+        onnx_bundle, "onnx", onnx_bundle.manifest.contract.buckets[-1], precision="fp16", example=samples
     )
     assert variant.precision == "fp16"
 
@@ -126,7 +117,7 @@ def test_several_labels_of_a_unit_are_written(onnx_bundle: Bundle, tmp_path: Pat
 def test_an_utterance_that_is_too_long_is_refused_or_cut_at_its_beginning(onnx_bundle: Bundle) -> None:
     long = tiny.make_samples(tiny.config_of("eea"))[0]
     long = Sample("long", {m: np.concatenate([x, x]) for m, x in long.inputs.items()}, ("long",))
-    last = Sample("last", {m: x[-6:] for m, x in long.inputs.items()}, ("last",))
+    last = Sample("last", {m: x[-9:] for m, x in long.inputs.items()}, ("last",))
     with Predictor(onnx_bundle, "onnxruntime") as predictor, pytest.raises(InputError, match="10 steps"):
         predictor.scores([long])
     with Predictor(onnx_bundle, "onnxruntime", overflow="truncate") as predictor:

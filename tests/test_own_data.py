@@ -177,7 +177,8 @@ def test_a_model_of_fewer_modalities_is_exported_and_answers_the_same(
     run, used = tmp_path / "run", READS[system][1 if len(READS[system]) > 1 else 0]
     sets = [word for s in (*without(used), "epochs=1", "threads=1") for word in ("--set", s)]
     assert mer("train", system, "--data", calls, "--out", run, "--quiet", *sets)[0] == 0
-    assert mer("export", run, "--format", "onnx", "--quiet")[0] == 0
+    longest = ",".join(f"{d}={n}" for d, n in Bundle.open(run).manifest.contract.buckets[-1].items())
+    assert mer("export", run, "--format", "onnx", "--seq-len", longest, "--quiet")[0] == 0
     code, out, err = mer("parity", run, "--data", calls, "--quiet")
     assert code == 0, out + err
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
@@ -15,6 +13,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from without_packages import Without
 
 from mer_export import registry
 from mer_export.bundle import Bundle
@@ -87,32 +86,23 @@ def commands() -> list[str]:
 def test_the_install_line_is_enough_for_the_commands_below_it(tmp_path: Path) -> None:
     gone = absent()
     assert {"tokenizers", "pyarrow", "h5py", "tensorboard", "transformers", "sklearn"} <= {*gone}
-    code = f"import sys; sys.modules.update(dict.fromkeys({gone!r})); import cli; cli.main()"
+    own = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     ran = []
-    for command in commands():
-        for shown, own in INSTEAD.items():
-            command = command.replace(shown, own)
-        verb, *words = shlex.split(command)[1:]
-        if verb == "import":
-            model = bundle_model(Bundle.open(tmp_path / "runs" / "a"))
-            names = registry.resolve(registry.get("cmerc").weights)
-            torch.save(export_weights(model, names, model.config), tmp_path / "checkpoint.pkl")
-        if "old.json" in words:
-            (tmp_path / "old.json").write_bytes((tmp_path / "runs" / "a" / "reports" / "bench.json").read_bytes())
-        more = (
-            o
-            for start, options in QUICK.items()
-            if f"{verb} {' '.join(words)} ".startswith(f"{start} ")
-            for o in options
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code, verb, *words, *more],
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode in ((0, SLOWER) if "--baseline" in words else (0,)), f"{command}: {done.stderr}"
-        assert "not installed" not in done.stdout + done.stderr, command
-        ran.append(verb)
+    with Without(gone, tmp_path, own) as without:
+        for command in commands():
+            for shown, there in INSTEAD.items():
+                command = command.replace(shown, there)
+            verb, *words = shlex.split(command)[1:]
+            if verb == "import":
+                model = bundle_model(Bundle.open(tmp_path / "runs" / "a"))
+                names = registry.resolve(registry.get("cmerc").weights)
+                torch.save(export_weights(model, names, model.config), tmp_path / "checkpoint.pkl")
+            if "old.json" in words:
+                (tmp_path / "old.json").write_bytes((tmp_path / "runs" / "a" / "reports" / "bench.json").read_bytes())
+            asked = f"{verb} {' '.join(words)} "
+            more = [o for start, options in QUICK.items() if asked.startswith(f"{start} ") for o in options]
+            code, out, err = without.mer(verb, *words, *more)
+            assert code in ((0, SLOWER) if "--baseline" in words else (0,)), f"{command}: {err}"
+            assert "not installed" not in out + err, command
+            ran.append(verb)
     assert {*ran} == {"synth", "inspect", "train", "import", "export", "parity", "bench", "tune", "infer", "eval"}

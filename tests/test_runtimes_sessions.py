@@ -65,9 +65,8 @@ assert brought < 250, brought
 
 
 def test_the_tensorrt_backend_imports_no_torch() -> None:
-    code = (
-        "import sys, runtimes.backends.tensorrt, runtimes.backends.openvino.session; assert 'torch' not in sys.modules"
-    )
+    sessions = "runtimes.backends.tensorrt.session, runtimes.backends.openvino.session"
+    code = f"import sys, {sessions}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

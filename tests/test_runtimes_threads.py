@@ -6,15 +6,14 @@ import itertools
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from conftest import Once
 from small_bundle import make_samples
-from small_facialmmt import LENGTHS, make, utterances
+from small_facialmmt import export_staged, utterances
 
 from mer_export.bundle import Bundle
 from mer_export.data.samples import Sample
-from mer_export.exporters import export_variant
 from runtimes.backends import staged
 from runtimes.backends.openvino.session import OpenVinoSession
 from runtimes.backends.session import Session, SessionOptions
@@ -63,12 +62,11 @@ def test_openvino_compiles_one_model_for_all_workers(exported: Bundle, monkeypat
 
 
 def test_threads_that_share_a_variant_in_stages_get_their_own_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    once: Once, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = make(tmp_path / "bundle", "end_to_end")
+    bundle = export_staged(once)
     contract = bundle.manifest.contract
     samples = [s for seed in range(4) for s in utterances(contract, 2, seed=seed)]
-    export_variant(bundle, "onnx", LENGTHS, example=samples, stages=True)
     # Less than the threads bring, so that what one call needs is thrown out by others.
     monkeypatch.setattr(staged, "KEPT_BYTES", 1000)
     with Predictor(bundle, "onnxruntime", ONE_THREAD, batch=1) as shared:

@@ -7,41 +7,25 @@ from collections.abc import Iterator
 import numpy as np
 import onnx
 import pytest
-from small_tab import SHORT, VARIANTS, make_tab, spoken
+from conftest import Once
+from small_tab import SHORT, VARIANTS, export_tab, spoken
 
 from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
-from mer_export.exporters import export_variant
 from runtimes.backends.session import Session, SessionOptions
 from runtimes.backends.table import backend_problem, known_backends, open_session
 from runtimes.predict.predictor import Predictor
 
 RUNTIMES = ("torch", "torchscript", "exported_program", "onnxruntime", "openvino")
-FORMATS: dict[str, tuple[str, ...]] = {"fusion": ("torchscript", "exported_program", "onnx"), "audio_tab": ()}
-"""The other variants go to ONNX alone, to keep the suite short; only that of fusion has both buckets."""
 ATOL = 1e-5
 ONE_THREAD = SessionOptions(threads=1)
 Sessions = list[tuple[Session, dict[str, int]]]
 
 
-@pytest.fixture(scope="module")
-def made_once() -> dict[str, Bundle]:
-    return {}
-
-
 @pytest.fixture(scope="module", params=VARIANTS)
-def bundle(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, made_once: dict[str, Bundle]
-) -> Bundle:
-    if request.param not in made_once:
-        made = made_once[request.param] = make_tab(tmp_path_factory.mktemp("tab") / "bundle", request.param)
-        example = [spoken(made.manifest.contract, seed) for seed in range(3)]
-        short, *longer = made.manifest.contract.buckets
-        for name in FORMATS.get(request.param, ("onnx",)):
-            for lengths in (short, *longer) if (request.param, name) == ("fusion", "onnx") else (short,):
-                export_variant(made, name, lengths, example=example)
-    return made_once[request.param]
+def bundle(request: pytest.FixtureRequest, once: Once) -> Bundle:
+    return export_tab(once, request.param)
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)

@@ -17,6 +17,7 @@ from mer_export import registry
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from train.batches import by_length, in_batches
+from train.dropout import draw_fast
 from train.recipe import protocol_class, recipe
 
 SIZE = 8
@@ -78,6 +79,33 @@ def test_batches_that_a_protocol_gives_are_not_made_otherwise(
 def test_a_run_whose_batches_are_given_is_refused() -> None:
     with pytest.raises(UsageError, match=r"group_by_length does not go with protocol.semantics=batch"):
         trained("cmerc", "never", "group_by_length=true", "protocol.semantics=batch")
+
+
+def test_fast_dropout_drops_what_it_should_and_gradients_go_where_values_stayed() -> None:
+    layer = torch.nn.Dropout(0.3)
+    source = draw_fast(torch.nn.Sequential(layer))
+    x = torch.full((100, 1000), 2.0, requires_grad=True)
+    found = layer(x)
+    found.sum().backward()
+    dropped = found == 0
+    # Four standard deviations of so many independent draws.
+    assert abs(dropped.double().mean() - 0.3) < 4 * (0.3 * 0.7 / x.numel()) ** 0.5
+    torch.testing.assert_close(found[~dropped], torch.full_like(found[~dropped], 2 / 0.7), rtol=1e-4, atol=0)
+    torch.testing.assert_close(x.grad, found.detach() / 2)
+    pairs = (dropped[:, 1:] & dropped[:, :-1]).double().mean()
+    assert abs(pairs - 0.09) < 0.005, "neighbours are drawn apart"
+    source.seed(1)
+    once = layer(x)
+    assert not torch.equal(once, layer(x))
+    source.seed(1)
+    assert torch.equal(once, layer(x))
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_a_run_with_fast_dropout_is_the_same_every_time_and_not_that_without() -> None:
+    first, again, without = (trained("mult", "never", f"fast_dropout={on}")[1] for on in ("true", "true", "false"))
+    assert first == again
+    assert first[0] != without[0]
 
 
 PAGES = """

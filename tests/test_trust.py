@@ -18,9 +18,10 @@ import torch
 from mer_export import trust
 from mer_export.bundle import MANIFEST, Bundle, FileEntry, Variant, seal, sha256
 from mer_export.errors import BundleError, UntrustedError
-from mer_export.exporters import export_variant
+from mer_export.exporters import export_formats, export_variant
 from mer_export.untrusted import exported_programs, torchscript_archives
 from mer_export.untrusted.torchscript_archives import code_problem
+from runtimes.backends import admission
 from runtimes.backends.admission import admit
 from runtimes.backends.table import open_session
 from runtimes.backends.way import find_ways
@@ -391,3 +392,7 @@ def test_a_mark_does_not_stand_in_the_way_of_another_program(bundle: Bundle) -> 
     variant = export_variant(bundle, "torchscript", bundle.manifest.contract.buckets[0])
     assert variant.mac == ""
     admit(bundle, variant)
+
+
+def test_what_is_admitted_as_data_is_every_format_whose_files_are_no_programs() -> None:
+    assert {name for name, format in export_formats().items() if format.program is None} == admission.DATA

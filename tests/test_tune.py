@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_bundle import make_bundle, make_samples, part_of, randomise
+from small_bundle import make_bundle, make_samples, other_bytes, part_of, randomise
 
 from benchmarks.choice import judge
 from mer_export import machine
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.errors import BundleError, UsageError
-from mer_export.exporters import export_variant
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.way import Way, find_ways
 from runtimes.parity.report import CandidateReport
@@ -341,7 +340,7 @@ def test_a_verdict_on_other_files_or_weights_says_nothing_of_these(bundle: Bundl
     bundle = failing(bundle, lambda c: c.runtime == "onnxruntime")
     wrong = {("onnxruntime", v.name) for v in bundle.manifest.variants if v.format == "onnx"}
     assert failed(bundle) == wrong
-    export_variant(bundle, "onnx", bundle.manifest.contract.buckets[0], opset=19)
+    other_bytes(bundle, "onnx-fp32-utterances4-bdynamic")
     again = Bundle.open(bundle.root)
     assert failed(again) == {w for w in wrong if "utterances4" not in w[1]}
     randomise(again, seed=9)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import Mer
 from rich.console import Console
-from small_bundle import make_bundle
+from small_bundle import make_bundle, other_bytes
 
 import cli
 from mer_export.bundle import Bundle
@@ -298,6 +298,7 @@ def test_eval_takes_what_is_too_long_as_infer_does(mer: Mer, bundle: Path) -> No
     assert found["units"] + found["left_out"] == UNITS["test"]
 
 
+@pytest.mark.usefixtures("warm")
 def test_parity_and_bench_take_one_runtime(mer: Mer, bundle: Path) -> None:
     found = ok(mer, "parity", bundle, "--data", DIALOGUES, "--runtime", "onnxruntime", "--quiet")
     assert {c["runtime"].split()[0] for c in found["candidates"]} == {"onnxruntime"}
@@ -318,7 +319,7 @@ def test_parity_of_one_runtime_keeps_what_is_known_of_the_others(mer: Mer, bundl
     earlier = {c.runtime.split()[0]: c.earlier for c in report.ran}
     assert (earlier["openvino"], earlier["onnxruntime"]) == (True, False)
     assert "(earlier run)" in report.page()
-    export_variant(opened, "onnx", {"utterances": 4}, opset=19)
+    other_bytes(opened, "onnx-fp32-utterances4-bdynamic")
     ok(mer, "parity", bundle, "--data", DIALOGUES, "--runtime", "onnxruntime", "--quiet")
     report = ParityReport.load(Bundle.open(bundle))
     assert report is not None
@@ -352,6 +353,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(
     ("words", "unit"),
     [

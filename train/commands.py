@@ -160,12 +160,13 @@ def difficulty(
 ) -> None:
     """Measure how hard each dialogue is for a trained cmerc model: the file that CMERC's curriculum reads."""
     from mer_export.bundle import Bundle
-    from mer_export.data.bundle_data import bundle_corpus
+    from mer_export.data.bundle_data import bundle_corpus, features_alone
     from train.systems.cmerc.difficulty import measure_difficulty, write_difficulty
 
     refuse_existing(out, force)
     opened = Bundle.open(bundle)
-    samples = bundle_corpus(opened, data, data_format, sets or (), (), outside).split(split)
+    through = features_alone(opened, data)
+    samples = bundle_corpus(opened, data, data_format, sets or (), (), outside, through).split(split)
     found = measure_difficulty(opened, samples)
     write_difficulty(out, found)
     hardest = max(found, key=lambda name: found[name])

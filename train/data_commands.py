@@ -18,12 +18,12 @@ from mer_export.console import (
     Outside,
     Quiet,
     Sets,
-    Split,
     Verbose,
     emit,
     refuse_existing,
     say_unless,
 )
+from mer_export.errors import UsageError
 from mer_export.terminal import outline, summary_line
 
 app = typer.Typer(no_args_is_help=True, help="Make, look into and convert data sets.")
@@ -86,6 +86,8 @@ def inspect(
 
     spec = overridden(DataSpec(), sets or ())
     if drafted:
+        if data_format != "auto" or outside:
+            raise UsageError("--draft goes by the names of columns: leave --data-format and --outside out")
         return typer.echo(draft(path, spec), nl=False)
     if undescribed(path, spec):
         spec = spec.allowing(Allowed.by(outside))
@@ -174,7 +176,7 @@ def byte_pairs(
     out: Out,
     size: Annotated[int, typer.Option("--size", min=300, help="Symbols of the vocabulary.")] = 4000,
     preset: Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")] = None,
-    split: Split = "train",
+    split: Annotated[str | None, typer.Option("--split", help="Which split of a data set; default train.")] = None,
     outside: Outside = None,
     force: Force = False,
 ) -> None:
@@ -189,7 +191,9 @@ def byte_pairs(
     configured = load_preset(preset, (), outside, source).data if preset else DataSpec()
     spec = choose_spec(source, "auto", configured, (), outside)
     data = source.is_dir() or open_file_format(source, spec)
-    texts = sentences(source, spec, split) if data else source.read_text(encoding="utf-8").splitlines()
+    if not data and (preset or split or outside):
+        raise UsageError(f"{source} is read as a text, line by line: leave --preset, --split and --outside out")
+    texts = sentences(source, spec, split or "train") if data else source.read_text(encoding="utf-8").splitlines()
     with faults.at(out):
         symbols = train_byte_pairs((t.lower() for t in texts), size, out)
     typer.echo(f"{out}: {symbols} symbols from {len(texts)} sentences")

@@ -330,7 +330,8 @@ def _in_words(before: dict[str, Any], prepared: Prepared) -> dict[str, Any]:
     Until 0.1 random encoders were asked for by naming none, and networks were never compiled.
     """
     balance = Balance().model_dump()
-    later: dict[str, Any] = {"compile": False, "device_data": "auto", "group_by_length": False, "balance": balance}
+    later: dict[str, Any] = {"compile": False, "device_data": "auto", "group_by_length": False, "fast_dropout": False}
+    later |= {"balance": balance}
     before = later | before
     random = {s.setting: RANDOM for s in prepared.settings.sources if s.value == RANDOM}
     protocol = {n: random.get(n) if value is None else value for n, value in before["protocol"].items()}

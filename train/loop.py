@@ -19,6 +19,7 @@ from mer_export.layers.recurrent import in_one_piece
 from mer_export.task import Task
 from train.batches import by_length, feed
 from train.config import TrainConfig
+from train.dropout import draw_fast
 from train.padding import Kept, padding
 from train.processes import Processes
 from train.protocol import AuxiliaryPass, Protocol
@@ -81,6 +82,9 @@ class Phase:
         if config.group_by_length and (why := self.protocol.given_batches()):
             raise UsageError(f"group_by_length does not go with {why}: leave it out, or change that")
         self.processes = Processes(accelerator)
+        if config.fast_dropout and accelerator.device.type != "cpu":
+            raise UsageError(f"fast_dropout is of the CPU, this run is on {accelerator.device.type}: leave it out")
+        self.dropout = draw_fast(model) if config.fast_dropout else None
         module = self.protocol.prepare(model, samples, accelerator.device)
         self.protocol.balance(config.balance, samples, model, accelerator.device)
         # Device and autocast alone: `processes` averages the gradients, in place of a wrapper around the module.
@@ -121,6 +125,8 @@ class Phase:
             chosen = by_length(chosen, self.config.batch, self.contract)
         if rank:
             seed_everything(seed + rank * 1_000_003)
+        if self.dropout is not None:
+            self.dropout.seed(seed + rank * 1_000_003)
         # Every process keeps batch norm statistics of its own; the frozen views need common ones.
         self.processes.start_alike(self.model.buffers())
         self.protocol.begin_epoch(self.model, number)

@@ -15,8 +15,7 @@ from pydantic import ValidationError
 
 from mer_export import registry
 from mer_export.data.facts import Facts, facts
-from mer_export.data.formats.format import known_formats
-from mer_export.data.open import detect, open_corpus
+from mer_export.data.open import open_corpus
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens.tokenizer import load_tokenizer
 from mer_export.errors import UsageError
@@ -27,8 +26,6 @@ from train.config import OWN, TrainConfig, merged, read_settings, settled_config
 from train.encoders import RANDOM, special_tokens
 from train.recipe import recipe
 
-MANY = 1 << 20
-"""Speakers of a dialogue that are told apart before it is known how many there are."""
 TRAIN, VALID = "train", ("dev", "valid", "val", "validation")
 """Names of the splits that are trained on, and of those that weights are chosen on."""
 METRICS = {"classification": "weighted_f1", "multilabel": "loss", "regression": "mae"}
@@ -91,8 +88,8 @@ def own_config(
     said = apply_overrides(read_settings(OWN / f"{system}.yaml"), sets)
     allowed = Allowed.by(outside, apply_overrides({}, sets))
     contract = record.contract(record.config())
-    spec = _spec(said.get("data") or {}).allowing(allowed).for_model(contract)
-    corpus = open_corpus(data, _all_speakers(data, spec))
+    spec = _spec(said.get("data") or {}).allowing(allowed).in_units_of(contract)
+    corpus = open_corpus(data, spec)
     if contract.unit_dim is None and any(len(s.units) > 1 for s in corpus):
         raise UsageError(f"{data} holds whole dialogues in files that {system} does not read: train cmerc on them")
     found = facts(corpus)
@@ -116,14 +113,6 @@ def _spec(section: Mapping[str, Any]) -> DataSpec:
     # A dialogue is packed where something makes tokens of it.
     said = {n: v for n, v in spec.model_dump().items() if n != "packing" or spec.tokenizer}
     return DataSpec.model_validate(said)
-
-
-def _all_speakers(path: Path, spec: DataSpec) -> DataSpec:
-    """The section, with every speaker told apart where neither it nor the data say how many there are."""
-    known = known_formats()[detect(path, spec)]
-    if not known.open or "speakers" in known.load().source(path, spec).spec.model_fields_set:
-        return spec
-    return spec.model_copy(update={"speakers": MANY})
 
 
 def _splits(found: Facts, data: Path, said: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,15 +24,13 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 FUSED = ("adam", "sgd")
-"""Those with one kernel for all parameters on a GPU; the other is made of a few."""
+"""Those with one kernel for each parameter's whole update, or for all of them on a GPU; the other is made of a few."""
 
 
 def make_optimizer(config: TrainConfig, params: Iterable[Any]) -> torch.optim.Optimizer:
     """The configured optimiser of parameters, or of groups of them that have a rate and a decay of their own."""
-    given = list(params)
-    tensors = (p for g in given for p in (g["params"] if isinstance(g, dict) else [g]))
-    fused = {"fused": True} if config.optimizer in FUSED and any(p.is_cuda for p in tensors) else {}
-    return OPTIMIZERS[config.optimizer](given, lr=config.lr, weight_decay=config.weight_decay, **fused)
+    fused = {"fused": True} if config.optimizer in FUSED else {}
+    return OPTIMIZERS[config.optimizer](list(params), lr=config.lr, weight_decay=config.weight_decay, **fused)
 
 
 def plateau_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau | None:

@@ -42,6 +42,8 @@ class Bundle:
         self.manifest = manifest
         self.trust = trust
         self._checked: dict[str, Signature] = {}
+        self._reads: dict[tuple[str, str | None], list[str]] = {}
+        """What files read beside themselves, by SHA-256 and format."""
         self._staged: frozenset[str] | None = None
         self._fresh = False
         self._replaced: list[str] = []
@@ -141,7 +143,10 @@ class Bundle:
         for name in dict.fromkeys([*own, *sorted(models)]):
             paths[name] = self.path(name)
             form = variant.format if name in models else None
-            for data in read_data_files(paths[name], form):
+            known = self.manifest.files[name].sha256, form
+            if known not in self._reads:
+                self._reads[known] = read_data_files(paths[name], form)
+            for data in self._reads[known]:
                 beside = str(PurePosixPath(name).with_name(data)) if PurePosixPath(data).name == data else data
                 if beside not in self.manifest.files:
                     raise BundleError(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from mer_export.bundle import CONFIG, Bundle
+from mer_export.data.dialogues import Dialogue, Utterance
 from mer_export.data.draft import drafted
 from mer_export.data.feature_check import extractor_problem
 from mer_export.data.formats.format import known_formats
-from mer_export.data.inspect import undescribed
 from mer_export.data.open import Through, detect, open_corpus, said_extractors, stream_samples
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec, Extractor
@@ -25,7 +25,7 @@ from mer_export.untrusted.yaml_files import read_yaml
 
 log = logging.getLogger("mer")
 
-AUTO = "auto"
+AUTO, TEXT = "auto", "text"
 KEPT = ("unit", "context", "tokenizer", "packing", "faces")
 """Parts of a data section that hold in any format."""
 
@@ -71,7 +71,7 @@ def choose_spec(
 def _kept(configured: DataSpec) -> DataSpec:
     """Data in another format still take the same shape, with the same tokenizer and packing."""
     kept = {n: getattr(configured, n) for n in KEPT if n in configured.model_fields_set}
-    return DataSpec(**kept).allowing(configured.allowed)
+    return DataSpec(**kept).beside(configured)
 
 
 def _describes(section: DataSpec, path: Path, wanted: str) -> bool:
@@ -109,12 +109,18 @@ def bundle_spec(
 ) -> DataSpec:
     """How a bundle reads `path`; raises InputError where other extractors made its features."""
     configured = _configured(bundle)
-    if bundle.manifest.encoders and data_format == AUTO and not sets and undescribed(path, DataSpec()):
+    if bundle.manifest.encoders and data_format == AUTO and not sets and _undescribed(path):
         configured = _by_names(path, configured)
     chosen = choose_spec(path, data_format, configured, sets, outside, bundle.root)
     if any(s.extractor != s.UNKNOWN for s in bundle.manifest.features.values()):
         refuse_other_extractors(bundle, said_extractors(path, chosen), str(path))
     return chosen
+
+
+def _undescribed(path: Path) -> bool:
+    from mer_export.data.inspect import undescribed
+
+    return bool(undescribed(path, DataSpec()))
 
 
 def line_spec(bundle: Bundle) -> DataSpec:
@@ -150,7 +156,7 @@ def _by_names(path: Path, spec: DataSpec) -> DataSpec:
     found, lines = drafted(path, DataSpec())
     log.warning("%s has no table.yaml, it is read by the names of its columns: %s", path, ", ".join(lines))
     kept = {n: getattr(spec, n) for n in spec.model_fields_set if n != "format"}
-    return DataSpec.model_validate(found.model_dump(exclude_unset=True) | kept).allowing(spec.allowed)
+    return DataSpec.model_validate(found.model_dump(exclude_unset=True) | kept).beside(spec)
 
 
 def bundle_corpus(
@@ -183,12 +189,40 @@ def bundle_samples(
     return list(stream_samples(path, spec, bundle.manifest.task.labels, split, through))
 
 
+def features_alone(bundle: Bundle, path: Path) -> Through:
+    """What dialogues pass where no encoder runs: UsageError for recordings or sentences that have no features yet."""
+
+    def passed(dialogues: Iterable[Dialogue]) -> Iterator[Dialogue]:
+        raw: dict[str, str] = {}
+        made: set[str] = set()
+        for dialogue in dialogues:
+            for utterance in dialogue.utterances:
+                made |= utterance.features.keys()
+                held = {n for n in bundle.manifest.encoders if _raw(utterance, n)}
+                raw |= {n: f"{dialogue.id}/{utterance.id}" for n in held - utterance.features.keys() - raw.keys()}
+            yield dialogue
+        # An encoder leaves out what it cannot read, so features of some utterances are those of all.
+        for name in raw.keys() - made:
+            asked = [f"--encoder {n}={bundle.root}/{p}" for n in raw.keys() - made for p in bundle.manifest.encoders[n]]
+            raise UsageError(
+                f"{path} has no {name} features of {raw[name]}, and no encoder runs here: "
+                f"`mer features {path} {' '.join(asked)} --out FILE` makes them, pass that file"
+            )
+
+    return passed
+
+
+def _raw(utterance: Utterance, name: str) -> bool:
+    """Whether an utterance has what the encoder of an input reads."""
+    return bool((utterance.sentence or "").strip()) if name == TEXT else utterance.recording is not None
+
+
 def overridden(spec: DataSpec, sets: Sequence[str]) -> DataSpec:
     """A data section with overrides over it; raises UsageError for one that is not of the section, or does not fit."""
     values = apply_overrides({"data": spec.model_dump(mode="json")}, sets)
     if set(values) != {"data"}:
         raise UsageError(f"--set changes the data section here, write it as data.field=value: {list(sets)}")
     try:
-        return DataSpec.model_validate(values["data"]).allowing(spec.allowed)
+        return DataSpec.model_validate(values["data"]).beside(spec)
     except ValidationError as error:
         raise UsageError(f"data: {first_problem(error)}") from None

@@ -68,7 +68,7 @@ def kept_or_read(
     size = sum(a.nbytes for s in samples for a in s.inputs.values() if isinstance(a, np.ndarray))
     if size <= MOST and _states(files) == before and changed < time.time() - SETTLED and all(map(_plain, samples)):
         kept.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        kept.write(name, packed(samples))
+        kept.write(name, *packed(samples))
     return samples
 
 
@@ -109,8 +109,8 @@ def _plain(sample: Sample) -> bool:
     return type(sample) is Sample and all(type(a) is np.ndarray and a.dtype.kind in "biuf" for a in arrays)
 
 
-def packed(samples: Sequence[Sample]) -> bytes:
-    """Samples as one piece: the length of a table, the table, and the arrays that it names."""
+def packed(samples: Sequence[Sample]) -> list[bytes | memoryview]:
+    """Samples as the parts of one piece: the length of a table, the table, and the arrays that it names."""
     arrays: list[np.ndarray] = []
     at = 0
 
@@ -126,10 +126,10 @@ def packed(samples: Sequence[Sample]) -> bytes:
     ]
     table = json.dumps(rows).encode()
     table += b" " * (-(len(table) + LENGTH) % ALIGNED)
-    parts = [len(table).to_bytes(LENGTH, "little"), table]
+    parts: list[bytes | memoryview] = [len(table).to_bytes(LENGTH, "little"), table]
     for array in arrays:
-        parts += [array.tobytes(), bytes(-array.nbytes % ALIGNED)]
-    return b"".join(parts)
+        parts += [np.ascontiguousarray(array).data, bytes(-array.nbytes % ALIGNED)]
+    return parts
 
 
 def unpacked(content: bytes) -> list[Sample]:

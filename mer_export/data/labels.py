@@ -113,7 +113,8 @@ def _integer(value: str | int | float) -> int | None:
     return number if isinstance(value, str) or number == value else None
 
 
-def speaker_indices(names: Sequence[str], speakers: int) -> np.ndarray:
-    """Index (int64) of each speaker by first appearance in the dialogue; later ones share `speakers - 1`."""
+def speaker_indices(names: Sequence[str], speakers: int | None) -> np.ndarray:
+    """Index (int64) of each speaker by first appearance in the dialogue; from `speakers` on they share the last."""
     seen: dict[str, int] = {}
-    return np.asarray([min(seen.setdefault(n, len(seen)), speakers - 1) for n in names], dtype=np.int64)
+    found = np.asarray([seen.setdefault(n, len(seen)) for n in names], dtype=np.int64)
+    return found if speakers is None else np.minimum(found, speakers - 1)

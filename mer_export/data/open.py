@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mer_export.data.dialogues import USUAL_ORDER, Dialogue, Source, distinct
 from mer_export.data.draft import undescribed_tables
@@ -13,7 +16,7 @@ from mer_export.data.formats.format import Format, known_formats
 from mer_export.data.kept_samples import kept_or_read
 from mer_export.data.labels import LabelReader, said_labels
 from mer_export.data.samples import Corpus, Sample
-from mer_export.data.shapes.shape import SHAPES
+from mer_export.data.shapes.shape import find_shape
 from mer_export.data.spec import DataSpec, Extractor
 from mer_export.errors import InputError, UsageError
 from mer_export.marks import Marks
@@ -134,7 +137,7 @@ class OpenData:
 
     def samples(self, split: str | None = None, through: Through | None = None) -> Iterator[tuple[Dialogue, Sample]]:
         """Yields every sample with the dialogue that it is made of."""
-        shape = SHAPES[self.spec.shape]
+        shape = find_shape(self.spec.shape)
         self.seen = Marks()
         dialogues = distinct(self.source.dialogues(split), self.spec.shape == "utterance", self.seen)
         for dialogue in through(dialogues) if through else dialogues:
@@ -146,7 +149,7 @@ class OpenData:
         splits: dict[str, list[Sample]] = {name: [] for name in self.source.splits}
         said: dict[str, list[str]] = {}
         people: dict[str, list[str | None]] = {}
-        scores = False
+        scores, speakers = False, 1
         for dialogue, sample in self.samples(through=through):
             splits.setdefault(dialogue.split, []).append(sample)
             words = {u.id: u.sentence or "" for u in dialogue.utterances}
@@ -155,9 +158,15 @@ class OpenData:
             names = {u.id: u.person for u in dialogue.utterances}
             if any(names.values()):
                 people[sample.id] = [names[unit] for unit in sample.units]
+            if "speaker" in sample.inputs:
+                speakers = max(speakers, int(np.max(sample.inputs["speaker"])) + 1)
             scores |= sample.labels is not None and sample.labels.dtype.kind == "f" and sample.labels.ndim == 1
-        info = {"labels": [] if scores else list(self.labels.labels), "speakers": self.spec.speakers, "sentences": said}
-        info |= {"extractors": self.spec.extractors, "people": people}
+        info: dict[str, Any] = {
+            "labels": [] if scores else list(self.labels.labels),
+            "sentences": said,
+            "people": people,
+        }
+        info |= {"speakers": self.spec.told_apart or speakers, "extractors": self.spec.extractors}
         order = self.source.splits or usual_order(splits)
         return Corpus({name: splits[name] for name in order}, self.format, info | dict(self.source.info))
 

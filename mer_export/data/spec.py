@@ -31,6 +31,10 @@ EARLIER = frozenset({"dataset", "emotions", "faces", "table", "packing"})
 """Fields that no one says together: with all of them a section is one that an earlier version wrote in full."""
 
 
+EARLIER_SPEAKERS = ("speakers", 2)
+"""What sections written in full say where nothing was said."""
+
+
 def written_in_full(values: Mapping[str, Any]) -> bool:
     """Whether a data section is one of those that list every field, and so do not tell what was said."""
     return values.keys() >= EARLIER
@@ -255,8 +259,9 @@ class DataSpec(Section):
     end: str | None = None
     row: str | None = None
     """Column with the row in the arrays; None means the position in the table."""
-    speakers: int = Field(2, ge=1)
-    """Speakers the model tells apart; later ones in a dialogue share the last index."""
+    speakers: int | None = Field(None, ge=1)
+    """How many are told apart by name; later ones in a dialogue share the last index. None: as many as the model knows,
+    and all of them where there is no model."""
     label_names: tuple[str, ...] = ()
     """Class names in index order, or the names of integer labels."""
     text: tuple[ArraySource, ...] = ()
@@ -267,7 +272,8 @@ class DataSpec(Section):
     extractors: dict[str, Extractor] = Field(default_factory=dict)
     """What made the features, by input: a name, or a name and the SHA-256 of its weights."""
     _allowed: Allowed = PrivateAttr(default_factory=Allowed)
-    # Private, as no file may say it.
+    _known: int | None = PrivateAttr(default=None)
+    # Private, as no file may say where paths lead, nor what the model is.
 
     @model_validator(mode="before")
     @classmethod
@@ -275,7 +281,8 @@ class DataSpec(Section):
         """Sections were once written in full, so their empty fields say nothing; only `context` had recordings."""
         if not isinstance(values, Mapping):
             return values
-        values = cls.without_defaults(values) if written_in_full(values) else values
+        if written_in_full(values):
+            values = cls.without_defaults({n: v for n, v in values.items() if (n, v) != EARLIER_SPEAKERS})
         context = values.get("context")
         if isinstance(context, Mapping) and "recording" in context:
             own = {n: v for n, v in context.items() if n != "recording"}
@@ -317,9 +324,20 @@ class DataSpec(Section):
         return self.unit if self.packing is None else "packed"
 
     def for_model(self, contract: Contract) -> DataSpec:
-        """This section, with the utterance as its unit unless the model takes dialogues."""
+        """This section in units of the model, for as many speakers as it knows."""
+        found = self.in_units_of(contract).model_copy()
+        found._known = next((s.below for s in contract.inputs if s.name == "speaker"), None)
+        return found
+
+    def in_units_of(self, contract: Contract) -> DataSpec:
+        """This section, with the utterance as its unit unless a model of this contract takes dialogues."""
         dialogues = "utterances" in contract.sequence_dims
         return self if dialogues else self.model_copy(update={"unit": "utterance"})
+
+    @property
+    def told_apart(self) -> int | None:
+        """How many speakers of a dialogue have an index of their own; None: all of them."""
+        return self._known if self.speakers is None else self.speakers
 
     @property
     def allowed(self) -> Allowed:
@@ -330,6 +348,12 @@ class DataSpec(Section):
         """The same, and paths may lead there too."""
         found = self.model_copy()
         found._allowed = self._allowed | allowed
+        return found
+
+    def beside(self, other: DataSpec) -> DataSpec:
+        """The same, with what no file says of `other`: where paths may lead, and what its model knows."""
+        found = self.allowing(other._allowed)
+        found._known = other._known
         return found
 
     def reach(self, data: Path) -> Reach:
@@ -360,7 +384,7 @@ class DataSpec(Section):
             own = DataSpec.model_validate(declared)
         except ValidationError as error:
             raise InputError(f"{where}: {first_problem(error)}") from None
-        found = DataSpec.model_validate(_merged(own.model_dump(), self.model_dump())).allowing(self._allowed)
+        found = DataSpec.model_validate(_merged(own.model_dump(), self.model_dump())).beside(self)
         if home is None:
             return found
         said, reach = self.folders, Reach(home, self._allowed)

@@ -4,3 +4,6 @@ transformers.
 `encoder.Encoder` is the noun, `config` what an encoder says of itself, `inputs` how text, sound and pictures become its
 arrays. Each package here is one kind of network, as those of `models` are.
 """
+
+FOLDER = "encoders"
+"""Where a bundle keeps them."""

@@ -12,11 +12,10 @@ from mer_export.bundle.files import replacing_folder
 from mer_export.bundle.manifest import MANIFEST, Manifest, seal
 from mer_export.contract import Dim
 from mer_export.data.spec import Extractor
+from mer_export.encoders import FOLDER
 from mer_export.encoders.encoder import FACES, TOKENIZER, Encoder
 from mer_export.errors import UsageError
 
-FOLDER = "encoders"
-"""Where a bundle keeps them."""
 Chosen = Mapping[str, Sequence[Encoder]]
 """Encoders by input; the features of several stand side by side."""
 

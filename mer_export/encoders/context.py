@@ -7,8 +7,7 @@ from typing import Any
 from mer_export.bundle import MANIFEST, Bundle, Commit
 from mer_export.data.spec import DataSpec
 from mer_export.data.tokens import tokenizer
-from mer_export.encoders.attached import FOLDER, copy
-from mer_export.encoders.encoder import Encoder
+from mer_export.encoders import FOLDER
 
 PLACES = {"encoder": f"{FOLDER}/sentences", "speech": f"{FOLDER}/speech"}
 """By setting of `data.context`."""
@@ -23,6 +22,9 @@ def keep_tools(change: Commit, spec: DataSpec) -> None:
         InputError: a text tokenizer that cannot be read.
         BundleError: no encoder, or a damaged one.
     """
+    from mer_export.encoders.attached import copy
+    from mer_export.encoders.encoder import Encoder
+
     tokenizer.keep_tokenizer(change, spec)
     for part, place in PLACES.items():
         if folder := getattr(spec.context, part, None):

@@ -16,7 +16,8 @@ from mer_export import __version__
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle, Variant, replacing
 from mer_export.contract import BATCH, Contract, TensorSpec
-from mer_export.encoders.attached import FOLDER, attached
+from mer_export.encoders import FOLDER
+from mer_export.encoders.attached import attached
 from mer_export.encoders.encoder import TOKENIZER
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.exporters.precision_gate import open_file, run_file

@@ -13,6 +13,7 @@ from mer_export.stages import Stage, count_name
 
 EXAMPLES = 2
 """Steps of a stage that runs on steps, as its example."""
+Arrays = dict[str, np.ndarray]
 
 
 def export(
@@ -31,12 +32,11 @@ def export(
     """
     assert job.model is not None, "a file has no stages"
     modules = job.model.stages()  # type: ignore[operator]
-    arrays: dict[str, np.ndarray] = dict(job.example)
+    arrays: Arrays = dict(job.example)
     made: dict[str, Exported] = {}
     for stage, path in zip(stages, paths, strict=True):
+        given, put = _given(job, stage, arrays)
         contract = stage.contract(job.contract)
-        counts = arrays[count_name(job.contract, stage.per)] if stage.per else None
-        given = stage.take(arrays, counts)
         found = run_model(modules[stage.name], contract, given)
         example = {n: a[:EXAMPLES] for n, a in given.items()} if stage.per else given
         own = ExportJob(
@@ -50,7 +50,27 @@ def export(
             reference={n: a[: len(next(iter(example.values())))] for n, a in found.items()},
         )
         made[stage.name] = exporter(own, path)
-        arrays |= found if counts is None else stage.put(found, counts, job.lengths[str(stage.per)])
+        arrays |= put(found)
     prove(job, [arrays[s.name] for s in job.contract.outputs], "the network in stages")
     options = {name: exported.options for name, exported in made.items()}
     return Exported(exporter=next(iter(made.values())).exporter, options={"stages": options})
+
+
+def _given(job: ExportJob, stage: Stage, arrays: Arrays) -> tuple[Arrays, Callable[[Arrays], Arrays]]:
+    """The inputs of a stage, and what puts its outputs among the others."""
+    if stage.per:
+        counts = arrays[count_name(job.contract, stage.per)]
+        return stage.take(arrays, counts), lambda found: stage.put(found, counts, job.lengths[str(stage.per)])
+    if not stage.grows:
+        return stage.take(arrays, None), lambda found: found
+    # The last step of each item, after all the others.
+    last = np.maximum(arrays[count_name(job.contract, stage.grows)] - 1, 0)
+    steps = np.arange(job.lengths[stage.grows])
+    past = {
+        own: np.where((steps < last[:, None])[..., None], arrays[n], np.float32(0)) for own, n in stage.past.items()
+    }
+    now = (steps == last[:, None])[..., None]
+    return (
+        stage.follow(job.contract, arrays | past, last),
+        lambda found: {n: np.where(now, a, arrays[n]) for n, a in found.items()},
+    )

@@ -58,6 +58,27 @@ class BidirectionalRNN(nn.Module):
         return x
 
 
+class ForwardRNN(nn.Module):
+    """A stacked GRU or LSTM in one direction: no output has read what comes after it, so padding behind is harmless."""
+
+    def __init__(self, kind: Literal["gru", "lstm"], inputs: int, hidden: int, layers: int, dropout: float):
+        super().__init__()
+        cell = {"gru": nn.GRU, "lstm": nn.LSTM}[kind]
+        widths = [inputs] + [hidden] * (layers - 1)
+        self.ahead = nn.ModuleList(cell(w, hidden, batch_first=True) for w in widths)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Float[Tensor, "batch time feature"], before: list[Float[Tensor, "batch hidden"]] | None = None
+    ) -> list[Float[Tensor, "batch time hidden"]]:
+        """Outputs of each layer, the top one last. Of a GRU they are its states: with those `before` it goes on."""
+        outputs: list[Tensor] = []
+        for number, layer in enumerate(self.ahead):
+            x = layer(self.dropout(x) if number else x, before[number][None] if before else None)[0]
+            outputs.append(x)
+        return outputs
+
+
 class LastStepRNN(nn.Module):
     """A stacked GRU or LSTM read at the last real step of its top layer; zeros for an item without steps.
 

@@ -61,16 +61,17 @@ class Budget:
 
     def weigh(self, value: Any) -> None:
         """Spends all that hangs on a value; what hangs on it twice counts twice, as it does for whoever copies it."""
-        waiting = [value]
+        waiting = [[value]]
         while waiting:
             found = waiting.pop()
             if isinstance(found, dict):
-                waiting += found
-                waiting += found.values()
+                parts: list[Any] = [*found, *found.values()]
             elif isinstance(found, CONTAINERS):
-                waiting += [v for v in found if type(v) not in NUMBERS]
+                parts = [v for v in found if type(v) not in NUMBERS]
             else:
-                nbytes = getattr(found, "nbytes", None)
-                self.take(8 * len(found) if nbytes is None and hasattr(found, "__len__") else nbytes or 8, 1)
+                self.take(8 * len(found) if hasattr(found, "__len__") else 8, 1)
                 continue
             self.take(8 * len(found), len(found))
+            arrays = [v.nbytes or 8 for v in parts if hasattr(v, "nbytes")]
+            self.take(sum(arrays), len(arrays))
+            waiting += [v for v in parts if not hasattr(v, "nbytes")] if arrays else parts

@@ -112,7 +112,7 @@ def _dtype_state(plain: np.dtype, state: Any) -> np.dtype:
 def _array(data: Any, dtype: Any, shape: Any, fortran: Any) -> Any:
     if not isinstance(dtype, np.dtype) or not isinstance(shape, tuple) or len(shape) > MAX_DIMS:
         raise Refused("an array with a malformed shape or dtype")
-    if not all(is_size(n) for n in shape):
+    if not all(map(is_size, shape)):
         raise Refused(f"an array of shape {str(shape)[:60]}")
     count = math.prod(shape)
     if dtype.hasobject:
@@ -125,7 +125,9 @@ def _array(data: Any, dtype: Any, shape: Any, fortran: Any) -> Any:
     if isinstance(data, Content) and data.lazy:
         if not data.may_be(count * dtype.itemsize):
             raise Refused(f"an array of shape {shape} with {data.size} bytes")
-        return Stored(data, shape, dtype, lambda content: _filled(content, dtype, shape, fortran))
+        return Stored(
+            data, shape, dtype, count * dtype.itemsize, lambda content: _filled(content, dtype, shape, fortran)
+        )
     return _filled(_bytes_of(data), dtype, shape, fortran)
 
 
@@ -139,7 +141,7 @@ def _filled(content: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: An
 
 
 def _reconstruct(kind: Any, _shape: Any, _code: Any) -> Pending:
-    if not isinstance(kind, Name) or kind.name != "numpy.ndarray":
+    if not isinstance(kind, Name) or kind.name != ARRAY:
         raise Refused("an array subclass")
     return Pending(lambda state: _array(state[4], state[2], state[1], state[3]))
 
@@ -197,9 +199,12 @@ def _numpy_names(attribute: str, *modules: str) -> list[str]:
     return [f"numpy.{core}.{module}.{attribute}" for core in ("core", "_core") for module in modules]
 
 
+ARRAY = "numpy.ndarray"
+RECONSTRUCT = frozenset(_numpy_names("_reconstruct", "multiarray"))
+"""What makes arrays that are completed by a state."""
 BUILTINS = ("builtins", "__builtin__")
 BUILDERS: Mapping[str, Callable[..., Any]] = {
-    **dict.fromkeys(_numpy_names("_reconstruct", "multiarray"), _reconstruct),
+    **dict.fromkeys(RECONSTRUCT, _reconstruct),
     **dict.fromkeys(_numpy_names("scalar", "multiarray"), _scalar),
     **dict.fromkeys(_numpy_names("_frombuffer", "numeric"), _frombuffer),
     "numpy.dtype": _dtype,
@@ -213,7 +218,7 @@ BUILDERS: Mapping[str, Callable[..., Any]] = {
 """Everything that a pickle may call, by name."""
 
 NAMES = {
-    "numpy.ndarray",
+    ARRAY,
     *(f"{m}.{k}" for m in BUILTINS for k in ("dict", "int", "long", "float", "str", "unicode", "bool")),
 }
 """What a pickle may name without calling it: the defaults of a defaultdict, the kind of an array."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -49,7 +48,7 @@ class Content:
 
 @dataclass(slots=True, eq=False)
 class Stored:
-    """An array that is still in its file; numpy reads it as it reads any array.
+    """An array that is still in its file, of `nbytes` in memory; numpy reads it as it reads any array.
 
     Raises:
         InputError: when it is read, where the file is damaged there.
@@ -58,12 +57,8 @@ class Stored:
     content: Content
     shape: tuple[int, ...]
     dtype: np.dtype
+    nbytes: int
     build: Callable[[bytes], np.ndarray]
-
-    @property
-    def nbytes(self) -> int:
-        """Of the array in memory."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def ndim(self) -> int:

@@ -25,6 +25,9 @@ class RecordUnpickler(DataUnpickler):
     def _content(self, at: int, size: int, form: Form) -> int:
         return 0  # an array that cannot be read is a record, in `build`
 
+    def _array(self, function: str, at: int) -> int:
+        return 0
+
     def reduce(self) -> None:
         target = self.stack[-2]
         if getattr(target, "name", None) not in self.builders:

@@ -5,34 +5,30 @@ table of opcodes: a global is only a name, the few admitted names are looked up 
 arguments, a size is held against the bytes that are there, and what is built is taken from the budget of the file.
 
 Nearly all bytes of a feature file are the contents of arrays, and nearly all opcodes stand around them or are numbers
-in a row, which `machine` takes. A content is taken in one step with all that stands around it, and the memo keeps where
-it lies, not a copy.
+in a row, which `machine` takes. A content is taken in one step with what follows it, an array that is written as an
+earlier one (`array_form`) as a whole; the memo keeps where a content lies, not a copy.
 """
 
 from __future__ import annotations
 
 import pickle
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from mer_export.errors import InputError
+from mer_export.untrusted.array_form import AFTER, ENCODE, LATIN1, LONG, ArrayForm, Written, is_name, learn, place_of
 from mer_export.untrusted.budget import Budget
-from mer_export.untrusted.builders import NAMES, Name, Pending, Record, Refused, done
+from mer_export.untrusted.builders import NAMES, RECONSTRUCT, Name, Pending, Record, Refused, done
 from mer_export.untrusted.contents import Content, Form, Stored
 from mer_export.untrusted.machine import LINE_ENDS, U32, Machine
+from mer_export.untrusted.memo import Memo
 from mer_export.untrusted.tensors import is_storage, storage_kind
 
-LONG = 64
-"""Bytes of a text or array from which on its use in several places is counted."""
-ENCODE = "_codecs.encode"
-GET, PUT = rb"(h.|j.{4})", rb"(q.|r.{4}|\x94|)"
-AFTER_TEXT = re.compile(PUT + GET + rb"\x86" + PUT + b"R" + PUT + b"t" + PUT + b"b", re.DOTALL)
-"""What follows an array's content that is written as a text to be encoded: the last parts of its state, and BUILD."""
-AFTER_BYTES = re.compile(PUT + b"t" + PUT + b"b", re.DOTALL)
 ARRAYS, TEXTS = frozenset((np.ndarray, Stored)), frozenset((str, bytes, bytearray))
+MOST_FORMS = 16
+"""Forms of arrays that are tried."""
 CONTAINERS = frozenset((dict, Record, list, tuple, set, frozenset))
 
 
@@ -48,7 +44,7 @@ class _Later:
 
     __slots__ = ("content", "state")
 
-    def __init__(self, content: Content, state: list[Any]):
+    def __init__(self, content: Content, state: Sequence[Any]):
         self.content, self.state = content, state
 
     def value(self, place: int) -> Any:
@@ -58,6 +54,22 @@ class _Later:
             return (text, "latin1") if place else text
         found = self.content.value()
         return found if place == 2 else (*self.state[:4], found)
+
+
+class _Around(_Later):
+    """What is put into the memo on the way of an array that was taken in one step."""
+
+    __slots__ = ("array", "form")
+
+    def __init__(self, content: Content, state: Sequence[Any], form: ArrayForm, array: Any):
+        super().__init__(content, state)
+        self.form, self.array = form, array
+
+    def values(self) -> list[Any]:
+        """Those of `PUTS` that there are."""
+        arguments = self.form.arguments
+        found = (*arguments[1:], arguments, self.array, self.state[1], *((self, i) for i in range(4)))
+        return [found[i] for i in self.form.puts]
 
 
 class DataUnpickler(Machine):
@@ -83,7 +95,8 @@ class DataUnpickler(Machine):
         self.builders, self.storages, self.lazy = builders, storages, lazy
         self.records = frozenset(records)
         self.shared = False
-        self.memo: dict[int, Any] = {}
+        self.memo = Memo()
+        self.forms: list[ArrayForm] = []
 
     def read_value(self) -> Any:
         """The value of the pickle; what it uses in several places is counted as often."""
@@ -119,14 +132,14 @@ class DataUnpickler(Machine):
         if len(state) != 4 + encoded or not self.outer or not self.outer[-1]:
             return 0
         array = self.outer[-1][-1]
-        if type(array) is not Pending or array.value is not None or (encoded and not _is_encode(state[4])):
+        if type(array) is not Pending or array.value is not None or (encoded and not is_name(state[4], ENCODE)):
             return 0
-        found = (AFTER_TEXT if encoded else AFTER_BYTES).match(self.data, self._end(at, size))
+        found = AFTER[encoded].match(self.data, self._end(at, size))
         if found is None:
             return 0
         puts: tuple[bytes, ...] = found.groups()
         if encoded:
-            if self.memo.get(_index(puts[1])) != "latin1":
+            if self.memo.get(place_of(puts[1])) != LATIN1:
                 return 0
             puts = puts[:1] + puts[2:]
         content = Content(self.data, at, size, form, self.budget.name, self.lazy)
@@ -137,8 +150,41 @@ class DataUnpickler(Machine):
         later = _Later(content, state)
         for place, put in enumerate(puts, 4 - len(puts)):
             if put:
-                self.memo[len(self.memo) if put == pickle.MEMOIZE else _index(put)] = later, place
+                self.memo[len(self.memo) if put == pickle.MEMOIZE else place_of(put)] = later, place
         return found.end()
+
+    def _array(self, function: str, at: int) -> int:
+        """Takes the array that this function makes in one step, where it is written as others are; else returns 0.
+
+        Args:
+            function: its name has just been taken from the memo.
+            at: the place behind.
+        """
+        build = self.builders.get(function)
+        form, written = self._written(at)
+        if form is None or written is None or build is None:
+            return 0
+        content = Content(self.data, written.content, written.size, form.form, self.budget.name, self.lazy)
+        state = (1, written.shape, form.dtype, form.order)
+        self.budget.take(written.size)
+        array = self._counted(build(*form.arguments).complete((*state, content)))
+        self.stack.append(array)
+        if form.puts:
+            self.memo.put_row(written.place, len(form.puts), _Around(content, state, form, array))
+        return written.end
+
+    def _written(self, at: int) -> tuple[ArrayForm | None, Written | None]:
+        """The form in which the array here is written, and what it says. One that fits is tried first from then on."""
+        for number, form in enumerate(self.forms):
+            if written := form.read(self.data, at, self.memo):
+                if number:
+                    self.forms.insert(0, self.forms.pop(number))
+                return form, written
+        learnt = learn(self.data, at, self.memo) if len(self.forms) < MOST_FORMS else None
+        if learnt is None:
+            return None, None
+        self.forms.insert(0, learnt)
+        return learnt, learnt.read(self.data, at, self.memo)
 
     # The memo
 
@@ -162,9 +208,12 @@ class DataUnpickler(Machine):
         self.memo[len(self.memo)] = self.stack[-1]
         return at
 
-    def _recall(self, index: int) -> None:
+    def _recall(self, index: int, at: int) -> int:
+        """Takes a value from the memo, or with the function that makes arrays a whole one; returns the place behind."""
         value = self.memo[index]
-        if type(value) is tuple and len(value) == 2 and type(value[0]) is _Later:
+        if type(value) is Name and value.name in RECONSTRUCT and (end := self._array(value.name, at)):
+            return end
+        if type(value) is tuple and len(value) == 2 and isinstance(value[0], _Later):
             value = self.memo[index] = self._counted(value[0].value(value[1]))
         value = done(value)
         kind = type(value)
@@ -175,19 +224,17 @@ class DataUnpickler(Machine):
         elif kind in CONTAINERS:
             self.shared = True  # an empty one may yet be filled
         self.stack.append(value)
+        return at
 
     def _get(self, at: int) -> int:
         line, at = self._line(at)
-        self._recall(int(line))
-        return at
+        return self._recall(int(line), at)
 
     def _get1(self, at: int) -> int:
-        self._recall(self.data[at])
-        return at + 1
+        return self._recall(self.data[at], at + 1)
 
     def _get4(self, at: int) -> int:
-        self._recall(U32(self.data, at)[0])
-        return at + 4
+        return self._recall(U32(self.data, at)[0], at + 4)
 
     # Names, calls and states
 
@@ -273,12 +320,3 @@ class DataUnpickler(Machine):
         elif kind in CONTAINERS:
             self.budget.take(8 * len(value), len(value))
         return value
-
-
-def _index(opcode: bytes) -> int:
-    """The place in the memo that an opcode names by one byte or four."""
-    return int.from_bytes(opcode[1:], "little")
-
-
-def _is_encode(value: Any) -> bool:
-    return type(value) is Name and value.name == ENCODE

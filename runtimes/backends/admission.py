@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from mer_export.bundle import Bundle, Variant
 from mer_export.errors import UntrustedError
-from mer_export.exporters.format import NATIVE, export_formats
 from mer_export.registry import resolve
 from mer_export.trust import recognises
 
+DATA = frozenset({"onnx"})
+"""Formats whose files are no programs, as `export_formats` says too: who runs them needs no exporter."""
 _passed: set[tuple[str, str]] = set()
 """Format and SHA-256 of what a table has admitted in this process."""
 
@@ -18,8 +19,12 @@ def admit(bundle: Bundle, variant: Variant) -> None:
     Raises:
         UntrustedError: a program that nobody vouches for and that does what no export of ours does.
     """
+    if bundle.trust or variant.format in DATA:
+        return
+    from mer_export.exporters.format import NATIVE, export_formats
+
     known = export_formats().get(variant.format)
-    if bundle.trust or known is None or known.program is None:
+    if known is None or known.program is None:
         return
     if recognises(bundle, variant, variant.models):
         return

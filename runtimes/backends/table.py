@@ -69,12 +69,13 @@ def _load(kind: type[Session], bundle: Bundle, variant: Variant | None, options:
     admit(bundle, variant)
     if not variant.stages:
         return kind(artefact, options)
+    from runtimes.backends.growing import GrowingSession
     from runtimes.backends.staged import StagedSession
 
     system = registry.get(bundle.manifest.system)
-    return StagedSession(
-        artefact, options, kind, system.stages_of(system.parse(bundle.manifest.config), variant.stages)
-    )
+    stages = system.stages_of(system.parse(bundle.manifest.config), variant.stages)
+    in_stages = GrowingSession if any(s.grows for s in stages) else StagedSession
+    return in_stages(artefact, options, kind, stages)
 
 
 def check_variant(backend: str, variant: Variant | None) -> None:

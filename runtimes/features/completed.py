@@ -9,20 +9,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from mer_export.bundle import Bundle
 from mer_export.data.bundle_data import bundle_samples
 from mer_export.data.dialogues import Dialogue, Utterance
 from mer_export.data.samples import Sample
-from mer_export.encoders import encoder as opened
-from mer_export.encoders.attached import attached
 from mer_export.errors import InputError
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import find_backend
-from runtimes.encode import load_encoder
-from runtimes.features.encoded import Encoder, Outcome
 from runtimes.predict.machine_profile import Goal, encoder_ways, own_profile
+
+if TYPE_CHECKING:
+    from mer_export.encoders import encoder as opened
+    from runtimes.features.encoded import Encoder, Outcome
 
 log = logging.getLogger("mer")
 
@@ -65,6 +65,11 @@ class Completion:
         Raises:
             UsageError: a goal, and no profile of this machine.
         """
+        # Bundles without encoders, which most are, need none of it.
+        from mer_export.encoders.attached import attached
+        from runtimes.encode import load_encoder
+        from runtimes.features.encoded import Encoder
+
         ways = encoder_ways(own_profile(bundle), Goal.parse(goal), options.get("backend")) if goal else {}
         for (modality, name), way in ways.items():
             say(f"{goal}, {modality}: {name} by {way['backend']}, batch {way['batch']}")
@@ -80,7 +85,7 @@ class Completion:
 
     def strict(self) -> Completion:
         """The same networks for the dialogues of one request: it keeps no recording, and refuses one that is broken."""
-        return Completion(Encoder(self.encoder.loaded, None, self.encoder.workers), refusing=True)
+        return Completion(type(self.encoder)(self.encoder.loaded, None, self.encoder.workers), refusing=True)
 
     def __call__(self, dialogues: Iterable[Dialogue]) -> Iterator[Dialogue]:
         """The same dialogues, whose utterances have what the encoders make of them.

@@ -166,7 +166,7 @@ class _Survey:
         head = Head(
             unit=unit,
             labels=[] if self.kinds == {"score"} else list(labels),
-            speakers=spec.speakers if "speakers" in spec.model_fields_set else self.speakers,
+            speakers=spec.speakers or self.speakers,
             splits=order,
             dims=made | dims,
             source_format=self.data.format,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mer_export.errors import UsageError
 from mer_export.untrusted.places import Allowed, Reach
@@ -70,7 +70,15 @@ def answer_lines(
     reach, through = Reach(Path.cwd(), Allowed.by(outside)), completion.strict() if completion else None
     hearing = Hearing(predictor.bundle, predictor.task.labels, options.window, options.revise, reach, through)
     state = Folder(options.state, predictor.bundle) if options.state else None
-    return Lines(predictor, hearing, Dialogues(Limits(), state)).run(lines or sys.stdin.buffer, _show)
+    return Lines(predictor, hearing, Dialogues(Limits(), state)).run(lines or _stdin(), _show)
+
+
+def _stdin() -> BinaryIO:
+    """Standard input under a lock of its own: in that of `sys.stdin` a waiting thread keeps Python from ending."""
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except OSError:
+        return sys.stdin.buffer
 
 
 def _show(line: str) -> None:

@@ -71,10 +71,7 @@ class Dialogues:
             self._end_idle()
             if dialogue in self._kept:
                 return self._kept[dialogue][0]
-            if self.state is None and len(self._kept) >= self.limits.most:
-                raise FullError(
-                    f"{len(self._kept)} dialogues are live, of {self.limits.most} at most: end some, or try again later"
-                )
+            self._require_place(dialogue)
         stored = self.state.load(dialogue) if self.state else None
         return stored or Heard(dialogue)
 
@@ -82,10 +79,11 @@ class Dialogues:
         """Notes what is heard of a dialogue after a turn.
 
         Raises:
-            FullError: all dialogues together hold too much; this one stays as it was.
+            FullError: all dialogues together hold too much, or others came before a new one; it stays as it was.
         """
         size = heard.nbytes
         with self._lock:
+            self._require_place(heard.id)
             before = self._kept.get(heard.id, (heard, 0.0, 0))[2]
             if size > self.limits.most_bytes or (
                 self.state is None and self.nbytes - before + size > self.limits.most_bytes
@@ -111,6 +109,12 @@ class Dialogues:
         stored = self.state.remove(dialogue) if self.state else False
         if not (there or stored):
             raise InputError(f"no dialogue {dialogue[:100]!r} is live: it was never begun, or is over")
+
+    def _require_place(self, dialogue: str) -> None:
+        if self.state is None and dialogue not in self._kept and len(self._kept) >= self.limits.most:
+            raise FullError(
+                f"{len(self._kept)} dialogues are live, of {self.limits.most} at most: end some, or try again later"
+            )
 
     def _end_idle(self) -> None:
         until = self._clock() - self.limits.idle

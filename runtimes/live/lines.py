@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from queue import Queue
+from threading import Thread
 from typing import Any
 
 from mer_export.errors import InputError, UsageError
@@ -48,6 +51,16 @@ def answer_row(dialogue: str, answer: Answer, task: Task) -> dict[str, Any]:
 
 
 @dataclass
+class _Line:
+    """A line on its way: what it asks for, or the row that answers it already."""
+
+    where: str
+    dialogue: str | None
+    turn: Turn | None = None
+    row: dict[str, Any] | None = None
+
+
+@dataclass
 class Lines:
     """Answers lines with a predictor; counts what it answered and what it could not."""
 
@@ -57,39 +70,113 @@ class Lines:
     answered: int = 0
     refused: int = 0
 
-    def answers(self, lines: Iterable[bytes]) -> Iterator[str]:
-        """One line for each that is not empty, as soon as it is known; what cannot be answered says why."""
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield json.dumps(self._row(line, f"line {number}"), ensure_ascii=False)
+    def answers(self, groups: Iterable[Sequence[bytes]]) -> Iterator[str]:
+        """One line for each that is not empty, in order, as soon as it is known; what cannot be answered says why.
 
-    def _row(self, line: bytes, where: str) -> dict[str, Any]:
-        said: dict[str, Any] = {}
+        `groups` are lines that wait together (`waiting`): those of different dialogues run in one batch.
+        """
+        numbers = itertools.count(1)
+        for group in groups:
+            for row in self._rows((f"line {next(numbers)}", line) for line in group):
+                yield json.dumps(row, ensure_ascii=False)
+
+    def _rows(self, group: Iterable[tuple[str, bytes]]) -> Iterator[dict[str, Any]]:
+        together: dict[str | None, _Line] = {}
+        for where, line in group:
+            if not line.strip():
+                continue
+            try:
+                said = _object(line, where)
+            except UsageError as error:
+                yield from self._answered(together)
+                yield self._problem(_Line(where, None), error)
+                continue
+            dialogue = str(said[DIALOGUE])
+            # What a dialogue hears next depends on what becomes of its line before.
+            if dialogue in together or said.get(END):
+                yield from self._answered(together)
+            together[dialogue] = self._begun(_Line(where, dialogue), said)
+        yield from self._answered(together)
+
+    def _begun(self, line: _Line, said: Mapping[str, Any]) -> _Line:
+        dialogue = str(line.dialogue)
         try:
-            said = _object(line, where)
-            row = self._answered(str(said[DIALOGUE]), said)
+            if said.get(END):
+                self.dialogues.end(dialogue)
+                self.answered += 1
+                return replace(line, row={DIALOGUE: dialogue, END: True})
+            return replace(line, turn=turn_of(self.hearing, self.dialogues.heard(dialogue), said))
         except UsageError as error:
-            self.refused += 1
-            return {**({DIALOGUE: str(said[DIALOGUE])} if DIALOGUE in said else {}), "error": f"{where}: {error}"}
-        self.answered += 1
-        return row
+            return replace(line, row=self._problem(line, error))
 
-    def _answered(self, dialogue: str, line: Mapping[str, Any]) -> dict[str, Any]:
-        if line.get(END):
-            self.dialogues.end(dialogue)
-            return {DIALOGUE: dialogue, END: True}
-        turn = turn_of(self.hearing, self.dialogues.heard(dialogue), line)
-        answer = self.predictor.answer(turn)
-        self.dialogues.keep(turn.after)
-        return answer_row(dialogue, answer, self.predictor.task)
+    def _answered(self, together: dict[str | None, _Line]) -> Iterator[dict[str, Any]]:
+        """The rows of lines that were begun, which are taken away."""
+        lines = list(together.values())
+        together.clear()
+        answers = iter(self._together([line.turn for line in lines if line.turn]))
+        for line in lines:
+            yield line.row or self._kept(line, next(answers))
+
+    def _together(self, turns: Sequence[Turn]) -> list[Answer | UsageError]:
+        if not turns:
+            return []
+        try:
+            return list(self.predictor.answer_together(turns))
+        except UsageError as error:
+            if len(turns) == 1:
+                return [error]
+            # One that cannot be answered takes none of its neighbours with it.
+            return [found for turn in turns for found in self._together([turn])]
+
+    def _kept(self, line: _Line, answer: Answer | UsageError) -> dict[str, Any]:
+        assert line.turn is not None
+        try:
+            if isinstance(answer, UsageError):
+                raise answer
+            self.dialogues.keep(line.turn.after)
+        except UsageError as error:
+            return self._problem(line, error)
+        self.answered += 1
+        return answer_row(str(line.dialogue), answer, self.predictor.task)
+
+    def _problem(self, line: _Line, error: UsageError) -> dict[str, Any]:
+        self.refused += 1
+        return {**({DIALOGUE: line.dialogue} if line.dialogue else {}), "error": f"{line.where}: {error}"}
 
     def run(self, lines: Iterable[bytes], show: Callable[[str], None]) -> dict[str, int]:
         """Answers all lines; raises InputError at the end where some could not be answered."""
-        for answer in self.answers(lines):
+        for answer in self.answers(waiting(lines, self.predictor.batch)):
             show(answer)
         if self.refused:
             raise InputError(f"{self.refused} of {self.refused + self.answered} lines were not answered, each says why")
         return {"answered": self.answered, "dialogues": len(self.dialogues)}
+
+
+def waiting(lines: Iterable[bytes], most: int) -> Iterator[list[bytes]]:
+    """Lines as they come: the next one, and with it those that are there already, up to `most`. None is waited for."""
+    queue: Queue[bytes | BaseException | None] = Queue(most)
+
+    def read() -> None:
+        end: BaseException | None = None
+        try:
+            for line in lines:
+                queue.put(line)
+        except BaseException as error:
+            end = error
+        queue.put(end)
+
+    Thread(target=read, name="mer-live-lines", daemon=True).start()
+    while True:
+        group: list[bytes] = []
+        while not group or (len(group) < most and not queue.empty()):
+            line = queue.get()
+            if not isinstance(line, bytes):
+                yield group
+                if line is not None:
+                    raise line
+                return
+            group.append(line)
+        yield group
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def _dots(rows: Sequence[Row], name: str, title: str, shown: Sequence[str]) -> s
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="x", color=RULE, linewidth=0.8)
-        axes.set_title(f"{title}: every run, and the mean", loc="left", fontsize=10, color=QUIET)
+        axes.set_title(title, loc="left", fontsize=10, color=QUIET)
         return _svg(figure, f"{title} of every run")
 
 

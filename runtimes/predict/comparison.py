@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from pydantic import Field
 
 from mer_export.bundle import Strict
-from mer_export.errors import UsageError
+from mer_export.errors import MerError, UsageError
 from mer_export.markdown import table
 from mer_export.metrics import find
 from mer_export.metrics.measure import tally
@@ -111,6 +112,15 @@ class Comparison(Strict):
             said = f"{contender.system}, {contender.runtime}, {contender.precision}"
             lines += [f"## {contender.bundle}", "", said, "", *class_page(contender.classes)]
         return "\n".join(lines)
+
+
+@contextmanager
+def naming(bundle: str) -> Iterator[None]:
+    """Of several bundles says which one it is that has no answers for these data."""
+    try:
+        yield
+    except MerError as error:
+        raise type(error)(f"{bundle} cannot be compared: {error}") from error
 
 
 def class_lines(tables: Sequence[ClassTable]) -> list[str]:

@@ -22,7 +22,7 @@ from mer_export.data.labels import LabelReader
 from mer_export.data.open import Through
 from mer_export.data.samples import Sample
 from mer_export.data.shapes.packed import TEXT as PACKED
-from mer_export.data.shapes.shape import SHAPES
+from mer_export.data.shapes.shape import find_shape
 from mer_export.data.spec import DataSpec, Shape
 from mer_export.encoders.running import sentence_vectors
 from mer_export.errors import InputError, UsageError
@@ -144,7 +144,7 @@ class Hearing:
         if self.revise is not None and self.revise < 0:
             raise UsageError(f"--revise must be 0 or more, not {self.revise}")
         if self.spec is UNREAD:
-            object.__setattr__(self, "spec", _spec(self.bundle))
+            object.__setattr__(self, "spec", line_spec(self.bundle))
 
     def say(self, heard: Heard, spoken: Spoken, before: str | None = None) -> Turn:
         """The next utterance, or one that came too late and stands before another one.
@@ -221,26 +221,21 @@ class Hearing:
 
     def _samples(self, dialogue: Dialogue) -> Iterator[Sample]:
         names = self.spec.label_columns or self.spec.label_names
-        return SHAPES[self.spec.shape](dialogue, self.spec, LabelReader(dialogue.where, self.labels, names))
+        return find_shape(self.spec.shape)(dialogue, self.spec, LabelReader(dialogue.where, self.labels, names))
 
     def _with_speakers(self, utterances: Sequence[Utterance], gone: Sequence[str]) -> Sequence[Utterance]:
         """Speakers by name keep the number that they had before the first of them left the window."""
         if not gone or all(isinstance(u.speaker, int) for u in utterances):
             return utterances
         names = {n: i for i, n in enumerate(dict.fromkeys([*gone, *(str(u.speaker) for u in utterances)]))}
-        last = self.spec.speakers - 1
-        return [replace(u, speaker=min(names[str(u.speaker)], last)) for u in utterances]
+        known = self.spec.told_apart or len(names)
+        return [replace(u, speaker=min(names[str(u.speaker)], known - 1)) for u in utterances]
 
     def _as_one_context(self, utterances: Sequence[Utterance]) -> Sequence[Utterance]:
         """A context is made where every utterance has a sentence vector, as in a dialogue that is read whole."""
         if self.spec.shape != "context" or all("text" in u.features for u in utterances):
             return utterances
         return [replace(u, features={n: a for n, a in u.features.items() if n != "text"}) for u in utterances]
-
-
-def _spec(bundle: Bundle) -> DataSpec:
-    known = [s.below for s in bundle.manifest.contract.inputs if s.name == "speaker" and s.below]
-    return line_spec(bundle).over({"speakers": known[0]} if known else {}, str(bundle.root))
 
 
 class Live:

@@ -172,12 +172,25 @@ class Predictor:
         Raises:
             InputError: the model cannot take it.
         """
-        samples = list(checked(turn.samples, self.contract))
-        rows = self._run_chunk(samples)
+        return self.answer_together([turn])[0]
+
+    def answer_together(self, turns: Sequence[Turn]) -> list[Answer]:
+        """What comes of utterances of several live dialogues, which run in one batch.
+
+        Raises:
+            InputError: the model cannot take one of them; then none is answered.
+        """
+        samples = [list(checked(turn.samples, self.contract)) for turn in turns]
+        rows = iter(self._run_chunk([s for own in samples for s in own]))
         # Only what is new: the others were looked at when they were said.
-        self.features.add(list(checked(turn.spoken, self.contract)))
+        self.features.add([s for turn in turns for s in checked(turn.spoken, self.contract)])
         self.features.tell(self.strict_features)
-        return turn.answer(self._read(samples, [slice(0, len(r)) for r in rows], np.concatenate(rows)))
+        answers = []
+        for turn, own in zip(turns, samples, strict=True):
+            scores = [next(rows) for _ in own]
+            found = self._read(own, [slice(0, len(r)) for r in scores], np.concatenate(scores))
+            answers.append(turn.answer(found))
+        return answers
 
     def scores(self, samples: Iterable[Given]) -> list[np.ndarray]:
         """Raw rows of the task's output for each sample, float32 `(units, outputs)`.

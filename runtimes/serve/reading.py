@@ -18,7 +18,7 @@ from mer_export.data.given import checked
 from mer_export.data.labels import LabelReader
 from mer_export.data.open import Through
 from mer_export.data.samples import Sample
-from mer_export.data.shapes.shape import SHAPES
+from mer_export.data.shapes.shape import find_shape
 from mer_export.errors import InputError
 from mer_export.untrusted.json_files import parse_json
 from runtimes.predict.predictor import Predictor
@@ -136,7 +136,7 @@ class Reader:
         """
         spec = self.spec.over(asked.about, "the body")
         refuse_other_extractors(self.bundle, spec.extractors, "the body")
-        reader, shape = DialogueReader(spec, reach=None), SHAPES[spec.shape]
+        reader, shape = DialogueReader(spec, reach=None), find_shape(spec.shape)
         dialogues = (reader.dialogue(given, where) for where, given in asked.dialogues)
         labels = LabelReader("the body", self.labels, spec.label_columns or spec.label_names)
         apart = distinct(dialogues, apart=spec.shape == "utterance")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -13,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from mer_export import registry
 from mer_export.bundle import Bundle
 from mer_export.errors import MerError, UsageError
-from mer_export.experiment import ExperimentResult, Failed, Trained, metric_of
+from mer_export.experiment import SPLIT, ExperimentResult, Failed, Trained, metric_of
 from mer_export.progress import Progress
 from mer_export.weights import load_from_bundle
 from train.config import TrainConfig
@@ -26,6 +27,8 @@ from train.prepared import prepare
 
 Measured = dict[str, dict[str, float]]
 """Metrics by semantics."""
+Known = dict[tuple[int, str], Measured | str]
+"""By the place of a cell in the plan and the split, what was measured or why it was not."""
 
 
 def run(
@@ -54,7 +57,7 @@ def run(
     """
     out.mkdir(parents=True, exist_ok=True)
     failures: dict[PurePosixPath, str] = {}
-    known: dict[int, Measured | str] = {}
+    known: Known = {}
     result = _result(planned, known)
     total = sum(map(len, planned.rounds))
     with progress.over(planned.title, total, "bundle") as shown, _workers(jobs) as workers:
@@ -66,29 +69,37 @@ def run(
                 if reason:
                     failures[job.folder] = reason
                 known |= {
-                    i: reason or _measured(cell, data, out, planned.table.split)
+                    (i, split): reason or _measured(cell, data, out, split)
                     for i, cell in enumerate(planned.cells)
+                    for split in planned.table.split
                     if cell.folder == job.folder
                 }
                 result = _result(planned, known)
                 result.save(out)
                 shown.end(f"{job.title}  {reason or _headline(result, job)}")
-            known |= {i: lost[c.folder] for i, c in enumerate(planned.cells) if c.folder in lost}
+            known |= {
+                (i, split): lost[c.folder]
+                for i, c in enumerate(planned.cells)
+                for split in planned.table.split
+                if c.folder in lost
+            }
     result = _result(planned, known)
     result.save(out)
     return result
 
 
-def _result(planned: Plan, known: dict[int, Measured | str]) -> ExperimentResult:
+def _result(planned: Plan, known: Known) -> ExperimentResult:
     """What is known so far, in the order of the plan and not of the processes."""
     trained, failed = [], []
-    for index, cell in enumerate(planned.cells):
-        outcome = known.get(index)
+    splits = planned.table.split
+    for (index, cell), split in itertools.product(enumerate(planned.cells), splits):
+        place = cell.place | ({SPLIT: split} if len(splits) > 1 else {})
+        outcome = known.get((index, split))
         if isinstance(outcome, str):
-            failed.append(Failed(model=cell.model, cell=cell.place, reason=outcome))
+            failed.append(Failed(model=cell.model, cell=place, reason=outcome))
         elif outcome is not None:
             metrics = {n: _number(outcome, n) for n in planned.table.metrics}
-            trained.append(Trained(model=cell.model, cell=cell.place, bundle=str(cell.folder), metrics=metrics))
+            trained.append(Trained(model=cell.model, cell=place, bundle=str(cell.folder), metrics=metrics))
     return ExperimentResult(
         title=planned.title, source=planned.source, table=planned.table, trained=trained, failed=failed
     )

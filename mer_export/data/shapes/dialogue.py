@@ -29,7 +29,7 @@ def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator
             inputs[modality] = np.ascontiguousarray(vectors.swapaxes(0, 1)) if modality == "text" else vectors[:, 0]
     speakers = [u.speaker for u in dialogue.utterances]
     if any(s is not None for s in speakers):
-        inputs["speaker"] = speaker_row(speakers, spec.speakers)
+        inputs["speaker"] = speaker_row(speakers, spec.told_apart)
     units = tuple(u.id for u in dialogue.utterances)
     yield Sample(dialogue.id, inputs, units, labels.targets(dialogue.utterances))
 
@@ -61,7 +61,7 @@ def _stacked(parts: Sequence[np.ndarray], where: str) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def speaker_row(values: Sequence[str | int | None], speakers: int) -> np.ndarray:
+def speaker_row(values: Sequence[str | int | None], speakers: int | None) -> np.ndarray:
     """The index (utterances) int64 of who speaks, of names by their first appearance in the dialogue."""
     if all(isinstance(v, int) for v in values):
         return np.asarray(values, dtype=np.int64)

@@ -94,11 +94,12 @@ class OnnxPass(nn.Module):
             for name, value in zip("wrb", _weights((source,), GATES[self.operator], layer), strict=True):
                 self.register_buffer(f"{name}{layer}", value)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """Outputs of all steps, padding included; no state."""
+    def forward(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, None]:
+        """Outputs of all steps, padding included; no state. A GRU of one layer may go on after a state `before`."""
         x = x.transpose(0, 1)
         for layer in range(self.layers):
-            x = _rnn(self.operator, x, [getattr(self, f"{name}{layer}") for name in "wrb"], None, self.hidden)
+            weights = [getattr(self, f"{name}{layer}") for name in "wrb"]
+            x = _rnn(self.operator, x, weights, None, self.hidden, before)
         return x.transpose(0, 1), None
 
 
@@ -110,7 +111,14 @@ def in_passes(source: BidirectionalRNN | LastStepRNN) -> nn.Module:
     return source
 
 
-def _rnn(operator: str, x: Tensor, weights: list[Tensor], steps: Tensor | None, hidden: int) -> Tensor:
+def _rnn(
+    operator: str,
+    x: Tensor,
+    weights: list[Tensor],
+    steps: Tensor | None,
+    hidden: int,
+    before: Tensor | None = None,
+) -> Tensor:
     """One operator, time first: outputs (time, batch, directions x hidden), with `steps` 0 at padding."""
     time, batch, _ = x.shape
     directions = weights[0].shape[0]
@@ -120,9 +128,12 @@ def _rnn(operator: str, x: Tensor, weights: list[Tensor], steps: Tensor | None, 
     }
     if operator == "GRU":
         attributes["linear_before_reset"] = 1
+    inputs = [x, *weights, steps, before]
+    while inputs[-1] is None:
+        inputs.pop()
     y = torch.onnx.ops.symbolic(
         operator,
-        (x, *weights) if steps is None else (x, *weights, steps),
+        inputs,
         attributes,  # type: ignore[arg-type]
         dtype=x.dtype,
         shape=(time, directions, batch, hidden),

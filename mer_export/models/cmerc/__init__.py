@@ -28,4 +28,5 @@ SYSTEM = System(
     },
     network="mer_export.models.cmerc.network:Cmerc",
     weights="mer_export.models.cmerc.weights:WEIGHT_MAP",
+    stages="mer_export.models.cmerc.stages:stages",
 )

@@ -13,6 +13,7 @@ from mer_export.task import Task
 BASE_MODELS = ("gru", "lstm", "transformer")
 HYPEREDGE_WEIGHTS = 1000
 NODE_WEIGHTS = 5200
+LENGTH = "utterances"
 
 
 class CmercConfig(BaseModel):
@@ -88,7 +89,7 @@ class CmercConfig(BaseModel):
 
 def contract(config: CmercConfig) -> Contract:
     """One dialogue per item. `log_prob` rows at and past the real length are 0."""
-    length = "utterances"
+    length = LENGTH
     return Contract(
         inputs=(
             *(_features(m, length, config) for m in config.used),

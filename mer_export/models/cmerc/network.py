@@ -16,24 +16,34 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mer_export.contract import Semantics
-from mer_export.errors import InputError
-from mer_export.layers.recurrent import BidirectionalRNN
+from mer_export.layers.recurrent import BidirectionalRNN, ForwardRNN
 from mer_export.layers.standardise import Standardise
-from mer_export.layers.steps import real_steps
+from mer_export.layers.steps import last_step, real_steps
 from mer_export.layers.transformer import TransformerLayer
-from mer_export.models.cmerc.config import HYPEREDGE_WEIGHTS, NODE_WEIGHTS, CmercConfig
+from mer_export.models.cmerc.config import CmercConfig
+from mer_export.models.cmerc.graph import (
+    Before,
+    Context,
+    Frequency,
+    Hypergraph,
+    Lengths,
+    Mask,
+    Nodes,
+    context_edges,
+    frequency_step,
+    hypergraph_step,
+)
+from mer_export.models.cmerc.stages import levels, recurrent
 
-Context = Literal["full", "intra", "inter"]
-
-Nodes = Float[Tensor, "batch modalities utterances hidden"]
-Mask = Float[Tensor, "batch utterances"]
+States = Float[Tensor, "batch utterances states"]
 
 
 class Encoded(NamedTuple):
-    """A modality before the graph: its states, and the nodes that they become."""
+    """A modality before the graph: its states, the nodes that they become, and what each recurrent layer gave."""
 
     states: Float[Tensor, "batch utterances width"]
     node: Float[Tensor, "batch utterances hidden"]
+    layers: list[Float[Tensor, "batch utterances width"]]
 
 
 class Cmerc(nn.Module):
@@ -102,8 +112,12 @@ class Cmerc(nn.Module):
         lengths: Int[Tensor, " batch"],
         mask: Mask,
         semantics: Semantics,
+        before: Mapping[str, list[Tensor]] | None = None,
     ) -> dict[str, Encoded]:
-        """Modalities before the graph, each by itself: one is the same whatever the others are."""
+        """Modalities before the graph, each by itself: one is the same whatever the others are.
+
+        `before` are states (batch, width) of each layer, which recurrent ones of a causal network go on after.
+        """
         # M3NET's recurrent layers and LN2 run over the padding of the batch.
         seen = lengths if semantics == "single" else torch.full_like(lengths, mask.shape[1])
         given = dict(inputs)
@@ -114,7 +128,8 @@ class Cmerc(nn.Module):
         for modality, standardise in self.standardise.items():
             if modality in given:
                 given[modality] = standardise(given[modality])
-        states = self._encoded(given, seen)
+        layers = self._encoded(given, seen, before or {})
+        states = {m: own[-1] for m, own in layers.items()}
         if self.speaker_embedding is not None and self.used[0] in states:
             # The original adds it to the text, which is its first modality.
             states[self.used[0]] = states[self.used[0]] + self.speaker_embedding(speaker)
@@ -123,7 +138,7 @@ class Cmerc(nn.Module):
             for modality, row in zip(("audio", "vision", "text"), self.modal_embedding.weight.unbind(0), strict=True):
                 if modality in states:
                     states[modality] = states[modality] + row
-        return {m: Encoded(x, self.node_projection(x)) for m, x in states.items()}
+        return {m: Encoded(x, self.node_projection(x), layers[m]) for m, x in states.items()}
 
     def relate(
         self,
@@ -135,28 +150,39 @@ class Cmerc(nn.Module):
         context: Context = "full",
     ) -> Float[Tensor, "batch utterances features"]:
         """Graph features of encoded modalities; see `features`."""
-        inside = mask[:, None, :, None]
-        projected = torch.stack([encoded[m].node for m in self.used], dim=1) * inside
-        blocks = [
-            self.hypergraph(projected, mask, lengths, semantics),
-            self.frequency(projected, mask, context_edges(mask, speaker, context, self.config.causal)),
-        ]
-        if self.config.residue:
-            blocks.insert(0, torch.stack([encoded[m].states for m in self.used], dim=1) * inside)
-        merged = torch.cat(blocks, dim=-1)
+        edges = context_edges(mask, speaker, context, self.config.causal)
+        projected = self.projected(encoded, mask)
+        high, low = self.hypergraph(projected, mask, lengths, semantics), self.frequency(projected, mask, edges)
+        return self.merged(encoded, mask, high[-1], low[-1])
+
+    def projected(self, encoded: Mapping[str, Encoded], mask: Mask) -> Nodes:
+        """The nodes that the graph begins with."""
+        return torch.stack([encoded[m].node for m in self.used], dim=1) * mask[:, None, :, None]
+
+    def merged(self, encoded: Mapping[str, Encoded], mask: Mask, *blocks: Nodes) -> Tensor:
+        """Features of what both branches gave, modality by modality."""
+        residue = [torch.stack([encoded[m].states for m in self.used], dim=1) * mask[:, None, :, None]]
+        merged = torch.cat([*(residue if self.config.residue else ()), *blocks], dim=-1)
         return merged.permute(0, 2, 1, 3).flatten(2)
 
-    def _encoded(self, inputs: Mapping[str, Tensor], seen: Int[Tensor, " batch"]) -> dict[str, Tensor]:
-        """Of the given modalities the states (batch, utterances, width)."""
+    def _encoded(
+        self, inputs: Mapping[str, Tensor], seen: Int[Tensor, " batch"], before: Mapping[str, list[Tensor]]
+    ) -> dict[str, list[Tensor]]:
+        """Of the given modalities what each layer gives (batch, utterances, width), the states last."""
         encoded = {}
         if "text" in inputs and self.text_norm and self.text_linear and self.text_encoder:
-            encoded["text"] = self.text_encoder(self.text_linear(self.text_norm(inputs["text"], seen)), seen)
+            text = self.text_linear(self.text_norm(inputs["text"], seen))
+            encoded["text"] = self.text_encoder(text, seen, before.get("text"))
         others = (("audio", self.audio_linear, self.audio_encoder), ("vision", self.vision_linear, self.vision_encoder))
         for modality, linear, encoder in others:
             if modality in inputs and linear is not None:
                 states = linear(inputs[modality])
-                encoded[modality] = states if encoder is None else encoder(states, seen)
+                encoded[modality] = [states] if encoder is None else encoder(states, seen, before.get(modality))
         return encoded
+
+    def stages(self) -> dict[str, nn.Module]:
+        """The modules of the stages by name; they share this network's parameters."""
+        return {"whole": WholeStage(self), "step": StepStage(self)}
 
     def in_batch(self, **inputs: Any) -> Float[Tensor, "batch utterances classes"]:
         """Log-probabilities in `batch` semantics."""
@@ -169,6 +195,65 @@ class Cmerc(nn.Module):
         mask = real_steps(lengths, features.shape[1])
         log_prob = functional.log_softmax(self.classifier(torch.relu(self.dropout(features))), dim=-1)
         return log_prob * mask[..., None].to(log_prob.dtype)
+
+
+class WholeStage(nn.Module):
+    """Of a causal network: dialogues in, log-probabilities and what each utterance leaves behind out.
+
+    That never changes, as no utterance hears what comes after it: the states of the recurrent layers and the nodes that
+    each layer of the graph reads.
+    """
+
+    def __init__(self, model: Cmerc):
+        super().__init__()
+        self.model = model
+
+    def forward(self, speaker: Tensor, lengths: Lengths, **inputs: Tensor) -> tuple[Tensor, States]:
+        model = self.model
+        mask = model.mask(lengths, speaker.shape[1])
+        encoded = model.encode(inputs, speaker, lengths, mask, "single")
+        nodes = model.projected(encoded, mask)
+        high = model.hypergraph(nodes, mask, lengths, "single")
+        low = model.frequency(nodes, mask, context_edges(mask, speaker, "full", causal=True))
+        kept = [layer for m in recurrent(model.config) for layer in encoded[m].layers]
+        kept += [x.transpose(1, 2).flatten(2) for x in (*high[:-1], *low[1:-1])]
+        features = model.merged(encoded, mask, high[-1], low[-1])
+        return model.classify(features, lengths), torch.cat(kept, dim=-1) * mask[..., None]
+
+
+class StepStage(nn.Module):
+    """An utterance and what those before it left behind in, its log-probabilities and what it leaves behind out."""
+
+    def __init__(self, model: Cmerc):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, speaker: Tensor, past_states: States, lengths: Lengths, **inputs: Tensor
+    ) -> tuple[Tensor, States]:
+        """`lengths` counts the utterances before."""
+        model = self.model
+        mask = model.mask(torch.ones_like(lengths), 1)
+        heard = real_steps(lengths, past_states.shape[1]).to(mask.dtype)
+        before, levels = self._read(past_states * heard[..., None], lengths)
+        encoded = model.encode(inputs, speaker, torch.ones_like(lengths), mask, "single", before)
+        nodes = model.projected(encoded, mask)[:, :, 0]
+        layers = len(model.hypergraph.bias)
+        high = hypergraph_step(model.hypergraph, nodes, levels[:layers], heard, lengths)
+        low = frequency_step(model.frequency, nodes, [levels[0], *levels[layers:]], heard, lengths)
+        kept = [layer[:, 0] for m in recurrent(model.config) for layer in encoded[m].layers]
+        kept += [x.flatten(1) for x in (*high[:-1], *low[1:-1])]
+        features = model.merged(encoded, mask, high[-1][:, :, None], low[-1][:, :, None])
+        return model.classify(features, torch.ones_like(lengths)), torch.cat(kept, dim=-1)[:, None]
+
+    def _read(self, past: States, lengths: Lengths) -> tuple[dict[str, list[Tensor]], list[Before]]:
+        """The last states of each recurrent layer by modality, and the nodes by level."""
+        config = self.model.config
+        nodes = past[..., -levels(config) * len(config.used) * config.hidden :]
+        nodes = nodes.unflatten(2, (levels(config), len(config.used), config.hidden)).permute(2, 0, 3, 1, 4)
+        modalities = recurrent(config)
+        last = last_step(past[..., : 2 * len(modalities) * config.width], lengths).split(config.width, dim=1)
+        return {m: list(last[2 * i : 2 * i + 2]) for i, m in enumerate(modalities)}, list(nodes.unbind(0))
 
 
 class TextNorm(nn.Module):
@@ -223,146 +308,23 @@ class Encoder(nn.Module):
     def __init__(self, config: CmercConfig):
         super().__init__()
         width = config.width
-        self.layers: BidirectionalRNN | TransformerLayer | nn.RNNBase
-        self.causal = config.causal
+        self.layers: BidirectionalRNN | ForwardRNN | TransformerLayer
         if config.base_model == "transformer":
             self.layers = TransformerLayer(width, heads=4)
         elif config.causal:
-            cell = {"gru": nn.GRU, "lstm": nn.LSTM}[config.base_model]
-            self.layers = cell(width, width, num_layers=2, dropout=config.dropout, batch_first=True)
+            self.layers = ForwardRNN(config.base_model, width, width, layers=2, dropout=config.dropout)
         else:
             self.layers = BidirectionalRNN(config.base_model, width, width // 2, layers=2, dropout=config.dropout)
 
-    def forward(self, x: Float[Tensor, "batch utterances width"], seen: Int[Tensor, " batch"]) -> Tensor:
-        if self.causal:
-            # What comes behind a dialogue is padding, which nothing before it sees.
-            return self.layers(x)[0]
+    def forward(
+        self,
+        x: Float[Tensor, "batch utterances width"],
+        seen: Int[Tensor, " batch"],
+        before: list[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The states; if causal those of each layer, the top one last, which go on after those `before`."""
+        if isinstance(self.layers, ForwardRNN):
+            return self.layers(x, before)
         if isinstance(self.layers, TransformerLayer):
-            return self.layers(x, real_steps(seen, x.shape[1]))
-        return self.layers(x, seen)
-
-
-class Hypergraph(nn.Module):
-    """Hypergraph layers (section 5.3): each node lies in its modality's and in its utterance's hyperedge.
-
-    No projection and no attention: node weights normalise hyperedges, hyperedge weights normalise nodes, both
-    looked up by number. M3NET numbers them through the whole batch; `single` restarts at 0 for every dialogue.
-    """
-
-    def __init__(self, hidden: int, layers: int, causal: bool = False):
-        """`causal`: of its modality's hyperedge a node sees the part up to its own utterance."""
-        super().__init__()
-        self.causal = causal
-        self.hyperedge_weight = nn.Parameter(torch.ones(HYPEREDGE_WEIGHTS))
-        self.node_weight = nn.Parameter(torch.ones(NODE_WEIGHTS))
-        self.bias = nn.ParameterList(nn.Parameter(torch.zeros(hidden)) for _ in range(layers))
-
-    def forward(self, x: Nodes, mask: Mask, lengths: Int[Tensor, " batch"], semantics: Semantics) -> Nodes:
-        node_weight, modality_weight, utterance_weight = self._weights(x.shape[1], mask, lengths, semantics)
-        inside = mask[:, None, :, None]
-        over_time = self._over_time(node_weight, mask)
-        per_utterance = _reciprocal(node_weight.sum(1))[:, :, None]
-        per_node = _reciprocal(modality_weight[:, :, None] + utterance_weight[:, None, :])[..., None] * inside
-        for bias in self.bias:
-            first, *others = x.unbind(1)
-            edges = over_time @ x + (sum(others, start=first) * per_utterance)[:, None]
-            x = functional.leaky_relu(per_node * edges + bias, 0.01)
-        return x * inside
-
-    def _over_time(self, node_weight: Tensor, mask: Mask) -> Float[Tensor, "batch modalities rows utterances"]:
-        """One row per modality that sums its real utterances, so that padding needs no zeroing between layers; if
-        causal one for each utterance, which sums those up to it."""
-        if not self.causal:
-            return (_reciprocal(node_weight.sum(2))[:, :, None] * mask[:, None]).unsqueeze(2)
-        past = up_to(mask)
-        return _reciprocal(node_weight @ past.transpose(0, 1))[..., None] * (past * mask[:, None])[:, None]
-
-    def _weights(
-        self, kinds: int, mask: Tensor, lengths: Tensor, semantics: Semantics
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of `kinds` modalities the weights of nodes (batch, kinds, utterances) and hyperedges.
-
-        Those of hyperedges are (batch or 1, kinds) and (batch or 1, utterances).
-        """
-        steps = torch.arange(mask.shape[1], device=lengths.device)
-        node = torch.arange(kinds, device=lengths.device)[:, None] * lengths[:, None, None] + steps
-        if self.causal:
-            # Numbers that do not depend on how long the dialogue becomes.
-            node = (torch.arange(kinds, device=lengths.device)[:, None] + kinds * steps) + 0 * node
-        if semantics == "single":
-            modality_weight = self.hyperedge_weight[:kinds][None]
-            utterance_weight = self.hyperedge_weight[kinds : kinds + mask.shape[1]][None]
-        else:
-            node, edge = self._number_through_batch(node, lengths)
-            modality_weight = self.hyperedge_weight[edge[:, None] + torch.arange(kinds, device=edge.device)]
-            utterance = (edge[:, None] + kinds + steps).clamp(max=HYPEREDGE_WEIGHTS - 1)
-            utterance_weight = self.hyperedge_weight[utterance]
-        node = node.clamp(max=NODE_WEIGHTS - 1)
-        weight = self.node_weight.index_select(0, node.reshape(-1)).reshape(node.shape)
-        return weight * mask[:, None], modality_weight, utterance_weight
-
-    def _number_through_batch(self, node: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        total, dialogues, kinds = int(lengths.sum()), len(lengths), node.shape[1]
-        if total + kinds * dialogues > HYPEREDGE_WEIGHTS or kinds * total > NODE_WEIGHTS:
-            raise InputError(
-                f"a batch of {dialogues} dialogues with {total} utterances needs more than the {HYPEREDGE_WEIGHTS} "
-                f"hyperedge or {NODE_WEIGHTS} node weights of M3NET: lower --batch or use single semantics"
-            )
-        before = lengths.cumsum(0) - lengths
-        edge = before + kinds * torch.arange(dialogues, device=lengths.device)
-        return node + kinds * before[:, None, None], edge
-
-
-class Frequency(nn.Module):
-    """Frequency layers (section 5.4): a signed gate per edge decides between high and low frequencies."""
-
-    def __init__(self, hidden: int, layers: int):
-        super().__init__()
-        self.gates = nn.ModuleList(nn.Linear(2 * hidden, 1) for _ in range(layers))
-
-    def forward(self, x: Nodes, mask: Mask, edges: Float[Tensor, "batch utterances utterances"]) -> Nodes:
-        """`edges` is 1 where two utterances of one modality exchange messages."""
-        degree = edges.sum(-1) + 2.0
-        scale = torch.rsqrt(degree)
-        within = (edges * scale[:, :, None] * scale[:, None, :])[:, None]
-        # Other modalities of the same utterance: (batch, receiving, sending, utterances); a node keeps itself.
-        own = torch.eye(x.shape[1], device=mask.device, dtype=mask.dtype)[:, :, None]
-        across = (1.0 - own) * (mask / degree)[:, None, None, :]
-        for gate in self.gates:
-            # The gate weight is [receiving node, sending node]; one product gives both halves for every node.
-            linear = cast(nn.Linear, gate)
-            halves = functional.linear(x, linear.weight.reshape(2, -1))
-            receive, send = halves[..., 0] + linear.bias, halves[..., 1]
-            update = (torch.tanh(receive[..., None] + send[:, :, None, :]) * within) @ x
-            share = torch.tanh(receive[:, :, None, :] + send[:, None, :, :]) * across + own
-            for sender in range(x.shape[1]):
-                update = update + share[:, :, sender, :, None] * x[:, sender : sender + 1]
-            x = update
-        return x
-
-
-def up_to(mask: Mask) -> Float[Tensor, "utterances utterances"]:
-    """1 where the second utterance is the first one or comes before it."""
-    steps = torch.arange(mask.shape[1], device=mask.device)
-    return (steps <= steps[:, None]).to(mask.dtype)
-
-
-def context_edges(
-    mask: Mask, speaker: Int[Tensor, "batch utterances"], context: Context, causal: bool = False
-) -> Tensor:
-    """From which utterances each one has messages: (batch, receiving, sending), 1 for pairs of different real ones.
-
-    If causal from those before it.
-    """
-    apart = 1.0 - torch.eye(mask.shape[1], device=mask.device, dtype=mask.dtype)
-    edges = mask[:, :, None] * mask[:, None, :] * (apart * up_to(mask) if causal else apart)
-    if context == "full":
-        return edges
-    same = (speaker[:, :, None] == speaker[:, None, :]).to(mask.dtype)
-    return edges * (1.0 - same) if context == "intra" else edges * same
-
-
-def _reciprocal(x: Tensor) -> Tensor:
-    """1/x with 1/0 = 0, and a finite gradient there."""
-    empty = x == 0
-    return torch.where(empty, torch.zeros_like(x), 1.0 / torch.where(empty, torch.ones_like(x), x))
+            return [self.layers(x, real_steps(seen, x.shape[1]))]
+        return [self.layers(x, seen)]

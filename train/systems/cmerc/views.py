@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mer_export.contract import Semantics
-from mer_export.models.cmerc.network import Cmerc, Context
+from mer_export.models.cmerc.graph import Context
+from mer_export.models.cmerc.network import Cmerc
 
 VIEWS: dict[str, tuple[str | None, Context]] = {
     "text": ("text", "full"),

@@ -49,7 +49,7 @@ def located(path: Path, spec: DataSpec) -> tuple[Path, DataSpec]:
     if not path.is_file():
         return path, spec
     named = DataSpec.model_validate(spec.model_dump() | {"table": path.name})
-    return path.parent, named.allowing(spec.allowed)
+    return path.parent, named.beside(spec)
 
 
 def source(path: Path, spec: DataSpec) -> TableSource:

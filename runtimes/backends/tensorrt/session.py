@@ -22,19 +22,7 @@ from mer_export.exporters.tensorrt import (
     load_engine,
     without_kernels,
 )
-from runtimes.backends.backend import Backend
 from runtimes.backends.session import Port, Ports, Session, SessionOptions
-
-BACKEND = Backend(
-    "tensorrt",
-    "TensorRT or TensorRT-RTX",
-    f"{__name__}:TensorRtSession",
-    ("tensorrt",),
-    rank=60,
-    colour="#6a9a2b",
-    offers=(SessionOptions(device="cuda"),),
-    precisions=("fp32", "fp16", "bf16"),
-)
 
 log = logging.getLogger("mer")
 
