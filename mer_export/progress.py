@@ -22,6 +22,9 @@ class Progress:
     def begin(self, text: str) -> None:
         """A part begins; the one before has ended."""
 
+    def note(self, text: str) -> None:
+        """Where the part that has begun is; lines leave it out."""
+
     def end(self, text: str) -> None:
         """A part has ended, with what came of it."""
 
@@ -120,6 +123,9 @@ class Bar(Progress):
     def begin(self, text: str) -> None:
         self._show(self.begun, text)
         self.begun += 1
+
+    def note(self, text: str) -> None:
+        self._show(self.begun - 1, text)
 
     def end(self, text: str) -> None:
         self.begun += 1

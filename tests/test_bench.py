@@ -86,8 +86,8 @@ def test_the_pause_before_a_turn_is_not_timed() -> None:
     assert watch.now > 10
 
 
-def test_no_round_begins_past_the_deadline_and_the_first_always_does() -> None:
-    for seconds, rounds in ((0.0, 1), (2.5, 2)):
+def test_no_round_begins_that_would_end_past_the_deadline_and_the_first_always_does() -> None:
+    for seconds, rounds in ((0.0, 1), (2.5, 1), (3.5, 2)):
         watch = Watch()
         until = Deadline(seconds, watch.clock)
         turns = interleave({"a": lambda w=watch: w.pass_by(1.0)}, 5, pause=0.0, clock=watch.clock, until=until)

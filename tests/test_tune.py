@@ -32,6 +32,7 @@ from runtimes.speed import settings as spread
 from runtimes.speed import tune
 from runtimes.speed.products import products, slower
 from runtimes.speed.settings import first_look, near_best, settings_of, worth_widening
+from runtimes.speed.timing import Clock
 
 HERE = SessionOptions()
 
@@ -185,6 +186,55 @@ def test_without_time_the_best_has_a_first_look_in_every_bucket_and_the_rest_is_
     timed = {f"{e.way.variant}: {e.way.description}" for e in found.entries}
     assert {name for name, why in found.not_run if "give more with mer tune --minutes" in why} == every - timed
     assert "give more with mer tune --minutes" in found.page()
+
+
+OPENING, CALL = 8.0, 0.5
+"""Seconds that a session of a large network takes."""
+
+
+class Slow:
+    """A session that takes no time but a clock's."""
+
+    concurrent = True
+
+    def __init__(self, passes: Callable[[float], None], seconds: float):
+        self.passes, self.seconds = passes, seconds
+
+    def run(self, arrays: Any) -> dict[str, np.ndarray]:
+        self.passes(self.seconds)
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("minutes", [0.1, 2.0, 10.0])
+def test_the_time_bounds_openings_too_and_the_fastest_is_found_where_there_is_time_for_a_look_at_it(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, minutes: float
+) -> None:
+    now, opened = [0.0], []
+
+    def passes(seconds: float) -> None:
+        now[0] += seconds
+
+    def opening(way: Way, _: Bundle) -> Slow:
+        passes(OPENING)
+        opened.append(way)
+        return Slow(passes, CALL / 4 if way.precision == "int8" else CALL)
+
+    monkeypatch.setattr(Way, "open", opening)
+    monkeypatch.setattr(spread, "parallel", lambda: [(1, 1), (2, 1), (1, 2)])
+    clock = Clock(wall=lambda: now[0], cpu=lambda: now[0], sleep=passes)
+    found = tune.run_tune(bundle, make_samples(16), batches=(1, 3), minutes=minutes, clock=clock)
+    buckets = {e.way.bucket for e in found.entries}
+    precisions = {e.way.precision for e in found.entries}
+    # What it takes where there is no time: one of each precision in each bucket.
+    least = len(buckets) * len(precisions)
+    assert now[0] <= max(60 * minutes, least * (OPENING + 8 * CALL))
+    assert len(opened) <= max(least, 60 * minutes / OPENING)
+    assert buckets == set(bundle.manifest.contract.buckets)
+    assert choose(found, Goal("latency")).way.precision == "int8"
+    assert (minutes == 10.0) != any("give more with mer tune --minutes" in why for _, why in found.not_run)
 
 
 def test_what_is_far_from_the_best_at_a_first_look_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,13 @@ def crews(settings: Sequence[Way]) -> Iterator[list[Way]]:
     yield from alike.values()
 
 
+def fastest(profile: Profile) -> set[Way]:
+    """Of each precision the way, in any bucket, that answers one item soonest."""
+    least = min((s.way.options.batch for s in scores(profile)), default=0)
+    single = [s for s in scores(profile) if s.way.options.batch == least and s.way.workers == 1]
+    return {s.way for s in {s.way.precision: s for s in sorted(single, key=lambda s: -s.call_ms)}.values()}
+
+
 def near_best(profile: Profile, factor: float) -> set[Way]:
     """The ways, in any bucket, that may turn out best of their precision, for one item at a time or for many."""
     found: dict[str, list[Score]] = {}

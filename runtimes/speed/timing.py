@@ -6,6 +6,7 @@ absolute times do not.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,16 +50,27 @@ class Deadline:
     """So many seconds from now on."""
 
     def __init__(self, seconds: float, clock: Clock = MACHINE):
-        self.clock, self.end = clock, clock.wall() + seconds
+        self.clock, self.seconds, self.end = clock, seconds, clock.wall() + seconds
+
+    def part(self, share: float) -> Deadline:
+        """The earlier one at which this share of the time is over."""
+        found = copy.copy(self)
+        found.seconds, found.end = share * self.seconds, self.end - (1 - share) * self.seconds
+        return found
+
+    @property
+    def left(self) -> float:
+        """Seconds, below 0 where it is over."""
+        return self.end - self.clock.wall()
 
     @property
     def over(self) -> bool:
-        return self.clock.wall() >= self.end
+        return self.left <= 0
 
     @property
     def text(self) -> str:
         """`at most 1 min 20 s left`."""
-        return f"at most {duration(max(0.0, self.end - self.clock.wall()))} left"
+        return f"at most {duration(max(0.0, self.left))} left"
 
 
 class Quartiles(Strict):
@@ -137,8 +149,8 @@ def interleave(
 ) -> dict[str, Turns]:
     """Times every call once per round (short ones several times in a row), in an order drawn for each round.
 
-    No round after the first begins past the deadline. A call that raises is timed no more and has no turns; what it
-    raised is put into `broken`, or raised without that.
+    No round after the first begins that would end past the deadline. A call that raises is timed no more and has no
+    turns; what it raised is put into `broken`, or raised without that.
     """
     random = np.random.default_rng(seed)
     turns = {name: Turns() for name in calls}
@@ -156,7 +168,7 @@ def interleave(
     for name, call in calls.items():
         attempt(name, partial(_seconds, call, clock))
     for number in range(rounds):
-        if number and until is not None and until.over:
+        if number and until is not None and until.left <= sum(_turn_calls(s) * s for s in expected.values()):
             break
         for name in random.permutation(list(turns)).tolist():
             clock.sleep(pause)
@@ -170,13 +182,18 @@ def _seconds(call: Call, clock: Clock) -> float:
 
 def _turn(call: Call, turns: Turns, expected: float, clock: Clock) -> float:
     """Adds the calls of one turn; returns the seconds of the shortest call so far."""
-    if expected < LONG_CALL:
+    untimed = int(expected < LONG_CALL)
+    for _ in range(untimed):
         call()
-    count = int(np.clip(TURN / max(expected, 1e-6), 1, CALLS))
-    timed = [clock.time(call) for _ in range(count)]
+    timed = [clock.time(call) for _ in range(_turn_calls(expected) - untimed)]
     turns.wall.append([wall for wall, _ in timed])
     turns.cpu.append([cpu for _, cpu in timed])
     return min(expected, *(wall for wall, _ in timed))
+
+
+def _turn_calls(expected: float) -> int:
+    """How many calls a turn has, with the one that is not timed."""
+    return int(np.clip(TURN / max(expected, 1e-6), 1, CALLS)) + int(expected < LONG_CALL)
 
 
 def ratio(base: Turns, other: Turns, cpu: bool = False) -> Quartiles:

@@ -7,7 +7,7 @@ its precision, then again and again what may still turn out best, until all pass
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,12 +25,12 @@ from runtimes.backends.session import Session
 from runtimes.backends.session_pool import Crew
 from runtimes.backends.table import known_backends
 from runtimes.backends.way import Way, find_ways, in_memory, why_broken
-from runtimes.predict.machine_profile import Entry, Profile, machine_class
+from runtimes.predict.machine_profile import Entry, Profile, machine_class, scores
 from runtimes.speed import encoder_bench, settings
 from runtimes.speed.cases import Arrays, case_inputs, fitting_samples
 from runtimes.speed.encoder_bench import LATE
 from runtimes.speed.products import products, slower
-from runtimes.speed.settings import crews, first_look, near_best, settings_of, worth_widening
+from runtimes.speed.settings import crews, fastest, first_look, near_best, settings_of, worth_widening
 from runtimes.speed.timing import MACHINE, Call, Clock, Deadline, Turns, interleave
 
 BATCHES = (1, 4, 16)
@@ -52,10 +52,12 @@ class Pass(NamedTuple):
 PASSES = (Pass(1, float("inf")), Pass(2, 3.0, widen=True), Pass(3, 2.2), Pass(3, 1.6))
 """Some time lies between two passes, and sessions are loaded anew: what disturbs the machine for a while shall not
 decide. Two threads that got one core in a whole pass are within 2.2."""
-SHORT_OF_TIME = 1.3
-"""Times the best that a way may take to be looked at in the other buckets too, once the time is over."""
+FIRST_LOOK = 0.6
+"""Part of the time that the first look may take, shared out evenly to the buckets: what is best so far comes first."""
 LONGEST_CALL = 2.0
 """Seconds that a call may be expected to take; larger batches of a way are left out."""
+CALLS_TO_COME = 3
+"""Of a setting that is open, to the end of a round."""
 FUSION = 0.5
 """Part of the time that is for the bundle's own variants where it takes encoders along."""
 
@@ -95,7 +97,8 @@ def run_tune(
         source: what the data is called in the profile.
         batches: sizes to try where a variant takes any.
         precisions: only answers in these.
-        minutes: how long it may take, but for the first look, which what is best has to pass in every bucket.
+        minutes: how long it may take, with the opening of sessions. Past it ends the session that is being opened, and
+            what is best has a first look in every bucket.
         progress: shows each bucket in each pass as it is timed, and the time left.
         clock: where the time that is left comes from.
 
@@ -138,6 +141,8 @@ class Tuning:
         self.broken: dict[Way, Exception] = {}
         self.left_out: dict[Way, str] = {}
         self._broken_in: set[tuple[Way, Bucket]] = set()
+        self._took: dict[Way, float] = {}
+        self._say: Callable[[str], None] = SILENT.note
 
     def run(self, progress: Progress) -> None:
         """All passes, or as many as there is time for."""
@@ -145,17 +150,33 @@ class Tuning:
             for number, step in enumerate(PASSES):
                 wanted = self._wanted(number)
                 for done, bucket in enumerate(self.buckets):
-                    if self.deadline.over and number + done:
-                        wanted = {} if number else self._in_short(wanted, self.buckets[:done])
                     here = [w for w in self.ways if w.bucket == bucket]
+                    if number and self.deadline.over:
+                        wanted = {}
                     text = f"pass {number + 1} of {len(PASSES)}, {self.deadline.text}"
                     shown.begin(f"{bucket.name}: {_count(here, wanted)} settings, {text}")
+                    self._say = partial(_note, shown, bucket, text)
                     if number == 0 or (step.widen and not self.deadline.over):
                         self._leave_out(here, wanted, first=number == 0)
-                    self._time_bucket(bucket, here, wanted, step.rounds, self.deadline if number else None)
+                    if number == 0:
+                        self._look(bucket, here, wanted, step.rounds, done)
+                    else:
+                        self._time_bucket(bucket, here, wanted, step.rounds, self.deadline, ())
                 if self.broken and not self._sound():
                     way, error = next(iter(self.broken.items()))
                     raise UnsupportedError(f"nothing that was exported runs here: {way.name}: {why_broken(error)}")
+
+    def _look(self, bucket: Bucket, ways: Sequence[Way], wanted: Wanted, rounds: int, done: int) -> None:
+        """A first look at a bucket, `done` others were looked at before: what was best in those first, late or not."""
+        until = self.deadline.part(FIRST_LOOK * (done + 1) / len(self.buckets))
+        if not self._sound():
+            order = {p: [w for w in ways if w.precision == p].index for p in {w.precision for w in ways}}
+            by_turns = sorted(ways, key=lambda w: order[w.precision](w))
+            return self._time_bucket(bucket, by_turns, wanted, rounds, until, None)
+        profile = self.profile(self.buckets[:done])
+        item_ms = {s.way: s.item_ms for s in scores(profile)}
+        ordered = sorted(ways, key=lambda w: min(item_ms.get(own, np.inf) for own in wanted[w.in_any_bucket]))
+        return self._time_bucket(bucket, ordered, wanted, rounds, until, fastest(profile))
 
     def profile(self, buckets: Sequence[Bucket] | None = None) -> Profile:
         """What was measured; of some buckets alone as if there were no others."""
@@ -195,22 +216,26 @@ class Tuning:
             return {plain: worth_widening(profile, own) for plain, own in wide.items()}
         return {plain: [w for w in own if w in near] for plain, own in every.items()}
 
-    def _in_short(self, wanted: Wanted, seen: Sequence[Bucket]) -> Wanted:
-        """What may be best by the buckets that were seen: the others need it too, the rest need nothing more."""
-        near = near_best(self.profile(seen), SHORT_OF_TIME)
-        return {plain: [w for w in own if w in near] for plain, own in wanted.items()}
-
     def _time_bucket(
-        self, bucket: Bucket, ways: Sequence[Way], wanted: Wanted, rounds: int, until: Deadline | None
+        self,
+        bucket: Bucket,
+        ways: Sequence[Way],
+        wanted: Wanted,
+        rounds: int,
+        until: Deadline,
+        needed: Collection[Way] | None,
     ) -> None:
-        """Times the wanted settings of ways for a bucket, interleaved as far as memory goes."""
+        """Times the wanted settings of ways for a bucket, interleaved as far as memory goes and the time.
+
+        The settings that are `needed` are timed past the deadline too; None needs one of each precision.
+        """
         fitting = fitting_samples(self.samples, self.contract, bucket, self.buckets) if self.samples else []
         if self.samples and not fitting:
             return
         some = [w for w in ways if wanted.get(w.in_any_bucket)]
         inputs = partial(_arrays, self.contract, bucket, fitting)
         for group in in_memory(self.bundle, some, sessions=sum(workers for _, workers in settings.parallel())):
-            for plain, way, turns in self._time(group, inputs, wanted, rounds, until):
+            for plain, way, turns in self._time(group, inputs, wanted, rounds, until, needed):
                 own = self.timed.setdefault(way, Timed(way, (plain.in_any_bucket, bucket)))
                 own.ms.append(1000 * np.concatenate(turns.wall))
                 own.rounds += len(turns.wall)
@@ -221,24 +246,39 @@ class Tuning:
         inputs: Callable[[int], Arrays],
         wanted: Wanted,
         rounds: int,
-        until: Deadline | None,
+        until: Deadline,
+        needed: Collection[Way] | None,
     ) -> list[tuple[Way, Way, Turns]]:
         """(way, one of its settings, its calls) of ways for one bucket, interleaved."""
-        calls: dict[str, Call] = {}
+        calls: dict[str, tuple[Call, float]] = {}
         found: dict[str, tuple[Way, Way]] = {}
         failed: dict[str, Exception] = {}
         with contextlib.ExitStack() as stack:
-            for way in ways:
-                for together in crews(wanted[way.in_any_bucket]):
-                    spread = [own for own in (_in(way, w) for w in together) if own not in self.broken]
-                    if until is not None and until.over:
-                        self.left_out |= dict.fromkeys(spread, LATE)
-                    elif spread:
-                        calls |= self._open(way, spread, inputs, stack, found, failed)
-            turns = interleave(calls, rounds, broken=failed, until=until)
+            numbered = [(n, way, own) for way in ways for n, own in enumerate(crews(wanted[way.in_any_bucket]))]
+            # Every way once, before any of them on other threads.
+            for _, way, together in sorted(numbered, key=lambda one: one[0]):
+                spread = [own for own in (_in(way, w) for w in together) if own not in self.broken]
+                # What is open already is yet to be timed; this one takes to open what it took before.
+                to_come = CALLS_TO_COME * sum(seconds for _, seconds in calls.values()) + self._took.get(way, 0.0)
+                if until.left <= to_come:
+                    spread = self._late(spread, needed, {found[name][1].precision for name in calls})
+                if spread:
+                    calls |= self._open(way, spread, inputs, stack, found, failed)
+            opened = {name: call for name, (call, _) in calls.items()}
+            turns = interleave(opened, rounds, clock=self.deadline.clock, broken=failed, until=until)
         for name, error in failed.items():
             self._breaks(*found[name], error)
         return [(*found[name], own) for name, own in turns.items()]
+
+    def _late(self, spread: list[Way], needed: Collection[Way] | None, opened: Collection[str]) -> list[Way]:
+        """Those that are timed all the same, now that the time is over; notes why the others are not."""
+        if needed is None:
+            there = {*opened, *(t.way.precision for t in self._sound())}
+            kept = [own for own in spread[:1] if own.precision not in there]
+        else:
+            kept = [own for own in spread if own.in_any_bucket in needed]
+        self.left_out |= {own: LATE for own in spread if own not in kept}
+        return kept
 
     def _open(
         self,
@@ -248,19 +288,21 @@ class Tuning:
         stack: contextlib.ExitStack,
         found: dict[str, tuple[Way, Way]],
         failed: dict[str, Exception],
-    ) -> dict[str, Call]:
+    ) -> dict[str, tuple[Call, float]]:
         """Calls of settings that differ in their batch alone and run in the same sessions, as far as they end in time.
 
-        Each has run before it is given back.
+        Each has run before it is given back, with the seconds that it took.
         """
-        calls: dict[str, Call] = {}
+        calls: dict[str, tuple[Call, float]] = {}
         workers = spread[0].workers
+        self._say(spread[0].description)
         # The same arrays come again and again: what stages keep would be all of the answer.
         opened = spread[0].having(reuse=False)
 
         def open_one(streams: int) -> Session:
             return opened.having(streams=streams).open(self.bundle)
 
+        began = self.deadline.clock.wall()
         try:
             crew = stack.enter_context(Crew(open_one, workers))
         except Exception as error:
@@ -278,11 +320,12 @@ class Tuning:
             found[name] = (way, own)
             try:
                 # The first call may compile for the batch.
-                item_s = min(MACHINE.time(call)[0] for _ in range(2)) / batch
+                seconds = min(self.deadline.clock.time(call)[0] for _ in range(2))
             except Exception as error:
                 failed[name] = error
             else:
-                calls[name] = call
+                calls[name], item_s = (call, seconds), seconds / batch
+        self._took[way] = self.deadline.clock.wall() - began
         return calls
 
     def _breaks(self, way: Way, own: Way, error: Exception) -> None:
@@ -295,6 +338,10 @@ class Tuning:
             kept = set(wanted.get(way.in_any_bucket, ()))
             why = LATE if first else NO_GAIN if kept else FAR
             self.left_out |= {_in(way, own): why for own in settings_of(way, self.batches) if own not in kept}
+
+
+def _note(shown: Progress, bucket: Bucket, text: str, what: str) -> None:
+    shown.note(f"{bucket.name}: {what}, {text}")
 
 
 Wanted = Mapping[Way, Sequence[Way]]

@@ -1,0 +1,121 @@
+"""How long `mer tune` takes on every system at its published size, in the buckets of its preset.
+
+    python3 -m benchmarks.tuning --out benchmarks/results [--network mtee_mosei] [--minutes 2]
+
+Exports ONNX in fp32 and int8 and tunes once, on random values. Writes `tuning.json` and `tuning.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import output
+from benchmarks.lengths import export
+from benchmarks.suite import NETWORKS, random_bundle
+from mer_export import registry
+from mer_export.bundle import Bundle
+from mer_export.markdown import table
+from mer_export.progress import Lines
+from runtimes.predict.machine_profile import Goal, choose, scores
+from runtimes.speed.encoder_bench import LATE
+from runtimes.speed.tune import MINUTES, run_tune
+
+SYSTEMS = (
+    "cmerc_meld",
+    "mtee_mosei",
+    "emt_mosi",
+    "mult_mosi",
+    "tfr_net_mosi",
+    "tab_iemocap",
+    "facialmmt_fusion",
+)
+"""One network of each system."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the suite and writes its results."""
+    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.tuning", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
+    parser.add_argument("--network", choices=SYSTEMS, action="append", help="repeat for several; default: all")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="that tuning may take")
+    chosen = parser.parse_args(arguments)
+    line = output.command("tuning", arguments)
+
+    def run() -> None:
+        # Networks of earlier runs stay beside the new ones.
+        networks = output.earlier(chosen.out / "tuning.json", "networks")
+        for name in chosen.network or SYSTEMS:
+            networks[name] = measure(name, chosen.minutes)
+            found = {"command": line, "machine": output.here(), "networks": networks}
+            output.write(chosen.out, "tuning", found, markdown(found))
+
+    output.end_well(run)
+
+
+def measure(name: str, minutes: float) -> dict[str, Any]:
+    """Exports a network in the buckets of its preset and tunes it."""
+    network = NETWORKS[name]
+    buckets = tuple(registry.get(network.system).contract(network.config).buckets)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = random_bundle(Path(folder) / name, replace(network, buckets=buckets))
+        began = time.perf_counter()
+        missing = export(bundle, name, buckets)
+        exported = time.perf_counter() - began
+        output.say(f"{name}: exported in {exported:.0f} s")
+        began = time.perf_counter()
+        found = run_tune(
+            Bundle.open(bundle.root),
+            minutes=minutes,
+            progress=Lines(lambda text: output.say(f"{name}: {text}")),
+        )
+        seconds = time.perf_counter() - began
+    return {
+        "minutes": minutes,
+        "buckets": [b.name for b in buckets],
+        "export_s": exported,
+        "tune_s": seconds,
+        "settings": len(scores(found)),
+        "late": sum(why == LATE for _, why in found.not_run),
+        "not_exported": missing,
+        "chosen": choose(found, Goal("latency")).way.description,
+    }
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """A row per network."""
+    rows = [
+        (
+            name,
+            str(len(row["buckets"])),
+            f"{60 * row['minutes']:.0f}",
+            f"**{row['tune_s']:.0f}**",
+            str(row["settings"]),
+            str(row["late"]),
+            row["chosen"],
+        )
+        for name, row in found["networks"].items()
+    ]
+    head = ("network", "buckets", "allowed, s", "took, s", "settings timed", "left out, late", "chosen for latency")
+    return "\n".join(
+        [
+            "# How long `mer tune` takes",
+            "",
+            f"`{found['command']}`",
+            "",
+            output.where(found["machine"]),
+            "Random weights, ONNX in fp32 and int8 in the buckets of the preset, random values. Settings are those "
+            "that were timed in every bucket.",
+            "",
+            *table(head, rows),
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
