@@ -31,12 +31,15 @@ from benchmarks import output
 from benchmarks.suite import NETWORKS, random_bundle
 from mer_export.bucket import Bucket
 from mer_export.bundle import CONFIG, Bundle
+from mer_export.data.bundle_data import bundle_spec
+from mer_export.data.open import stream_samples
 from mer_export.data.synthetic import synthesise
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.exporters import export_variant
 from mer_export.kept import Kept
 from mer_export.markdown import table
 from runtimes.backends.table import backend_problem, find_backend
+from runtimes.speed.planning import make_plan
 from runtimes.speed.timing import Quartiles
 from train.config import dump_config, load_preset
 
@@ -46,6 +49,8 @@ AUTHORS = "the authors' way, eager PyTorch"
 TYPED = ""
 """The way without `--runtime` and `--precision`."""
 FIRST, AGAIN = "first", "again"
+MOST = 4
+"""Buckets of a plan, as `mer export --max-variants` has it."""
 BEFORE = "before: "
 """How the names of ways begin that run in the tree of another commit."""
 
@@ -54,7 +59,8 @@ BEFORE = "before: "
 class Case:
     """A network, the files that are made for it, how large, and ways of `mer infer` beside that without options.
 
-    `items` are of the whole data set, as its authors' file has them; what is answered is its test split.
+    `items` are of the whole data set, as its authors' file has them; what is answered is its test split. Without
+    `buckets` they are planned from the data, as by `mer export --plan`.
     """
 
     network: str
@@ -96,7 +102,7 @@ CASES = {
         "iemocap",
         80,
         20,
-        (Bucket(text_len=32, audio_len=512),),
+        (),
         ("openvino int8",),
         rounds=1,
         settings={"audio_len": 120, "text_len": 14},
@@ -243,11 +249,20 @@ def make(case: Case, root: Path, items: int) -> World:
         change.write(CONFIG, dump_config(load_preset(network.preset)))
     # The exporter judges reduced precisions; labels of random weights say nothing.
     stored = {find_backend(r).stored(p) for r, _, p in (w.partition(" ") for w in case.ways)} | {"fp32"}
-    for bucket in case.buckets:
+    for bucket in case.buckets or planned(bundle, world.data, case.network):
         for precision in sorted(stored):
             output.say(f"{case.network}: exporting {precision} for {bucket.name}")
             export_variant(Bundle.open(world.bundle), "onnx", bucket, precision=precision, stages=network.stages)
     return world
+
+
+def planned(bundle: Bundle, data: Path, network: str) -> list[Bucket]:
+    """The buckets that `mer export --plan` makes for the data; its batch sizes are kept in the bundle."""
+    output.say(f"{network}: planning buckets")
+    samples = stream_samples(data, bundle_spec(bundle, data), bundle.manifest.task.labels)
+    plan = make_plan(bundle, samples, MOST, data.name)
+    plan.save(bundle)
+    return [b.lengths for b in plan.buckets]
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -6,9 +6,9 @@ At each length, by turns in one process with one thread: the dialogue again, as 
 the model) and as arrays that are ready (`arrays`: the model alone; `arrays, in stages` where the network has some,
 which encode a text that utterances share once), and its last utterance as JSON text, said to one that has heard the
 others: with new answers for all whose context it changes (`say`), and with none (`say, revise=0`). What is not live
-keeps nothing from call to call. Features are in the text: where encoders make them, the dialogue again would also run
-them for every utterance, and `say` for one. Rounds end after `--seconds` a length, two are always run; `say` is timed
-up to sixteen times in a round, so that it has a p99.
+keeps nothing from call to call. Features are numbers in the text, but for `cmerc_sentences`: there it has words, which
+the bundle's own encoder (as large as all-MiniLM-L6-v2) reads, of the dialogue again those of every utterance. Rounds
+end after `--seconds` a length, two are always run; `say` is timed up to sixteen times in a round, for its p99.
 
 Then `--dialogues` dialogues are live at a time and speak by turns: the time of an utterance alone, of one of sixteen
 that wait together, and what memory they hold. Random weights. Writes `live.json` and `live.md`, where what was measured
@@ -32,17 +32,23 @@ from typing import Any
 import numpy as np
 
 from benchmarks import output
+from benchmarks.small_encoders import save_folder
 from benchmarks.suite import NETWORKS, Network, random_bundle
 from mer_export.bucket import Bucket
 from mer_export.bundle import CONFIG, Bundle
 from mer_export.data.formats.jsonl.reader import DialogueReader
 from mer_export.data.labels import LabelReader
+from mer_export.data.open import Through
 from mer_export.data.samples import Sample
 from mer_export.data.shapes.shape import find_shape
+from mer_export.encoders.attached import attach
+from mer_export.encoders.encoder import Encoder
 from mer_export.exporters import export_variant
+from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder
 from mer_export.markdown import table
 from mer_export.untrusted.json_files import parse_json
 from runtimes.backends.session import SessionOptions
+from runtimes.features.completed import Completion
 from runtimes.live.dialogues import Dialogues, Limits
 from runtimes.predict.live import Answer, Heard, Hearing
 from runtimes.predict.predictor import Predictor
@@ -70,6 +76,8 @@ NARROW = (
     *("model.width=192", "model.feed_forward=768", "model.audio_len=128", "model.vision_len=32"),
 )
 """FacialMMT a quarter as wide: thirty utterances of the published one take minutes."""
+WORDS_ALONE = ("model.modalities=[text]", "model.text_vectors=1", "model.text_dim=384", "model.width=384")
+MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 FEWER = tuple(f"model.bert.{n}" for n in ("hidden=192", "layers=4", "heads=4", "feed_forward=768"))
 """EMT with a text encoder a fiftieth as large."""
 Json = dict[str, Any]
@@ -83,12 +91,15 @@ class Talk:
     data: Json
     stages: bool
     most: int
+    encoder: bool = False
+    """Whether its bundle has one of sentences."""
 
 
 MELD = NETWORKS["cmerc_meld"]
 TALKS = {
     "cmerc_meld": Talk(MELD, {}, False, 110),
     "cmerc_meld_causal": Talk(replace(MELD, changed=("model.causal=true",)), {}, True, 110),
+    "cmerc_sentences": Talk(replace(MELD, changed=WORDS_ALONE), {}, False, 110, encoder=True),
     "facialmmt_narrow": Talk(
         replace(
             NETWORKS["facialmmt_fusion"],
@@ -102,7 +113,7 @@ TALKS = {
     "facialmmt_fusion": Talk(NETWORKS["facialmmt_fusion"], {"packing": "roberta"}, True, 34),
     "emt_narrow": Talk(replace(NETWORKS["emt_mosi"], changed=FEWER), {}, False, 110),
 }
-USUAL = ("cmerc_meld", "cmerc_meld_causal", "facialmmt_narrow", "emt_narrow")
+USUAL = ("cmerc_meld", "cmerc_meld_causal", "cmerc_sentences", "facialmmt_narrow", "emt_narrow")
 CROWD = "cmerc_meld"
 SAYS, TOGETHER = 16, 16
 
@@ -158,7 +169,7 @@ class Stage:
         self.draw = np.random.default_rng(0)
         bundle = random_bundle(root / name, self.talk.network)
         self.contract, data = bundle.manifest.contract, dict(self.talk.data)
-        if self.sentences:
+        if self.sentences and not self.talk.encoder:
             data["tokenizer"] = str(_words(root / "words"))
         with bundle.commit() as change:
             change.write(CONFIG, json.dumps({"data": data}))
@@ -166,14 +177,16 @@ class Stage:
             for stages in {False, self.talk.stages}:
                 output.say(f"{name}: exporting {lengths.name}{' in stages' if stages else ''}")
                 export_variant(bundle, "onnx", lengths, stages=stages)
+        if self.talk.encoder:
+            attach(bundle, {"text": [_encoder(root)]})
         self.bundle = Bundle.open(bundle.root)
         classes = bundle.manifest.task.labels
         self.spec, self.labels = Hearing(self.bundle, classes).spec, LabelReader("it", classes)
 
     @property
     def sentences(self) -> bool:
-        """Whether the network reads words."""
-        return "input_ids" in {s.name for s in self.contract.features}
+        """Whether utterances are words."""
+        return self.talk.encoder or "input_ids" in {s.name for s in self.contract.features}
 
     def _lengths(self) -> Iterator[Bucket]:
         if "utterances" in self.contract.longest:
@@ -186,6 +199,8 @@ class Stage:
         made: Json = {"speaker": ("Ann", "Bob", "Cem")[self.draw.integers(3)]}
         if self.sentences:
             made["sentence"] = " ".join(self.draw.choice(WORDS, self.draw.integers(3, 15)))
+        if self.talk.encoder:
+            return made
         steps: dict[str, int] = {}
         for spec in self.contract.features:
             if spec.dtype == "float32" and spec.modality:
@@ -204,9 +219,11 @@ class Stage:
         options = SessionOptions(threads=1, reuse=reuse)
         return Predictor(self.bundle, runtime, options, batch=TOGETHER, variants=variants)
 
-    def samples(self, text: bytes) -> list[Sample]:
+    def samples(self, through: Through | None, text: bytes) -> list[Sample]:
         """Of a dialogue as JSON text."""
         dialogue = DialogueReader(self.spec, None).dialogue(parse_json(text, "it"), "it")
+        if through is not None:
+            (dialogue,) = through([dialogue])
         return list(find_shape(self.spec.shape)(dialogue, self.spec, self.labels))
 
     def ways(self, stack: ExitStack, runtime: str, said: list[Json]) -> list[Way]:
@@ -214,17 +231,25 @@ class Stage:
         whole = stack.enter_context(self.predictor(runtime, False, False))
         kept = stack.enter_context(self.predictor(runtime, self.talk.stages, True))
 
+        through: Through | None = None
+        if self.talk.encoder:
+            loaded = Completion.of(self.bundle, backend=runtime, options=SessionOptions(threads=1))
+            through = stack.enter_context(loaded).strict()
+
         def text(last: Json) -> bytes:
             return json.dumps({"dialogue": "d", "utterances": [*said, last]}).encode()
 
+        def arrays(last: Json) -> list[Sample]:
+            return self.samples(through, text(last))
+
         found = [
-            Way("sent", text, lambda sent: whole.predict(self.samples(sent))),
-            Way("arrays", lambda last: self.samples(text(last)), whole.predict),
+            Way("sent", text, lambda sent: whole.predict(self.samples(through, sent))),
+            Way("arrays", arrays, whole.predict),
         ]
         if self.talk.stages:
             staged = stack.enter_context(self.predictor(runtime, True, False))
-            found.append(Way("arrays, in stages", lambda last: self.samples(text(last)), staged.predict))
-        hearing, heard = Hearing(self.bundle, kept.task.labels), Heard("d")
+            found.append(Way("arrays, in stages", arrays, staged.predict))
+        hearing, heard = Hearing(self.bundle, kept.task.labels, through=through), Heard("d")
         for utterance in said:
             turn = hearing.say(heard, utterance)
             heard = turn.after
@@ -296,9 +321,18 @@ def _said(hearing: Hearing, predictor: Predictor, heard: Heard, text: bytes) -> 
     return [predictor.answer(hearing.say(heard, parse_json(text, "it")))]
 
 
+def _encoder(root: Path) -> Encoder:
+    """One of sentences, exported."""
+    save_folder("bert", root / "source", **MINILM)
+    _words(root / "source")
+    made = import_folder(root / "source", root / "encoder", Wanted())
+    export_variant(made, "onnx", made.manifest.contract.buckets[0])
+    return Encoder.open(root / "encoder")
+
+
 def _words(folder: Path) -> Path:
     """A tokenizer of the words above."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     digits = [str(n) for n in range(30)]
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *digits]) + "\n")
     return folder

@@ -28,6 +28,7 @@ from mer_export.data.open import detect
 from mer_export.data.shapes.shape import find_shape
 from mer_export.data.spec import DataSpec
 from mer_export.experiment import RESULT, ExperimentResult
+from mer_export.metrics import find
 from mer_export.metrics.measure import measure
 from runtimes.backends.session import SessionOptions
 from runtimes.predict.live import Heard, Hearing
@@ -59,7 +60,10 @@ def said(runs: Path, data: Path, window: int | None) -> ExperimentResult:
     for trained in result.trained:
         output.say(f"{trained.model} {trained.bundle}")
         for name, metrics in measured(runs / trained.bundle, data, result.table.split, window).items():
-            own = {"cell": trained.cell | {"answers": name}, "metrics": {n: metrics[n] for n in result.table.metrics}}
+            own = {
+                "cell": trained.cell | {"answers": name},
+                "metrics": {n: find(n).rounded(metrics[n]) for n in result.table.metrics},
+            }
             cells.append(trained.model_copy(update=own))
     return result.model_copy(update={"trained": cells})
 

@@ -31,19 +31,15 @@ RESULT = "experiment"
 class TableSpec(Strict):
     """Which numbers the table shows, and over which axes it averages."""
 
-    split: tuple[str, ...] = Field(("test",), min_length=1)
-    """Of several, each is a line of the table."""
+    split: str = "test"
+    beside: tuple[str, ...] = ()
+    """Further splits, each a line of its own."""
     columns: dict[str, tuple[str, ...]] = Field(min_length=1)
     """Heading to metric; two of them are written `a/b`. `batch:accuracy` is measured in the batches of the paper."""
     over: tuple[str, ...] = ("seed",)
     """Axes whose runs are averaged."""
     area: str | None = None
     """An axis of rates: the table ends with the area under each metric over it (AUILC)."""
-
-    @field_validator("split", mode="before")
-    @classmethod
-    def _one(cls, split: object) -> object:
-        return (split,) if isinstance(split, str) else split
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -62,6 +58,11 @@ class TableSpec(Strict):
                 except UsageError as error:
                     raise ValueError(str(error)) from None
         return columns
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All that are shown."""
+        return (self.split, *self.beside)
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -205,8 +206,7 @@ class ExperimentResult(Strict):
         """What the numbers are."""
         averaged = f"mean ± deviation (least to most) over {', '.join(self.table.over)}"
         several = any(r.runs > 1 for r in self.rows)
-        splits = " and ".join(self.table.split)
-        return f"Split {splits}" + (f"; {averaged}." if several else ", one run each.")
+        return f"Split {' and '.join(self.table.splits)}" + (f"; {averaged}." if several else ", one run each.")
 
     def header(self) -> tuple[str, ...]:
         """Headings of the table."""
@@ -245,7 +245,7 @@ class ExperimentResult(Strict):
         return (row.model, *(row.cell.get(a, "") for a in self.axes if a != self.table.area), *means)
 
     def _split_of(self, row: Row) -> str:
-        return row.cell.get(SPLIT, self.table.split[0])
+        return row.cell.get(SPLIT, self.table.split)
 
     def csv(self) -> str:
         """A line per row and metric, with every number in full."""

@@ -46,6 +46,8 @@ class Kept:
             if not self._own() or not path.exists():
                 return None
             with os.fdopen(open_plain(path), "rb") as stream:
+                if os.fstat(stream.fileno()).st_size > self.most:
+                    raise BundleError(f"it is larger than {self.most} bytes")
                 digest, content = stream.read(DIGEST), stream.read()
             wanted = seal(name, [content])
         except (OSError, BundleError, RuntimeError) as error:

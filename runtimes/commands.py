@@ -321,6 +321,8 @@ def infer(
         summary: dict[str, Any] = {**counts, "runtime": predictor.backend, "precision": predictor.precision}
         summary |= {"variants": predictor.answered_by, **predictor.features.summary()}
         summary |= {"unreadable": completion.unreadable} if completion else {}
+        if advice := predictor.filling.advice(bundle):
+            say_unless(quiet)(advice)
     # Standard output carries the predictions or the summary, never both.
     emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {_in_a_line(summary)}"], err=out == output.STDOUT)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import histograms
+from benchmarks import histograms, within
 from benchmarks.environments import Installed
 from benchmarks.flops import gflop
 from benchmarks.operators import by_operator
@@ -22,6 +23,13 @@ from benchmarks.original import CASES
 from benchmarks.peers import BASE, Other, compare, default_session
 from benchmarks.suite import NETWORKS, random_samples, real_samples
 from mer_export import registry
+
+RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+
+
+def test_the_page_of_limits_on_trained_bundles_is_made_of_its_numbers() -> None:
+    found = RESULTS / "within.json"
+    assert within.markdown(json.loads(found.read_text())) == found.with_suffix(".md").read_text()
 
 
 @pytest.fixture

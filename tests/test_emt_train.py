@@ -14,6 +14,7 @@ from small_emt import BERT
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.data.open import open_corpus
+from mer_export.data.samples import Sample
 from mer_export.data.synthetic import synthesise
 from mer_export.errors import UsageError
 from runtimes.predict.predictor import Predictor
@@ -127,6 +128,14 @@ def test_one_rate_stands_for_all_modalities() -> None:
         assert (rule["text"], rule["audio"], rule["vision"]) == (0.3, 0.3, 0.3)
     rule = load_preset("emt/mosi", ["protocol.missing={audio: 0.5}"]).protocol["missing"]
     assert (rule["text"], rule["audio"]) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_one_item_left_over_joins_the_batch_before_it(batches: int) -> None:
+    items = [Sample(str(i), {}, (str(i),)) for i in range(8 * batches + 1)]
+    found = EmtProtocol(EmtSettings(text_encoder="random")).batches(items, 8)
+    assert [len(b) for b in found] == [8] * (batches - 1) + [9]
+    assert [s.id for b in found for s in b] == [s.id for s in items]
 
 
 def test_rates_are_read_as_ranges_single_values_and_triples() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from mer_export.data.open import stream_samples
 from mer_export.data.samples import Corpus
 from mer_export.data.synthetic import synthesise
 from mer_export.models.cmerc.graph import Frequency, context_edges
+from runtimes.predict.plan import planned_batches
 from train.config import load_preset
 
 ROOT = Path(__file__).parent.parent
@@ -155,3 +157,12 @@ def test_every_part_of_a_run_of_the_command_is_seen(exported: Bundle, tmp_path: 
     spent = json.loads(done.stdout.splitlines()[-1])
     assert spent.keys() == {*end_to_end.PARTS}
     assert all(seconds > 0 for seconds in spent.values())
+
+
+def test_a_case_without_buckets_gets_those_that_a_plan_makes_of_its_data(exported: Bundle, tmp_path: Path) -> None:
+    bundle, samples = Bundle.open(shutil.copytree(exported.root, tmp_path / "bundle")), make_samples()
+    said = {"labels": bundle.manifest.task.labels, "speakers": 3}
+    write_parquet(Corpus({"test": samples}, "random", said), tmp_path / "data.parquet")
+    buckets = end_to_end.planned(bundle, tmp_path / "data.parquet", "small")
+    assert {*planned_batches(Bundle.open(bundle.root))} == {*buckets}
+    assert max(b["utterances"] for b in buckets) == max(len(s.units) for s in samples)

@@ -165,7 +165,7 @@ def test_a_cell_that_fails_is_a_row_with_its_reason_and_ends_no_other(mer: Mer, 
         "after": [{"name": "b", "preset": "synthetic/cmerc_meld", "set": {"init": "{broken}"}}],
         "good": [{"name": "c", "preset": "synthetic/cmerc_meld"}],
     }
-    table = STAGES["table"] | {"split": ["test", "dev"]}
+    table = STAGES["table"] | {"beside": ["dev"]}
     path = written(tmp_path, models=models, grid={"seed": [1]}, table=table)
     code, out, err = mer("experiment", path, "--data", data, "--out", tmp_path / "o", *SMALL, "--set", "epochs=1")
     assert code == 2
@@ -225,8 +225,8 @@ def test_semantics_that_do_not_exist_are_refused() -> None:
 BERT = "model.bert={vocabulary: 400, hidden: 16, layers: 1, heads: 2, feed_forward: 24, positions: 64}"
 NARROW = ["model.width=8", "model.heads=2", "model.levels=1"]
 PUBLISHED: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
-    "emt/mosi": (
-        "mosi",
+    "emt/sims": (
+        "sims",
         {},
         ["missing=0.0", "seed=111"],
         [
@@ -269,6 +269,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
     ),
 }
 """Data set to imitate, how, values on the grid, and settings that make the published recipes small."""
+PUBLISHED["tab/iemocap_main"] = (*PUBLISHED["tab/iemocap"][:2], [], PUBLISHED["tab/iemocap"][3])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

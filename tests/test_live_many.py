@@ -130,6 +130,7 @@ def test_a_line_that_cannot_be_answered_says_why_and_the_next_one_is(case: Case,
     rows = answered(predictor, Dialogues(), [good, *bad, good])
     assert all("error" in row for row in rows[1:-1])
     assert rows[1]["error"].startswith("line 2: it is not JSON")
+    assert rows[4]["error"] == "line 5: a/1: text is 1 x 1, the model takes 2 x 16"
     assert "has no utterance 'a/9'" in rows[5]["error"]
     assert rows[-1]["prediction"]["unit"] == "a/1"
 

@@ -16,6 +16,7 @@ from mer_export.bundle import Bundle
 from mer_export.contract import Contract, TensorSpec
 from mer_export.errors import UsageError
 from mer_export.exporters import export_variant
+from runtimes.predict.plan import Filling
 from runtimes.predict.predictor import Predictor
 from runtimes.speed import planning
 from runtimes.speed.cost import CostModel, fit, representative
@@ -136,3 +137,26 @@ def test_what_cannot_be_planned_is_a_usage_error(tmp_path: Path) -> None:
         planning.make_plan(bundle, [], most=3, source="nothing")
     with pytest.raises(UsageError, match="--max-variants must be 1 or more"):
         planning.make_plan(bundle, make_samples(), most=0, source="samples")
+
+
+def test_who_pads_most_of_the_steps_is_told_how_to_plan_buckets() -> None:
+    filling, bucket = Filling(), {"text_len": 32, "audio_len": 512, "emotions": 16}
+    short, long = ({"text_len": 14, "audio_len": n, "emotions": 7} for n in (120, 400))
+    filling.add([short] * 15, bucket, ("text_len", "audio_len"))
+    assert filling.advice("runs/a") is None, "too few to judge by"
+    filling.add([short], bucket, ("text_len", "audio_len"))
+    assert filling.advice("runs/a") == (
+        "items fill 14 of 32 text_len, 120 of 512 audio_len on average, the rest is padding that costs time: "
+        "`mer export runs/a --plan DATA` makes buckets for such items"
+    )
+    filling.add([long] * 32, bucket, ("text_len", "audio_len"))
+    assert filling.advice("runs/a") is None
+
+
+def test_a_predictor_counts_how_its_items_fill_their_buckets(exported: Bundle) -> None:
+    pytest.importorskip("onnxruntime")
+    alone = [s for s in make_samples(200) if len(s.units) == 1]
+    with Predictor(exported, batch=16) as predictor:
+        bucket = predictor.buckets[0]
+        list(predictor.predict((alone * 16)[:16]))
+        assert f"items fill 1 of {bucket['utterances']} utterances" in (predictor.filling.advice("runs/a") or "")

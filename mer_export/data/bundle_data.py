@@ -199,7 +199,8 @@ def features_alone(bundle: Bundle, path: Path) -> Through:
             for utterance in dialogue.utterances:
                 made |= utterance.features.keys()
                 held = {n for n in bundle.manifest.encoders if _raw(utterance, n)}
-                raw |= {n: f"{dialogue.id}/{utterance.id}" for n in held - utterance.features.keys() - raw.keys()}
+                unit = utterance.id if utterance.id == dialogue.id else f"{dialogue.id}/{utterance.id}"
+                raw |= {n: unit for n in held - utterance.features.keys() - raw.keys()}
             yield dialogue
         # An encoder leaves out what it cannot read, so features of some utterances are those of all.
         for name in raw.keys() - made:

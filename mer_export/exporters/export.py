@@ -299,11 +299,11 @@ def _of_recipe(bundle: Bundle) -> Sequence[str]:
     return names
 
 
-def job_of(bundle: Bundle, variant: Variant) -> ExportJob:
-    """The job of a variant, as if it were exported again; its example is made of random values."""
+def job_of(bundle: Bundle, variant: Variant, example: Sequence[Sample] | None = None) -> ExportJob:
+    """The job of a variant, as if it were exported again; without data its example is made of random values."""
     opset = variant.options.get("opset", DEFAULT_OPSET)
     made_from: dict[str, Any] = {k: variant.options[k] for k in ("weights", "opset", "device") if k in variant.options}
-    job = _job(bundle, variant, opset, None, _fp32_graph(bundle, variant, made_from))
+    job = _job(bundle, variant, opset, example, _fp32_graph(bundle, variant, made_from))
     return replace(job, keep_fp32=variant.options.get(KEPT, ()))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from mer_export.errors import MerError
 from mer_export.exporters import precision
@@ -21,8 +24,18 @@ from runtimes.debug.values import Arrays
 
 LONGEST = 6
 """Entries of a block list at most."""
+ENOUGH = 0.5
+"""Part of the tolerance that a file may take, so that other samples have room."""
 CALLS = 15
 """Calls whose median is the time of a file."""
+
+
+class Measured(NamedTuple):
+    """A file: its bytes, milliseconds of a call, and the part of the tolerance that its outputs take."""
+
+    bytes: int
+    ms: float
+    used: float
 
 
 def ranked(rows: Sequence[ModuleRow]) -> list[str]:
@@ -40,29 +53,45 @@ def block_list(
     score: Callable[[Arrays], float],
     folder: Path,
 ) -> list[KeptModule]:
-    """Modules to keep in fp32, until what remains is half of the tolerance; each entry is tried with those before it.
+    """Modules to keep in fp32 so that half of the tolerance is left, or as much as the costliest ones give.
 
-    An entry without which the file is as good is left out, such as a module without any product.
+    They come in, the costliest first, until that is so; then each goes again without which the file is as good: a
+    module without any product, or one that cost only by what another made. Nothing where no list helps.
     """
     assert job.graph is not None, "a reduced precision is made from an fp32 file"
-    size, ms, used = _measured(artefact, way, inputs, score)
-    kept: list[KeptModule] = []
+    reference, tried = job.graph.path, dict[tuple[str, ...], Measured | None]()
+
+    def measured(*modules: str) -> Measured | None:
+        """What a file is that keeps these; None for modules that the file does not name, or the last reduced ones."""
+        if modules not in tried:
+            path = folder / f"keep{len(tried)}" / "model.onnx"
+            path.parent.mkdir()
+            try:
+                precision.write(replace(job, keep_fp32=[*job.keep_fp32, *modules]), reference, path, gated=False)
+                tried[modules] = _measured(replace(artefact, path=path), way, inputs, score)
+            except MerError:
+                tried[modules] = None
+            shutil.rmtree(path.parent)
+        return tried[modules]
+
+    began = best = _measured(artefact, way, inputs, score)
+    kept: tuple[str, ...] = ()
     for module in ranked(rows):
-        if used <= 0.5 or len(kept) == LONGEST:
+        if best.used <= ENOUGH or len(kept) == LONGEST:
             break
-        path = folder / f"keep{len(kept)}" / "model.onnx"
-        path.parent.mkdir(exist_ok=True)
-        trial = replace(job, keep_fp32=[*job.keep_fp32, *(k.module for k in kept), module])
-        try:
-            precision.write(trial, job.graph.path, path, gated=False)
-            found = _measured(replace(artefact, path=path), way, inputs, score)
-        except MerError:
-            # A module that the file does not name, or the last that could be reduced.
-            continue
-        if found[2] < used:
-            kept.append(KeptModule(module=module, more_bytes=found[0] - size, more_ms=found[1] - ms, used=found[2]))
-            size, ms, used = found
-    return kept
+        if found := measured(*kept, module):
+            kept, best = (*kept, module), found
+    for module in kept[-2::-1]:
+        fewer = tuple(m for m in kept if m != module)
+        if (found := measured(*fewer)) and found.used <= max(ENOUGH, best.used):
+            kept, best = fewer, found
+    if best.used >= began.used:
+        return []
+    made = [began, *(m for k in range(len(kept)) if (m := measured(*kept[: k + 1])))]
+    return [
+        KeptModule(module=module, more_bytes=b.bytes - a.bytes, more_ms=b.ms - a.ms, used=b.used)
+        for module, (a, b) in zip(kept, pairwise(made), strict=True)
+    ]
 
 
 def call_ms(call: Callable[[], object]) -> float:
@@ -76,12 +105,13 @@ def call_ms(call: Callable[[], object]) -> float:
     return 1e3 * median(seconds)
 
 
-def _measured(
-    artefact: Artefact, way: Way, inputs: Arrays, score: Callable[[Arrays], float]
-) -> tuple[int, float, float]:
-    """Bytes of a file, milliseconds of a call, and the part of the tolerance that its outputs take."""
+def file_bytes(path: Path) -> int:
+    """Bytes of an ONNX file with the weights beside it."""
+    return sum(p.stat().st_size for p in {path, *path.parent.glob("*.weights")})
+
+
+def _measured(artefact: Artefact, way: Way, inputs: Arrays, score: Callable[[Arrays], float]) -> Measured:
     kind: type[Session] = resolve(find_backend(way.backend).session)
-    size = sum(p.stat().st_size for p in {artefact.path, *artefact.path.parent.glob("*.weights")})
     with kind(artefact, way.options) as session:
         feed = dict(inputs)
-        return size, call_ms(lambda: session.run(feed)), score(session.run(feed))
+        return Measured(file_bytes(artefact.path), call_ms(lambda: session.run(feed)), score(session.run(feed)))

@@ -7,9 +7,12 @@ is found by bisection, and every entry that the limit does not need is taken out
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from mer_export.agreement.compare import Comparison
 from mer_export.agreement.policy import Policy
@@ -24,7 +27,7 @@ from mer_export.exporters.precision_gate import measure, open_file
 from mer_export.metrics import find
 from mer_export.progress import SILENT, Progress
 from mer_export.task import Task
-from runtimes.debug.keep import call_ms, ranked
+from runtimes.debug.keep import call_ms, file_bytes, ranked
 from runtimes.debug.parity import debug_variant
 
 MOST = 16
@@ -55,9 +58,31 @@ class Search(Strict):
     trials: list[Trial]
 
 
+class _Heard:
+    """A session that is asked the same each time: what it answered the first time is its answer."""
+
+    def __init__(self, session: Any):
+        self._session = session
+        self._answers: list[Any] = []
+        self._asked = 0
+
+    def again(self) -> _Heard:
+        """Itself, to be asked from the first question on."""
+        self._asked = 0
+        return self
+
+    def run(self, names: Sequence[str], feed: Mapping[str, np.ndarray]) -> Any:
+        """See `onnxruntime.InferenceSession`."""
+        if self._asked == len(self._answers):
+            self._answers.append(self._session.run(names, feed))
+        self._asked += 1
+        return self._answers[self._asked - 1]
+
+
 @dataclass
 class _Search:
     job: ExportJob
+    reference: _Heard
     task: Task
     limit: float
     folder: Path
@@ -89,8 +114,8 @@ class _Search:
         except MerError as error:
             return nothing.model_copy(update={"problem": str(error)})
         session = open_file(path)
-        found = measure(self.job, self.task, open_file(self.job.graph.path), session)
-        problem, lost = self._problem(found)
+        found = measure(self.job, self.task, self.reference.again(), session)
+        problem, lost = beyond(found, self.job.precision, self.task, self.limit)
         self.units = found.units
         return Trial(
             keep_fp32=keep,
@@ -98,27 +123,29 @@ class _Search:
             flips=found.flips,
             flips_beyond_noise=found.flips_beyond_noise,
             lost=lost,
-            bytes=sum(p.stat().st_size for p in path.parent.iterdir()),
+            bytes=file_bytes(path),
             ms=call_ms(lambda: session.run(None, self.job.feed(self.job.batch or 1))),
             problem=problem,
         )
 
-    def _problem(self, found: Comparison) -> tuple[str, float]:
-        """What breaks the limit or the rule of the precision, in words, and the points that are lost."""
-        policy = Policy()
-        metric = find(self.task.headline)
-        lost = next(
-            (metric.lost(m.reference, m.candidate) for m in found.metrics if m.metric == self.task.headline), 0.0
-        )
-        failed = [t for grade, t in findings(found, self.job.precision, self.task, policy) if grade == "fail"]
-        rule = policy.rule(self.job.precision).model_copy(update={"flip_share": self.limit / 100})
-        if failed:
-            return failed[0], lost
-        if lost > self.limit:
-            return f"{self.task.headline} loses {lost:.2f}", lost
-        if found.flips_beyond_noise > rule.flips_allowed(found.units):
-            return f"{found.flips_beyond_noise} of {found.units} labels change", lost
-        return "", lost
+
+def beyond(found: Comparison, precision: str, task: Task, limit: float) -> tuple[str, float]:
+    """What of a comparison breaks a limit or the rule of the precision, in words ("" for nothing), and the points lost.
+
+    Points are those of the metric that the task is judged by; `limit` is the percent of labels, or of signs of a
+    score, that may change beyond noise too. What one label is worth may always change, unless the limit is 0.
+    """
+    policy, metric = Policy(), find(task.headline)
+    rule = policy.rule(precision).model_copy(update={"flip_share": limit / 100, "metric_drop": limit})
+    lost = max((metric.lost(m.reference, m.candidate) for m in found.metrics if m.metric == metric.name), default=0.0)
+    changed = {"labels change": found.flips_beyond_noise, "scores change sign": found.sign_flips_beyond_noise or 0}
+    failed = [text for grade, text in findings(found, precision, task, policy) if grade == "fail"]
+    if lost > rule.drop_allowed(found.labelled):
+        failed.append(f"{metric.name} loses {lost:.2f}")
+    for what, count in changed.items():
+        if count > rule.flips_allowed(found.units):
+            failed.append(f"{count} of {found.units} {what}")
+    return failed[0] if failed else "", lost
 
 
 def search(
@@ -140,14 +167,14 @@ def search(
     """
     options = {k: v for k, v in variant.options.items() if k != KEPT}
     plain = variant.model_copy(update={"model": "", "options": options})
-    job, task = replace(job_of(bundle, plain), samples=samples), bundle.manifest.task
+    job, task = job_of(bundle, plain, samples), bundle.manifest.task
     if variant.format != "onnx" or job.graph is None:
         raise UsageError(
             f"{variant.name}: a limit is kept against the fp32 ONNX variant of the same form: "
             "run mer export --format onnx --precision fp32 first"
         )
     with tempfile.TemporaryDirectory() as folder, progress.over("within", MOST, "trial") as shown:
-        run = _Search(job, task, limit, Path(folder), shown)
+        run = _Search(job, _Heard(open_file(job.graph.path)), task, limit, Path(folder), shown)
         chosen = [] if run.tried([]).within else _choose(run, bundle, plain, samples)
     return Search(limit=limit, metric=task.headline, units=run.units, keep_fp32=chosen, trials=run.trials)
 

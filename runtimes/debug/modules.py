@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from mer_export.bundle import Strict
-from runtimes.debug.values import Arrays, Side, Value, distance
+from runtimes.debug.values import HELD, Arrays, Shelf, Side, Value, distance
 
 NOISE = {"fp32": 3e-5, "tf32": 3e-3, "fp16": 5e-3, "bf16": 3e-2, "int8": 1e-1}
 """Error over size that a module may add by itself, by precision: sums in another order, or its rounding."""
 TRIED = 16
 """How many modules, those with the largest errors, are tried one by one."""
+T = TypeVar("T")
 SHARE = 0.1
 """Part of the whole error from which on a module is to blame for it."""
 
@@ -35,16 +37,48 @@ class ModuleRow(Strict):
     alone: float | None = None
 
 
-def compare_modules(side: Side, inputs: Arrays, reference: Arrays) -> tuple[list[ModuleRow], dict[str, np.ndarray]]:
-    """A row per module that makes values which `reference` knows, and these values as made of exact ones."""
+def compare_modules(
+    side: Side, inputs: Arrays, reference: Shelf, exact: Shelf, score: Callable[[Arrays], float]
+) -> tuple[list[ModuleRow], float]:
+    """A row per module that makes values which `reference` knows; puts these, as made of exact ones, on `exact`.
+
+    One run reads off, or is given, about as many bytes as a shelf holds.
+
+    Returns:
+        The rows, and the least score that outputs had while values were read off.
+    """
     values = [v for v in side.values if v.name in reference]
-    names = [v.name for v in values]
-    free = _errors(reference, side.run(inputs, names), names)
-    # The network's outputs are read by no module, and have to be computed.
-    made = side.run(inputs, names, {v.name: reference[v.name] for v in values if any(v.readers)})
-    own = _errors(reference, made, names)
-    rows = [_row(module, values, free, own) for module in dict.fromkeys(v.module for v in values)]
-    return rows, {n: _like(made[n], reference[n]) for n in own}
+    free: dict[str, float] = {}
+    own: dict[str, float] = {}
+    scores = []
+    for part in _parts(values, lambda v: reference.sizes[v.name]):
+        found = side.run(inputs, [v.name for v in part])
+        free |= _errors(reference, found, [v.name for v in part])
+        scores.append(score(found))
+    modules = list(dict.fromkeys(v.module for v in values))
+    sizes = {m: sum(reference.sizes[v.name] for v in values if m == v.module or m in v.readers) for m in modules}
+    for some in _parts(modules, sizes.__getitem__):
+        makers, readers = {*some}, {*some, *side.loose}
+        names = [v.name for v in values if v.module in makers]
+        made = side.run(inputs, names, {v.name: reference[v.name] for v in values if v.readers & readers})
+        own |= (errors := _errors(reference, made, names))
+        for name in errors:
+            exact.put(name, _like(made[name], reference[name]))
+    return [_row(module, values, free, own) for module in modules], min(scores, default=0.0)
+
+
+def _parts(things: Sequence[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """All of them in order, as many at a time as take `HELD`, at least one."""
+    part: list[T] = []
+    taken = 0
+    for thing in things:
+        if part and taken + size(thing) > HELD:
+            yield part
+            part, taken = [], 0
+        part.append(thing)
+        taken += size(thing)
+    if part:
+        yield part
 
 
 def _like(found: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from mer_export.contract import TensorSpec
 from mer_export.errors import UnsupportedError
 from mer_export.exporters.graph.external_data import write
 from mer_export.exporters.graph.names import TOP, module_of
+from mer_export.exporters.graph.nodes import reads, within
 from mer_export.registry import resolve
 from runtimes.backends.session import Artefact, Session
 from runtimes.backends.table import find_backend
@@ -28,9 +29,9 @@ SHAPE = "probe.shape"
 
 
 class OnnxSide:
-    """See `Side`; values are those of the file that `reference` knows too, by name and size."""
+    """See `Side`; values are those of the file that the reference knows too, whose `shapes` are given by name."""
 
-    def __init__(self, artefact: Artefact, way: Way, reference: Arrays, folder: Path):
+    def __init__(self, artefact: Artefact, way: Way, shapes: Mapping[str, tuple[int, ...]], folder: Path):
         """Reads the file and leaves copies in `folder`.
 
         Raises:
@@ -45,20 +46,21 @@ class OnnxSide:
         # From here on the weights lie in one file, which all copies read.
         write(self._model, folder / "weights.onnx", {})
         self._types = _types(self._model)
-        self._shapes = {n: v.shape for n, v in reference.items()}
-        self.values = self._values(reference)
+        self._shapes = shapes
+        values = self._values()
+        self.values = [v for v in values if shapes.get(v.name)]
+        self.loose = {v.module for v in values if v.readers and not shapes.get(v.name)}
 
-    def _values(self, reference: Arrays) -> list[Value]:
+    def _values(self) -> list[Value]:
         outputs = {o.name for o in self._graph.output}
         readers: dict[str, set[str]] = {}
         for place, node in enumerate(self._graph.node):
-            for name in node.input:
+            for name in reads(node):
                 readers.setdefault(name, set()).add(self._modules[place])
         return [
             Value(name, own, frozenset(others))
             for place, node in enumerate(self._graph.node)
             for name in node.output
-            if name in reference and reference[name].ndim
             for own in [self._modules[place]]
             for others in [readers.get(name, set()) - {own}]
             if others or name in outputs
@@ -93,14 +95,13 @@ class OnnxSide:
         return kind(artefact, self._way.options)
 
     def _write(self, path: Path, taken: Mapping[str, str], probed: Mapping[str, str]) -> None:
-        """Writes a copy; the graph itself is afterwards as it was."""
+        """Writes a copy."""
         import onnx
         from onnx import TensorProto, helper, numpy_helper
 
-        graph = self._graph
-        before = [len(part) for part in (graph.input, graph.output, graph.initializer)]
-        swapped = [(node, list(node.input)) for node in graph.node]
-        read, first, last = {}, [], []
+        model = onnx.ModelProto()
+        model.CopyFrom(self._model)
+        graph, read, first, last = model.graph, {}, [], []
         for name, value in taken.items():
             graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, self._shapes[value]))
             kind = self._types.get(value, TensorProto.FLOAT)
@@ -109,9 +110,11 @@ class OnnxSide:
                 first.append(helper.make_node("Cast", [name], [read[value]], name=read[value], to=kind))
         makers = {o: self._modules[place] for place, node in enumerate(graph.node) for o in node.output}
         for place, node in enumerate(graph.node):
-            for index, name in enumerate(node.input):
-                if name in read and makers[name] != self._modules[place]:
-                    node.input[index] = read[name]
+            # What a loop holds reads the values around it by their names.
+            for inner in within(node):
+                for index, name in enumerate(inner.input):
+                    if name in read and makers[name] != self._modules[place]:
+                        inner.input[index] = read[name]
         graph.initializer.append(numpy_helper.from_array(np.array([1, -1], np.int64), SHAPE))
         for name, value in probed.items():
             last += [
@@ -122,12 +125,7 @@ class OnnxSide:
         nodes = list(graph.node)
         del graph.node[:]
         graph.node.extend([*first, *nodes, *last])
-        onnx.save_model(self._model, path)
-        del graph.node[len(first) + len(nodes) :], graph.node[: len(first)]
-        for node, (_, names) in zip(graph.node, swapped, strict=True):
-            node.input[:] = names
-        for part, size in zip((graph.input, graph.output, graph.initializer), before, strict=True):
-            del part[size:]
+        onnx.save_model(model, path)
 
 
 def _modules(graph: Any) -> list[str]:
@@ -143,7 +141,7 @@ def _modules(graph: Any) -> list[str]:
         node = graph.node[place]
         named[place] = named[place] or next((reading[n] for n in node.output if n in reading), None)
         if own := named[place]:
-            reading |= dict.fromkeys(node.input, own)
+            reading |= dict.fromkeys(reads(node), own)
     return [name or TOP for name in named]
 
 

@@ -6,13 +6,12 @@ names that the exported file has. It is first held against eager PyTorch, so tha
 
 from __future__ import annotations
 
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from mer_export.agreement.compare import compare, output_errors
 from mer_export.agreement.error import OutputError
 from mer_export.agreement.policy import Policy, gravest
 from mer_export.agreement.verdict import findings
-from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle, Variant
+from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.example_inputs import repeat
 from mer_export.data.samples import Sample, readable
@@ -38,21 +37,23 @@ from runtimes.backends.session import Artefact, Session
 from runtimes.backends.table import find_backend
 from runtimes.backends.way import Way, eager, find_ways
 from runtimes.debug.captured import Captured
+from runtimes.debug.frozen import frozen_in
 from runtimes.debug.keep import block_list
 from runtimes.debug.modules import blame, compare_modules
 from runtimes.debug.onnx_side import OnnxSide
 from runtimes.debug.report import DebugReport
 from runtimes.debug.smallest import smallest
 from runtimes.debug.trace_side import TraceSide
-from runtimes.debug.values import Arrays, Side
+from runtimes.debug.values import Arrays, Shelf, Side
 from runtimes.parity.invariance import Runner
 from runtimes.parity.probes import probes
+from runtimes.speed.start_up import peak_mib
 
 KNOWN = 0.5
 """Part of the values of a file that the reference must know: another release of PyTorch may call them otherwise."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Candidate:
     """A variant on a backend, and its file, which may lie outside of the bundle."""
 
@@ -60,7 +61,15 @@ class Candidate:
     variant: Variant
     way: Way
     artefact: Artefact
-    job: ExportJob
+
+    @cached_property
+    def job(self) -> ExportJob:
+        """With the network, which is not loaded before it is asked for."""
+        return job_of(self.bundle, self.variant)
+
+    @property
+    def contract(self) -> Contract:
+        return self.artefact.contract
 
     @property
     def written(self) -> bool:
@@ -83,27 +92,27 @@ def candidate_of(bundle: Bundle, variant: Variant, runtime: str | None, reduced:
         NotAvailableError: nothing here runs it.
     """
     if variant.format not in SIDES:
-        raise UnsupportedError(
-            f"{variant.format} keeps no values that could be told apart: debug the fp32 variant of {' or '.join(SIDES)}"
-        )
+        raise UnsupportedError(f"{variant.name}: {SEALED[variant.format]}")
     if variant.stages:
         raise UnsupportedError(f"{variant.name} is in stages: export the same in one piece and debug that")
     with tempfile.TemporaryDirectory() as folder:
-        job = job_of(bundle, variant)
         if variant.model:
             way = _way(bundle, variant, runtime, reduced)
             path = bundle.variant_files(variant)
         else:
             way, path = Way.of(variant, "onnxruntime"), Path(folder) / "model.onnx"
-            if job.graph is None:
+        contract, lengths = bundle.manifest.contract, variant.lengths
+        artefact = Artefact(
+            path, contract, lengths, variant.batch, variant.precision, variant.options, digest=variant.name
+        )
+        candidate = Candidate(bundle, variant, way, artefact)
+        if not variant.model:
+            if candidate.job.graph is None:
                 raise UsageError(
                     f"{variant.name} is made of fp32 of the bundle's weights: run mer export --format onnx"
                 )
-            precision.write(job, job.graph.path, path, gated=False)
-        artefact = Artefact(
-            path, job.contract, variant.lengths, variant.batch, variant.precision, variant.options, digest=variant.name
-        )
-        yield Candidate(bundle, variant, way, artefact, job)
+            precision.write(candidate.job, candidate.job.graph.path, path, gated=False)
+        yield candidate
 
 
 def _way(bundle: Bundle, variant: Variant, runtime: str | None, reduced: str | None) -> Way:
@@ -170,7 +179,7 @@ def debug_variant(
         if report.verdict == "fail" and out:
             _write(candidate, least, out)
             report.file = str(out)
-    report.seconds, report.peak_mib = round(time.perf_counter() - began, 2), _peak_mib()
+    report.seconds, report.peak_mib = round(time.perf_counter() - began, 2), round(peak_mib())
     return report
 
 
@@ -183,7 +192,7 @@ def require(report: DebugReport) -> None:
 
 def _worst(candidate: Candidate, samples: Sequence[Sample], policy: Policy) -> tuple[DebugReport, Compared, Compared]:
     """Runs everything; returns the report so far, the worst sample and the smallest that shows a failure."""
-    bundle, contract = candidate.bundle, candidate.job.contract
+    bundle, contract = candidate.bundle, candidate.contract
     task, lengths = bundle.manifest.task, candidate.variant.lengths
     real = readable(samples, contract)
     fitting = [s for s in real if lengths.holds(s.lengths(contract))]
@@ -217,11 +226,11 @@ def _worst(candidate: Candidate, samples: Sequence[Sample], policy: Policy) -> t
         reasons=[text for _, text in sorted(found, key=lambda f: f[0] != "fail")],
         samples=len(items),
         sample=worst.sample.id,
-        lengths=Bucket(worst.sample.lengths(contract)),
+        lengths=dict(worst.sample.lengths(contract)),
         output=error.output,
         max_abs=error.max_abs,
         used=error.used,
-        smallest=Bucket(least.sample.lengths(contract)) if verdict == "fail" else None,
+        smallest=dict(least.sample.lengths(contract)) if verdict == "fail" else None,
     )
     return report, worst, least
 
@@ -240,16 +249,30 @@ def _examine(
     shown: Progress,
 ) -> None:
     """Fills in what the modules do on the worst sample."""
-    job, variant = candidate.job, candidate.variant
-    inputs = collate([worst.sample], job.contract, variant.lengths)
+    variant, contract = candidate.variant, candidate.contract
+    inputs = collate([worst.sample], contract, variant.lengths)
     inputs = {
-        s.name: repeat(inputs[s.name], variant.batch or 1) if s.batched else inputs[s.name] for s in job.contract.inputs
+        s.name: repeat(inputs[s.name], variant.batch or 1) if s.batched else inputs[s.name] for s in contract.inputs
     }
     program, side_of = SIDES[variant.format]
-    graph = Captured(program(job), job.contract)
-    reference = graph.run(inputs, [v.name for v in graph.values])
-    if problem := _capture_problem(candidate, worst, reference, policy):
-        report.note = problem
+    graph, reference = Captured(program(candidate.job), contract), Shelf(folder / "reference")
+    graph.fill(reference, inputs)
+
+    def score(outputs: Arrays, precision: str = report.precision) -> float:
+        item = replace(worst, candidate=_rows(candidate, outputs, worst.sample))
+        return _furthest(item, policy, precision).used
+
+    def right(outputs: Arrays) -> bool:
+        return score(outputs, "fp32") <= 1
+
+    if not right(reference):
+        shown.begin("capture")
+        report.module = frozen_in(candidate.job, graph, inputs, reference, right, folder / "network")
+        report.note = (
+            f"PyTorch's own graph of the network takes {score(reference, 'fp32'):.2g} of fp32's tolerance already: "
+            f"capturing froze a choice in {report.module} that depends on values, on a number of Python or on whether "
+            "it is being exported"
+        )
         return
     side = side_of(candidate, graph, inputs, reference, folder)
     known = [v for v in side.values if v.name in reference]
@@ -259,54 +282,38 @@ def _examine(
             "run mer export --force"
         )
 
-    def score(outputs: Arrays) -> float:
-        item = replace(worst, candidate=_rows(candidate, outputs, worst.sample))
-        return _furthest(item, policy, report.precision).used
-
-    report.rows, own = compare_modules(side, inputs, reference)
+    exact = Shelf(folder / "exact")
+    report.rows, kept_apart = compare_modules(side, inputs, reference, exact, score)
     if report.verdict == "pass" and report.precision == "fp32":
         return
-    kept_apart = score(side.run(inputs, [v.name for v in known]))
     if report.verdict == "fail" and kept_apart <= min(1.0, report.used / 2):
         report.note = (
             f"with every value between modules kept it takes {kept_apart:.2g} of the tolerance: "
             "what the runtime fuses across modules makes the error"
         )
     shown.begin("suspects")
-    found = blame(side, graph, inputs, own, report.rows, report.precision, score)
+    found = blame(side, graph, inputs, exact, report.rows, report.precision, score)
     report.module = found.module if found else None
-    if block and variant.precision != "fp32" and job.graph:
+    if block and variant.precision != "fp32" and candidate.job.graph:
         shown.begin("modules to keep in fp32")
         report.keep_fp32 = block_list(
             candidate.job, candidate.way, candidate.artefact, report.rows, inputs, score, folder
         )
 
 
-def _capture_problem(candidate: Candidate, worst: Compared, captured: Arrays, policy: Policy) -> str:
-    """In words, where PyTorch's own graph already differs from the network."""
-    item = replace(worst, candidate=_rows(candidate, captured, worst.sample))
-    error = _furthest(item, policy, "fp32")
-    if error.used <= 1:
-        return ""
-    return (
-        f"PyTorch's own graph of the network is off by {error.size} already: capturing froze a choice that depends on "
-        "values, such as an if, an int() or a length"
-    )
-
-
 def _rows(candidate: Candidate, outputs: Arrays, sample: Sample) -> Outputs:
-    own = sample.lengths(candidate.job.contract)
+    own = sample.lengths(candidate.contract)
     return {
         spec.name: outputs[spec.name][0][
             tuple(slice(own[d]) if isinstance(d, str) else slice(None) for d in spec.dims[1:])
         ]
-        for spec in candidate.job.contract.outputs
+        for spec in candidate.contract.outputs
     }
 
 
 def _write(candidate: Candidate, item: Compared, path: Path) -> None:
     """Inputs by name, the reference's outputs by name, and the candidate's as `candidate.NAME`."""
-    arrays = collate([item.sample], candidate.job.contract, candidate.variant.lengths)
+    arrays = collate([item.sample], candidate.contract, candidate.variant.lengths)
     outputs = {n: v[None] for n, v in item.reference.items()} | {
         f"candidate.{n}": v[None] for n, v in item.candidate.items()
     }
@@ -314,18 +321,18 @@ def _write(candidate: Candidate, item: Compared, path: Path) -> None:
         np.savez_compressed(stream, allow_pickle=False, **arrays, **outputs)
 
 
-def _onnx_side(candidate: Candidate, graph: Captured, inputs: Arrays, reference: Arrays, folder: Path) -> Side:
-    return OnnxSide(candidate.artefact, candidate.way, reference, folder)
+def _onnx_side(candidate: Candidate, graph: Captured, inputs: Arrays, reference: Shelf, folder: Path) -> Side:
+    return OnnxSide(candidate.artefact, candidate.way, reference.shapes, folder)
 
 
-def _program_side(candidate: Candidate, graph: Captured, inputs: Arrays, reference: Arrays, folder: Path) -> Side:
+def _program_side(candidate: Candidate, graph: Captured, inputs: Arrays, reference: Shelf, folder: Path) -> Side:
     import torch
 
-    return Captured(torch.export.load(candidate.artefact.path), candidate.job.contract)
+    return Captured(torch.export.load(candidate.artefact.path), candidate.contract)
 
 
-def _trace_side(candidate: Candidate, graph: Captured, inputs: Arrays, reference: Arrays, folder: Path) -> Side:
-    return TraceSide(candidate.artefact.path, candidate.job.contract, graph, inputs)
+def _trace_side(candidate: Candidate, graph: Captured, inputs: Arrays, reference: Shelf, folder: Path) -> Side:
+    return TraceSide(candidate.artefact.path, candidate.contract, graph, inputs, reference)
 
 
 def _lowered(job: ExportJob) -> Any:
@@ -338,8 +345,10 @@ SIDES = {
     "torchscript": (exported_program.capture, _trace_side),
 }
 """By format: how the reference is captured, and how the file becomes a side."""
-
-
-def _peak_mib() -> int:
-    # Linux counts in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> (20 if sys.platform == "darwin" else 10)
+SEALED = {
+    "aot_inductor": "a compiled package shows no values between modules: run mer export --format exported_program, "
+    "which keeps the graph that the package is compiled of, and debug that; if it agrees, the compiler is to blame",
+    "tensorrt": "an engine shows no values between modules: debug the onnx variant of the same precision, which it is "
+    "built of; if it agrees, the builder is to blame",
+}
+"""By format: why its values cannot be read, and what to debug instead."""

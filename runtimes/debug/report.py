@@ -33,7 +33,8 @@ class DebugReport(Strict):
     reasons: list[str]
     samples: int
     sample: str
-    lengths: Bucket
+    lengths: dict[str, int]
+    """Of the worst sample; 0 where a modality is missing."""
     output: str
     max_abs: float
     used: float
@@ -41,7 +42,7 @@ class DebugReport(Strict):
     """The first module that makes an error; None where none makes more than noise."""
     note: str = ""
     rows: list[ModuleRow] = Field(default_factory=list)
-    smallest: Bucket | None = None
+    smallest: dict[str, int] | None = None
     """Lengths of the smallest sample that shows it."""
     file: str | None = None
     """Where that sample was written."""
@@ -56,17 +57,16 @@ class DebugReport(Strict):
         lines = [f"# {self.runtime}: {self.variant}{made}", "", f"**{self.verdict}**", ""]
         lines += [f"* {reason}" for reason in self.reasons]
         lines += [
-            f"* worst of {self.samples} samples: {self.sample} ({self.lengths.name}), {self.output} is off by "
+            f"* worst of {self.samples} samples: {self.sample} ({Bucket(self.lengths).name}), {self.output} is off by "
             f"{self.max_abs:.1e}, {self.used:.2g} of the tolerance"
         ]
-        if self.module:
-            row = next(r for r in self.rows if r.module == self.module)
+        if row := next((r for r in self.rows if r.module == self.module), None):
             what = "first error in" if self.precision == "fp32" else "most of the difference is made in"
             lines += [f"* {what} **{self.module}**: {_size(row.own)} of its own, with exact values to read"]
         lines += [f"* {self.note}"] if self.note else []
-        if self.smallest:
+        if self.smallest is not None:
             where = f", written to {self.file}" if self.file else ""
-            lines += [f"* the smallest sample that shows it has {self.smallest.name}{where}"]
+            lines += [f"* the smallest sample that shows it has {Bucket(self.smallest).name}{where}"]
         lines += ["", *self._modules(), *self._kept()]
         return "\n".join([*lines, "", f"{self.seconds:.1f} s, {self.peak_mib} MiB at most"])
 

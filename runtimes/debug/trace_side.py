@@ -6,7 +6,8 @@ so its steps are those of that graph, but for what freezing folded: both are lai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Container, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from mer_export.contract import Contract
 from mer_export.exporters.graph.names import TOP
 from mer_export.exporters.torchscript import attention_as_written, quiet
 from runtimes.debug.captured import Captured
-from runtimes.debug.values import Arrays, Value
+from runtimes.debug.values import HELD, Arrays, Value
 
 UNPACKS = ("prim::ListUnpack", "prim::TupleUnpack")
 
@@ -27,8 +28,11 @@ UNPACKS = ("prim::ListUnpack", "prim::TupleUnpack")
 class TraceSide:
     """See `Side`; values are those whose step was found in the captured graph, by its names."""
 
-    def __init__(self, path: Path, contract: Contract, captured: Captured, inputs: Arrays):
-        """Reads a file that may be loaded, and runs it and `captured` on `inputs` for the shapes of their values."""
+    def __init__(self, path: Path, contract: Contract, captured: Captured, inputs: Arrays, known: Container[str]):
+        """Reads a file that may be loaded, and runs it and `captured` on `inputs` for the shapes of their values.
+
+        `known` are the values of `captured` that can be given.
+        """
         with quiet():
             self._graph = torch.jit.load(str(path), map_location="cpu").inlined_graph
         self._contract = contract
@@ -41,13 +45,15 @@ class TraceSide:
             for k, n, v in _keyed(self._graph)
             if v.type().kind() == "TensorType" and n.kind() != "prim::Constant"
         }
-        shapes = self._call(inputs, [*made], {})
-        kept = captured.run(inputs, [s.name for s in captured.steps])
-        theirs = [s for s in captured.steps if s.name in kept]
+        shapes = captured.shapes(inputs)
+        theirs = [s for s in captured.steps if s.name in shapes]
+        # All values of both sides take about the same room.
+        size = 4 * sum(map(math.prod, shapes.values()))
+        own = self._shapes(inputs, [*made], 1 + size // HELD)
         match = SequenceMatcher(
             None,
-            [(_operator(*made[k]), shapes[k].shape) for k in made],
-            [((s.operator, s.place), kept[s.name].shape) for s in theirs],
+            [(_operator(*made[k]), own[k]) for k in made],
+            [((s.operator, s.place), shapes[s.name]) for s in theirs],
             autojunk=False,
         )
         ours = [*made]
@@ -55,6 +61,24 @@ class TraceSide:
         self._modules = _modules(self._graph, {key: step.module for key, step in found.items()})
         self._keys = {step.name: key for key, step in found.items()}
         self.values = self._values({key: step.name for key, step in found.items()})
+        self.loose = self._loose({key for key, step in found.items() if step.name in known})
+
+    def _shapes(self, inputs: Arrays, keys: Sequence[str], parts: int) -> dict[str, tuple[int, ...]]:
+        """The shapes of values, read off in so many runs."""
+        most = -(-len(keys) // parts)
+        found: dict[str, tuple[int, ...]] = {}
+        for start in range(0, len(keys), most or 1):
+            found |= {k: v.shape for k, v in self._call(inputs, keys[start : start + most], {}).items()}
+        return found
+
+    def _loose(self, known: set[str]) -> set[str]:
+        makers = {v.debugName(): (key, self._modules[_place(key)]) for key, _, v in _keyed(self._graph)}
+        return {
+            made[1]
+            for place, node in enumerate(self._graph.nodes())
+            for value in node.inputs()
+            if (made := makers.get(value.debugName())) and made[0] not in known and made[1] != self._modules[place]
+        }
 
     def _values(self, names: dict[str, str]) -> list[Value]:
         outputs = {s.name for s in self._contract.outputs}

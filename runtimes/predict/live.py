@@ -208,16 +208,26 @@ class Hearing:
             first = max(place - 2 * looks, 0)
             near = after.utterances[first : place + 2 * looks + 1]
             touched = range(max(place - looks, 0), min(place + looks + 1, len(after.utterances)))
-        own = after.utterances[place]
+        own, where = after.utterances[place], f"dialogue {after.id!r}"
+        # First: of a wrong width the whole dialogue would only say that its utterances differ.
+        spoken = [self._fits(s) for s in self._samples(Dialogue(after.id, ALL, [own], where))]
         unit = own.id
         others = [after.utterances[i].id for i in touched if i != place]
         kept = others if self.revise is None else others[max(len(others) - self.revise, 0) :]
         wanted = frozenset((unit, *kept))
         whole = self._as_one_context(self._with_speakers(near, after.gone))
-        where = f"dialogue {after.id!r}"
         samples = [s for s in self._samples(Dialogue(after.id, ALL, whole, where)) if not wanted.isdisjoint(s.units)]
-        spoken = list(self._samples(Dialogue(after.id, ALL, [own], where)))
         return Turn(unit, samples, spoken, wanted, after)
+
+    def _fits(self, sample: Sample) -> Sample:
+        """A sample whose inputs are as wide as the model's; raises InputError for another one."""
+        for spec in self.bundle.manifest.contract.features:
+            wanted, found = spec.dims[1:], getattr(sample.inputs.get(spec.name), "shape", ())
+            sizes = [(n, d) for n, d in zip(found, wanted, strict=False) if isinstance(d, int) and (n, d) != (1, 1)]
+            if len(found) == len(wanted) and any(n != d for n, d in sizes):
+                given, taken = (" x ".join(map(str, side)) for side in zip(*sizes, strict=True))
+                raise InputError(f"{sample.units[0]}: {spec.name} is {given}, the model takes {taken}")
+        return sample
 
     def _samples(self, dialogue: Dialogue) -> Iterator[Sample]:
         names = self.spec.label_columns or self.spec.label_names

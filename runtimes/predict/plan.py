@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from threading import Lock
+
 from pydantic import Field
 
 from mer_export.bucket import Bucket
@@ -54,6 +58,39 @@ class Plan(Report):
     @property
     def gain(self) -> float:
         return self.one_bucket_ms / self.expected_ms
+
+
+FEW, HALF = 16, 0.5
+"""Items from which on their filling is judged, and the part of their steps below which buckets are planned better."""
+
+
+class Filling:
+    """How much of their buckets items fill, from any number of threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._items, self._real, self._steps = 0, Counter[str](), Counter[str]()
+
+    def add(self, lengths: Sequence[Mapping[str, int]], bucket: Mapping[str, int], dims: Iterable[str]) -> None:
+        """Items of these real lengths that ran in a bucket; `dims` are those whose length items decide."""
+        with self._lock:
+            self._items += len(lengths)
+            for dim in dims:
+                self._real[dim] += sum(own[dim] for own in lengths)
+                self._steps[dim] += len(lengths) * bucket[dim]
+
+    def advice(self, where: object) -> str | None:
+        """What to do in one line where most of the steps were padding; None where they were not, or for a few items."""
+        padded = self._steps.total() - self._real.total()
+        if self._items < FEW or padded <= HALF * self._steps.total():
+            return None
+        sizes = [
+            f"{round(n / self._items)} of {round(self._steps[d] / self._items)} {d}" for d, n in self._real.items()
+        ]
+        return (
+            f"items fill {', '.join(sizes)} on average, the rest is padding that costs time: "
+            f"`mer export {where} --plan DATA` makes buckets for such items"
+        )
 
 
 def planned_batches(bundle: Bundle) -> dict[Bucket, int]:

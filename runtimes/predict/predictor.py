@@ -27,7 +27,7 @@ from mer_export.task import shortest, with_shared
 from runtimes.backends.session import Session, SessionOptions, check_process
 from runtimes.backends.session_pool import Crew
 from runtimes.backends.table import find_backend, known_backends, open_session
-from runtimes.predict.plan import planned_batches
+from runtimes.predict.plan import Filling, planned_batches
 from runtimes.predict.prediction import Prediction as Prediction
 
 if TYPE_CHECKING:
@@ -124,6 +124,9 @@ class Predictor:
         self.features = FeatureCheck(bundle.manifest.features)
         """How what it has answered compares with the features of training."""
         self.strict_features = strict_features
+        self.filling = Filling()
+        """How much of their buckets the items fill that it has answered."""
+        self._lengths = [d for d in self.contract.sequence_dims if d not in self.contract.shared_lengths]
         self.gold = gold
         self._process = os.getpid()
         self._loading = Lock()
@@ -322,6 +325,8 @@ class Predictor:
         rows = [self.unanswered(len(s.units)) for s in chunk]
         for bucket, items in work.items():
             self._used.add(bucket)
+            if bucket is not None:
+                self.filling.add([w.part.piece.lengths for w in items], bucket, self._lengths)
             items.sort(key=lambda w: tuple(w.part.piece.lengths.values()))
             size = self.batch_for(bucket)
             batches = [items[i : i + size] for i in range(0, len(items), size)]

@@ -35,5 +35,5 @@ def plan_folds(config: TrainConfig, folds: Sequence[int], split: str = "test") -
     cells = [Cell(config.system, {FOLD: str(k)}, job.folder, None) for k, job in zip(folds, jobs, strict=True)]
     system = registry.get(config.system)
     metrics = [m for m in system.task(system.parse(config.model)).family.metrics if m.whole]
-    table = TableSpec(split=(split,), columns={m.title: (m.name,) for m in metrics}, over=(FOLD,))
+    table = TableSpec(split=split, columns={m.title: (m.name,) for m in metrics}, over=(FOLD,))
     return Plan(f"{config.title or config.system}, {len(folds)} folds", "", table, [jobs], cells)

@@ -71,7 +71,7 @@ def run(
                 known |= {
                     (i, split): reason or _measured(cell, data, out, split)
                     for i, cell in enumerate(planned.cells)
-                    for split in planned.table.split
+                    for split in planned.table.splits
                     if cell.folder == job.folder
                 }
                 result = _result(planned, known)
@@ -80,7 +80,7 @@ def run(
             known |= {
                 (i, split): lost[c.folder]
                 for i, c in enumerate(planned.cells)
-                for split in planned.table.split
+                for split in planned.table.splits
                 if c.folder in lost
             }
     result = _result(planned, known)
@@ -91,7 +91,7 @@ def run(
 def _result(planned: Plan, known: Known) -> ExperimentResult:
     """What is known so far, in the order of the plan and not of the processes."""
     trained, failed = [], []
-    splits = planned.table.split
+    splits = planned.table.splits
     for (index, cell), split in itertools.product(enumerate(planned.cells), splits):
         place = cell.place | ({SPLIT: split} if len(splits) > 1 else {})
         outcome = known.get((index, split))

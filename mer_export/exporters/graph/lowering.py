@@ -170,8 +170,8 @@ def _restored(operator: str, w: Tensor, r: Tensor, b: Tensor) -> nn.Module:
 
 
 def lower(model: nn.Module, device: str) -> nn.Module:
-    """A copy of `model` for the ONNX exporter, its recurrent layers in the form for a device."""
-    copied = copy.deepcopy(model)
+    """A copy of `model` with the same weights for the ONNX exporter, its recurrent layers in the form for a device."""
+    copied = copy.deepcopy(model, {id(p): p for p in model.parameters()})
     for module in list(copied.modules()):
         for name, child in list(module.named_children()):
             for kind, replacement in REPLACEMENTS[device].items():

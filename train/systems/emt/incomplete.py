@@ -90,7 +90,8 @@ class IncompleteProtocol(Protocol):
         """Consecutive batches; one item left over joins the batch before it, batch norm needs two."""
         found = list(in_batches(samples, size))
         if len(found) > 1 and len(found[-1]) == 1:
-            found[-2] += found.pop()
+            left = found.pop()
+            found[-1] += left
         return found
 
     def collate(self, samples: Sequence[Sample], contract: Contract) -> PairedBatch:
