@@ -18,7 +18,7 @@ from benchmarks.fault_world import Row, World
 from mer_export.bundle import Bundle
 from mer_export.errors import BundleError
 from mer_export.launcher import module_command
-from runtimes.speed.start_up import peak_mib
+from mer_export.machine import peak_mib
 
 UTTERANCES = 8
 """In a dialogue of the long file."""

@@ -23,12 +23,12 @@ from benchmarks.suite import NETWORKS, random_bundle, random_samples
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.exporters import export_formats, export_variant
+from mer_export.machine import peak_mib
 from mer_export.markdown import table
 from mer_export.progress import Lines
 from runtimes.backends.way import find_ways
 from runtimes.parity.report import ParityReport
 from runtimes.parity.run import run_parity
-from runtimes.speed.start_up import peak_mib
 
 LARGE_MIB = 1024
 """Weights from which on one bucket has to do."""

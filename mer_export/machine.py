@@ -92,3 +92,15 @@ def cpu_model() -> str:
     extensions = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile") if f in flags]
     name = values.get("model name", platform.machine())
     return f"{name} (family {values.get('cpu family', '?')}; {', '.join(extensions) or 'no AVX'})"
+
+
+def peak_mib() -> float:
+    """Largest resident size of this process."""
+    try:
+        # Not getrusage: on Linux its maximum is inherited from the process that started this one.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -31,7 +31,7 @@ from mer_export.exporters import export_variant, exported_program
 from mer_export.exporters import onnx as onnx_exporter
 from mer_export.exporters.export import job_of
 from mer_export.exporters.graph.names import TOP, module_of
-from mer_export.models.cmerc.network import Cmerc, Hypergraph
+from mer_export.models.cmerc.network import Cmerc, Frequency
 from runtimes.backends.session import Artefact, SessionOptions
 from runtimes.backends.way import Way
 from runtimes.debug import mixed, modules, values
@@ -189,7 +189,7 @@ def test_programs_of_other_weights_differ_in_their_module(
         assert max(sound.values()) < NOISE["fp32"] / 10
 
 
-@pytest.mark.parametrize(("kind", "module"), [(Hypergraph, "hypergraph"), (Cmerc, TOP)])
+@pytest.mark.parametrize(("kind", "module"), [(Frequency, "frequency"), (Cmerc, TOP)])
 def test_a_choice_that_capturing_froze_is_found_in_its_module(
     cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], module: str
 ) -> None:

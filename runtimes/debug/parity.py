@@ -31,6 +31,7 @@ from mer_export.errors import NotAvailableError, ParityError, UnsupportedError, 
 from mer_export.exporters import exported_program, onnx, precision
 from mer_export.exporters.export import job_of, wanted_variant
 from mer_export.exporters.export_job import ExportJob
+from mer_export.machine import peak_mib
 from mer_export.progress import SILENT, Progress
 from mer_export.registry import resolve
 from runtimes.backends.session import Artefact, Session
@@ -47,7 +48,6 @@ from runtimes.debug.trace_side import TraceSide
 from runtimes.debug.values import Arrays, Shelf, Side
 from runtimes.parity.invariance import Runner
 from runtimes.parity.probes import probes
-from runtimes.speed.start_up import peak_mib
 
 KNOWN = 0.5
 """Part of the values of a file that the reference must know: another release of PyTorch may call them otherwise."""

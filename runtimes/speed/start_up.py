@@ -16,6 +16,7 @@ from typing import Any
 from mer_export.bundle import Bundle, Strict
 from mer_export.errors import MerError
 from mer_export.launcher import module_command
+from mer_export.machine import peak_mib
 from runtimes.backends.way import Way
 
 
@@ -66,18 +67,6 @@ def measure(request: dict[str, Any]) -> ColdStart:
         first_call_ms=round(1000 * (ended - loaded), 3),
         peak_mib=round(peak_mib(), 1),
     )
-
-
-def peak_mib() -> float:
-    """Largest resident size of this process."""
-    try:
-        # Not getrusage: on Linux its maximum is inherited from the process that started this one.
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10
-    except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
