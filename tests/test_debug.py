@@ -31,7 +31,7 @@ from mer_export.exporters import export_variant, exported_program
 from mer_export.exporters import onnx as onnx_exporter
 from mer_export.exporters.export import job_of
 from mer_export.exporters.graph.names import TOP, module_of
-from mer_export.models.cmerc.network import Cmerc, Frequency
+from mer_export.models.cmerc.network import Cmerc, Encoder, Frequency
 from runtimes.backends.session import Artefact, SessionOptions
 from runtimes.backends.way import Way
 from runtimes.debug import mixed, modules, values
@@ -189,13 +189,17 @@ def test_programs_of_other_weights_differ_in_their_module(
         assert max(sound.values()) < NOISE["fp32"] / 10
 
 
-@pytest.mark.parametrize(("kind", "module"), [(Frequency, "frequency"), (Cmerc, TOP)])
+@pytest.mark.parametrize(("kind", "module"), [(Encoder, "text_encoder"), (Frequency, "frequency"), (Cmerc, TOP)])
 def test_a_choice_that_capturing_froze_is_found_in_its_module(
     cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], module: str
 ) -> None:
     """The network does otherwise than when it was captured, as one does that asks whether it is being exported."""
     case, before = cases["cmerc"], kind.forward
-    monkeypatch.setattr(kind, "forward", lambda *given, **named: 1.5 * before(*given, **named))
+
+    def louder(found: Any) -> Any:
+        return type(found)(map(louder, found)) if isinstance(found, tuple | list) else 1.5 * found
+
+    monkeypatch.setattr(kind, "forward", lambda *given, **named: louder(before(*given, **named)))
     report = debug_parity(case.bundle, case.variant, case.samples)
     assert (report.verdict, report.module, report.rows) == ("fail", module, [])
     assert f"capturing froze a choice in {module} " in report.page()

@@ -66,7 +66,7 @@ class Captured:
     def border(self, module: str, call: int = 0) -> Border:
         """The values that cross the border of the call of a module that came after so many others."""
         scope = f"{module}@{call}" if call else module
-        inside = {n for n, scopes in self._scopes.items() if scope in scopes}
+        inside = dict.fromkeys(n for n, scopes in self._scopes.items() if scope in scopes)
         read = dict.fromkeys(self._names[n] for user in inside for n in user.all_input_nodes if n not in inside)
         return Border([*read], [self._names[n] for n in inside if any(u not in inside for u in n.users)])
 

@@ -48,7 +48,8 @@ def frozen_in(
     found, own = _off(job, graph, inputs, reference, Shelf(folder))
 
     def mended(count: int) -> bool:
-        return right(graph.run(inputs, given={off.name: own[off.name] for off in found[:count]}))
+        # Of a value that passes several borders the last one counts.
+        return right(graph.run(inputs, given={off.name: own[str(k)] for k, off in enumerate(found[:count])}))
 
     low, high = 0, len(found) + 1
     while high - low > 1:
@@ -60,17 +61,26 @@ def frozen_in(
 def _off(job: ExportJob, graph: Captured, inputs: Arrays, reference: Shelf, own: Shelf) -> tuple[list[Off], Shelf]:
     """Values that are off, in the order in which the network makes them, and the network's in their place."""
     assert job.model is not None, "of a file nothing is captured"
-    calls, found = Counter[str](), dict[str, Off]()
+    calls = Counter[str]()
+    found: list[Off] = []
 
     def hold(border: Sequence[str], tensors: Any, module: str | None) -> None:
-        for tensor in _floats(tensors):
-            value = tensor.detach().numpy()
+        arrays = [t.detach().numpy() for t in _floats(tensors)]
+        for place, value in enumerate(arrays):
             there = [n for n in border if n in reference and reference.shapes[n] == value.shape]
-            name = min(there, key=lambda n: distance(value, reference[n]), default=None)
-            if name is None or name in found or distance(value, reference[name]) <= NOISE["fp32"]:
+            alike = [k for k, a in enumerate(arrays) if a.shape == value.shape]
+            name: str | None
+            if len(there) == len(alike):
+                # One for each, in the same order.
+                name = there[alike.index(place)]
+            else:
+                name = min(there, key=lambda n: distance(value, reference[n]), default=None)
+            if name is None:
                 continue
-            found[name] = Off(name, module or graph.maker(name))
-            own.put(name, value.copy())
+            known = [own[str(k)] for k, off in enumerate(found) if off.name == name][-1:]
+            if distance(value, known[0] if known else reference[name]) > NOISE["fp32"]:
+                own.put(str(len(found)), value.copy())
+                found.append(Off(name, module or graph.maker(name)))
 
     def before(path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         hold(graph.border(path, calls[path]).read, (args, kwargs), None)
@@ -86,7 +96,7 @@ def _off(job: ExportJob, graph: Captured, inputs: Arrays, reference: Shelf, own:
                 hooks.callback(module.register_forward_pre_hook(partial(before, path), with_kwargs=True).remove)
                 hooks.callback(module.register_forward_hook(partial(after, path)).remove)
         network(*(torch.from_numpy(inputs[s.name]) for s in job.contract.inputs))
-    return list(found.values()), own
+    return found, own
 
 
 def _floats(values: Any) -> Iterator[Tensor]:
