@@ -208,7 +208,7 @@ class Slow:
         pass
 
 
-@pytest.mark.parametrize("minutes", [0.1, 2.0, 10.0])
+@pytest.mark.parametrize("minutes", [0.1, 1.0, 2.0, 10.0])
 def test_the_time_bounds_openings_too_and_the_fastest_is_found_where_there_is_time_for_a_look_at_it(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, minutes: float
 ) -> None:

@@ -258,8 +258,9 @@ class Tuning:
             # Every way once, before any of them on other threads.
             for _, way, together in sorted(numbered, key=lambda one: one[0]):
                 spread = [own for own in (_in(way, w) for w in together) if own not in self.broken]
-                # What is open already is yet to be timed; this one takes to open what it took before.
-                to_come = CALLS_TO_COME * sum(seconds for _, seconds in calls.values()) + self._took.get(way, 0.0)
+                # What is open already is yet to be timed; this one takes to open what it, or another one, took before.
+                opening = self._took.get(way, max(self._took.values(), default=0.0))
+                to_come = CALLS_TO_COME * sum(seconds for _, seconds in calls.values()) + opening
                 if until.left <= to_come:
                     spread = self._late(spread, needed, {found[name][1].precision for name in calls})
                 if spread:
