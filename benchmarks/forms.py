@@ -26,8 +26,8 @@ class MessagePassing(nn.Module):
         super().__init__()
         self.gates = own.gates
 
-    def forward(self, x: Tensor, mask: Tensor, edges: Tensor) -> Tensor:
-        """Nodes (batch, modalities, utterances, hidden), as `Frequency` of the network takes and gives them."""
+    def forward(self, x: Tensor, mask: Tensor, edges: Tensor) -> list[Tensor]:
+        """Nodes (batch, modalities, utterances, hidden), as `Frequency` of the network takes and gives them last."""
         lengths = [int(n) for n in mask.sum(1)]
         kinds = x.shape[1]
         nodes = torch.cat([x[b, :, :n].reshape(kinds * n, -1) for b, n in enumerate(lengths)])
@@ -44,7 +44,7 @@ class MessagePassing(nn.Module):
         for b, n in enumerate(lengths):
             found[b, :, :n] = nodes[at : at + kinds * n].reshape(kinds, n, -1)
             at += kinds * n
-        return found
+        return [found]
 
 
 def _edges(

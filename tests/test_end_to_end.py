@@ -17,7 +17,8 @@ import torch
 from small_bundle import make_samples
 
 from benchmarks import end_to_end, growth, output
-from benchmarks.authors import LOOPS, MessagePassing, padded
+from benchmarks.authors import LOOPS, padded
+from benchmarks.forms import MessagePassing
 from benchmarks.phases import Clock
 from benchmarks.suite import NETWORKS, random_bundle
 from mer_export import machine, registry
@@ -68,8 +69,9 @@ def test_messages_over_edge_lists_are_those_of_the_dense_layers() -> None:
     layers, lengths = Frequency(6, 3), [5, 1, 3]
     mask = (torch.arange(5) < torch.tensor(lengths)[:, None]).float()
     nodes = torch.randn(3, 3, 5, 6) * mask[:, None, :, None]
-    dense = layers(nodes, mask, context_edges(mask, torch.zeros(3, 5, dtype=torch.int64), "full"))
-    passed = MessagePassing(layers.gates)(nodes, mask, torch.empty(0))
+    edges = context_edges(mask, torch.zeros(3, 5, dtype=torch.int64), "full")
+    dense = layers(nodes, mask, edges)[-1]
+    (passed,) = MessagePassing(layers)(nodes, mask, edges)
     inside = mask[:, None, :, None].bool().expand_as(dense)
     torch.testing.assert_close(passed[inside], dense[inside])
 

@@ -131,7 +131,7 @@ def forward(case: Case) -> dict[str, Any]:
     inner: dict[str, torch.Tensor] = {}
     hooks = {"gru_text": model.text_encoder, "hyper_nodes": model.hypergraph, "freq_nodes": model.frequency}
     handles = [
-        module.register_forward_hook(lambda _m, _i, out, name=name: inner.__setitem__(name, out))
+        module.register_forward_hook(lambda _m, _i, layers, name=name: inner.__setitem__(name, layers[-1]))
         for name, module in hooks.items()
     ]
     padded = batch_of(model, items)
