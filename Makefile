@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	$(BIN)/mer demo --out demo --force
 
 test: lint
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

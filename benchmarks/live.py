@@ -144,8 +144,9 @@ def main(arguments: list[str] | None = None) -> None:
                     rows += [stage.measured(runtime, n, chosen.rounds, chosen.seconds) for n in stage.sizes]
                 if name == CROWD:
                     crowd = stage.crowd(runtimes[0], chosen.dialogues, chosen.turns, chosen.window)
-        found = {"command": output.command("live", arguments), "machine": output.here(), "rows": rows, "crowd": crowd}
-        output.write(chosen.out, "live", found, markdown(found))
+            told = {"command": output.command("live", arguments), "machine": output.here()}
+            found = told | {"rows": rows, "crowd": crowd}
+            output.write(chosen.out, "live", found, markdown(found))
 
     output.end_well(run)
 
