@@ -75,7 +75,7 @@ def test_every_published_experiment_is_planned_to_the_last_setting(name: str, tm
 
 
 def test_a_step_is_trained_once_for_all_cells_that_agree_on_its_axes(tmp_path: Path) -> None:
-    planned = plan(load_experiment("mtee/iemocap_zeroshot"), tmp_path, tmp_path)
+    planned = plan(load_experiment("mtee/iemocap_zeroshot"), tmp_path, tmp_path / "out")
     assert [str(j.folder) for j in planned.rounds[0]] == ["seed0", "seed1", "seed2"]
     assert [c.place["unseen"] for c in planned.cells][::3] == ["excited", "surprised", "frustrated"]
     unseen = {
@@ -294,6 +294,16 @@ def test_a_published_experiment_fills_its_table_from_the_authors_files(mer: Mer,
 
 
 FACES: dict[str, Any] = {"audio_dim": 5, "vision_dim": 4, "audio_len": 6, "vision_len": 5, "image_size": 8}
+
+
+def test_no_experiment_is_written_into_its_data(mer: Mer, tmp_path: Path) -> None:
+    data, link = tmp_path / "data", tmp_path / "runs"
+    data.mkdir()
+    link.symlink_to(data)
+    code, out, err = mer("experiment", "sample/mosi", "--data", data, "--out", link)
+    assert (code, out) == (2, "")
+    assert "is the data set: name another directory" in err
+    assert not [*data.iterdir()]
 
 
 def small_facialmmt(data: Path) -> list[str]:

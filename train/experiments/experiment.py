@@ -181,9 +181,11 @@ def plan(
         outside: further folders that paths in recipes may lead to.
 
     Raises:
-        UsageError: a recipe or a setting that does not exist or does not fit, in any of the jobs.
+        UsageError: a recipe or a setting that does not exist or does not fit, in any of the jobs; `out` is `data`.
         InputError: a recipe names a path that leads elsewhere.
     """
+    if out.resolve() == data.resolve():
+        raise UsageError(f"--out {out} is the data set: name another directory for the bundles")
     return _Planner(experiment, data, out, [*sets], outside).plan()
 
 
