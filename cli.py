@@ -30,6 +30,7 @@ from mer_export.bundle import Bundle
 from mer_export.console import (
     Batch,
     BundleArg,
+    Data,
     DataFormat,
     Device,
     DryRun,
@@ -281,7 +282,7 @@ def _eval_missing(predictor: Predictor, corpus: Corpus, split: str, rates: str, 
 
 def experiment(
     name: Annotated[str, typer.Argument(help="An experiment of `mer list`, or a file NAME.yaml.")],
-    data: Annotated[Path, typer.Option("--data", help="Data set: a directory or file.")],
+    data: Data,
     out: Out,
     grid: Annotated[
         list[str] | None, typer.Option("--grid", metavar="AXIS=V,V", help="Other values of an axis: seed=1,2.")

@@ -20,11 +20,13 @@ from mer_export.console import (
     Emotions,
     Force,
     FormatOfData,
+    Formats,
     GoalOpt,
     Json,
     Outside,
     Overflow,
     Precision,
+    Precisions,
     Quiet,
     Runtime,
     Sets,
@@ -67,8 +69,8 @@ def doctor(
 
 def export(
     bundle: BundleArg,
-    formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
-    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
+    formats: Formats = None,
+    precisions: Precisions = None,
     seq_len: Annotated[list[str] | None, typer.Option("--seq-len", metavar="DIM=N", help="Fixed lengths.")] = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Data whose lengths decide the buckets.")] = None,
     most: Annotated[
