@@ -207,10 +207,11 @@ def test_a_command_that_runs_no_encoder_says_how_the_features_are_made(model: Pa
 
 
 def test_a_runtime_that_runs_no_file_of_an_encoder_is_that_of_the_model(model: Path) -> None:
-    completion = How("torchscript").encoders(Bundle.open(model))
+    completion = How("torchscript", threads=2).encoders(Bundle.open(model))
     assert completion
     with completion:
-        assert {e.predictor.backend for (e,) in completion.encoder.loaded.values()} == {"onnxruntime"}
+        ran = {(e.predictor.backend, e.predictor.options.threads) for (e,) in completion.encoder.loaded.values()}
+        assert ran == {("onnxruntime", 2)}
 
 
 def test_what_a_bundle_takes_along_is_checked_like_all_that_it_holds(model: Path, tmp_path: Path) -> None:
