@@ -30,7 +30,7 @@ BACKEND = Backend(
 REARRANGED = 8
 """Calls from which it pays that ONNX Runtime copies fp32 weights into the order in which its products read them."""
 LARGE = 256 << 20
-"""Bytes of a file from which that is worth asking: the copy takes a second for each gigabyte or two, and as much memory.
+"""Bytes of a file from which that is worth asking: the copy takes a second for each gigabyte or two, and their memory.
 The last digits of answers depend on it."""
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 NO_GRAPH = "ONNX Runtime captures no CUDA graph of {}, as some of it runs on the CPU: {}leave --cuda-graph out"
@@ -78,6 +78,7 @@ class OnnxRuntimeSession(Session):
             "provider": provider,
             "providers": active,
             "cuda_graph": self.options.cuda_graph,
+            "weights": "in place" if self._in_place else "rearranged",
         }
         return Ports(_declared(self._session.get_inputs()), _declared(self._session.get_outputs()))
 
