@@ -135,5 +135,5 @@ class FileInput:
         bundle, read = Bundle.open(self.bundle, self.how.trust), self.reading
         path = Path(read.inputs[0])
         spec = bundle_spec(bundle, path, read.data_format, read.sets, read.outside)
-        with Pipeline(bundle, self.how, self.say) as pipeline:
+        with Pipeline(bundle, self.how, self.say, once=True) as pipeline:
             yield pipeline, spec, stream_samples(path, spec, pipeline.labels, read.split, pipeline.completion)

@@ -55,14 +55,16 @@ class How:
         """What of it a backend is told."""
         return SessionOptions(self.device, self.threads, cuda_graph=self.cuda_graph)
 
-    def predictor(self, bundle: Bundle, say: Say = silent) -> Predictor:
-        """What answers samples with the network; raises as `open_predictor`. `say` is told what was chosen."""
+    def predictor(self, bundle: Bundle, say: Say = silent, once: bool = False) -> Predictor:
+        """What answers samples with the network; raises as `open_predictor`. `say` is told what was chosen, `once` is
+        as in `Predictor`."""
         return open_predictor(
             *(bundle, self.runtime, self.session, self.batch, self.precision, self.goal, say, self.workers),
             overflow=self.overflow,
             shared=self.shared,
             strict_features=self.strict_features,
             gold="gold" in self.beside,
+            once=once,
         )
 
     def encoders(self, bundle: Bundle, say: Say = silent) -> Completion | None:
@@ -86,20 +88,21 @@ class Reading:
 class Pipeline:
     """A bundle that is open for answers in one process. Used as a context manager, or closed by hand."""
 
-    def __init__(self, bundle: Bundle, how: How, say: Say = silent):
+    def __init__(self, bundle: Bundle, how: How, say: Say = silent, once: bool = False):
         """Loads the encoders; the network is loaded when a sample first needs it.
 
         Args:
             bundle: opened bundle.
             how: of the command line.
             say: told what was chosen to run it.
+            once: it answers one data set, and is closed.
 
         Raises:
             UsageError: no such column beside the answers, or as `open_predictor`.
         """
         check_beside(how.beside)
         self.bundle, self.how = bundle, how
-        self.predictor = how.predictor(bundle, say)
+        self.predictor = how.predictor(bundle, say, once)
         self.completion = how.encoders(bundle, say)
         # Other emotions than the data are labelled with are no reason to refuse the data.
         self.labels = None if how.shared and not self.predictor.gold else self.predictor.task.labels
