@@ -55,9 +55,12 @@ class Rows(Protocol):
 
 
 class Table(Protocol):
-    """A table; `columns` are the places of its columns in a row."""
+    """A table."""
 
-    columns: Mapping[str, int]
+    @property
+    def columns(self) -> Mapping[str, int]:
+        """The places of its columns in a row."""
+        ...
 
     def rows(self, only: Collection[str] = ()) -> Rows:
         """All rows; the cells of columns beside `only` may be empty, where it names any.
@@ -299,10 +302,7 @@ class ParquetRows:
         return self
 
     def __next__(self) -> list[str]:
-        if self._jumps:
-            cells = [column[self.place] for column in self.table.held.values()]
-        else:
-            cells = next(self._cells)
+        cells = [column[self.place] for column in self.table.held.values()] if self._jumps else next(self._cells)
         self.place += 1
         return cells
 

@@ -18,18 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mer_export.errors import InputError
-from mer_export.untrusted.array_form import (
-    AFTER,
-    ENCODE,
-    LATIN1,
-    LONG,
-    ArrayForm,
-    Later,
-    Written,
-    is_name,
-    learn,
-    place_of,
-)
+from mer_export.untrusted.array_form import AFTER, ENCODE, LATIN1, LONG, ArrayForm, Written, is_name, learn, place_of
 from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.builders import NAMES, RECONSTRUCT, Name, Pending, Record, Refused, done
 from mer_export.untrusted.contents import Contained, Content, Form, Later, Stored

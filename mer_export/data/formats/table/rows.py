@@ -53,7 +53,7 @@ class Run(NamedTuple):
     at: int
     split: int
     in_split: int
-    count: int
+    rows: int
 
 
 class Rows:
@@ -90,7 +90,7 @@ class Rows:
             InputError: a row is damaged, or a row number of the arrays is none.
         """
         divided, wanted = split is None and self.spec.split in table.columns, self.spec.splits
-        names = {*self.columns, *(n for n in (self.spec.row, self.spec.split) if n in table.columns)}
+        names = {*self.columns, *(n for n in (self.spec.row, self.spec.split) if n is not None and n in table.columns)}
         number, before, at = len(self.heights), None, -1
         counts = self._runs[-1]
         with closing(table.rows(names or [*table.columns][:1])) as rows:
@@ -204,7 +204,7 @@ class _Reader:
             self.open[run.table] = self.stack.enter_context(closing(table.rows()))
         rows = self.open[run.table]
         rows.seek(run.place, run.at)
-        for k, cells in enumerate(islice(rows, run.count)):
+        for k, cells in enumerate(islice(rows, run.rows)):
             yield Row(table, cells, run.at + k, split, run.in_split + k, _array_row(table, cells, self.spec))
 
 
