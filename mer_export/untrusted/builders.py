@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.untrusted.contents import Content, Kind, Stored
+from mer_export.untrusted.contents import Build, Content, Kind, Stored
 
 DTYPE = re.compile(r"\|?[<>=]?(\?|[bhilqpBHILQPefdFD]|b1|[iu][1248]|f[248]|c8|c16|[US]\d{1,9}|O8?)")
 MAX_DIMS = 32
@@ -138,7 +138,8 @@ def _kind(data: Content, dtype: np.dtype, shape: tuple[int, ...], fortran: bool)
         nbytes = math.prod(shape) * dtype.itemsize
         if not data.may_be(nbytes):
             raise Refused(f"an array of shape {shape} with {data.size} bytes")
-        build: Callable[[Sequence[bytes]], np.ndarray] = partial(_filled, dtype=dtype, shape=shape, fortran=fortran)
+        build: Build = partial(_filled, dtype=dtype, shape=shape, fortran=fortran)
+        build = data.file.builds.setdefault(key[1:], build)
         kinds[key] = Kind(data.file, data.size, data.form, shape, dtype, nbytes, build)
     return kinds[key]
 

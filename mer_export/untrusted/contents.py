@@ -12,16 +12,22 @@ from mer_export.errors import InputError
 
 Form = Literal["bytes", "latin1", "utf-8"]
 """How bytes are written: as they are, as a string of Python 2, or as a text of which latin1 makes them."""
+Build = Callable[[Sequence[bytes]], np.ndarray]
+"""Makes arrays of their bytes, one above the other."""
 
 
 @dataclass(slots=True, eq=False)
 class Contained:
-    """The bytes of a file. Where they are `lazy`, so are the arrays that are made of them; `kinds` are those."""
+    """The bytes of a file. Where they are `lazy`, so are the arrays that are made of them.
+
+    `kinds` are those, `builds` is what makes arrays of one form, shape and dtype.
+    """
 
     data: Any
     name: str
     lazy: bool = False
     kinds: dict[Any, Kind] = field(default_factory=dict)
+    builds: dict[Any, Build] = field(default_factory=dict)
 
     def raw(self, at: int, size: int, form: Form) -> bytes:
         """The bytes that something is written as; raises ValueError for a text that latin1 has no bytes for."""
@@ -74,7 +80,7 @@ class Later:
 
 @dataclass(slots=True, eq=False)
 class Kind:
-    """What arrays that are still in a file have in common: all but their place. `build` makes one of many of them."""
+    """What arrays that are still in a file have in common: all but their place."""
 
     file: Contained
     size: int
@@ -82,7 +88,7 @@ class Kind:
     shape: tuple[int, ...]
     dtype: np.dtype
     nbytes: int
-    build: Callable[[Sequence[bytes]], np.ndarray]
+    build: Build
 
 
 class Stored:
@@ -127,21 +133,23 @@ class Stored:
 
 def together(values: Sequence[Any]) -> np.ndarray:
     """Arrays, which may still be in a file, or numbers as one array; raises ValueError where their shapes differ."""
-    alike = {v.kind if type(v) is Stored else None for v in values}
-    if len(alike) == 1 and None not in alike:
+    builds = {v.kind.build if type(v) is Stored else None for v in values}
+    if len(builds) == 1 and None not in builds:
         return stacked(values)
     # One by one, numpy would ask each of them several times.
     return np.asarray([np.asarray(v) for v in values])
 
 
 def stacked(arrays: Sequence[Stored]) -> np.ndarray:
-    """Arrays of one kind, one above the other; raises InputError where the file is damaged."""
+    """Arrays of one build, one above the other; raises InputError where the file is damaged."""
     kind = arrays[0].kind
-    file, size, form, nbytes = kind.file, kind.size, kind.form, kind.nbytes
+    file, data = kind.file, kind.file.data
     try:
-        contents = [file.raw(a.at, size, form) for a in arrays]
-        if any(len(c) != nbytes for c in contents):
-            raise ValueError(f"arrays of {nbytes} bytes have others")
+        contents = [data[a.at : a.at + a.kind.size] for a in arrays]
+        if kind.form == "utf-8":
+            contents = [c.decode().encode("latin1") for c in contents]
+        if {*map(len, contents)} != {kind.nbytes}:
+            raise ValueError(f"arrays of {kind.nbytes} bytes have others")
         return kind.build(contents)
     except Exception as error:
         raise InputError(
