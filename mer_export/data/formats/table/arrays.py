@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -51,9 +52,18 @@ class _Opened:
     whole: bool = False
     """Whether everything belongs to one utterance."""
 
-    @property
+    @cached_property
     def height(self) -> int:
         return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    @cached_property
+    def numbers(self) -> _Opened:
+        """Itself; raises InputError where a row is neither a vector nor several."""
+        values = self.values
+        if values.dtype.kind not in "fiu" or values.ndim not in ((2, 3) if self.offsets is None else (2,)):
+            shape = f"{values.dtype} {values.shape}"
+            raise InputError(f"{self.where} is {shape}, expected numbers (rows, [steps,] width)")
+        return self
 
     def row(self, place: int) -> np.ndarray:
         if place >= self.height:
@@ -122,11 +132,7 @@ class FileReader:
     def steps(self, row: Row) -> np.ndarray:
         """Some rows; see `Reader`."""
         opened = self._open(row)
-        values, ragged = opened.values, opened.offsets is not None
-        if values.dtype.kind not in "fiu" or values.ndim not in ((2,) if ragged else (2, 3)):
-            shape = f"{values.dtype} {values.shape}"
-            raise InputError(f"{opened.where} is {shape}, expected numbers (rows, [steps,] width)")
-        found = opened.row(self._place(opened, row)).astype(np.float32)
+        found = opened.numbers.row(self._place(opened, row)).astype(np.float32)
         return found[None] if found.ndim == 1 else found
 
     def ready(self, name: str, row: Row) -> np.ndarray:
