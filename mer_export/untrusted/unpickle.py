@@ -136,12 +136,13 @@ class DataUnpickler(Machine):
         kind = form.kinds.get((written.size, written.shape))
         if kind is None:
             content = Content(self.file, written.content, written.size, form.form)
-            array = build(*form.arguments).complete((1, written.shape, form.dtype, form.order, content))
+            array = self._counted(build(*form.arguments).complete((1, written.shape, form.dtype, form.order, content)))
             if type(array) is Stored:
                 form.kinds[written.size, written.shape] = array.kind
         else:
             array = Stored(kind, written.content)
-        self.stack.append(self._counted(array))
+            self.budget.take(kind.nbytes)
+        self.stack.append(array)
         if form.puts:
             self.memo.put_row(written.place, len(form.puts), form, at, array)
         return written.end
