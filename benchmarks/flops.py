@@ -71,7 +71,7 @@ def parts(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     known |= dict(zip(asked, _run(model, path, arrays), strict=True))
     found: Counter[str] = Counter()
     for node in counted:
-        shapes, module = [known[n] for n in _tensors(node)], module_of(node.name) or node.name
+        shapes, module = [known[n] for n in _tensors(node)], module_of(node.name) or node.op_type
         if node.op_type in RECURRENT:
             for what, work in _recurrent(shapes).items():
                 found[f"{node.name}, {what}"] += work

@@ -31,9 +31,10 @@ SYSTEM = registry.get("cmerc")
 @pytest.fixture(scope="module", params=["gru", "lstm"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A causal network exported in stages, with LSTMs one with whatever it may have."""
-    changes = {"causal": True, "base_model": request.param, "encode_audio_vision": request.param == "lstm"}
+    lstm = {"encode_audio_vision": True, "residue": True, "modal_embedding": True, "hypergraph_layers": 1}
+    changes = {"causal": True, "base_model": request.param} | (lstm if request.param == "lstm" else {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_bundle, "CONFIG", CONFIG | changes | {"residue": True, "modal_embedding": True})
+        patch.setattr(small_bundle, "CONFIG", CONFIG | changes)
         made = small_bundle.make_bundle(tmp_path_factory.mktemp("causal") / "bundle")
     randomise(made)
     export_variant(made, "onnx", made.manifest.contract.buckets[-1], example=make_samples(8), stages=True)
