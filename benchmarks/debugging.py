@@ -3,7 +3,8 @@
     python3 -m benchmarks.debugging --out benchmarks/results [--network tab_iemocap] [--places 3]
 
 In the ONNX file of a network's longest bucket what one product gives is made a hundredth larger, at so many places from
-its beginning to its end, one at a time. Each command runs in a process of its own, so that its peak memory is known,
+its beginning to its end, one at a time; a tenth or twice as large where random weights hide less from the outputs. Each
+command runs in a process of its own, so that its peak memory is known,
 on one item of the longest lengths. Random weights. Writes `debugging.json` and `debugging.md`; networks that are
 measured again replace those of an earlier run on this processor.
 """
@@ -19,16 +20,23 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import output
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
+from mer_export.agreement.policy import RULES
 from mer_export.bundle import WEIGHTS, Bundle, Variant
+from mer_export.data.collate import collate
+from mer_export.data.samples import Sample
 from mer_export.exporters import export_variant
 from mer_export.exporters.graph.names import module_of
+from mer_export.exporters.precision_gate import open_file, run_file
 from mer_export.markdown import table
 
 SHOWN = ("emt_mosi", "tab_iemocap", "facialmmt_fusion")
 """The networks whose encoder is a large one."""
-FACTOR = 1.01
+FACTORS = (1.01, 1.1, 2.0)
+"""How much larger a product becomes: the first that the outputs show."""
 MIB = 2**20
 Json = dict[str, Any]
 
@@ -70,10 +78,15 @@ def measure(name: str, places: int) -> Json:
         variant = export_variant(bundle, "onnx", network.buckets[-1])
         sound, found = bundle.variant_files(variant), []
         kept = shutil.copyfile(sound, Path(folder) / "sound.onnx")
+        sample = _sample(bundle, name)
+        exact = _answers(bundle, variant, sound, sample)
         for place in range(places):
-            module = planted(bundle, variant, kept, (place + 0.5) / places)
-            output.say(f"{name}: {module}")
-            found.append({"planted": module} | _child(root, name, variant.name))
+            for factor in FACTORS:
+                module = planted(bundle, variant, kept, (place + 0.5) / places, factor)
+                if not _same(exact, _answers(bundle, variant, bundle.variant_files(variant), sample)):
+                    break
+            output.say(f"{name}: {module} x {factor}")
+            found.append({"planted": module, "factor": factor} | _child(root, name, variant.name))
         return {
             "bucket": network.buckets[-1].name,
             "weights_mib": round(bundle.path(WEIGHTS).stat().st_size / MIB),
@@ -81,9 +94,25 @@ def measure(name: str, places: int) -> Json:
         }
 
 
-def planted(bundle: Bundle, variant: Variant, sound: Path, place: float) -> str:
-    """Makes what a product gives a hundredth larger in the variant's file; returns the module."""
-    import numpy as np
+def _sample(bundle: Bundle, network: str) -> Sample:
+    """An item of the longest lengths."""
+    sizes = {d: (longest, longest) for d, (_, longest) in NETWORKS[network].lengths.items()}
+    return random_samples(bundle.manifest.contract, sizes, 1)[0]
+
+
+def _answers(bundle: Bundle, variant: Variant, path: Path, sample: Sample) -> dict[str, np.ndarray]:
+    contract = bundle.manifest.contract
+    return run_file(open_file(path), contract, collate([sample], contract, variant.lengths), variant.batch)
+
+
+def _same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    """Whether a difference is nothing that fp32 is judged by."""
+    rule = RULES["fp32"]
+    return all(np.abs(a - other[n]).max() <= rule.atol + rule.rtol * np.abs(a).max() for n, a in one.items())
+
+
+def planted(bundle: Bundle, variant: Variant, sound: Path, place: float, factor: float) -> str:
+    """Makes what a product gives so many times as large in the variant's file; returns the module."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -92,7 +121,7 @@ def planted(bundle: Bundle, variant: Variant, sound: Path, place: float) -> str:
     node = products[int(place * len(products))]
     module = str(module_of(node.name))
     given, node.output[0] = node.output[0], f"{node.output[0]}.exact"
-    model.graph.initializer.append(numpy_helper.from_array(np.array(FACTOR, np.float32), "factor"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float32), "factor"))
     larger = helper.make_node("Mul", [node.output[0], "factor"], [given], name=f"{module}/Mul_planted")
     model.graph.node.insert(list(model.graph.node).index(node) + 1, larger)
     with bundle.commit() as change:
@@ -116,11 +145,10 @@ def debug_here(root: str, network: str, variant: str) -> Json:
     from runtimes.debug.parity import debug_parity
 
     bundle = Bundle.open(root)
-    sizes = {d: (longest, longest) for d, (_, longest) in NETWORKS[network].lengths.items()}
-    samples = random_samples(bundle.manifest.contract, sizes, 1)
-    report = debug_parity(bundle, variant, samples)
+    report = debug_parity(bundle, variant, [_sample(bundle, network)])
     return {
         "found": report.module,
+        "verdict": report.verdict,
         "modules": len(report.rows),
         "seconds": report.seconds,
         "peak_mib": report.peak_mib,
@@ -135,8 +163,19 @@ def markdown(found: Json) -> str:
             counted, right = counted + 1, right + (one["planted"] == one.get("found"))
             said = one.get("failed") or ("the same" if one["planted"] == one["found"] else one["found"])
             cost = (one["modules"], f"{one['seconds']:.0f}", one["peak_mib"]) if "failed" not in one else ("–",) * 3
-            rows.append((name, network["bucket"], network["weights_mib"], one["planted"], said, *cost))
-    header = ("network", "bucket", "weights, MiB", "planted in", "named", "modules", "seconds", "peak MiB")
+            larger = f"{one.get('factor', FACTORS[0]):g}"
+            rows.append((name, network["bucket"], network["weights_mib"], one["planted"], larger, said, *cost))
+    header = (
+        "network",
+        "bucket",
+        "weights, MiB",
+        "planted in",
+        "times as large",
+        "named",
+        "modules",
+        "seconds",
+        "peak MiB",
+    )
     return "\n".join(
         [
             "# What `mer debug parity` takes",

@@ -1,27 +1,65 @@
 """Floating-point work of an ONNX file, counted from its nodes and the shapes that they see in a run.
 
+    python3 -m benchmarks.flops --network cmerc_meld --seq-len utterances=30
+
+prints the work of a network by module, one full item. Of a recurrent layer the products of what it reads stand apart
+from those of its states, which take one step after the other; in both the directions have equal parts.
+
 PyTorch's counter sees neither recurrent layers nor fused attention; a folded graph shows both, and nothing that an
 export has pruned away. A multiply-add is two operations. Norms, activations and other element-wise work are left out.
 """
 
 from __future__ import annotations
 
+import argparse
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mer_export.exporters.graph.names import module_of
+
 Shape = tuple[int, ...]
 SUFFIX = "::shape"
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """Prints the work of a network by part."""
+    from benchmarks.suite import NETWORKS, random_bundle, samples_of
+    from mer_export.data.collate import collate
+    from mer_export.exporters import export_variant
+    from mer_export.markdown import table
+
+    parser = argparse.ArgumentParser(prog="python3 -m benchmarks.flops", description="the work of a network by part")
+    parser.add_argument("--network", choices=list(NETWORKS), required=True)
+    parser.add_argument("--seq-len", help="such as utterances=30; default: its longest bucket")
+    chosen = parser.parse_args(arguments)
+    network = NETWORKS[chosen.network]
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = random_bundle(Path(folder) / "bundle", network)
+        contract = bundle.manifest.contract
+        lengths = contract.parse_bucket(chosen.seq_len) if chosen.seq_len else network.buckets[-1]
+        variant = export_variant(bundle, "onnx", lengths)
+        found = parts(bundle.variant_files(variant), collate(samples_of(contract, [lengths]), contract, lengths))
+    whole = sum(found.values())
+    rows = [(part, f"{n / 1e6:.1f}", f"{n / whole:.1%}") for part, n in found.items() if n >= whole / 1000]
+    print("\n".join(table(("part", "MFLOP", "of all"), [*rows, ("all", f"{whole / 1e6:.1f}", "")])))
+
+
 def gflop(path: Path, arrays: Mapping[str, np.ndarray]) -> float:
     """Operations in 1e9 of one run on `arrays`, every step of a recurrent layer and all padding included."""
+    return sum(parts(path, arrays).values()) / 1e9
+
+
+def parts(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Operations of one run by module, in the order of the file."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)
-    counted = [n for n in model.graph.node if n.op_type in COUNTS]
+    counted = [n for n in model.graph.node if n.op_type in (*PRODUCTS, *RECURRENT)]
     known = {i.name: tuple(i.dims) for i in model.graph.initializer}
     asked = dict.fromkeys(n for node in counted for n in _tensors(node) if n not in known)
     for name in asked:
@@ -31,7 +69,15 @@ def gflop(path: Path, arrays: Mapping[str, np.ndarray]) -> float:
         onnx.helper.make_tensor_value_info(name + SUFFIX, onnx.TensorProto.INT64, None) for name in asked
     )
     known |= dict(zip(asked, _run(model, path, arrays), strict=True))
-    return sum(COUNTS[node.op_type](node, [known[n] for n in _tensors(node)]) for node in counted) / 1e9
+    found: Counter[str] = Counter()
+    for node in counted:
+        shapes, module = [known[n] for n in _tensors(node)], module_of(node.name) or node.op_type
+        if node.op_type in RECURRENT:
+            for what, work in _recurrent(shapes).items():
+                found[f"{node.name}, {what}"] += work
+        else:
+            found[module] += PRODUCTS[node.op_type](node, shapes)
+    return dict(found)
 
 
 def _tensors(node: Any) -> list[str]:
@@ -71,16 +117,16 @@ def _conv(node: Any, shapes: list[Shape]) -> int:
     return 2 * int(np.prod(shapes[-1])) * int(np.prod(shapes[1][1:]))
 
 
-def _recurrent(node: Any, shapes: list[Shape]) -> int:
-    """Input and recurrent products of every gate, step and direction."""
+def _recurrent(shapes: list[Shape]) -> dict[str, int]:
+    """Products of every gate, step and direction."""
     (time, batch, _), (directions, rows, inputs), (_, _, hidden) = shapes[:3]
-    return 2 * time * batch * directions * rows * (inputs + hidden)
+    each = 2 * time * batch * directions * rows
+    return {"of what it reads": each * inputs, "of its states": each * hidden}
 
 
 RECURRENT = ("LSTM", "GRU")
-COUNTS: dict[str, Callable[[Any, list[Shape]], int]] = {
-    "MatMul": _matmul,
-    "Gemm": _gemm,
-    "Conv": _conv,
-    **dict.fromkeys(RECURRENT, _recurrent),
-}
+PRODUCTS: dict[str, Callable[[Any, list[Shape]], int]] = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv}
+
+
+if __name__ == "__main__":
+    main()

@@ -3,12 +3,12 @@
     python3 -m benchmarks.live --out benchmarks/results [--network cmerc_meld] [--runtime onnxruntime] [--at 30]
 
 At each length, by turns in one process with one thread: the dialogue again, as its JSON text (`sent`: reading it, then
-the model) and as arrays that are ready (`arrays`: the model alone; `arrays, in stages` where the network has some,
-which encode a text that utterances share once), and its last utterance as JSON text, said to one that has heard the
-others: with new answers for all whose context it changes (`say`), and with none (`say, revise=0`). What is not live
-keeps nothing from call to call. Features are numbers in the text, but for `cmerc_sentences`: there it has words, which
+the model, whose part of that time is `arrays`), as `arrays, in stages` where the network has some, which encode a text
+that utterances share once, and its last utterance as JSON text, said to one that has heard the others: with new answers
+for all whose context it changes (`say`), and with none (`say, revise=0`). What is not live keeps nothing from call to
+call. Features are numbers in the text, but for `cmerc_sentences`: there it has words, which
 the bundle's own encoder (as large as all-MiniLM-L6-v2) reads, of the dialogue again those of every utterance. Rounds
-end after `--seconds` a length, two are always run; `say` is timed up to sixteen times in a round, for its p99.
+end after `--seconds` a length, one is always run; `say` is timed up to sixteen times in a round, for its p99.
 
 Then `--dialogues` dialogues are live at a time and speak by turns: the time of an utterance alone, of one of sixteen
 that wait together, and what memory they hold. Random weights. Writes `live.json` and `live.md`, where what was measured
@@ -115,6 +115,7 @@ TALKS = {
 }
 USUAL = ("cmerc_meld", "cmerc_meld_causal", "cmerc_sentences", "facialmmt_narrow", "emt_narrow")
 CROWD = "cmerc_meld"
+SENT, ARRAYS = "sent", "arrays"
 SAYS, TOGETHER = 16, 16
 
 
@@ -153,12 +154,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 @dataclass(frozen=True)
 class Way:
-    """What comes in with a last utterance, and what is timed: answers of it. `most` calls in a round."""
+    """What comes in with a last utterance, and what is timed: answers of it. `most` calls in a round.
+
+    With `read` that comes first of the time, and the rest of it is the time of `ARRAYS` too.
+    """
 
     name: str
     make: Callable[[Json], Any]
     run: Callable[[Any], Iterable[object]]
     most: int = 1
+    read: Callable[[Any], Any] | None = None
 
 
 class Stage:
@@ -243,13 +248,14 @@ class Stage:
         def arrays(last: Json) -> list[Sample]:
             return self.samples(through, text(last))
 
-        found = [
-            Way("sent", text, lambda sent: whole.predict(self.samples(through, sent))),
-            Way("arrays", arrays, whole.predict),
-        ]
+        read = partial(self.samples, through)
+        found = [Way(SENT, text, whole.predict, read=read)]
         if self.talk.stages:
             staged = stack.enter_context(self.predictor(runtime, True, False))
-            found.append(Way("arrays, in stages", arrays, staged.predict))
+            found.append(Way(f"{ARRAYS}, in stages", arrays, staged.predict))
+        for way in found:
+            # Sessions get ready on the first item: of some networks a dialogue takes minutes.
+            list(way.run(arrays(self.utterance())[:1]))
         hearing, heard = Hearing(self.bundle, kept.task.labels, through=through), Heard("d")
         for utterance in said:
             turn = hearing.say(heard, utterance)
@@ -258,6 +264,7 @@ class Stage:
         for name, revise in (("say", None), ("say, revise=0", 0)):
             own = replace(hearing, revise=revise)
             found.append(Way(name, lambda last: json.dumps(last).encode(), partial(_said, own, kept, heard), SAYS))
+            self._timed(found[-1])
         return found
 
     def measured(self, runtime: str, size: int, rounds: int, limit: float) -> Json:
@@ -266,27 +273,31 @@ class Stage:
         began = time.perf_counter()
         with ExitStack() as stack:
             ways = self.ways(stack, runtime, [self.utterance() for _ in range(size - 1)])
-            for number in range(rounds + 1):
+            for number in range(rounds):
                 longest = 0.0
                 for way in ways:
                     spent = [self._timed(way)]
-                    longest = max(longest, spent[0])
-                    while len(spent) < way.most and sum(spent) < longest:
+                    longest = max(longest, spent[0][way.name])
+                    while len(spent) < way.most and sum(s[way.name] for s in spent) < longest:
                         spent.append(self._timed(way))
-                    if number:
-                        seconds.setdefault(way.name, []).append(spent)
-                if number > 1 and time.perf_counter() - began > limit:
+                    for name in spent[0]:
+                        seconds.setdefault(name, []).append([s[name] for s in spent])
+                if number and time.perf_counter() - began > limit:
                     break
         row = {"network": self.name, "runtime": runtime, "utterances": size, "seconds": seconds}
         output.say(f"{self.name} on {runtime} at {size}: {' '.join(map(str, _ratios(row)))}")
         return row
 
-    def _timed(self, way: Way) -> float:
+    def _timed(self, way: Way) -> dict[str, float]:
         given = way.make(self.utterance())
-        began = time.perf_counter()
+        began = read = time.perf_counter()
+        if way.read:
+            given = way.read(given)
+            read = time.perf_counter()
         for _ in way.run(given):
             pass
-        return time.perf_counter() - began
+        ended = time.perf_counter()
+        return {way.name: ended - began} | ({ARRAYS: ended - read} if way.read else {})
 
     def crowd(self, runtime: str, dialogues: int, turns: int, window: int) -> Json:
         """Many dialogues that speak by turns: milliseconds of an utterance, bytes that are kept."""
@@ -352,7 +363,7 @@ def _ratios(row: Json) -> list[tuple[str, ...]]:
         spent = [1000 * s for own in rounds for s in own]
         each = [median(own) for own in rounds]
         ratios = []
-        for base in ("sent", "arrays"):
+        for base in (SENT, ARRAYS):
             found = [median(b) / own for b, own in zip(seconds[base], each, strict=True)]
             ratios.append("" if name == base else f"{median(found):.2f} [{min(found):.2f}, {max(found):.2f}]")
         worst = f"{float(np.percentile(spent, 99)):.1f}" if len(spent) >= 20 else ""

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import histograms, within
 from benchmarks.environments import Installed
-from benchmarks.flops import gflop
+from benchmarks.flops import gflop, parts
 from benchmarks.operators import by_operator
 from benchmarks.original import CASES
 from benchmarks.peers import BASE, Other, compare, default_session
@@ -52,6 +52,27 @@ def test_work_is_two_operations_for_each_multiply_add_at_the_shapes_of_the_run(p
     path = product
     assert gflop(path, {"x": np.zeros((4, 3, 5), np.float32)}) == 2 * 4 * 3 * 5 * 7 / 1e9
     assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]
+
+
+def test_products_of_what_a_recurrent_layer_reads_are_told_from_those_of_its_states(tmp_path: Path) -> None:
+    weights = {"w": np.ones((2, 9, 5), np.float32), "r": np.ones((2, 9, 3), np.float32)}
+    graph = helper.make_graph(
+        [
+            helper.make_node(
+                *("GRU", ["x", "w", "r"], ["y"]), name="rnn/GRU_0", hidden_size=3, direction="bidirectional"
+            )
+        ],
+        "recurrent",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, "batch", 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    assert parts(path, {"x": np.zeros((4, 1, 5), np.float32)}) == {
+        "rnn/GRU_0, of what it reads": 2 * 4 * 2 * 9 * 5,
+        "rnn/GRU_0, of its states": 2 * 4 * 2 * 9 * 3,
+    }
 
 
 def test_time_is_told_by_operator_and_the_profile_goes(product: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,11 +30,14 @@ SYSTEM = registry.get("cmerc")
 
 @pytest.fixture(scope="module", params=["gru", "lstm"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A causal network exported in stages, with LSTMs one with whatever it may have."""
+    lstm = {"encode_audio_vision": True, "residue": True, "modal_embedding": True, "hypergraph_layers": 1}
+    changes = {"causal": True, "base_model": request.param} | (lstm if request.param == "lstm" else {})
     with pytest.MonkeyPatch.context() as patch:
-        changes = {"causal": True, "base_model": request.param, "encode_audio_vision": request.param == "lstm"}
         patch.setattr(small_bundle, "CONFIG", CONFIG | changes)
         made = small_bundle.make_bundle(tmp_path_factory.mktemp("causal") / "bundle")
     randomise(made)
+    export_variant(made, "onnx", made.manifest.contract.buckets[-1], example=make_samples(8), stages=True)
     return made
 
 
@@ -63,35 +66,23 @@ def test_no_gradient_leads_to_what_comes_after(bundle: Bundle, context: str) -> 
     assert reached.tolist() == [True] * 4 + [False] * 4
 
 
-@pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A causal network with whatever it may have, exported in stages."""
-    changes = {"causal": True, "encode_audio_vision": True, "residue": True, "modal_embedding": True}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(small_bundle, "CONFIG", CONFIG | changes)
-        made = small_bundle.make_bundle(tmp_path_factory.mktemp("steps") / "bundle")
-    randomise(made)
-    export_variant(made, "onnx", made.manifest.contract.buckets[-1], example=make_samples(8), stages=True)
-    return made
-
-
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_exports_give_pytorchs_answers(steps: Bundle, backend: str) -> None:
+def test_exports_give_pytorchs_answers(bundle: Bundle, backend: str) -> None:
     samples = make_samples(8)
-    with Predictor(steps, "torch", ONE) as whole, Predictor(steps, backend, ONE, batch=3) as predictor:
+    with Predictor(bundle, "torch", ONE) as whole, Predictor(bundle, backend, ONE, batch=3) as predictor:
         wanted = np.concatenate(whole.scores(samples))
         np.testing.assert_allclose(np.concatenate(predictor.scores(samples)), wanted, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_step_after_what_is_kept_gives_the_answers_of_the_whole_dialogue(
-    steps: Bundle, tmp_path: Path, backend: str
+    bundle: Bundle, tmp_path: Path, backend: str
 ) -> None:
     draw = np.random.default_rng(0)
     case = cmerc(tmp_path / "other")
     said = {name: [case.draw(draw) | {"speaker": i % 3} for i in range(7)] for name in "ab"}
-    with Predictor(steps, "torch", ONE) as whole, Predictor(steps, backend, ONE, batch=4) as predictor:
-        hearing = Hearing(steps, predictor.task.labels)
+    with Predictor(bundle, "torch", ONE) as whole, Predictor(bundle, backend, ONE, batch=4) as predictor:
+        hearing = Hearing(bundle, predictor.task.labels)
         heard = {name: Heard(name) for name in said}
 
         def check(turns: list[Turn]) -> None:
@@ -103,7 +94,7 @@ def test_a_step_after_what_is_kept_gives_the_answers_of_the_whole_dialogue(
                 heard[turn.after.id] = turn.after
 
         def rows() -> dict[str, int]:
-            session = predictor.session(steps.manifest.contract.buckets[-1])
+            session = predictor.session(bundle.manifest.contract.buckets[-1])
             return {name: spent["rows"] for name, spent in session.info["stages"].items()}
 
         for both in zip(*said.values(), strict=True):
@@ -117,10 +108,9 @@ def test_a_step_after_what_is_kept_gives_the_answers_of_the_whole_dialogue(
         assert rows() == {"whole": 1, "step": 16}
 
 
-def test_what_is_not_causal_or_has_cells_has_no_stages() -> None:
-    for values in ({}, {"causal": True, "base_model": "lstm"}):
-        with pytest.raises(UnsupportedError, match="has no stages"):
-            SYSTEM.stages_of(SYSTEM.config.model_validate(CONFIG | values))
+def test_what_is_not_causal_has_no_stages() -> None:
+    with pytest.raises(UnsupportedError, match="has no stages"):
+        SYSTEM.stages_of(SYSTEM.config.model_validate(CONFIG))
 
 
 def test_a_live_dialogue_revises_nothing_but_what_comes_after_a_correction(bundle: Bundle, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.contract import Contract, TensorSpec
 from mer_export.data.samples import Sample
-from mer_export.errors import ParityError, UsageError
+from mer_export.errors import ParityError, UnsupportedError, UsageError
 from mer_export.exporters import export_variant, exported_program
 from mer_export.exporters import onnx as onnx_exporter
 from mer_export.exporters.export import job_of
@@ -37,7 +37,7 @@ from runtimes.backends.way import Way
 from runtimes.debug import mixed, modules, values
 from runtimes.debug.modules import NOISE, compare_modules
 from runtimes.debug.onnx_side import OnnxSide
-from runtimes.debug.parity import SIDES, debug_parity, require
+from runtimes.debug.parity import SEALED, SIDES, debug_parity, require
 from runtimes.debug.report import DebugReport
 from runtimes.debug.values import Shelf, distance
 
@@ -159,6 +159,25 @@ def test_the_command_says_where_and_ends_as_parity_does(
     assert json.loads(out)["verdict"] == "pass"
     code, _, err = mer("debug", "parity", case.bundle.root, "onnx-fp64", "--data", tmp_path)
     assert (code, "no variant 'onnx-fp64'" in err) == (2, True)
+
+
+@pytest.mark.parametrize("format", sorted(SEALED))
+def test_machine_code_is_refused_with_what_to_debug_in_its_place(
+    cases: dict[str, Case], tmp_path: Path, mer: Mer, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    case = cases["cmerc"]
+    monkeypatch.setattr("runtimes.features.completed.split_samples", lambda *_: case.samples)
+    bundle = Bundle.open(shutil.copytree(case.bundle.root, tmp_path / "bundle"))
+    sealed = bundle.find(case.variant).model_copy(update={"format": format, "model": "variants/sealed/model"})
+    with bundle.commit() as change:
+        change.write(sealed.model, b"machine code")
+        change.add_variant(sealed)
+    code, out, err = mer("debug", "parity", bundle.root, sealed.name, "--data", tmp_path, "--trust", "-q")
+    assert (code, out) == (UnsupportedError.exit_code, "")
+    assert err == f"mer: {sealed.name}: {SEALED[format]}\n"
+    # What the sentence tells to debug is something that the command takes.
+    instead = {"aot_inductor": "exported_program", "tensorrt": "onnx"}[format]
+    assert [name for name in SIDES if name in SEALED[format]] == [instead]
 
 
 def test_openvino_is_looked_into_through_the_same_file(cases: dict[str, Case], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mer_export.layers.steps import last_step, take_steps
 
@@ -68,15 +69,74 @@ class ForwardRNN(nn.Module):
         self.ahead = nn.ModuleList(cell(w, hidden, batch_first=True) for w in widths)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, x: Float[Tensor, "batch time feature"], before: list[Float[Tensor, "batch hidden"]] | None = None
-    ) -> list[Float[Tensor, "batch time hidden"]]:
-        """Outputs of each layer, the top one last. Of a GRU they are its states: with those `before` it goes on."""
-        outputs: list[Tensor] = []
+    def forward(self, x: Float[Tensor, "batch time feature"]) -> list[Float[Tensor, "batch time feature"]]:
+        """What each layer reads, but for dropout, and what the top one gives."""
+        values = [x]
         for number, layer in enumerate(self.ahead):
-            x = layer(self.dropout(x) if number else x, before[number][None] if before else None)[0]
-            outputs.append(x)
-        return outputs
+            values.append(layer(self.dropout(values[-1]) if number else x)[0])
+        return values
+
+    def go_on(
+        self, x: Float[Tensor, "batch 1 feature"], before: list[Float[Tensor, "batch hidden"]]
+    ) -> list[Float[Tensor, "batch 1 hidden"]]:
+        """The states after one step more than those `before`, each in the order of `StatesOf`."""
+        states: list[Tensor] = []
+        each = len(before) // len(self.ahead)
+        for number, layer in enumerate(self.ahead):
+            *cells, outputs = (s[None] for s in before[number * each : (number + 1) * each])
+            x, last = layer(x, (outputs, *cells) if cells else outputs)
+            states += [last[1].transpose(0, 1), x] if cells else [x]
+        return states
+
+
+class StatesOf(nn.Module):
+    """The states of a `ForwardRNN` after every step, of what its `forward` gives: layer by layer cells, then outputs.
+
+    A GRU has outputs alone.
+    """
+
+    def __init__(self, rnn: ForwardRNN):
+        super().__init__()
+        self.cells = nn.ModuleList(Cells(layer) for layer in rnn.ahead if isinstance(layer, nn.LSTM))
+
+    def forward(self, values: list[Float[Tensor, "batch time feature"]]) -> list[Float[Tensor, "batch time hidden"]]:
+        if not self.cells:
+            return values[1:]
+        both = zip(self.cells, values, values[1:], strict=False)
+        return [state for cells, read, outputs in both for state in (cells(read, outputs), outputs)]
+
+
+class Cells(nn.Module):
+    """The cells of an LSTM after every step, of which PyTorch and runtimes give the last ones alone.
+
+    With its outputs known the gates of all steps are products; c = forget * c_before + input * new is joined over spans
+    of steps that double.
+    """
+
+    def __init__(self, lstm: nn.LSTM):
+        """Shares the parameters of a layer in one direction."""
+        super().__init__()
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        self.weights = nn.ParameterList(getattr(lstm, name) for name in names)
+
+    def forward(
+        self, read: Float[Tensor, "batch time feature"], outputs: Float[Tensor, "batch time hidden"]
+    ) -> Float[Tensor, "batch time hidden"]:
+        # Gates of PyTorch: input, forget, new, output.
+        of_read, of_outputs, *biases = (w[: 3 * outputs.shape[2]] for w in self.weights)
+        gates = functional.linear(read, of_read, sum(biases)) + functional.linear(_later(outputs, 1), of_outputs)
+        given, forget, new = gates.chunk(3, dim=2)
+        cells, kept = torch.sigmoid(given) * torch.tanh(new), torch.sigmoid(forget)
+        span = 1
+        while span < outputs.shape[1]:
+            cells, kept = cells + kept * _later(cells, span), kept * _later(kept, span)
+            span *= 2
+        return cells
+
+
+def _later(x: Float[Tensor, "batch time hidden"], steps: int) -> Float[Tensor, "batch time hidden"]:
+    """Everything so many steps later, zeros before it."""
+    return functional.pad(x, (0, 0, steps, 0))[:, : x.shape[1]]
 
 
 class LastStepRNN(nn.Module):

@@ -94,13 +94,23 @@ class OnnxPass(nn.Module):
             for name, value in zip("wrb", _weights((source,), GATES[self.operator], layer), strict=True):
                 self.register_buffer(f"{name}{layer}", value)
 
-    def forward(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, None]:
-        """Outputs of all steps, padding included; no state. A GRU of one layer may go on after a state `before`."""
+    def forward(
+        self, x: Tensor, before: Tensor | tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple[None, Tensor] | None]:
+        """Outputs of all steps, padding included; no state.
+
+        One layer may go on after a state `before`, that of an LSTM with cells: then it gives cells too.
+        """
         x = x.transpose(0, 1)
+        if isinstance(before, tuple):
+            x, cells = _lstm_after(before, x, self._layer(0), self.hidden)
+            return x.transpose(0, 1), (None, cells)
         for layer in range(self.layers):
-            weights = [getattr(self, f"{name}{layer}") for name in "wrb"]
-            x = _rnn(self.operator, x, weights, None, self.hidden, before)
+            x = _rnn(self.operator, x, self._layer(layer), None, self.hidden, before)
         return x.transpose(0, 1), None
+
+    def _layer(self, layer: int) -> list[Tensor]:
+        return [getattr(self, f"{name}{layer}") for name in "wrb"]
 
 
 def in_passes(source: BidirectionalRNN | LastStepRNN) -> nn.Module:
@@ -139,6 +149,21 @@ def _rnn(
         shape=(time, directions, batch, hidden),
     )
     return y.transpose(1, 2).reshape(time, batch, directions * hidden)
+
+
+def _lstm_after(
+    before: tuple[Tensor, Tensor], x: Tensor, weights: list[Tensor], hidden: int
+) -> tuple[Tensor, Float[Tensor, "1 batch hidden"]]:
+    """One operator in one direction, time first, after outputs and cells: outputs, and cells after the last step."""
+    time, batch, _ = x.shape
+    y, _, cells = torch.onnx.ops.symbolic_multi_out(
+        "LSTM",
+        [x, *weights, None, *before],
+        {"hidden_size": hidden, "direction": "forward"},
+        dtypes=[x.dtype] * 3,
+        shapes=[(time, 1, batch, hidden), *[(1, batch, hidden)] * 2],
+    )
+    return y[:, 0], cells
 
 
 def run_rnn(

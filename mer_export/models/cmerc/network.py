@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mer_export.contract import Semantics
-from mer_export.layers.recurrent import BidirectionalRNN, ForwardRNN
+from mer_export.layers.recurrent import BidirectionalRNN, ForwardRNN, StatesOf
 from mer_export.layers.standardise import Standardise
 from mer_export.layers.steps import last_step, real_steps
 from mer_export.layers.transformer import TransformerLayer
@@ -33,13 +33,13 @@ from mer_export.models.cmerc.graph import (
     frequency_step,
     hypergraph_step,
 )
-from mer_export.models.cmerc.stages import levels, recurrent
+from mer_export.models.cmerc.stages import levels, recurrent, states_each
 
 States = Float[Tensor, "batch utterances states"]
 
 
 class Encoded(NamedTuple):
-    """A modality before the graph: its states, the nodes that they become, and what each recurrent layer gave."""
+    """A modality before the graph: its states, the nodes that they become, and what its encoder gave."""
 
     states: Float[Tensor, "batch utterances width"]
     node: Float[Tensor, "batch utterances hidden"]
@@ -116,7 +116,7 @@ class Cmerc(nn.Module):
     ) -> dict[str, Encoded]:
         """Modalities before the graph, each by itself: one is the same whatever the others are.
 
-        `before` are states (batch, width) of each layer, which recurrent ones of a causal network go on after.
+        `before` are states (batch, width) of each modality that the recurrent layers of a causal network go on after.
         """
         # M3NET's recurrent layers and LN2 run over the padding of the batch.
         seen = lengths if semantics == "single" else torch.full_like(lengths, mask.shape[1])
@@ -168,7 +168,7 @@ class Cmerc(nn.Module):
     def _encoded(
         self, inputs: Mapping[str, Tensor], seen: Int[Tensor, " batch"], before: Mapping[str, list[Tensor]]
     ) -> dict[str, list[Tensor]]:
-        """Of the given modalities what each layer gives (batch, utterances, width), the states last."""
+        """Of the given modalities what their encoders give (batch, utterances, width), the states last."""
         encoded = {}
         if "text" in inputs and self.text_norm and self.text_linear and self.text_encoder:
             text = self.text_linear(self.text_norm(inputs["text"], seen))
@@ -207,6 +207,8 @@ class WholeStage(nn.Module):
     def __init__(self, model: Cmerc):
         super().__init__()
         self.model = model
+        encoders = {m: cast(Encoder, getattr(model, f"{m}_encoder")) for m in recurrent(model.config)}
+        self.left = nn.ModuleDict({m: StatesOf(cast(ForwardRNN, e.layers)) for m, e in encoders.items()})
 
     def forward(self, speaker: Tensor, lengths: Lengths, **inputs: Tensor) -> tuple[Tensor, States]:
         model = self.model
@@ -215,7 +217,7 @@ class WholeStage(nn.Module):
         nodes = model.projected(encoded, mask)
         high = model.hypergraph(nodes, mask, lengths, "single")
         low = model.frequency(nodes, mask, context_edges(mask, speaker, "full", causal=True))
-        kept = [layer for m in recurrent(model.config) for layer in encoded[m].layers]
+        kept = [state for m, left in self.left.items() for state in left(encoded[m].layers)]
         kept += [x.transpose(1, 2).flatten(2) for x in (*high[:-1], *low[1:-1])]
         features = model.merged(encoded, mask, high[-1], low[-1])
         return model.classify(features, lengths), torch.cat(kept, dim=-1) * mask[..., None]
@@ -241,19 +243,19 @@ class StepStage(nn.Module):
         layers = len(model.hypergraph.bias)
         high = hypergraph_step(model.hypergraph, nodes, levels[:layers], heard, lengths)
         low = frequency_step(model.frequency, nodes, [levels[0], *levels[layers:]], heard, lengths)
-        kept = [layer[:, 0] for m in recurrent(model.config) for layer in encoded[m].layers]
+        kept = [state[:, 0] for m in recurrent(model.config) for state in encoded[m].layers]
         kept += [x.flatten(1) for x in (*high[:-1], *low[1:-1])]
         features = model.merged(encoded, mask, high[-1][:, :, None], low[-1][:, :, None])
         return model.classify(features, torch.ones_like(lengths)), torch.cat(kept, dim=-1)[:, None]
 
     def _read(self, past: States, lengths: Lengths) -> tuple[dict[str, list[Tensor]], list[Before]]:
-        """The last states of each recurrent layer by modality, and the nodes by level."""
+        """The last states of the recurrent layers by modality, and the nodes by level."""
         config = self.model.config
+        each, modalities = states_each(config), recurrent(config)
         nodes = past[..., -levels(config) * len(config.used) * config.hidden :]
         nodes = nodes.unflatten(2, (levels(config), len(config.used), config.hidden)).permute(2, 0, 3, 1, 4)
-        modalities = recurrent(config)
-        last = last_step(past[..., : 2 * len(modalities) * config.width], lengths).split(config.width, dim=1)
-        return {m: list(last[2 * i : 2 * i + 2]) for i, m in enumerate(modalities)}, list(nodes.unbind(0))
+        last = last_step(past[..., : each * len(modalities) * config.width], lengths).split(config.width, dim=1)
+        return {m: list(last[each * i : each * (i + 1)]) for i, m in enumerate(modalities)}, list(nodes.unbind(0))
 
 
 class TextNorm(nn.Module):
@@ -322,9 +324,9 @@ class Encoder(nn.Module):
         seen: Int[Tensor, " batch"],
         before: list[Tensor] | None = None,
     ) -> list[Tensor]:
-        """The states; if causal those of each layer, the top one last, which go on after those `before`."""
+        """The states, last; if causal after what each layer reads, or with states `before` after those that follow."""
         if isinstance(self.layers, ForwardRNN):
-            return self.layers(x, before)
+            return self.layers.go_on(x, before) if before else self.layers(x)
         if isinstance(self.layers, TransformerLayer):
             return [self.layers(x, real_steps(seen, x.shape[1]))]
         return [self.layers(x, seen)]

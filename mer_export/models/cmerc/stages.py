@@ -15,11 +15,8 @@ STATES = "states"
 
 
 def stages(config: CmercConfig, names: Sequence[str] = ()) -> tuple[Stage, ...]:
-    """The stages of a network whose utterances hear the past alone; none of others.
-
-    An LSTM has none: its cells are states too, which its operator does not give.
-    """
-    if not config.causal or config.base_model != "gru":
+    """The stages of a network whose utterances hear the past alone; none of others."""
+    if not config.causal:
         return ()
     whole = contract(config)
     width = states_width(config)
@@ -39,14 +36,20 @@ def recurrent(config: CmercConfig) -> tuple[str, ...]:
     return tuple(m for m in config.used if m == "text" or config.encode_audio_vision)
 
 
+def states_each(config: CmercConfig) -> int:
+    """How many states an utterance leaves behind in two recurrent layers: outputs, and the cells of an LSTM."""
+    return {"gru": 2, "lstm": 4}[config.base_model]
+
+
 def levels(config: CmercConfig) -> int:
     """Of how many layers a step reads the nodes of earlier utterances; the first ones of both branches are the same."""
     return config.hypergraph_layers + config.frequency_layers - 1
 
 
 def states_width(config: CmercConfig) -> int:
-    """What an utterance leaves behind: states of two recurrent layers of each modality, nodes of each layer."""
-    return 2 * len(recurrent(config)) * config.width + levels(config) * len(config.used) * config.hidden
+    """What an utterance leaves behind: states of the recurrent layers of each modality, nodes of each layer."""
+    states = states_each(config) * len(recurrent(config)) * config.width
+    return states + levels(config) * len(config.used) * config.hidden
 
 
 def _one(spec: TensorSpec) -> TensorSpec:
