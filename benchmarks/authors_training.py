@@ -19,11 +19,11 @@ from mer_export.contract import Contract, Lengths
 from mer_export.data.collate import collate, longest
 from mer_export.data.samples import Sample
 from train.batches import Batch
-from train.forms import train_plainly
 from train.loop import Phase
 from train.padding import FromSamples, Inputs
 from train.protocol import Protocol
 from train.recipe import protocol_class
+from train.recurrent import unpack_steps
 from train.seeds import seed_everything
 from train.systems.cmerc.losses import CONTEXT_VIEWS
 from train.systems.cmerc.views import VIEWS, time_mean
@@ -62,7 +62,7 @@ class Loop:
         self.protocol: Protocol = protocol_class(config.system)(settings, difficulty)
         self.protocol.padding = OneByOne(self.arrays())
         self.model = copy.deepcopy(phase.model)
-        train_plainly(self.model)
+        unpack_steps(self.model)
         self.model = in_their_form(self.model)
         self.module = self.protocol.prepare(self.model, phase.samples, torch.device("cpu"))
         ours = self.protocol.updates(self.model, config)

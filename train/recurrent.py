@@ -58,6 +58,22 @@ class PackedRNN(BidirectionalRNN):
         return x
 
 
+def pack_steps(model: nn.Module) -> None:
+    """Gives the bidirectional layers of a network on the CPU this form; parameters stay as they are."""
+    _change(model, BidirectionalRNN, PackedRNN)
+
+
+def unpack_steps(model: nn.Module) -> None:
+    """Takes it back."""
+    _change(model, PackedRNN, BidirectionalRNN)
+
+
+def _change(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
+    for module in model.modules():
+        if type(module) is old:
+            module.__class__ = new
+
+
 def _layer(x: Tensor, cells: Sequence[nn.GRU], steps: Steps) -> Tensor:
     flat = x.flatten(0, 1)
     gates = torch.stack(

@@ -1,4 +1,4 @@
-"""Layers in the form that trains fastest on a CPU: answers, gradients and random numbers of the plain ones."""
+"""Recurrent layers in training on a CPU, on real steps alone: states and gradients of the plain ones."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-from small_training import SMALL, small
+from small_training import small
 from torch import Tensor, nn
 
 from mer_export.layers.recurrent import BidirectionalRNN
 from mer_export.layers.steps import real_steps
-from train.forms import FORMS, train_fast, train_plainly
+from train.recurrent import PackedRNN, pack_steps, unpack_steps
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
@@ -20,7 +20,7 @@ def test_a_recurrent_layer_has_the_states_and_gradients_of_the_plain_one(kind: s
     torch.manual_seed(0)
     layer = BidirectionalRNN(kind, 5, 7, layers=2, dropout=0.3).double()  # type: ignore[arg-type]
     fast = nn.ModuleList([copy.deepcopy(layer)])
-    train_fast(fast)
+    pack_steps(fast)
     x, real = torch.randn(4, 9, 5).double(), real_steps(torch.tensor(lengths), 9)[..., None]
     found, wanted = (_states_and_gradients(each, x, torch.tensor(lengths), real) for each in (fast[0], layer))
     assert len(found) == 18
@@ -37,29 +37,10 @@ def _states_and_gradients(layer: nn.Module, x: Tensor, lengths: Tensor, real: Te
     return [found, *(p.grad for p in (x, *layer.parameters()) if p.grad is not None)]
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.15, 0.4, 0.999999, 1.0])
-def test_dropout_has_the_random_numbers_of_pytorchs(rate: float) -> None:
-    fast = nn.ModuleList([nn.Dropout(rate)])
-    train_fast(fast)
-    x = torch.randn(7, 50, 90)
-    for like in (x, x[:, :9], x.transpose(0, 2), x[0, 0, :1], x.double()):
-        wanted, found = (_seeded(layer, like) for layer in (nn.Dropout(rate), fast[0]))
-        assert all(map(torch.equal, found, wanted))
-    assert torch.equal(fast[0].eval()(x), x)
-
-
-def _seeded(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    torch.manual_seed(3)
-    return [layer(x), torch.get_rng_state()]
-
-
-def test_networks_in_training_have_these_forms_and_give_them_back() -> None:
-    found = set()
-    for system in SMALL:
-        model = small(system).model
-        before = [type(m) for m in model.modules()]
-        train_fast(model)
-        found |= {type(m) for m in model.modules()}
-        train_plainly(model)
-        assert [type(m) for m in model.modules()] == before
-    assert set(FORMS.values()) <= found
+def test_networks_in_training_have_this_form_and_give_it_back() -> None:
+    model = small("cmerc").model
+    before = [type(m) for m in model.modules()]
+    pack_steps(model)
+    assert PackedRNN in {type(m) for m in model.modules()}
+    unpack_steps(model)
+    assert [type(m) for m in model.modules()] == before
