@@ -16,6 +16,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ from mer_export.bundle import Bundle
 from mer_export.console import (
     Batch,
     BundleArg,
+    Data,
     DataFormat,
     Device,
     DryRun,
@@ -143,11 +145,9 @@ def eval_(
     """Metrics and classes of bundles on labelled data; over missing rates they also go into the bundle's report."""
     from mer_export.data.bundle_data import bundle_corpus
     from mer_export.data.word_vectors import emotion_table
-    from runtimes.backends.session import SessionOptions
-    from runtimes.features.completed import encoders_of
     from runtimes.pages.evaluation import require_form, write_evaluation
+    from runtimes.pipeline import How
     from runtimes.predict.comparison import compare, naming
-    from runtimes.predict.opening import open_predictor
 
     refuse_without("several bundles", len(bundle) > 1, {"--resamples": rounds, "--seed": seed})
     if missing is not None and (out or semantics == "batch"):
@@ -163,15 +163,21 @@ def eval_(
         runtime = "torch"
     if len(bundle) > 1 and (published or missing is not None):
         raise UsageError("several bundles are compared in single semantics and on complete data: name one bundle")
-    options, say = SessionOptions(device=device, threads=threads), say_unless(quiet)
+    how = How(
+        *(runtime, device, threads, batch, precision, goal),
+        overflow=overflow,
+        shared=shared,
+        strict_features=strict_features,
+        trust=trust,
+    )
+    say = say_unless(quiet)
 
     def opened(path: Path) -> tuple[Predictor, Corpus]:
         found = Bundle.open(path, trust)
-        with encoders_of(found, goal, say, backend=runtime) as through:
+        with how.encoders(found, say) or nullcontext() as through:
             corpus = bundle_corpus(found, data, data_format, sets or (), named, outside, through)
         corpus.split(split)
-        how = (found, runtime, options, batch, precision, goal, say)
-        return open_predictor(*how, overflow=overflow, shared=shared, strict_features=strict_features), corpus
+        return how.predictor(found, say), corpus
 
     first, where = str(bundle[0]), {"split": split, "semantics": semantics}
     if dry_run:
@@ -276,7 +282,7 @@ def _eval_missing(predictor: Predictor, corpus: Corpus, split: str, rates: str, 
 
 def experiment(
     name: Annotated[str, typer.Argument(help="An experiment of `mer list`, or a file NAME.yaml.")],
-    data: Annotated[Path, typer.Option("--data", help="Data set: a directory or file.")],
+    data: Data,
     out: Out,
     grid: Annotated[
         list[str] | None, typer.Option("--grid", metavar="AXIS=V,V", help="Other values of an axis: seed=1,2.")

@@ -19,6 +19,7 @@ from mer_export.contract import Contract, Lengths
 from mer_export.data.collate import collate, longest
 from mer_export.data.samples import Sample
 from train.batches import Batch
+from train.forms import train_plainly
 from train.loop import Phase
 from train.padding import FromSamples, Inputs
 from train.protocol import Protocol
@@ -60,7 +61,9 @@ class Loop:
         settings, difficulty = phase.protocol.settings, phase.protocol.difficulty
         self.protocol: Protocol = protocol_class(config.system)(settings, difficulty)
         self.protocol.padding = OneByOne(self.arrays())
-        self.model = in_their_form(copy.deepcopy(phase.model))
+        self.model = copy.deepcopy(phase.model)
+        train_plainly(self.model)
+        self.model = in_their_form(self.model)
         self.module = self.protocol.prepare(self.model, phase.samples, torch.device("cpu"))
         ours = self.protocol.updates(self.model, config)
         groups = [{n: g[n] for n in ("params", "lr", "weight_decay")} for g in ours.optimizer.param_groups]

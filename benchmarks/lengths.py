@@ -182,10 +182,14 @@ def _row(name: str, turns: dict[str, Turns], items: int) -> dict[str, Any]:
 def export(
     bundle: Bundle, name: str, buckets: Sequence[Bucket], computed: Sequence[tuple[str, str]] = tuple(COMPUTED)
 ) -> dict[str, str]:
-    """Every bucket as ONNX in the precisions that are `computed`; what does not hold is returned with the reason."""
+    """Every bucket as ONNX in the precisions that are `computed`, but for what is there already; what does not hold is
+    returned with the reason."""
     missing: dict[str, str] = {}
+    there = {(v.format, v.lengths, v.precision) for v in bundle.manifest.variants}
     for bucket in buckets:
         for precision in dict.fromkeys(find_backend(b).stored(p) for b, p in computed):
+            if ("onnx", bucket, precision) in there:
+                continue
             output.say(f"{name}: exporting {precision} for {bucket.name}")
             try:
                 # Labels of random weights say nothing: a reduced precision is held against scores alone here.

@@ -28,6 +28,7 @@ from benchmarks.lengths import export
 from benchmarks.suite import NETWORKS, Network, random_bundle
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
+from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.formats.parquet.rows import Head
 from mer_export.errors import MerError
 from mer_export.launcher import module_command
@@ -35,10 +36,10 @@ from mer_export.markdown import table
 from mer_export.progress import Lines
 from mer_export.untrusted.parquet import pyarrow_modules
 from mer_export.untrusted.stored import stored_files
+from runtimes.pipeline import How, Reading
 from runtimes.scale.blocks import Answered, Asked
 from runtimes.scale.cluster import LOCAL, ClusterCrew, ray_module
-from runtimes.scale.command import MIB, Reading, Spread, infer_in_blocks, planned
-from runtimes.scale.desk import How
+from runtimes.scale.command import MIB, Blocks, Spread, planned
 from runtimes.scale.ledger import Ledger, Request
 from runtimes.scale.processes import ProcessCrew
 from runtimes.scale.run import Crew, Run
@@ -59,7 +60,7 @@ CORES = (64, 1024)
 COSTS = {"cost_per_million": "price of a million", "cost_of_many": "price of 10⁹"}
 UTTERANCES = 8
 """In a dialogue."""
-BATCH = 64
+HOW = How("onnxruntime", threads=1, batch=64)
 BLOCK = 4.0
 """MiB."""
 ROWS = 4096
@@ -98,9 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(folder: Path, name: str, parts: Sequence[str], count: int, workers: int, rounds: int) -> dict[str, Any]:
     """Utterances a second of each crew, and how many times as fast as one process it is."""
-    how, data = _world(folder, NETWORKS[name], count)
+    bundle, data = _world(folder, NETWORKS[name], count)
     (file,) = stored_files(str(data))
-    asked = Asked(how, {"parquet": _spec(how, data)})
+    asked = Asked(bundle.root, HOW, {"parquet": bundle_spec(bundle, data)})
     request, plan = Request([file], "", {}), partial(planned, [file], int(BLOCK * MIB))
     crews: dict[str, Callable[[], Any]] = {ALONE: lambda: ProcessCrew.hired(asked, 1)}
     if "shards" in parts:
@@ -166,7 +167,7 @@ def killed(folder: Path, count: int) -> dict[str, Any]:
     from ray.cluster_utils import Cluster
 
     arrow, parquet = pyarrow_modules()
-    how, data = _world(folder, SMALL, count)
+    bundle, data = _world(folder, SMALL, count)
     # Ray takes another address of the machine for loopback where it thinks it is a cluster's.
     ray_constants.ENABLE_RAY_CLUSTER = False
     node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 128 << 20}
@@ -183,13 +184,25 @@ def killed(folder: Path, count: int) -> dict[str, Any]:
     Ledger.keep = keep  # type: ignore[method-assign]
     try:
         spread = Spread(cluster=cluster.address, block=BLOCK)
-        found = infer_in_blocks(how, Reading([str(data)]), folder / "out", spread, progress=Lines(_seldom()))
+        reading, shown = Reading([str(data)]), Lines(_seldom())
+        found = Blocks(bundle.root, HOW, reading, folder / "out", spread, progress=shown).answer()
     finally:
         Ledger.keep = kept  # type: ignore[method-assign]
         cluster.shutdown()
     output.say("the same by mer infer in one process")
     alone = folder / "alone.parquet"
-    words = ["infer", str(how.bundle), str(data), "-o", str(alone), "--threads", "1", "--batch", str(BATCH), "--quiet"]
+    words = [
+        "infer",
+        str(bundle.root),
+        str(data),
+        "-o",
+        str(alone),
+        "--threads",
+        "1",
+        "--batch",
+        str(HOW.batch),
+        "--quiet",
+    ]
     subprocess.run(module_command("cli", *words), check=True, stdout=subprocess.DEVNULL)
     files = sorted((folder / "out" / "answers").iterdir())
     own, expected = arrow.concat_tables([parquet.read_table(f) for f in files]), parquet.read_table(alone)
@@ -214,7 +227,7 @@ def _seldom() -> Callable[[str], None]:
     return lambda line: output.say(line) if next(lines) % 10 == 0 else None
 
 
-def _world(folder: Path, network: Network, count: int) -> tuple[How, Path]:
+def _world(folder: Path, network: Network, count: int) -> tuple[Bundle, Path]:
     """A bundle with random weights, exported, and random dialogues for it."""
     bundle = random_bundle(folder / "bundle", network)
     bucket = next((b for b in network.buckets if b["utterances"] >= UTTERANCES), network.buckets[-1])
@@ -222,14 +235,9 @@ def _world(folder: Path, network: Network, count: int) -> tuple[How, Path]:
     if missing:
         raise MerError(f"{network.preset} cannot be exported: {missing}")
     data = folder / "dialogues.parquet"
-    write_dialogues(data, Bundle.open(bundle.root), count)
-    return How(bundle.root, runtime="onnxruntime", threads=1, batch=BATCH), data
-
-
-def _spec(how: How, data: Path) -> Any:
-    from mer_export.data.bundle_data import bundle_spec
-
-    return bundle_spec(Bundle.open(how.bundle), data)
+    bundle = Bundle.open(bundle.root)
+    write_dialogues(data, bundle, count)
+    return bundle, data
 
 
 def write_dialogues(path: Path, bundle: Bundle, utterances: int) -> None:
@@ -270,7 +278,7 @@ def markdown(found: dict[str, Any]) -> str:
     lines = ["# Inference in blocks", "", f"`{found['command']}`", "", output.where(found["machine"], 1), ""]
     if speed := found.get("speed"):
         lines += [f"{speed['network']}, {speed['utterances']} utterances in dialogues of {UTTERANCES}, batches of ", ""]
-        lines[-2] += f"{BATCH}, blocks of {speed['block_mib']:g} MiB, {speed['rounds']} rounds in turns."
+        lines[-2] += f"{HOW.batch}, blocks of {speed['block_mib']:g} MiB, {speed['rounds']} rounds in turns."
         header = (
             "workers",
             "utterances/s",

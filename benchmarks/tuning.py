@@ -1,8 +1,10 @@
 """How long `mer tune` takes on every system at its published size, in the buckets of its preset.
 
-    python3 -m benchmarks.tuning --out benchmarks/results [--network mtee_mosei] [--minutes 2]
+    python3 -m benchmarks.tuning --out benchmarks/results [--network mtee_mosei] [--minutes 2] [--bundles DIR]
 
-Exports ONNX in fp32 and int8 and tunes once, on random values. Writes `tuning.json` and `tuning.md`.
+Exports ONNX in fp32 and int8 and tunes once, on random values. Exports of large networks take much longer than tuning:
+with `--bundles` they stay in a directory, and a run that ended early finds what it had. Writes `tuning.json` and
+`tuning.md`.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
     parser.add_argument("--network", choices=SYSTEMS, action="append", help="repeat for several; default: all")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="that tuning may take")
+    parser.add_argument("--bundles", type=Path, help="directory where exported bundles stay; default: none do")
     chosen = parser.parse_args(arguments)
     line = output.command("tuning", arguments)
 
@@ -50,23 +54,21 @@ def main(arguments: list[str] | None = None) -> None:
         # Networks of earlier runs stay beside the new ones.
         networks = output.earlier(chosen.out / "tuning.json", "networks")
         for name in chosen.network or SYSTEMS:
-            networks[name] = measure(name, chosen.minutes)
+            networks[name] = measure(name, chosen.minutes, chosen.bundles)
             found = {"command": line, "machine": output.here(), "networks": networks}
             output.write(chosen.out, "tuning", found, markdown(found))
 
     output.end_well(run)
 
 
-def measure(name: str, minutes: float) -> dict[str, Any]:
-    """Exports a network in the buckets of its preset and tunes it."""
+def measure(name: str, minutes: float, bundles: Path | None) -> dict[str, Any]:
+    """Exports a network in the buckets of its preset, or what of it is not in `bundles` yet, and tunes it."""
     network = NETWORKS[name]
     buckets = tuple(registry.get(network.system).contract(network.config).buckets)
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = random_bundle(Path(folder) / name, replace(network, buckets=buckets))
-        began = time.perf_counter()
+    with nullcontext(bundles) if bundles else tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / name
+        bundle = Bundle.open(root) if root.exists() else random_bundle(root, replace(network, buckets=buckets))
         missing = export(bundle, name, buckets)
-        exported = time.perf_counter() - began
-        output.say(f"{name}: exported in {exported:.0f} s")
         began = time.perf_counter()
         found = run_tune(
             Bundle.open(bundle.root),
@@ -77,7 +79,6 @@ def measure(name: str, minutes: float) -> dict[str, Any]:
     return {
         "minutes": minutes,
         "buckets": [b.name for b in buckets],
-        "export_s": exported,
         "tune_s": seconds,
         "settings": len(scores(found)),
         "late": sum(why == LATE for _, why in found.not_run),

@@ -91,9 +91,19 @@ Emotions = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust", help="Run TorchScript, .pt2 and engines of the bundle unchecked, whoever made them.")
 ]
+Data = Annotated[Path, typer.Option("--data", help="Data set: a directory or file.")]
+ComparedData = Annotated[Path, typer.Option("--data", help="Data set to compare on.")]
 DataOpt = Annotated[Path | None, typer.Option("--data", help="Data set: a directory or file.")]
 SplitOfData = Annotated[str | None, typer.Option("--split", help="Which split of --data; default test.")]
 FormatOfData = Annotated[str | None, typer.Option("--data-format", help="Format of the data; default auto.")]
+Formats = Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")]
+Precisions = Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")]
+Atol = Annotated[
+    list[str] | None,
+    typer.Option("--atol", metavar="VALUE", help="Tolerance, such as 1e-4, int8:0.2 or log_prob:1e-4."),
+]
+Rtol = Annotated[list[str] | None, typer.Option("--rtol", metavar="VALUE", help="Its relative part.")]
 CudaGraph = Annotated[bool, typer.Option("--cuda-graph", help="On a GPU: capture each shape as a CUDA graph.")]
 
 

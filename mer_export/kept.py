@@ -45,7 +45,8 @@ class Kept:
         try:
             if not self._own() or not path.exists():
                 return None
-            with os.fdopen(open_plain(path), "rb") as stream:
+            # Unbuffered, as a buffer would be joined with the rest: twice the memory.
+            with os.fdopen(open_plain(path), "rb", buffering=0) as stream:
                 if os.fstat(stream.fileno()).st_size > self.most:
                     raise BundleError(f"it is larger than {self.most} bytes")
                 digest, content = stream.read(DIGEST), stream.read()

@@ -20,11 +20,13 @@ from mer_export.console import (
     Emotions,
     Force,
     FormatOfData,
+    Formats,
     GoalOpt,
     Json,
     Outside,
     Overflow,
     Precision,
+    Precisions,
     Quiet,
     Runtime,
     Sets,
@@ -67,8 +69,8 @@ def doctor(
 
 def export(
     bundle: BundleArg,
-    formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
-    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
+    formats: Formats = None,
+    precisions: Precisions = None,
     seq_len: Annotated[list[str] | None, typer.Option("--seq-len", metavar="DIM=N", help="Fixed lengths.")] = None,
     plan: Annotated[Path | None, typer.Option("--plan", help="Data whose lengths decide the buckets.")] = None,
     most: Annotated[
@@ -236,102 +238,51 @@ def infer(
     as_json: Json = False,
 ) -> None:
     """Label every utterance: JSONL, CSV or Parquet by the ending of --out, in the order of the input; `-o -` prints."""
-    from mer_export.data.bundle_data import bundle_spec
-    from mer_export.data.open import stream_samples
     from mer_export.data.word_vectors import emotion_table
-    from runtimes.backends.session import SessionOptions
-    from runtimes.features.completed import encoders_of
-    from runtimes.predict import output
-    from runtimes.predict.opening import open_predictor
-    from runtimes.predict.preview import preview
+    from runtimes import inputs
+    from runtimes.pipeline import How, Reading
 
-    columns_beside = [name.strip() for name in beside.split(",")] if beside else []
-    if live or window or state or revise is not None:
-        from runtimes.live import command as talk
-
-        options = SessionOptions(device, threads, cuda_graph=cuda_graph)
-        said = talk.Live(window, revise, state)
-        others: dict[str, Any] = {
-            "INPUT": source,
-            "--split": split,
-            "--with": beside,
-            "--set": sets,
-            "--dry-run": dry_run,
-        }
-        others |= {"--shards": shards, "--cluster": cluster, "--block": block, "--strict-features": strict_features}
-        others |= {"--force": force, "--data-format": data_format != "auto"}
-        talk.check(live, said, out, others)
-        opened, say = Bundle.open(bundle, trust), say_unless(quiet)
-        chosen = open_predictor(
-            *(opened, runtime, options, batch, precision, goal),
-            say=say,
-            overflow=overflow,
-            shared=emotion_table(emotions),
-        )
-        with chosen as predictor, encoders_of(opened, goal, say, backend=runtime, options=options) as completion:
-            heard = talk.answer_lines(predictor, completion, said, outside)
-        return emit(heard, as_json, lambda: [summary_line(heard)], err=True)
-    if not source or out is None:
-        raise UsageError("name the INPUT and --out FILE, or pass --live to answer utterances from standard input")
-    if shards or cluster:
-        from runtimes.scale.command import Reading, Spread, infer_in_blocks
-        from runtimes.scale.desk import How
-
-        how = How(
-            *(bundle, runtime, device, threads, batch, precision, goal, cuda_graph, overflow),
-            *(tuple(columns_beside), emotion_table(emotions) or None, trust),
-        )
-        reading = Reading(source, data_format, sets or (), outside, split)
-        found = infer_in_blocks(
-            *(how, reading, out, Spread(shards, cluster, block or Spread.block), strict_features, force, dry_run),
-            progress=progress_unless(quiet),
-        )
-        if dry_run:
-            return emit_plan("infer", found, as_json)
-        return emit({"out": str(out), **found}, as_json, lambda: [f"{out}: {_in_a_line(found)}"])
-    if block:
-        raise UsageError(f"--block {block:g} cuts what --shards or --cluster spread: pass one of them, or leave it out")
-    if len(source) > 1:
-        raise UsageError(f"{len(source)} inputs are answered in blocks: pass --shards 1, and a directory as --out")
-    opened, path = Bundle.open(bundle, trust), Path(source[0])
-    spec = bundle_spec(opened, path, data_format, sets or (), outside)
-    output.check_out(out)
-    if out != output.STDOUT and out.exists() and not force:
-        raise UsageError(f"{out} exists: pass --force to replace it")
-    options = SessionOptions(device, threads, cuda_graph=cuda_graph)
-    chosen = open_predictor(
-        *(opened, runtime, options, batch, precision, goal),
-        say=say_unless(quiet),
-        overflow=overflow,
+    kind: inputs.Kind = "live" if live else "blocks" if shards or cluster else "file"
+    of_data = {"INPUT": source, "--split": split, "--with": beside, "--set": sets, "--force": force}
+    of_data |= {"--strict-features": strict_features, "--data-format": None if data_format == "auto" else data_format}
+    of_blocks = {"--shards": shards, "--cluster": cluster, "--block": block}
+    of_live = {"--window": window, "--revise": revise, "--state": state}
+    inputs.refuse_unread(kind, {"data": of_data, "blocks": of_blocks, "live": of_live})
+    columns_beside = tuple(name.strip() for name in beside.split(",")) if beside else ()
+    how = How(
+        *(runtime, device, threads, batch, precision, goal, cuda_graph, overflow, columns_beside),
         shared=emotion_table(emotions),
         strict_features=strict_features,
-        gold="gold" in columns_beside,
+        trust=trust,
     )
-    inside = encoders_of(opened, goal, say_unless(quiet), backend=runtime, options=options)
-    with chosen as predictor, inside as completion:
-        # Other emotions than the data are labelled with are no reason to refuse the data.
-        labels = None if emotions and not predictor.gold else predictor.task.labels
-        samples = stream_samples(path, spec, labels, split, completion)
-        if dry_run:
-            plan = {"bundle": str(bundle), "input": str(path), "out": str(out), "overflow": overflow}
-            plan |= preview(predictor, samples)
-            return emit_plan("infer", plan | {"data": spec.model_dump(mode="json")}, as_json)
-        answers = predictor.predict(samples)
-        counts = output.write(answers, out, predictor.task, columns_beside, progress_unless(quiet))
-        summary: dict[str, Any] = {**counts, "runtime": predictor.backend, "precision": predictor.precision}
-        summary |= {"variants": predictor.answered_by, **predictor.features.summary()}
-        summary |= {"unreadable": completion.unreadable} if completion else {}
-        if advice := predictor.filling.advice(bundle):
-            say_unless(quiet)(advice)
+    reading = Reading(source or (), data_format, sets or (), outside, split)
+    say, progress = say_unless(quiet), progress_unless(quiet)
+    asked: inputs.Input
+    if kind == "live":
+        from runtimes.live.command import Live
+
+        asked = Live(bundle, how, out, window, revise, state, outside, say)
+    elif not source or out is None:
+        raise UsageError("name the INPUT and --out FILE, or pass --live to answer utterances from standard input")
+    elif kind == "blocks":
+        from runtimes.scale.command import Blocks, Spread
+
+        asked = Blocks(bundle, how, reading, out, Spread(shards, cluster, block or Spread.block), force, progress)
+    else:
+        asked = inputs.FileInput(bundle, how, reading, out, force, progress, say)
+    asked.check()
+    if dry_run:
+        return emit_plan("infer", asked.plan(), as_json)
+    found = asked.answer()
     # Standard output carries the predictions or the summary, never both.
-    emit({"out": str(out), **summary}, as_json, lambda: [f"{out}: {_in_a_line(summary)}"], err=out == output.STDOUT)
-    return None
+    return emit(found, as_json, lambda: [_in_a_line(found)], err=asked.prints)
 
 
-def _in_a_line(summary: dict[str, Any]) -> str:
-    said = summary | {"variants": " ".join(summary["variants"])}
-    said.pop("foreign_features", None)
-    return summary_line(said)
+def _in_a_line(found: dict[str, Any]) -> str:
+    """What came of an input, as a person reads it."""
+    said = {n: v for n, v in found.items() if n not in ("out", "foreign_features")}
+    said |= {"variants": " ".join(found["variants"])} if "variants" in found else {}
+    return f"{found['out']}: {summary_line(said)}" if "out" in found else summary_line(said)
 
 
 def serve(
@@ -386,17 +337,17 @@ def serve(
     import logging
 
     from runtimes.live import dialogues as dialogue_limits
+    from runtimes.pipeline import How
     from runtimes.serve import journal
-    from runtimes.serve.models import How
     from runtimes.serve.server import Limits, Place, read_token, serve_until_told
     from runtimes.serve.talk import Options
 
     journal.start(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
-    how = How(runtime, precision, goal, device, threads, workers, batch, overflow, trust, queue)
+    how = How(runtime, device, threads, batch, precision, goal, overflow=overflow, workers=workers, trust=trust)
     place = Place(host, port, read_token(token_file) if token_file else None, no_token)
     kept = dialogue_limits.Limits(dialogues, dialogue_idle, dialogue_memory << 20)
     live = Options(kept, window, state)
-    serve_until_told(bundles, how, Limits(max_body << 20, deadline), place, typer.echo, live)
+    serve_until_told(bundles, how, Limits(max_body << 20, deadline, queue), place, typer.echo, live)
 
 
 def triton(

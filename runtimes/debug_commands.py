@@ -9,11 +9,15 @@ import typer
 
 from mer_export.bundle import Bundle
 from mer_export.console import (
+    Atol,
     BundleArg,
+    ComparedData,
     DataFormat,
     Json,
+    Limit,
     Outside,
     Quiet,
+    Rtol,
     Runtime,
     Split,
     Trust,
@@ -31,18 +35,15 @@ app = typer.Typer(no_args_is_help=True, help="Find the place of a fault.")
 def parity(
     bundle: BundleArg,
     variant: Annotated[str, typer.Argument(help="A variant, or the int8 or fp16 that an fp32 one would not become.")],
-    data: Annotated[Path, typer.Option("--data", help="Data set to compare on.")],
+    data: ComparedData,
     split: Split = "test",
     data_format: DataFormat = "auto",
     outside: Outside = None,
     runtime: Runtime = None,
     precision: Reduced = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
-    atol: Annotated[
-        list[str] | None,
-        typer.Option("--atol", metavar="VALUE", help="Tolerance, such as 1e-4, int8:0.2 or log_prob:1e-4."),
-    ] = None,
-    rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="VALUE", help="Its relative part.")] = None,
+    limit: Limit = None,
+    atol: Atol = None,
+    rtol: Rtol = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the smallest sample that shows it, as .npz.")
     ] = None,

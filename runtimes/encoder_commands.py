@@ -16,10 +16,12 @@ from mer_export.console import (
     Device,
     DryRun,
     Force,
+    Formats,
     Json,
     Out,
     Outside,
     Precision,
+    Precisions,
     Quiet,
     Runtime,
     Sets,
@@ -83,8 +85,8 @@ def encoder(
         ),
     ] = None,
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Setting of a signal.")] = None,
-    formats: Annotated[list[str] | None, typer.Option("--format", help="Repeat for several; see `mer list`.")] = None,
-    precisions: Annotated[list[str] | None, typer.Option("--precision", help="fp32, fp16, bf16 or int8.")] = None,
+    formats: Formats = None,
+    precisions: Precisions = None,
     name: Annotated[str | None, typer.Option("--name", help="What data sets call it; default the folder's.")] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", help="Of the weights, as their publisher names it.")

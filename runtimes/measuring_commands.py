@@ -9,7 +9,9 @@ import typer
 
 from mer_export.bundle import Bundle
 from mer_export.console import (
+    Atol,
     BundleArg,
+    ComparedData,
     CudaGraph,
     DataFormat,
     DataOpt,
@@ -17,9 +19,11 @@ from mer_export.console import (
     FormatOfData,
     InPrecision,
     Json,
+    Limit,
     OnDevice,
     Outside,
     Quiet,
+    Rtol,
     Runtime,
     Split,
     SplitOfData,
@@ -34,23 +38,21 @@ from mer_export.console import (
 from mer_export.progress import progress_unless
 
 TEST = "test"
+Batches = Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")]
 
 
 def parity(
     bundle: BundleArg,
-    data: Annotated[Path, typer.Option("--data", help="Data set to compare on.")],
+    data: ComparedData,
     split: Split = "test",
     data_format: DataFormat = "auto",
     outside: Outside = None,
     runtime: Runtime = None,
     device: OnDevice = None,
     precision: InPrecision = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most so many items.")] = None,
-    atol: Annotated[
-        list[str] | None,
-        typer.Option("--atol", metavar="VALUE", help="Tolerance, such as 1e-4, int8:0.2 or log_prob:1e-4."),
-    ] = None,
-    rtol: Annotated[list[str] | None, typer.Option("--rtol", metavar="VALUE", help="Its relative part.")] = None,
+    limit: Limit = None,
+    atol: Atol = None,
+    rtol: Rtol = None,
     threads: Threads = 1,
     strict: Annotated[bool, typer.Option("--strict", help="A variant that cannot run here is a failure.")] = False,
     strict_features: StrictFeatures = False,
@@ -95,7 +97,7 @@ def bench(
     data_format: FormatOfData = None,
     outside: Outside = None,
     runtime: Runtime = None,
-    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
+    batches: Batches = None,
     rounds: Annotated[int, typer.Option("--rounds", min=3, help="Interleaved rounds.")] = 15,
     threads: Threads = 1,
     cuda_graph: CudaGraph = False,
@@ -150,7 +152,7 @@ def tune(
     split: SplitOfData = None,
     data_format: FormatOfData = None,
     outside: Outside = None,
-    batches: Annotated[list[int] | None, typer.Option("--batch", min=1, help="Repeat for several.")] = None,
+    batches: Batches = None,
     precisions: Annotated[list[str] | None, typer.Option("--precision", help="Only these; repeatable.")] = None,
     minutes: Annotated[
         float, typer.Option("--minutes", min=0.1, help="How long it may take; what is left out is named.")

@@ -20,10 +20,11 @@ from starlette.types import ASGIApp, Message
 
 from mer_export.data.samples import Sample
 from mer_export.launcher import module_command
+from runtimes.pipeline import How
 from runtimes.predict.predictor import Predictor
 from runtimes.serve.app import build
 from runtimes.serve.metrics import Metrics
-from runtimes.serve.models import How, named
+from runtimes.serve.models import named
 from runtimes.serve.service import Limits, Service
 from runtimes.serve.talk import Options
 
@@ -200,7 +201,7 @@ async def inside(
 ) -> AsyncIterator[Inside]:
     """Serves bundles in this process for the block."""
     metrics = Metrics()
-    models = named(bundles, how, metrics)
+    models = named(bundles, how, metrics, limits.queue)
     for model in models.values():
         await model.open()
     service = Service(models, metrics, limits, live)

@@ -16,8 +16,8 @@ import cli
 from mer_export.bundle import Bundle
 from mer_export.data.formats.parquet.writer import write_parquet
 from mer_export.data.samples import Corpus
-from runtimes.scale.command import Reading, Spread, infer_in_blocks
-from runtimes.scale.desk import How
+from runtimes.pipeline import How, Reading
+from runtimes.scale.command import Blocks, Spread
 
 DIALOGUES = 40
 BLOCK_BYTES = 20_000
@@ -86,4 +86,5 @@ def manifest(out: Path) -> dict[str, Any]:
 def run(place: Place, out: Path, *inputs: Path, force: bool = False, **how: Any) -> dict[str, Any]:
     spread = Spread(shards=1, block=BLOCK_BYTES / 2**20)
     reading = Reading([str(i) for i in inputs or (place.lines,)])
-    return infer_in_blocks(How(place.bundle, runtime=ANYBODY, **how), reading, out, spread, force=force)
+    said = How(ANYBODY, **{"threads": 1} | how)
+    return Blocks(place.bundle, said, reading, out, spread, force).answer()

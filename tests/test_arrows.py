@@ -55,6 +55,7 @@ FLOORS = (
     "runtimes.pages",
     "runtimes.encode",
     "runtimes.features",
+    "runtimes.pipeline",
     "runtimes.live",
     "runtimes.scale",
     "runtimes.serve",

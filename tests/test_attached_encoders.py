@@ -37,10 +37,11 @@ from mer_export.exporters import export_variant  # noqa: E402
 from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder  # noqa: E402
 from mer_export.untrusted.stored import stored_files  # noqa: E402
 from runtimes.backends.way import find_ways  # noqa: E402
-from runtimes.features.completed import encoders_of, split_samples  # noqa: E402
+from runtimes.features.completed import split_samples  # noqa: E402
 from runtimes.pages.report import write_report  # noqa: E402
+from runtimes.pipeline import How  # noqa: E402
 from runtimes.predict.machine_profile import Goal, choose  # noqa: E402
-from runtimes.scale.desk import Desk, How  # noqa: E402
+from runtimes.scale.desk import Desk  # noqa: E402
 from runtimes.speed.bench import run_bench  # noqa: E402
 from runtimes.speed.bench_report import chain_table  # noqa: E402
 from runtimes.speed.tune import run_tune  # noqa: E402
@@ -174,9 +175,9 @@ def test_a_goal_chooses_encoders_and_fusion_apart_and_so_it_does_in_blocks(
     told = [{"sentence": words, "recording": f"{n}.wav"} for n, (words, _) in enumerate(ROWS)]
     lines = [json.dumps({"dialogue": str(n), "utterances": [u]}) for n, u in enumerate(told)]
     (folder / "clips.jsonl").write_text("\n".join(lines))
-    desk = Desk(How(bundle.root, threads=None, goal="latency"))
-    assert desk.completion
-    with desk.completion as completion, desk.predictor as predictor:
+    with Desk(bundle.root, How(goal="latency")) as desk:
+        completion, predictor = desk.completion, desk.predictor
+        assert completion
         ran = {n: (e.predictor.backend, e.predictor.batch) for n, (e,) in completion.encoder.loaded.items()}
         assert ran == {n: (runtime, 1) for n, runtime in best}
         assert predictor.backend == choose(profile, Goal("latency")).way.backend
@@ -206,9 +207,11 @@ def test_a_command_that_runs_no_encoder_says_how_the_features_are_made(model: Pa
 
 
 def test_a_runtime_that_runs_no_file_of_an_encoder_is_that_of_the_model(model: Path) -> None:
-    with encoders_of(Bundle.open(model), backend="torchscript") as completion:
-        assert completion
-        assert {e.predictor.backend for (e,) in completion.encoder.loaded.values()} == {"onnxruntime"}
+    completion = How("torchscript", threads=2).encoders(Bundle.open(model))
+    assert completion
+    with completion:
+        ran = {(e.predictor.backend, e.predictor.options.threads) for (e,) in completion.encoder.loaded.values()}
+        assert ran == {("onnxruntime", 2)}
 
 
 def test_what_a_bundle_takes_along_is_checked_like_all_that_it_holds(model: Path, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from hypothesis.extra import numpy as hnp
 from mer_export.errors import InputError
 from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.builders import Name, Refused, done
-from mer_export.untrusted.contents import Stored
+from mer_export.untrusted.contents import Later, Stored
 from mer_export.untrusted.pickles import DAMAGE, load_pickle
 from mer_export.untrusted.torch_files import builders
-from mer_export.untrusted.unpickle import DataUnpickler, _Later
+from mer_export.untrusted.unpickle import DataUnpickler
 
 
 def _load(tmp_path, content: bytes):
@@ -256,7 +256,7 @@ def _plain(value):
         return array.dtype.str, array.shape, array.tobytes()
     if isinstance(value, dict):
         return [(k, _plain(v)) for k, v in value.items()]
-    if isinstance(value, tuple) and value and isinstance(value[0], _Later):
+    if isinstance(value, tuple) and value and isinstance(value[0], Later):
         return _plain(value[0].value(value[1]))
     if isinstance(value, (list, tuple)):
         return type(value).__name__, [_plain(v) for v in value]

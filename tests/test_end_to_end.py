@@ -138,7 +138,7 @@ def test_growth_is_that_of_one_more_utterance() -> None:
 def test_files_of_every_kind_hold_as_many_utterances_of_the_same_shapes(tmp_path: Path) -> None:
     bundle = random_bundle(tmp_path / "bundle", growth.DIALOGUES)
     shapes = {}
-    for name in ("Parquet", "JSON lines", "table, features in columns", "table, features in arrays"):
+    for name in set(growth.FORMS) - {"table of transcripts"}:
         folder = tmp_path / name
         folder.mkdir()
         samples = list(stream_samples(growth.FORMS[name].write(folder, bundle, 19)))

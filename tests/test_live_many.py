@@ -236,8 +236,11 @@ def test_options_of_files_and_of_lines_are_not_mixed(mer: Mer, tmp_path: Path) -
     for words, said in (
         (("--live", "--split", "test"), "leave --split out"),
         (("--live", "--data-format", "jsonl"), "leave --data-format out"),
+        (("--live", "--block", 2), "leave --block out"),
+        (("--live", "--dry-run"), "leave --dry-run out"),
         (("--live", "--out", tmp_path / "x.jsonl"), "redirect it"),
         (("--window", 3), "--window is of live dialogues"),
+        (("--revise", 0, "--shards", 2), "--revise is of live dialogues"),
         ((), "name the INPUT and --out FILE, or pass --live"),
     ):
         code, out, err = mer("infer", BUNDLE, *words)

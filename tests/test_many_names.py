@@ -13,7 +13,7 @@ import pytest
 from mer_export.data.formats.table.reader import source
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
-from mer_export.marks import Marks, mark_of
+from mer_export.marks import Marks, Places, mark_of
 from mer_export.untrusted.cells import TOGETHER, Cells
 from runtimes.features.sentences import Distinct
 
@@ -56,7 +56,13 @@ def test_marks_are_a_set() -> None:
     assert mark_of("dialogue", "5000") not in marks
 
 
-def test_a_row_of_a_table_takes_little_more_than_its_cells(tmp_path: Path) -> None:
+def test_a_name_has_its_last_place() -> None:
+    places = Places(["a", "b", "a", "c"])
+    assert [places.get(n) for n in "abcd"] == [2, 1, 3, None]
+    assert (places.distinct, Places("ab").distinct, Places([]).get("a")) == (False, True, None)
+
+
+def test_a_row_of_a_table_takes_a_few_bytes(tmp_path: Path) -> None:
     rows = [f"c{n},{n // 20},{n // 20}.wav,This is sentence {n},joy,{n % 7}" for n in range(MANY)]
     (tmp_path / "clips.csv").write_text("\n".join(["clip,dialogue,file,words,emotion,speaker", *rows, ""]))
     said = {n: n for n in ("dialogue", "speaker")} | {"utterance": "clip", "sentence": "words", "label": "emotion"}
@@ -67,7 +73,7 @@ def test_a_row_of_a_table_takes_little_more_than_its_cells(tmp_path: Path) -> No
         assert sum(len(d.utterances) for d in found.dialogues()) == MANY
         return found
 
-    assert kept(read) < 140 * MANY
+    assert kept(read) < 12 * MANY
 
 
 def test_dialogues_of_a_table_come_as_they_first_appear_and_their_rows_in_order(tmp_path: Path) -> None:
@@ -95,4 +101,4 @@ def test_a_name_takes_a_tenth_of_what_python_takes() -> None:
             marks.new(mark_of(str(number)))
         return marks
 
-    assert kept(marked) < 25 * MANY
+    assert kept(marked) < 10 * MANY

@@ -6,6 +6,7 @@ import itertools
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from conftest import Once
@@ -79,9 +80,9 @@ def test_a_bucket_is_loaded_once_however_many_threads_ask_for_it(
     opened: list[object] = []
     original = Predictor._open
 
-    def watched(self: Predictor, bucket: object, batch: int) -> Session:
+    def watched(self: Predictor, bucket: object, batch: int, **how: Any) -> Session:
         opened.append(bucket)
-        return original(self, bucket, batch)  # type: ignore[arg-type]
+        return original(self, bucket, batch, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Predictor, "_open", watched)
     with Predictor(exported, "onnxruntime", ONE_THREAD) as shared, ThreadPoolExecutor(8) as pool:

@@ -21,8 +21,9 @@ from mer_export.data.spec import DataSpec
 from mer_export.errors import UsageError
 from mer_export.untrusted.stored import stored_files
 from runtimes import BatchWorker
+from runtimes.pipeline import How
 from runtimes.scale.blocks import Answered, Asked, Block, BlockWorker, Died, Event
-from runtimes.scale.desk import How, checksum
+from runtimes.scale.desk import checksum
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_files_at_an_address_are_answered_as_those_of_a_path(place: Place, addre
     with fsspec.open(f"memory://data/{path.name}", "wb") as stream:
         stream.write(path.read_bytes())
     (file,) = stored_files(name)
-    worker = BlockWorker(Asked(How(place.bundle, runtime=ANYBODY), {p: DataSpec() for p in ("jsonl", "parquet")}))
+    worker = BlockWorker(Asked(place.bundle, How(ANYBODY, threads=1), {p: DataSpec() for p in ("jsonl", "parquet")}))
     worker.begin()
     found = [worker.answer(Block(n, p)) for n, p in enumerate(cut(file, BLOCK_BYTES))]
     tables = [parquet.read_table(pyarrow.BufferReader(a.content)) for a in found if isinstance(a, Answered)]

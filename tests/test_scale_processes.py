@@ -20,11 +20,11 @@ from small_scale import ANYBODY, BLOCK, Place, command, make_place, manifest, ru
 from mer_export.bundle import Bundle
 from mer_export.errors import UsageError
 from mer_export.launcher import module_command
+from runtimes.pipeline import How
 from runtimes.predict.machine_profile import Goal, Limits, choose
 from runtimes.scale.blocks import Answered, Asked
 from runtimes.scale.cluster import ClusterCrew, room
 from runtimes.scale.command import room_of
-from runtimes.scale.desk import How
 from runtimes.scale.ledger import Ledger
 from runtimes.speed.tune import run_tune
 
@@ -153,13 +153,13 @@ class Asking:
 
 @pytest.mark.parametrize(("device", "gpus"), [("cpu", 0), ("cuda", 1)])
 def test_an_actor_asks_for_the_cores_and_the_gpu_that_it_uses(place: Place, device: str, gpus: int) -> None:
-    how = How(place.bundle, device=device, threads=3)
-    ray = Asking()
-    ClusterCrew(ray, Asked(how, {}), 0, *room_of(how))
+    how, ray = How(device=device, threads=3), Asking()
+    needs = room_of(Bundle.open(place.bundle), how)
+    ClusterCrew(ray, Asked(place.bundle, how, {}), 0, *needs)
     assert {n: ray.settings[n] for n in ("num_cpus", "num_gpus")} == {"num_cpus": 3, "num_gpus": gpus}
     nodes = {"CPU": 16.0, "GPU": 2.0}
-    assert room(nodes, *room_of(how)) == (2 if gpus else 5)
-    assert room({"CPU": 16.0}, *room_of(how)) == (0 if gpus else 5)
+    assert room(nodes, *needs) == (2 if gpus else 5)
+    assert room({"CPU": 16.0}, *needs) == (0 if gpus else 5)
 
 
 def test_a_goal_holds_in_blocks_and_says_what_an_actor_needs(place: Place, tmp_path: Path) -> None:
@@ -169,8 +169,7 @@ def test_a_goal_holds_in_blocks_and_says_what_an_actor_needs(place: Place, tmp_p
     profile = run_tune(bundle, batches=(1, 4), precisions=("fp32",))
     profile.save(bundle)
     way = choose(profile, Goal("throughput"), Limits(ANYBODY)).way
-    how = How(bundle.root, runtime=ANYBODY, threads=None, goal="throughput")
-    assert room_of(how) == (way.workers * (way.options.threads or 1), 0)
+    assert room_of(bundle, How(ANYBODY, goal="throughput")) == (way.workers * (way.options.threads or 1), 0)
     found = run(replace(place, bundle=bundle.root), tmp_path / "out", threads=None, goal="throughput")
     assert (found["runtime"], found["precision"]) == (ANYBODY, way.precision)
     assert same(written(tmp_path / "out"), place.answers)

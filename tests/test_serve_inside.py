@@ -27,6 +27,7 @@ from mer_export.data.open import stream_samples
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from runtimes.backends.onnx_runtime import OnnxRuntimeSession
+from runtimes.pipeline import How
 from runtimes.predict import opening
 from runtimes.predict.output import json_row
 from runtimes.predict.predictor import Predictor
@@ -34,7 +35,7 @@ from runtimes.serve import journal, models
 from runtimes.serve.app import LOOPBACK
 from runtimes.serve.batching import Deadline
 from runtimes.serve.metrics import Metrics
-from runtimes.serve.models import How, named
+from runtimes.serve.models import named, opened_predictor
 from runtimes.serve.reading import parse
 from runtimes.serve.server import Place, read_token
 
@@ -282,8 +283,8 @@ async def test_a_change_that_cannot_be_opened_leaves_the_state_before_in_service
         (lambda folder: read_token(folder / "empty"), "must hold one word"),
         (lambda folder: read_token(folder / "two"), "must hold one word"),
         (lambda folder: named([BUNDLE, folder / "cmerc"], How(), Metrics()), "two bundles are called 'cmerc'"),
-        (lambda folder: How(goal="latency", workers=2).open(BUNDLE), "--goal says how many workers"),
-        (lambda folder: How(goal="latency").open(BUNDLE), "no profile of this machine"),
+        (lambda folder: opened_predictor(BUNDLE, How(goal="latency", workers=2)), "--goal says how many workers"),
+        (lambda folder: opened_predictor(BUNDLE, How(goal="latency")), "no profile of this machine"),
     ],
 )
 def test_what_cannot_be_served_is_refused_before_it_begins(wrong: Any, sentence: str, tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.open import stream_samples
 from mer_export.data.overflow import Piece
 from mer_export.data.samples import Sample
+from runtimes.pipeline import How
 from runtimes.predict.predictor import Part, Predictor
 from runtimes.serve import server as server_module
 from runtimes.serve.batching import WINDOW, Deadline, Job, _alike
-from runtimes.serve.models import How
 from runtimes.serve.server import Place
 from runtimes.serve.service import Limits
 
@@ -54,7 +54,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
 
 @in_a_loop
 async def test_a_full_queue_is_said_at_once_and_what_waits_is_answered(samples: list[Sample], held: Held) -> None:
-    async with inside(BUNDLE, how=How(workers=1, batch=1, queue=2)) as server:
+    async with inside(BUNDLE, how=ALONE, limits=Limits(queue=2)) as server:
         request = tensors(samples[:1], True)
         running = asyncio.create_task(server.ask("POST", INFER, *request))
         await held.taken()
@@ -143,7 +143,7 @@ async def test_what_comes_too_late_is_said_and_not_computed(samples: list[Sample
 
 @in_a_loop
 async def test_a_request_that_is_called_off_makes_room_for_the_next(samples: list[Sample], held: Held) -> None:
-    async with inside(BUNDLE, how=How(workers=1, batch=1, queue=2)) as server:
+    async with inside(BUNDLE, how=ALONE, limits=Limits(queue=2)) as server:
         body, headers = tensors(samples[:1], True)
         running = asyncio.create_task(server.ask("POST", INFER, body, headers))
         await held.taken()

@@ -42,8 +42,8 @@ from mer_export.encoders.signal.folder import write_signal_encoder  # noqa: E402
 from mer_export.exporters import export_variant  # noqa: E402
 from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder  # noqa: E402
 from runtimes.features import encoded  # noqa: E402
+from runtimes.pipeline import How  # noqa: E402
 from runtimes.serve import reading  # noqa: E402
-from runtimes.serve.models import How  # noqa: E402
 from runtimes.serve.reading import Asked  # noqa: E402
 from runtimes.serve.scratch import Scratch  # noqa: E402
 from runtimes.serve.service import Limits  # noqa: E402
@@ -380,7 +380,7 @@ async def test_no_utterance_is_encoded_after_the_deadline_and_no_more_wait_than_
         assert free.wait(60)
         return original(self, named)
 
-    async with inside(model, how=How(workers=1, queue=1)) as server:
+    async with inside(model, limits=Limits(queue=1)) as server:
         monkeypatch.setattr(encoded.Encoder, "_read", held)
         first = asyncio.create_task(utterances(server, {"sentence": "a"}))
         await asyncio.to_thread(entered.acquire)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from mer_export.data.formats.table.reader import source
 from mer_export.data.inspect import inspect_file
 from mer_export.data.open import open_corpus
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
+from mer_export.untrusted.arrays import FileArray, open_array
 from mer_export.untrusted.places import Reach
 from mer_export.untrusted.tables import read_table
 
@@ -81,6 +85,75 @@ def test_another_separator_can_be_said(tmp_path: Path) -> None:
     ]
 
 
+# --- rows that are read where they lie
+
+SAID = ["one", "two\nlines", "a, comma", "", "§ “five”", "six"]
+ROWS = [("ab"[i % 2], str(9 - i), text) for i, text in enumerate(SAID)]
+
+
+def text_table(folder: Path, encoding: str, ends: str) -> DataSpec:
+    with (folder / "u.csv").open("w", newline="", encoding=encoding) as stream:
+        csv.writer(stream, lineterminator=ends, quoting=csv.QUOTE_ALL).writerows([("call", "turn", "words"), *ROWS])
+    return DataSpec(table="u.csv", dialogue="call", order="turn", sentence="words", encoding=encoding)
+
+
+def parquet_table(folder: Path, _encoding: str, _ends: str) -> DataSpec:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = dict(zip(("call", "turn", "words"), map(list, zip(*ROWS, strict=True)), strict=True))
+    parquet.write_table(arrow.table(columns), folder / "u.parquet", row_group_size=2)
+    return DataSpec(table="u.parquet", dialogue="call", order="turn", sentence="words")
+
+
+@pytest.mark.parametrize(
+    ("write", "encoding", "ends"),
+    [
+        *((text_table, "utf-8", ends) for ends in ("\n", "\r\n", "\r", "\n\n")),
+        *((text_table, encoding, "\n") for encoding in ("utf-8-sig", "gbk", "utf-16", "utf-7")),
+        (parquet_table, "", ""),
+    ],
+)
+def test_rows_of_dialogues_that_are_mixed_are_found(tmp_path: Path, write: Any, encoding: str, ends: str) -> None:
+    found = source(tmp_path, write(tmp_path, encoding, ends))
+    for _ in range(2):
+        said = {d.id: [(u.row, u.sentence) for u in d.utterances] for d in found.dialogues()}
+        assert said == {n: [(i + 2, SAID[i]) for i in places] for n, places in (("a", (4, 2, 0)), ("b", (5, 3, 1)))}
+
+
+def test_a_table_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+    found = source(tmp_path, text_table(tmp_path, "utf-8", "\n"))
+    with (tmp_path / "u.csv").open("a") as stream:
+        stream.write("c,1,more\n")
+    with pytest.raises(InputError, match=r"u\.csv changed while it was read: start again"):
+        list(found.dialogues())
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "compressed", "columns first", "big-endian"])
+def test_rows_of_an_array_are_read_in_any_order(tmp_path: Path, kind: str) -> None:
+    values = np.random.default_rng(0).standard_normal((3000, 4, 3))
+    values = {"columns first": np.asfortranarray(values), "big-endian": values.astype(">f8")}.get(kind, values)
+    path = tmp_path / ("x.npz" if kind in ("npz", "compressed") else "x.npy")
+    if path.suffix == ".npz":
+        (np.savez if kind == "npz" else np.savez_compressed)(path, other=np.ones(3), a=values)
+    else:
+        np.save(path, values)
+    found = open_array(path, "a")
+    assert isinstance(found, FileArray) == (kind not in ("compressed", "columns first"))
+    assert (found.shape, found.dtype, len(found)) == (values.shape, values.dtype, 3000)
+    for first, last in ((0, 1), (1, 700), (690, 1500), (2999, 3000), (5, 5), (3, 2), (2000, 2003), (1999, 2400)):
+        np.testing.assert_array_equal(found[first:last], values[first:last])
+        np.testing.assert_array_equal(found[first], values[first])
+
+
+def test_an_array_that_becomes_shorter_is_an_error_and_no_end_of_the_process(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((40000, 4)))
+    found = open_array(tmp_path / "x.npy")
+    os.truncate(tmp_path / "x.npy", 1000)
+    with pytest.raises(InputError, match=r"x\.npy became shorter while it was read"):
+        found[39999]
+
+
 # --- features in columns
 
 
@@ -133,7 +206,7 @@ def test_each_table_brings_its_own_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
+    ("columns", "message"),
     [
         ({"columns": "f1"}, "no columns 'f1'"),
         ({"columns": "LPC*"}, r"no columns 'LPC\*'"),
@@ -141,14 +214,14 @@ def test_each_table_brings_its_own_columns(tmp_path: Path) -> None:
         ({"columns": "mood"}, "row 2 of the table: column mood holds 'joy', it must be a number"),
     ],
 )
-def test_columns_that_are_not_numbers_are_named(measured: Path, source: Any, message: str) -> None:
+def test_columns_that_are_not_numbers_are_named(measured: Path, columns: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        only_sample(measured, **FEATURES, audio=source)
+        only_sample(measured, **FEATURES, audio=columns)
 
 
-@pytest.mark.parametrize("source", [{}, {"file": "a.npy", "columns": "f0"}, {"columns": "f0", "keys": "k"}])
-def test_a_source_is_a_file_or_columns(measured: Path, source: Any) -> None:
-    (measured / "table.yaml").write_text(json.dumps(FEATURES | {"audio": source}))
+@pytest.mark.parametrize("given", [{}, {"file": "a.npy", "columns": "f0"}, {"columns": "f0", "keys": "k"}])
+def test_a_source_is_a_file_or_columns(measured: Path, given: Any) -> None:
+    (measured / "table.yaml").write_text(json.dumps(FEATURES | {"audio": given}))
     with pytest.raises(InputError, match="audio"):
         open_corpus(measured)
 

@@ -12,6 +12,7 @@ import typer
 
 from mer_export.console import (
     BundleArg,
+    Data,
     DataFormat,
     DryRun,
     Force,
@@ -29,12 +30,13 @@ from mer_export.console import (
 from mer_export.progress import progress_unless
 from mer_export.terminal import summary_line
 
+SystemArg = Annotated[str, typer.Argument(help="System to train; see `mer list`.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A configuration file instead of a preset.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Random seed.")]
 
 
 def init(
-    system: Annotated[str, typer.Argument(help="System to train; see `mer list`.")],
+    system: SystemArg,
     data: Annotated[Path, typer.Argument(help="Your data set: a directory or file.")],
     sets: Sets = None,
     outside: Outside = None,
@@ -48,8 +50,8 @@ def init(
 
 
 def train(
-    system: Annotated[str, typer.Argument(help="System to train; see `mer list`.")],
-    data: Annotated[Path, typer.Option("--data", help="Data set: a directory or file.")],
+    system: SystemArg,
+    data: Data,
     out: Out,
     preset: Annotated[str | None, typer.Option("--preset", help="Named recipe, e.g. meld or m3net/meld.")] = None,
     config: ConfigFile = None,
@@ -111,8 +113,8 @@ def train(
 
 
 def crossval(
-    system: Annotated[str, typer.Argument(help="System to train; see `mer list`.")],
-    data: Annotated[Path, typer.Option("--data", help="Data set: a directory or file.")],
+    system: SystemArg,
+    data: Data,
     out: Out,
     preset: Annotated[str | None, typer.Option("--preset", help="Named recipe, e.g. iemocap_cv.")] = None,
     config: ConfigFile = None,

@@ -26,6 +26,7 @@ from mer_export.console import (
 from mer_export.errors import UsageError
 from mer_export.terminal import outline, summary_line
 
+PresetOfData = Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")]
 app = typer.Typer(no_args_is_help=True, help="Make, look into and convert data sets.")
 
 
@@ -108,7 +109,7 @@ def _described(report: dict[str, Any]) -> Iterator[str]:
 def convert(
     source: Annotated[Path, typer.Argument(help="Data set in any readable format.")],
     out: Out,
-    preset: Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")] = None,
+    preset: PresetOfData = None,
     data_format: DataFormat = "auto",
     outside: Outside = None,
     force: Force = False,
@@ -175,7 +176,7 @@ def byte_pairs(
     source: Annotated[Path, typer.Argument(help="Text file, one sentence per line, or a data set with sentences.")],
     out: Out,
     size: Annotated[int, typer.Option("--size", min=300, help="Symbols of the vocabulary.")] = 4000,
-    preset: Annotated[str | None, typer.Option("--preset", help="Preset whose data section says how to read.")] = None,
+    preset: PresetOfData = None,
     split: Annotated[str | None, typer.Option("--split", help="Which split of a data set; default train.")] = None,
     outside: Outside = None,
     force: Force = False,

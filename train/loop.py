@@ -20,6 +20,7 @@ from mer_export.task import Task
 from train.batches import by_length, feed
 from train.config import TrainConfig
 from train.dropout import draw_fast
+from train.forms import train_fast
 from train.padding import Kept, padding
 from train.processes import Processes
 from train.protocol import AuxiliaryPass, Protocol
@@ -85,6 +86,8 @@ class Phase:
         if config.fast_dropout and accelerator.device.type != "cpu":
             raise UsageError(f"fast_dropout is of the CPU, this run is on {accelerator.device.type}: leave it out")
         self.dropout = draw_fast(model) if config.fast_dropout else None
+        if accelerator.device.type == "cpu" and accelerator.mixed_precision == "no" and not config.compile:
+            train_fast(model)
         module = self.protocol.prepare(model, samples, accelerator.device)
         self.protocol.balance(config.balance, samples, model, accelerator.device)
         # Device and autocast alone: `processes` averages the gradients, in place of a wrapper around the module.

@@ -135,6 +135,10 @@ class Bundle:
         said = sorted((name, self.manifest.files[name].sha256) for name in self._paths(variant))
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
+    def variant_size(self, variant: Variant) -> int:
+        """Bytes of the files of a variant and every data file that they read. Raises as `variant_files`."""
+        return sum(self.manifest.files[name].size for name in self._paths(variant))
+
     def _paths(self, variant: Variant) -> dict[str, Path]:
         """The verified files of a variant by name."""
         own = [n for n in self.manifest.files if n.startswith(f"variants/{variant.name}/")]

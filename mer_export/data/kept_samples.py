@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.kept import Kept
 
-FORM = 1
+FORM = 2
 """Of the files; another one is another name."""
 LEAST, MOST = 16 << 20, 1 << 30
 """Bytes of the read files from which on keeping pays, and the most that is kept of one."""
@@ -43,7 +43,7 @@ def kept_or_read(
     labels: Sequence[str] | None,
     split: str | None,
     read: Callable[[], list[Sample]],
-) -> list[Sample]:
+) -> Iterable[Sample]:
     """The samples that `read` gives, from the folder where they are there; their arrays are then read-only.
 
     Args:
@@ -110,7 +110,7 @@ def _plain(sample: Sample) -> bool:
 
 
 def packed(samples: Sequence[Sample]) -> list[bytes | memoryview]:
-    """Samples as the parts of one piece: the length of a table, the table, and the arrays that it names."""
+    """Samples as the parts of one piece: the length of a table, its lines, and the arrays that they name."""
     arrays: list[np.ndarray] = []
     at = 0
 
@@ -120,11 +120,11 @@ def packed(samples: Sequence[Sample]) -> list[bytes | memoryview]:
         begin, at = at, -(-(at + array.nbytes) // ALIGNED) * ALIGNED
         return [array.dtype.str, list(array.shape), begin]
 
-    rows = [
+    rows = (
         [s.id, s.units, s.split, {n: place(a) for n, a in s.inputs.items()}, s.labels is not None and place(s.labels)]
         for s in samples
-    ]
-    table = json.dumps(rows).encode()
+    )
+    table = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
     table += b" " * (-(len(table) + LENGTH) % ALIGNED)
     parts: list[bytes | memoryview] = [len(table).to_bytes(LENGTH, "little"), table]
     for array in arrays:
@@ -132,15 +132,17 @@ def packed(samples: Sequence[Sample]) -> list[bytes | memoryview]:
     return parts
 
 
-def unpacked(content: bytes) -> list[Sample]:
-    """What was packed; the arrays are views of `content`."""
+def unpacked(content: bytes) -> Iterator[Sample]:
+    """What was packed, one by one; the arrays are views of `content`."""
     start = LENGTH + int.from_bytes(content[:LENGTH], "little")
 
     def array(said: Any) -> np.ndarray:
         dtype, shape, at = said
         return np.ndarray(tuple(shape), np.dtype(dtype), content, start + at)
 
-    return [
-        Sample(name, {n: array(a) for n, a in inputs.items()}, tuple(units), array(labels) if labels else None, split)
-        for name, units, split, inputs, labels in json.loads(content[LENGTH:start])
-    ]
+    begin = LENGTH
+    while (end := content.find(b"\n", begin, start)) >= 0:
+        name, units, split, inputs, labels = json.loads(content[begin:end])
+        arrays = {n: array(a) for n, a in inputs.items()}
+        yield Sample(name, arrays, tuple(units), array(labels) if labels else None, split)
+        begin = end + 1

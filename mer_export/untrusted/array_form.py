@@ -10,13 +10,13 @@ import pickle
 import re
 import struct
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mer_export.untrusted.builders import ARRAY, Name, done
-from mer_export.untrusted.contents import Form
+from mer_export.untrusted.contents import Contained, Content, Form, Kind, Later
 from mer_export.untrusted.memo import Memo
 
 LONG = 64
@@ -95,13 +95,14 @@ class Layout:
         self.length = end - start
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ArrayForm:
     """One form.
 
     `arguments` make the array; `dtype`, `order` and `form` are those of its content. `puts` are the places in `PUTS` of
     those that there are; so many as `first` of their numbers come before the `dims` of the shape. It holds as long as
-    nothing in the memo is `replaced`, and `held` there is the dtype.
+    nothing in the memo is `replaced`, and `held` there is the dtype. `kinds` are those of arrays that stay in the file,
+    by the size of their content and shape.
     """
 
     before: Layout
@@ -115,22 +116,32 @@ class ArrayForm:
     first: int
     dims: int
     replaced: int
+    kinds: dict[tuple[int, tuple[int, ...]], Kind] = field(default_factory=dict)
 
     def read(self, data: Any, at: int, memo: Memo) -> Written | None:
         """What the array here says; None where it is written in another form, or gets other things from the memo."""
         if not self.before.fits(data, at) or memo.replaced != self.replaced or done(self.held) is not self.dtype:
             return None
-        *numbers, size = self.before.numbers(data, at)
+        numbers = self.before.numbers(data, at)
         content = at + self.before.length
-        end = content + size
+        end = content + numbers[-1]
         if not content <= end <= len(data) or not self.after.fits(data, end):
             return None
         first, behind = self.first, self.first + self.dims
-        places = (*numbers[:first], *numbers[behind:], *self.after.numbers(data, end))
+        places = numbers[:first] + numbers[behind:-1] + self.after.numbers(data, end)
         if not memo.takes_row(places, len(self.puts)):
             return None
         place = places[0] if places else len(memo)
-        return Written(content, size, end + self.after.length, tuple(numbers[first:behind]), place)
+        return Written(content, numbers[-1], end + self.after.length, numbers[first:behind], place)
+
+    def around(self, file: Contained, at: int, array: Any) -> list[Any]:
+        """What the array here, which was read, put into the memo."""
+        numbers = self.before.numbers(file.data, at)
+        content = Content(file, at + self.before.length, numbers[-1], self.form)
+        shape = numbers[self.first : self.first + self.dims]
+        later = Later(content, (1, shape, self.dtype, self.order))
+        found = (*self.arguments[1:], self.arguments, array, shape, *((later, i) for i in range(4)))
+        return [found[i] for i in self.puts]
 
 
 def learn(data: Any, at: int, memo: Memo) -> ArrayForm | None:

@@ -74,4 +74,5 @@ class Budget:
             self.take(8 * len(found), len(found))
             arrays = [v.nbytes or 8 for v in parts if hasattr(v, "nbytes")]
             self.take(sum(arrays), len(arrays))
-            waiting += [v for v in parts if not hasattr(v, "nbytes")] if arrays else parts
+            if len(arrays) < len(parts):
+                waiting += [v for v in parts if not hasattr(v, "nbytes")] if arrays else parts

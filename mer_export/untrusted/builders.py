@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from mer_export.untrusted.contents import Content, Stored
+from mer_export.untrusted.contents import Build, Content, Kind, Stored
 
 DTYPE = re.compile(r"\|?[<>=]?(\?|[bhilqpBHILQPefdFD]|b1|[iu][1248]|f[248]|c8|c16|[US]\d{1,9}|O8?)")
 MAX_DIMS = 32
@@ -122,22 +123,33 @@ def _array(data: Any, dtype: Any, shape: Any, fortran: Any) -> Any:
         return data
     if count and not dtype.itemsize:
         raise Refused(f"an array of {dtype.str}, whose items have no bytes")
-    if isinstance(data, Content) and data.lazy:
-        if not data.may_be(count * dtype.itemsize):
-            raise Refused(f"an array of shape {shape} with {data.size} bytes")
-        return Stored(
-            data, shape, dtype, count * dtype.itemsize, lambda content: _filled(content, dtype, shape, fortran)
-        )
-    return _filled(_bytes_of(data), dtype, shape, fortran)
-
-
-def _filled(content: bytes, dtype: np.dtype, shape: tuple[int, ...], fortran: Any) -> np.ndarray:
-    """An array of its own with these bytes, in the byte order of the machine."""
-    count = math.prod(shape)
+    if isinstance(data, Content) and data.file.lazy:
+        return Stored(_kind(data, dtype, shape, bool(fortran)), data.at)
+    content = _bytes_of(data)
     if len(content) != count * dtype.itemsize:
         raise Refused(f"an array of shape {shape} with {len(content)} bytes")
-    array = np.frombuffer(content, dtype=dtype) if count else np.zeros(0, dtype)
-    return array.reshape(shape, order="F" if fortran else "C").astype(dtype.newbyteorder("="))
+    return _filled([content], dtype, shape, bool(fortran))[0]
+
+
+def _kind(data: Content, dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> Kind:
+    """That of an array with this content."""
+    kinds, key = data.file.kinds, (data.size, data.form, shape, dtype, fortran)
+    if key not in kinds:
+        nbytes = math.prod(shape) * dtype.itemsize
+        if not data.may_be(nbytes):
+            raise Refused(f"an array of shape {shape} with {data.size} bytes")
+        build: Build = partial(_filled, dtype=dtype, shape=shape, fortran=fortran)
+        build = data.file.builds.setdefault(key[1:], build)
+        kinds[key] = Kind(data.file, data.size, data.form, shape, dtype, nbytes, build)
+    return kinds[key]
+
+
+def _filled(contents: Sequence[bytes], dtype: np.dtype, shape: tuple[int, ...], fortran: bool) -> np.ndarray:
+    """Arrays with these bytes one above the other, in memory of their own and the byte order of the machine."""
+    array = np.frombuffer(b"".join(contents), dtype) if math.prod(shape) else np.zeros(0, dtype)
+    if fortran:
+        array = array.reshape(len(contents), *shape[::-1]).transpose(0, *range(len(shape), 0, -1))
+    return array.reshape(len(contents), *shape).astype(dtype.newbyteorder("="))
 
 
 def _reconstruct(kind: Any, _shape: Any, _code: Any) -> Pending:

@@ -12,7 +12,7 @@ earlier one (`array_form`) as a whole; the memo keeps where a content lies, not 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ from mer_export.errors import InputError
 from mer_export.untrusted.array_form import AFTER, ENCODE, LATIN1, LONG, ArrayForm, Written, is_name, learn, place_of
 from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.builders import NAMES, RECONSTRUCT, Name, Pending, Record, Refused, done
-from mer_export.untrusted.contents import Content, Form, Stored
+from mer_export.untrusted.contents import Contained, Content, Form, Later, Stored
 from mer_export.untrusted.machine import LINE_ENDS, U32, Machine
 from mer_export.untrusted.memo import Memo
 from mer_export.untrusted.tensors import is_storage, storage_kind
@@ -37,39 +37,6 @@ class Storages(Protocol):
 
     def find(self, kind: str, key: str, numel: Any, view: Any) -> Any:
         """The values of a storage."""
-
-
-class _Later:
-    """What the memo keeps of an array's content that nobody may ask for again: where it lies, and the state around."""
-
-    __slots__ = ("content", "state")
-
-    def __init__(self, content: Content, state: Sequence[Any]):
-        self.content, self.state = content, state
-
-    def value(self, place: int) -> Any:
-        """The text, the arguments of its encoding, what the state holds of it, or the state."""
-        if place < 2:
-            text = self.content.text()
-            return (text, "latin1") if place else text
-        found = self.content.value()
-        return found if place == 2 else (*self.state[:4], found)
-
-
-class _Around(_Later):
-    """What is put into the memo on the way of an array that was taken in one step."""
-
-    __slots__ = ("array", "form")
-
-    def __init__(self, content: Content, state: Sequence[Any], form: ArrayForm, array: Any):
-        super().__init__(content, state)
-        self.form, self.array = form, array
-
-    def values(self) -> list[Any]:
-        """Those of `PUTS` that there are."""
-        arguments = self.form.arguments
-        found = (*arguments[1:], arguments, self.array, self.state[1], *((self, i) for i in range(4)))
-        return [found[i] for i in self.form.puts]
 
 
 class DataUnpickler(Machine):
@@ -92,10 +59,11 @@ class DataUnpickler(Machine):
         lazy: bool = False,
     ):
         super().__init__(data, budget, at, crlf)
-        self.builders, self.storages, self.lazy = builders, storages, lazy
+        self.builders, self.storages = builders, storages
+        self.file = Contained(data, budget.name, lazy)
         self.records = frozenset(records)
         self.shared = False
-        self.memo = Memo()
+        self.memo = Memo(lambda form, at, array: form.around(self.file, at, array))
         self.forms: list[ArrayForm] = []
 
     def read_value(self) -> Any:
@@ -142,12 +110,12 @@ class DataUnpickler(Machine):
             if self.memo.get(place_of(puts[1])) != LATIN1:
                 return 0
             puts = puts[:1] + puts[2:]
-        content = Content(self.data, at, size, form, self.budget.name, self.lazy)
+        content = Content(self.file, at, size, form)
         self._popped()
         self.budget.take(size)
         array.value = self._counted(array.complete((*map(done, state[:4]), content)))
         self.stack[-1] = array.value
-        later = _Later(content, state)
+        later = Later(content, state)
         for place, put in enumerate(puts, 4 - len(puts)):
             if put:
                 self.memo[len(self.memo) if put == pickle.MEMOIZE else place_of(put)] = later, place
@@ -164,13 +132,19 @@ class DataUnpickler(Machine):
         form, written = self._written(at)
         if form is None or written is None or build is None:
             return 0
-        content = Content(self.data, written.content, written.size, form.form, self.budget.name, self.lazy)
-        state = (1, written.shape, form.dtype, form.order)
         self.budget.take(written.size)
-        array = self._counted(build(*form.arguments).complete((*state, content)))
+        kind = form.kinds.get((written.size, written.shape))
+        if kind is None:
+            content = Content(self.file, written.content, written.size, form.form)
+            array = self._counted(build(*form.arguments).complete((1, written.shape, form.dtype, form.order, content)))
+            if type(array) is Stored:
+                form.kinds[written.size, written.shape] = array.kind
+        else:
+            array = Stored(kind, written.content)
+            self.budget.take(kind.nbytes)
         self.stack.append(array)
         if form.puts:
-            self.memo.put_row(written.place, len(form.puts), _Around(content, state, form, array))
+            self.memo.put_row(written.place, len(form.puts), form, at, array)
         return written.end
 
     def _written(self, at: int) -> tuple[ArrayForm | None, Written | None]:
@@ -213,7 +187,7 @@ class DataUnpickler(Machine):
         value = self.memo[index]
         if type(value) is Name and value.name in RECONSTRUCT and (end := self._array(value.name, at)):
             return end
-        if type(value) is tuple and len(value) == 2 and isinstance(value[0], _Later):
+        if type(value) is tuple and len(value) == 2 and isinstance(value[0], Later):
             value = self.memo[index] = self._counted(value[0].value(value[1]))
         value = done(value)
         kind = type(value)

@@ -27,6 +27,11 @@ BACKEND = Backend(
     offers=(SessionOptions(), SessionOptions(device="cuda"), SessionOptions(device="cuda", reduced="tf32")),
 )
 
+REARRANGED = 8
+"""Calls from which it pays that ONNX Runtime copies fp32 weights into the order in which its products read them."""
+LARGE = 256 << 20
+"""Bytes of a file from which that is worth asking: the copy takes a second for each gigabyte or two, and their memory.
+The last digits of answers depend on it."""
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 NO_GRAPH = "ONNX Runtime captures no CUDA graph of {}, as some of it runs on the CPU: {}leave --cuda-graph out"
 OTHER_FORM = "run mer export --format onnx --device cuda for a form without operators that read lengths there, or "
@@ -73,6 +78,7 @@ class OnnxRuntimeSession(Session):
             "provider": provider,
             "providers": active,
             "cuda_graph": self.options.cuda_graph,
+            "weights": "in place" if self._in_place else "rearranged",
         }
         return Ports(_declared(self._session.get_inputs()), _declared(self._session.get_outputs()))
 
@@ -95,6 +101,12 @@ class OnnxRuntimeSession(Session):
         # What a GPU session binds is one set of buffers.
         return not self.options.on_gpu
 
+    @property
+    def _in_place(self) -> bool:
+        """Whether weights are read where they lie in the file, which other sessions of it share."""
+        few = self.options.calls is not None and self.options.calls < REARRANGED
+        return few and self.artefact.size >= LARGE and self.artefact.precision == "fp32" and not self.options.on_gpu
+
     def _create(self, path: Path, provider: str) -> Any:
         ort, options = self._ort, self.options
         settings = ort.SessionOptions()
@@ -105,6 +117,8 @@ class OnnxRuntimeSession(Session):
         settings.add_session_config_entry("session.force_spinning_stop", "1")
         if options.threads:
             settings.intra_op_num_threads = options.threads
+        if self._in_place:
+            settings.add_session_config_entry("session.disable_prepacking", "1")
         arguments: dict[str, str] = {}
         if options.on_gpu:
             # It warns of devices that plug-ins might have.

@@ -27,7 +27,8 @@ Reduced = Literal["tf32", "bf16", "fp16", "int8"]
 class SessionOptions:
     """How a backend runs. `threads` None leaves its default; `reduced` is what an fp32 variant is computed in by a
     backend that can (`Backend.reduces`), None leaves it as it is; `batch` is how many items most calls will bring, for
-    a backend that prepares for that.
+    a backend that prepares for that. `calls` is how many calls there will be at most, None where no end is known: what
+    is done once for the sake of many calls can be left out before a few.
 
     `cuda_graph` captures runs on a GPU. Without `reuse` a variant in stages keeps nothing from call to call. `streams`
     is how many calls will come side by side, each with `threads` of its own, to a backend that can compute them so.
@@ -40,6 +41,7 @@ class SessionOptions:
     threads: int | None = None
     reduced: Reduced | None = None
     batch: int = 1
+    calls: int | None = None
     cuda_graph: bool = False
     reuse: bool = True
     streams: int = 1
@@ -62,8 +64,8 @@ class SessionOptions:
 @dataclass(frozen=True)
 class Artefact:
     """What a session loads: a file and the contract that it keeps. `bucket` None and `batch` 0 mean any; `options` is
-    what its exporter noted; `kept` is where a backend may leave what it made of the file; `digest` is of that file and
-    those that it reads."""
+    what its exporter noted; `kept` is where a backend may leave what it made of the file; `digest` and `size` (bytes)
+    are of that file and those that it reads."""
 
     path: Path
     contract: Contract
@@ -73,6 +75,7 @@ class Artefact:
     options: Mapping[str, Any] = field(default_factory=dict)
     kept: Kept | None = None
     digest: str = ""
+    size: int = 0
 
 
 class Port(NamedTuple):

@@ -65,6 +65,7 @@ def _load(kind: type[Session], bundle: Bundle, variant: Variant | None, options:
         variant.options,
         Kept.beside(bundle.root),
         bundle.variant_digest(variant),
+        bundle.variant_size(variant),
     )
     admit(bundle, variant)
     if not variant.stages:

@@ -140,14 +140,12 @@ def _able(encoder: opened.Encoder, options: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def encoders_of(
-    bundle: Bundle, goal: str | None = None, say: Callable[[str], None] = lambda line: None, **options: Any
-) -> Iterator[Completion | None]:
-    """The encoders of a bundle, loaded for the block; None where it has none. Raises as `Completion.of`."""
+def encoders_of(bundle: Bundle) -> Iterator[Completion | None]:
+    """The encoders of a bundle, loaded for the block as they run by default; None where it has none."""
     if not bundle.manifest.encoders:
         yield None
         return
-    with Completion.of(bundle, goal=goal, say=say, **options) as completion:
+    with Completion.of(bundle) as completion:
         yield completion
 
 

@@ -1,76 +1,66 @@
-"""What `mer infer --live` does."""
+"""`mer infer --live`: utterances as they are said."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
+from mer_export.bundle import Bundle
 from mer_export.errors import UsageError
 from mer_export.untrusted.places import Allowed, Reach
-from runtimes.features.completed import Completion
 from runtimes.live.dialogues import Dialogues, Limits
 from runtimes.live.lines import Lines
 from runtimes.live.storage import Folder
+from runtimes.pipeline import How, Pipeline, Say, silent
 from runtimes.predict.live import Hearing
 from runtimes.predict.output import STDOUT
-from runtimes.predict.predictor import Predictor
 
 
 @dataclass(frozen=True)
 class Live:
-    """The options of `--live`: see `Hearing`, and the folder that keeps the dialogues for the next start."""
+    """Utterances that come one a line on standard input and are answered on standard output, each at once.
 
+    `window` and `revise` are as of `Hearing`, `state` is the folder that keeps the dialogues for the next start, and
+    `outside` are folders beside the working directory that recordings may lie in.
+    """
+
+    bundle: Path
+    how: How
+    out: Path | None = None
     window: int | None = None
     revise: int | None = None
     state: Path | None = None
+    outside: Sequence[Path] | None = None
+    say: Say = silent
+    prints: ClassVar[bool] = True
 
-    def given(self) -> list[str]:
-        """Those that were said."""
-        return [f"--{name}" for name, value in vars(self).items() if value is not None]
+    def check(self) -> None:
+        """Raises UsageError for a file to write to."""
+        if self.out not in (None, STDOUT):
+            raise UsageError(f"--live answers on standard output: leave --out {self.out} out, and redirect it")
 
+    def plan(self) -> dict[str, Any]:
+        """Raises UsageError: what will be said is not there to be read."""
+        raise UsageError("--live reads utterances from standard input: leave --dry-run out")
 
-def check(live: bool, options: Live, out: Path | None, others: Mapping[str, Any]) -> None:
-    """Raises UsageError for options that say two things; `others` are those that a data set has and lines have not."""
-    if not live:
-        if options.given():
-            raise UsageError(f"{options.given()[0]} is of live dialogues: pass --live too, or leave it out")
-        return
-    said = [name for name, value in others.items() if value]
-    if said:
-        raise UsageError(f"--live reads utterances from standard input: leave {said[0]} out")
-    if out not in (None, STDOUT):
-        raise UsageError(f"--live answers on standard output: leave --out {out} out, and redirect it")
+    def answer(self, lines: Iterable[bytes] | None = None) -> dict[str, Any]:
+        """Answers standard input, or other `lines`, until it ends.
 
+        Returns:
+            How many lines were answered, and how many dialogues are live.
 
-def answer_lines(
-    predictor: Predictor,
-    completion: Completion | None,
-    options: Live,
-    outside: Iterable[Path] | None = None,
-    lines: Iterable[bytes] | None = None,
-) -> dict[str, int]:
-    """Answers standard input on standard output until it ends.
-
-    Args:
-        predictor: of the bundle.
-        completion: its encoders, loaded.
-        options: of the command line.
-        outside: folders beside the working directory that recordings may lie in.
-        lines: instead of standard input.
-
-    Returns:
-        How many lines were answered, and how many dialogues are live.
-
-    Raises:
-        InputError: some lines could not be answered.
-    """
-    reach, through = Reach(Path.cwd(), Allowed.by(outside)), completion.strict() if completion else None
-    hearing = Hearing(predictor.bundle, predictor.task.labels, options.window, options.revise, reach, through)
-    state = Folder(options.state, predictor.bundle) if options.state else None
-    return Lines(predictor, hearing, Dialogues(Limits(), state)).run(lines or _stdin(), _show)
+        Raises:
+            InputError: some lines could not be answered.
+        """
+        with Pipeline(Bundle.open(self.bundle, self.how.trust), self.how, self.say) as pipeline:
+            predictor, through = pipeline.predictor, pipeline.completion and pipeline.completion.strict()
+            reach, labels = Reach(Path.cwd(), Allowed.by(self.outside)), predictor.task.labels
+            hearing = Hearing(pipeline.bundle, labels, self.window, self.revise, reach, through)
+            state = Folder(self.state, pipeline.bundle) if self.state else None
+            return Lines(predictor, hearing, Dialogues(Limits(), state)).run(lines or _stdin(), _show)
 
 
 def _stdin() -> BinaryIO:

@@ -29,6 +29,7 @@ def open_predictor(
     precision: str | None = None,
     goal: str | None = None,
     say: Callable[[str], None] | None = None,
+    workers: int | None = None,
     **rest: Any,
 ) -> Predictor:
     """With a goal: what the profile says, leaving out what failed parity. Without one, in `precision` or fp32:
@@ -43,19 +44,23 @@ def open_predictor(
         precision: of the variants, or what the runtime makes of fp32 ones.
         goal: `latency`, `throughput` or `budget=5ms`; all that is given beside it restricts the choice.
         say: told what was chosen.
+        workers: sessions side by side; None is one, or as the profile says.
         rest: further arguments of `Predictor`.
 
     Raises:
-        UsageError: no profile of this machine, one that is out of date, or nothing in it that keeps goal and limits.
+        UsageError: a goal, and workers beside it; no profile of this machine, one that is out of date, or nothing in it
+            that keeps goal and limits.
     """
     if goal is None:
         precision = precision or "fp32"
-        free = backend is None and not options.cuda_graph and "workers" not in rest
+        free = backend is None and not options.cuda_graph and workers is None
         if free and (usual := measured(bundle, Limits(None, precision, options.threads, batch, options.device))):
             return opened_as(bundle, *usual, say, "as mer tune found", **rest)
         backend = backend or installed_backend(bundle, options, precision)
         check_options(backend, options)
-        return Predictor(bundle, backend, options, batch, precision=precision, **rest)
+        return Predictor(bundle, backend, options, batch, precision=precision, workers=workers or 1, **rest)
+    if workers is not None:
+        raise UsageError("--goal says how many workers: leave --workers out")
     if options.cuda_graph:
         raise UsageError("--goal chooses from what mer tune measured, which is without CUDA graphs: leave one out")
     wanted = Goal.parse(goal)

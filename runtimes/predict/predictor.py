@@ -77,6 +77,7 @@ class Predictor:
         workers: int = 1,
         strict_features: bool = False,
         gold: bool = False,
+        once: bool = False,
     ):
         """Finds the variants to use; each is loaded when a sample first needs it.
 
@@ -96,6 +97,7 @@ class Predictor:
             strict_features: features that are not like those of training are an error at the end of the samples, not a
                 warning.
             gold: predictions also say what the samples' labels say, which then have to be labels of the task.
+            once: all samples come in one call of `predict`, so that a network is opened for as many runs as they take.
 
         Raises:
             UsageError: the bundle has no variant for this backend, no such input, or batch is below 1.
@@ -127,7 +129,7 @@ class Predictor:
         self.filling = Filling()
         """How much of their buckets the items fill that it has answered."""
         self._lengths = [d for d in self.contract.sequence_dims if d not in self.contract.shared_lengths]
-        self.gold = gold
+        self.gold, self.once = gold, once
         self._process = os.getpid()
         self._loading = Lock()
         self._used: set[Bucket | None] = set()
@@ -228,15 +230,16 @@ class Predictor:
             return variant.batch
         return self.batch if bucket is None else self._planned.get(bucket, self.batch)
 
-    def session(self, bucket: Bucket | None = None, batch: int | None = None) -> Session:
+    def session(self, bucket: Bucket | None = None, batch: int | None = None, calls: int | None = None) -> Session:
         """The loaded model for a bucket (None: the only one of a backend that takes any length).
 
-        One that is not loaded yet gets ready for `batch` items a call, without it for the usual number.
+        One that is not loaded yet gets ready for `batch` items a call, without it for the usual number, and for so many
+        `calls`, without it for any number.
         """
         check_process(self._process)
         with self._loading:
             if bucket not in self._sessions:
-                self._sessions[bucket] = self._open(bucket, batch or self.batch_for(bucket))
+                self._sessions[bucket] = self._open(bucket, batch or self.batch_for(bucket), calls=calls)
             return self._sessions[bucket]
 
     @contextmanager
@@ -273,15 +276,15 @@ class Predictor:
         """Rows of scores for units without an answer."""
         return np.full((units, self.task.width), np.nan, dtype=np.float32)
 
-    def _crew(self, bucket: Bucket | None, batch: int) -> Crew:
+    def _crew(self, bucket: Bucket | None, batch: int, calls: int | None = None) -> Crew:
         check_process(self._process)
         with self._loading:
             if bucket not in self._crews:
-                self._crews[bucket] = Crew(partial(self._open, bucket, batch), self.workers)
+                self._crews[bucket] = Crew(partial(self._open, bucket, batch, calls=calls), self.workers)
             return self._crews[bucket]
 
-    def _open(self, bucket: Bucket | None, batch: int, streams: int = 1) -> Session:
-        options = replace(self.options, batch=batch, streams=streams)
+    def _open(self, bucket: Bucket | None, batch: int, streams: int = 1, calls: int | None = None) -> Session:
+        options = replace(self.options, batch=batch, streams=streams, calls=calls)
         return open_session(self.bundle, self._variants[bucket], self.backend, options)
 
     def close(self) -> None:
@@ -310,14 +313,17 @@ class Predictor:
 
     def _answered(self, samples: Iterable[Given]) -> Iterator[tuple[list[Sample], list[np.ndarray]]]:
         """Samples and their rows, a chunk at a time."""
-        for chunk in _chunks(checked(samples, self.contract)):
-            rows = self._run_chunk(chunk)
+        for chunk, last in _chunks(checked(samples, self.contract)):
+            rows = self._run_chunk(chunk, self.once and last)
             self.features.add(chunk)
             yield chunk, rows
         self.features.tell(self.strict_features)
 
-    def _run_chunk(self, chunk: list[Sample]) -> list[np.ndarray]:
-        """Rows per sample of one chunk: sorted by bucket and length, run in batches, put back in order."""
+    def _run_chunk(self, chunk: list[Sample], last: bool = False) -> list[np.ndarray]:
+        """Rows per sample of one chunk: sorted by bucket and length, run in batches, put back in order.
+
+        After the `last` one nothing runs any more.
+        """
         work: dict[Bucket | None, list[_Work]] = {}
         for number, sample in enumerate(chunk):
             for part in self.route(sample):
@@ -330,20 +336,20 @@ class Predictor:
             items.sort(key=lambda w: tuple(w.part.piece.lengths.values()))
             size = self.batch_for(bucket)
             batches = [items[i : i + size] for i in range(0, len(items), size)]
-            for alike, answers in zip(batches, self._run_batches(bucket, batches), strict=True):
+            for alike, answers in zip(batches, self._run_batches(bucket, batches, last), strict=True):
                 for item, found in zip(alike, answers, strict=True):
                     piece = item.part.piece
                     kept = found[piece.keep]
                     rows[item.sample][piece.start : piece.start + len(kept)] = kept
         return rows
 
-    def _run_batches(self, bucket: Bucket | None, batches: list[list[_Work]]) -> Iterator[list[np.ndarray]]:
+    def _run_batches(self, bucket: Bucket | None, batches: list[list[_Work]], last: bool) -> Iterator[list[np.ndarray]]:
         """The answers of batches for one bucket, in order; side by side where there are several workers."""
-        most = len(batches[0])
+        most, calls = len(batches[0]), len(batches) if last else None
         if self.workers == 1:
-            session = self.session(bucket, most)
+            session = self.session(bucket, most, calls)
             return (self._run_batch(session, alike) for alike in batches)
-        return self._crew(bucket, most).map(self._run_batch, batches)
+        return self._crew(bucket, most, calls).map(self._run_batch, batches)
 
     def _run_batch(self, session: Session, alike: list[_Work]) -> list[np.ndarray]:
         parts = [w.part for w in alike]
@@ -439,15 +445,15 @@ def _refuse_other_files(bundle: Bundle, backend: str, device: str) -> None:
         )
 
 
-def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    """Groups of samples of bounded number and size."""
+def _chunks(samples: Iterable[Sample]) -> Iterator[tuple[list[Sample], bool]]:
+    """Groups of samples of bounded number and size, each with whether none follows, where that is known."""
     chunk: list[Sample] = []
     size = 0
     for sample in samples:
         chunk.append(sample)
         size += sum(a.nbytes for a in sample.inputs.values())
         if len(chunk) == CHUNK_SAMPLES or size >= CHUNK_BYTES:
-            yield chunk
+            yield chunk, False
             chunk, size = [], 0
     if chunk:
-        yield chunk
+        yield chunk, True

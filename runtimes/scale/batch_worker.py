@@ -20,8 +20,9 @@ from mer_export.data.open import OpenData
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
 from mer_export.untrusted.parquet import pyarrow_modules
+from runtimes.pipeline import How
 from runtimes.predict.output import answer_schema, answer_tables
-from runtimes.scale.desk import Desk, How
+from runtimes.scale.desk import Desk
 
 WHERE = "columns"
 UTTERANCES = "utterances"
@@ -41,10 +42,10 @@ class BatchWorker:
 
         Args:
             bundle: the bundle's directory.
-            options: fields of `runtimes.scale.desk.How`: runtime, device, threads (default 1), batch, precision, goal,
+            options: fields of `runtimes.pipeline.How`: runtime, device, threads (default 1), batch, precision, goal,
                 cuda_graph, overflow, beside (`("split", "gold")`), trust.
         """
-        self.how = How(Path(bundle).absolute(), **options)
+        self.bundle, self.how = Path(bundle).absolute(), How(**{"threads": 1} | options)
         self._desk: Desk | None = None
         self._process, self._opening = 0, Lock()
 
@@ -73,21 +74,21 @@ class BatchWorker:
     def close(self) -> None:
         """Frees what this process opened."""
         if self._desk is not None and self._process == os.getpid():
-            self._desk.predictor.close()
+            self._desk.close()
         self._desk = None
 
     def _opened(self) -> Desk:
         with self._opening:
             # A forked child has none of the engine's threads, and opens a predictor of its own.
             if self._desk is None or self._process != os.getpid():
-                self._desk, self._process = Desk(self.how), os.getpid()
+                self._desk, self._process = Desk(self.bundle, self.how), os.getpid()
             return self._desk
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"how": self.how}
+        return {"bundle": self.bundle, "how": self.how}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.how, self._desk = state["how"], None
+        self.bundle, self.how, self._desk = state["bundle"], state["how"], None
         self._process, self._opening = 0, Lock()
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from mer_export import faults
 from mer_export.data.parts import Part, open_part
 from mer_export.data.spec import DataSpec
 from mer_export.errors import MerError, UsageError
+from runtimes.pipeline import How
 from runtimes.predict.output import COUNTS, counted, write_parquet
-from runtimes.scale.desk import Desk, How
+from runtimes.scale.desk import Desk
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Asked:
-    """What every worker of a run needs to know: how to answer, how each format is read, and which split."""
+    """What every worker of a run needs to know: which bundle answers and how, how each format is read, which split, and
+    the checksum of the bundle, empty for any."""
 
+    bundle: Path
     how: How
     specs: Mapping[str, DataSpec]
     split: str | None = None
+    checksum: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class BlockWorker:
     def begin(self) -> Ready | Broken:
         """Opens the bundle."""
         try:
-            self.desk = Desk(self.asked.how)
+            self.desk = Desk(self.asked.bundle, self.asked.how, self.asked.checksum)
         except Exception as error:
             return _broken(None, error)
         return Ready()

@@ -1,15 +1,15 @@
-"""`mer infer … --shards N` and `--cluster ADDRESS`: from a command line to a run."""
+"""`mer infer … --shards N` and `--cluster ADDRESS`: data sets in blocks that workers share."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mer_export.bundle import Bundle
 from mer_export.data.bundle_data import AUTO, bundle_spec, stored_spec
@@ -20,27 +20,17 @@ from mer_export.errors import UsageError
 from mer_export.progress import SILENT, Progress
 from mer_export.untrusted.parquet import pyarrow_modules
 from mer_export.untrusted.stored import Stored, stored_files
+from runtimes.pipeline import How, Reading
 from runtimes.scale.blocks import Asked
 from runtimes.scale.cluster import ClusterCrew, ray_module
-from runtimes.scale.desk import Desk, How, checksum
+from runtimes.scale.desk import checksum
 from runtimes.scale.ledger import Ledger, Request
 from runtimes.scale.processes import ProcessCrew
 from runtimes.scale.run import Hire, answer_all, check_folder
 
 MIB = 1 << 20
-SAME = ("threads", "batch", "bundle", "checksum", "trust", "shared", "beside")
+SAME = ("threads", "batch", "workers", "trust", "shared", "beside", "strict_features")
 """What of `How` changes no answer, or is said otherwise."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Which data and how they are read; as of `mer infer`."""
-
-    inputs: Sequence[str]
-    data_format: str = AUTO
-    sets: Sequence[str] = ()
-    outside: Sequence[Path] | None = None
-    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,41 +42,93 @@ class Spread:
     block: float = 16.0
 
 
-def infer_in_blocks(
-    how: How,
-    reading: Reading,
-    out: Path,
-    spread: Spread,
-    strict: bool = False,
-    force: bool = False,
-    dry_run: bool = False,
-    progress: Progress = SILENT,
-) -> dict[str, Any]:
-    """Answers files in blocks, or with `dry_run` says what would be done.
+@dataclass(frozen=True)
+class Blocks:
+    """Files that are answered in blocks, into a directory that goes on where it ended."""
 
-    Raises:
-        UsageError: `out` is no directory or holds something else, or inputs cannot be cut.
-        NotAvailableError: a package is missing, or the cluster.
-        MerError: blocks failed; see `runtimes.scale.run.answer_all`.
-    """
-    check_folder(out)
-    pyarrow_modules()
-    if spread.cluster:
-        ray_module()
-        if how.device not in ("cpu", "cuda"):
-            raise UsageError(f"--device {how.device}: a cluster gives each worker a GPU of its own, pass --device cuda")
-    bundle = Bundle.open(how.bundle, how.trust)
-    how = replace(how, bundle=how.bundle.absolute(), checksum=checksum(bundle))
-    files = [f for name in reading.inputs for f in _listed(name)]
-    specs = _specs(bundle, files, reading)
-    request = Request(files, how.checksum, _options(how, reading, specs, spread))
-    plan = partial(planned, files, max(1, int(spread.block * MIB)))
-    if dry_run:
-        return _preview(request, plan(), out)
-    hire = _hire(how, spread)
-    with Ledger.open(out, request, plan, force) as ledger:
-        asked = Asked(_with_threads(how, spread), specs, reading.split)
-        return answer_all(ledger, asked, hire, FeatureCheck(bundle.manifest.features), strict, progress)
+    bundle: Path
+    how: How
+    reading: Reading
+    out: Path
+    spread: Spread
+    force: bool = False
+    progress: Progress = SILENT
+    prints: ClassVar[bool] = False
+
+    def check(self) -> None:
+        """Looks at what needs no bundle.
+
+        Raises:
+            UsageError: `out` is no directory, or a device that a cluster does not give.
+            NotAvailableError: a package is missing.
+        """
+        check_folder(self.out)
+        pyarrow_modules()
+        if self.spread.cluster:
+            ray_module()
+            if self.how.device not in ("cpu", "cuda"):
+                device = self.how.device
+                raise UsageError(f"--device {device}: a cluster gives each worker a GPU of its own, pass --device cuda")
+
+    def plan(self) -> dict[str, Any]:
+        """Which blocks there are, and what decides the answers.
+
+        Raises:
+            UsageError: inputs cannot be cut.
+        """
+        _, _, request = self._opened()
+        said, parts = request.said(), list(self._parts(request))
+        found = {"out": str(self.out), "blocks": len(parts), "bytes": sum(p.nbytes for p in parts)}
+        return found | {n: said[n] for n in ("inputs", "options")}
+
+    def answer(self) -> dict[str, Any]:
+        """Does what is missing and says what came of all of it.
+
+        Raises:
+            UsageError: inputs cannot be cut, or `out` holds something else.
+            NotAvailableError: the cluster is missing.
+            MerError: blocks failed; see `runtimes.scale.run.answer_all`.
+        """
+        bundle, specs, request = self._opened()
+        hire = self._hire(bundle)
+        asked = Asked(self.bundle.absolute(), self._of_a_worker(), specs, self.reading.split, request.bundle)
+        with Ledger.open(self.out, request, partial(self._parts, request), self.force) as ledger:
+            check = FeatureCheck(bundle.manifest.features)
+            found = answer_all(ledger, asked, hire, check, self.how.strict_features, self.progress)
+        return {"out": str(self.out), **found}
+
+    def _opened(self) -> tuple[Bundle, dict[str, DataSpec], Request]:
+        """The bundle, how each format among the files is read, and what decides the answers."""
+        bundle = Bundle.open(self.bundle, self.how.trust)
+        files = [f for name in self.reading.inputs for f in _listed(name)]
+        specs = _specs(bundle, files, self.reading)
+        return bundle, specs, Request(files, checksum(bundle), self._options(specs))
+
+    def _parts(self, request: Request) -> Iterator[Part]:
+        return planned(request.inputs, max(1, int(self.spread.block * MIB)))
+
+    def _options(self, specs: Mapping[str, DataSpec]) -> dict[str, Any]:
+        """What decides the answers beside inputs and bundle, by the names of the options."""
+        how = self.how
+        said = {n.replace("_", "-"): v for n, v in asdict(how).items() if n not in SAME}
+        shared = json.dumps(how.shared, sort_keys=True).encode() if how.shared else b""
+        said |= {"with": list(how.beside), "emotions": hashlib.sha256(shared).hexdigest() if shared else None}
+        said |= {"split": self.reading.split, "block": self.spread.block}
+        return said | {"set": {n: s.model_dump(mode="json") for n, s in specs.items()}}
+
+    def _hire(self, bundle: Bundle) -> Hire:
+        count, cluster = self.spread.shards, self.spread.cluster
+        if cluster is None:
+            return partial(ProcessCrew.hired, count=count or 1)
+        cores, gpus = room_of(bundle, self.how)
+        return partial(ClusterCrew.hired, address=cluster, count=count, cores=cores, gpus=gpus)
+
+    def _of_a_worker(self) -> How:
+        """With the threads of one worker where neither the command line nor a goal says them: they share the cores."""
+        if self.how.threads is not None or self.how.goal is not None:
+            return self.how
+        cores = len(os.sched_getaffinity(0)) if self.spread.cluster is None else 1
+        return replace(self.how, threads=max(1, cores // (self.spread.shards or 1)))
 
 
 def _listed(name: str) -> list[Stored]:
@@ -104,51 +146,21 @@ def _specs(bundle: Bundle, files: Iterable[Stored], reading: Reading) -> dict[st
         if reading.data_format not in (AUTO, name):
             raise UsageError(f"{file.said} is in the format {name}: leave --data-format {reading.data_format} out")
         if name not in found and file.local:
-            found[name] = bundle_spec(bundle, file.local, reading.data_format, reading.sets or (), reading.outside)
+            found[name] = bundle_spec(bundle, file.local, reading.data_format, reading.sets, reading.outside)
         elif name not in found:
-            found[name] = stored_spec(bundle, name, reading.sets or (), reading.outside)
+            found[name] = stored_spec(bundle, name, reading.sets, reading.outside)
     return found
 
 
-def _options(how: How, reading: Reading, specs: Mapping[str, DataSpec], spread: Spread) -> dict[str, Any]:
-    """What decides the answers beside inputs and bundle, by the names of the options."""
-    said = {n.replace("_", "-"): v for n, v in asdict(how).items() if n not in SAME}
-    shared = json.dumps(how.shared, sort_keys=True).encode() if how.shared else b""
-    said |= {"with": list(how.beside), "emotions": hashlib.sha256(shared).hexdigest() if shared else None}
-    said |= {"split": reading.split, "block": spread.block}
-    return said | {"set": {n: s.model_dump(mode="json") for n, s in specs.items()}}
-
-
 def planned(files: Iterable[Stored], most: int) -> Iterator[Part]:
+    """The parts of files, about `most` bytes each, in order."""
     for file in files:
         yield from cut(file, most)
 
 
-def _preview(request: Request, parts: Iterable[Part], out: Path) -> dict[str, Any]:
-    found = list(parts)
-    said = request.said()
-    nbytes = sum(p.nbytes for p in found)
-    return {"out": str(out), "blocks": len(found), "bytes": nbytes, **{n: said[n] for n in ("inputs", "options")}}
-
-
-def _hire(how: How, spread: Spread) -> Hire:
-    if spread.cluster is None:
-        return partial(ProcessCrew.hired, count=spread.shards or 1)
-    cores, gpus = room_of(how)
-    return partial(ClusterCrew.hired, address=spread.cluster, count=spread.shards, cores=cores, gpus=gpus)
-
-
-def room_of(how: How) -> tuple[int, int]:
+def room_of(bundle: Bundle, how: How) -> tuple[int, int]:
     """Cores and GPUs of a worker: as the machine profile says for a goal, else its threads and its device."""
     if how.goal is None:
         return how.threads or 1, int(how.device == "cuda")
-    predictor = Desk(how).predictor
+    predictor = how.predictor(bundle)
     return predictor.workers * (predictor.options.threads or 1), int(predictor.options.on_gpu)
-
-
-def _with_threads(how: How, spread: Spread) -> How:
-    """With the threads of one worker where neither the command line nor a goal says them: workers share the cores."""
-    if how.threads is not None or how.goal is not None:
-        return how
-    cores = len(os.sched_getaffinity(0)) if spread.cluster is None else 1
-    return replace(how, threads=max(1, cores // (spread.shards or 1)))

@@ -6,9 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,11 +15,11 @@ from mer_export.bucket import Bucket
 from mer_export.bundle import MANIFEST, Bundle
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UsageError
-from runtimes.backends.session import SessionOptions
 from runtimes.encode import SignalEncoding
 from runtimes.features.completed import Completion
-from runtimes.predict.opening import open_predictor, share_out
-from runtimes.predict.predictor import Overflow, Part, Prediction, Predictor
+from runtimes.pipeline import How
+from runtimes.predict.opening import share_out
+from runtimes.predict.predictor import Part, Prediction, Predictor
 from runtimes.serve.batching import Batcher, Deadline, Outputs, in_time
 from runtimes.serve.encoding import Encoders
 from runtimes.serve.metrics import Metrics
@@ -29,67 +28,47 @@ from runtimes.serve.recordings import taken, unreadable
 from runtimes.serve.refusals import Refusal
 
 log = logging.getLogger("mer")
+QUEUE = 1024
+"""Items that may wait for a model."""
 LOOK = 1.0
 """Seconds between two looks at whether a bundle was changed."""
 Signature = tuple[int, int, int]
 Asked = tuple[Part, asyncio.Future[Outputs]]
 
 
-@dataclass(frozen=True)
-class How:
-    """How bundles are run: the options of the command line.
+def opened_predictor(root: Path, how: How) -> Predictor:
+    """A predictor whose models are loaded and have run.
 
-    Without a goal there is one session for each core, of one thread, unless `workers` or `threads` say otherwise.
+    Without a goal there is one session for each core, of one thread, unless workers or threads are said.
+
+    Raises:
+        MerError: as `mer infer` does.
     """
+    bundle = Bundle.open(root, how.trust)
+    if how.goal is None:
+        threads, workers = share_out(how.device, how.threads, how.workers)
+        how = replace(how, threads=threads, workers=workers)
+    predictor = how.predictor(bundle, log.info)
+    warm_up(predictor)
+    return predictor
 
-    runtime: str | None = None
-    precision: str | None = None
-    goal: str | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    workers: int | None = None
-    batch: int | None = None
-    overflow: Overflow = "error"
-    trust: bool = False
-    queue: int = 1024
 
-    def open(self, root: Path) -> Predictor:
-        """A predictor whose models are loaded and have run.
+def opened_encoders(bundle: Bundle, how: How) -> Completion | None:
+    """The encoders of a bundle, loaded, whose networks have run; None where it has none.
 
-        Raises:
-            MerError: as `mer infer` does.
-        """
-        bundle = Bundle.open(root, self.trust)
-        if self.goal is not None and self.workers is not None:
-            raise UsageError("--goal says how many workers: leave --workers out")
-        threads, rest = self.threads, dict[str, Any](overflow=self.overflow)
-        if self.goal is None:
-            threads, rest["workers"] = share_out(self.device, threads, self.workers)
-        predictor = open_predictor(
-            *(bundle, self.runtime, SessionOptions(self.device, threads), self.batch, self.precision, self.goal),
-            say=log.info,
-            **rest,
-        )
-        warm_up(predictor)
-        return predictor
-
-    def open_encoders(self, bundle: Bundle) -> Completion | None:
-        """The encoders of a bundle, loaded, whose networks have run; None where it has none.
-
-        Raises:
-            MerError: as `mer infer` does.
-        """
-        if not bundle.manifest.encoders:
-            return None
-        options = SessionOptions(self.device, self.threads)
-        completion = Completion.of(bundle, goal=self.goal, backend=self.runtime, options=options)
-        encodings = [e for own in completion.encoder.loaded.values() for e in own]
-        if why := unreadable(e.encoder.input.kind for e in encodings):
-            log.warning("%s: %s", bundle.root.name, why)
-        for encoding in encodings:
-            if not isinstance(encoding, SignalEncoding):
-                warm_up(encoding.predictor)
-        return completion
+    Raises:
+        MerError: as `mer infer` does.
+    """
+    completion = how.encoders(bundle)
+    if completion is None:
+        return None
+    encodings = [e for own in completion.encoder.loaded.values() for e in own]
+    if why := unreadable(e.encoder.input.kind for e in encodings):
+        log.warning("%s: %s", bundle.root.name, why)
+    for encoding in encodings:
+        if not isinstance(encoding, SignalEncoding):
+            warm_up(encoding.predictor)
+    return completion
 
 
 def warm_up(predictor: Predictor) -> None:
@@ -210,8 +189,8 @@ class Engine:
 class Model:
     """A bundle under its name."""
 
-    def __init__(self, root: Path, how: How, metrics: Metrics):
-        self.root, self.how, self.metrics = root, how, metrics
+    def __init__(self, root: Path, how: How, metrics: Metrics, queue: int = QUEUE):
+        self.root, self.how, self.metrics, self.queue = root, how, metrics, queue
         self.name = root.resolve().name
         self._engine: Engine | None = None
         self._seen: Signature | None = None
@@ -249,7 +228,7 @@ class Model:
         """
         self._seen = self._signature()
         predictor, encoders = await asyncio.to_thread(self._loaded)
-        new = Engine(predictor, Batcher(predictor, self.how.queue, self.metrics.of(self.name)), encoders)
+        new = Engine(predictor, Batcher(predictor, self.queue, self.metrics.of(self.name)), encoders)
         old, self._engine = self._engine, new
         self.metrics.watch_depth(self.name, lambda: self.depth)
         if old is not None:
@@ -258,12 +237,12 @@ class Model:
             task.add_done_callback(self._retiring.discard)
 
     def _loaded(self) -> tuple[Predictor, Encoders | None]:
-        predictor = self.how.open(self.root)
+        predictor = opened_predictor(self.root, self.how)
         try:
-            completion = self.how.open_encoders(predictor.bundle)
+            completion = opened_encoders(predictor.bundle, self.how)
             if completion is None:
                 return predictor, None
-            return predictor, Encoders(completion, predictor.workers, self.how.queue, self.metrics.of(self.name))
+            return predictor, Encoders(completion, predictor.workers, self.queue, self.metrics.of(self.name))
         except BaseException:
             predictor.close()
             raise
@@ -306,11 +285,11 @@ class Model:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def named(roots: Sequence[Path], how: How, metrics: Metrics) -> Mapping[str, Model]:
+def named(roots: Sequence[Path], how: How, metrics: Metrics, queue: int = QUEUE) -> Mapping[str, Model]:
     """Models by name, which is that of the directory; raises UsageError where two have the same."""
     found: dict[str, Model] = {}
     for root in roots:
-        model = Model(root, how, metrics)
+        model = Model(root, how, metrics, queue)
         if model.name in found:
             raise UsageError(f"two bundles are called {model.name!r}: rename the directory of one of them")
         found[model.name] = model

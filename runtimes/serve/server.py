@@ -17,10 +17,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mer_export.errors import UsageError
 from mer_export.malloc import one_arena
+from runtimes.pipeline import How
 from runtimes.serve.app import LOOPBACK, build
 from runtimes.serve.journal import note
 from runtimes.serve.metrics import Metrics
-from runtimes.serve.models import How, Model, named
+from runtimes.serve.models import Model, named
 from runtimes.serve.service import Limits, Service
 from runtimes.serve.talk import Options
 
@@ -210,7 +211,7 @@ def serve_until_told(
     Args:
         roots: directories of bundles, whose names the models get.
         how: how they are run.
-        limits: what a request may take.
+        limits: what requests may take.
         place: where to listen.
         say: told the address, and what is served there, once requests are answered.
         live: how live dialogues are kept.
@@ -220,7 +221,7 @@ def serve_until_told(
     """
     one_arena()
     metrics = Metrics()
-    models = named(roots, how, metrics)
+    models = named(roots, how, metrics, limits.queue)
     listening = place.bind()
     service = Service(models, metrics, limits, live)
     host = f"[{place.host}]" if ":" in place.host else place.host

@@ -18,7 +18,7 @@ from runtimes.predict.output import json_row
 from runtimes.serve import openapi, page, protocol, reading, recordings, talk
 from runtimes.serve.batching import Deadline
 from runtimes.serve.metrics import Metrics
-from runtimes.serve.models import Engine, Model
+from runtimes.serve.models import QUEUE, Engine, Model
 from runtimes.serve.openapi import Endpoint
 from runtimes.serve.refusals import Refusal, answered, malformed, overloaded
 
@@ -33,10 +33,11 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may take: bytes of its body, and seconds until its answer."""
+    """What requests may take: bytes of a body, seconds until an answer, and how many items of a model may wait."""
 
     most_bytes: int = 32 << 20
     deadline: float = 30.0
+    queue: int = QUEUE
 
     @property
     def held(self) -> int:

@@ -205,9 +205,7 @@ def _predictor(
 ) -> Predictor:
     """What chooses variants and batches as everywhere; nothing is loaded."""
     if goal is not None:
-        if workers is not None:
-            raise UsageError("--goal says how many workers: leave --workers out")
-        return open_predictor(bundle, runtime, options, batch, precision, goal, say)
+        return open_predictor(bundle, runtime, options, batch, precision, goal, say, workers)
     limits = Limits(runtime, precision or "fp32", options.threads, batch, options.device)
     if workers is None and (found := measured(bundle, limits)):
         return opened_as(bundle, *found, say, "as mer tune found")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from mer_export.contract import Semantics
 from mer_export.models.cmerc.graph import Context
-from mer_export.models.cmerc.network import Cmerc
+from mer_export.models.cmerc.network import Cmerc, Encoded
 
 VIEWS: dict[str, tuple[str | None, Context]] = {
     "text": ("text", "full"),
@@ -41,18 +40,23 @@ def degraded(
 ) -> dict[str, Float[Tensor, "batch utterances classes"]]:
     """Log-probabilities of the views from a model in evaluation mode: five, less those of modalities it has not.
 
-    A modality is encoded twice, as it is and as its mean, and each view takes what it needs of both.
+    A modality is encoded as it is and as its mean, in one batch; each view takes what it needs of both.
     """
     speaker, lengths = inputs["speaker"], inputs["lengths"]
     mask = frozen.mask(lengths, speaker.shape[1])
-    given = {m: inputs[m] for m in frozen.used}
-    means = {m: time_mean(x, lengths, semantics) for m, x in given.items()}
-    encode = partial(frozen.encode, speaker=speaker, lengths=lengths, mask=mask, semantics=semantics)
-    whole, mean = encode(given), encode(means)
+    both = {m: torch.cat([inputs[m], time_mean(inputs[m], lengths, semantics)]) for m in frozen.used}
+    twice = [torch.cat([x, x]) for x in (speaker, lengths, mask)]
+    encoded = frozen.encode(both, *twice, semantics)
+    whole, mean = (_items(encoded, half) for half in (slice(len(mask)), slice(len(mask), None)))
     answers = {}
     for name, (modality, context) in VIEWS.items():
-        if modality and modality not in given:
+        if modality and modality not in both:
             continue
         seen = whole | {modality: mean[modality]} if modality else whole
         answers[name] = frozen.classify(frozen.relate(seen, speaker, lengths, mask, semantics, context), lengths)
     return answers
+
+
+def _items(encoded: Mapping[str, Encoded], items: slice) -> dict[str, Encoded]:
+    """Those of a batch."""
+    return {m: Encoded(x.states[items], x.node[items], [y[items] for y in x.layers]) for m, x in encoded.items()}

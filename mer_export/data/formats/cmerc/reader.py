@@ -17,6 +17,7 @@ import numpy as np
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.contents import together
 from mer_export.untrusted.pickles import load_pickle
 
 SPEAKERS, LABELS, AUDIO, VISION, SENTENCES, TRAIN, TEST = 1, 2, 4, 5, 6, 7, 8
@@ -165,8 +166,7 @@ def _class_indices(dataset: Dataset, labels: Sequence[str] | None, folder: Path)
 
 
 def _vectors(rows: Any) -> np.ndarray:
-    # Arrays that are still in the file are read one by one, numpy would ask each of them several times.
-    array = np.asarray([np.asarray(r) for r in rows] if isinstance(rows, list) else rows, dtype=np.float32)
+    array = np.asarray(together(rows) if isinstance(rows, list) else rows, dtype=np.float32)
     if array.ndim != 2:
         raise ValueError(f"features of shape {array.shape}")
     return array

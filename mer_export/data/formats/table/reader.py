@@ -22,12 +22,10 @@ from mer_export.data.media.times import seconds
 from mer_export.data.spec import ArraySource, DataSpec
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.places import SPLIT, Reach
+from mer_export.untrusted.tables import HEADER_ROWS
 from mer_export.untrusted.yaml_files import read_yaml
 
 MAPPING = "table.yaml"
-HEADER_ROWS = 2
-"""The number of the first row of cells, as a spreadsheet counts."""
-
 Bound = Mapping[tuple[object, ...], tuple[str, ...]]
 
 
@@ -90,17 +88,20 @@ def _named(pattern: str, split: str, path: Path, reach: Reach) -> list[Path]:
 
 
 class TableSource:
-    """Rows of tables as utterances; see `dialogues.Source`. Cells and arrays are held in memory."""
+    """Rows of tables as utterances; see `dialogues.Source`. A dialogue is held in memory at a time."""
 
     def __init__(self, path: Path, spec: DataSpec):
         self.path = path
         self.spec, bound = mapping(path, spec)
         _refuse_leakage(self.spec, bound, path)
         self.rows = table_rows(path, self.spec)
-        if not len(self.rows):
+        if not self.rows:
             raise InputError(f"{path}: the table {self.spec.table} has no utterances in the chosen splits")
         self.reach = self.spec.reach(path)
-        self.arrays = ArrayFiles(self.reach, self.rows)
+        arrays = ArrayFiles(self.reach, self.rows)
+        self.features = [(m, [arrays.reader(s) for s in found]) for m, found in _features(self.spec).items()]
+        self.inputs = {name: arrays.reader(s) for name, s in self.spec.inputs.items()}
+        self.where, self.per_file = f"{path / str(self.spec.table)}", SPLIT in str(self.spec.table)
         order = self.spec.splits or USUAL_ORDER
         self.splits = sorted(self.rows.splits, key=lambda s: order.index(s) if s in order else len(order))
         self.info = {"split": self.spec.split}
@@ -112,17 +113,17 @@ class TableSource:
         yield from map(self._dialogue, self.rows.dialogues(split))
 
     def _dialogue(self, rows: list[Row]) -> Dialogue:
-        first, per_file = rows[0], SPLIT in str(self.spec.table)
+        first = rows[0]
         # Where every split has its own file, ids start again in each.
-        parts = [first.split] if per_file else []
-        parts += first.cells(self.spec.dialogue_columns)
+        parts = [first.split] if self.per_file else []
+        parts += map(first.cell, self.rows.columns)
         utterances = []
         for place, row in enumerate(rows):
             number = place if self.spec.dialogue else row.at
             mark = row.cell(self.spec.utterance) if self.spec.utterance else str(number)
             utterances.append(self._utterance("/".join([*parts, mark]), row))
         name = "/".join(parts) if self.spec.dialogue else utterances[0].id
-        return Dialogue(name, first.split, utterances, f"{self.path / str(self.spec.table)}")
+        return Dialogue(name, first.split, utterances, self.where)
 
     def _utterance(self, name: str, row: Row) -> Utterance:
         spec = self.spec
@@ -130,11 +131,11 @@ class TableSource:
             id=name,
             speaker=row.cell(spec.speaker),
             label=_label(row, spec),
-            score=_number(row, spec.score, name) if spec.score in row.table else None,
+            score=_number(row, spec.score, name) if spec.score in row.table.columns else None,
             indicators=_indicators(row, spec, name),
             sentence=row.cell(spec.sentence) if spec.sentence else None,
             recording=self._recording(row, name),
-            features={m: tuple(self.arrays.steps(s, row) for s in found) for m, found in _features(spec).items()},
+            features={m: tuple([s.steps(row) for s in found]) for m, found in self.features},
             inputs=self._ready(row, name),
             row=row.at + HEADER_ROWS,
         )
@@ -146,7 +147,7 @@ class TableSource:
         return Recording(file, name, self.reach, start, end)
 
     def _ready(self, row: Row, name: str) -> dict[str, np.ndarray]:
-        ready: dict[str, Any] = {n: self.arrays.ready(n, s, row) for n, s in self.spec.inputs.items()}
+        ready: dict[str, Any] = {n: s.ready(n, row) for n, s in self.inputs.items()}
         faces = self.spec.faces
         if faces.images and faces.column and (folder := row.cell(faces.column)):
             ready["images"] = FaceImages(image_files(self.reach.path(folder, name)), faces.size)
@@ -221,7 +222,7 @@ def _features(spec: DataSpec) -> Mapping[str, tuple[ArraySource, ...]]:
 
 def _label(row: Row, spec: DataSpec) -> str | None:
     """The class of an utterance, unless the model predicts a score or several labels."""
-    if spec.score or spec.label_columns or spec.label not in row.table:
+    if spec.score or spec.label_columns or spec.label not in row.table.columns:
         return None
     return row.cell(spec.label)
 
@@ -235,6 +236,6 @@ def _number(row: Row, column: str | None, name: str) -> float:
 
 
 def _indicators(row: Row, spec: DataSpec, name: str) -> dict[str, float] | None:
-    if not any(c in row.table for c in spec.label_columns):
+    if not any(c in row.table.columns for c in spec.label_columns):
         return None
     return {column: _number(row, column, name) for column in spec.label_columns}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from functools import cached_property
 from hashlib import blake2b
+from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,17 +18,18 @@ from mer_export.data.dialogues import ALL
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
 from mer_export.untrusted.places import SPLIT
-from mer_export.untrusted.tables import Columns, read_table
+from mer_export.untrusted.tables import Rows as TableRows
+from mer_export.untrusted.tables import Table, open_table
 
 REQUIRED = ("order", "utterance", "speaker", "sentence", "recording", "start", "end", "row")
 """Fields of the data section whose columns a table must have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One utterance: its place in its table, in the rows of its split, and in the arrays (`row` column)."""
+class Row(NamedTuple):
+    """One utterance: its cells, its place in its table, in the rows of its split, and in the arrays (`row` column)."""
 
-    table: Columns
+    table: Table
+    cells: Sequence[str]
     at: int
     split: str
     in_split: int
@@ -34,120 +37,175 @@ class Row:
 
     def cell(self, column: str | None) -> str:
         """The text of a column, empty without such a column."""
-        return self.table[column][self.at] if column in self.table else ""
+        place = self.table.columns.get(column or "")
+        return "" if place is None else self.cells[place]
 
-    def cells(self, columns: Sequence[str]) -> tuple[str, ...]:
-        """The texts of several columns."""
-        return tuple(map(self.cell, columns))
+
+class Run(NamedTuple):
+    """Rows of one dialogue that stand one behind the other.
+
+    `table` and `split` are numbers, `place` is where the table has the first row, `at` and `in_split` are the numbers
+    of that row in its table and in its split.
+    """
+
+    table: int
+    place: int
+    at: int
+    split: int
+    in_split: int
+    rows: int
 
 
 class Rows:
-    """The rows of the chosen splits, in the order of the tables: some numbers each, a `Row` while it is looked at."""
+    """The rows of the chosen splits, in the order of the tables: read twice, first for what is said of all of them.
+
+    Of rows of a dialogue that stand together a few numbers are kept; without dialogues, of all rows of a split that do.
+    """
 
     def __init__(self, spec: DataSpec):
-        self.spec = spec
-        self.tables: list[Columns] = []
+        self.spec, self.columns = spec, spec.dialogue_columns
+        self.heights: dict[Table, int] = {}
+        """The tables, and how many rows each has."""
         self.in_split: Counter[str] = Counter()
         """How many rows a split has, with those that were not chosen."""
         self._splits: dict[str, int] = {}
-        # Of each row its table, its place in that, its split, and its place among the rows of the split.
-        self._table, self._at, self._split, self._place = array("I"), array("Q"), array("I"), array("Q")
+        self._runs = [array(kind) for kind in "IQIIII"]
+        self._marks = bytearray()
+        # Where every split has its own file, ids start again in each. Utterances on their own may be divided as one
+        # likes.
+        self._free = SPLIT in str(spec.table) or spec.shape == "utterance"
 
-    def __len__(self) -> int:
-        return len(self._at)
+    def __bool__(self) -> bool:
+        return len(self._runs[0]) > 0
 
     @property
     def splits(self) -> list[str]:
         """Names of the splits that have rows."""
         return list(self._splits)
 
-    def __getitem__(self, number: int) -> Row:
-        table, at = self.tables[self._table[number]], self._at[number]
-        return Row(table, at, self._name(number), self._place[number], _array_row(table, at, self.spec))
-
-    def add(self, table: Columns, split: str | None = None) -> None:
+    def add(self, table: Table, split: str | None = None) -> None:
         """The rows of another table, all of one split, or of those that its column of splits names.
 
         Raises:
-            InputError: a row number of the arrays is none.
+            InputError: a row is damaged, or a row number of the arrays is none.
         """
-        divided, wanted = split is None and self.spec.split in table, self.spec.splits
-        self.tables.append(table)
-        for at in range(height(table)):
-            own = table[str(self.spec.split)][at] if divided else split or ALL
-            place = self.in_split[own]
-            self.in_split[own] += 1
-            # An empty cell takes an utterance out of the data set.
-            if own and (not divided or not wanted or own in wanted):
-                _array_row(table, at, self.spec)
-                self._table.append(len(self.tables) - 1)
-                self._at.append(at)
-                self._split.append(self._splits.setdefault(own, len(self._splits)))
-                self._place.append(place)
+        divided, wanted = split is None and self.spec.split in table.columns, self.spec.splits
+        names = {*self.columns, *(n for n in (self.spec.row, self.spec.split) if n is not None and n in table.columns)}
+        number, before, at = len(self.heights), None, -1
+        counts = self._runs[-1]
+        with closing(table.rows(names or [*table.columns][:1])) as rows:
+            place = rows.place
+            for at, cells in enumerate(rows):
+                own = cells[table.columns[str(self.spec.split)]] if divided else split or ALL
+                # An empty cell takes an utterance out of the data set.
+                chosen = own and (not divided or not wanted or own in wanted)
+                name = (own, *(cells[table.columns[c]] for c in self.columns)) if chosen else None
+                if name is not None:
+                    _array_row(table, cells, self.spec)
+                    if name == before:
+                        counts[-1] += 1
+                    else:
+                        self._begin(name, Run(number, place, at, self._number(own), self.in_split[own], 1))
+                self.in_split[own] += 1
+                before, place = name, rows.place
+        self.heights[table] = at + 1
+
+    def _begin(self, name: tuple[str, ...], run: Run) -> None:
+        for numbers, value in zip(self._runs, run, strict=True):
+            numbers.append(value)
+        if self.columns:
+            said = "\0".join(name if self._free else ("", *name[1:]))
+            self._marks += blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+    def _number(self, split: str) -> int:
+        return self._splits.setdefault(split, len(self._splits))
 
     def dialogues(self, split: str | None = None) -> Iterator[list[Row]]:
         """Rows by split and dialogue, in order of appearance, sorted within; without dialogues each row is one.
 
         Raises:
-            InputError: a dialogue has rows in two splits.
+            InputError: a dialogue has rows in two splits, or a table has changed.
         """
+        chosen = None if split is None else self._splits[split]
+        with ExitStack() as stack:
+            read = _Reader(self, stack)
+            for runs in self._dialogues():
+                if chosen not in (None, runs[0].split):
+                    continue
+                rows = chain.from_iterable(map(read.rows, runs))
+                if self.columns:
+                    together = list(rows)
+                    if self.spec.order:
+                        together.sort(key=lambda r: _order_key(r.cell(self.spec.order)))
+                    yield together
+                else:
+                    yield from ([row] for row in rows)
+
+    def _dialogues(self) -> Iterator[list[Run]]:
+        """The runs of each dialogue, in order of appearance; without dialogues each run alone."""
+        if not self.columns:
+            yield from ([self._run(number)] for number in range(len(self._runs[0])))
+            return
         numbers, ends = self._grouped
         begin = 0
         for end in ends:
-            own = numbers[begin:end].tolist()
+            yield [self._run(number) for number in numbers[begin:end].tolist()]
             begin = end
-            if split in (None, self._name(own[0])):
-                rows = [self[n] for n in own]
-                if self.spec.dialogue_columns and self.spec.order:
-                    rows.sort(key=lambda r: _order_key(r.cell(self.spec.order)))
-                yield rows
+
+    def _run(self, number: int) -> Run:
+        return Run(*(numbers[number] for numbers in self._runs))
 
     @cached_property
     def _grouped(self) -> tuple[np.ndarray, np.ndarray]:
-        """The numbers of all rows, those of a dialogue together, and where each dialogue ends in them."""
-        numbers = np.arange(len(self))
-        if not self.spec.dialogue_columns:
-            return numbers, numbers + 1
-        # Where every split has its own file, ids start again in each. Utterances on their own may be divided as one
-        # likes.
-        free = SPLIT in str(self.spec.table) or self.spec.shape == "utterance"
-        marks = bytearray()
-        for number in range(len(self)):
-            name = (self._name(number) if free else "", *self._dialogue(number))
-            marks += blake2b("\0".join(name).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        names = np.frombuffer(marks, dtype=np.uint64).reshape(-1, 2)
-        order = np.lexsort((numbers, *names.T))
-        begins = np.concatenate([[True], (names[order[1:]] != names[order[:-1]]).any(axis=1)])
-        dialogue, earliest = np.cumsum(begins) - 1, order[begins]
-        if not free:
-            self._refuse_two_splits(order, earliest[dialogue])
-        place = np.empty_like(earliest)
-        place[np.argsort(earliest)] = np.arange(len(earliest))
-        places = np.empty_like(order)
-        places[order] = place[dialogue]
-        return np.argsort(places, kind="stable"), np.cumsum(np.bincount(places))
+        """The numbers of all runs, those of a dialogue together, and where each dialogue ends in them."""
+        names = np.frombuffer(self._marks, dtype=np.uint64).reshape(-1, 2)
+        order = np.lexsort(names.T)
+        names = names[order]
+        begins = np.flatnonzero(np.concatenate([[True], (names[1:] != names[:-1]).any(axis=1)]))
+        counts, earliest = np.diff(begins, append=len(order)), order[begins]
+        if not self._free:
+            self._refuse_two_splits(order, np.repeat(earliest, counts))
+        rank = np.argsort(earliest)
+        ends = np.cumsum(counts[rank])
+        # From place to place within a dialogue, and at its end to where the next one begins.
+        steps = np.ones(len(order), np.int64)
+        steps[ends[:-1]] = begins[rank[1:]] - (begins + counts)[rank[:-1]] + 1
+        steps[0] = begins[rank[0]]
+        self._marks = bytearray()
+        return order[np.cumsum(steps)], ends
 
     def _refuse_two_splits(self, numbers: np.ndarray, earliest: np.ndarray) -> None:
-        """Raises InputError where a row is in another split than the first one of its dialogue."""
-        splits = np.asarray(self._split)
+        """Raises InputError where a run is in another split than the first one of its dialogue."""
+        splits = np.asarray(self._runs[Run._fields.index("split")])
         other = splits[numbers] != splits[earliest]
         if not other.any():
             return
         at = numbers[other].argmin()
-        number, home = int(numbers[other][at]), int(earliest[other][at])
-        name, both = "/".join(self._dialogue(number)), f"{self._name(home)} and {self._name(number)}"
+        run, home = self._run(int(numbers[other][at])), self._run(int(earliest[other][at]))
+        with ExitStack() as stack:
+            row = next(_Reader(self, stack).rows(run))
+        name, both = "/".join(map(row.cell, self.columns)), f"{self.splits[home.split]} and {row.split}"
         raise InputError(
             f"{self.spec.table}: dialogue {name!r} has utterances in {both}: a dialogue belongs to one split"
         )
 
-    def _name(self, number: int) -> str:
-        """The split of a row."""
-        return self.splits[self._split[number]]
 
-    def _dialogue(self, number: int) -> tuple[str, ...]:
-        """What names the dialogue of a row."""
-        table, at = self.tables[self._table[number]], self._at[number]
-        return tuple(table[column][at] for column in self.spec.dialogue_columns)
+class _Reader:
+    """Reads runs, each table through one open file."""
+
+    def __init__(self, rows: Rows, stack: ExitStack):
+        self.spec, self.tables, self.splits, self.stack = rows.spec, list(rows.heights), rows.splits, stack
+        self.open: dict[int, TableRows] = {}
+
+    def rows(self, run: Run) -> Iterator[Row]:
+        """The rows of one."""
+        table, split = self.tables[run.table], self.splits[run.split]
+        if run.table not in self.open:
+            self.open[run.table] = self.stack.enter_context(closing(table.rows()))
+        rows = self.open[run.table]
+        rows.seek(run.place, run.at)
+        for k, cells in enumerate(islice(rows, run.rows)):
+            yield Row(table, cells, run.at + k, split, run.in_split + k, _array_row(table, cells, self.spec))
 
 
 def table_rows(path: Path, spec: DataSpec) -> Rows:
@@ -167,22 +225,22 @@ def table_rows(path: Path, spec: DataSpec) -> Rows:
     return rows
 
 
-def _read(file: Path, spec: DataSpec) -> Columns:
-    columns = read_table(file, spec.encoding, spec.separator)
-    _require(columns, spec, file)
-    return columns
+def _read(file: Path, spec: DataSpec) -> Table:
+    table = open_table(file, spec.encoding, spec.separator)
+    _require(table.columns, spec, file)
+    return table
 
 
-def _array_row(columns: Columns, at: int, spec: DataSpec) -> int | None:
+def _array_row(table: Table, cells: Sequence[str], spec: DataSpec) -> int | None:
     if spec.row is None:
         return None
-    value = columns[spec.row][at]
+    value = cells[table.columns[spec.row]]
     if not value.isdecimal():
         raise InputError(f"{spec.table}: column {spec.row} holds {value!r}, it must be a row number of the arrays")
     return int(value)
 
 
-def _require(columns: Columns, spec: DataSpec, path: Path) -> None:
+def _require(columns: Mapping[str, int], spec: DataSpec, path: Path) -> None:
     """Columns for labels, scores and split may be absent: then the data are unlabelled, or one split."""
     roles = [("dialogue", name) for name in spec.dialogue_columns]
     roles += [(role, getattr(spec, role)) for role in REQUIRED]
@@ -200,8 +258,3 @@ def _order_key(value: str) -> tuple[int, float, str]:
         return (0, float(value), "")
     except ValueError:
         return (1, 0.0, value)
-
-
-def height(columns: Columns) -> int:
-    """How many rows a table has."""
-    return len(next(iter(columns.values()), []))
