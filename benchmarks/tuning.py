@@ -2,8 +2,9 @@
 
     python3 -m benchmarks.tuning --out benchmarks/results [--network mtee_mosei] [--minutes 2] [--bundles DIR]
 
-Exports ONNX in fp32 and int8 and tunes once, on random values. Exports of large networks take much longer than tuning:
-with `--bundles` they stay in a directory, and a run that ended early finds what it had. Writes `tuning.json` and
+Exports ONNX in fp32, and in int8 where that takes no more than a few gigabytes of memory, and tunes once, on random
+values; OpenVINO makes bf16 and int8 of fp32. Exports of large networks take much longer than tuning: with `--bundles`
+they stay in a directory, and a run that ended early finds what it had. Writes `tuning.json` and
 `tuning.md`.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import output
-from benchmarks.lengths import export
+from benchmarks.lengths import COMPUTED, export
 from benchmarks.suite import NETWORKS, random_bundle
 from mer_export import registry
 from mer_export.bundle import Bundle
@@ -38,6 +39,8 @@ SYSTEMS = (
     "facialmmt_fusion",
 )
 """One network of each system."""
+LARGE = ("tab_iemocap", "facialmmt_fusion")
+"""Those whose int8 file takes twelve gigabytes of memory to export."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -68,7 +71,7 @@ def measure(name: str, minutes: float, bundles: Path | None) -> dict[str, Any]:
     with nullcontext(bundles) if bundles else tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / name
         bundle = Bundle.open(root) if root.exists() else random_bundle(root, replace(network, buckets=buckets))
-        missing = export(bundle, name, buckets)
+        missing = export(bundle, name, buckets, [c for c in COMPUTED if name not in LARGE or c[1] == "fp32"])
         began = time.perf_counter()
         found = run_tune(
             Bundle.open(bundle.root),
@@ -109,8 +112,8 @@ def markdown(found: dict[str, Any]) -> str:
             f"`{found['command']}`",
             "",
             output.where(found["machine"]),
-            "Random weights, ONNX in fp32 and int8 in the buckets of the preset, random values. Settings are those "
-            "that were timed in every bucket.",
+            f"Random weights, ONNX in fp32 and int8 ({', '.join(LARGE)}: in fp32) in the buckets of the preset, random "
+            "values. Settings are those that were timed in every bucket.",
             "",
             *table(head, rows),
             "",
