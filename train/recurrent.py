@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from mer_export.layers.recurrent import BidirectionalRNN
 
+RECURRENT = ("weight_hh_l0", "bias_hh_l0")
 Rows = Float[Tensor, "directions rows width"]
 
 
@@ -82,9 +83,8 @@ def _layer(x: Tensor, cells: Sequence[nn.GRU], steps: Steps) -> Tensor:
             for rows, cell in zip(steps.rows, cells, strict=True)
         ]
     )
-    weight = torch.stack([cell.weight_hh_l0 for cell in cells])
-    bias = torch.stack([cell.bias_hh_l0 for cell in cells])[:, None]
-    states = _Recurrence.apply(gates, weight, bias, steps.sizes)
+    weight, bias = (torch.stack([cast(Tensor, getattr(cell, n)) for cell in cells]) for n in RECURRENT)
+    states = _Recurrence.apply(gates, weight, bias[:, None], steps.sizes)
     padded = [
         flat.new_zeros(len(flat), own.shape[1]).index_copy(0, rows, own)
         for rows, own in zip(steps.rows, states.unbind(0), strict=True)
