@@ -76,15 +76,11 @@ def _change(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> Non
 
 def _layer(x: Tensor, cells: Sequence[nn.GRU], steps: Steps) -> Tensor:
     flat = x.flatten(0, 1)
-    gates = torch.stack(
-        [
-            functional.linear(flat.index_select(0, rows), cell.weight_ih_l0, cell.bias_ih_l0)
-            for rows, cell in zip(steps.rows, cells, strict=True)
-        ]
-    )
-    weight = torch.stack([cell.weight_hh_l0 for cell in cells])
-    bias = torch.stack([cell.bias_hh_l0 for cell in cells])[:, None]
-    states = _Recurrence.apply(gates, weight, bias, steps.sizes)
+    names = ("weight_ih", "bias_ih", "weight_hh", "bias_hh")
+    of_input, input_bias, weight, bias = ([cast(Tensor, getattr(cell, f"{n}_l0")) for cell in cells] for n in names)
+    inputs = [flat.index_select(0, rows) for rows in steps.rows]
+    gates = torch.stack(list(map(functional.linear, inputs, of_input, input_bias)))
+    states = _Recurrence.apply(gates, torch.stack(weight), torch.stack(bias)[:, None], steps.sizes)
     padded = [
         flat.new_zeros(len(flat), own.shape[1]).index_copy(0, rows, own)
         for rows, own in zip(steps.rows, states.unbind(0), strict=True)
