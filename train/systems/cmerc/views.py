@@ -45,8 +45,8 @@ def degraded(
     speaker, lengths = inputs["speaker"], inputs["lengths"]
     mask = frozen.mask(lengths, speaker.shape[1])
     both = {m: torch.cat([inputs[m], time_mean(inputs[m], lengths, semantics)]) for m in frozen.used}
-    twice = {n: torch.cat([x, x]) for n, x in {"speaker": speaker, "lengths": lengths, "mask": mask}.items()}
-    encoded = frozen.encode(both, **twice, semantics=semantics)
+    who, long, inside = (torch.cat([x, x]) for x in (speaker, lengths, mask))
+    encoded = frozen.encode(both, who, long, inside, semantics)
     whole, mean = (_items(encoded, half) for half in (slice(len(mask)), slice(len(mask), None)))
     answers = {}
     for name, (modality, context) in VIEWS.items():
