@@ -70,7 +70,8 @@ class Kept:
             self.folder.mkdir(mode=0o700, exist_ok=True)
             if digest is None or not self._own():
                 return False
-            with replacing(self.folder / name) as temporary, temporary.open("wb") as stream:
+            # A torn one is known by its digest.
+            with replacing(self.folder / name, durable=False) as temporary, temporary.open("wb") as stream:
                 stream.writelines((digest, *parts))
             self._shrink(name)
         except (OSError, MerError, RuntimeError) as error:

@@ -110,23 +110,26 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """An empty file beside `path` to write; it takes its place when the block ends well, and is gone otherwise.
 
-    It is locked as long as its process lives, so what a killed one left is known, and removed by the next.
+    It is locked as long as its process lives, so what a killed one left is known, and removed by the next. What is not
+    `durable` does not wait for the disk: where the power fails it may be torn.
     """
     with faults.at(path):
         _drop_leftovers(path)
         temporary, descriptor = _scratch(path)
         try:
             yield temporary
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
             os.close(descriptor)
-        with contextlib.suppress(PermissionError):
-            fsync(path.parent)
+        if durable:
+            with contextlib.suppress(PermissionError):
+                fsync(path.parent)
 
 
 @contextlib.contextmanager
