@@ -22,7 +22,6 @@ from mer_export.errors import BundleError, InputError, NotAvailableError, Unsupp
 from mer_export.exporters import export_variant
 from mer_export.registry import resolve
 from runtimes import load
-from runtimes.backends import onnx_runtime
 from runtimes.backends.session import Artefact, SessionOptions
 from runtimes.backends.table import backend_problem, known_backends, open_session
 from runtimes.backends.way import find_graphs, find_ways
@@ -107,22 +106,6 @@ def test_samples_are_read_as_they_are_answered(exported: Bundle, monkeypatch: py
     with Predictor(exported, "torch") as running:
         next(iter(running.predict(stream())))
     assert read == 4
-
-
-def test_weights_of_a_large_file_are_read_in_place_where_all_samples_take_few_calls(
-    exported: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def opened(count: int, once: bool) -> tuple[set[str], np.ndarray]:
-        with Predictor(exported, "onnxruntime", ONE_THREAD, batch=1, once=once) as predictor:
-            scores = predictor.scores(make_samples(count))
-            return {s.info["weights"] for s in predictor._sessions.values()}, np.concatenate(scores)
-
-    assert opened(4, once=True)[0] == {"rearranged"}
-    monkeypatch.setattr(onnx_runtime, "LARGE", 0)
-    (few, answers), (usual, same) = opened(4, once=True), opened(4, once=False)
-    assert (few, usual) == ({"in place"}, {"rearranged"})
-    assert opened(40, once=True)[0] == {"rearranged"}
-    np.testing.assert_allclose(answers, same, rtol=0, atol=1e-6)
 
 
 def test_each_sample_runs_in_the_smallest_bucket_that_holds_it(exported: Bundle) -> None:
