@@ -95,12 +95,12 @@ def test_the_first_stage_of_a_fold_trains_on_that_fold(tmp_path: Path) -> None:
 
 
 def test_what_the_value_of_an_axis_starts_from_is_trained_before(tmp_path: Path) -> None:
-    start = {"scratch": {"init": None}, "tuned": {"init": "{M3NET}"}}
-    models = {name: [{"preset": "m3net/meld", "axes": axes}] for name, axes in (("M3NET", []), ("CMERC", ["start"]))}
-    file = str(written(tmp_path, models=models, grid={"start": start}, table=STAGES["table"] | {"over": []}))
-    first, second = plan(load_experiment(file), tmp_path, tmp_path / "o").rounds
-    assert [str(j.folder) for j in first] == ["M3NET", "CMERC/startscratch"]
-    assert [(str(j.folder), list(map(str, j.needs))) for j in second] == [("CMERC/starttuned", ["M3NET"])]
+    steps = [{"name": "first", "preset": "m3net/meld", "axes": []}, {"name": "second", "preset": "m3net/meld"}]
+    grid = {"start": {"scratch": {"init": None}, "tuned": {"init": "{first}"}}}
+    file = str(written(tmp_path, models={"M": steps}, grid=grid, table=STAGES["table"] | {"over": []}))
+    rounds = plan(load_experiment(file), tmp_path, tmp_path / "o").rounds
+    named = [{str(j.folder): [str(f) for f in j.needs] for j in jobs} for jobs in rounds]
+    assert named == [{"first": [], "startscratch/second": []}, {"starttuned/second": ["first"]}]
 
 
 @pytest.mark.parametrize(
