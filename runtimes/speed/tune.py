@@ -260,10 +260,8 @@ class Tuning:
                 spread = [own for own in (_in(way, w) for w in together) if own not in self.broken]
                 # What is open already is yet to be timed; this one takes what it, or another one, took before.
                 took = self._took.get(way, max(self._took.values(), default=0.0))
-                to_come = (
-                    sum(turn_seconds(seconds) for name, (_, seconds) in calls.items() if name not in looked) + took
-                )
-                if until.left <= to_come:
+                turns_to_come = sum(turn_seconds(s) for name, (_, s) in calls.items() if name not in looked)
+                if until.left <= turns_to_come + took:
                     spread = self._late(spread, needed, {found[name][1].precision for name in calls})
                 if spread:
                     opened = self._open(way, spread, inputs, stack, found, failed)
