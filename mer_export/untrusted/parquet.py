@@ -20,6 +20,8 @@ WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE
 """Bytes of a value by its physical type, 0 for texts of any length; others say it."""
 OFFSET = 4
 """Bytes of where a text begins."""
+REPEATS_NOTHING = frozenset(("PLAIN", "RLE", "BIT_PACKED"))
+"""How texts may be written one by one, and which of them are there."""
 PASSING = 4
 """Times the budget that a batch may take on its way: writers let rows repeat texts of a MiB together."""
 PAGE_HEAD = 16
@@ -132,11 +134,13 @@ class Opened:
 
     def _dictionary_size(self, chunk: Any) -> int:
         """Bytes of the values that a column repeats, as the head of its first page has them (parquet.thrift)."""
+        if REPEATS_NOTHING.issuperset(chunk.encodings):
+            return 0
         if not isinstance(self._source, Path):
             return int(chunk.total_uncompressed_size)
-        places = (chunk.dictionary_page_offset, chunk.data_page_offset)
+        places = (chunk.dictionary_page_offset or 0, chunk.data_page_offset)
         with self._source.open("rb") as stream:
-            stream.seek(min(p for p in places if p))
+            stream.seek(min((p for p in places if p > 0), default=0))
             said = PAGE.match(stream.read(PAGE_HEAD))
         return _zigzag(said[2]) if said and said[1] == DICTIONARY else int(chunk.total_uncompressed_size)
 

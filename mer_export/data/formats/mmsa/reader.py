@@ -227,7 +227,7 @@ def _frames(array: np.ndarray, length: int, modality: str, where: str) -> np.nda
 
 def _texts(samples: Sequence[Sample], content: Mapping[str, Any]) -> list[tuple[Sample, str]]:
     """Raw sentences; they are shown, not modelled, so a file without them is fine."""
-    found = content.get("raw_text")
+    found: Any = content.get("raw_text")
     several = isinstance(found, list | tuple) or (isinstance(found, np.ndarray) and found.ndim > 0)
     if not several or len(found) != len(samples):
         return []
