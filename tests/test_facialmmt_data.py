@@ -159,10 +159,10 @@ def test_damaged_files_are_named(damage: str, data: Path, tmp_path: Path) -> Non
     elif damage == "profile":
         profile.write_text(json.dumps({"0": ["dia0_utt0", "dia0", 999, 1, 0]}))
     elif "logits" in damage:
-        np.savez(folder / "test_expression_logits.npz", dia0_utt0=np.float32(1))
-        written = (folder / "test_expression_logits.npz").read_bytes()
+        logits = folder / "test_expression_logits.npz"
+        np.savez(logits, dia0_utt0=np.ones((3000, 7) if damage == "damaged logits" else (), np.float32))
         if damage == "damaged logits":
-            (folder / "test_expression_logits.npz").write_bytes(written.replace(b"\0\0\x80\x3f", b"\0\0\0\x40"))
+            logits.write_bytes(logits.read_bytes().replace(b"\0\0\x80\x3f", b"\0\0\0\x40"))
     else:
         profile.write_text("{")
     with pytest.raises(InputError, match=SAID[damage]):

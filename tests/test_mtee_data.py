@@ -17,7 +17,7 @@ from mer_export.data.formats.mtee import shots
 from mer_export.data.formats.mtee.reader import FACET_WARNING, IEMOCAP_LABELS, MOSEI_LABELS
 from mer_export.data.formats.pickle_writer import dump_plain
 from mer_export.data.inspect import inspect_file
-from mer_export.data.open import known_format, open_corpus
+from mer_export.data.open import known_format, open_corpus, stream_samples
 from mer_export.data.spec import DataSpec
 from mer_export.data.synthetic import synthesise
 from mer_export.data.word_vectors import read_word_vectors
@@ -398,7 +398,7 @@ def test_a_cache_of_any_number_of_steps_is_found_and_of_several_one_is_chosen(tm
     assert is_mtee(tmp_path, steps=30)
     part = {m: np.zeros((1, 3, 2)) for m in ("text", "audio", "vision")} | {"labels": np.ones((1, 1))}
     (tmp_path / "mosi_data.pkl").write_bytes(pickle.dumps({"train": part}))
-    assert open_corpus(tmp_path).split("train")[0].id == "train/0", "raw files go before caches"
+    assert [s.id for s in stream_samples(tmp_path)] == ["train/0"], "raw files go before caches"
 
 
 def is_mtee(path: Path, **emotions: object) -> bool:
