@@ -361,20 +361,23 @@ def test_hdf5_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "fits"),
+    ("values", "encoding", "fits"),
     [
-        (["a" * 10_000] * 1024, False),
-        ([["a" * 1000] * 10_000], False),
-        ([[7] * 100_000], False),
-        (["a" * 10_000] * 4, True),
-        ([f"{i:0100}" for i in range(1024)], True),
+        (["a" * 10_000] * 1024, None, False),
+        (["a" * 10_000] * 1024, "DELTA_BYTE_ARRAY", False),
+        ([["a" * 1000] * 10_000], None, False),
+        ([[7] * 100_000], None, False),
+        (["a" * 10_000] * 1024, "PLAIN", True),
+        (["a" * 10_000] * 4, None, True),
+        ([f"{i:0100}" for i in range(1024)], None, True),
     ],
 )
 def test_parquet_that_repeats_a_value_is_held_against_what_its_rows_take(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[Any], fits: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[Any], encoding: str | None, fits: bool
 ) -> None:
     monkeypatch.setattr(budget, "SPARE_BYTES", 1 << 16)
-    parquet.write_table(pyarrow.table({"a": values}), tmp_path / "made.parquet")
+    written = {"use_dictionary": False, "column_encoding": encoding} if encoding else {}
+    parquet.write_table(pyarrow.table({"a": values}), tmp_path / "made.parquet", **written)
     if fits:
         assert read_table(tmp_path / "made.parquet")["a"] == values
     else:

@@ -80,7 +80,9 @@ class Opened:
     repeat."""
 
     def __init__(self, file: Any, source: Path | BinaryIO, budget: Budget):
-        self._file, self._source, self._budget, self._most = file, source, budget, budget.bytes
+        # Another one of the same size: pages were counted as they are written, what they say is counted by itself.
+        self._budget = Budget(budget.name, budget.size)
+        self._file, self._source, self._most = file, source, self._budget.bytes
         columns = [file.schema.column(i) for i in range(file.metadata.num_columns)]
         self._columns = [
             (c.path.partition(".")[0], c.max_repetition_level > 0, WIDTHS.get(c.physical_type, c.length))
