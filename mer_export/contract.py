@@ -187,7 +187,7 @@ class Contract(BaseModel):
             dim = name.strip() if name.strip() in self.sequence_dims else f"{name.strip()}_len"
             if dim not in self.sequence_dims:
                 raise UsageError(f"--seq-len {text}: no sequence dim {name!r}, there are {list(self.sequence_dims)}")
-            if not value.strip().isdigit():
+            if not value.strip().isdecimal():
                 raise UsageError(f"--seq-len {text}: {dim} must be 1..{self.longest[dim]}, not {value!r}")
             lengths[dim] = int(value)
         try:

@@ -20,6 +20,7 @@ from mer_export.data.given import KINDS, checked, numbered
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError
 from mer_export.registry import first_problem
+from mer_export.untrusted.cells import whole_number
 from mer_export.untrusted.json_files import parse_json
 from runtimes.serve.refusals import malformed
 
@@ -106,9 +107,10 @@ def json_size(said: str | None, size: int) -> int:
     """How much of a body of so many bytes is JSON; raises Refusal (400) where the header says what cannot be."""
     if said is None:
         return size
-    if not said.isascii() or not said.isdigit() or int(said) > size:
+    stated = whole_number(said)
+    if stated is None or stated > size:
         raise malformed(f"{HEADER_LENGTH} is {said[:20]!r}, the body has {size} bytes")
-    return int(said)
+    return stated
 
 
 def _array(tensor: Tensor, body: bytes, start: int) -> tuple[np.ndarray, int]:

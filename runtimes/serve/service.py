@@ -14,6 +14,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from mer_export import __version__
 from mer_export.data.samples import Sample
+from mer_export.untrusted.cells import whole_number
 from runtimes.predict.output import json_row
 from runtimes.serve import openapi, page, protocol, reading, recordings, talk
 from runtimes.serve.batching import Deadline
@@ -247,7 +248,7 @@ class Service:
             raise Refusal(415, "the body is compressed: send it as it is")
         too_long = Refusal(413, f"the body is longer than {most} bytes: send less at once")
         said = request.headers.get("content-length", "0")
-        if said.isdigit() and int(said) > most:
+        if (whole_number(said) or 0) > most:
             raise too_long
         chunks, size, more = [], 0, True
         try:

@@ -181,7 +181,7 @@ def of_signal(source: str, out: Path, settings: Settings, force: bool) -> Bundle
 
     own = {n: v for n, v in settings.items() if n not in ("set", "rate")}
     if "rate" in settings:
-        if not settings["rate"].isdigit():
+        if not settings["rate"].isdecimal():
             raise UsageError(f"--rate {settings['rate']}: a signal is read at a number of samples per second")
         own["rate"] = int(settings["rate"])
     return write_signal_encoder(source, out, force, **apply_overrides(own, settings.get("set", ())))  # type: ignore[arg-type]
