@@ -24,7 +24,7 @@ def test_weights_of_a_large_file_are_read_in_place_where_few_samples_come(
 
     assert opened(4, once=True)[0] == {"rearranged"}
     monkeypatch.setattr(onnx_runtime, "LARGE", 0)
-    monkeypatch.setattr(onnx_runtime, "REARRANGED", 100)
+    monkeypatch.setattr(onnx_runtime, "REARRANGED", 40)
     (few, answers), (usual, same) = opened(4, once=True), opened(4, once=False)
     assert (few, usual) == ({"in place"}, {"rearranged"})
     assert opened(40, once=True)[0] == {"rearranged"}
