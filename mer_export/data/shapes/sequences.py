@@ -10,7 +10,7 @@ from mer_export.data.dialogues import Dialogue, Utterance
 from mer_export.data.labels import LabelReader
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
-from mer_export.data.tokens.tokenizer import load_tokenizer
+from mer_export.data.tokens.tokenizer import text_tokens
 from mer_export.errors import InputError
 
 
@@ -32,7 +32,7 @@ def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator
 def _inputs(utterance: Utterance, spec: DataSpec, where: str) -> dict[str, np.ndarray]:
     found = frames(utterance, where)
     if spec.tokenizer and utterance.sentence is not None and "input_ids" not in found:
-        found["input_ids"] = load_tokenizer(spec.tokenizer).encode(utterance.sentence)
+        found["input_ids"] = text_tokens(spec, utterance.sentence, lower=False)
     return found
 
 
