@@ -248,6 +248,7 @@ def _evaluated(predictor: Predictor, samples: list[Sample]) -> dict[str, Any]:
 def _published(predictor: Predictor, samples: list[Sample], batch: int | None) -> dict[str, Any]:
     from train.evaluate import evaluate_published
 
+    samples = [s.read for s in samples]
     predictor.features.add(samples)
     predictor.features.tell(predictor.strict_features)
     found = evaluate_published(predictor.bundle, samples, batch or 16)

@@ -48,6 +48,8 @@ class How:
     """Other values of inputs that all samples share, such as emotions."""
     strict_features: bool = False
     workers: int | None = None
+    most_workers: int | None = None
+    """Of the machine profile only ways of so many sessions: 1 where several processes share the cores."""
     trust: bool = False
 
     @property
@@ -60,6 +62,7 @@ class How:
         as in `Predictor`."""
         return open_predictor(
             *(bundle, self.runtime, self.session, self.batch, self.precision, self.goal, say, self.workers),
+            most_workers=self.most_workers,
             overflow=self.overflow,
             shared=self.shared,
             strict_features=self.strict_features,

@@ -30,7 +30,9 @@ from benchmarks.small_encoders import save_folder  # noqa: E402
 from mer_export.bucket import Bucket  # noqa: E402
 from mer_export.bundle import Bundle, FeatureStatistics  # noqa: E402
 from mer_export.data.bundle_data import bundle_corpus, bundle_spec, features_alone  # noqa: E402
+from mer_export.data.open import said_extractors  # noqa: E402
 from mer_export.data.parts import cut, open_part  # noqa: E402
+from mer_export.data.spec import DataSpec  # noqa: E402
 from mer_export.encoders.attached import attach, attached, found_beside, save_beside, together  # noqa: E402
 from mer_export.encoders.encoder import Encoder  # noqa: E402
 from mer_export.errors import BundleError, UsageError  # noqa: E402
@@ -111,7 +113,7 @@ def infer() -> Iterator[Infer]:
         yield answers
 
 
-def test_recordings_and_sentences_get_the_labels_of_their_features(
+def test_recordings_and_sentences_get_the_labels_of_their_features_and_silence_is_missing_and_not_zeros(
     infer: Infer, model: Path, clips: Path, encoders: dict[str, Encoder], tmp_path: Path
 ) -> None:
     from mer_export.data.media.sound import read_sound
@@ -132,15 +134,9 @@ def test_recordings_and_sentences_get_the_labels_of_their_features(
     with Predictor(Bundle.open(model)) as predictor:
         wanted = list(predictor.predict(samples))
     assert [a["label"] for a in answers] == [w.label for w in wanted]
+    assert [a["modalities"] for a in answers] == [["text", "audio"], ["text", "audio"], ["audio"], ["text"]]
     for answer, prediction in zip(answers, wanted, strict=True):
         assert answer["probabilities"] == pytest.approx(prediction.probabilities, abs=1e-5)
-
-
-def test_silence_and_an_empty_sentence_are_missing_and_not_zeros(
-    infer: Infer, model: Path, clips: Path, tmp_path: Path
-) -> None:
-    answers, _ = infer(model, clips, tmp_path / "answers.jsonl")
-    assert [a["modalities"] for a in answers] == [["text", "audio"], ["text", "audio"], ["audio"], ["text"]]
 
 
 def test_a_file_that_cannot_be_read_is_named_and_has_no_label_and_the_others_do(
@@ -266,6 +262,21 @@ def test_encoders_beside_a_data_set_are_found_by_what_it_says_of_its_features(
     found = found_beside(data, said)
     assert {n: together(e) for n, e in found.items()} == said
     assert found_beside(data, {"text": said["audio"]}) == {}
+
+
+def test_features_beside_others_under_the_same_name_keep_the_encoders_of_both(
+    mer: Mer, encoders: dict[str, Encoder], tmp_path: Path
+) -> None:
+    data = tmp_path / "clips.jsonl"
+    head = {"unit": "utterance", "extractors": {"audio": together([encoders["audio"]]).model_dump()}}
+    utterances = [{"sentence": words, "audio": [[0.5] * 32]} for words, _ in ROWS]
+    lines = [head, *({"dialogue": str(n), "utterances": [u]} for n, u in enumerate(utterances))]
+    data.write_text("\n".join(map(json.dumps, lines)))
+    save_beside(data, {"audio": [encoders["audio"]]})
+    out, folder = tmp_path / "clips.parquet", encoders["text"].bundle.root
+    code, _, err = mer("features", data, "--encoder", f"text={folder}", "--out", out, "-q")
+    assert code == 0, err
+    assert found_beside(out, said_extractors(out, DataSpec())).keys() == {"text", "audio"}
 
 
 # --- faces, and all three modalities of one file ---------------------------------------------------------------------

@@ -115,6 +115,7 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence() -> None:
         ),
         "read different units of these data, one of them alone has": answers(dialogues=281),
         "read different labels of these data": first._replace(labels=first.labels[::-1].copy()),
+        "no labelled unit that all bundles answer": first._replace(scores=np.full_like(first.scores, np.nan)),
     }
     for said, other in others.items():
         with pytest.raises(UsageError, match=said) as caught:

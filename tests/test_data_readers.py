@@ -40,6 +40,17 @@ def iemocap(tmp_path):
     return tmp_path
 
 
+def test_a_name_that_no_file_of_answers_can_hold_is_refused(tmp_path):
+    lines, folder = tmp_path / "d.jsonl", tmp_path / "wav"
+    lines.write_text(json.dumps({"dialogue": "d", "utterances": [{"id": "\ud83d", "text": [1.0]}]}))
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.wav")).touch()
+    for path, name in ((lines, r"'\\ud83d'"), (folder, r"'caf\\udce9\.wav'")):
+        with pytest.raises(InputError, match=f"the name {name} cannot be written as UTF-8: rename it") as caught:
+            open_corpus(path)
+        assert str(caught.value).encode()
+
+
 # --- the authors' pickles
 
 

@@ -190,7 +190,7 @@ def test_rates_are_read_as_ranges_single_values_and_triples() -> None:
     assert [r.name for r in parse_rates("0.0:1.0:0.5")] == ["0", "0.5", "1"]
     assert len(parse_rates("0.0:1.0:0.1")) == 11
     assert parse_rates("0.1,0.2,0.3")[0].vision == 0.3
-    for wrong in ("x", "1.5", "0.1,0.2", "0:1:0", "1:0:0.1", ""):
+    for wrong in ("x", "1.5", "0.1,0.2", "0:1:0", "1:0:0.1", "", "0:0.8:0.3", "0:1:1e-9"):
         with pytest.raises(UsageError, match="--missing-rate"):
             parse_rates(wrong)
 

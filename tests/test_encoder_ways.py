@@ -37,6 +37,14 @@ def test_a_goal_takes_the_runtime_and_batch_that_are_best_for_it(goal: str, want
     assert (way["backend"], way["batch"]) == wanted
 
 
+def test_on_a_gpu_its_own_times_choose_and_those_of_the_processor_choose_nothing() -> None:
+    slow, other = row("onnxruntime cuda", {1: 3.0}), row("openvino", {1: 0.1})
+    goal = Goal.parse("latency")
+    found = encoder_ways(profile(slow, row("torchscript cuda", {1: 9.0}), other), goal, kind="cuda")
+    assert found == {AUDIO: {"backend": "onnxruntime", "batch": 1}}
+    assert encoder_ways(profile(other), goal, kind="cuda") == {}
+
+
 def test_the_times_of_all_lengths_count_and_a_runtime_that_lacks_one_does_not() -> None:
     rows = [row("onnxruntime", {1: 1.0}), row("onnxruntime", {1: 9.0}, LONG)]
     slower = [row("openvino", {1: 2.0}), row("openvino", {1: 3.0}, LONG)]

@@ -90,6 +90,7 @@ def test_parts_of_another_request_are_refused_by_name(
     code, _, err = mer(*command, *other)
     assert code == 2
     assert "f.parquet.parts holds what was done with other encoders: run that to its end, or pass --force" in err
+    assert "done with other labels:" in mer(*command, *one, "--set", "data.label_names=[joy, anger]")[2]
     (clips / "clips.csv").write_text((clips / "clips.csv").read_text().replace("s2", "s1"))
     assert "done with other data:" in mer(*command, *one)[2]
     assert mer(*command, *other, "--force")[0] == 0

@@ -53,7 +53,7 @@ def spoken(case: Case, dialogues: list[str], seed: int = 0) -> list[dict[str, An
 def answered(predictor: Predictor, dialogues: Dialogues, said: list[Any], window: int | None = None) -> list[Any]:
     hearing = Hearing(predictor.bundle, predictor.task.labels, window)
     lines = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in said]
-    return [json.loads(row) for row in Lines(predictor, hearing, dialogues).answers([lines])]
+    return [json.loads(row.encode()) for row in Lines(predictor, hearing, dialogues).answers([lines])]
 
 
 def test_lines_of_interleaved_dialogues_are_answered_as_each_alone(case: Case, predictor: Predictor) -> None:
@@ -127,11 +127,13 @@ def test_a_line_that_cannot_be_answered_says_why_and_the_next_one_is(case: Case,
     good = spoken(case, ["a"])[0]
     bad = [b"{", b'{"speaker": 0}', b"[1]", good | {"text": [1.0]}, good | {"corrects": "a/9"}]
     bad += [{"dialogue": "z", "end": True}, good | {"corrects": "a/0", "before": "a/0"}]
+    bad += [good | {name: "\ud83d"} for name in ("dialogue", "id")]
     rows = answered(predictor, Dialogues(), [good, *bad, good])
     assert all("error" in row for row in rows[1:-1])
     assert rows[1]["error"].startswith("line 2: it is not JSON")
     assert rows[4]["error"] == "line 5: a/1: text is 1 x 1, the model takes 2 x 16"
     assert "has no utterance 'a/9'" in rows[5]["error"]
+    assert all(r"the name '\ud83d' cannot be written as UTF-8" in row["error"] for row in rows[8:10])
     assert rows[-1]["prediction"]["unit"] == "a/1"
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import mtee_bundles
 import numpy as np
@@ -15,17 +16,19 @@ import pytest
 import small_bundle
 import small_emt
 import small_facialmmt
+import small_live
 import small_tab
 import torch
 from conftest import Mer
 
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
+from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.dialogues import Dialogue, Utterance
 from mer_export.data.labels import LabelReader
-from mer_export.data.open import open_corpus
+from mer_export.data.open import Through, open_corpus, stream_samples
 from mer_export.data.samples import Sample
-from mer_export.data.shapes import context
+from mer_export.data.shapes import context, sequences
 from mer_export.data.spec import ContextData, DataSpec
 from mer_export.data.synthetic import synthesise
 from mer_export.errors import BundleError, InputError
@@ -33,9 +36,11 @@ from mer_export.exporters import export_variant
 from mer_export.metrics.measure import measure
 from mer_export.task import Task
 from runtimes.backends.way import find_ways
+from runtimes.features.completed import Completion
+from runtimes.features.encoded import Outcome
 from runtimes.parity.run import run_parity
 from runtimes.predict.evaluate import evaluate
-from runtimes.predict.predictor import Predictor
+from runtimes.predict.predictor import Prediction, Predictor
 from train.config import load_preset
 from train.evaluate import evaluate as evaluate_in_torch
 from train.fit import EVALUATION, fit
@@ -105,6 +110,56 @@ def test_it_has_no_label_on_any_model_and_its_neighbours_have_theirs(model: str,
     assert [p.unit for p in empty] == list(second.units)
     assert {(p.label, p.index, p.score, p.labels, p.numbers, p.modalities) for p in empty} == {(None,) * 3 + ((),) * 3}
     assert [p for p in found if p.sample != second.id] == wanted
+
+
+class Broken:
+    """Encoders that cannot read the file of one utterance, and make nothing of the others."""
+
+    def outcomes(self, dialogues: Iterable[Dialogue]) -> Iterator[Outcome]:
+        for utterance in (u for d in dialogues for u in d.utterances):
+            yield Outcome(problem="u1.wav was cut off" if utterance.id == "u1" else "")
+
+
+@pytest.mark.parametrize(
+    ("system", "words"), [("cmerc", False), ("tab", False), ("tab", True), ("facialmmt", True), ("emt", False)]
+)
+def test_an_utterance_whose_file_cannot_be_read_has_no_label_and_its_words_stay_with_its_neighbours(
+    system: str, words: bool, tmp_path: Path
+) -> None:
+    bundle, draw = small_live.MAKERS[system](tmp_path / "bundle")
+    random = np.random.default_rng(0)
+    said = [draw(random) | {"id": f"u{i}", "speaker": "AAB"[i]} for i in range(3)]
+    if not words:
+        del said[1]["text"]
+    whole = said if words else [said[0], said[2]]
+
+    with Predictor(bundle, "torch", batch=3) as running:
+
+        def answers(utterances: list[dict[str, Any]], through: Through | None = None) -> list[Prediction]:
+            path = tmp_path / "d.jsonl"
+            path.write_text(json.dumps({"dialogue": "d", "utterances": utterances}) + "\n")
+            spec = bundle_spec(bundle, path)
+            return list(running.predict(stream_samples(path, spec, running.task.labels, through=through)))
+
+        wanted = {p.unit: p for p in answers(whole)}
+        completion = Completion(cast(Any, Broken()))
+        found = answers(said, completion)
+    assert [(p.unit, p.label is None, p.modalities == ()) for p in found] == [
+        ("u0", False, False),
+        ("u1", True, True),
+        ("u2", False, False),
+    ]
+    for own in (found[0], found[2]):
+        assert own.numbers == pytest.approx(wanted[own.unit].numbers, abs=1e-6)
+    assert completion.unreadable == 1
+
+
+def test_what_cannot_be_read_is_not_answered_from_its_words_alone(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a"]) + "\n")
+    spec = DataSpec(unit="utterance", tokenizer=str(tmp_path))
+    said = [Utterance("u", sentence="a a"), Utterance("v", sentence="a", unreadable=True)]
+    read = sequences.samples(Dialogue("d", "all", said, "here"), spec, LabelReader("here", ["a"]))
+    assert [sorted(s.inputs) for s in read] == [["input_ids"], []]
 
 
 def test_what_a_variant_does_not_read_does_not_count(tmp_path: Path) -> None:

@@ -64,6 +64,11 @@ def test_a_row_for_each_dialogue_is_answered_as_its_line_is(place: Place, worker
     assert same(worker(pyarrow.Table.from_pylist(lines)), place.answers)
 
 
+def test_no_worker_judges_features_of_a_whole_data_set() -> None:
+    with pytest.raises(UsageError, match="strict_features judges a whole data set"):
+        BatchWorker("bundle", strict_features=True)
+
+
 def test_part_of_a_dialogue_is_refused_where_the_model_reads_dialogues(place: Place, worker: BatchWorker) -> None:
     table = parquet.read_table(place.rows)
     with pytest.raises(UsageError, match="not together and in order"):

@@ -19,15 +19,18 @@ from mer_export import machine
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.errors import BundleError, UsageError
+from runtimes import BatchWorker
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.way import Way, find_ways
 from runtimes.parity.report import CandidateReport
 from runtimes.parity.run import run_parity
+from runtimes.pipeline import How, Reading
 from runtimes.predict import machine_profile as profiles
 from runtimes.predict.machine_profile import Entry, Goal, Limits, Profile, choose
 from runtimes.predict.opening import open_predictor
 from runtimes.predict.predictor import Predictor
 from runtimes.predict.verdicts import failed
+from runtimes.scale.command import Blocks, Spread
 from runtimes.speed import settings as spread
 from runtimes.speed import tune
 from runtimes.speed.products import products, slower
@@ -365,6 +368,33 @@ def test_a_profile_that_is_out_of_date_or_damaged_leaves_the_default(bundle: Bun
     (bundle.root / Profile.path()).write_text("{}")
     with open_predictor(bundle, None, HERE) as running:
         assert (running.backend, running.workers) == ("onnxruntime", 1)
+
+
+def test_a_bucket_that_was_not_measured_is_answered_by_what_reaches_it(bundle: Bundle) -> None:
+    profile = profiles.own_profile(bundle)
+    short = [e.model_copy(update={"share": 1.0}) for e in profile.entries if e.way.bucket == Bucket(utterances=4)]
+    profile.model_copy(update={"entries": short}).save(bundle)
+    with open_predictor(bundle, None, HERE) as running:
+        assert running.buckets == sorted(bundle.manifest.contract.buckets), "not the profile, but what is installed"
+    with pytest.raises(UsageError, match=r"a longer bucket was exported since, .*: run mer tune .* again"):
+        open_predictor(bundle, None, HERE, goal="throughput")
+    slowest = max(short, key=lambda e: e.item_ms).way.in_any_bucket
+    own = [e for e in profile.entries if e.way.in_any_bucket == slowest and e.way.bucket == Bucket(utterances=8)]
+    both = [*short, *(e.model_copy(update={"share": 0.0}) for e in own)]
+    profile.model_copy(update={"entries": both}).save(bundle)
+    said: list[str] = []
+    with open_predictor(bundle, None, HERE, goal="throughput", say=said.append) as running:
+        assert said == [f"throughput: {slowest.description}"]
+        assert running.buckets == sorted(bundle.manifest.contract.buckets)
+
+
+def test_one_of_several_processes_that_share_the_cores_runs_one_session(bundle: Bundle) -> None:
+    profile = profiles.own_profile(bundle)
+    quick = [e.model_copy(update={"ms": 1e-3 * e.ms}) if e.way.workers > 1 else e for e in profile.entries]
+    profile.model_copy(update={"entries": quick}).save(bundle)
+    blocks = Blocks(bundle.root, How(threads=1), Reading([]), bundle.root / "out", Spread(shards=4))
+    several, shard, worker = How(threads=1), blocks._of_a_worker(), BatchWorker(bundle.root).how
+    assert [how.predictor(bundle).workers for how in (several, shard, worker)] == [2, 1, 1]
 
 
 def test_a_precision_that_the_processor_multiplies_no_faster_in_is_not_timed(bundle: Bundle) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,6 +89,9 @@ class Utterance:
     row: int | None = None
     speaker_name: str | None = None
     """Who `speaker` is, where that is an index within the dialogue and the data know the name too."""
+    unreadable: bool = False
+    """Whether a file that it names cannot be read: what is left of it tells of its neighbours' context, and answers
+    nothing."""
 
     @property
     def person(self) -> str | None:
@@ -98,12 +101,35 @@ class Utterance:
 
 @dataclass(frozen=True, eq=False)
 class Dialogue:
-    """Utterances in speaking order; `where` says in an error message where they stand."""
+    """Utterances in speaking order; `where` says in an error message where they stand.
+
+    Raises:
+        InputError: a name that cannot be written, as an answer has to name it.
+    """
 
     id: str
     split: str
     utterances: Sequence[Utterance]
     where: str
+
+    def __post_init__(self) -> None:
+        check_names((self.id, self.split, *(u.id for u in self.utterances)), self.where)
+
+    def only(self, places: Sequence[int]) -> Dialogue:
+        """The dialogue with the utterances at these places."""
+        if len(places) == len(self.utterances):
+            return self
+        return replace(self, utterances=[self.utterances[i] for i in places])
+
+
+def check_names(names: Iterable[str], where: str) -> None:
+    """Raises InputError for half of a surrogate pair: JSON and names of files can hold one, files of answers cannot."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = where.encode("utf-8", "backslashreplace").decode()
+            raise InputError(f"{shown}: the name {name!r} cannot be written as UTF-8: rename it") from None
 
 
 def distinct(dialogues: Iterable[Dialogue], apart: bool, seen: Marks | None = None) -> Iterator[Dialogue]:

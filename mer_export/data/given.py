@@ -134,7 +134,7 @@ def _units(sample: Sample, contract: Contract) -> int:
     if contract.unit_dim is None:
         return 1
     count = _rows(sample.inputs, contract)
-    return len(sample.units) if count is None else count
+    return len(sample.units) if count is None else count + len(sample.unread)
 
 
 def _rows(inputs: Mapping[str, np.ndarray], contract: Contract) -> int | None:

@@ -103,4 +103,5 @@ def _drop(sample: Sample, kept: dict[str, np.ndarray], unknown_token: int) -> In
             inputs[TOKENS] = np.where(keep, inputs[TOKENS], unknown_token)
         else:
             inputs[modality] = np.where(keep[:, None], inputs[modality], np.float32(0))
-    return Incomplete(sample.id, inputs, sample.units, sample.labels, complete=sample.inputs, kept=kept)
+    own = sample.id, inputs, sample.units, sample.labels
+    return Incomplete(*own, unread=sample.unread, complete=sample.inputs, kept=kept)

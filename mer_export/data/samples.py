@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class Sample:
     (int64, -1 where a unit has none), a score (float32, NaN where a unit has none), or a row of label indicators
     (float32, NaN where a unit has none); it is None for unlabelled data. `split` is the part of the data it is from.
     `group` names the dialogue or video that it is one utterance of; None where it stands alone, or is the whole.
+    `unread` are the places of units that could not be read where others could: the inputs have no row of them.
     """
 
     id: str
@@ -29,6 +30,20 @@ class Sample:
     labels: np.ndarray | None = None
     split: str | None = None
     group: str | None = None
+    unread: tuple[int, ...] = ()
+
+    @property
+    def places(self) -> list[int]:
+        """Of the units that could be read."""
+        return [i for i in range(len(self.units)) if i not in self.unread]
+
+    @property
+    def read(self) -> Self:
+        """The sample of those units alone."""
+        if not self.unread:
+            return self
+        labels = None if self.labels is None else self.labels[self.places]
+        return replace(self, units=tuple([self.units[i] for i in self.places]), labels=labels, unread=())
 
     def lengths(self, contract: Contract) -> dict[str, int]:
         """The real length of each sequence dim, 0 where its modality is missing.

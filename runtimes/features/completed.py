@@ -70,7 +70,8 @@ class Completion:
         from runtimes.encode import load_encoder
         from runtimes.features.encoded import Encoder
 
-        ways = encoder_ways(own_profile(bundle), Goal.parse(goal), options.get("backend")) if goal else {}
+        kind = (options.get("options") or SessionOptions()).kind
+        ways = encoder_ways(own_profile(bundle), Goal.parse(goal), options.get("backend"), kind) if goal else {}
         for (modality, name), way in ways.items():
             say(f"{goal}, {modality}: {name} by {way['backend']}, batch {way['batch']}")
         stack = ExitStack()
@@ -114,8 +115,7 @@ class Completion:
             self.unreadable += 1
             if self.unreadable <= TOLD:
                 log.warning("%s: %s", utterance.id, outcome.problem)
-            # What is left of it would be answered as if nothing were wrong.
-            return replace(utterance, features={}, inputs={})
+            return replace(utterance, unreadable=True)
         made = {n: (a,) for n, a in outcome.features.items()}
         return replace(utterance, features={**utterance.features, **made})
 
@@ -152,6 +152,7 @@ def encoders_of(bundle: Bundle) -> Iterator[Completion | None]:
 def split_samples(
     bundle: Bundle, path: Path, data_format: str, split: str, outside: Iterable[Path] | None = None
 ) -> list[Sample]:
-    """One split of a data set as a bundle reads it, with what its encoders make of recordings and sentences."""
+    """One split of a data set as a bundle reads it, with what its encoders make of recordings and sentences, as far as
+    those can be read."""
     with encoders_of(bundle) as through:
-        return bundle_samples(bundle, path, data_format, split, outside, through)
+        return [s.read for s in bundle_samples(bundle, path, data_format, split, outside, through)]

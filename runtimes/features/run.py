@@ -105,7 +105,10 @@ def make_features(request: Request, progress: Progress = SILENT) -> Summary:
             for n, encoders in request.chosen.items()
         }
         identities = {n: [e.identity for e in own] for n, own in loaded.items()}
-        wanted = {"data": plan.digest, "encoders": identities}
+        head = plan.head
+        # What is stored are indices: the same labels and speakers have others in another order.
+        indexed = {"labels": head.labels, "speakers": head.speakers, "unit": head.unit}
+        wanted = {"data": plan.digest, "encoders": identities, **indexed}
         parts = stack.enter_context(Parts.open(request.out, wanted, request.force))
         return _Run(request, plan, parts, Encoder(loaded, plan.sentences, request.workers)).all(progress)
 
@@ -151,7 +154,6 @@ class _Run:
             self.parts.remove()
             raise InputError(f"none of {len(total.failures)} utterances could be read, see {failed}: {first.reason}")
         self._join()
-        save_beside(self.request.out, self._encoders())
         self.parts.finish(total.failures)
         return Summary(self.request.out, total.utterances, total.missing, total.failures, failed)
 
@@ -224,7 +226,8 @@ class _Run:
     def _join(self) -> None:
         """All blocks as one file, with the encoders beside it."""
         self.parts.gathered()
-        save_beside(self.request.out, self.request.chosen)
+        # At once: those beside the source stand in the same folder where both are called alike.
+        save_beside(self.request.out, self._encoders())
         with writing(self.request.out, self.plan.head) as rows:
             for number in range(self.plan.blocks):
                 with open_parquet(self.parts.file(number)) as file:

@@ -10,6 +10,7 @@ from queue import Queue
 from threading import Thread
 from typing import Any
 
+from mer_export.data.dialogues import check_names
 from mer_export.errors import InputError, UsageError
 from mer_export.task import Task
 from mer_export.untrusted.json_files import parse_json
@@ -183,4 +184,5 @@ def _object(line: bytes, where: str) -> dict[str, Any]:
     found = parse_json(line, "it")
     if not isinstance(found, dict) or found.get(DIALOGUE) is None:
         raise InputError('it is no utterance: write {"dialogue": "c17", "speaker": "Ann", ...}')
+    check_names([str(found[DIALOGUE])], "its dialogue")
     return found

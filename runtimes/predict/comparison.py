@@ -168,8 +168,8 @@ def compare(
     scored = np.logical_and.reduce([a.scored for a in found]) & first.known
     # A bundle that reads whole dialogues knows them where one of utterances may not.
     by = min((a.groups for a in found), key=lambda groups: len({*groups}))
-    _, group = np.unique(np.asarray(by)[scored], return_inverse=True)
-    groups, labels = int(group.max()) + 1, first.labels[scored]
+    drawn_by, group = np.unique(np.asarray(by)[scored], return_inverse=True)
+    groups, labels = len(drawn_by), first.labels[scored]
     sides = [a.scores[scored] for a in found]
     tallies = [_tally(first.task, labels, side, group, groups) for side in sides]
     draws, values = bootstrap(tallies, rounds, seed), [t.measured() for t in tallies]

@@ -17,7 +17,7 @@ from mer_export.bundle import Bundle, Strict, Variant
 from mer_export.errors import UsageError
 from mer_export.markdown import some, table
 from mer_export.report import Report
-from runtimes.backends.table import known_backends
+from runtimes.backends.table import find_backend, known_backends
 from runtimes.backends.way import Way, grouped_reasons
 
 FOLDER = "profiles"
@@ -107,7 +107,9 @@ class Goal:
         return cls("budget", float(found[1]) * (1000 if found[2] == "s" else 1))
 
 
-def encoder_ways(profile: Profile, goal: Goal, backend: str | None = None) -> dict[tuple[str, str], dict[str, Any]]:
+def encoder_ways(
+    profile: Profile, goal: Goal, backend: str | None = None, kind: str = "cpu"
+) -> dict[tuple[str, str], dict[str, Any]]:
     """What runs each encoder best, by input and name: `backend` and `batch`.
 
     In fp32 only, in which all runtimes give the same features: what reduced features do to labels was not measured.
@@ -116,9 +118,10 @@ def encoder_ways(profile: Profile, goal: Goal, backend: str | None = None) -> di
         profile: with times of the encoders.
         goal: for latency items come one by one, else as many together as is best.
         backend: the only one that may.
+        kind: of device that they run on.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    able = [backend] if backend else list(known_backends())
+    able = {n if kind == "cpu" else f"{n} {kind}": n for n in ([backend] if backend else known_backends())}
     plain = [r for r in profile.encoders if r.precision == "fp32" and r.runtime in able]
     for name in dict.fromkeys((r.input, r.encoder) for r in plain):
         own = [r for r in plain if (r.input, r.encoder) == name]
@@ -132,7 +135,7 @@ def encoder_ways(profile: Profile, goal: Goal, backend: str | None = None) -> di
         }
         if costs:
             runtime, size = min(costs, key=lambda k: (costs[k], k))
-            found[name] = {"backend": runtime, "batch": size}
+            found[name] = {"backend": able[runtime], "batch": size}
     return found
 
 
@@ -145,6 +148,8 @@ class Limits:
     threads: int | None = None
     batch: int | None = None
     device: str | None = None
+    workers: int | None = None
+    """At most."""
 
     @property
     def text(self) -> str:
@@ -160,7 +165,8 @@ class Limits:
             (self.batch, way.options.batch),
             (self.device, way.options.device),
         )
-        return all(wanted is None or wanted == own for wanted, own in pairs)
+        few = self.workers is None or way.workers <= self.workers
+        return few and all(wanted is None or wanted == own for wanted, own in pairs)
 
 
 @dataclass(frozen=True)
@@ -276,6 +282,34 @@ def variants_of(bundle: Bundle, profile: Profile, way: Way) -> list[Variant]:
             )
         found.append(there)
     return found
+
+
+def reaching(bundle: Bundle, profile: Profile) -> Profile:
+    """The profile without ways of which a longer bucket is in the bundle than those that were measured: it was exported
+    since, or there was no time for it."""
+    measured: dict[Way, list[Bucket]] = {}
+    for entry in profile.entries:
+        if entry.way.bucket is not None:
+            measured.setdefault(entry.way.in_any_bucket, []).append(entry.way.bucket)
+    there = {files: _exported(bundle, *files) for files in {_files(way) for way in measured}}
+    whole = {
+        way
+        for way, buckets in measured.items()
+        if all(any(b.holds(own) for b in buckets) for own in there[_files(way)])
+    }
+    return profile.model_copy(update={"entries": [e for e in profile.entries if e.way.in_any_bucket in whole]})
+
+
+def _files(way: Way) -> tuple[str, str, str, str, bool, int]:
+    """What files that run that way have in common, whatever their bucket: backend and device that take them, kind."""
+    stored = "fp32" if way.options.reduced else way.precision
+    return way.backend, way.options.kind, way.format, stored, way.stages, way.fixed
+
+
+def _exported(bundle: Bundle, backend: str, device: str, *kind: str | bool | int) -> list[Bucket]:
+    """The buckets of these files."""
+    able = find_backend(backend).usable(bundle.manifest.variants, device)
+    return [v.lengths for v in able if (v.format, v.precision, bool(v.stages), v.batch) == kind]
 
 
 def markdown(profile: Profile) -> str:

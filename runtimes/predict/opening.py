@@ -14,7 +14,7 @@ from runtimes.backends.backend import Backend
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import backend_problem, check_options, known_backends
 from runtimes.backends.way import Way
-from runtimes.predict.machine_profile import Goal, Limits, Profile, choose, own_profile, scores, variants_of
+from runtimes.predict.machine_profile import Goal, Limits, Profile, choose, own_profile, reaching, scores, variants_of
 from runtimes.predict.predictor import Predictor
 from runtimes.predict.verdicts import failed
 
@@ -30,6 +30,7 @@ def open_predictor(
     goal: str | None = None,
     say: Callable[[str], None] | None = None,
     workers: int | None = None,
+    most_workers: int | None = None,
     **rest: Any,
 ) -> Predictor:
     """With a goal: what the profile says, leaving out what failed parity. Without one, in `precision` or fp32:
@@ -45,6 +46,7 @@ def open_predictor(
         goal: `latency`, `throughput` or `budget=5ms`; all that is given beside it restricts the choice.
         say: told what was chosen.
         workers: sessions side by side; None is one, or as the profile says.
+        most_workers: the most that the profile may say.
         rest: further arguments of `Predictor`.
 
     Raises:
@@ -54,7 +56,8 @@ def open_predictor(
     if goal is None:
         precision = precision or "fp32"
         free = backend is None and not options.cuda_graph and workers is None
-        if free and (usual := measured(bundle, Limits(None, precision, options.threads, batch, options.device))):
+        limits = Limits(None, precision, options.threads, batch, options.device, most_workers)
+        if free and (usual := measured(bundle, limits)):
             return opened_as(bundle, *usual, say, "as mer tune found", **rest)
         backend = backend or installed_backend(bundle, options, precision)
         check_options(backend, options)
@@ -64,8 +67,14 @@ def open_predictor(
     if options.cuda_graph:
         raise UsageError("--goal chooses from what mer tune measured, which is without CUDA graphs: leave one out")
     wanted = Goal.parse(goal)
-    limits = Limits(backend, precision, options.threads, batch, options.device)
-    profile = own_profile(bundle)
+    limits = Limits(backend, precision, options.threads, batch, options.device, most_workers)
+    known = own_profile(bundle)
+    profile = reaching(bundle, known)
+    if not scores(profile, limits) and scores(known, limits):
+        raise UsageError(
+            f"--goal {goal}: of all that was measured here with {limits.text} a longer bucket was exported since, or "
+            f"there was no time for it: run mer tune {bundle.root} again"
+        )
     proven = _proven(bundle, profile)
     if not scores(proven, limits) and scores(profile, limits):
         raise UsageError(
@@ -107,7 +116,7 @@ def share_out(device: str, threads: int | None, workers: int | None) -> tuple[in
 def measured(bundle: Bundle, limits: Limits) -> tuple[Way, list[Variant]] | None:
     """The way with the most throughput within limits, and its variants; None without a profile that is up to date."""
     try:
-        profile = own_profile(bundle)
+        profile = reaching(bundle, own_profile(bundle))
         way = choose(_proven(bundle, profile), Goal("throughput"), limits).way
         return way, variants_of(bundle, profile, way)
     except (UsageError, BundleError):

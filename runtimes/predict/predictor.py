@@ -211,12 +211,12 @@ class Predictor:
         return ["eager" if v is None else v.name for v in used]
 
     def route(self, sample: Sample) -> Iterator[Part]:
-        """The parts of a sample that run apart.
+        """The parts of a sample that run apart; of its units those that could be read.
 
         Nothing where the model can read nothing of it; raises InputError as `predict` does.
         """
         if sample.readable(self.contract):
-            for piece in fit(sample, self.contract, self._longest, self.overflow):
+            for piece in fit(sample.read, self.contract, self._longest, self.overflow):
                 yield Part(bucket_for(piece.lengths, self.buckets), piece)
 
     def variant(self, bucket: Bucket | None) -> Variant | None:
@@ -315,7 +315,7 @@ class Predictor:
         """Samples and their rows, a chunk at a time."""
         for chunk, last in _chunks(checked(samples, self.contract)):
             rows = self._run_chunk(chunk, self.once and last)
-            self.features.add(chunk)
+            self.features.add([s.read for s in chunk])
             yield chunk, rows
         self.features.tell(self.strict_features)
 
@@ -328,7 +328,7 @@ class Predictor:
         for number, sample in enumerate(chunk):
             for part in self.route(sample):
                 work.setdefault(part.bucket, []).append(_Work(number, part))
-        rows = [self.unanswered(len(s.units)) for s in chunk]
+        rows = [self.unanswered(len(s.units) - len(s.unread)) for s in chunk]
         for bucket, items in work.items():
             self._used.add(bucket)
             if bucket is not None:
@@ -341,7 +341,15 @@ class Predictor:
                     piece = item.part.piece
                     kept = found[piece.keep]
                     rows[item.sample][piece.start : piece.start + len(kept)] = kept
-        return rows
+        return [self._placed(s, own) for s, own in zip(chunk, rows, strict=True)]
+
+    def _placed(self, sample: Sample, rows: np.ndarray) -> np.ndarray:
+        """The rows of units that could be read, among those of all."""
+        if not sample.unread:
+            return rows
+        found = self.unanswered(len(sample.units))
+        found[sample.places] = rows
+        return found
 
     def _run_batches(self, bucket: Bucket | None, batches: list[list[_Work]], last: bool) -> Iterator[list[np.ndarray]]:
         """The answers of batches for one bucket, in order; side by side where there are several workers."""
@@ -375,12 +383,13 @@ class Predictor:
         rows = zip(answered.tolist(), decisions, best, numbers, strict=True)
         for sample, own in zip(samples, units, strict=True):
             modalities = sample.modalities(self.contract)
-            names = sample.units[own]
+            names, gone = sample.units[own], {sample.units[i] for i in sample.unread}
             known = task.gold(sample.labels[own]) if self.gold and sample.labels is not None else [None] * len(names)
             # The names end first: nothing of the next sample's rows is taken.
             for unit, gold, (has_answer, decision, index, row) in zip(names, known, rows, strict=False):
                 if not has_answer:
-                    yield Prediction(sample.id, unit, None, None, {}, modalities, (), None, sample.split, gold)
+                    held = () if unit in gone else modalities
+                    yield Prediction(sample.id, unit, None, None, {}, held, (), None, sample.split, gold)
                     continue
                 label = task.labels[index]
                 held = (label,) if task.exclusive else task.holding(decision)

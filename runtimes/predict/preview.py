@@ -37,8 +37,8 @@ def preview(predictor: Predictor, samples: Iterable[Given]) -> dict[str, Any]:
             collate([piece.sample], contract, bucket)
             unanswered -= set(range(piece.start, piece.start + piece.keep.stop - piece.keep.start))
         counts["without_prediction"] += len(unanswered)
-        counts["nothing_to_read"] += 0 if sample.readable(contract) else len(sample.units)
-        predictor.features.add([sample])
+        counts["nothing_to_read"] += len(sample.unread) if sample.readable(contract) else len(sample.units)
+        predictor.features.add([sample.read])
     predictor.features.tell(predictor.strict_features)
     return {
         "runtime": predictor.backend,

@@ -25,6 +25,8 @@ from mer_export.report import Report
 from runtimes.predict.evaluate import evaluate
 from runtimes.predict.predictor import Predictor
 
+MOST_RATES = 1000
+
 
 class Rate(Strict):
     """Share of missing steps by modality."""
@@ -68,13 +70,15 @@ def parse_rates(text: str) -> list[Rate]:
     """Reads `0.0:1.0:0.1` (from, to, step), `0.3`, or `0.1,0.2,0.3` (text, audio, vision).
 
     Raises:
-        UsageError: anything else, or a rate outside 0..1.
+        UsageError: anything else, a rate outside 0..1, a step that does not end at `to`, or too many rates.
     """
     try:
         if ":" in text:
             first, last, step = (float(part) for part in text.split(":"))
-            count = round((last - first) / step)
-            rates = [(round(first + i * step, 10),) * 3 for i in range(count + 1)]
+            steps = (last - first) / step
+            if abs(steps - round(steps)) > 1e-6 or steps >= MOST_RATES:
+                return _refuse(text)
+            rates = [(round(first + i * step, 10),) * 3 for i in range(round(steps) + 1)]
         else:
             parts = [float(part) for part in text.split(",")]
             rates = [tuple(parts * 3)[:3] if len(parts) == 1 else tuple(parts)]  # type: ignore[list-item]
@@ -85,7 +89,8 @@ def parse_rates(text: str) -> list[Rate]:
 
 def _refuse(text: str) -> list[Rate]:
     raise UsageError(
-        f"--missing-rate {text}: write 0.3, from:to:step such as 0.0:1.0:0.1, or text,audio,vision in 0..1"
+        f"--missing-rate {text}: write 0.3, from:to:step such as 0.0:1.0:0.1 ({MOST_RATES} rates at most, to is the "
+        "last), or text,audio,vision in 0..1"
     )
 
 

@@ -18,7 +18,7 @@ from mer_export.data.formats.parquet import layout
 from mer_export.data.formats.parquet.reader import RowReader, declared
 from mer_export.data.open import OpenData
 from mer_export.data.spec import DataSpec
-from mer_export.errors import InputError
+from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.parquet import pyarrow_modules
 from runtimes.pipeline import How
 from runtimes.predict.output import answer_schema, answer_tables
@@ -42,10 +42,15 @@ class BatchWorker:
 
         Args:
             bundle: the bundle's directory.
-            options: fields of `runtimes.pipeline.How`: runtime, device, threads (default 1), batch, precision, goal,
-                cuda_graph, overflow, beside (`("split", "gold")`), trust.
+            options: fields of `runtimes.pipeline.How`: runtime, device, threads and most_workers (default 1), batch,
+                precision, goal, cuda_graph, overflow, beside (`("split", "gold")`), trust.
+
+        Raises:
+            UsageError: `strict_features`, which nobody could judge here.
         """
-        self.bundle, self.how = Path(bundle).absolute(), How(**{"threads": 1} | options)
+        self.bundle, self.how = Path(bundle).absolute(), How(**{"threads": 1, "most_workers": 1} | options)
+        if self.how.strict_features:
+            raise UsageError("strict_features judges a whole data set, a worker sees a part of it: leave it out")
         self._desk: Desk | None = None
         self._process, self._opening = 0, Lock()
 

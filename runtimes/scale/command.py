@@ -29,7 +29,7 @@ from runtimes.scale.processes import ProcessCrew
 from runtimes.scale.run import Hire, answer_all, check_folder
 
 MIB = 1 << 20
-SAME = ("threads", "batch", "workers", "trust", "shared", "beside", "strict_features")
+SAME = ("threads", "batch", "workers", "most_workers", "trust", "shared", "beside", "strict_features")
 """What of `How` changes no answer, or is said otherwise."""
 
 
@@ -124,11 +124,13 @@ class Blocks:
         return partial(ClusterCrew.hired, address=cluster, count=count, cores=cores, gpus=gpus)
 
     def _of_a_worker(self) -> How:
-        """With the threads of one worker where neither the command line nor a goal says them: they share the cores."""
-        if self.how.threads is not None or self.how.goal is not None:
+        """As one of several that share the cores, unless a goal says otherwise: of one session, with its part of the
+        threads where the command line does not say how many."""
+        if self.how.goal is not None:
             return self.how
         cores = len(os.sched_getaffinity(0)) if self.spread.cluster is None else 1
-        return replace(self.how, threads=max(1, cores // (self.spread.shards or 1)))
+        threads = self.how.threads or max(1, cores // (self.spread.shards or 1))
+        return replace(self.how, threads=threads, most_workers=1)
 
 
 def _listed(name: str) -> list[Stored]:

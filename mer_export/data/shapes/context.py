@@ -23,7 +23,8 @@ def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator
     """One sample per utterance: `text_tokens`, `audio_tokens`, and `tab_embedding` of its neighbours' sentence vectors.
 
     Tokens that are not there are made of the sentence and the recording. The sentence vector of an utterance is its
-    `text`; without any, a sentence encoder makes them where every utterance has a sentence.
+    `text`; without any, a sentence encoder makes them where every utterance has a sentence. An utterance that cannot be
+    read has nothing; its sentence vector, where it has one, stands in the windows of the others.
 
     Raises:
         InputError: sentence vectors of another width or of some utterances only, or a sentence or recording that
@@ -32,6 +33,9 @@ def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator
     context = spec.context or ContextData()
     windows = _windows(dialogue, context)
     for utterance, window in zip(dialogue.utterances, windows, strict=True):
+        if utterance.unreadable:
+            yield Sample(utterance.id, {}, (utterance.id,), labels.targets([utterance]), group=dialogue.id)
+            continue
         made = {
             "text_tokens": _text(utterance, spec, context),
             "audio_tokens": _audio(utterance, context),
@@ -44,16 +48,23 @@ def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator
 
 
 def _windows(dialogue: Dialogue, context: ContextData) -> Sequence[np.ndarray | None]:
-    count = len(dialogue.utterances)
-    vectors = _vectors(dialogue, context)
+    utterances = dialogue.utterances
+    given = any("text" in u.features for u in utterances)
+    # One that cannot be read may lack the sentence vector that others have.
+    places = [i for i, u in enumerate(utterances) if not (given and u.unreadable and "text" not in u.features)]
+    vectors = _vectors(dialogue.only(places), context)
+    found: list[np.ndarray | None] = [None] * len(utterances)
     if vectors is None:
-        return [None] * count
+        return found
     if vectors.ndim != 2 or vectors.shape[1] != (context.width or vectors.shape[1]):
         raise InputError(
             f"{dialogue.where}: sentence vectors of dialogue {dialogue.id!r} have shape {vectors.shape}, expected one "
             f"of width {context.width or 'any'} for each utterance"
         )
-    return list(context_windows(vectors, [0] * count, context.size, context.align))
+    windows = context_windows(vectors, [0] * len(places), context.size, context.align)
+    for place, window in zip(places, windows, strict=True):
+        found[place] = window
+    return found
 
 
 def _vectors(dialogue: Dialogue, context: ContextData) -> np.ndarray | None:

@@ -17,21 +17,24 @@ from mer_export.errors import InputError
 def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator[Sample]:
     """One sample: `text` (vectors, n, width), `audio` and `vision` (n, width), `speaker` (n).
 
-    The steps and sources of text are its vectors, those of another modality are put side by side.
+    The steps and sources of text are its vectors, those of another modality are put side by side. Of utterances that
+    cannot be read the inputs have no row, unless nothing of the dialogue can be: then who speaks is all that it has.
 
     Raises:
         InputError: a modality is there for some utterances only, or differs in shape.
     """
     inputs = {}
+    places = [i for i, u in enumerate(dialogue.utterances) if not u.unreadable]
     for modality in MODALITIES:
-        vectors = utterance_arrays(dialogue, modality)
+        vectors = utterance_arrays(dialogue.only(places), modality)
         if vectors is not None:
             inputs[modality] = np.ascontiguousarray(vectors.swapaxes(0, 1)) if modality == "text" else vectors[:, 0]
     speakers = [u.speaker for u in dialogue.utterances]
     if any(s is not None for s in speakers):
-        inputs["speaker"] = speaker_row(speakers, spec.told_apart)
+        inputs["speaker"] = speaker_row(speakers, spec.told_apart)[places or slice(None)]
     units = tuple(u.id for u in dialogue.utterances)
-    yield Sample(dialogue.id, inputs, units, labels.targets(dialogue.utterances))
+    unread = tuple(i for i in range(len(units)) if i not in places) if places else ()
+    yield Sample(dialogue.id, inputs, units, labels.targets(dialogue.utterances), unread=unread)
 
 
 def utterance_arrays(dialogue: Dialogue, modality: str) -> np.ndarray | None:

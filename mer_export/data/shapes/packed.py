@@ -21,7 +21,8 @@ TEXT = {"input_ids", "text_span"}
 def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator[Sample]:
     """One sample per utterance: `input_ids` of the dialogue, `text_span` of the utterance, and its own frames.
 
-    Utterances of a class that the data name and the model does not have are left out; their words stay in the dialogue.
+    Utterances of a class that the data name and the model does not have are left out, and one that cannot be read has
+    nothing; their words stay in the dialogue.
 
     Raises:
         UsageError: there are sentences, and `spec` does not say how to pack them.
@@ -37,7 +38,7 @@ def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator
     for number, utterance in enumerate(utterances):
         if not labels.leaves_out(utterance):
             text = inputs(packed, number) if packed else {}
-            found = text | frames(utterance, dialogue.where)
+            found = {} if utterance.unreadable else text | frames(utterance, dialogue.where)
             yield Sample(utterance.id, found, (utterance.id,), labels.targets([utterance]), group=dialogue.id)
 
 

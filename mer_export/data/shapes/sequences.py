@@ -17,18 +17,23 @@ from mer_export.errors import InputError
 def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator[Sample]:
     """One sample per utterance.
 
-    With a tokenizer text is tokens of the sentence. Utterances of a class that the data name and the model does not
-    have are left out: a model trained on some emotions reads those.
+    With a tokenizer text is tokens of the sentence. One that cannot be read has nothing. Utterances of a class that the
+    data name and the model does not have are left out: a model trained on some emotions reads those.
 
     Raises:
         InputError: sources of one modality differ in steps, or a label is unknown.
     """
     for utterance in dialogue.utterances:
         if not labels.leaves_out(utterance):
-            inputs = frames(utterance, dialogue.where)
-            if spec.tokenizer and utterance.sentence is not None and "input_ids" not in inputs:
-                inputs["input_ids"] = text_tokens(spec, utterance.sentence, lower=False)
+            inputs = {} if utterance.unreadable else _inputs(utterance, spec, dialogue.where)
             yield Sample(utterance.id, inputs, (utterance.id,), labels.targets([utterance]), group=dialogue.id)
+
+
+def _inputs(utterance: Utterance, spec: DataSpec, where: str) -> dict[str, np.ndarray]:
+    found = frames(utterance, where)
+    if spec.tokenizer and utterance.sentence is not None and "input_ids" not in found:
+        found["input_ids"] = text_tokens(spec, utterance.sentence, lower=False)
+    return found
 
 
 def frames(utterance: Utterance, where: str) -> dict[str, np.ndarray]:
