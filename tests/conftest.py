@@ -1,6 +1,7 @@
 """Options of the whole test suite."""
 
 import fcntl
+import gc
 import os
 import sys
 import tempfile
@@ -30,6 +31,12 @@ LONGEST = (
     *("test_aot_inductor", "test_cmerc_causal", "test_encoders", "test_earlier_bundles", "test_export_variants"),
 )
 """Files that take half a minute, the longest first."""
+
+
+def pytest_configure() -> None:
+    """A network that is captured is a million objects which stay: looking through them for garbage, as often as Python
+    does by itself, takes a tenth of the time."""
+    gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

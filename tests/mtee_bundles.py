@@ -91,8 +91,8 @@ def make_bundle(root: Path, name: str) -> Bundle:
     return bundle
 
 
-FORMATS = dict.fromkeys(("eea", "rnn_lf", "mult", "transformer"), ("onnx", "torchscript", "exported_program"))
-FORMATS |= dict.fromkeys(("eea_unaligned", "mult_masked"), ("onnx", "torchscript"))
+FORMATS = dict.fromkeys(("eea", "rnn_lf", "mult_masked", "transformer"), ("onnx", "torchscript", "exported_program"))
+FORMATS |= dict.fromkeys(("eea_unaligned", "mult"), ("onnx", "torchscript"))
 """Formats to export by network; the others, of the same layers, go to ONNX alone, to keep the suite short."""
 
 
