@@ -231,7 +231,7 @@ def test_the_time_bounds_openings_too_and_the_fastest_is_found_where_there_is_ti
     precisions = {e.way.precision for e in found.entries}
     # What it takes where there is no time: one of each precision in each bucket.
     least = len(buckets) * len(precisions)
-    assert now[0] <= max(60 * minutes, least * (OPENING + 2 * CALL + PAUSE))
+    assert now[0] <= max(60 * minutes, least * (OPENING + CALL + PAUSE))
     assert len(opened) <= max(least, 60 * minutes / OPENING)
     assert buckets == set(bundle.manifest.contract.buckets)
     assert choose(found, Goal("latency")).way.precision == "int8"

@@ -249,6 +249,8 @@ class Tuning:
     ) -> list[tuple[Way, Way, Turns]]:
         """(way, one of its settings, its calls) of ways for one bucket, interleaved."""
         calls: dict[str, tuple[Call, float]] = {}
+        looked: dict[str, float] = {}
+        """Calls so long that a first look has no need of another."""
         found: dict[str, tuple[Way, Way]] = {}
         failed: dict[str, Exception] = {}
         with contextlib.ExitStack() as stack:
@@ -258,14 +260,17 @@ class Tuning:
                 spread = [own for own in (_in(way, w) for w in together) if own not in self.broken]
                 # What is open already is yet to be timed; this one takes what it, or another one, took before.
                 took = self._took.get(way, max(self._took.values(), default=0.0))
-                to_come = sum(turn_seconds(seconds) for _, seconds in calls.values()) + took
-                if until.left <= to_come:
+                turns_to_come = sum(turn_seconds(s) for name, (_, s) in calls.items() if name not in looked)
+                if until.left <= turns_to_come + took:
                     spread = self._late(spread, needed, {found[name][1].precision for name in calls})
                 if spread:
-                    calls |= self._open(way, spread, inputs, stack, found, failed)
-            opened = {name: call for name, (call, _) in calls.items()}
+                    opened = self._open(way, spread, inputs, stack, found, failed)
+                    calls |= opened
+                    looked |= {n: s for n, (_, s) in opened.items() if rounds == 1 and s > LONGEST_CALL}
+            yet = {name: call for name, (call, _) in calls.items() if name not in looked}
             ran = {name: seconds for name, (_, seconds) in calls.items()}
-            turns = interleave(opened, rounds, clock=self.deadline.clock, broken=failed, until=until, ran=ran)
+            turns = interleave(yet, rounds, clock=self.deadline.clock, broken=failed, until=until, ran=ran)
+            turns |= {name: Turns([[seconds]]) for name, seconds in looked.items()}
         for name, error in failed.items():
             self._breaks(*found[name], error)
         return [(*found[name], own) for name, own in turns.items()]
