@@ -14,9 +14,9 @@ CLIENTS, PAUSE = 2, 0.02
 COMMANDS = {
     "onnx": f"export {{bundle}} --format onnx --seq-len {LENGTHS} --batch 1 --quiet",
     "torchscript": f"export {{bundle}} --format torchscript --seq-len {LENGTHS} --quiet",
-    "tune": "tune {bundle} --batch 1 --quiet",
+    "tune": "tune {bundle} --batch 1 --precision fp32 --quiet",
     "parity": "parity {bundle} --data {data} --limit 3 --quiet",
-    "bench": "bench {bundle} --batch 1 --rounds 3 --quiet",
+    "bench": "bench {bundle} --batch 1 --rounds 3 --runtime onnxruntime --quiet",
 }
 REFUSED = 6
 """Exit code of who finds another writer, and what it then says."""

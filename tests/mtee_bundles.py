@@ -91,10 +91,8 @@ def make_bundle(root: Path, name: str) -> Bundle:
     return bundle
 
 
-FORMATS = {
-    name: ("onnx", "torchscript", "exported_program")
-    for name in ("eea_unaligned", "rnn_lf", "mult", "eea", "mult_masked", "transformer")
-}
+FORMATS = dict.fromkeys(("eea", "rnn_lf", "mult_masked", "transformer"), ("onnx", "torchscript", "exported_program"))
+FORMATS |= dict.fromkeys(("eea_unaligned", "mult"), ("onnx", "torchscript"))
 """Formats to export by network; the others, of the same layers, go to ONNX alone, to keep the suite short."""
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import small_bundle
 import torch
+from onnx import helper, numpy_helper
 from pydantic import ValidationError
 from small_bundle import CONFIG, make_samples, randomise
 from small_live import cmerc, every
@@ -21,6 +24,8 @@ from mer_export.exporters import export_variant
 from mer_export.models.cmerc.weights import WEIGHT_MAP
 from mer_export.weights import bundle_model
 from runtimes.backends.session import SessionOptions
+from runtimes.backends.way import find_ways
+from runtimes.parity.run import run_parity
 from runtimes.predict.live import Heard, Hearing, Turn
 from runtimes.predict.predictor import Predictor
 
@@ -106,6 +111,31 @@ def test_a_step_after_what_is_kept_gives_the_answers_of_the_whole_dialogue(
         assert rows() == {"whole": 1, "step": 14}
         check([hearing.correct(heard["b"], "b/6", said["a"][0]), hearing.say(heard["a"], said["b"][1])])
         assert rows() == {"whole": 1, "step": 16}
+
+
+def deaf(bundle: Bundle, root: Path) -> Bundle:
+    """A copy whose stage that goes on hears nothing of one of the outputs ahead."""
+    copy = Bundle.open(shutil.copytree(bundle.root, root))
+    (name,) = (m for v in copy.manifest.variants for m in v.models if "/step/" in m)
+    model = onnx.load(copy.path(name))
+    graph, past = model.graph, next(i.name for i in model.graph.input if i.name.startswith("past_"))
+    for node in graph.node:
+        node.input[:] = ["nothing" if i == past else i for i in node.input]
+    graph.node.insert(0, helper.make_node("Mul", [past, "zero"], ["nothing"]))
+    graph.initializer.append(numpy_helper.from_array(np.float32(0), "zero"))
+    with copy.commit() as change:
+        change.write(name, model.SerializeToString())
+    return copy
+
+
+def test_parity_judges_the_stage_that_goes_on(bundle: Bundle, tmp_path: Path) -> None:
+    """Whole dialogues never come to it."""
+    samples = make_samples(8)[4:7]
+    for one, moved in ((bundle, []), (deaf(bundle, tmp_path / "deaf"), ["one step after another"])):
+        (way,) = (w for w in find_ways(one, 1, "onnxruntime") if w.options.reuse and not w.why_not)
+        (candidate,) = run_parity(one, samples, candidates=[way]).candidates
+        assert [i.name for i in candidate.invariances if i.used > 1] == moved
+        assert candidate.verdict == ("fail" if moved else "pass"), candidate.reasons
 
 
 def test_what_is_not_causal_has_no_stages() -> None:

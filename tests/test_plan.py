@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ from mer_export.bundle import Bundle
 from mer_export.contract import Contract, TensorSpec
 from mer_export.errors import UsageError
 from mer_export.exporters import export_variant
+from runtimes.backends.session import SessionOptions
+from runtimes.backends.way import Way, eager
 from runtimes.predict.plan import Filling
 from runtimes.predict.predictor import Predictor
-from runtimes.speed import planning
+from runtimes.speed import cost, planning
 from runtimes.speed.cost import CostModel, fit, representative
 
 ONE, FOUR = 1, 4
@@ -91,6 +94,29 @@ def test_timed_shapes_reach_from_the_shortest_to_the_longest_along_every_dim() -
     assert found.min(axis=0).tolist() == items.min(axis=0).tolist()
     assert found.max(axis=0).tolist() == items.max(axis=0).tolist()
     assert np.linalg.matrix_rank(found - found.mean(axis=0)) == 2
+
+
+def ways(count: int, device: Any = "cpu", **more: Any) -> list[Way]:
+    """One in each of so many buckets."""
+    buckets = [Bucket(utterances=n) for n in range(1, count + 1)]
+    options = SessionOptions(device=device, reuse=more.pop("reuse", True))
+    own = {"backend": "onnxruntime", "format": "onnx", "options": options} | more
+    return [Way(bucket=b, variant=f"{b.name} {more}", **own) for b in buckets]
+
+
+def test_ways_whose_times_make_one_cost_differ_by_bucket_alone(
+    exported: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = {r: ways(3, stages=True, reuse=r) for r in (True, False)}
+    for there, timed in (
+        (ways(3) + ways(3, device="cuda"), ways(3)),
+        (ways(2) + ways(3, device="cuda"), ways(3, device="cuda")),
+        # The times of what keeps its answers are those of giving them again.
+        (stages[True] + stages[False], stages[False]),
+        (ways(2) + stages[False][2:], [eager()]),
+    ):
+        monkeypatch.setattr(cost, "find_ways", lambda *_, there=there: there)
+        assert cost.measured_ways(exported, "onnx", "fp32", None) == timed
 
 
 def test_lengths_of_shared_inputs_are_not_planned() -> None:

@@ -33,9 +33,10 @@ QUICK: dict[str, list[str]] = {
     "train": ["--set", "epochs=1"],
     "train cmerc": ["--set", "model.buckets=[33]"],
     "import": ["--set", "model.buckets=[33]", "--force"],
-    "export runs/a --plan": ["--threads", "1"],
+    "export runs/a --plan": ["--threads", "1", "--max-variants", "2"],
     "parity": ["--limit", "2", "--threads", "1"],
     "bench": ["--rounds", "3", "--batch", "1", "--threads", "1"],
+    "bench runs/a --baseline": ["--runtime", "onnxruntime"],
     "tune": ["--batch", "1", "--precision", "fp32"],
 }
 """Options that make a command small, none of which needs a package, by how it begins."""

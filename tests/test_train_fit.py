@@ -1,7 +1,6 @@
 """A run can be killed, resumed, refused and repeated; what it leaves is always a valid bundle."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -191,25 +190,6 @@ def test_published_training_reports_both_semantics(data: Path, tmp_path: Path):
     assert set(found) == {"single", "batch", "classes"}
     state = json.loads(bundle.path(STATE).read_text())
     assert found["batch"]["weighted_f1"] == state["best_value"]
-
-
-def test_two_processes_train_one_bundle(data: Path, tmp_path: Path):
-    out = tmp_path / "two"
-    script = tmp_path / "train_two.py"
-    script.write_text(
-        "import sys\nfrom train.config import load_preset\nfrom train.fit import fit\n"
-        "fit(load_preset('sample/demo', sys.argv[3:]), sys.argv[1], sys.argv[2], quiet=True)\n"
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    sets = [*SMALL, "epochs=2", "protocol.curriculum.difficulty=measure", "protocol.curriculum.measure_epochs=1"]
-    done = subprocess.run(
-        [*command, str(data), str(out), *sets], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    bundle = Bundle.open(out)
-    assert bundle.verify() == len(bundle.manifest.files)
-    assert len(bundle.path(METRICS).read_text().splitlines()) == 2
 
 
 def test_a_run_is_followed_by_every_tracker_that_is_asked_for(

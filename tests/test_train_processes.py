@@ -12,9 +12,10 @@ import pytest
 from two_processes import BATCHES, DATASETS, ITEMS, mean_over_items, without_chance
 
 from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.data.open import open_corpus
 from mer_export.data.synthetic import synthesise
 from train.fit import fit
-from train.state import METRICS
+from train.state import DIFFICULTY, METRICS
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -75,6 +76,13 @@ def test_two_halves_of_a_batch_train_as_the_whole_batch(runs: Path, data: Path, 
 def losses(bundle: Bundle) -> list[dict[str, float]]:
     """The mean losses of every epoch."""
     return [json.loads(line)["train"] for line in bundle.path(METRICS).read_text().splitlines()]
+
+
+def test_difficulties_that_two_processes_measured_are_in_an_intact_bundle(runs: Path, data: Path) -> None:
+    bundle = Bundle.open(runs / "cmerc-whole")
+    assert bundle.verify() == len(bundle.manifest.files)
+    measured = json.loads(bundle.path(DIFFICULTY).read_text())
+    assert {*measured} == {s.id for s in open_corpus(data / "cmerc").split("train")}
 
 
 def test_divergence_in_one_process_ends_both_with_the_same_sentence(runs: Path) -> None:

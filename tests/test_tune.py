@@ -22,7 +22,7 @@ from mer_export.errors import BundleError, UsageError
 from runtimes import BatchWorker
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.way import Way, find_ways
-from runtimes.parity.report import CandidateReport
+from runtimes.parity.report import CandidateReport, ParityReport
 from runtimes.parity.run import run_parity
 from runtimes.pipeline import How, Reading
 from runtimes.predict import machine_profile as profiles
@@ -40,6 +40,7 @@ from runtimes.speed.timing import PAUSE, Clock
 HERE = SessionOptions()
 
 
+PASSES = tuple(step._replace(rounds=1) for step in tune.PASSES[:3])
 RATES = {"fp32": 100.0, "bf16": 200.0, "int8": 300.0}
 
 
@@ -58,7 +59,7 @@ def tuned(exported: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = part_of(exported, root, ("onnx", 4), ("onnx", 8), ("torchscript", 8))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spread, "parallel", lambda: [(1, 1), (1, 2)])
-        patch.setattr(tune, "PASSES", tune.PASSES[:3])
+        patch.setattr(tune, "PASSES", PASSES)
         tune.run_tune(bundle, make_samples(16), batches=(1, 3)).save(bundle)
     return bundle.root
 
@@ -242,7 +243,7 @@ def test_the_time_bounds_openings_too_and_the_fastest_is_found_where_there_is_ti
 
 def test_what_is_far_from_the_best_at_a_first_look_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spread, "parallel", lambda: [(1, 1), (1, 2)])
-    monkeypatch.setattr(tune, "PASSES", (tune.PASSES[0], tune.PASSES[1]._replace(near=1.0)))
+    monkeypatch.setattr(tune, "PASSES", (PASSES[0], PASSES[1]._replace(near=1.0)))
     found = tune.run_tune(bundle, batches=(1,), precisions=("fp32",))
     best = {choose(found, Goal(kind)).way.backend for kind in ("latency", "throughput")}
     assert {e.way.backend for e in found.entries if e.way.workers == 2} <= best | {"openvino", "onnxruntime"}
@@ -286,8 +287,7 @@ def test_everything_exported_is_timed_and_the_best_again(bundle: Bundle) -> None
     found = profiles.own_profile(bundle)
     assert {e.way.backend for e in found.entries} >= {"onnxruntime", "torchscript"}
     assert {(e.way.options.batch, e.way.workers) for e in found.entries} == {(1, 1), (1, 2), (3, 1), (3, 2)}
-    looked, again, third = (step.rounds for step in tune.PASSES[:3])
-    assert looked + again + third in {e.rounds for e in found.entries}
+    assert len(PASSES) in {e.rounds for e in found.entries}
     assert all(s.way.format == "onnx" or s.item_ms > 0 for s in profiles.scores(found))
     shares = [sum(e.share for e in found.entries if e.way.in_any_bucket == s.way) for s in profiles.scores(found)]
     assert shares == pytest.approx([1.0] * len(shares))
@@ -304,7 +304,7 @@ def test_memory_for_one_session_at_a_time_times_the_same_ways(bundle: Bundle, mo
 
     monkeypatch.setattr(tune.Tuning, "_time", watched)
     monkeypatch.setattr(spread, "parallel", lambda: [(1, 1)])
-    monkeypatch.setattr(tune, "PASSES", tune.PASSES[:2])
+    monkeypatch.setattr(tune, "PASSES", PASSES[:2])
     together = tune.run_tune(bundle, make_samples(16), batches=(1,), precisions=("fp32",))
     assert max(held) > 1
     held.clear()
@@ -326,9 +326,16 @@ def test_a_goal_gives_the_answers_of_pytorch_in_order(bundle: Bundle, goal: str)
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 if best.precision == "fp32" else 0.1)
 
 
-def failing(bundle: Bundle, which: Callable[[CandidateReport], bool]) -> Bundle:
+@pytest.fixture(scope="module")
+def parity(tuned: Path) -> ParityReport:
+    """Of all that is in the bundle."""
+    bundle = Bundle.open(tuned)
+    return run_parity(bundle, make_samples(4), candidates=[w for w in find_ways(bundle) if not w.why_not])
+
+
+def failing(bundle: Bundle, parity: ParityReport, which: Callable[[CandidateReport], bool]) -> Bundle:
     """The bundle with a report of parity in which some candidates failed."""
-    report = run_parity(bundle, make_samples(4), candidates=[w for w in find_ways(bundle) if not w.why_not])
+    report = parity.model_copy(deep=True)
     for candidate in filter(which, report.candidates):
         candidate.verdict = "fail"
     report.save(bundle)
@@ -336,10 +343,10 @@ def failing(bundle: Bundle, which: Callable[[CandidateReport], bool]) -> Bundle:
 
 
 @pytest.mark.parametrize("goal", ["latency", "throughput", "budget=10s"])
-def test_a_goal_never_takes_what_failed_parity_in_any_bucket(bundle: Bundle, goal: str) -> None:
+def test_a_goal_never_takes_what_failed_parity_in_any_bucket(bundle: Bundle, parity: ParityReport, goal: str) -> None:
     best = choose(profiles.own_profile(bundle), Goal.parse(goal)).way
     own = [e.way for e in profiles.own_profile(bundle).entries if e.way.in_any_bucket == best]
-    bundle = failing(bundle, lambda c: (c.runtime, c.variant) == (own[-1].runtime, own[-1].variant))
+    bundle = failing(bundle, parity, lambda c: (c.runtime, c.variant) == (own[-1].runtime, own[-1].variant))
     with open_predictor(bundle, None, HERE, goal=goal) as running:
         assert (running.backend, running.options.reduced) != (best.backend, best.options.reduced)
     with pytest.raises(UsageError, match=r"all that was measured here with .* failed parity"):
@@ -361,8 +368,8 @@ def test_without_goal_and_runtime_the_fastest_of_the_profile_answers_in_the_prec
         assert running.backend == "onnxruntime", "whoever shares out the cores gets what is installed"
 
 
-def test_a_profile_that_is_out_of_date_or_damaged_leaves_the_default(bundle: Bundle) -> None:
-    bundle = failing(bundle, lambda c: True)
+def test_a_profile_that_is_out_of_date_or_damaged_leaves_the_default(bundle: Bundle, parity: ParityReport) -> None:
+    bundle = failing(bundle, parity, lambda c: True)
     with open_predictor(bundle, None, HERE) as running:
         assert (running.backend, running.workers) == ("onnxruntime", 1), "all that was measured failed parity"
     (bundle.root / Profile.path()).write_text("{}")
@@ -416,8 +423,8 @@ def test_products_are_timed_in_every_precision_that_openvino_computes_in() -> No
     assert min(found.values()) > 0
 
 
-def test_a_verdict_on_other_files_or_weights_says_nothing_of_these(bundle: Bundle) -> None:
-    bundle = failing(bundle, lambda c: c.runtime == "onnxruntime")
+def test_a_verdict_on_other_files_or_weights_says_nothing_of_these(bundle: Bundle, parity: ParityReport) -> None:
+    bundle = failing(bundle, parity, lambda c: c.runtime == "onnxruntime")
     wrong = {("onnxruntime", v.name) for v in bundle.manifest.variants if v.format == "onnx"}
     assert failed(bundle) == wrong
     other_bytes(bundle, "onnx-fp32-utterances4-bdynamic")

@@ -360,7 +360,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
     [
         (["parity", "--data", DIALOGUES, "--runtime", "onnxruntime"], "candidate 1/4  onnxruntime: "),
         (["bench", "--runtime", "onnxruntime", "--rounds", "3", "--batch", "1"], "case 1/"),
-        (["export", "--format", "onnx"], "variant 1/2  onnx fp32 utterances4"),
+        (["export", "--format", "torchscript", "--force"], "variant 1/2  torchscript fp32 utterances4"),
     ],
 )
 def test_long_work_shows_where_it_is(mer: Mer, bundle: Path, words: list[str | Path], unit: str) -> None:

@@ -23,8 +23,12 @@ class GrowingSession(StagedSession):
 
     def load(self, path: Path) -> Ports:
         ports = super().load(path)
-        self.steps = Kept(KEPT_BYTES if self.options.reuse else 0)
+        self.forget()
         return ports
+
+    def forget(self) -> None:
+        """Knows of no dialogue any more."""
+        self.steps = Kept(KEPT_BYTES if self.options.reuse else 0)
 
     def compute(self, inputs: Arrays) -> Arrays:
         counts = inputs[count_name(self.contract, self.dim)]

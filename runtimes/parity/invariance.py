@@ -1,4 +1,4 @@
-"""Does a candidate's answer depend on what it must not depend on: neighbours, order, padding, bucket?"""
+"""Does a candidate's answer depend on what it must not depend on: neighbours, order, padding, bucket, what is kept?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from mer_export.bundle import Strict
 from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
+from mer_export.stages import count_name
 from mer_export.task import Task
+from runtimes.backends.growing import GrowingSession
 from runtimes.backends.session import Session
 
 BATCH = 8
@@ -60,6 +62,19 @@ class Runner:
         """As many samples per call as the session takes, in the given order."""
         size = self.session.batch or BATCH
         return [rows for i in range(0, len(samples), size) for rows in self.run(samples[i : i + size])]
+
+    def grown(self, samples: Sequence[Sample], dim: str) -> list[Outputs]:
+        """As `batched`, the first step along `dim` of every sample, then two, and so on up to all of them."""
+        size, found = self.session.batch or BATCH, []
+        for i in range(0, len(samples), size):
+            some = samples[i : i + size]
+            lengths = [s.lengths(self.contract) for s in some]
+            arrays = collate(some, self.contract, self.session.bucket, batch=self.session.batch or None)
+            count = count_name(self.contract, dim)
+            for steps in range(1, max(own[dim] for own in lengths) + 1):
+                answers = self.session.run(arrays | {count: np.minimum(arrays[count], steps)})
+            found += [self._rows(answers, row, own) for row, own in enumerate(lengths)]
+        return found
 
     def buckets(self, sample: Sample) -> list[Bucket]:
         """Buckets that hold `sample`, as far as this session can take them."""
@@ -155,9 +170,19 @@ def _garbage(runner: Runner, samples: Sequence[Sample]) -> list[tuple[int, Outpu
     ]
 
 
+def _grown(runner: Runner, samples: Sequence[Sample]) -> list[tuple[int, Outputs]]:
+    """Every answer from the stage that goes on after those ahead, as a live dialogue gets them."""
+    session = runner.session
+    if not isinstance(session, GrowingSession) or not session.options.reuse:
+        return []
+    session.forget()
+    return list(enumerate(runner.grown(samples, session.dim)))
+
+
 PASSES: dict[str, Callable[[Runner, Sequence[Sample]], list[tuple[int, Outputs]]]] = {
     "in a batch": _batched,
     "in a batch, other order": _reordered,
     "padded to every bucket": _padded,
     "garbage in padded places": _garbage,
+    "one step after another": _grown,
 }

@@ -60,14 +60,19 @@ def fit(shapes: Sequence[Shape], batches: Sequence[int], seconds: Sequence[float
 
 
 def measured_ways(bundle: Bundle, format: str, precision: str, threads: int | None) -> list[Way]:
-    """What a plan times: the exported buckets of this format and precision where there are enough, else eager."""
-    fitting = [
-        w
-        for w in find_ways(bundle, threads)
-        if not w.why_not and not w.options.reduced and (w.format, w.precision, w.fixed) == (format, precision, 0)
-    ]
-    first = [w for w in fitting if w.backend == fitting[0].backend]
-    return first if len({w.bucket for w in first}) >= ENOUGH else [eager(threads)]
+    """What a plan times: the exported buckets of this format and precision where there are enough, else eager.
+
+    They differ by bucket alone, as one cost is fitted to their times.
+    """
+    groups: dict[Way, list[Way]] = {}
+    for way in find_ways(bundle, threads):
+        # Of what comes in stages the one that keeps its answers would be timed while it gives them again.
+        keeps = way.stages and way.options.reuse
+        fits = (way.format, way.precision, way.fixed) == (format, precision, 0)
+        if fits and not (way.why_not or way.options.reduced or keeps):
+            groups.setdefault(way.in_any_bucket, []).append(way)
+    enough = (g for g in groups.values() if len({w.bucket for w in g}) >= ENOUGH)
+    return next(enough, [eager(threads)])
 
 
 def measure(

@@ -141,7 +141,7 @@ def warm_up(call: Call, seconds: float = 2.0, most: int = 30, clock: Clock = MAC
 def interleave(
     calls: Mapping[str, Call],
     rounds: int,
-    pause: float = PAUSE,
+    pause: float | None = None,
     seed: int = 0,
     clock: Clock = MACHINE,
     broken: dict[str, Exception] | None = None,
@@ -150,9 +150,9 @@ def interleave(
 ) -> dict[str, Turns]:
     """Times every call once per round (short ones several times in a row), in an order drawn for each round.
 
-    Each runs once before, but those that `ran` already, in so many seconds. No round after the first begins that would
-    end past the deadline. A call that raises is timed no more and has no turns; what it raised is put into `broken`, or
-    raised without that.
+    Each runs once before, but those that `ran` already, in so many seconds. Before each turn it waits for `pause`
+    seconds, `PAUSE` unless told otherwise. No round after the first begins that would end past the deadline. A call
+    that raises is timed no more and has no turns; what it raised is put into `broken`, or raised without that.
     """
     random = np.random.default_rng(seed)
     turns = {name: Turns() for name in calls}
@@ -173,7 +173,7 @@ def interleave(
         if number and until is not None and until.left <= sum(map(turn_seconds, expected.values())):
             break
         for name in random.permutation(list(turns)).tolist():
-            clock.sleep(pause)
+            clock.sleep(PAUSE if pause is None else pause)
             attempt(name, partial(_turn, calls[name], turns[name], expected[name], clock))
     return turns
 
