@@ -114,7 +114,8 @@ class Kept:
         return self._rows.get(key)
 
     def put(self, key: bytes, outputs: Arrays) -> None:
-        """Keeps the outputs of a row."""
+        """Keeps the outputs of a row, in place of those that it had."""
+        self.nbytes -= _bytes(self._rows.pop(key, {}))
         self._rows[key] = outputs
         self.nbytes += _bytes(outputs)
         while self.nbytes > self.most_bytes:
