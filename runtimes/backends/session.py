@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +65,8 @@ class SessionOptions:
 class Artefact:
     """What a session loads: a file and the contract that it keeps. `bucket` None and `batch` 0 mean any; `options` is
     what its exporter noted; `kept` is where a backend may leave what it made of the file; `digest` and `size` (bytes)
-    are of that file and those that it reads."""
+    are of that file and those that it reads. Who reads them once more later does so inside `again()`, which raises
+    BundleError where they are others by then."""
 
     path: Path
     contract: Contract
@@ -76,6 +77,7 @@ class Artefact:
     kept: Kept | None = None
     digest: str = ""
     size: int = 0
+    again: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class Port(NamedTuple):
