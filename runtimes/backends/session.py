@@ -131,13 +131,20 @@ class Session(ABC):
         }
         """What really runs: provider, versions, threads, precision."""
         try:
-            check_ports(artefact, self.load(artefact.path))
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        try:
+            check_ports(self.artefact, self.load(self.artefact.path))
             self.prepare()
         except MerError:
             raise
         except self.unreadable as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise BundleError(f"runtime {self.backend} cannot load {artefact.path}: {self.cause(lines)}") from None
+            raise BundleError(f"runtime {self.backend} cannot load {self.artefact.path}: {self.cause(lines)}") from None
 
     @classmethod
     def problem(cls, options: SessionOptions) -> str | None:
@@ -193,7 +200,7 @@ class Session(ABC):
         raise UnsupportedError(f"runtime {self.backend} takes arrays alone: call run, or use torch or onnxruntime")
 
     def close(self) -> None:  # noqa: B027 (most backends hold nothing to free)
-        """Frees what the backend holds."""
+        """Frees what the backend holds, also where `load` or `prepare` failed halfway."""
 
     @staticmethod
     def cause(lines: Sequence[str]) -> str:
