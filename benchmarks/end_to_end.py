@@ -100,7 +100,7 @@ CASES = {
     "tab": Case(
         "tab_iemocap",
         "iemocap",
-        80,
+        320,
         20,
         (),
         ("openvino int8",),

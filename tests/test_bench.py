@@ -95,6 +95,13 @@ def test_no_round_begins_that_would_end_past_the_deadline_and_the_first_always_d
         assert until.text == "at most 0 s left"
 
 
+def test_what_ran_already_runs_for_its_turns_alone() -> None:
+    watch, seen = Watch(), []
+    calls = {n: lambda n=n: (seen.append(n), watch.pass_by(1.0)) for n in "ab"}
+    interleave(calls, rounds=1, clock=watch.clock, ran={"a": 1.0})
+    assert sorted(seen) == ["a", "b", "b"]
+
+
 def test_warm_up_stops_when_times_are_stable_and_says_when_they_are_not() -> None:
     watch, calls = Watch(), iter(range(100))
     assert warm_up(lambda: watch.pass_by(0.002), clock=watch.clock).stable

@@ -143,8 +143,7 @@ def test_a_digest_is_of_every_file_that_a_variant_reads(bundle: Bundle, monkeypa
 
 def test_large_models_and_those_without_a_key_are_not_kept(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(compiled, "USUAL_LARGEST", 10)
-        patch.setattr(compiled, "LARGEST", {})
+        patch.setattr(compiled, "LARGEST", 10)
         start(bundle)
     assert not Kept.beside(bundle.root).folder.exists()
     monkeypatch.setenv("XDG_CONFIG_HOME", "/dev/null")

@@ -414,6 +414,20 @@ def test_int8_matrices_keep_their_products_and_vectors_stay(tmp_path: Path) -> N
     assert np.all(np.abs(found - given @ wide) <= 0.5 * step * np.abs(given).sum(axis=1, keepdims=True) + 1e-4)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_weights_are_rounded_in_blocks_as_they_would_be_at_once(transposed: bool) -> None:
+    from runtimes.backends.openvino import int8
+
+    rows = np.random.default_rng(0).standard_normal((40, 24) if transposed else (24, 40), np.float32)
+    rows = rows.T if transposed else rows
+    rows[5] = 0
+    rounded, scale = int8._rounded(rows)
+    whole = np.abs(rows).max(axis=1, keepdims=True) / int8.LARGEST
+    whole[5] = 1
+    assert np.array_equal(scale, whole)
+    assert np.array_equal(rounded, np.round(rows / whole).astype(np.int8))
+
+
 def test_openvino_takes_any_number_of_batch_sizes(exported: Bundle) -> None:
     graph = next(v for v in exported.manifest.variants if v.format == "onnx")
     samples = [s for s in make_samples(24) if len(s.units) <= 4]

@@ -23,7 +23,7 @@ from mer_export.exporters.graph.int8_gru import gru_loops
 from mer_export.exporters.graph.names import module_of, node_name, nodes_of
 from mer_export.exporters.graph.nodes import all_nodes
 from mer_export.exporters.graph.share import share_initializers
-from mer_export.exporters.precision_gate import check, open_file
+from mer_export.exporters.precision_gate import check, open_file, runtime
 
 log = logging.getLogger("mer")
 
@@ -81,23 +81,23 @@ def write(job: ExportJob, reference: Path, path: Path, gated: bool = True) -> di
         UnsupportedError: nothing in the graph can be rewritten.
         NotAvailableError: ONNX Runtime is missing.
     """
-    record, fp32 = PRECISIONS[job.precision], open_file(reference)
+    runtime()
+    record = PRECISIONS[job.precision]
     problem: MerError = UnsupportedError(f"no way to make {job.precision}")
     keep = nodes_of(_prepared(reference).graph, job.keep_fp32) if job.keep_fp32 else []
     for name, rewrite in record.ways.items():
         try:
-            model = rewrite(_prepared(reference), path, keep)
-            if not _count(model, record.marks):
+            operators = _rewritten(rewrite, reference, path, keep, record.marks)
+            if not operators:
                 raise UnsupportedError(f"nothing in this graph can be {job.precision}: export it in fp32")
-            save(model, path)
-            operators = _count(model, record.marks)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 runnable = path
                 if record.twin:
                     runnable = Path(folder) / path.name
-                    save(record.twin(_prepared(reference), runnable, keep), runnable)
+                    _rewritten(record.twin, reference, runnable, keep)
+                # Both after the rewrite, which holds the weights several times.
                 candidate = open_file(runnable)
-                report = check(job, fp32, candidate) if gated else {}
+                report = check(job, open_file(reference), candidate) if gated else {}
             return {"way": name, "operators": operators, "gate": report}
         except NotAvailableError:
             raise
@@ -110,6 +110,17 @@ def write(job: ExportJob, reference: Path, path: Path, gated: bool = True) -> di
         log.debug("%s %s: %s", job.precision, name, problem)
         path.unlink(missing_ok=True)
     raise problem
+
+
+def _rewritten(
+    rewrite: Rewrite, reference: Path, path: Path, keep: Collection[str], marks: tuple[str, ...] = ()
+) -> dict[str, int]:
+    """Writes the rewritten file and counts the operators that mark it; with marks of which it has none, no file."""
+    model = rewrite(_prepared(reference), path, keep)
+    operators = _count(model, marks)
+    if operators or not marks:
+        save(model, path)
+    return operators
 
 
 def unshare_initializers(model: Any) -> int:

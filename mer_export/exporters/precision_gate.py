@@ -27,15 +27,20 @@ BATCH = 16
 """Samples per call where the batch is dynamic."""
 
 
-def open_file(path: Path) -> Any:
-    """The file in ONNX Runtime on the CPU; raises NotAvailableError where that is missing."""
+def runtime() -> Any:
+    """ONNX Runtime; raises NotAvailableError where that is missing."""
     try:
         import onnxruntime
     except ImportError:
         raise NotAvailableError(not_installed("onnxruntime, which checks a reduced precision,", "cpu", "gpu")) from None
-    options = onnxruntime.SessionOptions()
+    return onnxruntime
+
+
+def open_file(path: Path) -> Any:
+    """The file in ONNX Runtime on the CPU; raises NotAvailableError where that is missing."""
+    options = runtime().SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return runtime().InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def run_file(session: Any, contract: Contract, arrays: Arrays, batch: int) -> Arrays:

@@ -27,8 +27,9 @@ BACKEND = Backend(
     offers=(SessionOptions(), SessionOptions(device="cuda"), SessionOptions(device="cuda", reduced="tf32")),
 )
 
-REARRANGED = 8
-"""Calls from which it pays that ONNX Runtime copies fp32 weights into the order in which its products read them."""
+REARRANGED = 2048
+"""Steps, of all inputs of all items, from which it pays that ONNX Runtime copies fp32 weights into the order in which
+its products read them. TAB breaks even at 2300 (one item a call) to 10 600 (four long ones)."""
 LARGE = 256 << 20
 """Bytes of a file from which that is worth asking: the copy takes a second for each gigabyte or two, and their memory.
 The last digits of answers depend on it."""
@@ -104,7 +105,7 @@ class OnnxRuntimeSession(Session):
     @property
     def _in_place(self) -> bool:
         """Whether weights are read where they lie in the file, which other sessions of it share."""
-        few = self.options.calls is not None and self.options.calls < REARRANGED
+        few = self.options.items is not None and self.options.items * sum(self.shape.values()) < REARRANGED
         return few and self.artefact.size >= LARGE and self.artefact.precision == "fp32" and not self.options.on_gpu
 
     def _create(self, path: Path, provider: str) -> Any:

@@ -27,8 +27,8 @@ Reduced = Literal["tf32", "bf16", "fp16", "int8"]
 class SessionOptions:
     """How a backend runs. `threads` None leaves its default; `reduced` is what an fp32 variant is computed in by a
     backend that can (`Backend.reduces`), None leaves it as it is; `batch` is how many items most calls will bring, for
-    a backend that prepares for that. `calls` is how many calls there will be at most, None where no end is known: what
-    is done once for the sake of many calls can be left out before a few.
+    a backend that prepares for that. `items` is how many there will be at most, None where no end is known: what is
+    done once for the sake of many can be left out before a few.
 
     `cuda_graph` captures runs on a GPU. Without `reuse` a variant in stages keeps nothing from call to call. `streams`
     is how many calls will come side by side, each with `threads` of its own, to a backend that can compute them so.
@@ -41,7 +41,7 @@ class SessionOptions:
     threads: int | None = None
     reduced: Reduced | None = None
     batch: int = 1
-    calls: int | None = None
+    items: int | None = None
     cuda_graph: bool = False
     reuse: bool = True
     streams: int = 1

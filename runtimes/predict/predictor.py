@@ -97,7 +97,7 @@ class Predictor:
             strict_features: features that are not like those of training are an error at the end of the samples, not a
                 warning.
             gold: predictions also say what the samples' labels say, which then have to be labels of the task.
-            once: all samples come in one call of `predict`, so that a network is opened for as many runs as they take.
+            once: all samples come in one call of `predict`, so that a network is opened for as many as come.
 
         Raises:
             UsageError: the bundle has no variant for this backend, no such input, or batch is below 1.
@@ -230,16 +230,16 @@ class Predictor:
             return variant.batch
         return self.batch if bucket is None else self._planned.get(bucket, self.batch)
 
-    def session(self, bucket: Bucket | None = None, batch: int | None = None, calls: int | None = None) -> Session:
+    def session(self, bucket: Bucket | None = None, batch: int | None = None, items: int | None = None) -> Session:
         """The loaded model for a bucket (None: the only one of a backend that takes any length).
 
         One that is not loaded yet gets ready for `batch` items a call, without it for the usual number, and for so many
-        `calls`, without it for any number.
+        `items` in all, without it for any number.
         """
         check_process(self._process)
         with self._loading:
             if bucket not in self._sessions:
-                self._sessions[bucket] = self._open(bucket, batch or self.batch_for(bucket), calls=calls)
+                self._sessions[bucket] = self._open(bucket, batch or self.batch_for(bucket), items=items)
             return self._sessions[bucket]
 
     @contextmanager
@@ -276,15 +276,15 @@ class Predictor:
         """Rows of scores for units without an answer."""
         return np.full((units, self.task.width), np.nan, dtype=np.float32)
 
-    def _crew(self, bucket: Bucket | None, batch: int, calls: int | None = None) -> Crew:
+    def _crew(self, bucket: Bucket | None, batch: int, items: int | None = None) -> Crew:
         check_process(self._process)
         with self._loading:
             if bucket not in self._crews:
-                self._crews[bucket] = Crew(partial(self._open, bucket, batch, calls=calls), self.workers)
+                self._crews[bucket] = Crew(partial(self._open, bucket, batch, items=items), self.workers)
             return self._crews[bucket]
 
-    def _open(self, bucket: Bucket | None, batch: int, streams: int = 1, calls: int | None = None) -> Session:
-        options = replace(self.options, batch=batch, streams=streams, calls=calls)
+    def _open(self, bucket: Bucket | None, batch: int, streams: int = 1, items: int | None = None) -> Session:
+        options = replace(self.options, batch=batch, streams=streams, items=items)
         return open_session(self.bundle, self._variants[bucket], self.backend, options)
 
     def close(self) -> None:
@@ -345,11 +345,11 @@ class Predictor:
 
     def _run_batches(self, bucket: Bucket | None, batches: list[list[_Work]], last: bool) -> Iterator[list[np.ndarray]]:
         """The answers of batches for one bucket, in order; side by side where there are several workers."""
-        most, calls = len(batches[0]), len(batches) if last else None
+        most, items = len(batches[0]), sum(map(len, batches)) if last else None
         if self.workers == 1:
-            session = self.session(bucket, most, calls)
+            session = self.session(bucket, most, items)
             return (self._run_batch(session, alike) for alike in batches)
-        return self._crew(bucket, most, calls).map(self._run_batch, batches)
+        return self._crew(bucket, most, items).map(self._run_batch, batches)
 
     def _run_batch(self, session: Session, alike: list[_Work]) -> list[np.ndarray]:
         parts = [w.part for w in alike]

@@ -146,15 +146,17 @@ def interleave(
     clock: Clock = MACHINE,
     broken: dict[str, Exception] | None = None,
     until: Deadline | None = None,
+    ran: Mapping[str, float] | None = None,
 ) -> dict[str, Turns]:
     """Times every call once per round (short ones several times in a row), in an order drawn for each round.
 
-    No round after the first begins that would end past the deadline. A call that raises is timed no more and has no
-    turns; what it raised is put into `broken`, or raised without that.
+    Each runs once before, but those that `ran` already, in so many seconds. No round after the first begins that would
+    end past the deadline. A call that raises is timed no more and has no turns; what it raised is put into `broken`, or
+    raised without that.
     """
     random = np.random.default_rng(seed)
     turns = {name: Turns() for name in calls}
-    expected: dict[str, float] = {}
+    expected = dict(ran or {})
 
     def attempt(name: str, work: Callable[[], float]) -> None:
         try:
@@ -165,10 +167,10 @@ def interleave(
             broken[name] = error
             del turns[name]
 
-    for name, call in calls.items():
-        attempt(name, partial(_seconds, call, clock))
+    for name in [n for n in calls if n not in expected]:
+        attempt(name, partial(_seconds, calls[name], clock))
     for number in range(rounds):
-        if number and until is not None and until.left <= sum(_turn_calls(s) * s for s in expected.values()):
+        if number and until is not None and until.left <= sum(map(turn_seconds, expected.values())):
             break
         for name in random.permutation(list(turns)).tolist():
             clock.sleep(pause)
@@ -189,6 +191,11 @@ def _turn(call: Call, turns: Turns, expected: float, clock: Clock) -> float:
     turns.wall.append([wall for wall, _ in timed])
     turns.cpu.append([cpu for _, cpu in timed])
     return min(expected, *(wall for wall, _ in timed))
+
+
+def turn_seconds(expected: float) -> float:
+    """What a turn of a call takes that is expected to take so many seconds."""
+    return _turn_calls(expected) * expected
 
 
 def _turn_calls(expected: float) -> int:

@@ -31,7 +31,7 @@ from runtimes.speed.cases import Arrays, case_inputs, fitting_samples
 from runtimes.speed.encoder_bench import LATE
 from runtimes.speed.products import products, slower
 from runtimes.speed.settings import crews, fastest, first_look, near_best, settings_of, worth_widening
-from runtimes.speed.timing import MACHINE, Call, Clock, Deadline, Turns, interleave
+from runtimes.speed.timing import MACHINE, Call, Clock, Deadline, Turns, interleave, turn_seconds
 
 BATCHES = (1, 4, 16)
 MINUTES = 2.0
@@ -56,8 +56,6 @@ FIRST_LOOK = 0.6
 """Part of the time that the first look may take, shared out evenly to the buckets: what is best so far comes first."""
 LONGEST_CALL = 2.0
 """Seconds that a call may be expected to take; larger batches of a way are left out."""
-CALLS_TO_COME = 3
-"""Of a setting that is open, to the end of a round."""
 FUSION = 0.5
 """Part of the time that is for the bundle's own variants where it takes encoders along."""
 
@@ -251,6 +249,8 @@ class Tuning:
     ) -> list[tuple[Way, Way, Turns]]:
         """(way, one of its settings, its calls) of ways for one bucket, interleaved."""
         calls: dict[str, tuple[Call, float]] = {}
+        looked: dict[str, float] = {}
+        """Calls so long that a first look has no need of another."""
         found: dict[str, tuple[Way, Way]] = {}
         failed: dict[str, Exception] = {}
         with contextlib.ExitStack() as stack:
@@ -258,15 +258,19 @@ class Tuning:
             # Every way once, before any of them on other threads.
             for _, way, together in sorted(numbered, key=lambda one: one[0]):
                 spread = [own for own in (_in(way, w) for w in together) if own not in self.broken]
-                # What is open already is yet to be timed; this one takes to open what it, or another one, took before.
-                opening = self._took.get(way, max(self._took.values(), default=0.0))
-                to_come = CALLS_TO_COME * sum(seconds for _, seconds in calls.values()) + opening
-                if until.left <= to_come:
+                # What is open already is yet to be timed; this one takes what it, or another one, took before.
+                took = self._took.get(way, max(self._took.values(), default=0.0))
+                turns_to_come = sum(turn_seconds(s) for name, (_, s) in calls.items() if name not in looked)
+                if until.left <= turns_to_come + took:
                     spread = self._late(spread, needed, {found[name][1].precision for name in calls})
                 if spread:
-                    calls |= self._open(way, spread, inputs, stack, found, failed)
-            opened = {name: call for name, (call, _) in calls.items()}
-            turns = interleave(opened, rounds, clock=self.deadline.clock, broken=failed, until=until)
+                    opened = self._open(way, spread, inputs, stack, found, failed)
+                    calls |= opened
+                    looked |= {n: s for n, (_, s) in opened.items() if rounds == 1 and s > LONGEST_CALL}
+            yet = {name: call for name, (call, _) in calls.items() if name not in looked}
+            ran = {name: seconds for name, (_, seconds) in calls.items()}
+            turns = interleave(yet, rounds, clock=self.deadline.clock, broken=failed, until=until, ran=ran)
+            turns |= {name: Turns([[seconds]]) for name, seconds in looked.items()}
         for name, error in failed.items():
             self._breaks(*found[name], error)
         return [(*found[name], own) for name, own in turns.items()]
@@ -320,13 +324,16 @@ class Tuning:
             call = partial(_all, crew, inputs(batch), workers)
             found[name] = (way, own)
             try:
-                # The first call may compile for the batch.
-                seconds = min(self.deadline.clock.time(call)[0] for _ in range(2))
+                seconds = self.deadline.clock.time(call)[0]
+                # A first call may set up or compile; of one that takes longer than that, it says enough.
+                if seconds < LONGEST_CALL or own is not spread[0]:
+                    seconds = min(seconds, self.deadline.clock.time(call)[0])
             except Exception as error:
                 failed[name] = error
             else:
                 calls[name], item_s = (call, seconds), seconds / batch
-        self._took[way] = self.deadline.clock.wall() - began
+        to_come = sum(turn_seconds(seconds) for _, seconds in calls.values())
+        self._took[way] = self.deadline.clock.wall() - began + to_come
         return calls
 
     def _breaks(self, way: Way, own: Way, error: Exception) -> None:

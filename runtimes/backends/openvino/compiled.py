@@ -20,20 +20,17 @@ from runtimes.backends.session import Artefact
 
 log = logging.getLogger("mer")
 
-LARGEST = {"int8": 1 << 30}
-"""Bytes of weights up to which a model is kept. Rounding weights to int8 takes ten times as long as reading them."""
-USUAL_LARGEST = 256 << 20
-"""Reading and checking more than that takes as long as compiling it."""
+LARGEST = 256 << 20
+"""Bytes of weights up to which a model is kept: reading and checking more takes as long as compiling them."""
 
 
 class CompiledModels:
     """The compiled models of one file by batch size. Threads are no part of a kept model: they are set when it is read.
 
-    `settings` are the plugin's others, which say what the file is computed in; `reduced` is what it was rewritten to.
+    `settings` are the plugin's others, which say what the file is computed in.
     """
 
-    def __init__(self, core: Any, artefact: Artefact, settings: Mapping[str, str], reduced: str | None = None):
-        self._largest = LARGEST.get(reduced or "", USUAL_LARGEST)
+    def __init__(self, core: Any, artefact: Artefact, settings: Mapping[str, str]):
         self._core, self._kept = core, artefact.kept if artefact.digest else None
         self._made_of = [artefact.digest, artefact.path.parent.name, artefact.path.name, *_made_by(), *settings.items()]
 
@@ -51,7 +48,7 @@ class CompiledModels:
 
     def keep(self, size: int, graph: Any, compiled: Any) -> None:
         """Keeps what was compiled of a graph for a batch size, where that pays and can be."""
-        if self._kept is None or _bytes(graph) > self._largest:
+        if self._kept is None or _bytes(graph) > LARGEST:
             return
         content = compiled.export_model()
         self._kept.write(self._name(size), content if isinstance(content, bytes) else content.getvalue())

@@ -15,6 +15,8 @@ import numpy as np
 GROUP = 128
 """Activations that share a scale. 32 costs a quarter of the speed; 256 gains 4 % and is a little less exact."""
 LARGEST = 127
+TOGETHER = 16
+"""Rows as they lie in memory that are rounded at a time: they stay in the processor's cache, turned or not."""
 
 
 def quantise_matrices(model: Any) -> int:
@@ -30,10 +32,8 @@ def quantise_matrices(model: Any) -> int:
         if weight is None:
             continue
         attributes = node.get_attributes()
-        rows = np.ascontiguousarray(weight if attributes["transpose_b"] else weight.T, dtype=np.float32)
-        scale = np.abs(rows).max(axis=1, keepdims=True) / LARGEST
-        scale[scale == 0] = 1
-        small = ops.convert(ops.constant(np.round(rows / scale).astype(np.int8)), np.float32)
+        rounded, scale = _rounded(weight if attributes["transpose_b"] else weight.T)
+        small = ops.convert(ops.constant(rounded, shared_memory=True), np.float32)
         product = ops.matmul(
             node.input_value(0), ops.multiply(small, ops.constant(scale)), attributes["transpose_a"], True
         )
@@ -41,6 +41,20 @@ def quantise_matrices(model: Any) -> int:
         replace_node(node, [product.output(0)])
         changed += 1
     return changed
+
+
+def _rounded(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights in int8 as [rows, columns], and the scale [rows, 1] of each row."""
+    scale = np.maximum(rows.max(axis=1, keepdims=True), -rows.min(axis=1, keepdims=True)) / LARGEST
+    scale[scale == 0] = 1
+    rounded = np.empty(rows.shape, np.int8)
+    lies, to, by = rows, rounded, np.broadcast_to(scale, rows.shape)
+    if not rows.flags.c_contiguous:
+        lies, to, by = rows.T, rounded.T, by.T
+    for start in range(0, len(lies), TOGETHER):
+        block = lies[start : start + TOGETHER] / by[start : start + TOGETHER]
+        to[start : start + TOGETHER] = np.rint(block, out=block).astype(np.int8)
+    return rounded, scale
 
 
 def _matrix(node: Any) -> np.ndarray | None:

@@ -59,7 +59,7 @@ class OpenVinoSession(Session):
         # Left alone OpenVINO takes bf16 by itself on processors that have it, and ties all sessions to the same cores.
         self._settings: dict[str, str] = {"PERFORMANCE_HINT": "LATENCY", "ENABLE_CPU_PINNING": "NO"}
         self._settings |= SETTINGS[self.options.reduced]
-        self._compiled = CompiledModels(self._core, self.artefact, self._settings, self.options.reduced)
+        self._compiled = CompiledModels(self._core, self.artefact, self._settings)
         streams = self.options.streams
         if self.options.threads:
             self._settings["INFERENCE_NUM_THREADS"] = str(self.options.threads * streams)
