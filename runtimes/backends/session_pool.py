@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from queue import SimpleQueue
 from typing import Self, TypeVar
 
@@ -22,9 +22,9 @@ class Crew:
 
     def __init__(self, open_one: Callable[[int], Session], workers: int):
         with ExitStack() as opened:
-            own = [opened.enter_context(open_one(workers))]
+            own = [opened.enter_context(closing(open_one(workers)))]
             while len(own) < workers and not own[0].concurrent:
-                own.append(opened.enter_context(open_one(workers)))
+                own.append(opened.enter_context(closing(open_one(workers))))
             self._opened = opened.pop_all()
         self._free: SimpleQueue[Session] = SimpleQueue()
         for number in range(workers):
