@@ -68,7 +68,7 @@ class Loop:
         ours = self.protocol.updates(self.model, config)
         groups = [{n: g[n] for n in ("params", "lr", "weight_decay")} for g in ours.optimizer.param_groups]
         kind = torch.optim.Adam if config.optimizer == "adam" else type(ours.optimizer)
-        self.updates = Updates(kind(groups), ours.every, ours.rule, ours.clip_value)
+        self.updates = Updates(kind(groups), ours.accumulation, ours.clip_value)
         self.warm_up: WarmUp | None = None
         if config.warm_up is not None:
             steps = config.epochs * phase.steps_per_epoch
@@ -82,15 +82,16 @@ class Loop:
         self.begin(number)
         self.model.train()
         losses = []
-        for index, samples in enumerate(self.protocol.batches(chosen, config.batch)):
+        for index, samples in enumerate(self.protocol.batches(chosen, config.batch, self.model.config)):
             batch = self.protocol.vary(self.collate(samples))
             self.updates.before(index)
             total = self.step(batch)["total"]
             total.backward()
             if config.clip is not None and self.updates.applies(index):
                 nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-            if self.updates.after(index) and self.warm_up is not None:
-                self.warm_up.next()
+            stepped = self.updates.after(index)
+            if self.warm_up is not None:
+                self.warm_up.next(stepped)
             losses.append(total.item())
         return sum(losses) / len(losses)
 

@@ -1,10 +1,34 @@
-"""Files that were damaged on their way."""
+"""Files that were damaged on their way, and bundles whose writer was."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
+import pytest
+
+from mer_export.bundle import Bundle, Commit
+
+
+@contextmanager
+def cut_short(bundle: Bundle, moved: int) -> Iterator[Commit]:
+    """A change whose writer ends when it has moved so many files; the journal took its place before them."""
+    replace, left = os.replace, moved + 1
+
+    def counted(*paths: Any) -> None:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        replace(*paths)
+
+    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(os, "replace", counted)
+        with bundle.commit() as change:
+            yield change
 
 
 def mutations(content: bytes, count: int, seed: int) -> Iterator[bytes]:

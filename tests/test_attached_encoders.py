@@ -19,6 +19,7 @@ pytest.importorskip("transformers")
 soundfile = pytest.importorskip("soundfile")
 
 from conftest import Mer  # noqa: E402
+from damage import cut_short  # noqa: E402
 from small_emt import SHORT, make_emt  # noqa: E402
 from test_faces import published, save_weights  # noqa: E402
 from test_features import CONTAINERS  # noqa: E402
@@ -226,6 +227,18 @@ def test_what_a_bundle_takes_along_is_checked_like_all_that_it_holds(model: Path
     (encoder,) = attached(Bundle.open(copy))["audio"]
     with pytest.raises(BundleError, match="checksum"):
         encoder.bundle.variant_files(encoder.bundle.manifest.variants[0])
+
+
+def test_encoders_of_a_change_that_was_cut_short_are_the_new_ones(model: Path, tmp_path: Path) -> None:
+    copy = Bundle.open(shutil.copytree(model, tmp_path / "copy"))
+    with cut_short(copy, 0) as change:
+        for name in (n for n in copy.manifest.files if n.startswith("encoders/text/")):
+            shutil.copyfile(copy.path(name), change.file(name))
+    for name in ("vocab.txt", "tokenizer.json"):
+        for old in (copy.root / "encoders" / "text").rglob(name):
+            old.write_text("old")
+    (encoder,) = attached(Bundle.open(copy.root))["text"]
+    assert len(encoder.tokenizer.encode("hello there")) > 2
 
 
 def test_only_the_encoder_of_the_training_features_is_taken_along(encoders: dict[str, Encoder], tmp_path: Path) -> None:

@@ -196,8 +196,11 @@ def test_an_experiment_fits_its_baselines_once_and_measures_them_as_bundles(mer:
     def again(*sets: str) -> ExperimentResult:
         return run(plan(load_experiment(file), data, out, sets), data, out, SILENT)
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
     code, said, err = mer("experiment", file, "--data", data, "--out", out, "--quiet")
-    assert code == 0, err
+    assert (code, torch.get_num_threads()) == (0, threads + 1), err
+    torch.set_num_threads(threads)
     assert "| linear | 1 |" in said
     assert "| recurrent | 2 |" in said
     linear_cell = out / "linear" / "baseline.json"

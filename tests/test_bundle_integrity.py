@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import cut_short
 
 from mer_export.bundle import JOURNAL, LOCK, MANIFEST, SCHEMA_VERSION, STAGING, Bundle, holds, seal
 from mer_export.errors import BundleError, MerError
@@ -218,26 +219,16 @@ def test_a_journal_that_leads_outside_moves_nothing(root: Path, tmp_path: Path) 
         assert outside.read_text() == "dear diary"
 
 
-CUT_SHORT = """
-import os, signal, sys
-from mer_export.bundle import Bundle
-stop, calls, replace = int(sys.argv[2]), 0, os.replace
-def counted(source, target):
-    global calls
-    calls += 1
-    if calls > stop:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
-os.replace = counted
-with Bundle.open(sys.argv[1]).commit() as change:
-    change.write("reports/note.json", "new")
-    change.write("reports/other.json", "new")
-"""
+def left_half(root: Path, moved: int) -> None:
+    """A writer ends in the middle of a change of two files."""
+    with cut_short(Bundle.open(root), moved) as change:
+        change.write("reports/note.json", "new")
+        change.write("reports/other.json", "new")
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_a_reader_of_a_change_that_was_cut_short_sees_it_whole_and_writes_nothing(root: Path, stop: int) -> None:
-    subprocess.run([sys.executable, "-c", CUT_SHORT, str(root), str(stop)], check=False)
+@pytest.mark.parametrize("moved", range(3))
+def test_a_reader_of_a_change_that_was_cut_short_sees_it_whole_and_writes_nothing(root: Path, moved: int) -> None:
+    left_half(root, moved)
     before = tree(root)
     bundle = Bundle.open(root)
     assert bundle.pending
@@ -252,17 +243,35 @@ def test_a_reader_of_a_change_that_was_cut_short_sees_it_whole_and_writes_nothin
     assert not (root / STAGING).exists()
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@pytest.mark.parametrize("moved", range(3))
 def test_a_writer_finishes_what_was_cut_short_before_it_reads(
-    root: Path, stop: int, monkeypatch: pytest.MonkeyPatch
+    root: Path, moved: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or it would wait for itself: readers let a living writer go first."""
     monkeypatch.setattr(holds, "PATIENCE", 0.0)
-    subprocess.run([sys.executable, "-c", CUT_SHORT, str(root), str(stop)], check=False)
+    left_half(root, moved)
     with Bundle.open(root).lock():
         opened = Bundle.open(root)
         assert not opened.pending
         opened.verify()
+
+
+@pytest.mark.parametrize("moved", range(3))
+def test_a_folder_of_a_change_that_was_cut_short_is_the_new_one_or_refused(root: Path, moved: int) -> None:
+    for begin, said in ((Bundle.commit, "old"), (lambda bundle: cut_short(bundle, moved), "new")):
+        with begin(Bundle.open(root)) as change:
+            for name in "ab":
+                change.write(f"tokenizer/{name}", said)
+    bundle, halves = Bundle.open(root), "a change of tokenizer was cut short: any command that writes ends it"
+    if moved == 1:
+        with pytest.raises(BundleError, match=halves):
+            bundle.folder("tokenizer")
+        return
+    folder = bundle.verified_folder("tokenizer")
+    assert [(folder / n).read_text() for n in "ab"] == ["new", "new"]
+    (folder / "c").write_text("what the change was to remove")
+    with pytest.raises(BundleError, match=halves):
+        bundle.folder("tokenizer")
 
 
 READER = """

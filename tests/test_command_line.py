@@ -141,6 +141,14 @@ def test_an_option_that_nothing_reads_is_refused(mer: Mer, tmp_path: Path, words
     assert not (tmp_path / "new").exists()
 
 
+def test_a_text_in_another_encoding_is_named_with_the_byte(mer: Mer, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_bytes("well\ncafé\n".encode("cp1252"))
+    code, _, err = mer("data", "byte-pairs", text, "--out", tmp_path / "new")
+    assert code == 2
+    assert f"{text}, byte 9 is 0xe9, which is not UTF-8 text" in err.replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

@@ -160,7 +160,9 @@ MAPPING = {
 @pytest.fixture
 def table(tmp_path):
     with (tmp_path / "u.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows([("dialogue", "turn", "who", "mood", "part", "said"), *ROWS])
+        # More digits than Python reads as a number.
+        header = ("dialogue", "turn", "who", "mood", "part", "said", "digits")
+        csv.writer(stream).writerows([header, *((*row, "9" * 5000) for row in ROWS)])
     rows = np.arange(5, dtype=np.float16)[:, None]
     np.savez(tmp_path / "f.npz", t1=rows + np.zeros((5, 4), np.float16), t2=rows * 10 + np.zeros((5, 4), np.float16))
     np.save(tmp_path / "a.npy", rows + np.zeros((5, 3)))
@@ -246,6 +248,8 @@ def test_a_table_without_labels_or_split_is_unlabelled_data(table):
         ({"table": "gone.csv"}, "cannot be read"),
         ({"row": "turn"}, "asks for row 10"),
         ({"row": "who"}, "must be a row number"),
+        ({"row": "digits"}, r"column digits holds '9{60}', it must be a row number"),
+        ({"audio": {"file": "a.npy", "column": "digits"}}, "column digits holds no row numbers"),
         ({"split": "who"}, "belongs to one split"),
         ({"label_names": ("joy",)}, "'anger' is none of the classes"),
     ],

@@ -16,6 +16,7 @@ from mer_export.errors import InputError
 from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.builders import Name, Refused, done
 from mer_export.untrusted.contents import Later, Stored
+from mer_export.untrusted.memo import Memo
 from mer_export.untrusted.pickles import DAMAGE, load_pickle
 from mer_export.untrusted.torch_files import builders
 from mer_export.untrusted.unpickle import DataUnpickler
@@ -273,3 +274,14 @@ def test_flipped_bytes_give_a_value_or_a_sentence_and_arrays_in_one_step_the_sam
     found, expected = (_outcome(kind, bytes(content), lazy) for kind in (DataUnpickler, _OneByOne))
     assert found == expected
     assert isinstance(found[0], list) or issubclass(found[0], (InputError, Refused, *DAMAGE))
+
+
+def test_a_memo_looks_at_a_row_once_however_often_a_place_is_put_again():
+    """A quadratic memo would take minutes."""
+    memo, count = Memo(lambda kind, begin, kept: (kept,)), 60_000
+    for place in range(count):
+        memo.put_row(place, 1, "row", place, -place)
+    for place in range(0, count, 2):
+        memo[place] = place
+    assert len(memo) == count
+    assert [memo[place] for place in range(count)] == [-p if p % 2 else p for p in range(count)]

@@ -82,11 +82,21 @@ def test_minus_infinity_in_audio_is_read_as_zero(tmp_path: Path) -> None:
         ({"text_bert": np.array([[[101, 7, 102], [1, 0, 1], [0, 0, 0]]])}, "ones, then zeros"),
         ({"id": ["a", "b"]}, "1 utterances"),
         ({"audio": None}, "malformed"),
+        ({"audio_lengths": [np.inf]}, "malformed"),
+        ({"id": 1}, "malformed"),
+        ({"regression_labels": np.float64(0.4)}, "malformed"),
     ],
 )
 def test_a_damaged_pickle_gives_one_sentence(tmp_path: Path, changes: dict, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         open_corpus(write(tmp_path / "x.pkl", **changes), DataSpec(format="mmsa", dataset="mosi"))
+
+
+@pytest.mark.parametrize("part", [np.ones(2), [1], 0])
+def test_a_split_that_holds_no_arrays_by_name_is_named(tmp_path: Path, part: object) -> None:
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"train": part}))
+    with pytest.raises(InputError, match=r"train is a .*, expected arrays by name"):
+        open_corpus(tmp_path / "x.pkl", DataSpec(format="mmsa", dataset="mosi"))
 
 
 def test_two_data_sets_in_one_place_ask_which_one(tmp_path: Path) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_training
 import torch
+from conftest import Once
 from safetensors.numpy import load_file
 from small_emt import BERT
 
@@ -19,8 +24,13 @@ from mer_export.data.synthetic import synthesise
 from mer_export.errors import UsageError
 from runtimes.predict.predictor import Predictor
 from runtimes.predict.robustness import RobustnessReport, parse_rates, run_robustness
+from train.accumulation import Accumulation
 from train.config import PRESETS, TrainConfig, load_preset
-from train.fit import fit
+from train.devices import make_accelerator
+from train.fit import fit, preview
+from train.loop import Phase
+from train.recipe import protocol_class
+from train.seeds import seed_everything
 from train.systems.emt.protocol import EmtProtocol
 from train.systems.emt.settings import EmtSettings
 from train.updates import Updates
@@ -54,9 +64,16 @@ def small(system: str, *sets: str) -> TrainConfig:
     return load_preset(f"{system}/mosi", [*SETS[system], "protocol.missing=0.2", "epochs=2", "batch=8", *sets])
 
 
+@pytest.fixture(scope="module")
+def whole(data: Path, once: Once) -> Callable[[str], Bundle]:
+    """The finished run of a system; read only."""
+    return lambda system: once(f"trained {system}", lambda root: fit(small(system), data, root, quiet=True))
+
+
 @pytest.mark.parametrize("system", SETS)
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(system: str, data: Path, tmp_path: Path) -> None:
-    whole = fit(small(system), data, tmp_path / "whole", quiet=True)
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
+    system: str, whole: Callable[[str], Bundle], data: Path, tmp_path: Path
+) -> None:
     import train.fit as module
 
     class Stop(Exception):
@@ -75,14 +92,14 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(system: str, data
     finally:
         module.Run._out_of_patience = original  # type: ignore[method-assign]
     parts = fit(small(system), data, tmp_path / "parts", quiet=True)
-    a, b = (load_file(x.root / WEIGHTS) for x in (whole, parts))
+    a, b = (load_file(x.root / WEIGHTS) for x in (whole(system), parts))
     assert all(np.array_equal(a[n], b[n]) for n in a)
-    assert {"mae", "corr", "non0_acc_2"} <= set(whole.manifest.provenance["result"])
+    assert {"mae", "corr", "non0_acc_2"} <= set(parts.manifest.provenance["result"])
 
 
 def test_gradients_add_up_and_leftovers_are_dropped() -> None:
     weight = torch.nn.Parameter(torch.zeros(()))
-    updates = Updates(torch.optim.SGD([weight], lr=1.0), every=2)
+    updates = Updates(torch.optim.SGD([weight], lr=1.0), Accumulation(2))
     seen = []
     for batch in range(5):
         updates.before(batch)
@@ -94,7 +111,7 @@ def test_gradients_add_up_and_leftovers_are_dropped() -> None:
 
 def test_the_baselines_apply_the_running_sum_and_the_last_one_twice() -> None:
     weight = torch.nn.Parameter(torch.zeros(()))
-    updates = Updates(torch.optim.SGD([weight], lr=1.0), every=2, rule="each", clip_value=2.5)
+    updates = Updates(torch.optim.SGD([weight], lr=1.0), Accumulation(2, "each"), clip_value=2.5)
     seen = []
     for batch in range(3):
         updates.before(batch)
@@ -104,14 +121,42 @@ def test_the_baselines_apply_the_running_sum_and_the_last_one_twice() -> None:
     assert seen == [1, 1 + 2 + 2, 5 + 2.5]
 
 
-def test_the_text_encoder_of_mult_is_not_trained(data: Path, tmp_path: Path) -> None:
-    one, two = (
-        fit(small("mult", f"epochs={n}", "keep.rule=last"), data, tmp_path / str(n), quiet=True) for n in (1, 2)
+def test_a_run_of_too_few_batches_for_a_step_is_refused(data: Path, tmp_path: Path) -> None:
+    config = small("emt", "protocol.accumulate=9")
+    sentence = r"an epoch has fewer batches \(5\) than make a step \(protocol\.accumulate=9\): lower"
+    for run in (preview, fit):
+        with pytest.raises(UsageError, match=sentence):
+            run(config, data, tmp_path / "a")
+    steps = preview(small("emt", "protocol.accumulate=2"), data, tmp_path / "a")["training"]["steps_per_epoch"]
+    assert (steps, list(tmp_path.iterdir())) == (2, [])
+
+
+def test_a_rate_that_warms_up_falls_to_0_with_the_last_step_of_a_running_sum() -> None:
+    config, settings, model, _, contract, items, _ = small_training.small(
+        "mult", "warm_up=0", "epochs=2", "batch=2", "protocol.accumulate=2"
     )
-    a, b = (load_file(x.root / WEIGHTS) for x in (one, two))
-    frozen = {n for n in a if n.startswith("bert.")}
-    assert all(np.array_equal(a[n], b[n]) for n in frozen)
-    assert not all(np.array_equal(a[n], b[n]) for n in set(a) - frozen)
+    phase = Phase(config, settings, model, contract, items[:8], make_accelerator(config))
+    first = phase.lr
+    rates = [phase.epoch(number) and phase.lr / first for number in range(2)]
+    assert rates == pytest.approx([0.5, 0.0])
+
+
+@pytest.mark.parametrize("system", SETS)
+def test_a_labelled_item_with_nothing_to_read_is_left_out_of_measuring(system: str) -> None:
+    _, settings, model, task, contract, items, _ = small_training.small(system)
+    protocol = protocol_class(system)(settings)
+    empty = replace(items[0], inputs={}, complete={}, kept={})
+    assert protocol.evaluate(model, [empty, *items], contract, task) == protocol.evaluate(model, items, contract, task)
+
+
+def test_the_text_encoder_of_mult_is_not_trained(whole: Callable[[str], Bundle]) -> None:
+    config, after = small("mult"), load_file(whole("mult").root / WEIGHTS)
+    system = registry.get("mult")
+    seed_everything(config.seed)
+    before = {n: t.numpy() for n, t in system.build(system.parse(config.model)).state_dict().items()}
+    frozen = {n for n in after if n.startswith("bert.")}
+    assert all(np.array_equal(before[n], after[n]) for n in frozen)
+    assert not all(np.array_equal(before[n], after[n]) for n in set(after) - frozen)
 
 
 def test_a_missing_token_becomes_the_unknown_token_of_the_text_encoder(data: Path) -> None:
@@ -133,9 +178,12 @@ def test_one_rate_stands_for_all_modalities() -> None:
 @pytest.mark.parametrize("batches", [1, 2, 3])
 def test_one_item_left_over_joins_the_batch_before_it(batches: int) -> None:
     items = [Sample(str(i), {}, (str(i),)) for i in range(8 * batches + 1)]
-    found = EmtProtocol(EmtSettings(text_encoder="random")).batches(items, 8)
+    settings = EmtSettings(text_encoder="random")
+    found = EmtProtocol(settings).batches(items, 8, None)
     assert [len(b) for b in found] == [8] * (batches - 1) + [9]
     assert [s.id for b in found for s in b] == [s.id for s in items]
+    with pytest.raises(UsageError, match=r"^0 alone would be a batch of one unit, and batch norm needs two: .*batch=2"):
+        EmtProtocol(settings).batches(items, 1, None)
 
 
 def test_rates_are_read_as_ranges_single_values_and_triples() -> None:
@@ -147,8 +195,10 @@ def test_rates_are_read_as_ranges_single_values_and_triples() -> None:
             parse_rates(wrong)
 
 
-def test_the_curve_over_missing_rates_is_kept_with_its_area(data: Path, tmp_path: Path) -> None:
-    bundle = fit(small("emt"), data, tmp_path / "a", quiet=True)
+def test_the_curve_over_missing_rates_is_kept_with_its_area(
+    whole: Callable[[str], Bundle], data: Path, tmp_path: Path
+) -> None:
+    bundle = Bundle.open(shutil.copytree(whole("emt").root, tmp_path / "a"))
     corpus = open_corpus(data)
     with Predictor(bundle, "torch") as predictor:
         report = run_robustness(

@@ -11,11 +11,11 @@ import pytest
 import torch
 import yaml
 from conftest import Mer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from small_facialmmt import SMALL, VARIANTS
 
 from mer_export import registry
-from mer_export.bundle import CONFIG
+from mer_export.bundle import CONFIG, WEIGHTS
 from mer_export.errors import InputError, UnsupportedError, UsageError
 from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder
 from mer_export.layers.bert import fairseq
@@ -248,9 +248,19 @@ def test_training_on_a_random_encoder_is_asked_for(mer: Mer, tmp_path: Path) -> 
     assert not (tmp_path / "a").exists()
     code, _, err = mer("train", *words, "--out", tmp_path / "b")
     assert code == 0, err
-    start = ["--set", "protocol.text_encoder=null", "--set", f"init={tmp_path / 'b'}"]
-    code, _, err = mer("train", *words, "--out", tmp_path / "c", *start)
+    started = ["--set", f"init={tmp_path / 'b'}", "--set", "protocol.train_text_encoder=false"]
+    code, _, err = mer(
+        "train", *words, "--out", tmp_path / "c", *started, "--set", "protocol.text_encoder=null", "--dry-run"
+    )
     assert code == 0, err
+    sizes = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    encoder = folder(tmp_path / "encoder", BERT | sizes | {"intermediate_size": 64})
+    code, _, err = mer("train", *words, "--out", tmp_path / "c", *started, "--set", f"protocol.text_encoder={encoder}")
+    assert code == 0, err
+    before, after = (load_file(tmp_path / run / WEIGHTS) for run in "bc")
+    assert all(torch.equal(before[n], after[n]) for n in after if n.startswith("bert.")), (
+        "the bundle's, not the folder's"
+    )
 
 
 @pytest.mark.parametrize(

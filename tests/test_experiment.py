@@ -94,6 +94,15 @@ def test_the_first_stage_of_a_fold_trains_on_that_fold(tmp_path: Path) -> None:
     assert [j.config.protocol["lhs"] for j in second] == [str(tmp_path / "o" / j.folder) for j in first]
 
 
+def test_what_the_value_of_an_axis_starts_from_is_trained_before(tmp_path: Path) -> None:
+    steps = [{"name": "first", "preset": "m3net/meld", "axes": []}, {"name": "second", "preset": "m3net/meld"}]
+    grid = {"start": {"scratch": {"init": None}, "tuned": {"init": "{first}"}}}
+    file = str(written(tmp_path, models={"M": steps}, grid=grid, table=STAGES["table"] | {"over": []}))
+    rounds = plan(load_experiment(file), tmp_path, tmp_path / "o").rounds
+    named = [{str(j.folder): [str(f) for f in j.needs] for j in jobs} for jobs in rounds]
+    assert named == [{"first": [], "startscratch/second": []}, {"starttuned/second": ["first"]}]
+
+
 @pytest.mark.parametrize(
     ("changes", "words", "sentence"),
     [
@@ -230,7 +239,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
         {},
         ["missing=0.0", "seed=111"],
         [
-            *("protocol.text_encoder=random", BERT, "keep.patience=null", "epochs=1"),
+            *("protocol.text_encoder=random", BERT, "keep.patience=null", "epochs=1", "protocol.accumulate=1"),
             *(f"{model}:{s}" for model in ("MulT", "TFR-Net") for s in NARROW),
             *("TFR-Net:model.fusion_widths={text: 8, audio: 8, vision: 8}", "EMT-DLFR:model.width=8"),
         ],
@@ -317,7 +326,7 @@ def small_facialmmt(data: Path) -> list[str]:
     sets += [f"{n}:data.tokenizer={data / 'tokenizer'}" for n in reading]
     sets += [f"{n}:protocol.text_encoder=random" for n in reading]
     sets += [f"{n}:model.bert.{k}={v}" for n in reading for k, v in (text | {"vocabulary": 120}).items()]
-    return [*sets, "batch=8", "lr=0.001", "device=cpu", "precision=fp32"]
+    return [*sets, "batch=8", "protocol.accumulate=1", "lr=0.001", "device=cpu", "precision=fp32"]
 
 
 def test_facialmmts_ablations_killed_in_the_middle_end_with_the_table_of_an_uninterrupted_run(

@@ -122,13 +122,17 @@ def forge(bundle: Bundle, change: Callable[[onnx.TensorProto], None]) -> None:
     (bundle.root / MANIFEST).write_bytes(seal(bundle.manifest))
 
 
-@pytest.mark.parametrize("place", ["../../bundle.json", "/etc/passwd", "link", "./x", "deeper/x", ".."])
+@pytest.mark.parametrize("place", ["../../bundle.json", "/etc/passwd", "link", "./x", "deeper/x", "..", ""])
 def test_weights_that_are_no_listed_file_beside_the_model_are_refused(bundle: Bundle, place: str) -> None:
     (bundle.root / "variants" / "onnx-fp32" / "link").symlink_to("/etc/passwd")
 
     def point_elsewhere(tensor: onnx.TensorProto) -> None:
         next(e for e in tensor.external_data if e.key == "location").value = place
 
+    # What the bundle has under that name from its root is not what a runtime reads.
+    (bundle.root / "deeper").mkdir()
+    (bundle.root / "deeper" / "x").touch()
+    bundle.manifest.files["deeper/x"] = FileEntry(size=0, sha256=hashlib.sha256().hexdigest())
     forge(bundle, point_elsewhere)
     for opened in (lambda b: b.verify(), lambda b: open_session(b, variants(b)[0], "onnxruntime")):
         with pytest.raises(BundleError, match=f"reads '{place}', which is not a file of this bundle") as caught:

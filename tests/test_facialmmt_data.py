@@ -132,7 +132,17 @@ def test_json_lines_are_packed_in_the_same_way(data: Path, tmp_path: Path) -> No
     assert second.inputs["vision"].shape == (1, 4)
 
 
-@pytest.mark.parametrize("damage", ["missing split", "mask", "profile", "not json"])
+SAID = {
+    "missing split": "has no split",
+    "mask": "ones, then zeros",
+    "profile": "names dialogue 999",
+    "not json": "is not JSON",
+    "logits": r"dia0_utt0 is float32 \(\), expected numbers \(frames, classes\)",
+    "damaged logits": "logits.npz is not a readable array file",
+}
+
+
+@pytest.mark.parametrize("damage", SAID)
 def test_damaged_files_are_named(damage: str, data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "T+A+V"
     folder.mkdir()
@@ -148,9 +158,14 @@ def test_damaged_files_are_named(damage: str, data: Path, tmp_path: Path) -> Non
         audio.write_bytes(pickle.dumps(content))
     elif damage == "profile":
         profile.write_text(json.dumps({"0": ["dia0_utt0", "dia0", 999, 1, 0]}))
+    elif "logits" in damage:
+        logits = folder / "test_expression_logits.npz"
+        np.savez(logits, dia0_utt0=np.ones((3000, 7) if damage == "damaged logits" else (), np.float32))
+        if damage == "damaged logits":
+            logits.write_bytes(logits.read_bytes().replace(b"\0\0\x80\x3f", b"\0\0\0\x40"))
     else:
         profile.write_text("{")
-    with pytest.raises(InputError, match=r"has no split|ones, then zeros|names dialogue 999|is not JSON"):
+    with pytest.raises(InputError, match=SAID[damage]):
         open_corpus(tmp_path, reading(data))
 
 

@@ -23,6 +23,7 @@ from train.config import PRESETS, TrainConfig, load_preset
 from train.fit import fit
 from train.loop import Phase
 from train.seeds import seed_everything
+from train.state import METRICS
 from train.systems.facialmmt.augment import augment_faces, jitter_faces, turn_hue
 from train.systems.facialmmt.encoded import EncodedOnce
 from train.systems.facialmmt.protocol import FacialMmtProtocol, by_dialogue
@@ -76,7 +77,10 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
 
 def test_faces_learn_in_their_own_pass_and_from_nothing_else(data: Path, tmp_path: Path) -> None:
     def expression_weights(*sets: str) -> dict[str, np.ndarray]:
-        made = fit(small(data, "epochs=1", *sets), data / "meld", tmp_path / str(len(sets)), quiet=True)
+        run = small(data, "epochs=1", "warm_up=null", "protocol.accumulate=1", *sets)
+        made = fit(run, data / "meld", tmp_path / str(len(sets)), quiet=True)
+        record = json.loads(made.path(METRICS).read_text())
+        assert record["lr"] == run.protocol["auxiliary"]["lr"], "rates fall in the pass alone"
         found = load_file(made.path(WEIGHTS))
         return {n: a for n, a in found.items() if n.startswith("face.") and n.endswith((".weight", ".bias"))}
 
@@ -125,7 +129,7 @@ def test_batches_by_dialogue_never_mix_dialogues(tmp_path: Path) -> None:
     samples = [s for seed in range(3) for s in utterances(contract, 3, seed=seed)]
     protocol = FacialMmtProtocol(FacialMmtSettings(by_dialogue=True))
     chosen = protocol.choose(samples, 0)
-    batches = protocol.batches(chosen, 2)
+    batches = protocol.batches(chosen, 2, None)
     assert sorted(s.id for s in chosen) == sorted(s.id for s in samples)
     assert [len(b) for b in batches] == [2, 1] * 3
     assert all(len({s.id.split("/")[0] for s in b}) == 1 for b in batches)
@@ -196,6 +200,10 @@ def test_settings_for_another_variant_are_refused(data: Path, tmp_path: Path) ->
     wrong = FacialMmtProtocol(FacialMmtSettings.model_validate({"auxiliary": {"data": str(data / "faces")}}))
     with pytest.raises(UsageError, match=r"model\.variant end_to_end"):
         wrong.prepare(bundle_model(model), [], torch.device("cpu"))
+    for variant, setting in (("end_to_end", "augment_faces"), ("vision", "by_dialogue")):
+        other = FacialMmtProtocol(FacialMmtSettings.model_validate({setting: True}))
+        with pytest.raises(UsageError, match=rf"protocol\.{setting} .*: leave it out"):
+            other.prepare(bundle_model(make(tmp_path / variant, variant)), [], torch.device("cpu"))
     empty = FacialMmtProtocol(FacialMmtSettings.model_validate({"auxiliary": {"data": str(tmp_path)}}))
     with pytest.raises(InputError, match="point at the root of Aff-Wild2"):
         empty.prepare(bundle_model(make(tmp_path / "e", "end_to_end")), [], torch.device("cpu"))

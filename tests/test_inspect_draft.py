@@ -51,6 +51,15 @@ def test_a_table_and_arrays_without_a_description_are_told_what_they_lack(mer: M
     assert {n: [s.id for s in samples] for n, samples in corpus.splits.items()} == {"train": ["c1"], "test": ["c2"]}
 
 
+def test_a_draft_looks_at_shapes_and_reads_no_values(tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").write_text(CLIPS)
+    np.savez_compressed(tmp_path / "features.npz", audio=np.random.default_rng(0).random((2, 3000)))
+    content = bytearray((tmp_path / "features.npz").read_bytes())
+    content[len(content) // 2 : -500] = bytes(len(content) - 500 - len(content) // 2)
+    (tmp_path / "features.npz").write_bytes(content)
+    assert "audio: {file: features.npz, array: audio}" in draft(tmp_path)
+
+
 def test_training_on_it_says_the_same_in_one_sentence(mer: Mer, tmp_path: Path) -> None:
     (tmp_path / "clips.csv").write_text(CLIPS)
     code, _, err = mer("train", "emt", "--data", tmp_path, "--out", tmp_path / "run")

@@ -18,6 +18,7 @@ from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 
 SMALL = SynthConfig(text_dim=12, audio_dim=10, vision_dim=8)
+GROUPS = [("u1", "d1"), ("u2", None)]
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +54,8 @@ def same(ours: list[Sample], theirs: list[Sample]) -> bool:
     pairs = list(zip(ours, theirs, strict=True))
     arrays = [(a.inputs[n], b.inputs[n]) for a, b in pairs for n in a.inputs]
     arrays += [(a.labels, b.labels) for a, b in pairs]
-    facts = all((a.id, a.units, a.split, list(a.inputs)) == (b.id, b.units, b.split, list(b.inputs)) for a, b in pairs)
-    return facts and all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in arrays)
+    facts = [[(s.id, s.units, s.split, s.group, list(s.inputs)) for s in found] for found in (ours, theirs)]
+    return facts[0] == facts[1] and all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in arrays)
 
 
 def kept(tmp_path: Path) -> list[Path]:
@@ -69,6 +70,13 @@ def test_the_second_run_reads_what_the_first_kept(data: Path, tmp_path: Path, re
         assert same(first, again)
     assert reads == [None, "test"]
     assert len(kept(tmp_path)) == 2
+
+
+def test_the_dialogue_of_an_utterance_is_kept() -> None:
+    samples = [
+        Sample(n, {"audio": np.ones((2, 3), np.float32)}, (n,), np.zeros(1), "train", group) for n, group in GROUPS
+    ]
+    assert same(list(kept_samples.unpacked(b"".join(kept_samples.packed(samples)))), samples)
 
 
 def test_one_split_is_as_when_all_are_read(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

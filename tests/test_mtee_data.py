@@ -17,7 +17,7 @@ from mer_export.data.formats.mtee import shots
 from mer_export.data.formats.mtee.reader import FACET_WARNING, IEMOCAP_LABELS, MOSEI_LABELS
 from mer_export.data.formats.pickle_writer import dump_plain
 from mer_export.data.inspect import inspect_file
-from mer_export.data.open import known_format, open_corpus
+from mer_export.data.open import known_format, open_corpus, stream_samples
 from mer_export.data.spec import DataSpec
 from mer_export.data.synthetic import synthesise
 from mer_export.data.word_vectors import read_word_vectors
@@ -330,6 +330,7 @@ def table(folder: Path, **changes: Any) -> DataSpec:
         face=np.arange(9.0).reshape(3, 3),
         words=np.arange(16.0).reshape(2, 4, 2),
         sentences=np.array(["yo", "hi"]),
+        one=np.array("hi"),
     )
     values: dict[str, Any] = {
         "unit": "utterance",
@@ -367,6 +368,10 @@ def test_a_table_of_utterances_gives_each_utterance_its_steps(tmp_path: Path) ->
         ({"audio": {"file": "f.npz", "array": "sound", "offsets": "sentences"}}, "are not ascending places"),
         ({"vision": {"file": "f.npz", "array": "ends"}}, r"expected numbers \(rows"),
         ({"vision": {"file": "g.npz"}}, "cannot be read"),
+        (
+            {"text": {"file": "f.npz", "array": "words", "keys": "one", "column": "said"}},
+            r"one has shape \(\), keys are",
+        ),
         ({"splits": ["dev"]}, "no utterances in the chosen splits"),
     ],
 )
@@ -391,6 +396,9 @@ def test_a_cache_of_any_number_of_steps_is_found_and_of_several_one_is_chosen(tm
     with pytest.raises(UsageError, match=r"caches of \[20, 30\] steps: choose with data.emotions.steps"):
         open_corpus(tmp_path)
     assert is_mtee(tmp_path, steps=30)
+    part = {m: np.zeros((1, 3, 2)) for m in ("text", "audio", "vision")} | {"labels": np.ones((1, 1))}
+    (tmp_path / "mosi_data.pkl").write_bytes(pickle.dumps({"train": part}))
+    assert [s.id for s in stream_samples(tmp_path)] == ["train/0"], "raw files go before caches"
 
 
 def is_mtee(path: Path, **emotions: object) -> bool:

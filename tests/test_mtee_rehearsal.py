@@ -15,7 +15,7 @@ from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.data.synthetic import synthesise
 from mer_export.errors import UsageError
-from train.systems.mtee.rehearsal import Memory
+from train.systems.mtee.rehearsal import Memory, with_old
 from train.systems.mtee.settings import Rehearsal
 
 CPU = torch.device("cpu")
@@ -28,21 +28,24 @@ def samples(name: str, count: int) -> list[Sample]:
     return [Sample(f"{name}{i}", {}, (str(i),), labels[i : i + 1]) for i in range(count)]
 
 
-def memory(rule: str, **settings: float) -> Memory:
-    values = {"rule": rule, "new": NEW, "batch": 3, **settings}
-    return Memory(Rehearsal.model_validate(values), samples("old", 5), 3, weighted=True, device=CPU)
+def rule(name: str, **settings: float) -> Rehearsal:
+    return Rehearsal.model_validate({"rule": name, "new": NEW, "batch": 3, **settings})
+
+
+def memory(name: str, **settings: float) -> Memory:
+    return Memory(rule(name, **settings), samples("old", 5), 3, weighted=True, device=CPU)
 
 
 def test_joint_training_steps_on_old_samples_before_each_batch_of_new_ones():
     new = [samples("a", 2), samples("b", 1)]
-    groups = memory("joint").beside(new)
+    groups = with_old(new, samples("old", 5), rule("joint"))
     assert groups[1::2] == new
     assert [len(g) for g in groups[::2]] == [3, 3]
     assert all(s.id.startswith("old") for g in groups[::2] for s in g)
 
 
 def test_episodic_memory_draws_old_samples_for_every_batch():
-    groups = memory("gem", batch=5120).beside([samples("a", 2)])
+    groups = with_old([samples("a", 2)], samples("old", 5), rule("gem", batch=5120))
     assert [len(g) for g in groups] == [7]
     assert {s.id for s in groups[0]} == {"a0", "a1", *(f"old{i}" for i in range(5))}
 

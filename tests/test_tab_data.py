@@ -25,10 +25,11 @@ from small_tab import (
 from torch.nn import functional
 
 from mer_export.agreement.policy import PROOF
-from mer_export.bundle import Bundle
+from mer_export.bundle import MANIFEST, Bundle
 from mer_export.data.formats.tab.folds import RUNS, cross_validation, held_out_sessions
 from mer_export.data.formats.tab.iemocap_release import LABELS, SESSIONS
 from mer_export.data.formats.tab.prepare import prepare
+from mer_export.data.formats.tab.reader import read_table
 from mer_export.data.inspect import inspect_file
 from mer_export.data.media.sound import read_sound, resample, write_sound
 from mer_export.data.open import open_corpus, stream_samples
@@ -37,6 +38,7 @@ from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import DataSpec
 from mer_export.data.synthetic import synthesise
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
+from mer_export.encoders import running
 from mer_export.encoders.context import with_kept
 from mer_export.encoders.running import sentence_vectors, speech_tokens
 from mer_export.encoders.vq_wav2vec.config import contract as vq_contract
@@ -280,6 +282,13 @@ def test_a_table_gives_windows_within_a_dialogue(tmp_path: Path) -> None:
     assert all(s.inputs["text_tokens"].max() < TEXT["vocabulary"] + 300 for s in found)
 
 
+@pytest.mark.parametrize("label", ["11", "-1", "9" * 5000])
+def test_a_label_that_is_no_class_is_named_with_its_line(tmp_path: Path, label: str) -> None:
+    (tmp_path / "labels_train_t.txt").write_text(f"0_F_s_1_ang.txt\t0\n1_M_s_1_neu.txt\t{label}\n")
+    with pytest.raises(InputError, match=r"line 2 is .*, expected `name<TAB>label id 0\.\.4`"):
+        read_table(tmp_path / "labels_train_t.txt")
+
+
 def test_an_encoder_of_an_earlier_version_is_named_by_whoever_needs_it(tmp_path: Path) -> None:
     bundle = make_tab(tmp_path / "bundle", "tab")
     with bundle.commit() as change:
@@ -290,6 +299,16 @@ def test_an_encoder_of_an_earlier_version_is_named_by_whoever_needs_it(tmp_path:
     for part, use in (("encoder", sentence_vectors), ("speech", speech_tokens)):
         with pytest.raises(InputError, match="was made by an earlier version: make it again with mer encoder"):
             use(str(getattr(context, part)), ["no"])  # type: ignore[operator]
+
+
+def test_an_encoder_that_was_written_again_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(running, "resolve", lambda _: opened.append)
+    for content in ("one", "one", "another"):
+        if not (tmp_path / MANIFEST).exists() or (tmp_path / MANIFEST).read_text() != content:
+            (tmp_path / MANIFEST).write_text(content)
+        running._encoding(str(tmp_path))
+    assert opened == [str(tmp_path)] * 2
 
 
 def test_tokens_are_made_without_torch() -> None:

@@ -29,6 +29,7 @@ from train.config import PRESETS, TrainConfig, load_preset
 from train.experiments.crossval import of_fold, plan_folds
 from train.experiments.run import run
 from train.fit import EVALUATION, fit
+from train.prepared import prepare_run
 from train.systems.tab.newbob import Newbob
 from train.systems.tab.protocol import TabProtocol
 from train.systems.tab.settings import TabSettings
@@ -155,6 +156,19 @@ def test_newbob_goes_back_to_the_best_weights_after_an_epoch_without_gain() -> N
     assert adam.param_groups[0]["lr"] == 0.2
     with pytest.raises(UsageError, match="f1 of split valid is not measured"):
         TabProtocol(TabSettings(newbob={"metric": "f1"})).end_epoch({"splits": {}}, model, adam, passed=False)
+
+
+@pytest.mark.parametrize(
+    ("sets", "sentence"),
+    [
+        (["protocol.newbob.split=dev"], r"protocol\.newbob\.split 'dev' is not evaluated"),
+        (["protocol.newbob.metric=loss"], r"protocol\.newbob\.metric 'loss' is no metric of which more is better"),
+        (["protocol.newbob.restore=true", "warm_up=0.1"], r"warm_up and protocol\.newbob both set the learning rate"),
+    ],
+)
+def test_newbob_is_held_against_what_is_measured_before_training(data: Path, sets: list[str], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        prepare_run(small("iemocap_tab", *sets), data, draws_weights=True)
 
 
 def test_newbob_declines_for_good_after_many_steps() -> None:

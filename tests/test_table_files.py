@@ -91,17 +91,17 @@ SAID = ["one", "two\nlines", "a, comma", "", "§ “five”", "six"]
 ROWS = [("ab"[i % 2], str(9 - i), text) for i, text in enumerate(SAID)]
 
 
-def text_table(folder: Path, encoding: str, ends: str) -> DataSpec:
+def text_table(folder: Path, encoding: str, ends: str, rows: Any = ROWS) -> DataSpec:
     with (folder / "u.csv").open("w", newline="", encoding=encoding) as stream:
-        csv.writer(stream, lineterminator=ends, quoting=csv.QUOTE_ALL).writerows([("call", "turn", "words"), *ROWS])
+        csv.writer(stream, lineterminator=ends, quoting=csv.QUOTE_ALL).writerows([("call", "turn", "words"), *rows])
     return DataSpec(table="u.csv", dialogue="call", order="turn", sentence="words", encoding=encoding)
 
 
-def parquet_table(folder: Path, _encoding: str, _ends: str) -> DataSpec:
+def parquet_table(folder: Path, _encoding: str, _ends: str, rows: Any = ROWS) -> DataSpec:
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    columns = dict(zip(("call", "turn", "words"), map(list, zip(*ROWS, strict=True)), strict=True))
+    columns = dict(zip(("call", "turn", "words"), map(list, zip(*rows, strict=True)), strict=True))
     parquet.write_table(arrow.table(columns), folder / "u.parquet", row_group_size=2)
     return DataSpec(table="u.parquet", dialogue="call", order="turn", sentence="words")
 
@@ -121,12 +121,38 @@ def test_rows_of_dialogues_that_are_mixed_are_found(tmp_path: Path, write: Any, 
         assert said == {n: [(i + 2, SAID[i]) for i in places] for n, places in (("a", (4, 2, 0)), ("b", (5, 3, 1)))}
 
 
-def test_a_table_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
-    found = source(tmp_path, text_table(tmp_path, "utf-8", "\n"))
-    with (tmp_path / "u.csv").open("a") as stream:
-        stream.write("c,1,more\n")
-    with pytest.raises(InputError, match=r"u\.csv changed while it was read: start again"):
+@pytest.mark.parametrize("write", [text_table, parquet_table])
+@pytest.mark.parametrize("rows", [ROWS[:-1], [*ROWS, ("c", "1", "more")]])
+def test_a_table_that_changes_while_it_is_read_is_refused(tmp_path: Path, write: Any, rows: Any) -> None:
+    found = source(tmp_path, write(tmp_path, "utf-8", "\n"))
+    write(tmp_path, "utf-8", "\n", rows)
+    with pytest.raises(InputError, match=r"u\.(csv|parquet) changed while it was read: start again"):
         list(found.dialogues())
+
+
+@pytest.mark.parametrize("name", ["u.csv", "u.parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (tmp_path / "u.csv").write_text("call,call\na,b\n")
+    parquet.write_table(arrow.Table.from_arrays([arrow.array(["a"])] * 2, ["call", "call"]), tmp_path / "u.parquet")
+    with pytest.raises(InputError, match=r"distinct column names, it has \['call', 'call'\]"):
+        read_table(tmp_path / name)
+
+
+def test_turns_without_a_number_stand_last_and_large_ones_are_not_rounded(tmp_path: Path) -> None:
+    turns = ["nan", str(2**53 + 1), "x", str(2**53), "", "inf", "2.5", "-1", "NaN", "-inf", "2"]
+    spec = text_table(tmp_path, "utf-8", "\n", [("a", turn, "") for turn in turns])
+    ((_, order),) = [(d.id, [turns[u.row - 2] for u in d.utterances]) for d in source(tmp_path, spec).dialogues()]
+    assert order == ["-inf", "-1", "2", "2.5", str(2**53), str(2**53 + 1), "inf", "nan", "", "NaN", "x"]
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 2), (2, 0, 3)])
+def test_an_array_without_values_has_its_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.save(tmp_path / "x.npy", np.ones(shape))
+    found = open_array(tmp_path / "x.npy")
+    assert (found.shape, np.asarray(found[0:2]).shape) == (shape, (min(2, shape[0]), *shape[1:]))
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "compressed", "columns first", "big-endian"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from damage import cut_short
 from small_bundle import make_bundle
 from small_tab import SENTENCES
 from tokenizers.decoders import ByteLevel
@@ -315,7 +316,7 @@ def test_a_missing_package_names_its_extra(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_package_is_loaded_without_its_way_to_the_network(tmp_path: Path) -> None:
-    code = "import sys; from mer_export.data.tokens.tokenizer import text_tokens; text_tokens(sys.argv[1], 'hi'); "
+    code = "import sys; from mer_export.data.tokens.tokenizer import load_tokenizer; load_tokenizer(sys.argv[1]); "
     code += "assert not {'torch', 'transformers', 'huggingface_hub', 'httpx', 'requests'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code, str(word_pieces(tmp_path))], check=True)
 
@@ -338,7 +339,7 @@ def test_a_bundle_keeps_every_file_that_decides_an_id(tmp_path: Path, alone: boo
     bundle = make_bundle(tmp_path / "bundle")
     spec = kept(bundle, source / "vocab.txt" if alone else source)
     assert spec.tokenizer == str(bundle.root / "tokenizer")
-    assert text_tokens(str(spec.tokenizer), "I am Paul", lower=False).tolist() == [2, 5, 6, 7, 3]
+    assert text_tokens(spec, "I am Paul", lower=False).tolist() == [2, 5, 6, 7, 3]
 
 
 def test_a_bundle_of_before_that_kept_a_vocabulary_alone_stays_uncased(tmp_path: Path) -> None:
@@ -348,3 +349,25 @@ def test_a_bundle_of_before_that_kept_a_vocabulary_alone_stays_uncased(tmp_path:
         change.write("tokenizer/vocab.txt", "\n".join(PIECES) + "\n")
     spec = bundle_spec(Bundle.open(bundle.root), tmp_path)
     assert load_tokenizer(str(spec.tokenizer)).encode("I am Paul").tolist() == [2, 9, 6, 8, 3]
+
+
+def test_a_bundle_that_was_written_again_is_read_with_its_new_vocabulary(tmp_path: Path) -> None:
+    """In one process, as servers do; also where the writer was killed before it had moved a file. Whoever had opened it
+    before goes on with what that was."""
+    root = make_bundle(tmp_path / "bundle").root
+    found, specs = [], []
+    for number, change in enumerate((Bundle.commit, Bundle.commit, lambda bundle: cut_short(bundle, 0))):
+        with change(Bundle.open(root)) as staged:
+            staged.write("tokenizer/vocab.txt", "\n".join([*PIECES[:5], *"xyz"[:number], *PIECES[5:]]) + "\n")
+        specs.append(bundle_spec(Bundle.open(root), tmp_path))
+        found.append(text_tokens(specs[-1], "I am Paul").tolist())
+    assert found == [[2, 9, 6, 8, 3], [2, 10, 7, 9, 3], [2, 11, 8, 10, 3]]
+    assert [text_tokens(spec, "I am Paul").tolist() for spec in specs] == found
+
+
+def test_a_tokenizer_is_opened_again_when_a_file_of_it_is_written_or_added(tmp_path: Path) -> None:
+    path = str(word_pieces(tmp_path))
+    first = load_tokenizer(path)
+    assert load_tokenizer(path) is first
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert [t.encode("I").tolist() for t in (first, load_tokenizer(path))] == [[2, 9, 3], [2, 5, 3]]

@@ -7,20 +7,26 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mer_export import registry
 from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle
 from mer_export.data.open import open_corpus
+from mer_export.data.samples import Sample
 from mer_export.data.synthetic import synthesise
 from mer_export.errors import BundleError, InputError, NotAvailableError, UsageError
+from train import prepared
 from train.config import load_preset
 from train.evaluate import evaluate, evaluate_published
 from train.fit import EVALUATION, fit
 from train.state import DIFFICULTY, METRICS, STATE, TENSORS
+from train.systems.cmerc.protocol import CmercProtocol
+from train.systems.cmerc.settings import CmercSettings
 from train.tracking import parse_trackers
 
 ROOT = Path(__file__).parents[1]
@@ -253,6 +259,42 @@ def test_a_split_that_is_missing_is_named(data: Path, tmp_path: Path):
         fit(small("train_splits=[train, dev]"), data, tmp_path / "s", quiet=True)
     with pytest.raises(UsageError, match=r"keep\.split 'dev' is not evaluated"):
         fit(small("keep.rule=best", "keep.split=dev"), data, tmp_path / "s", quiet=True)
+
+
+def test_a_split_to_measure_without_labels_is_refused_before_training(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def unlabelled(*given, **named):
+        corpus = open_corpus(*given, **named)
+        return replace(corpus, splits=corpus.splits | {"test": [replace(s, labels=None) for s in corpus.split("test")]})
+
+    monkeypatch.setattr(prepared, "open_corpus", unlabelled)
+    with pytest.raises(UsageError, match="split 'test' has no labels to measure by: leave it out of evaluate_splits"):
+        fit(small(), data, tmp_path / "u", quiet=True)
+    assert not prepared.prepare_run(small("evaluate_splits=[]"), data, draws_weights=True).measured
+
+
+def test_two_rules_for_one_learning_rate_are_refused(data: Path):
+    with pytest.raises(UsageError, match="plateau and warm_up both set the learning rate: leave one out"):
+        prepared.prepare_run(small("warm_up=0", "plateau.split=test"), data, draws_weights=True)
+
+
+@pytest.mark.parametrize("used", [["text"], ["audio", "vision"]])
+def test_an_utterance_left_over_joins_the_batch_before_it_for_batch_norm(used: list[str]):
+    system = registry.get("cmerc")
+    model = system.parse({"labels": ["a", "b"], "norm": "BN", "modalities": used})
+    protocol = CmercProtocol(CmercSettings())
+    dialogues = [Sample(str(i), {}, ("u",) * units) for i, units in enumerate((2, 3, 1))]
+
+    def sizes(size: int) -> list[int]:
+        return [len(batch) for batch in protocol.batches(dialogues, size, model)]
+
+    if used == ["text"]:
+        assert sizes(2) == [3]
+        with pytest.raises(UsageError, match=r"2 alone .* batch norm needs two: raise batch, or set model\.norm=LN"):
+            sizes(1)
+    else:
+        assert (sizes(2), sizes(1)) == ([2, 1], [1, 1, 1]), "the norm is of text alone"
 
 
 def test_diverging_training_ends_with_one_sentence(data: Path, tmp_path: Path):

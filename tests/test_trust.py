@@ -274,6 +274,31 @@ def test_a_storage_may_not_claim_more_than_its_bytes(bundle: Bundle, tmp_path: P
         torchscript_archives.check(path)
 
 
+class Copied(list[Any]):
+    """A list that counts what is copied of it."""
+
+    items = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        found = super().__getitem__(place)
+        self.items += len(found) if isinstance(place, slice) else 0
+        return found
+
+
+def test_a_tuple_of_a_table_costs_what_it_holds_and_not_what_stands_below_it() -> None:
+    tables = torchscript_archives._Tables(None, "constants")  # type: ignore[arg-type]
+    tables.stack = Copied()
+    assert tables.problem(b"\x80\x02" + b"(NNt" * 1000 + b".") is None
+    assert len(tables.stack) == 1000
+    assert tables.stack.items == 2000
+
+
+@pytest.mark.parametrize("reference", [b"X\x07\0\0\0storage(NNtX\x01\0\0\x000X\x03\0\0\0cpuK\x01", b"NNNNN"])
+def test_a_reference_to_something_else_than_a_storage_is_refused(reference: bytes) -> None:
+    tables = torchscript_archives._Tables(None, "constants")  # type: ignore[arg-type]
+    assert "not to a storage" in str(tables.problem(b"\x80\x02(" + reference + b"tQ."))
+
+
 def twice(content: bytes) -> bytes:
     """Two archives one after the other: some readers take the first directory, some the second."""
     return content + content

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from numpy.lib import format as npy
+from pyarrow import parquet
 
 from mer_export.checkpoints import read_checkpoint, weight_files
 from mer_export.data.formats.jsonl.reader import source
@@ -28,6 +30,7 @@ from mer_export.data.spec import DataSpec
 from mer_export.data.word_vectors import read_word_vectors
 from mer_export.errors import InputError, MerError
 from mer_export.overrides import apply_overrides
+from mer_export.untrusted import budget
 from mer_export.untrusted.arrays import load_array
 from mer_export.untrusted.budget import BYTES_PER_BYTE, MIB, SPARE_BYTES
 from mer_export.untrusted.hdf5 import load_hdf5
@@ -211,6 +214,7 @@ PICKLES = {
     "one array a million times": recalled(ARRAY_8KB, b"h\x64a", 1_000_000),
     "one string a million times": recalled(b"X" + struct.pack("<I", 10_000) + b"a" * 10_000, b"h\x64a", 300_000),
     "lists of ten lists of ten lists": laughing(12),
+    "a tuple of two of a tuple of two": b"\x80\x02)" + b"2\x86" * 40 + b".",
     "a list in itself": b"\x80\x02]q\x00h\x00a.",
     "a long integer as a key": b"\x80\x02}" + LONG_INTEGER + b"Ns.",
     "a long tuple as a key": b"\x80\x02}(" + b"N" * 100_000 + b"tNs.",
@@ -356,6 +360,30 @@ def test_hdf5_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
     assert "unfold to far more" in attacked((tmp_path / "made.h5").read_bytes(), tmp_path / "x.h5")
 
 
+@pytest.mark.parametrize(
+    ("values", "encoding", "fits"),
+    [
+        (["a" * 10_000] * 1024, None, False),
+        (["a" * 10_000] * 1024, "DELTA_BYTE_ARRAY", False),
+        ([["a" * 1000] * 10_000], None, False),
+        ([[7] * 100_000], None, False),
+        (["a" * 10_000] * 1024, "PLAIN", True),
+        (["a" * 10_000] * 4, None, True),
+        ([f"{i:0100}" for i in range(1024)], None, True),
+    ],
+)
+def test_parquet_that_repeats_a_value_is_held_against_what_its_rows_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[Any], encoding: str | None, fits: bool
+) -> None:
+    monkeypatch.setattr(budget, "SPARE_BYTES", 1 << 16)
+    written = {"use_dictionary": False, "column_encoding": encoding} if encoding else {}
+    parquet.write_table(pyarrow.table({"a": values}), tmp_path / "made.parquet", **written)
+    if fits:
+        assert read_table(tmp_path / "made.parquet")["a"] == values
+    else:
+        assert "unfold to far more" in attacked((tmp_path / "made.parquet").read_bytes(), tmp_path / "x.parquet")
+
+
 # What the machine knows
 
 
@@ -366,7 +394,7 @@ def test_every_opcode_of_python_is_read_or_refused_by_name(tmp_path: Path) -> No
     known = {v for n, v in vars(pickle).items() if n.isupper() and isinstance(v, bytes) and len(v) == 1}
     refused = [
         *(pickle.INST, pickle.OBJ, pickle.PERSID, pickle.EXT1, pickle.EXT2, pickle.EXT4),
-        *(pickle.NEXT_BUFFER, pickle.READONLY_BUFFER),
+        *(pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.DUP),
     ]
     assert known - set(OPCODES) == {pickle.STOP, *refused}
     for code in (*refused, pickle.NEWOBJ_EX):

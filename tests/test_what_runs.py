@@ -206,11 +206,12 @@ def test_a_dry_run_stops_where_the_run_would(mer: Mer, bundle: Path, tmp_path: P
 def test_a_dry_run_of_training_says_what_it_trains_on_and_which_encoders_are_missing(mer: Mer, tmp_path: Path) -> None:
     synthesise("emt", "mosi", tmp_path / "data", 20, seed=0)
     words = ["train", "emt", "--preset", "mosi", "--data", tmp_path / "data", "--out", tmp_path / "run", "--dry-run"]
-    planned = ok(mer, *words, "--set", "batch=5")
+    words += ["--set", "batch=2", "--set", "protocol.accumulate=2"]
+    planned = ok(mer, *words)
     items = {n: len(s) for n, s in open_corpus(tmp_path / "data").splits.items()}
     assert {n: s["items"] for n, s in planned["plan"]["splits"].items()} == items
     assert planned["plan"]["training"]["items"] == items["train"]
-    assert planned["plan"]["training"]["steps_per_epoch"] == -(-items["train"] // 5)
+    assert planned["plan"]["training"]["steps_per_epoch"] == items["train"] // 2 // 2, "one item left over joins"
     assert planned["plan"]["encoders"]["protocol.text_encoder"].startswith("missing: set it to")
     planned = ok(mer, *words, "--set", "protocol.text_encoder=random")
     assert planned["plan"]["encoders"] == {"protocol.text_encoder": "random weights"}

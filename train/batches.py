@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mer_export.contract import Contract
 from mer_export.data.samples import Sample
+from mer_export.errors import UsageError
 from mer_export.task import known_units
 from train.padding import FromSamples, Padding
 
@@ -131,6 +132,23 @@ def by_length(samples: Sequence[Sample], size: int, contract: Contract) -> list[
     full = [b for b in batches if len(b) == size]
     rest = [s for b in batches if len(b) < size for s in b]
     return [s for i in torch.randperm(len(full)).tolist() for s in full[i]] + rest
+
+
+def for_batch_norm(batches: list[list[Sample]], size: int, advice: str) -> list[list[Sample]]:
+    """Batches for a network with batch norm over units, which needs two: one left over joins the batch before it.
+
+    Raises:
+        UsageError: a unit would still be alone, as in batches of `size` 1; ends with `advice`.
+    """
+    if size > 1 and len(batches) > 1 and _is_one_unit(batches[-1]):
+        batches = [*batches[:-2], batches[-2] + batches[-1]]
+    if alone := next(filter(_is_one_unit, batches), None):
+        raise UsageError(f"{alone[0].id} alone would be a batch of one unit, and batch norm needs two: {advice}")
+    return batches
+
+
+def _is_one_unit(batch: Sequence[Sample]) -> bool:
+    return len(batch) == 1 and len(batch[0].units) == 1
 
 
 def in_batches(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:

@@ -186,6 +186,7 @@ def byte_pairs(
     from mer_export.data.open import open_file_format, sentences
     from mer_export.data.spec import DataSpec
     from mer_export.data.tokens.byte_pair_training import train_byte_pairs
+    from mer_export.untrusted.texts import decoded
     from train.config import load_preset
 
     refuse_existing(out, force)
@@ -194,7 +195,9 @@ def byte_pairs(
     data = source.is_dir() or open_file_format(source, spec)
     if not data and (preset or split or outside):
         raise UsageError(f"{source} is read as a text, line by line: leave --preset, --split and --outside out")
-    texts = sentences(source, spec, split or "train") if data else source.read_text(encoding="utf-8").splitlines()
+    texts = (
+        sentences(source, spec, split or "train") if data else decoded(source.read_bytes(), str(source)).splitlines()
+    )
     with faults.at(out):
         symbols = train_byte_pairs((t.lower() for t in texts), size, out)
     typer.echo(f"{out}: {symbols} symbols from {len(texts)} sentences")

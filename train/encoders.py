@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.errors import MerError, UsageError
 from mer_export.layers.bert.folder import Description, check_settings, find_config, read_description
+from train.accumulation import Accumulation
 
 RANDOM = "random"
 """In place of a file or folder: the encoder starts from random weights, and that is meant."""
@@ -58,6 +59,16 @@ class Settings(BaseModel):
     def beside(self) -> tuple[str, ...]:
         """Splits that training reads beside those that it trains on."""
         return ()
+
+    @property
+    def accumulation(self) -> Accumulation:
+        """When gradients are applied."""
+        return Accumulation()
+
+    @property
+    def rate_rules(self) -> dict[str, Any]:
+        """The rules of its own that set the learning rate by a `metric`, the more the better, of a `split`; by name."""
+        return {}
 
     def class_loss(self, kind: str) -> str:
         """What predictions are trained by, in words, for a task of this kind: `CROSS_ENTROPY` where it is that."""

@@ -29,14 +29,14 @@ from mer_export.metrics.table import find, main
 from mer_export.progress import SILENT, Progress, progress_unless
 from mer_export.task import Task
 from mer_export.untrusted.yaml_files import read_yaml
-from mer_export.weights import load_from_bundle, save_weights
+from mer_export.weights import save_weights
 from train.balance import Balance
 from train.config import TrainConfig, dump_config, first_difference
 from train.devices import computing, describe
 from train.encoders import RANDOM, describe_sources
 from train.evaluate import evaluate
 from train.loop import Phase, set_statistics
-from train.prepared import Prepared, prepare
+from train.prepared import Prepared, prepare_run
 from train.protocol import Before
 from train.provenance import feature_statistics, provenance
 from train.recipe import protocol_class
@@ -74,14 +74,14 @@ def fit(
         The trained bundle; `train/evaluation.json` in it holds the final metrics per split and semantics.
 
     Raises:
-        UsageError: the bundle belongs to another configuration or other data, or a split is missing.
+        UsageError: the bundle belongs to another configuration or other data, or what `prepare_run` refuses.
         InputError: data that the model cannot take.
         NotAvailableError: the package of a tracker is missing.
     """
     begun = not force and (Path(out) / MANIFEST).is_file()
     trackers = tuple(dict.fromkeys([*(["tensorboard"] if tensorboard else []), *track]))
     require_trackers(trackers)
-    prepared = prepare(config, Path(data_path), draws_weights=not begun and config.init is None)
+    prepared = prepare_run(config, Path(data_path), draws_weights=not begun and config.init is None)
     made_by = provenance(prepared.source, config.licence)
     if config.init:
         made_by["init"] = Bundle.open(config.init).manifest.weights.sha256
@@ -113,10 +113,10 @@ def preview(config: TrainConfig, data_path: Path | str, out: Path | str, force: 
     """What `fit` would do, found out by reading the data: their splits, the steps, and the encoders it starts from.
 
     Raises:
-        UsageError: a split is missing, or `out` holds what the run would not replace.
+        UsageError: what `prepare_run` refuses, or `out` holds what the run would not replace.
         InputError: data that the model cannot take.
     """
-    prepared = prepare(config, Path(data_path), draws_weights=False)
+    prepared = prepare_run(config, Path(data_path), draws_weights=False)
     there = (Path(out) / MANIFEST).is_file() and not force
     bundle, state = (
         _existing(Path(out), prepared, provenance(prepared.source, config.licence), True)
@@ -126,7 +126,7 @@ def preview(config: TrainConfig, data_path: Path | str, out: Path | str, force: 
             RunState(),
         )
     )
-    contract, task, items = prepared.contract, prepared.task, len(prepared.samples)
+    contract, task = prepared.contract, prepared.task
     for sample in prepared.samples:
         # Padding is where values are checked.
         collate([sample], contract)
@@ -136,7 +136,11 @@ def preview(config: TrainConfig, data_path: Path | str, out: Path | str, force: 
         "data": str(data_path),
         "format": prepared.source.format,
         "splits": {n: split_counts(samples, contract, task) for n, samples in prepared.corpus.splits.items()},
-        "training": {"items": items, "steps_per_epoch": math.ceil(items / config.batch), "epochs": config.epochs},
+        "training": {
+            "items": len(prepared.samples),
+            "steps_per_epoch": prepared.settings.accumulation.steps(prepared.batches),
+            "epochs": config.epochs,
+        },
         "evaluated": list(prepared.measured),
         "encoders": describe_sources(prepared.settings, prepared.model_config, bundle is None and config.init is None),
         "buckets": [b.name for b in contract.buckets],
@@ -173,8 +177,6 @@ class Run:
         seed_everything(config.seed)
         model = registry.get(config.system).build(prepared.model_config)
         set_statistics(model, prepared.unchanged)
-        if config.init and not resumed:
-            load_from_bundle(model, config.init)
         # The first process alone evaluates.
         measured = prepared.measured.values() if prepared.accelerator.is_main_process else ()
         self.phase = Phase(
@@ -187,6 +189,7 @@ class Run:
             difficulty,
             measured,
             prepared.beside,
+            None if resumed else config.init,
         )
         if resumed and bundle is not None:
             load_tensors(bundle, self.phase)

@@ -17,6 +17,7 @@ from mer_export.data.samples import Sample, readable
 from mer_export.errors import InputError, MerError, UsageError
 from mer_export.layers.recurrent import in_one_piece
 from mer_export.task import Task
+from mer_export.weights import load_from_bundle
 from train.batches import by_length, feed
 from train.config import TrainConfig
 from train.dropout import draw_fast
@@ -28,7 +29,7 @@ from train.recipe import protocol_class
 from train.recurrent import pack_steps
 from train.seeds import seed_everything
 from train.updates import plateau_schedule
-from train.warm_up import WarmUp
+from train.warm_up import WarmUp, rates_kept
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,18 +61,19 @@ class Phase:
         self,
         config: TrainConfig,
         settings: Any,
-        model: nn.Module,
+        model: Any,
         contract: Contract,
         samples: Sequence[Sample],
         accelerator: Accelerator,
         difficulty: Mapping[str, float] | None = None,
         measured: Iterable[Sequence[Sample]] = (),
         beside: Mapping[str, Sequence[Sample]] | None = None,
+        start: str | None = None,
     ):
         """`settings` is the checked `protocol:` section; `model` is trained in place.
 
         `measured` are the splits that are evaluated, which may be kept on the device beside `samples`; `beside` those
-        that the settings ask for.
+        that the settings ask for; `start` is a bundle whose weights it starts from, those of encoders included.
         """
         self.config = config
         self.contract = contract
@@ -89,6 +91,9 @@ class Phase:
         if accelerator.device.type == "cpu" and accelerator.mixed_precision == "no" and not config.compile:
             pack_steps(model)
         module = self.protocol.prepare(model, samples, accelerator.device)
+        if start is not None:
+            # Over the encoders that the protocol has loaded.
+            load_from_bundle(model, start)
         self.protocol.balance(config.balance, samples, model, accelerator.device)
         # Device and autocast alone: `processes` averages the gradients, in place of a wrapper around the module.
         module = accelerator.prepare_model(module, evaluation_mode=True)
@@ -102,11 +107,11 @@ class Phase:
         self.updates.optimizer = self.optimizer
         self.schedule = plateau_schedule(config, self.optimizer)
         self.warm_up: WarmUp | None = None
-        batches = -(-len(self.protocol.batches(samples, config.batch)) // accelerator.num_processes)
-        self.steps_per_epoch = batches // self.updates.every
+        batches = self.protocol.batches_each(samples, config.batch, model.config, accelerator.num_processes)
+        accumulation = self.updates.accumulation
+        self.steps_per_epoch = accumulation.steps(batches)
         if config.warm_up is not None:
-            steps = config.epochs * batches / self.updates.every
-            self.warm_up = WarmUp(self.optimizer, steps, config.warm_up)
+            self.warm_up = WarmUp(self.optimizer, accumulation.planned(config.epochs * batches), config.warm_up)
         self.average: AveragedModel | None = None
         if config.average is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.average))
@@ -134,10 +139,11 @@ class Phase:
         self.processes.start_alike(self.model.buffers())
         self.protocol.begin_epoch(self.model, number)
         self.module.train()
-        others = self.protocol.auxiliary_pass(self.model, self._auxiliary(number))
+        with rates_kept(self.optimizer):
+            others = self.protocol.auxiliary_pass(self.model, self._auxiliary(number))
         if self.warm_up is not None:
             self.warm_up.at(number * self.steps_per_epoch)
-        groups = self.processes.own(self.protocol.batches(chosen, self.config.batch))
+        groups = self.processes.own(self.protocol.batches(chosen, self.config.batch, self.model.config))
         batches = feed(groups, partial(self.protocol.collate, contract=self.contract), self.accelerator.device)
         history = [self._step(index, batch) for index, batch in enumerate(batches)]
         means = self._means(history, others)
@@ -180,8 +186,8 @@ class Phase:
             if self.config.clip is not None:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip)
         stepped = self.updates.after(index)
-        if self.warm_up is not None and stepped:
-            self.warm_up.next()
+        if self.warm_up is not None:
+            self.warm_up.next(stepped)
         if self.average is not None and stepped:
             self.average.update_parameters(self.model)
         return {name: part.detach() for name, part in parts.items()}

@@ -23,6 +23,8 @@ from train.recipe import protocol_class, recipe
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from train.protocol import Protocol
+
 log = logging.getLogger("mer")
 
 
@@ -55,16 +57,45 @@ class Prepared:
         return {n: readable(labelled(self.corpus, [n], self.task), self.contract) for n in named}
 
     @property
+    def batches(self) -> int:
+        """How many batches of an epoch over all training items each process has."""
+        protocol: Protocol = protocol_class(self.config.system)(self.settings)
+        protocol.beside = self.beside
+        return protocol.batches_each(self.samples, self.config.batch, self.model_config, self.accelerator.num_processes)
+
+    @property
     def measured(self) -> dict[str, list[Sample]]:
-        """The labelled splits that are evaluated."""
+        """The splits that are evaluated."""
         return {n: self.corpus.splits[n] for n in self.config.evaluate_splits if n in self.corpus.splits}
+
+
+def prepare_run(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
+    """As `prepare`, of a configuration that is to be trained.
+
+    Raises:
+        UsageError: two settings contradict each other, a split that is named is not evaluated, one that is evaluated
+            has no labels, or an epoch ends before its first step.
+        InputError, NotAvailableError: as `prepare` does.
+    """
+    prepared = prepare(config, data, draws_weights)
+    _check_rules(prepared)
+    for name in prepared.measured:
+        if not readable(labelled(prepared.corpus, [name], prepared.task), prepared.contract):
+            raise UsageError(f"split {name!r} has no labels to measure by: leave it out of evaluate_splits")
+    batches, accumulation = prepared.batches, prepared.settings.accumulation
+    if not accumulation.steps(batches):
+        raise UsageError(
+            f"an epoch has fewer batches ({batches}) than make a step (protocol.accumulate={accumulation.every}): "
+            "lower protocol.accumulate or batch"
+        )
+    return prepared
 
 
 def prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
     """Reads the data and holds the configuration against them.
 
     Raises:
-        UsageError: an encoder is missing, the training split is empty, or a split that is named is not evaluated.
+        UsageError: an encoder is missing, or the training split is empty.
         InputError: data that the model cannot take.
         NotAvailableError: no such device.
     """
@@ -82,11 +113,6 @@ def prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
     _say_unread(source, contract, task)
     if not samples:
         raise UsageError(f"{data}: no labelled item in the training split {list(config.train_splits)}")
-    chosen = config.keep.rule == "best" or config.keep.patience is not None
-    if chosen and config.keep.split not in {*corpus.splits} & {*config.evaluate_splits}:
-        raise UsageError(f"keep.split {config.keep.split!r} is not evaluated: there are {list(corpus.splits)}")
-    if config.plateau is not None and config.plateau.split not in {*corpus.splits} & {*config.evaluate_splits}:
-        raise UsageError(f"plateau.split {config.plateau.split!r} is not evaluated: there are {list(corpus.splits)}")
     vectors = vectors_of(config.data, (data if data.is_dir() else data.parent, Path()))
     return Prepared(
         config=config,
@@ -100,6 +126,23 @@ def prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
         data=data,
         accelerator=make_accelerator(config),
     )
+
+
+def _check_rules(prepared: Prepared) -> None:
+    """Holds the rules that follow a measured split against what is measured, and against each other."""
+    config, of_system = prepared.config, prepared.settings.rate_rules
+    rates = {"plateau": config.plateau, "warm_up": config.warm_up, **of_system}
+    given = [name for name, rule in rates.items() if rule is not None]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} both set the learning rate: leave one out")
+    keep = config.keep if config.keep.rule == "best" or config.keep.patience is not None else None
+    for name, rule in {"keep": keep, "plateau": config.plateau, **of_system}.items():
+        if rule is not None and rule.split not in prepared.measured:
+            raise UsageError(f"{name}.split {rule.split!r} is not evaluated: there are {list(prepared.corpus.splits)}")
+    rising = [m.name for m in prepared.task.family.metrics if m.better == "higher"]
+    for name, rule in of_system.items():
+        if rule.metric.partition("/")[0] not in rising:
+            raise UsageError(f"{name}.metric {rule.metric!r} is no metric of which more is better, there are {rising}")
 
 
 def _say_unread(corpus: Corpus, contract: Contract, task: Task) -> None:

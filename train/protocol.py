@@ -118,9 +118,13 @@ class Protocol(ABC):
         """The items of one epoch in their order."""
         return [samples[i] for i in torch.randperm(len(samples)).tolist()]
 
-    def batches(self, samples: Sequence[Sample], size: int) -> list[list[Sample]]:
-        """Consecutive batches."""
+    def batches(self, samples: Sequence[Sample], size: int, model: Any) -> list[list[Sample]]:
+        """Consecutive batches; `model` is the checked `model:` section."""
         return list(in_batches(samples, size))
+
+    def batches_each(self, samples: Sequence[Sample], size: int, model: Any, processes: int) -> int:
+        """How many batches of an epoch over these samples each process has."""
+        return -(-len(self.batches(samples, size, model)) // processes)
 
     def given_batches(self) -> str | None:
         """The setting by which it matters what stands in a batch together, in words; None where there is none."""

@@ -6,16 +6,16 @@ One step per batch, or the authors' ways of accumulating.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from train.accumulation import Accumulation
 from train.adamw import AdamW
 from train.config import TrainConfig
 
-Rule = Literal["last", "each"]
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": AdamW,
@@ -42,38 +42,31 @@ def plateau_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer) -> R
 
 
 class Updates:
-    """Gradients of `every` consecutive batches of an epoch add up (they are not averaged).
-
-    With rule `last` the sum is applied once, after the last batch of a group; batches left over at the end of an epoch
-    are never applied (EMT-DLFR). With `each` the running sum is applied after every batch, and once more after the last
-    one of a group (TFR-Net and MulT in that repository).
-    """
+    """Clears, clips and applies gradients between the batches of an epoch."""
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        every: int = 1,
-        rule: Rule = "last",
+        accumulation: Accumulation = Accumulation(),
         clip_value: float | None = None,
     ):
         """`clip_value` bounds every single gradient value before each step."""
-        self.optimizer, self.every, self.rule, self.clip_value = optimizer, every, rule, clip_value
+        self.optimizer, self.accumulation, self.clip_value = optimizer, accumulation, clip_value
 
     def before(self, batch: int) -> None:
         """To call before the backward pass of batch number `batch` (from 0) of an epoch."""
-        if batch % self.every == 0:
+        if batch % self.accumulation.every == 0:
             self.optimizer.zero_grad()
 
     def applies(self, batch: int) -> bool:
         """Whether the gradients after batch number `batch` are applied at once."""
-        return self.rule == "each" or (batch + 1) % self.every == 0
+        return self.accumulation.after(batch) > 0
 
     def after(self, batch: int) -> int:
         """To call after the backward pass; returns how many optimiser steps were taken."""
         if self.clip_value is not None and self.applies(batch):
             torch.nn.utils.clip_grad_value_(self._parameters(), self.clip_value)
-        full = (batch + 1) % self.every == 0
-        steps = int(full) + int(self.rule == "each")
+        steps = self.accumulation.after(batch)
         for _ in range(steps):
             self.optimizer.step()
         return steps

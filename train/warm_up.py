@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -32,6 +33,17 @@ class WarmUp:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.factor(step)
 
-    def next(self) -> None:
-        """To call after a step."""
-        self.at(self.step + 1)
+    def next(self, steps: int = 1) -> None:
+        """To call after so many steps."""
+        self.at(self.step + steps)
+
+
+@contextmanager
+def rates_kept(optimizer: Any) -> Iterator[None]:
+    """Inside, a pass sets rates of its own; those of before come back."""
+    before = [group["lr"] for group in optimizer.param_groups]
+    try:
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, before, strict=True):
+            group["lr"] = rate

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from mer_export import faults
@@ -25,9 +24,7 @@ from mer_export.bundle.manifest import (
     read_manifest,
 )
 from mer_export.errors import BundleError, UsageError
-
-Signature = tuple[int, int, int]
-"""Which file, its size and when it was written: equal as long as nobody wrote it."""
+from mer_export.untrusted.file_state import State, state_of
 
 
 class Bundle:
@@ -41,7 +38,7 @@ class Bundle:
         self.root = root
         self.manifest = manifest
         self.trust = trust
-        self._checked: dict[str, Signature] = {}
+        self._checked: dict[str, State] = {}
         self._reads: dict[tuple[str, str | None], list[str]] = {}
         """What files read beside themselves, by SHA-256 and format."""
         self._staged: frozenset[str] | None = None
@@ -115,12 +112,38 @@ class Bundle:
         with holds.reading(self.root):
             path = self._located(name)
             found = plain(path)
-            if found is not None and self._checked.get(name) == _signature(found):
+            if found is not None and self._checked.get(name) == state_of(found):
                 return path
             if found is None or sha256(path) != entry.sha256:
                 raise self._changed(name)
-            self._checked[name] = _signature(found)
+            self._checked[name] = state_of(found)
         return path
+
+    def folder(self, name: str) -> Path:
+        """Where the listed files of a folder lie: in its place, or after a writer that was killed still staged for it.
+
+        They are not verified (see `path`), and whoever reads a folder takes what is there.
+
+        Raises:
+            BundleError: that writer had moved some of them already or not yet removed what they replace, or there is a
+                link among them.
+        """
+        with holds.reading(self.root):
+            own = [self._located(n) for n in self.manifest.files if n.startswith(f"{name}/")]
+            found = (self.root / STAGING if self._staged_alike(own, name) else self.root) / name
+            refuse_links(found)
+            if self.pending and not set(plain_files(found)) <= set(own):
+                raise self._cut_short(name)
+        return found
+
+    def verified_folder(self, name: str) -> Path:
+        """The same after all its listed files were verified; raises as `folder` and `path`."""
+        with holds.reading(self.root):
+            found = self.folder(name)
+            for file in self.manifest.files:
+                if file.startswith(f"{name}/"):
+                    self.path(file)
+        return found
 
     def variant_files(self, variant: Variant) -> Path:
         """The model file of a variant, after it, its own directory and every data file it reads were verified.
@@ -151,15 +174,24 @@ class Bundle:
             if known not in self._reads:
                 self._reads[known] = read_data_files(paths[name], form)
             for data in self._reads[known]:
-                beside = str(PurePosixPath(name).with_name(data)) if PurePosixPath(data).name == data else data
+                beside = str(PurePosixPath(name).parent / data)
                 if beside not in self.manifest.files:
                     raise BundleError(
                         f"{self.root}: {name} reads {data!r}, which is not a file of this bundle beside it"
                     )
                 paths[beside] = self.path(beside)
-        if len({(self.root / STAGING) in p.parents for p in paths.values()}) > 1:
-            raise BundleError(f"{self.root}: a change of {variant.name} was cut short: any command that writes ends it")
+        self._staged_alike(paths.values(), variant.name)
         return paths
+
+    def _staged_alike(self, paths: Iterable[Path], what: str) -> bool:
+        """Whether files that belong together are staged; raises BundleError where some are and others are not."""
+        states = {(self.root / STAGING) in p.parents for p in paths}
+        if len(states) > 1:
+            raise self._cut_short(what)
+        return True in states
+
+    def _cut_short(self, what: str) -> BundleError:
+        return BundleError(f"{self.root}: a change of {what} was cut short: any command that writes ends it")
 
     def verify(self) -> int:
         """Checks the bundle as it stands now: every checksum, what each variant reads, that there is no link.
@@ -280,10 +312,6 @@ def _state(root: Path) -> tuple[Manifest, frozenset[str] | None]:
     if plain(root / MANIFEST) is None:
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}")
     return read_manifest(root / MANIFEST), None
-
-
-def _signature(found: os.stat_result) -> Signature:
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _only_leftovers(root: Path) -> bool:

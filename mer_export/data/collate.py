@@ -58,9 +58,10 @@ def collate(
         elif not spec.batched:
             _share(out, spec, contract)
         else:
-            for row, sample in enumerate(samples):
-                if spec.name in sample.inputs:
-                    _place(out[row], sample.inputs[spec.name], spec, sample.id, contract)
+            with np.errstate(over="ignore"):  # it is refused
+                for row, sample in enumerate(samples):
+                    if spec.name in sample.inputs:
+                        _place(out[row], sample.inputs[spec.name], spec, sample.id, contract)
             if _suspicious(out, spec):
                 _refuse_values(samples, spec)
         arrays[spec.name] = out
@@ -100,14 +101,23 @@ def _refuse_values(samples: Sequence[Sample], spec: TensorSpec) -> None:
         if spec.name not in sample.inputs:
             continue
         values = np.asarray(sample.inputs[spec.name])
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            where = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
-            raise InputError(f"{sample.id}: {spec.name} holds {values[where]} at {where}: repair or drop the modality")
+        if values.dtype.kind == "f":
+            finite = np.isfinite(_as_input(values, spec))
+            if not finite.all():
+                where = tuple(int(i) for i in np.argwhere(~finite)[0])
+                said = f"{sample.id}: {spec.name} holds {values[where]} at {where}"
+                raise InputError(f"{said}: repair or drop the modality")
         if spec.below is not None and values.size and not 0 <= values.min() <= values.max() < spec.below:
             raise InputError(
                 f"{sample.id}: {spec.name} goes from {values.min()} to {values.max()}, the model knows "
                 f"0..{spec.below - 1}"
             )
+
+
+def _as_input(values: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """Numbers as the model gets them: one of float64 may be too large for it."""
+    with np.errstate(over="ignore"):
+        return values.astype(spec.dtype, copy=False) if np.dtype(spec.dtype).kind == "f" else values
 
 
 def _where(dim: int | str, size: int, contract: Contract) -> slice:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from mer_export.data.dialogues import USUAL_ORDER
@@ -271,19 +270,17 @@ class Found:
 def _arrays(file: Path, rows: int, splits: list[str]) -> Iterator[Found]:
     """The arrays of a file whose names say what they are."""
     try:
-        check_arrays(file)
-        with np.load(file, allow_pickle=False) as opened:
-            arrays = dict(opened.items()) if file.suffix == ".npz" else {"": opened}
-    except (MerError, OSError, ValueError):
+        arrays = check_arrays(file)
+    except MerError:
         return
     name = file.name.replace(splits[0], "{split}") if splits else file.name
-    for key, array in arrays.items():
+    for key, (shape, dtype) in arrays.items():
         modality = _modality(key) or _modality(file.stem)
-        if modality is None or array.ndim not in (2, 3) or array.dtype.kind not in "fiu":
+        if modality is None or len(shape) not in (2, 3) or dtype.kind not in "fiu":
             continue
         source = {"file": name, **({"array": key} if key else {})}
-        ends = next((k for k, a in arrays.items() if a.ndim == 1 and len(a) == rows + 1 and k.startswith(key)), None)
-        if len(array) == rows:
-            yield Found(modality, source, array.shape[-1], array.ndim == 3)
-        elif ends is not None and array.ndim == 2:
-            yield Found(modality, source | {"offsets": ends}, array.shape[-1], True)
+        ends = next((k for k, a in arrays.items() if a.shape == (rows + 1,) and k.startswith(key)), None)
+        if shape[0] == rows:
+            yield Found(modality, source, shape[-1], len(shape) == 3)
+        elif ends is not None and len(shape) == 2:
+            yield Found(modality, source | {"offsets": ends}, shape[-1], True)

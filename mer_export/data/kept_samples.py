@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
 from mer_export.kept import Kept
 
-FORM = 2
+FORM = 3
 """Of the files; another one is another name."""
 LEAST, MOST = 16 << 20, 1 << 30
 """Bytes of the read files from which on keeping pays, and the most that is kept of one."""
@@ -97,10 +98,17 @@ def _name(
     found: Format, spec: DataSpec, labels: Sequence[str] | None, split: str | None, states: list[tuple[Any, ...]]
 ) -> str:
     """The name that such samples are kept under."""
-    code = Path(found.load().__file__ or "").read_bytes()
     said = spec.model_dump(mode="json"), None if labels is None else list(labels), split, states
-    decisive = [FORM, mer_export.__version__, hashlib.sha256(code).hexdigest(), found.name, *said]
+    decisive = [FORM, mer_export.__version__, _code(str(found.load().__file__)), found.name, *said]
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+@cache
+def _code(reader: str) -> str:
+    """SHA-256 of the code that decides what is read: of a reader's package, and of what takes bytes from strangers."""
+    folders = Path(reader).parent, Path(mer_export.__file__).parent / "untrusted"
+    files = (f for folder in folders for f in sorted(folder.glob("*.py")))
+    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
 
 
 def _plain(sample: Sample) -> bool:
@@ -121,7 +129,11 @@ def packed(samples: Sequence[Sample]) -> list[bytes | memoryview]:
         return [array.dtype.str, list(array.shape), begin]
 
     rows = (
-        [s.id, s.units, s.split, {n: place(a) for n, a in s.inputs.items()}, s.labels is not None and place(s.labels)]
+        [
+            *(s.id, s.units, s.split, s.group),
+            {n: place(a) for n, a in s.inputs.items()},
+            s.labels is not None and place(s.labels),
+        ]
         for s in samples
     )
     table = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
@@ -142,7 +154,7 @@ def unpacked(content: bytes) -> Iterator[Sample]:
 
     begin = LENGTH
     while (end := content.find(b"\n", begin, start)) >= 0:
-        name, units, split, inputs, labels = json.loads(content[begin:end])
+        name, units, split, group, inputs, labels = json.loads(content[begin:end])
         arrays = {n: array(a) for n, a in inputs.items()}
-        yield Sample(name, arrays, tuple(units), array(labels) if labels else None, split)
+        yield Sample(name, arrays, tuple(units), array(labels) if labels else None, split, group)
         begin = end + 1

@@ -18,6 +18,7 @@ from mer_export.data.labels import LabelReader, said_labels
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.shapes.shape import find_shape
 from mer_export.data.spec import DataSpec, Extractor
+from mer_export.data.tokens.tokenizer import bound
 from mer_export.errors import InputError, UsageError
 from mer_export.marks import Marks
 
@@ -118,7 +119,7 @@ class OpenData:
 
     def __init__(self, source: Source, path: Path | str, format: str, labels: Sequence[str] | None = None):
         self.source, self.path, self.format = source, Path(path), format
-        self.spec = source.spec
+        self.spec = bound(source.spec)
         names = self.spec.label_columns or self.spec.label_names
         values = () if labels or names else said_labels(u for d in source.dialogues() for u in d.utterances)
         self.labels = LabelReader(str(path), labels, names, values)

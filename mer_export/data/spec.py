@@ -22,6 +22,7 @@ from pydantic_core import PydanticUndefined
 from mer_export.contract import Contract
 from mer_export.errors import InputError
 from mer_export.registry import first_problem
+from mer_export.untrusted.file_state import States
 from mer_export.untrusted.places import Allowed, Reach
 from mer_export.untrusted.tables import UTF8
 
@@ -273,6 +274,7 @@ class DataSpec(Section):
     """What made the features, by input: a name, or a name and the SHA-256 of its weights."""
     _allowed: Allowed = PrivateAttr(default_factory=Allowed)
     _known: int | None = PrivateAttr(default=None)
+    _bound: tuple[str | None, States | None] = PrivateAttr(default=(None, None))
     # Private, as no file may say where paths lead, nor what the model is.
 
     @model_validator(mode="before")
@@ -351,9 +353,21 @@ class DataSpec(Section):
         return found
 
     def beside(self, other: DataSpec) -> DataSpec:
-        """The same, with what no file says of `other`: where paths may lead, and what its model knows."""
+        """The same, with what no file says of `other`: where paths may lead, what its model knows, its tokenizer."""
         found = self.allowing(other._allowed)
-        found._known = other._known
+        found._known, found._bound = other._known, other._bound
+        return found
+
+    @property
+    def tokenizer_state(self) -> States | None:
+        """That of the files of the tokenizer where it was bound to them (see `tokens.tokenizer.bound`)."""
+        path, state = self._bound
+        return state if path == self.tokenizer else None
+
+    def with_tokenizer(self, state: States) -> DataSpec:
+        """The same, bound to the files of its tokenizer in this state."""
+        found = self.model_copy()
+        found._bound = self.tokenizer, state
         return found
 
     def reach(self, data: Path) -> Reach:

@@ -172,5 +172,5 @@ def attached(bundle: Bundle) -> dict[str, list[Encoder]]:
         for place in places:
             # Its manifest is a file of the bundle: what that says of it holds, and it of its own files.
             bundle.path(f"{place}/{MANIFEST}")
-        found[name] = [Encoder.open(bundle.root / place, bundle.trust) for place in places]
+        found[name] = [Encoder.open(bundle.folder(place), bundle.trust) for place in places]
     return found

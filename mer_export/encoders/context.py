@@ -40,7 +40,8 @@ def with_kept(spec: DataSpec, bundle: Bundle) -> DataSpec:
     for part, place in PLACES.items():
         if f"{place}/{MANIFEST}" in bundle.manifest.files:
             # Its manifest is a file of the bundle: what that says of it holds, and it of its own files.
-            kept[part] = str(bundle.path(f"{place}/{MANIFEST}").parent)
+            bundle.path(f"{place}/{MANIFEST}")
+            kept[part] = str(bundle.folder(place))
         elif any(n.startswith(f"{EARLIER[part]}/") for n in bundle.manifest.files):
             kept[part] = str(bundle.root / EARLIER[part])
     return spec.model_copy(update={"context": spec.context.model_copy(update=kept)})

@@ -14,6 +14,7 @@ from mer_export import __version__, registry
 from mer_export.bundle import Bundle, Manifest
 from mer_export.data.samples import Sample
 from mer_export.data.spec import Extractor
+from mer_export.data.tokens.speech_dictionary import SpeechDictionary
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.encoders.config import EncoderConfig
 from mer_export.encoders.inputs import SoundInput, TextInput
@@ -67,18 +68,21 @@ class Encoder:
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """The tokenizer of a text encoder, its files verified."""
-        for name in self.bundle.manifest.files:
-            if name.startswith(f"{TOKENIZER}/"):
-                self.bundle.path(name)
-        return TextTokenizer.load(self.bundle.root / TOKENIZER)
+        return TextTokenizer.load(self.bundle.verified_folder(TOKENIZER))
+
+    @cached_property
+    def dictionary(self) -> SpeechDictionary:
+        """The dictionary of a speech tokenizer, verified; raises UsageError where an encoder has none."""
+        if DICTIONARY not in self.bundle.manifest.files:
+            raise UsageError(
+                f"{self.bundle.root} is no speech tokenizer: make one with mer encoder CHECKPOINT --dictionary dict.txt"
+            )
+        return SpeechDictionary.load(self.bundle.path(DICTIONARY))
 
     @cached_property
     def detector(self) -> FaceDetector:
         """What finds the faces that an encoder of them reads, its files verified."""
-        for name in self.bundle.manifest.files:
-            if name.startswith(f"{FACES}/"):
-                self.bundle.path(name)
-        return FaceDetector.load(self.bundle.root / FACES)
+        return FaceDetector.load(self.bundle.verified_folder(FACES))
 
     def samples(self, raw: Any, name: str = "0") -> list[Sample]:
         """One raw thing as what the network reads: one sample, or one for each window of a long sound.

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mer_export.bundle.manifest import MANIFEST
+from mer_export.bundle.manifest import JOURNAL, MANIFEST
 from mer_export.data.media.sound import read_sound
-from mer_export.data.tokens.speech_dictionary import SpeechDictionary
-from mer_export.encoders.encoder import DICTIONARY
 from mer_export.errors import InputError, UsageError
 from mer_export.registry import resolve
+from mer_export.untrusted.file_state import States, states
 
 OPEN = "runtimes.encode:open_encoder"
 OLD = "model.onnx"
@@ -33,7 +32,7 @@ def sentence_vectors(folder: str, sentences: Sequence[str]) -> np.ndarray:
         UsageError: an encoder of something else, or one that gives sequences.
         BundleError: no encoder, or a damaged one.
     """
-    encoding = _opened(folder, os.getpid())
+    encoding = _encoding(folder)
     encoder = encoding.encoder
     if encoder.input.kind != "text" or encoder.sequence or encoder.config.vectors > 1:
         raise UsageError(f"{folder} gives no sentence vectors: make it of a text encoder with mer encoder --pooling")
@@ -47,8 +46,8 @@ def speech_tokens(folder: str, recording: Path, start: float | None = None, end:
     Channels are averaged and resampled. Raises as `sentence_vectors`, and InputError for sound that is too short or
     longer than the tokenizer's window.
     """
-    encoding = _opened(folder, os.getpid())
-    words = _dictionary(folder)
+    encoding = _encoding(folder)
+    words = encoding.encoder.dictionary
     sound = read_sound(recording, start, end)
     try:
         (indices,) = encoding.encode([sound.mono(encoding.encoder.input.rate)])
@@ -57,18 +56,14 @@ def speech_tokens(folder: str, recording: Path, start: float | None = None, end:
     return words.encode(indices.astype(np.int64))
 
 
+def _encoding(folder: str) -> Any:
+    """An `Encoding`, opened once as long as nobody writes its folder: every change replaces its manifest last."""
+    return _opened(folder, os.getpid(), states(Path(folder) / n for n in (MANIFEST, JOURNAL)))
+
+
 @lru_cache(maxsize=4)
-def _opened(folder: str, process: int) -> Any:
-    """An `Encoding`; each process has its own, as its threads stay with it."""
+def _opened(folder: str, process: int, _changes: States) -> Any:
+    """Each process has its own, as its threads stay with it."""
     if not (Path(folder) / MANIFEST).exists() and (Path(folder) / OLD).exists():
         raise InputError(f"{folder} was made by an earlier version: make it again with mer encoder")
     return resolve(OPEN)(folder)
-
-
-@cache
-def _dictionary(folder: str) -> SpeechDictionary:
-    """The dictionary of a speech tokenizer; raises UsageError where an encoder has none."""
-    bundle = _opened(folder, os.getpid()).encoder.bundle
-    if DICTIONARY not in bundle.manifest.files:
-        raise UsageError(f"{folder} is no speech tokenizer: make one with mer encoder CHECKPOINT --dictionary dict.txt")
-    return SpeechDictionary.load(bundle.path(DICTIONARY))

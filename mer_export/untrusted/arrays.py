@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.lib import format as npy
@@ -38,6 +38,20 @@ def load_array(path: Path, name: str | None = None) -> np.ndarray:
         if name not in names:
             raise InputError(f"{path} has no array {name!r}, there are {names}")
         return content[name]
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz file by name; raises InputError."""
+    check_arrays(path)
+    with _told(path), open(path, "rb") as stream, np.load(stream, allow_pickle=False) as content:
+        return dict(content)
+
+
+class Shaped(NamedTuple):
+    """What an array says of itself."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 class Steps(Protocol):
@@ -106,7 +120,7 @@ def open_array(path: Path, name: str | None = None) -> Steps:
             stream.seek(0)
             shape, by_columns, dtype = _header(stream)
             begin = stream.tell()
-    if not begin or by_columns or not shape or not dtype.itemsize:
+    if not begin or by_columns or not shape or 0 in shape[1:] or not dtype.itemsize:
         return load_array(path, name)
     return FileArray(path, begin, shape, dtype)
 
@@ -135,22 +149,26 @@ def _member(stream: IO[bytes], path: Path, name: str | None) -> tuple[int, tuple
         return begin, shape, by_columns, dtype
 
 
-def check_arrays(path: Path) -> None:
-    """Raises InputError where an npy or npz file claims more than it has, or is another kind of file by mistake.
+def check_arrays(path: Path) -> dict[str, Shaped]:
+    """Shape and dtype of the arrays of an npz file by name, or of the one of an npy file under an empty name.
 
-    Damage that numpy names itself is left to it.
+    Damage of their contents is left to numpy.
+
+    Raises:
+        InputError: it claims more than it has, or is another kind of file by mistake.
     """
     refuse_impostor(path)
     budget = Budget.of(path)
     with _told(path), path.open("rb") as stream:
-        if stream.read(len(ZIP)) == ZIP:
-            with zipfile.ZipFile(stream) as archive:
-                for entry in archive.infolist():
-                    with archive.open(entry) as member:
-                        _check(member, entry.file_size, budget)
-        else:
+        if stream.read(len(ZIP)) != ZIP:
             stream.seek(0)
-            _check(stream, budget.size, budget)
+            return {"": _check(stream, budget.size, budget)}
+        found = {}
+        with zipfile.ZipFile(stream) as archive:
+            for entry in archive.infolist():
+                with archive.open(entry) as member:
+                    found[entry.filename.removesuffix(".npy")] = _check(member, entry.file_size, budget)
+        return found
 
 
 @contextmanager
@@ -166,7 +184,7 @@ def _told(path: Path) -> Iterator[None]:
         raise InputError(f"{path} is not a readable array file: {' '.join(str(error).split())[:120]}") from None
 
 
-def _check(stream: IO[bytes], size: int, budget: Budget) -> None:
+def _check(stream: IO[bytes], size: int, budget: Budget) -> Shaped:
     """One array of `size` bytes with its header."""
     shape, _, dtype = _header(stream)
     if dtype.hasobject:
@@ -177,6 +195,7 @@ def _check(stream: IO[bytes], size: int, budget: Budget) -> None:
         raise InputError(
             f"{budget.name} was not read: an array of shape {shape} takes {claimed} bytes, the file has {held} for it"
         )
+    return Shaped(shape, dtype)
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

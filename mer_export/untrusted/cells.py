@@ -9,6 +9,13 @@ from typing import Any, overload
 
 TOGETHER = 1024
 """Texts that are kept as one."""
+MOST_DIGITS = 18
+"""Of a number that counts something; Python itself refuses to read thousands of them."""
+
+
+def whole_number(text: str) -> int | None:
+    """The number that decimal digits say; None for anything else."""
+    return int(text) if len(text) <= MOST_DIGITS and text.isdecimal() else None
 
 
 class Cells(Sequence[str]):

@@ -99,10 +99,6 @@ class Machine:
         self._popped()
         return at
 
-    def _dup(self, at: int) -> int:
-        self.stack.append(self.stack[-1])
-        return at
-
     def _protocol(self, at: int) -> int:
         if self.data[at] not in PROTOCOLS:
             raise ValueError(f"protocol {self.data[at]}")
@@ -350,7 +346,6 @@ OPCODES = {
     pickle.MARK: "_mark",
     pickle.POP: "_pop",
     pickle.POP_MARK: "_pop_mark",
-    pickle.DUP: "_dup",
     pickle.NONE: "_none",
     pickle.NEWTRUE: "_true",
     pickle.NEWFALSE: "_false",
@@ -405,4 +400,7 @@ OPCODES = {
     pickle.BUILD: "_build",
     pickle.BINPERSID: "_reference",
 }
-"""The step of each admitted opcode: it is told the place behind the opcode, and tells where to go on."""
+"""The step of each admitted opcode: it is told the place behind the opcode, and tells where to go on.
+
+No pickler writes DUP. What a pickle says in two places it gets from the memo, so that one step counts what is shared.
+"""

@@ -28,8 +28,11 @@ class Memo:
         # What was asked for, or does not come in order.
         self._values: dict[int, Any] = {}
         self._places, self._objects = array("Q"), list[Any]()
-        self._firsts, self._begins, self._kinds, self._kept = array("Q"), array("Q"), array("q"), list[Any]()
         self._known: dict[Hashable, int] = {}
+        self._without_rows()
+
+    def _without_rows(self) -> None:
+        self._firsts, self._begins, self._kinds, self._kept = array("Q"), array("Q"), array("q"), list[Any]()
 
     def __len__(self) -> int:
         return self._count
@@ -55,6 +58,7 @@ class Memo:
         self.replaced += 1
         for number in range(len(self._firsts)):
             self._unfolded(number)
+        self._without_rows()
         self._count += self.get(place) is None and place not in self._values
         self._values[place] = value
 

@@ -70,9 +70,9 @@ def _names(view: memoryview, start: int, end: int, message: str, depth: int) -> 
 
 
 def _locations(view: memoryview, start: int, end: int) -> list[bytes]:
-    """All values of an entry that names a location, however often it says so."""
+    """All values of an entry that names a location, however often it says so; without any it is the empty one."""
     found = [(number, bytes(view[first:last])) for number, first, last in _fields(view, start, end)]
-    return [text for number, text in found if number == VALUE] if (KEY, b"location") in found else []
+    return [text for number, text in found if number == VALUE] or [b""] if (KEY, b"location") in found else []
 
 
 def _fields(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int]]:

@@ -11,10 +11,11 @@ from contextlib import closing, contextmanager
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from mer_export.errors import InputError
 from mer_export.untrusted.cells import TOGETHER, Cells
+from mer_export.untrusted.file_state import State, state_of, states
 from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.parquet import open_parquet
 
@@ -111,7 +112,7 @@ class TextTable:
 
     def __init__(self, path: Path, encoding: str, separator: str | None):
         self.path, self.encoding = path, encoding
-        self._state: tuple[int, ...] | None = None
+        self._state: State | None = None
         with self.told():
             self.codec, self._whole = _codec(encoding), None
             if self.codec is None:
@@ -125,9 +126,7 @@ class TextTable:
                 names = next(csv.reader(chain([first], decoded), delimiter=self.separator), [])
                 header = [name.strip() for name in names]
                 self.begin = lines.place
-        if len(set(header)) != len(header) or not header:
-            raise InputError(f"{path} needs a header of distinct column names, it has {header[:20]}")
-        self.columns = {name: place for place, name in enumerate(header)}
+        self.columns = _places(header, path)
 
     def rows(self, only: Collection[str] = ()) -> TextRows:
         """All rows; see `Table`."""
@@ -139,11 +138,10 @@ class TextTable:
         if self._whole is not None:
             return io.BytesIO(self._whole)
         stream = self.path.open("rb")
-        found = os.fstat(stream.fileno())
-        state = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        state = state_of(os.fstat(stream.fileno()))
         if self._state not in (None, state):
             stream.close()
-            raise InputError(f"{self.path} changed while it was read: start again when nothing writes to it")
+            raise _changed(self.path)
         self._state = state
         if self.codec != "utf-8" or stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             stream.seek(0)
@@ -225,6 +223,17 @@ class _Lines:
                 yield part.decode(self.codec)
 
 
+def _places(header: Sequence[str], path: Path) -> dict[str, int]:
+    """The places of columns; raises InputError where there is none, or two have one name."""
+    if len(set(header)) != len(header) or not header:
+        raise InputError(f"{path} needs a header of distinct column names, it has {list(header[:20])}")
+    return {name: place for place, name in enumerate(header)}
+
+
+def _changed(path: Path) -> InputError:
+    return InputError(f"{path} changed while it was read: start again when nothing writes to it")
+
+
 def _codec(encoding: str) -> str | None:
     """What decodes each line alone; None where lines do not end as those of ASCII, or depend on each other.
 
@@ -269,12 +278,23 @@ class ParquetTable:
 
     def __init__(self, path: Path):
         self.path = path
-        with open_parquet(path) as file:
-            self.columns = {name: place for place, name in enumerate(file.schema_arrow.names)}
+        self._state: State | None = None
+        with self.open() as file:
+            self.columns = _places(file.schema_arrow.names, path)
 
     def rows(self, only: Collection[str] = ()) -> ParquetRows:
         """All rows; see `Table`."""
         return ParquetRows(self, only)
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        """Its file; raises InputError where that has changed."""
+        with open_parquet(self.path) as file:
+            (state,) = states([self.path])
+            if self._state not in (None, state):
+                raise _changed(self.path)
+            self._state = state
+            yield file
 
     @cached_property
     def held(self) -> Columns:
@@ -288,7 +308,7 @@ class ParquetRows:
     def __init__(self, table: ParquetTable, only: Collection[str]):
         self.table, self.place, self._jumps = table, 0, False
         names = list(table.columns)
-        self._cells = _parquet_rows(table.path, names, [n for n in names if n in only] or names)
+        self._cells = _parquet_rows(table, names, [n for n in names if n in only] or names)
 
     def seek(self, place: int, number: int) -> None:
         """Goes on elsewhere; see `Rows`."""
@@ -296,7 +316,8 @@ class ParquetRows:
         if self._jumps:
             self.place = place
         for _ in range(place - self.place):
-            next(self)
+            if next(self, None) is None:
+                raise _changed(self.table.path)
 
     def __iter__(self) -> ParquetRows:
         return self
@@ -311,8 +332,8 @@ class ParquetRows:
         self._cells.close()
 
 
-def _parquet_rows(path: Path, names: list[str], only: list[str]) -> Generator[list[str], None, None]:
-    with open_parquet(path) as file:
+def _parquet_rows(table: ParquetTable, names: list[str], only: list[str]) -> Generator[list[str], None, None]:
+    with table.open() as file:
         for group in range(file.num_row_groups):
             # Group by group: asked for all at once, the library decodes ahead.
             for batch in file.iter_batches(batch_size=TOGETHER, row_groups=[group], columns=only):

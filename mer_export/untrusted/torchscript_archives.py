@@ -195,20 +195,28 @@ class _Tables:
             raise _Unusual(f"names {operand!r} in {self.folder}.pkl")
         self.stack.append(operand)
 
+    def _mark(self) -> int:
+        """The place of the last mark; what stands above it goes with it, so nothing is passed over twice."""
+        for place in reversed(range(len(self.stack))):
+            if self.stack[place] is MARK:
+                return place
+        raise ValueError("a list that begins nowhere")
+
     def _tuple(self, _: Any) -> None:
-        place = len(self.stack) - 1 - self.stack[::-1].index(MARK)
+        place = self._mark()
         self.stack[place:] = [tuple(self.stack[place + 1 :])]
 
     def _items(self, _: Any) -> None:
-        place = len(self.stack) - 1 - self.stack[::-1].index(MARK)
-        del self.stack[place:]
+        del self.stack[self._mark() :]
 
     def _storage(self, _: Any) -> None:
         word, kind, key, device, count = self.stack.pop()
-        kind = str(kind).removeprefix("torch ").removesuffix("Storage")
+        said = all(isinstance(part, str) for part in (kind, key, device)) and type(count) is int
+        if word != "storage" or not said:
+            raise _Unusual(f"has a reference in {self.folder}.pkl that is not to a storage")
+        kind = kind.removeprefix("torch ").removesuffix("Storage")
         member = self.archive.members.get(f"{self.folder}/{key}")
-        known = word == "storage" and kind in STORAGES and isinstance(device, str) and type(count) is int
-        if not known or member is None or count < 0 or count * STORAGES[kind] > member.size:
+        if kind not in STORAGES or member is None or count < 0 or count * STORAGES[kind] > member.size:
             raise _Unusual(f"has a storage in {self.folder}.pkl that is longer than its bytes")
         self.stack.append(None)
 

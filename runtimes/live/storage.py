@@ -25,7 +25,7 @@ from mer_export.bundle import Bundle, write_atomic
 from mer_export.bundle import sha256 as file_sha256
 from mer_export.data.dialogues import Utterance
 from mer_export.errors import InputError, UsageError
-from mer_export.untrusted.arrays import check_arrays
+from mer_export.untrusted.arrays import load_arrays
 from mer_export.untrusted.json_files import read_json_object
 from runtimes.predict.live import Heard
 
@@ -140,9 +140,7 @@ def _utterance(folder: Path, said: Mapping[str, Any]) -> Utterance:
     path = folder / f"{said['arrays']}.npz"
     if not path.is_file() or file_sha256(path) != said["arrays"]:
         raise InputError(f"{path} is missing or damaged: end the dialogue to begin it anew")
-    check_arrays(path)
-    with np.load(path, allow_pickle=False) as content:
-        arrays = {name: content[name] for name in content.files}
+    arrays = load_arrays(path)
     features = {n: tuple(arrays[f"features/{n}/{i}"] for i in range(size)) for n, size in said["sources"].items()}
     inputs = {n.removeprefix("inputs/"): a for n, a in arrays.items() if n.startswith("inputs/")}
     return Utterance(said["id"], said["speaker"], sentence=said["sentence"], features=features, inputs=inputs)

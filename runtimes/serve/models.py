@@ -15,6 +15,7 @@ from mer_export.bucket import Bucket
 from mer_export.bundle import MANIFEST, Bundle
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.file_state import State, state_of
 from runtimes.encode import SignalEncoding
 from runtimes.features.completed import Completion
 from runtimes.pipeline import How
@@ -32,7 +33,6 @@ QUEUE = 1024
 """Items that may wait for a model."""
 LOOK = 1.0
 """Seconds between two looks at whether a bundle was changed."""
-Signature = tuple[int, int, int]
 Asked = tuple[Part, asyncio.Future[Outputs]]
 
 
@@ -193,7 +193,7 @@ class Model:
         self.root, self.how, self.metrics, self.queue = root, how, metrics, queue
         self.name = root.resolve().name
         self._engine: Engine | None = None
-        self._seen: Signature | None = None
+        self._seen: State | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
     @property
@@ -276,13 +276,13 @@ class Model:
         features.tell()
         self.metrics.mark_foreign(self.name, ((f.input, f.foreign) for f in features.findings()))
 
-    def _signature(self) -> Signature | None:
+    def _signature(self) -> State | None:
         """Of the manifest, which every change of a bundle replaces last."""
         try:
             found = (self.root / MANIFEST).stat()
         except OSError:
             return None
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        return state_of(found)
 
 
 def named(roots: Sequence[Path], how: How, metrics: Metrics, queue: int = QUEUE) -> Mapping[str, Model]:

@@ -217,7 +217,7 @@ class _Planner:
     def _job(self, model: str, step: Step, place: dict[str, str]) -> Job:
         title = " ".join([model, *(f"{axis}={value}" for axis, value in place.items()), step.name])
         before = self._bundles_before(model, step, place)
-        named = set(re.findall(BRACES, json.dumps(step.set)))
+        named = set(re.findall(BRACES, json.dumps(self._settings(step, place))))
         needs = tuple(f for name, f in before.items() if name in named)
         where = folder(self.experiment, model, step, place)
         return Job(title, where, needs, self._config(model, step, place), step.baseline)

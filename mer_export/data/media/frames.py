@@ -17,6 +17,7 @@ from mer_export.data.media.sound import PARTS, check_span
 from mer_export.data.media.tracks import MOST_PIXELS, PIXELS_PER_BYTE, opened, zero
 from mer_export.errors import InputError
 from mer_export.untrusted.budget import Budget
+from mer_export.untrusted.file_state import State, state_of
 from mer_export.untrusted.media_files import Kind, media_kind
 
 TICK = 1e-6
@@ -62,8 +63,8 @@ def read_frames(
         raise InputError(f"{path}: count and rate are positive, not {count if rate is None else rate}")
     span = check_span(path, start, end)
     kind = media_kind(path)
-    budget, state = Budget.of(path, PARTS), path.stat()
-    timeline = _timeline(path, kind, state.st_size, state.st_mtime_ns)
+    budget = Budget.of(path, PARTS)
+    timeline = _timeline(path, kind, state_of(path.stat()))
     return _shown(path, kind, _Wanted(timeline, timeline.wanted(path, span, count, rate, budget)), budget)
 
 
@@ -118,7 +119,7 @@ class _Wanted:
 
 
 @lru_cache(maxsize=4)
-def _timeline(path: Path, kind: Kind, size: int, changed: int) -> _Timeline:
+def _timeline(path: Path, kind: Kind, _state: State) -> _Timeline:
     """Reads the packets of the picture track without decoding them, once for all parts of a file as it is now."""
     budget = Budget.of(path, PARTS)
     times, keys, lengths = [], [], {}

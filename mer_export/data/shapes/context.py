@@ -72,7 +72,7 @@ def _text(utterance: Utterance, spec: DataSpec, context: ContextData) -> np.ndar
         return utterance.inputs["text_tokens"][: context.max_text]
     if not utterance.sentence or spec.tokenizer is None:
         return None
-    return text_tokens(spec.tokenizer, utterance.sentence, context.lower)[: context.max_text]
+    return text_tokens(spec, utterance.sentence, context.lower)[: context.max_text]
 
 
 def _audio(utterance: Utterance, context: ContextData) -> np.ndarray | None:

@@ -45,7 +45,7 @@ def pack_sentences(sentences: Iterable[str], spec: DataSpec) -> Packed:
     """One dialogue; raises UsageError where `spec` does not say how."""
     if spec.packing is None or spec.tokenizer is None:
         raise UsageError("a dialogue is packed by data.packing and data.tokenizer: set both")
-    tokenizer = load_tokenizer(spec.tokenizer)
+    tokenizer = load_tokenizer(spec.tokenizer, spec.tokenizer_state)
     ends = tokenizer.encode("")
     words = [tokenizer.encode(s)[1:-1].tolist() for s in sentences]
     return pack(words, spec.packing, int(ends[0]), int(ends[-1]))

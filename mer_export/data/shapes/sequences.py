@@ -10,7 +10,7 @@ from mer_export.data.dialogues import Dialogue, Utterance
 from mer_export.data.labels import LabelReader
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec
-from mer_export.data.tokens.tokenizer import load_tokenizer
+from mer_export.data.tokens.tokenizer import text_tokens
 from mer_export.errors import InputError
 
 
@@ -27,7 +27,7 @@ def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator
         if not labels.leaves_out(utterance):
             inputs = frames(utterance, dialogue.where)
             if spec.tokenizer and utterance.sentence is not None and "input_ids" not in inputs:
-                inputs["input_ids"] = load_tokenizer(spec.tokenizer).encode(utterance.sentence)
+                inputs["input_ids"] = text_tokens(spec, utterance.sentence, lower=False)
             yield Sample(utterance.id, inputs, (utterance.id,), labels.targets([utterance]), group=dialogue.id)
 
 

@@ -16,6 +16,7 @@ from mer_export.errors import InputError, UsageError
 from mer_export.metrics import find
 from mer_export.task import Task
 from train.config import TrainConfig, first_difference, parse_config
+from train.devices import computing
 from train.experiments.baselines import linear, recurrent
 from train.experiments.baselines.inputs import Items, Reader
 from train.experiments.baselines.settings import Baseline, parse_baseline
@@ -57,9 +58,8 @@ def fit_baseline(baseline: Baseline, config: TrainConfig, data: Path, folder: Pa
     }
     if (folder / RESULT).is_file() and not force:
         return _refuse_other(folder, made_of)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    chosen, evaluation = _measured(baseline, prepared)
+    with computing(config, prepared.accelerator.device):
+        chosen, evaluation = _measured(baseline, prepared)
     folder.mkdir(parents=True, exist_ok=True)
     found = {"schema_version": 1, **made_of, "chosen": chosen, "evaluation": evaluation}
     write_atomic(folder / RESULT, json.dumps(found, indent=1).encode())

@@ -16,8 +16,9 @@ from mer_export.contract import Semantics
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.layers.recurrent import in_one_piece
+from mer_export.models.cmerc.config import CmercConfig
 from mer_export.models.cmerc.network import Cmerc
-from train.batches import Batch
+from train.batches import Batch, for_batch_norm
 from train.protocol import Before, Protocol
 from train.systems.cmerc import curriculum, losses
 from train.systems.cmerc.difficulty import find_difficulty, measure_difficulty, read_difficulty
@@ -85,6 +86,13 @@ class CmercProtocol(Protocol):
         if self.settings.shuffle:
             chosen = [chosen[i] for i in torch.randperm(len(chosen)).tolist()]
         return chosen
+
+    def batches(self, samples: Sequence[Sample], size: int, model: CmercConfig) -> list[list[Sample]]:
+        """Consecutive batches; one utterance left over joins the batch before it where batch norm needs two."""
+        found = super().batches(samples, size, model)
+        if model.norm != "BN" or "text" not in model.used:
+            return found
+        return for_batch_norm(found, size, "raise batch, or set model.norm=LN")
 
     def given_batches(self) -> str | None:
         """Results that depend on the batch, or dialogues in the order of the data."""

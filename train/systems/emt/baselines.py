@@ -57,7 +57,7 @@ class TfrNetProtocol(IncompleteProtocol):
         rest = [p for p in model.parameters() if id(p) not in own]
         other = {"params": rest, "lr": s.other.lr, "weight_decay": s.other.weight_decay}
         optimizer = make_optimizer(config, [*(bert_groups(model.bert, s.text) if model.bert else ()), other])
-        return Updates(optimizer, s.accumulate, "each", s.clip_value)
+        return Updates(optimizer, s.accumulation, s.clip_value)
 
     def begin_epoch(self, model: TfrNet, epoch: int) -> None:
         """The first epoch trains the prediction alone."""
@@ -95,6 +95,7 @@ class MultProtocol(IncompleteProtocol):
     """One training run of mult."""
 
     settings: MultSettings
+    batch_norm = False
     loss_digits = 4
 
     def prepare(self, model: Mult, samples: Sequence[Sample], device: torch.device) -> Predicted:
@@ -107,7 +108,7 @@ class MultProtocol(IncompleteProtocol):
         s = self.settings
         params = [p for p in model.parameters() if p.requires_grad]
         group = {"params": params, "lr": s.other.lr, "weight_decay": s.other.weight_decay}
-        return Updates(make_optimizer(config, [group]), s.accumulate, "each", s.clip_value)
+        return Updates(make_optimizer(config, [group]), s.accumulation, s.clip_value)
 
     def step(self, module: nn.Module, batch: PairedBatch, autocast: Autocast = nullcontext) -> dict[str, Tensor]:
         """`prediction`, which is the `total`."""

@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from mer_export.contract import Contract
 from mer_export.data.missing import UNKNOWN_TOKEN, Incomplete, incomplete
-from mer_export.data.samples import Corpus, Sample
+from mer_export.data.samples import Corpus, Sample, readable
 from mer_export.layers.bert.network import Bert
 from mer_export.layers.bert.pretrained import load_pretrained
 from mer_export.task import Task
-from train.batches import feed, in_batches
+from train.batches import feed, for_batch_norm, in_batches
 from train.model_metrics import batch_metrics
 from train.padding import FromSamples, Inputs, Padding
 from train.protocol import Protocol
@@ -73,6 +73,8 @@ class IncompleteProtocol(Protocol):
     settings: Incompleteness
     batch_size = 32
     """Items per batch of the measured splits."""
+    batch_norm = True
+    """Whether the network has batch norm over the items of a batch."""
     loss_digits = 6
     """To which the losses of measured splits are rounded."""
 
@@ -86,13 +88,10 @@ class IncompleteProtocol(Protocol):
         }
         return replace(corpus, splits=splits)
 
-    def batches(self, samples: Sequence[Sample], size: int) -> list[list[Sample]]:
-        """Consecutive batches; one item left over joins the batch before it, batch norm needs two."""
-        found = list(in_batches(samples, size))
-        if len(found) > 1 and len(found[-1]) == 1:
-            left = found.pop()
-            found[-1] += left
-        return found
+    def batches(self, samples: Sequence[Sample], size: int, model: Any) -> list[list[Sample]]:
+        """Consecutive batches; one item left over joins the batch before it where batch norm needs two."""
+        found = super().batches(samples, size, model)
+        return for_batch_norm(found, size, "train on more items, or set batch=2 or more") if self.batch_norm else found
 
     def collate(self, samples: Sequence[Sample], contract: Contract) -> PairedBatch:
         """Both views."""
@@ -117,7 +116,8 @@ class IncompleteProtocol(Protocol):
         """Task metrics of the incomplete view, `loss` (total) and `loss_prediction`, means over batches."""
         model.eval()
         device = next(model.parameters()).device
-        known = [s for s in samples if s.labels is not None and task.known(s.labels).all()]
+        labelled = [s for s in samples if s.labels is not None and task.known(s.labels).all()]
+        known = readable(labelled, contract)
         scores, labels, parts = [], [], []
         for batch in feed(in_batches(known, self.batch_size), partial(self.collate, contract=contract), device):
             losses, output = self.losses_and_output(model, batch)

@@ -49,7 +49,7 @@ class EmtProtocol(IncompleteProtocol):
 
     def updates(self, model: Emt, config: TrainConfig) -> Updates:
         """A group per part of the network, and the accumulation of gradients."""
-        return Updates(make_optimizer(config, list(self._groups(model))), self.settings.accumulate)
+        return Updates(make_optimizer(config, list(self._groups(model))), self.settings.accumulation)
 
     def losses_and_output(self, model: Emt, batch: PairedBatch) -> tuple[dict[str, Tensor], Tensor]:
         """All losses, and the output of the incomplete view."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mer_export.data.missing import SEEDS
+from train.accumulation import Accumulation
 from train.encoders import Settings, Source
 
 
@@ -74,6 +75,11 @@ class EmtSettings(Incompleteness):
     """What a text without words attends to: nothing, which is what exports compute, or every padded position, as in
     the original, where its answer depends on the padding."""
 
+    @property
+    def accumulation(self) -> Accumulation:
+        """The sum of the gradients of some batches, applied once."""
+        return Accumulation(self.accumulate)
+
 
 class TfrNetSettings(Incompleteness):
     """TFR-Net, section 6.4. Defaults are those for MOSI and MOSEI."""
@@ -85,6 +91,11 @@ class TfrNetSettings(Incompleteness):
     generation_weights: tuple[float, float, float] = (5.0, 2.0, 20.0)
     """Of text, audio and vision; not used in the first epoch."""
 
+    @property
+    def accumulation(self) -> Accumulation:
+        """The running sum, applied after every batch."""
+        return Accumulation(self.accumulate, "each")
+
 
 class MultSettings(Incompleteness):
     """MulT on incomplete data, section 6.4. Defaults are those for MOSI."""
@@ -93,3 +104,8 @@ class MultSettings(Incompleteness):
     other: Group = Group(lr=1e-3)
     accumulate: int = Field(8, ge=1)
     clip_value: float | None = Field(0.8, gt=0)
+
+    @property
+    def accumulation(self) -> Accumulation:
+        """The running sum, applied after every batch."""
+        return Accumulation(self.accumulate, "each")

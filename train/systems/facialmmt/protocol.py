@@ -38,6 +38,7 @@ class FacialMmtProtocol(Protocol):
     def prepare(self, model: Any, samples: Sequence[Sample], device: torch.device) -> nn.Module:
         """Loads what training starts from; gives the module that training calls."""
         s = self.settings
+        self._check(model)
         text, faces = (source.path for source in s.sources)
         if hasattr(model, "bert"):
             if text is not None:
@@ -46,18 +47,31 @@ class FacialMmtProtocol(Protocol):
         if faces is not None:
             load_face_recognition(getattr(model, "face", model), faces)
         if s.auxiliary.data is not None:
-            if not isinstance(model, EndToEnd):
-                raise UsageError("protocol.auxiliary.data is for model.variant end_to_end, which has both networks")
             self.expressions = Expressions(s.auxiliary, model.config)
         return self.prepare_module(model)
 
+    def _check(self, model: Any) -> None:
+        """Raises UsageError for a setting of another variant."""
+        s, variant = self.settings, model.config.variant
+        if s.auxiliary.data is not None and variant != "end_to_end":
+            raise UsageError("protocol.auxiliary.data is for model.variant end_to_end, which has both networks")
+        if s.augment_faces and variant != "face":
+            raise UsageError(
+                f"protocol.augment_faces is for model.variant face, this is {variant}: leave it out, "
+                "protocol.auxiliary.augment changes the faces of the auxiliary pass"
+            )
+        if s.by_dialogue and not _reads_text(model):
+            raise UsageError(
+                "protocol.by_dialogue tells dialogues apart by their text, which this model does not read: leave it out"
+            )
+
     def prepare_module(self, model: Any) -> nn.Module:
         """The network, which encodes equal texts of a batch once where it has texts."""
-        return EncodedOnce(model) if isinstance(model, MultimodalNetwork) and "text" in model.used else model
+        return EncodedOnce(model) if _reads_text(model) else model
 
     def updates(self, model: Any, config: TrainConfig) -> Updates:
         """Groups with a rate of their own, and the accumulation of gradients."""
-        return Updates(make_optimizer(config, list(self._groups(model, config))), self.settings.accumulate)
+        return Updates(make_optimizer(config, list(self._groups(model, config))), self.settings.accumulation)
 
     def choose(self, samples: Sequence[Sample], epoch: int) -> list[Sample]:
         """All items in random order; with `by_dialogue` the utterances of a dialogue stay together."""
@@ -70,7 +84,7 @@ class FacialMmtProtocol(Protocol):
         """Batches of one dialogue."""
         return "protocol.by_dialogue=true" if self.settings.by_dialogue else None
 
-    def batches(self, samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    def batches(self, samples: Sequence[Sample], size: int, model: Any) -> list[list[Sample]]:
         """Consecutive batches; with `by_dialogue` none holds utterances of two dialogues."""
         groups = by_dialogue(samples) if self.settings.by_dialogue else [list(samples)]
         return [batch for group in groups for batch in in_batches(group, size)]
@@ -126,6 +140,10 @@ class FacialMmtProtocol(Protocol):
             taken |= {id(p) for p in params}
             yield {"params": params, "lr": s.text_encoder_lr, "weight_decay": config.weight_decay}
         yield {"params": [p for p in model.parameters() if id(p) not in taken]}
+
+
+def _reads_text(model: Any) -> bool:
+    return isinstance(model, MultimodalNetwork) and "text" in model.used
 
 
 def by_dialogue(samples: Sequence[Sample]) -> Iterable[list[Sample]]:

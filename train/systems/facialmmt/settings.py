@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from train.accumulation import Accumulation
 from train.encoders import Settings, Source
 
 
@@ -48,6 +49,11 @@ class FacialMmtSettings(Settings):
     augment_faces: bool = False
     """Change face crops of variant `face` as those of the auxiliary task are."""
     auxiliary: Auxiliary = Auxiliary()
+
+    @property
+    def accumulation(self) -> Accumulation:
+        """The sum of the gradients of some batches, applied once."""
+        return Accumulation(self.accumulate)
 
     @property
     def files(self) -> dict[str, str]:

@@ -20,7 +20,7 @@ from train.batches import Batch, host_batch
 from train.model_metrics import LossMean
 from train.protocol import Autocast, Protocol
 from train.systems.mtee.losses import LOSSES, positive_weights, usable_weights
-from train.systems.mtee.rehearsal import Memory, Rehearsed
+from train.systems.mtee.rehearsal import Memory, Rehearsed, with_old
 from train.systems.mtee.settings import OLD, MteeSettings
 
 SUITED = {"multilabel": ("bce", "ce", "l1", "mse"), "classification": ("ce", "bce"), "regression": ("l1", "mse")}
@@ -70,10 +70,10 @@ class MteeProtocol(Protocol):
         """All samples; shuffled from torch's global random stream."""
         return super().choose(samples, epoch) if self.settings.shuffle else list(samples)
 
-    def batches(self, samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    def batches(self, samples: Sequence[Sample], size: int, model: Any) -> list[list[Sample]]:
         """Consecutive batches; where old samples are rehearsed, with some of those."""
-        found = super().batches(samples, size)
-        return found if self.memory is None else self.memory.beside(found)
+        found, rule = super().batches(samples, size, model), self.settings.rehearsal
+        return found if rule is None else with_old(found, self.beside[OLD], rule)
 
     def padded(self, samples: Sequence[Sample]) -> list[Sequence[Sample]]:
         """Old samples too."""

@@ -28,6 +28,15 @@ class Rehearsed:
     old: Batch | None
 
 
+def with_old(batches: Sequence[list[Sample]], old: Sequence[Sample], settings: Rehearsal) -> list[list[Sample]]:
+    """Batches of new samples with old ones that are drawn: before each (`joint`), or in each (`gem`)."""
+    found: list[list[Sample]] = []
+    for batch in batches:
+        drawn = [old[i] for i in torch.randperm(len(old))[: settings.batch].tolist()]
+        found += [drawn, batch] if settings.rule == "joint" else [drawn + batch]
+    return found
+
+
 class Memory:
     """The old samples of a run, their loss, and their last gradient."""
 
@@ -46,15 +55,6 @@ class Memory:
             known = np.concatenate([s.labels for s in old if s.labels is not None])
             self.weight = usable_weights(positive_weights(known[:, columns])).to(device)
         self.gradient: list[Tensor | None] = []
-
-    def beside(self, batches: Sequence[list[Sample]]) -> list[list[Sample]]:
-        """Batches of new samples with old ones: before each (`joint`), or in each (`gem`)."""
-        if self.settings.rule == "joint":
-            return [group for batch in batches for group in (self._drawn(), batch)]
-        return [self._drawn() + batch for batch in batches]
-
-    def _drawn(self) -> list[Sample]:
-        return [self.old[i] for i in torch.randperm(len(self.old))[: self.settings.batch].tolist()]
 
     def loss(self, loss: str, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of old samples, over the labels that are not new."""

@@ -59,6 +59,11 @@ class TabSettings(Settings):
                 raise ValueError(f"lhs brings both encoders, {name} {getattr(self, name)} would not be read")
         return self
 
+    @property
+    def rate_rules(self) -> dict[str, NewbobSettings]:
+        """Newbob where it is on."""
+        return {} if self.newbob is None else {"protocol.newbob": self.newbob}
+
     def class_loss(self, kind: str) -> str:
         """A margin between scores, which are no log-probabilities."""
         return "a margin loss"

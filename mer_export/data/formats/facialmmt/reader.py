@@ -23,7 +23,7 @@ from mer_export.data.media.faces import FaceImages
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
-from mer_export.untrusted.arrays import check_arrays
+from mer_export.untrusted.arrays import load_arrays
 from mer_export.untrusted.json_files import read_json_object
 from mer_export.untrusted.pickles import load_pickle
 from mer_export.untrusted.places import Reach
@@ -178,10 +178,7 @@ def _array(content: Mapping[str, Any], name: str, file: Path) -> np.ndarray:
 
 def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec, reach: Reach) -> list[Sample]:
     packed = texts.packed(folder, split, found, spec)
-    expressions = folder / EXPRESSIONS.format(split=split)
-    if expressions.is_file():
-        check_arrays(expressions)
-    logits = np.load(expressions, allow_pickle=False) if expressions.is_file() else {}
+    logits = _expressions(folder / EXPRESSIONS.format(split=split))
     samples = []
     for row in range(len(found["vision"])):
         where = f"{folder}: {split} row {row}"
@@ -205,6 +202,15 @@ def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec,
         dialogue = str(place.dialogue) if place else None
         samples.append(Sample(name, inputs, (name,), label, group=dialogue))
     return samples
+
+
+def _expressions(file: Path) -> dict[str, np.ndarray]:
+    """The logits (frames, classes) of each utterance, as far as there are any."""
+    found = load_arrays(file) if file.is_file() else {}
+    for name, logits in found.items():
+        if logits.ndim != 2 or logits.dtype.kind not in "fiu":
+            raise InputError(f"{file}: {name} is {logits.dtype} {logits.shape}, expected numbers (frames, classes)")
+    return found
 
 
 def _add_faces(

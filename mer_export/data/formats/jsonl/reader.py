@@ -25,6 +25,7 @@ from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.impostors import refuse_impostor
 from mer_export.untrusted.json_files import parse_json
 from mer_export.untrusted.places import Reach, within
+from mer_export.untrusted.texts import decoded
 
 SUFFIXES = (".jsonl", ".ndjson")
 BOM = b"\xef\xbb\xbf"
@@ -208,19 +209,8 @@ def parsed(stream: Iterable[bytes], name: str) -> Iterator[Line]:
         text = text.removeprefix(BOM) if number == 1 else text
         if not text.strip():
             continue
-        _decoded(text, name, number)
+        decoded(text, f"{name}: line {number}")
         line = parse_json(text, f"{name}: line {number}")
         if not isinstance(line, dict):
             raise InputError(f"{name}: line {number} is a {type(line).__name__}, not a dialogue")
         yield number, line
-
-
-def _decoded(text: bytes, path: str, number: int) -> None:
-    """Raises InputError with the place of a byte that is not UTF-8."""
-    try:
-        text.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: line {number}, byte {error.start + 1} is 0x{text[error.start]:02x}, which is not UTF-8 text: "
-            "save the file as UTF-8"
-        ) from None

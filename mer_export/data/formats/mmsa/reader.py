@@ -87,11 +87,11 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None, split:
     content = load_pickle(file)
     if not isinstance(content, dict) or not any(s in content for s in SPLITS):
         raise InputError(f"{file} has none of the splits {list(SPLITS)}: it is not an MMSA feature file")
-    splits = {
-        name: split_samples(content[name], f"{file}: {name}")
-        for name in SPLITS
-        if content.get(name) and split in (None, name)
-    }
+    chosen = {n: content[n] for n in SPLITS if split in (None, n) and content.get(n) is not None}
+    for name, part in chosen.items():
+        if not isinstance(part, dict):
+            raise InputError(f"{file}: {name} is a {type(part).__name__}, expected arrays by name")
+    splits = {name: split_samples(part, f"{file}: {name}") for name, part in chosen.items() if part}
     splits = {name: samples for name, samples in splits.items() if samples}
     info = {
         "dataset": dataset.name,
@@ -115,15 +115,17 @@ def split_samples(content: Mapping[str, Any], where: str) -> list[Sample]:
     try:
         arrays = {m: np.asarray(content[name]) for m, name in _names(content).items()}
         lengths = {m: [int(n) for n in content[f"{m}_lengths"]] for m in arrays if f"{m}_lengths" in content}
-    except (KeyError, TypeError, ValueError) as error:
+        named = None if "id" not in content else [str(i) for i in content["id"]]
+        scores = content.get("regression_labels")
+        scores = None if scores is None else list(np.asarray(scores, dtype=np.float32))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where} is incomplete or malformed ({error})") from None
     planes = _tokens(content)
     if not arrays or any(a.ndim != 3 for a in arrays.values()) or planes not in (None, arrays["text"].shape[1]):
         shapes = {_names(content)[m]: a.shape for m, a in arrays.items()}
         raise InputError(f"{where} is malformed: arrays have shapes {shapes}")
-    scores = content.get("regression_labels")
     count = len(next(iter(arrays.values())))
-    ids = [str(i) for i in content.get("id", range(count))]
+    ids = [str(i) for i in range(count)] if named is None else named
     sizes = {m: len(a) for m, a in arrays.items()} | {"id": len(ids)}
     sizes |= {f"{m}_lengths": len(n) for m, n in lengths.items()}
     sizes |= {} if scores is None else {"regression_labels": len(scores)}
@@ -225,8 +227,9 @@ def _frames(array: np.ndarray, length: int, modality: str, where: str) -> np.nda
 
 def _texts(samples: Sequence[Sample], content: Mapping[str, Any]) -> list[tuple[Sample, str]]:
     """Raw sentences; they are shown, not modelled, so a file without them is fine."""
-    found = content.get("raw_text")
-    if found is None or len(found) != len(samples):
+    found: Any = content.get("raw_text")
+    several = isinstance(found, list | tuple) or (isinstance(found, np.ndarray) and found.ndim > 0)
+    if not several or len(found) != len(samples):
         return []
     return [(s, str(t)) for s, t in zip(samples, found, strict=True)]
 

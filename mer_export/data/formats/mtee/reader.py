@@ -7,7 +7,7 @@ CMU-MOSEI emotions and sentiment, CMU-MOSI and IEMOCAP, as HDF5, pickles or the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,13 +108,16 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None, split:
 
 
 def files(path: Path, spec: DataSpec) -> list[Path]:
-    """The files of the data set."""
+    """The files of the data set; caches too, from which a phase is read that raw files lack."""
     name = _choose(path, spec)
-    options = spec.emotions
-    names = [n for p in PHASES for n in DATASETS[name].files(p, options)]
+    dataset, options = DATASETS[name], spec.emotions
+    names = [n for p in PHASES for n in dataset.files(p, options)]
     found = [path / n for n in dict.fromkeys(names) if (path / n).is_file()]
-    caches = [_cache(path, DATASETS[name], name, p, options) for p in PHASES]
-    return found + [c for c in caches if c is not None]
+    for phase in PHASES:
+        caches = _caches(path, dataset, name, phase, options)
+        raw = _there(path, dataset, phase, options)
+        found += caches.values() if raw else _one(caches, path).values()
+    return found
 
 
 def _present(path: Path, spec: DataSpec) -> list[str]:
@@ -230,8 +233,20 @@ def _there(path: Path, dataset: Dataset, phase: str, options: EmotionData) -> bo
 
 def _cache(path: Path, dataset: Dataset, name: str, phase: str, options: EmotionData) -> Path | None:
     """The cache of a phase. It stands in for raw files that are not there, which give the same."""
+    return next(iter(_one(_caches(path, dataset, name, phase, options), path).values()), None)
+
+
+def _one(caches: Mapping[int, Path], path: Path) -> Mapping[int, Path]:
+    """Caches of which there is one at most; raises UsageError for several."""
+    if len(caches) > 1:
+        raise UsageError(f"{path} holds caches of {sorted(caches)} steps: choose with data.emotions.steps")
+    return caches
+
+
+def _caches(path: Path, dataset: Dataset, name: str, phase: str, options: EmotionData) -> dict[int, Path]:
+    """The caches of a phase that may be meant, by their steps."""
     if (options.zsl is not None and name == "iemocap") or not dataset.cache:
-        return None
+        return {}
     # Their length and alignment are a part of the name alone: what is not said, the files say.
     marks = {True: "", False: "_noalign"}
     asked = [options.aligned] if "aligned" in options.model_fields_set else [True, False]
@@ -240,11 +255,9 @@ def _cache(path: Path, dataset: Dataset, name: str, phase: str, options: Emotion
         there = {int(m[1]): p for folder in CACHES for p, m in _matching(path / folder, pattern)}
         if "steps" in options.model_fields_set or options.steps in there:
             there = {n: p for n, p in there.items() if n == options.steps}
-        if len(there) > 1:
-            raise UsageError(f"{path} holds caches of {sorted(there)} steps: choose with data.emotions.steps")
         if there:
-            return next(iter(there.values()))
-    return None
+            return there
+    return {}
 
 
 def _matching(folder: Path, pattern: re.Pattern[str]) -> list[tuple[Path, re.Match[str]]]:

@@ -11,7 +11,8 @@ from mer_export.data.formats.tab.iemocap_release import Utterance, read_release
 from mer_export.data.formats.tab.reader import AUDIO, TABLE, TEXT, VECTORS
 from mer_export.data.media.sound import Sound, read_sound, write_sound
 from mer_export.data.shapes.windows import context_windows
-from mer_export.data.tokens.tokenizer import text_tokens
+from mer_export.data.spec import DataSpec
+from mer_export.data.tokens.tokenizer import bound, text_tokens
 from mer_export.encoders.running import sentence_vectors, speech_tokens
 from mer_export.errors import UsageError
 
@@ -63,7 +64,8 @@ def prepare(
     write_labels(out, [(u.name, u.label_id) for u in utterances])
     done = {"utterances": len(utterances)}
     if tokenizer:
-        done[TEXT] = write_tokens(out / TEXT, ((u.name, text_tokens(tokenizer, u.text)) for u in utterances))
+        texts = bound(DataSpec(tokenizer=tokenizer))
+        done[TEXT] = write_tokens(out / TEXT, ((u.name, text_tokens(texts, u.text)) for u in utterances))
     if speech:
         recordings = ((u.name, out / "Audio" / f"{u.name}.wav") for u in utterances)
         done[AUDIO] = write_tokens(out / AUDIO, ((n, speech_tokens(speech, p)) for n, p in recordings))

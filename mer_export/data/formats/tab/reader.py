@@ -23,6 +23,7 @@ from mer_export.data.spec import ContextData, DataSpec
 from mer_export.data.tokens.tokenizer import text_tokens
 from mer_export.encoders.running import sentence_vectors, speech_tokens
 from mer_export.errors import InputError
+from mer_export.untrusted.cells import whole_number
 
 TABLE = "labels_train_t.txt"
 NAME = re.compile(r"(\d+)(?:_([FM]))?_s_(\d)_(\w{3})")
@@ -79,13 +80,15 @@ def read_table(path: Path) -> list[Row]:
     """The utterances in the order of the file, with 4-way classes; raises InputError for a line of another form."""
     found = []
     for number, line in enumerate(_content(path).splitlines(), start=1):
-        name, _, label = line.strip().partition("\t")
-        match = NAME.match(name)
-        if match is None or "/" in name or not label.strip().isdecimal() or int(label) >= len(CLASSES):
-            raise InputError(f"{path}: line {number} is {line!r}, expected `name<TAB>label id 0..{len(CLASSES) - 1}`")
+        name, _, said = line.strip().partition("\t")
+        match, label = NAME.match(name), whole_number(said.strip())
+        if match is None or "/" in name or label is None or label >= len(CLASSES):
+            raise InputError(
+                f"{path}: line {number} is {line[:80]!r}, expected `name<TAB>label id 0..{len(CLASSES) - 1}`"
+            )
         stem = name.rsplit(".", 1)[0]
         older = f"{match[1]}_s_{match[3]}_{match[4]}"
-        found.append(Row(stem, older, int(match[3]), match[2] or "", CLASSES[int(label)]))
+        found.append(Row(stem, older, int(match[3]), match[2] or "", CLASSES[label]))
     return found
 
 
@@ -130,7 +133,7 @@ def _tokens(folder: Path, row: Row, most: int, otherwise: Callable[[], np.ndarra
 def _transcript(path: Path, row: Row, spec: DataSpec, context: ContextData) -> np.ndarray | None:
     if spec.tokenizer is None or not (path / "Text").is_dir():
         return None
-    return text_tokens(spec.tokenizer, _content(_found(path / "Text", row)).strip("\n"), context.lower)
+    return text_tokens(spec, _content(_found(path / "Text", row)).strip("\n"), context.lower)
 
 
 def _recording(path: Path, row: Row, context: ContextData) -> np.ndarray | None:

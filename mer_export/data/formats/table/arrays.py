@@ -19,7 +19,7 @@ from mer_export.data.spec import ArraySource
 from mer_export.errors import InputError, UsageError
 from mer_export.marks import Marks, Places, mark_of
 from mer_export.untrusted.arrays import Steps, load_array, open_array
-from mer_export.untrusted.cells import Cells
+from mer_export.untrusted.cells import Cells, whole_number
 from mer_export.untrusted.places import SPLIT, Reach
 from mer_export.untrusted.tables import HEADER_ROWS, Table, open_table
 
@@ -282,8 +282,15 @@ def _open(path: Path, source: ArraySource, load: Callable[[Path, str | None], St
     offsets = load_array(path, source.offsets) if source.offsets else None
     if offsets is not None and not _ascending(offsets, len(values)):
         raise InputError(f"{where}: {source.offsets} are not ascending places in {len(values)} steps")
-    keys = Places(map(str, load_array(path, source.keys).tolist())).get if source.keys else None
-    return _Opened(where, values, offsets, keys)
+    return _Opened(where, values, offsets, _by_key(path, source.keys) if source.keys else None)
+
+
+def _by_key(path: Path, name: str) -> Callable[[str], int | None]:
+    """Finds a key of an array of them."""
+    keys = load_array(path, name)
+    if keys.ndim != 1:
+        raise InputError(f"{path}: {name} has shape {keys.shape}, keys are one for each row")
+    return Places(map(str, keys.tolist())).get
 
 
 def _looked_up(source: ArraySource, opened: _Opened, row: Row) -> int:
@@ -296,9 +303,10 @@ def _looked_up(source: ArraySource, opened: _Opened, row: Row) -> int:
         if place is None:
             raise InputError(f"{opened.where}: {source.keys} has no {value!r} of column {source.column}")
         return place
-    if not value.isdecimal():
+    place = whole_number(value)
+    if place is None:
         raise InputError(f"{opened.where}: column {source.column} holds no row numbers: name an array of keys")
-    return int(value)
+    return place
 
 
 def _same_height(opened: _Opened, rows: int) -> None:

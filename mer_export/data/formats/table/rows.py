@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import cached_property
 from hashlib import blake2b
 from itertools import chain, islice
@@ -17,12 +18,15 @@ import numpy as np
 from mer_export.data.dialogues import ALL
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
+from mer_export.untrusted.cells import whole_number
 from mer_export.untrusted.places import SPLIT
 from mer_export.untrusted.tables import Rows as TableRows
 from mer_export.untrusted.tables import Table, open_table
 
 REQUIRED = ("order", "utterance", "speaker", "sentence", "recording", "start", "end", "row")
 """Fields of the data section whose columns a table must have."""
+EXACT = 1 << 53
+"""Up to here a float is any integer."""
 
 
 class Row(NamedTuple):
@@ -235,9 +239,11 @@ def _array_row(table: Table, cells: Sequence[str], spec: DataSpec) -> int | None
     if spec.row is None:
         return None
     value = cells[table.columns[spec.row]]
-    if not value.isdecimal():
-        raise InputError(f"{spec.table}: column {spec.row} holds {value!r}, it must be a row number of the arrays")
-    return int(value)
+    row = whole_number(value)
+    if row is None:
+        said = f"column {spec.row} holds {value[:60]!r}"
+        raise InputError(f"{spec.table}: {said}, it must be a row number of the arrays")
+    return row
 
 
 def _require(columns: Mapping[str, int], spec: DataSpec, path: Path) -> None:
@@ -254,7 +260,15 @@ def _require(columns: Mapping[str, int], spec: DataSpec, path: Path) -> None:
 
 
 def _order_key(value: str) -> tuple[int, float, str]:
+    """Numbers go first; one that is none stands with the empty cells. Large integers do not become a rounded float."""
     try:
-        return (0, float(value), "")
+        number = float(value)
     except ValueError:
         return (1, 0.0, value)
+    if abs(number) < EXACT:
+        return (0, number, "")
+    if math.isnan(number):
+        return (1, 0.0, "")
+    with suppress(ValueError):
+        number = int(value)
+    return (0, number, "")
