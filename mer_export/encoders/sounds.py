@@ -10,6 +10,7 @@ from threading import Lock
 from mer_export.data.dialogues import Recording
 from mer_export.data.media.sound import Sound, read_sound
 from mer_export.errors import InputError
+from mer_export.untrusted.file_state import State, state_of
 from mer_export.untrusted.media_files import media_kind
 
 SOUGHT = frozenset({"wav", "aiff", "flac"})
@@ -40,7 +41,7 @@ class Sounds:
 
     def __init__(self, most: int = MOST_BYTES):
         self.most = most
-        self._asked: OrderedDict[tuple[Path, int, int, int], _Asked] = OrderedDict()
+        self._asked: OrderedDict[tuple[Path, State], _Asked] = OrderedDict()
         self._lock = Lock()
 
     def read(self, said: Recording) -> Sound:
@@ -59,9 +60,9 @@ class Sounds:
 
     def _whole(self, path: Path) -> Sound | None:
         """All of a file of which a part was wanted before; None the first time, and where it cannot be kept."""
-        state = path.stat()
+        state = state_of(path.stat())
         with self._lock:
-            asked = self._asked.setdefault((path, state.st_ino, state.st_size, state.st_mtime_ns), _Asked())
+            asked = self._asked.setdefault((path, state), _Asked())
             asked.times += 1
             if asked.times == 2:
                 asked.whole = self._decoded(path)
