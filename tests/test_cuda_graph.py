@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from mer_export.cuda import tf32
 from mer_export.errors import UnsupportedError
 from runtimes.backends.cuda_graph import KEPT, WARM, CudaGraphs
 from runtimes.backends.eager import computing_in
@@ -134,6 +135,11 @@ def test_a_capture_that_fails_says_what_failed_first_and_harms_nothing_after_it(
     broken = False
     graphs(torch.ones(1))
     assert card.pools == [1, 2], "the pool of the failure stays open in PyTorch"
+
+
+def test_what_runs_on_the_cpu_leaves_the_switches_of_gpus_to_sessions_on_them() -> None:
+    with tf32(True), computing_in(SessionOptions()):
+        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 def test_what_runs_on_one_of_several_gpus_has_it_current(card: Card) -> None:

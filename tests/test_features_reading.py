@@ -228,4 +228,8 @@ def test_a_compressed_recording_of_many_utterances_is_decoded_twice_and_its_part
         assert len([n for n, _ in read if n == name]) == times
         with pytest.raises(InputError, match="is past the end"):
             kept.read(Recording(name, "u", Reach(tmp_path), 9.0, None))
+        # A file that was written again is another recording.
+        soundfile.write(tmp_path / name, both[::-1], RATE)
+        found = kept.read(Recording(name, "u", Reach(tmp_path), 0.5, 0.9))
+        np.testing.assert_array_equal(found.mono(RATE), read_sound(tmp_path / name, 0.5, 0.9).mono(RATE))
     assert sounds.Sounds(most=1000)._decoded(tmp_path / "call.mp3") is None

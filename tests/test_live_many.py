@@ -205,6 +205,32 @@ def test_a_stored_dialogue_that_rests_too_long_is_over(case: Case, tmp_path: Pat
         assert index.exists() == there
 
 
+def test_a_dialogue_that_another_thread_ends_meanwhile_is_no_error(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(tmp_path, case.bundle)
+    folder.save(Heard("a"))
+    found = list(tmp_path.glob(f"*/{INDEX}"))
+    assert folder.remove("a")
+    folder.save(Heard("b"))
+    found += tmp_path.glob(f"*/{INDEX}")
+    os.utime(found[1], (0, 0))
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(found))
+    folder.expire(100.0)
+    assert not found[1].exists()
+
+
+def test_a_turn_stores_what_was_removed_before_it(case: Case, predictor: Predictor, tmp_path: Path) -> None:
+    folder, said = Folder(tmp_path, case.bundle), spoken(case, ["a", "a"])
+    dialogues = Dialogues(state=folder)
+    answered(predictor, dialogues, said[:1])
+    folder.remove("a")
+    answered(predictor, dialogues, said[1:])
+    stored = Folder(tmp_path, case.bundle).load("a")
+    assert stored is not None
+    assert len(stored.utterances) == 2
+
+
 @pytest.mark.parametrize("wrong", [{"most": 0}, {"idle": 0.0}, {"most_bytes": 0}])
 def test_limits_are_more_than_nothing(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="more than 0"):
@@ -228,6 +254,8 @@ def test_the_command_answers_standard_input(mer: Mer, monkeypatch: pytest.Monkey
     assert [row["prediction"]["unit"] for row in rows] == ["a/0", "b/0", "a/1"]
     assert json.loads(err[err.index("{") :]) == {"answered": 3, "dialogues": 2}
     assert run("--state", tmp_path / "state", lines=said[:2])[0] == 0
+    for index in tmp_path.glob(f"state/*/{INDEX}"):
+        os.utime(index, (0, 0))
     assert run("--state", tmp_path / "state", "--revise", "0", lines=said[2:])[1] == [rows[2] | {"revised": []}]
     code, rows, err = run(lines=[said[0] | {"text": [1.0]}, said[0]])
     assert (code, "error" in rows[0], "error" in rows[1]) == (2, True, False)

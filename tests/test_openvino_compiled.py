@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from small_bundle import make_samples
 
 from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
+from mer_export.errors import BundleError
 from mer_export.kept import Kept
 from runtimes.backends.openvino import compiled
 from runtimes.backends.session import SessionOptions
@@ -105,6 +107,26 @@ def test_another_processor_version_or_file_has_another_model(bundle: Bundle, mon
         assert start(bundle)[1] == []
     assert start(bundle)[1] == [3]
     assert len(files(bundle)) == 3
+
+
+def test_a_file_that_was_replaced_since_it_was_opened_is_not_read_again(bundle: Bundle) -> None:
+    graph = next(v for v in bundle.manifest.variants if v.format == "onnx")
+    samples = [s for s in make_samples(24) if len(s.units) <= 4]
+    with open_session(bundle, graph, "openvino", SessionOptions(threads=1, batch=3)) as session:
+        three, four = (collate(samples[:size], session.contract, graph.lengths) for size in (3, 4))
+        first = session.run(three)["log_prob"]
+        other = onnx.load(bundle.variant_files(graph))
+        for writer in (bundle, Bundle.open(bundle.root)):
+            other.producer_name += "another export"
+            with writer.commit() as change:
+                change.write(graph.model, other.SerializeToString())
+            with pytest.raises(BundleError, match=r"was replaced since .* opened: open it again"):
+                session.run(four)
+        np.testing.assert_array_equal(session.run(three)["log_prob"], first)
+        assert len(files(bundle)) == 1
+        shutil.rmtree(bundle.root)
+        with pytest.raises(BundleError, match="was changed since it was opened: open it again"):
+            session.run(four)
 
 
 def test_a_digest_is_of_every_file_that_a_variant_reads(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

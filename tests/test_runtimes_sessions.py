@@ -7,8 +7,10 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -21,8 +23,11 @@ from mer_export.data.samples import Sample
 from mer_export.errors import BundleError, InputError, NotAvailableError, UnsupportedError, UsageError
 from mer_export.exporters import export_variant
 from mer_export.registry import resolve
+from mer_export.stages import Stage
 from runtimes import load
-from runtimes.backends.session import Artefact, SessionOptions
+from runtimes.backends.session import Artefact, Ports, Session, SessionOptions
+from runtimes.backends.session_pool import Crew
+from runtimes.backends.staged import StagedSession
 from runtimes.backends.table import backend_problem, known_backends, open_session
 from runtimes.backends.way import find_graphs, find_ways
 from runtimes.predict import output, predictor
@@ -70,8 +75,14 @@ def test_the_tensorrt_backend_imports_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("backend", ["torch", "torchscript", "exported_program", "onnxruntime", "openvino"])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("backend", "batch"),
+    [
+        *((name, 3) for name in ("torch", "torchscript", "exported_program", "onnxruntime", "openvino")),
+        # What prepares for a batch does so for single items too.
+        *((name, 1) for name in ("onnxruntime", "openvino")),
+    ],
+)
 def test_predictions_keep_the_order_of_the_samples_on_every_runtime(
     exported: Bundle, backend: str, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +289,46 @@ def test_what_a_session_computes_in_is_said_the_same_way(exported: Bundle, backe
     with open_session(exported, variant_for(exported, backend), backend, ONE_THREAD) as session:
         said = {k: session.info[k] for k in ("backend", "device", "threads", "precision")}
     assert said == {"backend": backend, "device": "cpu", "threads": 1, "precision": "fp32"}
+
+
+class Noted(Session):
+    """Notes what was closed; what lies under `broken` does not load."""
+
+    backend = "noted"
+    closed: ClassVar[list[str]] = []
+
+    def load(self, path: Path) -> Ports:
+        if path.parent.name == "broken":
+            raise MemoryError
+        return Ports()
+
+    def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return inputs
+
+    def close(self) -> None:
+        self.closed.append(self.artefact.path.parent.name)
+
+
+def in_stages(artefact: Artefact, names: list[str]) -> None:
+    contract = artefact.contract
+    StagedSession(artefact, ONE_THREAD, Noted, [Stage(n, contract.inputs, contract.outputs) for n in names])
+
+
+def side_by_side(artefact: Artefact, names: list[str]) -> None:
+    paths = (Path("v", name, "model") for name in names)
+    Crew(lambda _: Noted(replace(artefact, path=next(paths)), ONE_THREAD), len(names))
+
+
+@pytest.mark.parametrize("open_them", [in_stages, side_by_side])
+def test_a_session_that_does_not_open_is_closed_with_those_that_were_opened_for_it(
+    exported: Bundle, open_them: Callable[[Artefact, list[str]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Noted, "closed", [])
+    contract = exported.manifest.contract
+    artefact = Artefact(Path("v/whole/model"), contract, contract.buckets[0])
+    with pytest.raises(MemoryError):
+        open_them(artefact, ["whole", "broken"])
+    assert Noted.closed == ["broken", "whole"]
 
 
 def test_openvino_says_which_precision_it_computes_in(exported: Bundle) -> None:

@@ -102,6 +102,21 @@ async def test_what_cannot_be_answered_says_why_and_changes_nothing() -> None:
 
 
 @in_a_loop
+async def test_a_dialogue_goes_on_after_a_reload_unless_other_features_are_read_then(tmp_path: Path) -> None:
+    async with inside(BUNDLE, live=Options(state=tmp_path)) as server:
+        model = server.service.models["cmerc"]
+        await say(server, "a", SAID[0])
+        await model.open()
+        assert (await say(server, "a", SAID[1])).said["prediction"]["unit"] == "a/1"
+        await model.open()
+        # As if the files of that folder were encoders.
+        model.engine.predictor.bundle.manifest.encoders["text"] = ["variants"]
+        status, why = error(await say(server, "a", SAID[2]))
+        assert (status, "was kept for another model" in why) == (422, True)
+        assert (await say(server, "b", SAID[2])).said["prediction"]["unit"] == "b/0"
+
+
+@in_a_loop
 async def test_a_dialogue_goes_on_when_the_server_was_started_again(tmp_path: Path) -> None:
     options = Options(window=3, state=tmp_path)
     answers = []

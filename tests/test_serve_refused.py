@@ -74,6 +74,8 @@ BAD: list[tuple[str, Any, int, str]] = [
     (INFER, sent(name="smell"), 422, "no input 'smell'"),
     (INFER, sent(datatype="BYTES"), 400, "input 'audio' is 'BYTES', it must be one of"),
     (INFER, sent(datatype="INT64"), 400, "data must be numbers of INT64"),
+    (INFER, {"inputs": [SPEAKER | {"datatype": "INT32", "data": [2**32 + 1]}]}, 400, "4294967297, which is no INT32"),
+    (INFER, {"inputs": [SPEAKER | {"datatype": "UINT64", "data": [-1]}]}, 400, "-1, which is no UINT64"),
     (INFER, sent(shape=[1, -1, 5]), 400, "a length cannot be negative"),
     (INFER, sent(shape=[1, 2, 5]), 400, "needs 10 numbers, data has 5"),
     (INFER, sent(shape=[1, 5, 1]), 422, "audio has shape (1, 5, 1), expected dims ('batch', 'utterances', 5)"),

@@ -213,6 +213,24 @@ def test_an_engine_of_another_gpu_is_built_once_for_this_one_and_kept_beside_the
     assert library.calls.count("Builder.build_serialized_network") == 2
 
 
+def test_a_session_that_fails_halfway_frees_what_it_took(
+    bundle: Bundle, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.be("tensorrt 11")
+    export_variant(bundle, "tensorrt", FOUR)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no address")
+
+    for step in ("deserialize_cuda_engine", "set_tensor_address"):
+        with monkeypatch.context() as patch:
+            patch.setattr(TensorRt, step, broken)
+            with pytest.raises(RuntimeError, match="no address"):
+                answers(bundle)
+        assert world.driver.log.count("cuStreamDestroy_v2") == world.driver.log.count("cuStreamCreate") > 0
+        assert not world.driver.memory
+
+
 def test_times_of_kernels_are_kept_from_build_to_build_of_regular_tensorrt(bundle: Bundle, world: World) -> None:
     world.be("tensorrt 11")
     kept = Kept.beside(bundle.root)

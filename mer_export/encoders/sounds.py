@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
 from mer_export.data.dialogues import Recording
 from mer_export.data.media.sound import Sound, read_sound
 from mer_export.errors import InputError
+from mer_export.untrusted.file_state import State, state_of
 from mer_export.untrusted.media_files import media_kind
 
 SOUGHT = frozenset({"wav", "aiff", "flac"})
 """Kinds of files in which a part is found without decoding what comes before it."""
 MOST_BYTES = 1 << 28
 """Samples that are kept, of one channel; a longer recording is decoded for each of its parts."""
+MOST_FILES = 256
+"""Recordings that are remembered."""
+
+
+@dataclass
+class _Asked:
+    """A recording of which parts are wanted: how often, and all of it where it is kept."""
+
+    times: int = 0
+    whole: Sound | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.whole.samples.nbytes if self.whole else 0
 
 
 class Sounds:
-    """Reads sound for any number of threads; recordings of which several parts are wanted are kept as they pass."""
+    """Reads sound for any number of threads; recordings of which several parts are wanted are kept as they pass.
+
+    A file that was written again is another recording.
+    """
 
     def __init__(self, most: int = MOST_BYTES):
         self.most = most
-        self._asked: Counter[Path] = Counter()
-        self._kept: OrderedDict[Path, Sound | None] = OrderedDict()
+        self._asked: OrderedDict[tuple[Path, State], _Asked] = OrderedDict()
         self._lock = Lock()
 
     def read(self, said: Recording) -> Sound:
@@ -42,13 +60,15 @@ class Sounds:
 
     def _whole(self, path: Path) -> Sound | None:
         """All of a file of which a part was wanted before; None the first time, and where it cannot be kept."""
+        state = state_of(path.stat())
         with self._lock:
-            self._asked[path] += 1
-            if self._asked[path] > 1 and path not in self._kept:
-                self._kept[path] = self._decoded(path)
-                while sum(s.samples.nbytes for s in self._kept.values() if s) > self.most:
-                    self._kept.popitem(last=False)
-            return self._kept.get(path)
+            asked = self._asked.setdefault((path, state), _Asked())
+            asked.times += 1
+            if asked.times == 2:
+                asked.whole = self._decoded(path)
+            while len(self._asked) > MOST_FILES or sum(a.nbytes for a in self._asked.values()) > self.most:
+                self._asked.popitem(last=False)
+            return asked.whole
 
     def _decoded(self, path: Path) -> Sound | None:
         try:

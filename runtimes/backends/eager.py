@@ -114,7 +114,8 @@ def computing_in(options: SessionOptions) -> Iterator[None]:
 
     Streams, graphs and compiled kernels are those of the device that is current, whichever one their tensors are on.
 
-    The switches for TF32 are PyTorch's globals: sessions in several precisions may live in one process.
+    The switches for TF32 are PyTorch's globals: sessions in several precisions may live in one process. Those on a CPU,
+    of which the switches say nothing, leave them alone.
     """
     import torch
 
@@ -124,7 +125,7 @@ def computing_in(options: SessionOptions) -> Iterator[None]:
         if options.on_gpu:
             inside.enter_context(_SWITCHES)
             inside.enter_context(torch.cuda.device(options.number))
-        inside.enter_context(tf32(options.reduced == "tf32"))
+            inside.enter_context(tf32(options.reduced == "tf32"))
         if options.reduced in AUTOCAST:
             inside.enter_context(torch.autocast(options.kind, AUTOCAST[options.reduced]))
         yield

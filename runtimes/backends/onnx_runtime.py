@@ -64,6 +64,8 @@ class OnnxRuntimeSession(Session):
         import onnxruntime
 
         self._ort = onnxruntime
+        self._bound: dict[int, Bound] = {}
+        self._device: Device | None = None
         provider = PROVIDERS[self.options.kind]
         self._session: Any = self._create(path, provider)
         active = self._session.get_providers()
@@ -72,8 +74,6 @@ class OnnxRuntimeSession(Session):
                 f"ONNX Runtime started {active[0]} where {provider} was asked for: "
                 "its libraries are incomplete, see mer doctor"
             )
-        self._bound: dict[int, Bound] = {}
-        self._device: Device | None = None
         self.info |= {
             "onnxruntime": onnxruntime.__version__,
             "provider": provider,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +65,8 @@ class SessionOptions:
 class Artefact:
     """What a session loads: a file and the contract that it keeps. `bucket` None and `batch` 0 mean any; `options` is
     what its exporter noted; `kept` is where a backend may leave what it made of the file; `digest` and `size` (bytes)
-    are of that file and those that it reads."""
+    are of that file and those that it reads. Who reads them once more later does so inside `again()`, which raises
+    BundleError where they are others by then."""
 
     path: Path
     contract: Contract
@@ -76,6 +77,7 @@ class Artefact:
     kept: Kept | None = None
     digest: str = ""
     size: int = 0
+    again: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class Port(NamedTuple):
@@ -129,13 +131,20 @@ class Session(ABC):
         }
         """What really runs: provider, versions, threads, precision."""
         try:
-            check_ports(artefact, self.load(artefact.path))
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        try:
+            check_ports(self.artefact, self.load(self.artefact.path))
             self.prepare()
         except MerError:
             raise
         except self.unreadable as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise BundleError(f"runtime {self.backend} cannot load {artefact.path}: {self.cause(lines)}") from None
+            raise BundleError(f"runtime {self.backend} cannot load {self.artefact.path}: {self.cause(lines)}") from None
 
     @classmethod
     def problem(cls, options: SessionOptions) -> str | None:
@@ -191,7 +200,7 @@ class Session(ABC):
         raise UnsupportedError(f"runtime {self.backend} takes arrays alone: call run, or use torch or onnxruntime")
 
     def close(self) -> None:  # noqa: B027 (most backends hold nothing to free)
-        """Frees what the backend holds."""
+        """Frees what the backend holds, also where `load` or `prepare` failed halfway."""
 
     @staticmethod
     def cause(lines: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from queue import SimpleQueue
 from typing import Self, TypeVar
 
@@ -21,11 +21,14 @@ class Crew:
     """
 
     def __init__(self, open_one: Callable[[int], Session], workers: int):
-        first = open_one(workers)
-        self._own = [first] if first.concurrent else [first, *(open_one(workers) for _ in range(workers - 1))]
+        with ExitStack() as opened:
+            own = [opened.enter_context(closing(open_one(workers)))]
+            while len(own) < workers and not own[0].concurrent:
+                own.append(opened.enter_context(closing(open_one(workers))))
+            self._opened = opened.pop_all()
         self._free: SimpleQueue[Session] = SimpleQueue()
         for number in range(workers):
-            self._free.put(self._own[number % len(self._own)])
+            self._free.put(own[number % len(own)])
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mer-crew")
 
     def map(self, work: Callable[[Session, Item], Made], items: Iterable[Item]) -> Iterator[Made]:
@@ -48,8 +51,7 @@ class Crew:
     def close(self) -> None:
         """Ends the threads and frees the sessions."""
         self._pool.shutdown(cancel_futures=True)
-        for session in self._own:
-            session.close()
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self

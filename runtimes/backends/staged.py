@@ -36,7 +36,10 @@ class StagedSession(Session):
     def load(self, path: Path) -> Ports:
         """Opens a session for each stage, which holds its own file against its own contract; `path` is the last one."""
         options = replace(self.options, streams=1)
-        self.sessions = {s.name: self.kind(self._part(s, path), options) for s in self.stages}
+        self.sessions: dict[str, Session] = {}
+        for stage in self.stages:
+            # One by one: of those that are open `close` knows when a later one fails.
+            self.sessions[stage.name] = self.kind(self._part(stage, path), options)
         self.kept = {s.name: Kept(KEPT_BYTES) for s in self.stages if s.repeats and self.options.reuse}
         self.seconds: dict[str, Any] = {s.name: {"calls": 0, "rows": 0, "ms": 0.0} for s in self.stages}
         first = self.sessions[self.stages[0].name].info
@@ -114,7 +117,8 @@ class Kept:
         return self._rows.get(key)
 
     def put(self, key: bytes, outputs: Arrays) -> None:
-        """Keeps the outputs of a row."""
+        """Keeps the outputs of a row, in place of those that it had."""
+        self.nbytes -= _bytes(self._rows.pop(key, {}))
         self._rows[key] = outputs
         self.nbytes += _bytes(outputs)
         while self.nbytes > self.most_bytes:

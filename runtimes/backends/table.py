@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -11,7 +13,7 @@ from pkgutil import iter_modules
 from mer_export import registry
 from mer_export.bundle import Bundle, Variant
 from mer_export.cuda import DEVICES
-from mer_export.errors import NotAvailableError, UnsupportedError, UsageError
+from mer_export.errors import BundleError, NotAvailableError, UnsupportedError, UsageError
 from mer_export.kept import Kept
 from mer_export.registry import resolve
 from runtimes.backends.admission import admit
@@ -56,6 +58,7 @@ def _load(kind: type[Session], bundle: Bundle, variant: Variant | None, options:
     contract = bundle.manifest.contract
     if variant is None:
         return kind(Artefact(bundle.root, contract), options)
+    digest = bundle.variant_digest(variant)
     artefact = Artefact(
         bundle.variant_files(variant),
         contract,
@@ -64,8 +67,9 @@ def _load(kind: type[Session], bundle: Bundle, variant: Variant | None, options:
         variant.precision,
         variant.options,
         Kept.beside(bundle.root),
-        bundle.variant_digest(variant),
+        digest,
         bundle.variant_size(variant),
+        partial(_again, bundle, variant, digest),
     )
     admit(bundle, variant)
     if not variant.stages:
@@ -77,6 +81,15 @@ def _load(kind: type[Session], bundle: Bundle, variant: Variant | None, options:
     stages = system.stages_of(system.parse(bundle.manifest.config), variant.stages)
     in_stages = GrowingSession if any(s.grows for s in stages) else StagedSession
     return in_stages(artefact, options, kind, stages)
+
+
+@contextmanager
+def _again(bundle: Bundle, variant: Variant, digest: str) -> Iterator[None]:
+    """Keeps the files of an open variant from being replaced inside the block; raises BundleError where they were."""
+    with bundle.reading():
+        if bundle.variant_digest(variant) != digest:
+            raise BundleError(f"{bundle.root}: {variant.name} was replaced since it was opened: open it again")
+        yield
 
 
 def check_variant(backend: str, variant: Variant | None) -> None:

@@ -74,15 +74,15 @@ class Completion:
         ways = encoder_ways(own_profile(bundle), Goal.parse(goal), options.get("backend"), kind) if goal else {}
         for (modality, name), way in ways.items():
             say(f"{goal}, {modality}: {name} by {way['backend']}, batch {way['batch']}")
-        stack = ExitStack()
-        loaded = {
-            n: [
-                stack.enter_context(load_encoder(e, **_able(e, options) | ways.get((n, e.identity.name), {})))
-                for e in encoders
-            ]
-            for n, encoders in attached(bundle).items()
-        }
-        return cls(Encoder(loaded, None, workers), _stack=stack)
+        with ExitStack() as stack:
+            loaded = {
+                n: [
+                    stack.enter_context(load_encoder(e, **_able(e, options) | ways.get((n, e.identity.name), {})))
+                    for e in encoders
+                ]
+                for n, encoders in attached(bundle).items()
+            }
+            return cls(Encoder(loaded, None, workers), _stack=stack.pop_all())
 
     def strict(self) -> Completion:
         """The same networks for the dialogues of one request: it keeps no recording, and refuses one that is broken."""

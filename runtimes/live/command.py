@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -59,8 +60,11 @@ class Live:
             predictor, through = pipeline.predictor, pipeline.completion and pipeline.completion.strict()
             reach, labels = Reach(Path.cwd(), Allowed.by(self.outside)), predictor.task.labels
             hearing = Hearing(pipeline.bundle, labels, self.window, self.revise, reach, through)
-            state = Folder(self.state, pipeline.bundle) if self.state else None
-            return Lines(predictor, hearing, Dialogues(Limits(), state)).run(lines or _stdin(), _show)
+            dialogues = Dialogues()
+            if self.state:
+                # What is kept for the next start is over when its end is said.
+                dialogues = Dialogues(Limits(idle=math.inf), Folder(self.state, pipeline.bundle))
+            return Lines(predictor, hearing, dialogues).run(lines or _stdin(), _show)
 
 
 def _stdin() -> BinaryIO:

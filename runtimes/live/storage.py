@@ -13,6 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -34,18 +35,21 @@ LOOK = 60.0
 """Seconds between two looks for dialogues that are over."""
 
 
+def model_key(bundle: Bundle) -> str:
+    """What tells models apart that take other features, or make them with other encoders."""
+    folders = tuple(f"{folder}/" for own in bundle.manifest.encoders.values() for folder in own)
+    encoders = {n: f.sha256 for n, f in bundle.manifest.files.items() if folders and n.startswith(folders)}
+    inputs = bundle.manifest.contract.model_dump(mode="json")["inputs"]
+    return _checksum(_json({"system": bundle.manifest.system, "inputs": inputs, "encoders": encoders}))
+
+
 class Folder:
     """A folder that keeps the dialogues of one model."""
 
     def __init__(self, root: Path, bundle: Bundle, clock: Callable[[], float] = time.time):
         """Makes the folder where it is missing; raises UsageError where that cannot be."""
         self.root, self._clock, self._looked = root, clock, float("-inf")
-        contract = bundle.manifest.contract
-        folders = tuple(f"{folder}/" for own in bundle.manifest.encoders.values() for folder in own)
-        encoders = {n: f.sha256 for n, f in bundle.manifest.files.items() if folders and n.startswith(folders)}
-        said = {"system": bundle.manifest.system, "inputs": contract.model_dump(mode="json")["inputs"]}
-        self.model = _checksum(_json({**said, "encoders": encoders}))
-        """What tells models that take other features apart."""
+        self.model = model_key(bundle)
         self._names: WeakKeyDictionary[Utterance, str] = WeakKeyDictionary()
         """Checksums of the arrays of utterances that are stored."""
         try:
@@ -76,20 +80,20 @@ class Folder:
         """Stores a turn: what is new of it, and away with what is not kept any more."""
         folder = self._folder(heard.id)
         folder.mkdir(exist_ok=True)
-        told = []
+        there, told = {path.name for path in folder.glob("*.npz")}, []
         for utterance in heard.utterances:
-            if utterance not in self._names:
+            name = self._names.get(utterance)
+            # What was stored is gone where the dialogue was over meanwhile.
+            if name is None or f"{name}.npz" not in there:
                 content = _content(utterance)
-                self._names[utterance] = _checksum(content)
-                write_atomic(folder / f"{self._names[utterance]}.npz", content)
-            told.append(_said(utterance) | {"arrays": self._names[utterance]})
+                name = self._names[utterance] = _checksum(content)
+                write_atomic(folder / f"{name}.npz", content)
+            told.append(_said(utterance) | {"arrays": name})
         said = {"version": VERSION, "model": self.model, "dialogue": heard.id, "said": heard.said}
         said |= {"gone": list(heard.gone), "utterances": told}
         write_atomic(folder / INDEX, _json(said | {"sha256": _checksum(_json(said))}))
-        kept = {f"{own['arrays']}.npz" for own in told}
-        for path in folder.glob("*.npz"):
-            if path.name not in kept:
-                path.unlink(missing_ok=True)
+        for gone in there - {f"{own['arrays']}.npz" for own in told}:
+            (folder / gone).unlink(missing_ok=True)
 
     def remove(self, dialogue: str) -> bool:
         """Forgets a dialogue; whether there was one."""
@@ -105,8 +109,10 @@ class Folder:
             return
         self._looked = now
         for index in self.root.glob(f"*/{INDEX}"):
-            if index.stat().st_mtime < now - idle:
-                shutil.rmtree(index.parent, ignore_errors=True)
+            # Another thread may end it meanwhile.
+            with suppress(FileNotFoundError):
+                if index.stat().st_mtime < now - idle:
+                    shutil.rmtree(index.parent, ignore_errors=True)
 
     def _folder(self, dialogue: str) -> Path:
         return self.root / _checksum(dialogue.encode("utf-8", "surrogatepass"))[:32]

@@ -142,7 +142,10 @@ def _listed(tensor: Tensor, dtype: np.dtype, count: int) -> np.ndarray:
     if values.size != count:
         raise malformed(f"input {tensor.name!r} of shape {tensor.shape} needs {count} numbers, data has {values.size}")
     with np.errstate(over="ignore"):
-        return values.astype(dtype).reshape(tensor.shape)
+        found = values.astype(dtype)
+    if dtype.kind in "iu" and (wrapped := values[found != values]).size:
+        raise malformed(f"input {tensor.name!r} holds {wrapped[0]}, which is no {tensor.datatype}: send another one")
+    return found.reshape(tensor.shape)
 
 
 def samples_of(tensors: Mapping[str, np.ndarray], contract: Contract) -> list[Sample]:

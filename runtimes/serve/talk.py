@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from mer_export.bundle import Bundle
 from mer_export.data.open import Through
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError
 from runtimes.live.dialogues import Dialogues, FullError, Limits
 from runtimes.live.lines import answer_row, turn_of
-from runtimes.live.storage import Folder
+from runtimes.live.storage import Folder, model_key
 from runtimes.predict.live import Heard, Hearing, Turn
 from runtimes.serve import recordings
 from runtimes.serve.batching import Deadline
@@ -48,23 +49,27 @@ class Listener:
         return list(self.turn.samples)
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What turns need of one opened state of a bundle; `key` says which features its dialogues hold."""
+
+    engine: Engine
+    key: str
+    hearing: Hearing
+    dialogues: Dialogues
+
+
 @dataclass
 class Talk:
-    """The live dialogues of one model. Turns of one dialogue are taken one after the other."""
+    """The live dialogues of one model. Turns of one dialogue are taken one after the other.
+
+    They go on when the bundle is opened anew, unless it reads other features then: new ones begin.
+    """
 
     model: Model
     options: Options
-    _dialogues: Dialogues | None = None
     _locks: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
-    _hearing: tuple[Engine, Hearing] | None = None
-
-    @property
-    def dialogues(self) -> Dialogues:
-        """Those of the model, once it is loaded."""
-        if self._dialogues is None:
-            root, bundle = self.options.state, self.model.engine.predictor.bundle
-            self._dialogues = Dialogues(self.options.limits, Folder(root / self.model.name, bundle) if root else None)
-        return self._dialogues
+    _last: Opened | None = None
 
     async def say(self, dialogue: str, line: Mapping[str, Any], deadline: Deadline) -> dict[str, Any]:
         """The answer to an utterance.
@@ -79,15 +84,16 @@ class Talk:
             engine = self.model.engine
             with engine.used(), _room():
                 recordings.require_taken(clips.values(), engine.takes)
-                heard = await asyncio.to_thread(self.dialogues.heard, dialogue)
-                listener = Listener(self._hearing_of(engine), heard, line)
+                opened = self._opened(engine)
+                heard = await asyncio.to_thread(opened.dialogues.heard, dialogue)
+                listener = Listener(opened.hearing, heard, line)
                 if engine.encoders is None:
                     samples = await asyncio.to_thread(listener.samples, asked)
                 else:
                     samples = await engine.encoders.samples(listener, asked, deadline)
                 assert listener.turn is not None
                 answer = listener.turn.answer([p async for p in engine.predictions(samples, deadline)])
-                await asyncio.to_thread(self.dialogues.keep, listener.turn.after)
+                await asyncio.to_thread(opened.dialogues.keep, listener.turn.after)
                 engine.predictor.features.add(listener.turn.spoken)
         return answer_row(dialogue, answer, engine.predictor.task)
 
@@ -95,18 +101,25 @@ class Talk:
         """Forgets a dialogue; raises Refusal (404) where there is none."""
         async with self._turns(dialogue):
             try:
-                await asyncio.to_thread(self.dialogues.end, dialogue)
+                await asyncio.to_thread(self._opened(self.model.engine).dialogues.end, dialogue)
             except InputError as error:
                 raise Refusal(404, str(error)) from None
 
     def _turns(self, dialogue: str) -> asyncio.Lock:
         return self._locks.setdefault(dialogue, asyncio.Lock())
 
-    def _hearing_of(self, engine: Engine) -> Hearing:
-        if self._hearing is None or self._hearing[0] is not engine:
-            found = engine.predictor
-            self._hearing = engine, Hearing(found.bundle, found.task.labels, self.options.window)
-        return self._hearing[1]
+    def _opened(self, engine: Engine) -> Opened:
+        last = self._last
+        if last is None or last.engine is not engine:
+            bundle, labels = engine.predictor.bundle, engine.predictor.task.labels
+            key, hearing = model_key(bundle), Hearing(bundle, labels, self.options.window)
+            dialogues = last.dialogues if last and last.key == key else self._fresh(bundle)
+            last = self._last = Opened(engine, key, hearing, dialogues)
+        return last
+
+    def _fresh(self, bundle: Bundle) -> Dialogues:
+        root = self.options.state
+        return Dialogues(self.options.limits, Folder(root / self.model.name, bundle) if root else None)
 
 
 @contextmanager

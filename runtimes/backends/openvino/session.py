@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mer_export.errors import BundleError
 from mer_export.install import not_installed
 from runtimes.backends.openvino.compiled import CompiledModels
 from runtimes.backends.openvino.int8 import GROUP, quantise_matrices
@@ -138,7 +139,7 @@ class OpenVinoSession(Session):
     def _rewritten(self, items: int) -> Any:
         """The graph at a batch size, as the plugin computes it best."""
         # Rewriting changes a graph for good: the one that was checked serves the first size, others read the file.
-        graph, self._graph = self._graph or self._core.read_model(str(self.artefact.path)), None
+        graph, self._graph = self._graph or self._read_again(), None
         if items != ANY_SIZE:
             ports = [p for p in graph.inputs if p.get_any_name() in self._batched]
             graph.reshape({p.get_any_name(): [items, *list(p.get_partial_shape())[1:]] for p in ports})
@@ -146,6 +147,15 @@ class OpenVinoSession(Session):
         if self.options.reduced == "int8":
             self.info["int8_products"] = quantise_matrices(graph)
         return graph
+
+    def _read_again(self) -> Any:
+        """The graph of the file; raises BundleError where it is another one than when it was opened."""
+        try:
+            with self.artefact.again():
+                return self._core.read_model(str(self.artefact.path))
+        except (OSError, RuntimeError) as error:
+            why = self.cause(str(error).strip().splitlines() or [type(error).__name__])
+            raise BundleError(f"{self.artefact.path} was changed since it was opened: open it again ({why})") from None
 
     def compute(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         items = len(next(a for name, a in inputs.items() if name in self._batched))

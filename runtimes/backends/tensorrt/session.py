@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,11 @@ class TensorRtSession(Session):
     unreadable = (ValidationError,)
 
     def load(self, path: Path) -> Ports:
+        self._opened = ExitStack()
         library, flavour = find_library()
         # Whatever the library does from here on, it does on the device that is current in its thread.
-        self._device = Device(self.options.number)
+        self._device = self._opened.enter_context(Device(self.options.number))
+        self._opened.callback(self._free)
         gpu = find_gpu(self.options.number)
         self._runtime, self._engine, self._reports = load_engine(library, self._plan(path), path)
         self.info |= {
@@ -88,15 +91,15 @@ class TensorRtSession(Session):
         return {name: self._host[name].copy() for name in names}
 
     def close(self) -> None:
-        if self._engine is None:
-            return
+        self._opened.close()
+
+    def _free(self) -> None:
         self._device.bind()
-        # In this order: each belongs to the one after it.
+        # In this order: each belongs to the one after it, the last to the device.
         self._context = None
         self._engine = None
         self._runtime = None
         self._host = {}
-        self._device.close()
 
     def _plan(self, path: Path) -> bytes:
         """The engine, or where the stored one cannot run here one made of the ONNX file beside it, now or before."""
