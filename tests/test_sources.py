@@ -67,7 +67,7 @@ CASES = {
         features=FRAMES,
         kind="score",
         sentences=True,
-        protocol=RANDOM,
+        protocol=RANDOM | {"accumulate": 1},
     ),
     "mult": Case(
         model=small_emt.TRANSFORMER | {"audio_dim": 5, "vision_dim": 4},
@@ -101,7 +101,7 @@ CASES = {
         features={"audio": ((1, 5), 5), "vision": (3, 4), "expression_logits": (3, 7)},
         sentences=True,
         data={"packing": "bert"},
-        protocol=RANDOM,
+        protocol=RANDOM | {"accumulate": 1},
     ),
 }
 TOKENIZED = ("emt", "tab", "facialmmt")
