@@ -21,9 +21,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +221,9 @@ def earlier_tree(commit: str | None) -> Iterator[Path | None]:
 def measure(case: Case, small: bool, rounds: int | None, before: Path | None) -> dict[str, Any]:
     """Seconds of every process of every round, and of its parts."""
     with tempfile.TemporaryDirectory() as folder:
-        world = make(case, Path(folder), case.small if small else case.items)
+        # In a process of its own: an export leaves gigabytes behind, which what is timed would lack.
+        with ProcessPoolExecutor(1, get_context("spawn")) as apart:
+            world = apart.submit(make, case, Path(folder), case.small if small else case.items).result()
         ways = [TYPED, *(w for w in case.ways if not backend_problem(w.partition(" ")[0]))]
         runs: dict[str, Callable[[], Run]] = {AUTHORS: partial(world.authors)}
         for mark, tree in (("", ROOT), *([(BEFORE, before)] if before else [])):
