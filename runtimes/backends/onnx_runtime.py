@@ -29,7 +29,7 @@ BACKEND = Backend(
 
 REARRANGED = 2048
 """Steps, of all inputs of all items, from which it pays that ONNX Runtime copies fp32 weights into the order in which
-its products read them. TAB breaks even at 2300 (one item a call) to 10 600 (four long ones)."""
+its products read them. On one thread TAB breaks even at 2300 (one item a call) to 10 600 (four long ones)."""
 LARGE = 256 << 20
 """Bytes of a file from which that is worth asking: the copy takes a second for each gigabyte or two, and their memory.
 The last digits of answers depend on it."""
