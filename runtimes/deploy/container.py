@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mer_export.install import DISTRIBUTION
 
-APP, MODELS = "/opt/mer", "/models"
+APP, MODELS = "/app", "/models"
 TOKEN = "/run/secrets/mer/token"
 """Where a server reads the word that requests have to send."""
 USER = 10001
