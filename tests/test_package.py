@@ -172,7 +172,7 @@ def running(layout: Layout) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         layout.words,
         env=layout.environment,
-        cwd=layout.root / "opt/mer",
+        cwd=layout.root / "app",
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
