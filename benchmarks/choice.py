@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import output
 from benchmarks.lengths import REAL, export, suite_parser
 from benchmarks.suite import NETWORKS, random_bundle, real_samples
+from benchmarks.tuning import computed_for
 from mer_export.bundle import Bundle
 from mer_export.markdown import table
 from mer_export.progress import Lines
@@ -29,15 +30,15 @@ ROOMY = 2.0
 def main(arguments: list[str] | None = None) -> None:
     """Runs the suite and writes its results."""
     chosen = suite_parser("choice", __doc__ or "", items=64).parse_args(arguments)
+    line = output.command("choice", arguments)
 
     def run() -> None:
-        found = {
-            "command": output.command("choice", arguments),
-            "machine": output.here(),
-            "items": chosen.items,
-            "networks": {n: measure(n, chosen.items, chosen.buckets) for n in chosen.network or REAL},
-        }
-        output.write(chosen.out, "choice", found, markdown(found))
+        # Networks of earlier runs stay beside the new ones.
+        networks = output.earlier(chosen.out / "choice.json", "networks")
+        for name in chosen.network or REAL:
+            networks[name] = measure(name, chosen.items, chosen.buckets)
+            found = {"command": line, "machine": output.here(), "networks": networks}
+            output.write(chosen.out, "choice", found, markdown(found))
 
     output.end_well(run)
 
@@ -49,13 +50,14 @@ def measure(name: str, count: int, buckets: int) -> dict[str, Any]:
         bundle = random_bundle(Path(folder) / name, network)
         samples = real_samples(bundle.manifest.contract, network, count)
         plan = make_plan(bundle, samples, buckets, "these items", say=output.say)
-        missing = export(bundle, name, [b.lengths for b in plan.buckets])
+        missing = export(bundle, name, [b.lengths for b in plan.buckets], computed_for(name))
         bundle = Bundle.open(bundle.root)
         first, second = (
             run_tune(bundle, samples, "these items", progress=Lines(lambda text: output.say(f"{name}: {text}")))
             for _ in range(2)
         )
     return {
+        "items": len(samples),
         "buckets": len(plan.buckets),
         "ways": len(scores(first)),
         "not_exported": missing,
@@ -109,7 +111,9 @@ def markdown(found: dict[str, Any]) -> str:
         for name, network in found["networks"].items()
         for goal in network["goals"]
     ]
-    counts = ", ".join(f"{n} {network['ways']}" for n, network in found["networks"].items())
+    counts = ", ".join(
+        f"{n} {network['ways']} on {network['items']} items" for n, network in found["networks"].items()
+    )
     worst = max(goal["slower"] for network in found["networks"].values() for goal in network["goals"])
     return "\n".join(
         [
@@ -118,7 +122,7 @@ def markdown(found: dict[str, Any]) -> str:
             f"`{found['command']}`",
             "",
             output.where(found["machine"]),
-            f"{found['items']} items of each network, random weights; ways to run that were timed: {counts}.",
+            f"Items of the lengths that occur, random weights; ways to run that were timed: {counts}.",
             f"Each network is tuned twice. `slower`: what the first run chose against the best, both by the times of "
             f"the second run. At most **{worst:.1%}**.",
             "",

@@ -64,6 +64,11 @@ def main(arguments: list[str] | None = None) -> None:
     output.end_well(run)
 
 
+def computed_for(name: str) -> list[tuple[str, str]]:
+    """The runtimes and precisions that a network is tuned on."""
+    return [c for c in COMPUTED if name not in LARGE or c[1] == "fp32"]
+
+
 def measure(name: str, minutes: float, bundles: Path | None) -> dict[str, Any]:
     """Exports a network in the buckets of its preset, or what of it is not in `bundles` yet, and tunes it."""
     network = NETWORKS[name]
@@ -71,7 +76,7 @@ def measure(name: str, minutes: float, bundles: Path | None) -> dict[str, Any]:
     with nullcontext(bundles) if bundles else tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / name
         bundle = Bundle.open(root) if root.exists() else random_bundle(root, replace(network, buckets=buckets))
-        missing = export(bundle, name, buckets, [c for c in COMPUTED if name not in LARGE or c[1] == "fp32"])
+        missing = export(bundle, name, buckets, computed_for(name))
         began = time.perf_counter()
         found = run_tune(
             Bundle.open(bundle.root),
