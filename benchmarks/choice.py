@@ -111,9 +111,7 @@ def markdown(found: dict[str, Any]) -> str:
         for name, network in found["networks"].items()
         for goal in network["goals"]
     ]
-    counts = ", ".join(
-        f"{n} {network['ways']} on {network['items']} items" for n, network in found["networks"].items()
-    )
+    counts = ", ".join(f"{n} {network['ways']} on {network['items']} items" for n, network in found["networks"].items())
     worst = max(goal["slower"] for network in found["networks"].values() for goal in network["goals"])
     return "\n".join(
         [

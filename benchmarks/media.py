@@ -11,7 +11,6 @@ own network, in the window of the encoder, and in the 30 s that the folder asks 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import flops, limit, output
+from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.collate import collate
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the results")
     parser.add_argument("--items", type=int, default=64, help="clips")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=machine.cores())
     chosen = parser.parse_args(arguments)
     found = {"command": output.command("media", arguments), "machine": output.here(), "threads": chosen.threads}
     found |= measure(chosen.clips, chosen.bundle, chosen.source, chosen.split, chosen.items, chosen.threads)

@@ -11,7 +11,6 @@ Writes `serve.json` and `serve.md`.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ from benchmarks.lengths import export
 from benchmarks.suite import NETWORKS, random_bundle, real_samples
 from benchmarks.triton_server import running as running_triton
 from benchmarks.triton_server import stand_ins
+from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.data.samples import Sample
 from mer_export.errors import MerError
@@ -80,7 +80,7 @@ class Server:
 
 def measure(name: str, seconds: float, rounds: int, triton: Path | None = None) -> list[dict[str, Any]]:
     """A row for each server, number of clients and form, each beside what the predictor does in the same rounds."""
-    workers = len(os.sched_getaffinity(0))
+    workers = machine.cores()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
         bundle = random_bundle(Path(folder) / name, NETWORKS[name])
         samples = real_samples(bundle.manifest.contract, NETWORKS[name], ITEMS)

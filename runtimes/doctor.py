@@ -16,7 +16,7 @@ from mer_export.cuda import find_gpu
 from mer_export.errors import NotAvailableError
 from mer_export.exporters.tensorrt import MODULES, without_kernels
 from mer_export.install import Extra, install_hint
-from mer_export.machine import cpu_model
+from mer_export.machine import cores, cpu_model
 
 
 class Check(BaseModel):
@@ -69,9 +69,8 @@ def require(checks: list[Check], names: list[str]) -> None:
 
 
 def _machine() -> Check:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    detail = f"{cpu_model()}, {cores} cores, {memory:.0f} GiB memory"
+    detail = f"{cpu_model()}, {cores()} cores, {memory:.0f} GiB memory"
     return Check(name="machine", role="all", status="ok", version=platform.machine(), detail=detail)
 
 

@@ -20,6 +20,7 @@ from serving import JSON, counted, error, in_a_loop, inside, outputs, tensors
 from small_emt import make_emt
 
 import cli
+from mer_export import machine
 from mer_export.bundle import MANIFEST, Bundle, FeatureStatistics
 from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.feature_check import FeatureCheck
@@ -310,7 +311,7 @@ def test_others_may_be_let_in_on_purpose(tmp_path: Path) -> None:
 
 
 def test_sessions_share_the_cores_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(machine, "cores", lambda: 8)
     asked = [("cpu", None, None), ("cpu", 2, None), ("cpu", None, 2), ("cpu", 3, 1), ("cpu", 16, None)]
     shared = [opening.share_out(*how) for how in (*asked, ("cuda", None, None))]
     assert shared == [(1, 8), (2, 4), (4, 2), (3, 1), (16, 1), (None, 1)]

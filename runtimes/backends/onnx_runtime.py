@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mer_export import machine
 from mer_export.cuda import Device
 from mer_export.errors import NotAvailableError, UnsupportedError
 from mer_export.install import DISTRIBUTION, install_hint, not_installed
@@ -29,7 +30,8 @@ BACKEND = Backend(
 
 REARRANGED = 2048
 """Steps, of all inputs of all items, from which it pays that ONNX Runtime copies fp32 weights into the order in which
-its products read them. On one thread TAB breaks even at 2300 (one item a call) to 10 600 (four long ones)."""
+its products read them, on one thread; twice as many on more, as one thread copies and all multiply. TAB breaks even
+at 2300 (one item a call) to 10 600 (four long ones), on two threads at 4300 to 23 000; more were not measured."""
 LARGE = 256 << 20
 """Bytes of a file from which that is worth asking: the copy takes a second for each gigabyte or two, and their memory.
 The last digits of answers depend on it."""
@@ -105,8 +107,11 @@ class OnnxRuntimeSession(Session):
     @property
     def _in_place(self) -> bool:
         """Whether weights are read where they lie in the file, which other sessions of it share."""
-        few = self.options.items is not None and self.options.items * sum(self.shape.values()) < REARRANGED
-        return few and self.artefact.size >= LARGE and self.artefact.precision == "fp32" and not self.options.on_gpu
+        if self.options.items is None or self.options.on_gpu:
+            return False
+        pays = REARRANGED * min(2, self.options.threads or machine.cores())
+        few = self.options.items * sum(self.shape.values()) < pays
+        return few and self.artefact.size >= LARGE and self.artefact.precision == "fp32"
 
     def _create(self, path: Path, provider: str) -> Any:
         ort, options = self._ort, self.options

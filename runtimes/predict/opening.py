@@ -3,11 +3,11 @@ what is installed here."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from mer_export import machine
 from mer_export.bundle import Bundle, Variant
 from mer_export.errors import BundleError, UsageError
 from runtimes.backends.backend import Backend
@@ -108,9 +108,8 @@ def share_out(device: str, threads: int | None, workers: int | None) -> tuple[in
     otherwise; on a GPU one."""
     if device != "cpu":
         return threads, workers or 1
-    cores = len(os.sched_getaffinity(0))
-    workers = workers or max(1, cores // (threads or 1))
-    return threads or max(1, cores // workers), workers
+    workers = workers or max(1, machine.cores() // (threads or 1))
+    return threads or max(1, machine.cores() // workers), workers
 
 
 def measured(bundle: Bundle, limits: Limits) -> tuple[Way, list[Variant]] | None:

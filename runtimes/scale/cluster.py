@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import Any
 
+from mer_export import machine
 from mer_export.errors import NotAvailableError
 from mer_export.install import not_installed
 from mer_export.launcher import ROOT
@@ -118,7 +119,7 @@ def _connect(ray: Any, address: str, cores: int) -> None:
     said["runtime_env"] = {"env_vars": {"PYTHONPATH": paths}}
     try:
         if address == LOCAL:
-            most = max(cores, len(os.sched_getaffinity(0)))
+            most = max(cores, machine.cores())
             store = {"object_store_memory": STORE_BYTES, "include_dashboard": False}
             ray.init(address=LOCAL, num_cpus=most, _node_ip_address="127.0.0.1", **store, **said)
         else:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mer_export import machine
 from mer_export.bundle import Bundle
 from mer_export.data.bundle_data import AUTO, bundle_spec, stored_spec
 from mer_export.data.feature_check import FeatureCheck
@@ -128,7 +128,7 @@ class Blocks:
         threads where the command line does not say how many."""
         if self.how.goal is not None:
             return self.how
-        cores = len(os.sched_getaffinity(0)) if self.spread.cluster is None else 1
+        cores = machine.cores() if self.spread.cluster is None else 1
         threads = self.how.threads or max(1, cores // (self.spread.shards or 1))
         return replace(self.how, threads=threads, most_workers=1)
 
