@@ -222,6 +222,18 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@in_a_loop
+async def _answers_without_the_tokenizers_files(model: Path) -> None:
+    async with inside(model) as server:
+        shutil.rmtree(model / "encoders" / "text" / "0" / "tokenizer")
+        found = await utterances(server, {"sentence": ROWS[0][0]})
+        assert found.status == 200, found.body
+
+
+def test_a_server_has_read_what_comes_before_the_networks_before_the_first_request(model: Path, tmp_path: Path) -> None:
+    _answers_without_the_tokenizers_files(Path(shutil.copytree(model, tmp_path / "emt")))
+
+
 @pytest.fixture(scope="module")
 def seeing(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The network with an encoder of pictures too."""

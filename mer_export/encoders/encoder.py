@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mer_export import __version__, registry
-from mer_export.bundle import Bundle, Manifest
+from mer_export.bundle import Bundle, Manifest, holds
 from mer_export.data.samples import Sample
 from mer_export.data.spec import Extractor
 from mer_export.data.tokens.speech_dictionary import SpeechDictionary
@@ -27,6 +27,7 @@ TOKENIZER = "tokenizer"
 DICTIONARY = f"{TOKENIZER}/dict.txt"
 FACES = "faces"
 """Folder of the face detector of an encoder of faces."""
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Encoder:
     @cached_property
     def tokenizer(self) -> TextTokenizer:
         """The tokenizer of a text encoder, its files verified."""
-        return TextTokenizer.load(self.bundle.verified_folder(TOKENIZER))
+        return self._read_from(TOKENIZER, TextTokenizer.load)
 
     @cached_property
     def dictionary(self) -> SpeechDictionary:
@@ -82,7 +83,18 @@ class Encoder:
     @cached_property
     def detector(self) -> FaceDetector:
         """What finds the faces that an encoder of them reads, its files verified."""
-        return FaceDetector.load(self.bundle.verified_folder(FACES))
+        return self._read_from(FACES, FaceDetector.load)
+
+    def _read_from(self, folder: str, load: Callable[[Path], Read]) -> Read:
+        with holds.reading(self.bundle.root):
+            return load(self.bundle.verified_folder(folder))
+
+    def warm_up(self) -> None:
+        """Reads now what the first raw thing would wait for; from then on changes of the folder do not matter to it."""
+        if isinstance(self.input, TextInput):
+            _ = self.tokenizer
+        elif getattr(self.input, "faces", None):
+            _ = self.detector
 
     def samples(self, raw: Any, name: str = "0") -> list[Sample]:
         """One raw thing as what the network reads: one sample, or one for each window of a long sound.

@@ -66,6 +66,7 @@ def opened_encoders(bundle: Bundle, how: How) -> Completion | None:
     if why := unreadable(e.encoder.input.kind for e in encodings):
         log.warning("%s: %s", bundle.root.name, why)
     for encoding in encodings:
+        encoding.encoder.warm_up()
         if not isinstance(encoding, SignalEncoding):
             warm_up(encoding.predictor)
     return completion
