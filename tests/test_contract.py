@@ -66,6 +66,8 @@ def test_a_fixed_batch_is_filled_with_empty_items(contract: Contract) -> None:
         (dialogue(2, audio=np.full((2, 5), np.nan, "f4")), r"audio holds nan at \(0, 0\)"),
         (dialogue(2, vision=np.full((2, 4), np.inf, "f4")), "vision holds inf"),
         (dialogue(2, audio=np.full((2, 5), 1e39)), r"audio holds 1e\+39 at \(0, 0\)"),
+        (dialogue(2, speaker=np.array([0, 0.5])), "speaker holds 0.5, the model reads integers there"),
+        (dialogue(2, speaker=np.array([0, 2**63 + 1], np.uint64)), "speaker goes from 0 to 9223372036854775809"),
         (dialogue(2, speaker=np.array([0, 2])), "speaker goes from 0 to 2, the model knows 0..1"),
         (dialogue(2, audio=np.zeros((3, 5), "f4")), "audio has 3 utterances, other inputs have 2"),
         (dialogue(2, audio=np.zeros(5, "f4")), "audio has shape"),

@@ -31,7 +31,8 @@ def collate(
         One array per contract input. A missing modality is padding alone. Counts inputs hold the real lengths (int64).
 
     Raises:
-        InputError: a sample is empty, too long, of another width, or holds NaN or infinity.
+        InputError: a sample is empty, too long, of another width, or holds NaN, infinity or, for an input of integers,
+            a fraction.
     """
     real = [s.lengths(contract) for s in samples] if real is None else real
     if lengths is None:
@@ -58,11 +59,11 @@ def collate(
         elif not spec.batched:
             _share(out, spec, contract)
         else:
-            with np.errstate(over="ignore"):  # it is refused
+            with np.errstate(over="ignore", invalid="ignore"):  # it is refused
                 for row, sample in enumerate(samples):
                     if spec.name in sample.inputs:
                         _place(out[row], sample.inputs[spec.name], spec, sample.id, contract)
-            if _suspicious(out, spec):
+            if _suspicious(out, spec) or _cut(samples, spec):
                 _refuse_values(samples, spec)
         arrays[spec.name] = out
     return arrays
@@ -95,6 +96,14 @@ def _suspicious(batch: np.ndarray, spec: TensorSpec) -> bool:
     return batch.dtype.kind == "f" and not np.isfinite(batch).all()
 
 
+def _cut(samples: Sequence[Sample], spec: TensorSpec) -> bool:
+    """Whether an input of integers was given numbers that are none; many files store integers as floats."""
+    if np.dtype(spec.dtype).kind == "f":
+        return False
+    given = (np.asarray(s.inputs[spec.name]) for s in samples if spec.name in s.inputs)
+    return any(bool((v != np.floor(v)).any()) for v in given if v.dtype.kind == "f")
+
+
 def _refuse_values(samples: Sequence[Sample], spec: TensorSpec) -> None:
     """Raises InputError for the first sample with a value that it may not hold; padding may be anything."""
     for sample in samples:
@@ -107,6 +116,9 @@ def _refuse_values(samples: Sequence[Sample], spec: TensorSpec) -> None:
                 where = tuple(int(i) for i in np.argwhere(~finite)[0])
                 said = f"{sample.id}: {spec.name} holds {values[where]} at {where}"
                 raise InputError(f"{said}: repair or drop the modality")
+            if _cut([sample], spec):
+                value = values[values != np.floor(values)].flat[0]
+                raise InputError(f"{sample.id}: {spec.name} holds {value}, the model reads integers there")
         if spec.below is not None and values.size and not 0 <= values.min() <= values.max() < spec.below:
             raise InputError(
                 f"{sample.id}: {spec.name} goes from {values.min()} to {values.max()}, the model knows "
