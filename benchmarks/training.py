@@ -120,6 +120,9 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         parts = ours.shares()
         output.say(f"{name}: mean losses {losses}, an epoch of the authors takes {seconds:.1f} s")
         rounds = min(rounds, FEW) if seconds > LONG else rounds
+        for way in (w for w in epochs if w != OURS):
+            # The other two have trained already: the first steps of each wait for memory.
+            epochs[way]()
         turns = interleave({AUTHORS: authors, **epochs}, rounds)
     return {
         "step_shares": parts,
