@@ -115,7 +115,7 @@ def test_freezing_layers_leaves_the_embeddings_in_training() -> None:
     assert any(n.startswith("text.layers.1.") for n in trained)
     assert not any(n.startswith(("text.layers.0.", "audio.")) for n in trained)
     with pytest.raises(UsageError, match="penalty is for variants with a context"):
-        TabProtocol(TabSettings(penalty=0.3)).prepare(model, [], torch.device("cpu"))
+        TabProtocol(TabSettings(penalty=0.3)).check(config)
 
 
 def test_an_interrupted_run_with_newbob_goes_on_as_if_nothing_had_happened(data: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Presets are the published recipes, and a wrong setting is named."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from train.config import (
     parse_config,
     resolve_config,
 )
+from train.recipe import protocol_class, recipe
 
 PUBLISHED = {
     "cmerc/iemocap": {"epochs": 80, "seed": 1475, "rank": 0.005, "contrast": 0.05, "ratio": 0.15, "dropout": 0.5},
@@ -144,3 +146,23 @@ def test_an_import_needs_the_model_section_of_a_file_only(tmp_path):
         network_config("emt", None, file, ["model.audio_dimm=9"])
     whole, _ = network_config("cmerc", "meld", None)
     assert whole == load_preset("cmerc/meld").model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("preset", "setting", "said"),
+    [
+        ("cmerc/meld", "class_frequencies=[0.5, 0.5]", "class_frequencies has 2 values, the model has 7 labels"),
+        ("mtee/mosei", "loss=mse", "loss mse does not fit task multilabel"),
+        ("mtee/mosei", "rehearsal={rule: gem, new: 7}", "rehearsal.new is 7, the model has labels 0..5"),
+        ("mtee/mosei", "semantics=batch", "semantics batch is of the transformer, eea has single only"),
+        ("tab/iemocap_lhs", "penalty=0.3", "penalty is for variants with a context, lhs has none"),
+        ("facialmmt/meld_fusion", "augment_faces=true", "augment_faces is for model.variant face, this is fusion"),
+        ("facialmmt/meld_fusion", "auxiliary={data: aff}", "auxiliary.data is for model.variant end_to_end"),
+        ("facialmmt/meld_vision", "by_dialogue=true", "by_dialogue tells dialogues apart by their text"),
+    ],
+)
+def test_a_setting_of_another_network_is_refused_before_training_starts(preset: str, setting: str, said: str) -> None:
+    config = load_preset(preset, [f"protocol.{setting}"])
+    protocol = protocol_class(config.system)(recipe(config.system).settings.model_validate(config.protocol))
+    with pytest.raises(UsageError, match=re.escape(f"protocol.{said}")):
+        protocol.check(registry.get(config.system).parse(config.model))

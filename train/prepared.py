@@ -95,7 +95,8 @@ def prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
     """Reads the data and holds the configuration against them.
 
     Raises:
-        UsageError: an encoder is missing, or the training split is empty.
+        UsageError: an encoder is missing, a setting of the protocol is of another network, or the training split is
+            empty.
         InputError: data that the model cannot take.
         NotAvailableError: no such device.
     """
@@ -104,9 +105,11 @@ def prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
     task = system.task(model_config)
     settings = recipe(config.system).settings.model_validate(config.protocol)
     check_sources(settings, model_config, draws_weights)
+    protocol: Protocol = protocol_class(config.system)(settings)
+    protocol.check(model_config)
     contract = system.contract(model_config)
     source = open_corpus(data, config.data.for_model(contract), labels=task.labels)
-    corpus = protocol_class(config.system)(settings).views(source, model_config)
+    corpus = protocol.views(source, model_config)
     samples = readable(labelled(corpus, config.train_splits, task), contract)
     if lacking := [n for n in settings.beside if not corpus.splits.get(n)]:
         raise UsageError(f"protocol reads the split {lacking[0]!r}, there are {list(corpus.splits)}")

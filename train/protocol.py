@@ -77,6 +77,9 @@ class Protocol(ABC):
         self.padding: Padding = FromSamples()
         """Where the inputs of batches come from."""
 
+    def check(self, model: Any) -> None:  # noqa: B027
+        """Raises UsageError where the settings are of another network; `model` is the checked `model:` section."""
+
     def find_difficulty(self, before: Before) -> dict[str, float] | None:
         """Item id to value, which the constructor of the run's protocol gets and the bundle keeps; None needs none."""
         return None

@@ -48,6 +48,14 @@ class CmercProtocol(Protocol):
         super().__init__(settings, difficulty)
         self.frozen: Cmerc | None = None
 
+    def check(self, model: CmercConfig) -> None:
+        """Raises UsageError for class frequencies of other labels."""
+        given = self.settings.class_frequencies
+        if isinstance(given, tuple) and len(given) != len(model.labels):
+            raise UsageError(
+                f"protocol.class_frequencies has {len(given)} values, the model has {len(model.labels)} labels"
+            )
+
     def find_difficulty(self, before: Before) -> dict[str, float] | None:
         """Difficulties for the curriculum: from a file, or measured with a plain model, trained first or a bundle."""
         rule = self.settings.curriculum
@@ -155,6 +163,4 @@ class CmercProtocol(Protocol):
             known = np.concatenate([s.labels[s.labels >= 0] for s in samples if s.labels is not None])
             count = np.bincount(known, minlength=classes)
             return [float(w) for w in count.sum() / np.maximum(count, 1) / classes]
-        if len(given) != classes:
-            raise UsageError(f"protocol.class_frequencies has {len(given)} values, the model has {classes} labels")
         return [1.0 / frequency for frequency in given]

@@ -15,6 +15,7 @@ from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.layers.bert.pretrained import load_pretrained
+from mer_export.models.facialmmt.config import FacialMmtConfig
 from mer_export.models.facialmmt.network import EndToEnd, MultimodalNetwork
 from mer_export.models.facialmmt.swin_names import load_face_recognition
 from train.batches import Batch, host_batch, in_batches
@@ -35,10 +36,24 @@ class FacialMmtProtocol(Protocol):
     mean = LossMean(by_size=True, decimals=None)
     expressions: Expressions | None = None
 
+    def check(self, model: FacialMmtConfig) -> None:
+        """Raises UsageError for a setting of another variant."""
+        s, variant = self.settings, model.variant
+        if s.auxiliary.data is not None and variant != "end_to_end":
+            raise UsageError("protocol.auxiliary.data is for model.variant end_to_end, which has both networks")
+        if s.augment_faces and variant != "face":
+            raise UsageError(
+                f"protocol.augment_faces is for model.variant face, this is {variant}: leave it out, "
+                "protocol.auxiliary.augment changes the faces of the auxiliary pass"
+            )
+        if s.by_dialogue and "text" not in model.used:
+            raise UsageError(
+                "protocol.by_dialogue tells dialogues apart by their text, which this model does not read: leave it out"
+            )
+
     def prepare(self, model: Any, samples: Sequence[Sample], device: torch.device) -> nn.Module:
         """Loads what training starts from; gives the module that training calls."""
         s = self.settings
-        self._check(model)
         text, faces = (source.path for source in s.sources)
         if hasattr(model, "bert"):
             if text is not None:
@@ -49,21 +64,6 @@ class FacialMmtProtocol(Protocol):
         if s.auxiliary.data is not None:
             self.expressions = Expressions(s.auxiliary, model.config)
         return self.prepare_module(model)
-
-    def _check(self, model: Any) -> None:
-        """Raises UsageError for a setting of another variant."""
-        s, variant = self.settings, model.config.variant
-        if s.auxiliary.data is not None and variant != "end_to_end":
-            raise UsageError("protocol.auxiliary.data is for model.variant end_to_end, which has both networks")
-        if s.augment_faces and variant != "face":
-            raise UsageError(
-                f"protocol.augment_faces is for model.variant face, this is {variant}: leave it out, "
-                "protocol.auxiliary.augment changes the faces of the auxiliary pass"
-            )
-        if s.by_dialogue and not _reads_text(model):
-            raise UsageError(
-                "protocol.by_dialogue tells dialogues apart by their text, which this model does not read: leave it out"
-            )
 
     def prepare_module(self, model: Any) -> nn.Module:
         """The network, which encodes equal texts of a batch once where it has texts."""

@@ -15,6 +15,7 @@ from mer_export.contract import Contract
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
 from mer_export.models.mtee.base import Network
+from mer_export.models.mtee.config import MteeConfig
 from mer_export.task import known_units
 from train.batches import Batch, host_batch
 from train.model_metrics import LossMean
@@ -45,17 +46,23 @@ class MteeProtocol(Protocol):
     memory: Memory | None = None
     mean = LossMean(by_size=True, decimals=None)
 
+    def check(self, model: MteeConfig) -> None:
+        """Raises UsageError for a loss, semantics or a rehearsal of another task or network."""
+        s, task, labels = self.settings, model.task, len(model.labels)
+        if s.loss not in SUITED[task]:
+            raise UsageError(f"protocol.loss {s.loss} does not fit task {task}: choose {SUITED[task]}")
+        if s.semantics == "batch" and model.model != "transformer":
+            raise UsageError(f"protocol.semantics batch is of the transformer, {model.variant} has single only")
+        if s.rehearsal is not None and task != "multilabel":
+            raise UsageError(f"protocol.rehearsal is for task multilabel, this is {task}")
+        if s.rehearsal is not None and s.rehearsal.new >= labels:
+            raise UsageError(f"protocol.rehearsal.new is {s.rehearsal.new}, the model has labels 0..{labels - 1}")
+
     def prepare(self, model: Network, samples: Sequence[Sample], device: torch.device) -> nn.Module:
         """Takes positive weights from the training split and gives the module that training calls."""
-        task, labels = model.config.task, len(model.config.labels)
-        if self.settings.loss not in SUITED[task]:
-            raise UsageError(f"protocol.loss {self.settings.loss} does not fit task {task}: choose {SUITED[task]}")
-        if self.settings.semantics == "batch" and not hasattr(model, "in_batch"):
-            raise UsageError(f"protocol.semantics batch is of the transformer, {model.config.variant} has single only")
+        labels = len(model.config.labels)
         weighted = self.settings.loss == "bce" and self.settings.weigh_positives
         if self.settings.rehearsal is not None:
-            if task != "multilabel":
-                raise UsageError(f"protocol.rehearsal is for task multilabel, this is {task}")
             self.memory = Memory(self.settings.rehearsal, self.beside[OLD], labels, weighted, device)
         if weighted:
             known = [s.labels[known_units(s.labels)] for s in samples if s.labels is not None]

@@ -41,9 +41,7 @@ class Memory:
     """The old samples of a run, their loss, and their last gradient."""
 
     def __init__(self, settings: Rehearsal, old: Sequence[Sample], labels: int, weighted: bool, device: torch.device):
-        """Raises UsageError where there is no such label."""
-        if settings.new >= labels:
-            raise UsageError(f"protocol.rehearsal.new is {settings.new}, the model has labels 0..{labels - 1}")
+        """Raises UsageError in one of several processes."""
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise UsageError("protocol.rehearsal takes its steps in turn: train it in one process")
         self.settings, self.old = settings, old

@@ -37,6 +37,11 @@ class TabProtocol(Protocol):
     best: dict[str, Tensor] | None = None
     """Weights that newbob goes back to."""
 
+    def check(self, model: TabConfig) -> None:
+        """Raises UsageError for a penalty of a variant that it is not for."""
+        if self.settings.penalty and "tab" not in model.branches:
+            raise UsageError(f"protocol.penalty is for variants with a context, {model.variant} has none")
+
     def prepare(self, model: Tab, samples: Sequence[Sample], device: torch.device) -> nn.Module:
         """Loads the encoders and freezes what is not trained."""
         files = {source.section: source.path for source in self.settings.sources}
@@ -48,8 +53,6 @@ class TabProtocol(Protocol):
             if path and not self.settings.lhs:
                 _load_encoder(encoder, Path(path), f"model.{modality}")
             freeze(encoder, getattr(self.settings.freeze, modality))
-        if self.settings.penalty and model.context is None:
-            raise UsageError(f"protocol.penalty is for variants with a context, {model.config.variant} has none")
         return model
 
     def updates(self, model: Tab, config: TrainConfig) -> Updates:
