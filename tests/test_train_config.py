@@ -152,7 +152,7 @@ def test_an_import_needs_the_model_section_of_a_file_only(tmp_path):
     ("preset", "setting", "said"),
     [
         ("cmerc/meld", "class_frequencies=[0.5, 0.5]", "class_frequencies has 2 values, the model has 7 labels"),
-        ("mtee/mosei", "loss=mse", "loss mse does not fit task multilabel"),
+        ("mtee/mosei_senti", "loss=ce", "loss ce does not fit task regression"),
         ("mtee/mosei", "rehearsal={rule: gem, new: 7}", "rehearsal.new is 7, the model has labels 0..5"),
         ("mtee/mosei", "semantics=batch", "semantics batch is of the transformer, eea has single only"),
         ("tab/iemocap_lhs", "penalty=0.3", "penalty is for variants with a context, lhs has none"),
