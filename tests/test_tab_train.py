@@ -23,6 +23,7 @@ from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.encoders.running import sentence_vectors
 from mer_export.errors import InputError, UsageError
 from mer_export.experiment import ExperimentResult
+from mer_export.layers.bert.network import Bert
 from mer_export.progress import SILENT
 from train import fit as fit_module
 from train.config import PRESETS, TrainConfig, load_preset
@@ -30,6 +31,7 @@ from train.experiments.crossval import of_fold, plan_folds
 from train.experiments.run import run
 from train.fit import EVALUATION, fit
 from train.prepared import prepare_run
+from train.systems.tab import protocol as tab_protocol
 from train.systems.tab.newbob import Newbob
 from train.systems.tab.protocol import TabProtocol
 from train.systems.tab.settings import TabSettings
@@ -69,7 +71,11 @@ def test_all_presets_are_read() -> None:
     published = load_preset("tab/iemocap")
     assert (published.lr, published.batch, published.epochs, published.keep.patience) == (5e-5, 16, 100, 10)
     stage = load_preset("tab/iemocap_lhs")
-    assert (stage.epochs, stage.keep.patience, stage.protocol["freeze"]) == (3, None, {"text": 9, "audio": 12})
+    assert (stage.epochs, stage.keep.patience, stage.protocol["freeze"]) == (
+        3,
+        None,
+        {"text": 9, "audio": 12, "dropout": True},
+    )
 
 
 def test_a_network_that_is_captured_for_compiling_trains_to_the_same_weights_for_batches_of_any_length(
@@ -243,3 +249,49 @@ def test_sentence_vectors_are_berts_whatever_stands_beside_a_sentence_and_behind
     (tmp_path / "old" / "model.onnx").touch()
     with pytest.raises(InputError, match="old was made by an earlier version: make it again with mer encoder"):
         sentence_vectors(str(tmp_path / "old"), ["no"])
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_what_frozen_encoders_give_is_computed_once_in_a_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: bool
+) -> None:
+    class Forgetful(dict[Any, Any]):
+        def setdefault(self, key: Any, default: Any = None) -> Any:
+            return default
+
+    encoded: list[int] = []
+
+    def first(self: Bert, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        encoded.append(len(ids))
+        return run_first(self, ids, *rest)
+
+    def fitted(name: str) -> tuple[list[Any], int]:
+        encoded.clear()
+        bundle = fit(
+            small("iemocap", f"protocol.freeze.dropout={dropout}", "epochs=3"), data, tmp_path / name, quiet=True
+        )
+        return [json.loads(line) for line in bundle.path("train/metrics.jsonl").read_text().splitlines()], sum(encoded)
+
+    run_first = Bert.first
+    monkeypatch.setattr(Bert, "first", first)
+    records, rows = fitted("once")
+    monkeypatch.setattr(tab_protocol, "nothing_known", Forgetful)
+    again, all_rows = fitted("again")
+    for name in ("train", "splits"):
+        assert [flat(r[name]) for r in records] == [
+            pytest.approx(flat(r[name]), abs=1e-4, rel=1e-5, nan_ok=True) for r in again
+        ]
+    corpus = prepare_run(small("iemocap"), data, draws_weights=False).corpus
+    train, measured = len(corpus.split("train")), len(corpus.split("valid")) + len(corpus.split("test"))
+    per_encoder = 3 * train + measured if dropout else train + measured
+    final = all_rows - 2 * 3 * (train + measured)
+    assert rows <= 2 * per_encoder + final < all_rows
+
+
+def flat(found: dict[str, Any]) -> list[float]:
+    return [x for v in found.values() for x in (flat(v) if isinstance(v, dict) else [v])]
+
+
+def test_dropout_is_left_out_of_encoders_that_are_frozen_as_a_whole(data: Path) -> None:
+    with pytest.raises(UsageError, match=r"of text protocol\.freeze\.text says 1"):
+        prepare_run(small("iemocap", "protocol.freeze={text: 1, dropout: false}"), data, draws_weights=False)

@@ -31,10 +31,14 @@ class Tab(nn.Module):
     def forward(self, **inputs: Tensor) -> Logits | tuple[Logits, Attention]:
         """Scores, and where the variant reads the context the attention over it."""
         vectors = {m: self.encode(m, inputs[f"{m}_tokens"]) for m in self.encoders}
+        return self.join(vectors, inputs.get("tab_embedding"))
+
+    def join(self, vectors: Mapping[str, Tensor], window: Window | None) -> Logits | tuple[Logits, Attention]:
+        """What `forward` gives, of the vectors that the encoders gave."""
         if self.context is None:
             return self.classify(vectors)
-        vectors["tab"], attention = self.context(inputs["tab_embedding"])
-        return self.classify(vectors), attention
+        context, attention = self.context(window)
+        return self.classify({**vectors, "tab": context}), attention
 
     def encode(self, modality: str, tokens: Tokens) -> Float[Tensor, "batch hidden"]:
         """The state of the first token. A row of padding alone is read as the two special tokens."""

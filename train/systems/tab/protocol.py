@@ -23,6 +23,7 @@ from mer_export.models.tab.weights import load_encoder, load_lhs_encoders
 from train.batches import Batch
 from train.config import TrainConfig
 from train.protocol import Autocast, Protocol
+from train.systems.tab.encoded import EncodedOnce, nothing_known
 from train.systems.tab.losses import attention_penalty, batch_averages, margin_loss
 from train.systems.tab.newbob import Newbob
 from train.systems.tab.settings import TabSettings
@@ -37,10 +38,21 @@ class TabProtocol(Protocol):
     best: dict[str, Tensor] | None = None
     """Weights that newbob goes back to."""
 
+    def __init__(self, settings: TabSettings, difficulty: Mapping[str, float] | None = None):
+        super().__init__(settings, difficulty)
+        self.known = nothing_known()
+
     def check(self, model: TabConfig) -> None:
-        """Raises UsageError for a penalty of a variant that it is not for."""
+        """Raises UsageError for a penalty of a variant that it is not for, and dropout left out of what is trained."""
         if self.settings.penalty and "tab" not in model.branches:
             raise UsageError(f"protocol.penalty is for variants with a context, {model.variant} has none")
+        for modality in model.pretrained:
+            frozen = getattr(self.settings.freeze, modality)
+            if frozen != "all" and not self.settings.freeze.dropout:
+                raise UsageError(
+                    f"protocol.freeze.dropout=false is for encoders that are frozen as a whole: of {modality} "
+                    f"protocol.freeze.{modality} says {frozen}"
+                )
 
     def prepare(self, model: Tab, samples: Sequence[Sample], device: torch.device) -> nn.Module:
         """Loads the encoders and freezes what is not trained."""
@@ -53,7 +65,11 @@ class TabProtocol(Protocol):
             if path and not self.settings.lhs:
                 _load_encoder(encoder, Path(path), f"model.{modality}")
             freeze(encoder, getattr(self.settings.freeze, modality))
-        return model
+        return model if self.settings.freeze.dropout else self.measured(model)
+
+    def measured(self, model: Tab) -> nn.Module:
+        """As training; what frozen encoders gave is remembered from one epoch to the next."""
+        return EncodedOnce(model, self.known)
 
     def updates(self, model: Tab, config: TrainConfig) -> Updates:
         """One group of everything that is trained."""

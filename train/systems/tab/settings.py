@@ -11,12 +11,17 @@ from train.systems.tab.newbob import RAMP_FROM, THRESHOLD
 
 
 class Frozen(BaseModel):
-    """What of each encoder is not trained: nothing, its first layers (embeddings are trained), or `all` of it."""
+    """What of each encoder is not trained: nothing, its first layers (embeddings are trained), or `all` of it.
+
+    The original leaves the `dropout` of frozen encoders on. Without it each item is encoded once, however many epochs
+    there are.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: int | Literal["all"] = "all"
     audio: int | Literal["all"] = "all"
+    dropout: bool = True
 
 
 class NewbobSettings(BaseModel):
