@@ -24,6 +24,7 @@ from runtimes.predict.predictor import Predictor
 from train.commented import field_meanings
 from train.config import TrainConfig, load_config
 from train.own_data import own_config
+from train.prepared import prepare_run
 from train.recipe import recipes
 
 ROOT = Path(__file__).parent.parent
@@ -276,6 +277,14 @@ def test_scores_beyond_every_scale_are_refused(tmp_path: Path) -> None:
     for system in ("emt", "mtee"):
         with pytest.raises(UsageError, match="scores go from 7 to 7"):
             own_config(system, path)
+
+
+def test_scores_are_not_trained_on_as_classes(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"dialogue": "a", "utterances": [{"score": 1, "audio": [1, 2]}, {"score": 0, "audio": [2, 1]}]}')
+    config = own_config("emt", path, ["model.labels=[anger, joy]"])
+    with pytest.raises(UsageError, match="a/0: the data have scores, a classification goes by classes"):
+        prepare_run(config, path, draws_weights=True)
 
 
 def test_splits_of_which_none_is_called_train_have_to_be_named(tmp_path: Path) -> None:

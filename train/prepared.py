@@ -158,6 +158,10 @@ def _say_unread(corpus: Corpus, contract: Contract, task: Task) -> None:
 
 
 def labelled(corpus: Corpus, splits: Sequence[str], task: Task) -> list[Sample]:
-    """The samples of these splits of which something is known."""
-    samples = [s for name in splits for s in corpus.split(name)]
-    return [s for s in samples if s.labels is not None and task.known(s.labels).any()]
+    """The samples of these splits of which something is known; raises UsageError where that is of another kind."""
+    found = []
+    for sample in (s for name in splits for s in corpus.split(name)):
+        if sample.labels is not None and task.known(sample.labels).any():
+            task.refuse_others(sample.labels, sample.id)
+            found.append(sample)
+    return found
