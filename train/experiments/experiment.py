@@ -204,7 +204,9 @@ class _Planner:
             for step in steps:
                 for place in self._places(step.axes):
                     job = self._job(model, step, place)
-                    jobs.setdefault(job.folder, job)
+                    there = jobs.setdefault(job.folder, job)
+                    if there.title != job.title:
+                        raise UsageError(f"{there.title} and {job.title} have one folder, {job.folder}: rename one")
         cells = [self._cell(m, place, jobs) for m in self.experiment.models for place in self._places(None)]
         e = self.experiment
         return Plan(e.title, e.source, e.table, _in_rounds(jobs), cells)
@@ -252,12 +254,25 @@ class _Planner:
             raise UsageError(
                 f"{model}: {{{name}}} is no axis and no step or model before it, there are {sorted(words)}"
             )
-        later = {k.removeprefix(MEASURE): v for k, v in settings.items() if k.startswith(MEASURE)}
-        wanted = {k: v for k, v in settings.items() if not k.startswith(MEASURE)} | (later if measured else {})
         mine = [text for address, text in self.given if address in ("", step.name, model)]
-        overrides = [*(f"{k}={json.dumps(_filled(v, words))}" for k, v in wanted.items()), *mine]
+        self._refuse_over_axes(mine, place)
+        said = [(k, f"{k.removeprefix(MEASURE)}={json.dumps(_filled(v, words))}") for k, v in settings.items()]
+        trained = [text for k, text in said if not k.startswith(MEASURE)]
+        # What holds for measuring alone goes before what is set for the whole run.
+        later = [text for k, text in said if k.startswith(MEASURE)] if measured else []
+        overrides = [*trained, *mine, *later]
         values = apply_overrides(read_settings(FOLDER / f"{preset}.yaml"), overrides)
         return settled_config(values, f"{preset} for {model}", self.allowed, self.data)
+
+    def _refuse_over_axes(self, mine: Sequence[str], place: Mapping[str, str]) -> None:
+        """Raises UsageError for a setting that an axis sets too: every value of the axis would be trained alike."""
+        for axis, label in place.items():
+            for name, text in itertools.product(self.experiment.set_by(axis, label), mine):
+                if _overlap(name, text.partition("=")[0].strip()):
+                    short = axis.rpartition(".")[2]
+                    raise UsageError(
+                        f"--set {text}: the axis {short} sets {name}, choose its values with --grid {short}="
+                    )
 
     def _bundles_before(self, model: str, step: Step, place: dict[str, str]) -> dict[str, PurePosixPath]:
         """The bundles that a step may name: of the steps before it, and of the models before its own."""
@@ -284,6 +299,11 @@ def folder(experiment: Experiment, model: str, step: Step, cell: Mapping[str, st
     if len(experiment.models[model]) > 1 or not parts:
         parts.append(step.name)
     return PurePosixPath(*parts)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two settings are the same, or one is a section of the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _addressed(experiment: Experiment, text: str) -> tuple[str, str]:
