@@ -19,7 +19,7 @@ from small_facialmmt import SMALL as SMALL_FACIALMMT
 from small_facialmmt import SWIN
 
 from mer_export.errors import InputError, UsageError
-from mer_export.experiment import ExperimentResult, TableSpec, Trained
+from mer_export.experiment import ExperimentResult, Failed, TableSpec, Trained
 from mer_export.progress import SILENT
 from train.experiments.experiment import NAMES, Plan, load_experiment, plan
 from train.fit import fit
@@ -43,6 +43,7 @@ STAGES: dict[str, Any] = {
     "grid": {"seed": [1, 2]},
     "table": {"columns": {"weighted F1": "weighted_f1", "joy": "f1/joy"}},
 }
+STEP, FROM_FIRST = {"preset": "m3net/meld"}, {"init": "{first}"}
 SMALL = [f"--set={s}" for s in ("epochs=2", "model.width=16", "model.hidden=16", "model.hypergraph_layers=1")]
 
 
@@ -86,6 +87,13 @@ def test_a_step_is_trained_once_for_all_cells_that_agree_on_its_axes(tmp_path: P
     assert unseen == {("excited", "excited", 1), ("surprised", "surprised", 4), ("frustrated", "frustrated", 5)}
 
 
+def test_what_holds_for_measuring_goes_before_what_is_set_for_training(tmp_path: Path) -> None:
+    planned = plan(load_experiment("sample/mosi_missing"), tmp_path, tmp_path / "o", ["protocol.missing=0.3"])
+    assert {j.config.protocol["missing"]["text"] for j in planned.rounds[0]} == {0.3}
+    measured = {(c.place["rate"], c.config.protocol["missing"]["text"]) for c in planned.cells if c.config}
+    assert measured == {(rate, float(rate)) for rate in ("0.0", "0.2", "0.4", "0.6", "0.8", "1.0")}
+
+
 def test_the_first_stage_of_a_fold_trains_on_that_fold(tmp_path: Path) -> None:
     planned = plan(load_experiment("tab/iemocap", ["fold=0,7"]), tmp_path, tmp_path / "o", RANDOM["tab"])
     first, second = planned.rounds
@@ -112,6 +120,22 @@ def test_what_the_value_of_an_axis_starts_from_is_trained_before(tmp_path: Path)
         ({"grid": {"seed": []}}, [], "axis 'seed' has no values"),
         ({"table": {"columns": {"A": "f2"}}}, [], "no metric 'f2', there are"),
         ({"table": {"columns": {"A": "accuracy"}, "area": "rate"}}, [], r"the table names the axis 'rate'"),
+        ({}, ["--set", "seed=7"], "--set seed=7: the axis seed sets seed, choose its values with --grid seed="),
+        (
+            {"grid": {"x": {"few": {}, "many": {}}}, "table": {"columns": {"A": "accuracy"}, "over": [], "area": "x"}},
+            [],
+            "area over 'x': name an axis of numbers",
+        ),
+        (
+            {"grid": {"x": {"a b": {"epochs": 1}, "a_b": {"epochs": 2}}}, "table": STAGES["table"] | {"over": []}},
+            [],
+            "M3NET x=a b model and M3NET x=a_b model have one folder, M3NET/xa_b",
+        ),
+        (
+            {"models": {"M": [STEP | {"name": "first"}, STEP | {"name": "second", "axes": [], "set": FROM_FIRST}]}},
+            [],
+            "M second starts from first, and that is trained for each value of further axes",
+        ),
         ({"models": {"../M": [{"preset": "cmerc/meld"}]}}, [], r"model '../M' needs a plain name"),
         ({"models": {"M": [{"preset": "cmerc/mosi"}]}}, [], "no preset 'cmerc/mosi'"),
         (
@@ -219,6 +243,14 @@ def test_the_table_has_mean_deviation_least_and_most_and_the_area_of_the_paper()
 @pytest.mark.parametrize("rates", [["0.5", "1.0"], ["0.0", "0.5", "0.8"], ["0.0"]])
 def test_there_is_no_area_where_the_rates_do_not_rise_from_0_in_equal_steps(rates: list[str]) -> None:
     assert result_of({r: [1.0, 2.0] for r in rates}).areas == []
+
+
+def test_there_is_no_area_over_fewer_rates_than_are_known() -> None:
+    whole = result_of({"0.0": [80.0], "0.5": [70.0], "1.0": [50.0]})
+    fewer = [t.model_copy(update={"model": "N"}) for t in whole.trained[:2]]
+    assert [row.model for row in whole.model_copy(update={"trained": [*whole.trained, *fewer]}).areas] == ["M"]
+    lost = Failed(model="M", cell={"missing": "1.0", "seed": "0"}, reason="r")
+    assert whole.model_copy(update={"trained": whole.trained[:2], "failed": [lost]}).areas == []
 
 
 def test_what_one_run_lacks_has_no_mean_over_runs() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,9 +86,12 @@ class Experiment(Strict):
                 raise ValueError(f"model {name!r} has a baseline among several steps: a baseline is a model of its own")
         if empty := [a for a, values in self.grid.items() if not values]:
             raise ValueError(f"axis {empty[0]!r} has no values")
-        for axis in (*self.table.over, *filter(None, [self.table.area])):
+        area = self.table.area
+        for axis in (*self.table.over, *filter(None, [area])):
             if axis not in self.grid:
                 raise ValueError(f"the table names the axis {axis!r}, there are {list(self.grid)}")
+        if area is not None and (area in self.table.over or not all(map(_is_number, self.labels(area)))):
+            raise ValueError(f"the table has the area over {area!r}: name an axis of numbers that is not averaged over")
         return self
 
     def labels(self, axis: str) -> list[str]:
@@ -207,6 +211,12 @@ class _Planner:
                     there = jobs.setdefault(job.folder, job)
                     if there.title != job.title:
                         raise UsageError(f"{there.title} and {job.title} have one folder, {job.folder}: rename one")
+        for job in jobs.values():
+            if absent := [f for f in job.needs if f not in jobs]:
+                raise UsageError(
+                    f"{job.title} starts from {absent[0]}, and that is trained for each value of further axes: give "
+                    "both the same axes"
+                )
         cells = [self._cell(m, place, jobs) for m in self.experiment.models for place in self._places(None)]
         e = self.experiment
         return Plan(e.title, e.source, e.table, _in_rounds(jobs), cells)
@@ -335,6 +345,13 @@ def _with_grid(values: dict[str, Any], grid: Iterable[str]) -> dict[str, Any]:
             new = parse_yaml(f"[{wanted}]", f"--grid {text}")
         values = values | {"grid": there | {name: new}}
     return values
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _written(value: Any) -> str:
