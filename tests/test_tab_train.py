@@ -207,6 +207,16 @@ def test_folds_are_trained_one_by_one_and_averaged(data: Path, tmp_path: Path) -
         of_fold(load_preset("cmerc/meld"), 0)
 
 
+def test_folds_of_data_with_splits_of_their_own_are_refused_and_not_the_same_run_again(tmp_path: Path) -> None:
+    said = [{"id": f"u{i}", "label": ("angry", "sad")[i % 2], "text": [0.5] * WIDTH} for i in range(4)]
+    lines = [{"dialogue": f"d{n}", "split": n, "utterances": said} for n in ("train", "valid", "test")]
+    path = tmp_path / "calls.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UsageError, match=r"fold is 3, .*calls.jsonl has splits of its own and no folds: leave --fold"):
+        prepare_run(of_fold(small("iemocap_tab"), 3), path, draws_weights=True)
+    assert prepare_run(small("iemocap_tab", "data.context.fold=null"), path, draws_weights=True).samples
+
+
 def test_a_bundle_keeps_its_tokenizers_and_labels_transcripts_and_recordings(data: Path, tmp_path: Path) -> None:
     text_tokenizer(tmp_path / "text")
     speech_tokenizer(tmp_path / "speech")
