@@ -301,6 +301,9 @@ def test_splits_of_which_none_is_called_train_have_to_be_named(tmp_path: Path) -
 def test_a_setting_that_the_format_does_not_read_is_refused_in_training(mer: Mer, calls: Path, tmp_path: Path) -> None:
     code, _, err = mer("train", "emt", "--data", calls, "--out", tmp_path / "run", "--set", "data.dataset=mosi")
     assert (code, "--set data.dataset=mosi: the format dialogue_table does not read it" in err) == (2, True)
+    for words in (("crossval", "tab", "--preset", "iemocap_cv"), ("experiment", "sample/mosi")):
+        code, _, err = mer(*words, "--data", calls, "--out", tmp_path / "run", "--set", "data.dataset=mosi")
+        assert (code, "--set data.dataset=mosi: the format dialogue_table does not read it" in err) == (2, True)
     (tmp_path / "my.yaml").write_text(mer("init", "emt", calls)[1])
     words = ("train", "emt", "--config", tmp_path / "my.yaml", "--data", calls, "--out", tmp_path / "run", "--dry-run")
     assert mer(*words, "--set", "data.modalities=[text]")[0] == 2

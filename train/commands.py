@@ -129,13 +129,15 @@ def crossval(
     as_json: Json = False,
 ) -> None:
     """Train every fold of the data's cross-validation into one bundle each, and average what they measure."""
+    from mer_export.data.bundle_data import refuse_unread
     from mer_export.data.formats.tab.folds import RUNS
-    from train.config import resolve_config
+    from train.config import TRAINING_READS, resolve_config
     from train.experiments.crossval import plan_folds
     from train.experiments.run import run
     from train.fit import preview
 
     resolved = resolve_config(system, preset, config, sets or (), outside, data, seed=seed)
+    refuse_unread(data, resolved.data, [s for s in sets or () if s.startswith("data.")], TRAINING_READS)
     planned = plan_folds(resolved, folds or list(range(RUNS)))
     if dry_run:
         jobs = planned.rounds[0]

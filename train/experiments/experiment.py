@@ -23,13 +23,23 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from mer_export.data.bundle_data import refuse_unread
 from mer_export.errors import UsageError
 from mer_export.experiment import TableSpec
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
 from mer_export.untrusted.places import Allowed
 from mer_export.untrusted.yaml_files import parse_yaml, read_yaml
-from train.config import EXPERIMENTS, FOLDER, PRESETS, Strict, TrainConfig, read_settings, settled_config
+from train.config import (
+    EXPERIMENTS,
+    FOLDER,
+    PRESETS,
+    TRAINING_READS,
+    Strict,
+    TrainConfig,
+    read_settings,
+    settled_config,
+)
 from train.experiments.baselines.settings import Baseline
 
 NAMES: tuple[str, ...] = tuple(
@@ -185,7 +195,8 @@ def plan(
         outside: further folders that paths in recipes may lead to.
 
     Raises:
-        UsageError: a recipe or a setting that does not exist or does not fit, in any of the jobs; `out` is `data`.
+        UsageError: a recipe or a setting that does not exist or does not fit, in any of the jobs; one of `sets` that
+            the data do not read; `out` is `data`.
         InputError: a recipe names a path that leads elsewhere.
     """
     if out.resolve() == data.resolve():
@@ -218,6 +229,8 @@ class _Planner:
                     "both the same axes"
                 )
         cells = [self._cell(m, place, jobs) for m in self.experiment.models for place in self._places(None)]
+        sets = [text for _, text in self.given if text.startswith("data.")]
+        refuse_unread(self.data, next(iter(jobs.values())).config.data, sets, TRAINING_READS)
         e = self.experiment
         return Plan(e.title, e.source, e.table, _in_rounds(jobs), cells)
 
