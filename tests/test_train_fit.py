@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import mer_export
 from mer_export import registry
 from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle
 from mer_export.data.open import open_corpus
@@ -68,6 +69,7 @@ def test_a_finished_bundle_says_where_it_comes_from(trained: Path):
     assert bundle.verify() == len(manifest.files)
     assert set(manifest.features) == {"text", "audio", "vision"}
     assert manifest.provenance["versions"]["torch"]
+    assert manifest.provenance["versions"]["mer"] == mer_export.__version__
     assert manifest.provenance["data"]["splits"]["train"]["items"] == 16
     assert {CONFIG, WEIGHTS, METRICS, STATE, EVALUATION, DIFFICULTY} == set(manifest.files)
     assert TENSORS not in manifest.files

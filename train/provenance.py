@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from mer_export import __version__
 from mer_export.bundle import FeatureStatistics
 from mer_export.contract import Contract
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import Extractor
 
-PACKAGES = ("mer", "torch", "numpy", "accelerate", "safetensors")
+PACKAGES = ("torch", "numpy", "accelerate", "safetensors")
 
 
 def provenance(corpus: Corpus, licence: str) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def provenance(corpus: Corpus, licence: str) -> dict[str, Any]:
     return {
         "source": "trained",
         "licence": licence,
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        # Of this code itself: the package that is called `mer` is somebody else's.
+        "versions": {"python": platform.python_version(), "mer": __version__} | {p: _version(p) for p in PACKAGES},
         "git": git_revision(),
         "data": {
             "format": corpus.format,
