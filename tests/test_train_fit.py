@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Mer
 from safetensors.numpy import load_file
 
 import mer_export
@@ -135,6 +136,21 @@ def test_a_finished_run_is_returned_as_it_is(trained: Path, data: Path):
     before = (trained / MANIFEST).stat().st_mtime_ns
     fit(small(), data, trained, quiet=True)
     assert (trained / MANIFEST).stat().st_mtime_ns == before
+
+
+def test_of_several_processes_the_first_alone_writes_after_training_and_speaks(
+    mer: Mer, trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    attached = []
+    monkeypatch.setattr("train.fit.fit", lambda *_, **__: Bundle.open(trained))
+    monkeypatch.setattr("mer_export.encoders.attached.attach", lambda bundle, _: attached.append(bundle))
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        said.append(
+            mer("train", "cmerc", "--preset", "sample/demo", "--data", data, "--out", trained)[1].count("epoch")
+        )
+    assert (said, len(attached)) == ([1, 0], 1)
 
 
 def test_another_configuration_is_refused_by_the_field_that_differs(trained: Path, data: Path):
