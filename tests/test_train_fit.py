@@ -166,6 +166,23 @@ def test_other_data_are_refused(trained: Path, tmp_path: Path):
         fit(small(), tmp_path, trained, quiet=True)
 
 
+def test_a_run_that_started_from_other_weights_than_stand_there_now_is_refused(
+    trained: Path, data: Path, tmp_path: Path
+):
+    names = ("init", "protocol.curriculum.difficulty")
+    config = small("epochs=1", *(f"{name}={trained}" for name in names))
+    bundle = fit(config, data, tmp_path / "tuned", quiet=True)
+    fit(config, data, tmp_path / "tuned", quiet=True)
+    for name in names:
+        with bundle.commit() as change:
+            assert change.manifest.provenance[name] == Bundle.open(trained).manifest.weights.sha256
+            change.manifest.provenance[name] = "0" * 64
+        with pytest.raises(UsageError, match=f"started from other weights than {name} has now: pass --force"):
+            fit(config, data, tmp_path / "tuned", quiet=True)
+        with bundle.commit() as change:
+            change.manifest.provenance[name] = Bundle.open(trained).manifest.weights.sha256
+
+
 def test_force_starts_over(trained: Path, data: Path, tmp_path: Path):
     out = tmp_path / "copy"
     shutil.copytree(trained, out)

@@ -82,9 +82,7 @@ def fit(
     trackers = tuple(dict.fromkeys([*(["tensorboard"] if tensorboard else []), *track]))
     require_trackers(trackers)
     prepared = prepare_run(config, Path(data_path), draws_weights=not begun and config.init is None)
-    made_by = provenance(prepared.source, config.licence)
-    if config.init:
-        made_by["init"] = Bundle.open(config.init).manifest.weights.sha256
+    made_by = provenance(prepared.source, config.licence) | _starts(prepared)
     accelerator = prepared.accelerator
     bundle, state = _existing(Path(out), prepared, made_by, resume) if not force else (None, RunState())
     if bundle is not None and state.finished:
@@ -118,14 +116,8 @@ def preview(config: TrainConfig, data_path: Path | str, out: Path | str, force: 
     """
     prepared = prepare_run(config, Path(data_path), draws_weights=False)
     there = (Path(out) / MANIFEST).is_file() and not force
-    bundle, state = (
-        _existing(Path(out), prepared, provenance(prepared.source, config.licence), True)
-        if there
-        else (
-            None,
-            RunState(),
-        )
-    )
+    made_by = provenance(prepared.source, config.licence)
+    bundle, state = _existing(Path(out), prepared, made_by, True) if there else (None, RunState())
     contract, task = prepared.contract, prepared.task
     for sample in prepared.samples:
         # Padding is where values are checked.
@@ -315,9 +307,28 @@ def _existing(
     changed = first_difference(before, now)
     if changed:
         raise UsageError(f"{out} was trained with another {changed}: pass --force to start over, or another --out")
-    if bundle.manifest.provenance["data"]["fingerprint"] != made_by["data"]["fingerprint"]:
+    made = bundle.manifest.provenance
+    if made["data"]["fingerprint"] != made_by["data"]["fingerprint"]:
         raise UsageError(f"{out} was trained on other data: pass --force to start over, or another --out")
+    for name, weights in _starts(prepared).items():
+        # Bundles of before say it of `init` alone.
+        if made.get(name, weights) != weights:
+            raise UsageError(
+                f"{out} was started from other weights than {name} has now: pass --force to start over, or another "
+                "--out"
+            )
     return bundle, state
+
+
+def _starts(prepared: Prepared) -> dict[str, str]:
+    """SHA-256 of the weights of every bundle that a run starts from, by the setting that names it."""
+    config, settings = prepared.config, prepared.settings
+    reach = config.data.reach(prepared.data)
+    named = {f"protocol.{n}": Path(f) for n, f in settings.files.items()}
+    named |= {f"protocol.{n}": reach.path(f, f"protocol.{n}") for n, f in settings.data_files.items()}
+    named = {n: f for n, f in named.items() if (f / MANIFEST).is_file()}
+    named |= {"init": Path(config.init)} if config.init else {}
+    return {n: Bundle.open(f).manifest.weights.sha256 for n, f in named.items()}
 
 
 def _once_each(provenance: dict[str, Any], prepared: Prepared, phase: Phase) -> list[dict[str, Any]]:
