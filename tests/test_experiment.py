@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -9,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from small_facialmmt import SWIN
 from mer_export.errors import InputError, UsageError
 from mer_export.experiment import ExperimentResult, Failed, TableSpec, Trained
 from mer_export.progress import SILENT
+from train.experiments import run as runs
 from train.experiments.experiment import NAMES, Plan, load_experiment, plan
 from train.fit import fit
 
@@ -208,6 +213,67 @@ def test_a_cell_that_fails_is_a_row_with_its_reason_and_ends_no_other(mer: Mer, 
     assert "| good | test | 1 |" in out
 
 
+CHILD = """
+import fcntl, multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from train.experiments.workers import end_with_parent
+
+def hold(path):
+    file = open(path, "w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    time.sleep(30)
+    print("still there", flush=True)
+    os._exit(0)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent).submit(hold, sys.argv[1]).result()
+"""
+
+
+def test_processes_that_train_end_with_the_experiment_and_leave_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(CHILD)
+    line = [sys.executable, str(tmp_path / "child.py"), str(tmp_path / "lock")]
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(line, stdout=subprocess.PIPE, env=here) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"held\n"
+        running.kill()
+        assert running.stdout.read() == b""
+    with (tmp_path / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class Killed:
+    """Processes one of which is killed."""
+
+    def submit(self, *_: Any) -> Future[str | None]:
+        future: Future[str | None] = Future()
+        future.set_exception(BrokenProcessPool())
+        return future
+
+
+def test_a_process_that_is_killed_while_it_trains_is_one_sentence(tmp_path: Path) -> None:
+    planned = plan(load_experiment(str(written(tmp_path))), tmp_path, tmp_path / "o")
+    found = runs._trained(Killed(), planned.rounds[0], tmp_path, tmp_path / "o", False)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="was killed, perhaps for want of memory: run it again with fewer --jobs"):
+        list(found)
+
+
+def test_a_full_disk_is_the_reason_of_a_cell_and_ends_no_other(tmp_path: Path) -> None:
+    planned = plan(load_experiment(str(written(tmp_path))), tmp_path, tmp_path / "o")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "weights")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(runs, "fit", full)
+        assert runs.train(planned.rounds[0][0], tmp_path, tmp_path / "o") == (
+            "weights: the disk is full: free some space or write elsewhere"
+        )
+
+
 def result_of(values: dict[str, list[float | None]]) -> ExperimentResult:
     """Two seeds at each rate."""
     trained = [
@@ -365,8 +431,6 @@ def test_facialmmts_ablations_killed_in_the_middle_end_with_the_table_of_an_unin
     data_of_faces: Path, tmp_path: Path
 ) -> None:
     """Both text encoders with faces and expressions inside, faces alone, and the fusion without modalities."""
-    from train.experiments import run as runs
-
     data, sets = data_of_faces, small_facialmmt(data_of_faces)
     begun: list[str] = []
 
