@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,10 @@ from mer_export.bundle import FeatureStatistics
 from mer_export.contract import Contract
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import Extractor
+from mer_export.errors import InputError
 
+COLUMNS = 16
+"""Columns whose statistics are taken together."""
 PACKAGES = ("torch", "numpy", "accelerate", "safetensors")
 
 
@@ -74,16 +78,18 @@ def feature_statistics(
         width = spec.dims[-1]
         # Images are decoded when they are read; all of them at once need not fit in memory.
         given = (s.inputs[spec.name] for s in samples if spec.name in s.inputs)
-        arrays = [a.ravel() for a in given if isinstance(a, np.ndarray)]
+        arrays = [a for a in given if isinstance(a, np.ndarray) and a.size]
         if spec.dtype != "float32" or not isinstance(width, int) or not arrays:
             continue
-        values = np.concatenate(arrays)
+        count = sum(a.size for a in arrays)
+        mean = sum(float(a.sum(dtype=np.float64)) for a in arrays) / count
+        squares = sum(float(np.square(np.subtract(a, mean, dtype=np.float64)).sum()) for a in arrays)
         found[spec.name] = FeatureStatistics(
             width=width,
-            mean=float(values.mean(dtype=np.float64)),
-            std=float(values.std(dtype=np.float64)),
-            minimum=float(values.min()),
-            maximum=float(values.max()),
+            mean=mean,
+            std=math.sqrt(squares / count),
+            minimum=float(min(a.min() for a in arrays)),
+            maximum=float(max(a.max() for a in arrays)),
             **({"extractor": made.name, "sha256": made.sha256} if (made := extractors.get(spec.name)) else {}),
         )
     return found
@@ -93,13 +99,24 @@ def width_statistics(samples: Iterable[Sample], name: str) -> tuple[np.ndarray, 
     """Mean and standard deviation of each feature of one input (float32); None where no sample has it.
 
     A feature that never changes gets deviation 1, so that it is only centred.
+
+    Raises:
+        InputError: the input has two widths.
     """
-    arrays = [s.inputs[name].reshape(-1, s.inputs[name].shape[-1]) for s in samples if name in s.inputs]
-    if not arrays:
+    given = [(s.id, s.inputs[name]) for s in samples if name in s.inputs]
+    if not given:
         return None
-    values = np.concatenate(arrays).astype(np.float64)
-    std = values.std(axis=0)
-    return values.mean(axis=0).astype(np.float32), np.where(std > 1e-6, std, 1.0).astype(np.float32)
+    width = given[0][1].shape[-1]
+    if other := next(((i, a.shape[-1]) for i, a in given if a.shape[-1] != width), None):
+        raise InputError(f"{name} is {width} wide in {given[0][0]} and {other[1]} in {other[0]}: give it one width")
+    arrays = [a.reshape(-1, width) for _, a in given]
+    mean, std = np.empty(width), np.empty(width)
+    # Some columns at a time: in float64 all of them are several times as large as the data.
+    for columns in np.array_split(np.arange(width), max(1, width // COLUMNS)):
+        own = slice(columns[0], columns[-1] + 1)
+        values = np.concatenate([a[:, own] for a in arrays]).astype(np.float64)
+        mean[own], std[own] = values.mean(axis=0), values.std(axis=0)
+    return mean.astype(np.float32), np.where(std > 1e-6, std, 1.0).astype(np.float32)
 
 
 def _digest(digest: Any, name: str, array: np.ndarray) -> None:
