@@ -430,6 +430,15 @@ def test_what_is_wrong_with_a_line_is_said_with_its_number(tmp_path, line, messa
         list(stream_samples(path))
 
 
+def test_labels_with_underscores_are_names_and_large_numbers_are_not_as_many_classes(tmp_path):
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(json.dumps(_line(name, label=name)) for name in ("10_19", "20_29")))
+    assert open_corpus(path).info["labels"] == ["10_19", "20_29"]
+    path.write_text(json.dumps(_line("a", label=1_700_000_000)))
+    with pytest.raises(InputError, match=r"numbers up to 1700000000, which would be as many classes: name the column"):
+        open_corpus(path)
+
+
 def test_a_model_trained_on_pickles_reads_a_single_file_too(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps(_line("a")))

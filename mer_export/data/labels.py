@@ -11,6 +11,8 @@ from mer_export.data.dialogues import Utterance
 from mer_export.errors import InputError
 
 UNKNOWN = -1
+MOST = 10_000
+"""Classes that numbers alone may make of a column."""
 KINDS = ("label", "score", "indicators")
 
 
@@ -32,7 +34,7 @@ class LabelReader:
     ) -> None:
         self.where = where
         self.names = tuple(names)
-        self.labels = tuple(labels) if labels is not None else self.names or _discover(values)
+        self.labels = tuple(labels) if labels is not None else self.names or _discover(values, where)
         self._index = {name: i for i, name in enumerate(self.labels)}
         others = set(self.names) - set(self.labels)
         self._others = others | {str(i) for i, name in enumerate(self.names) if name in others}
@@ -94,21 +96,32 @@ def said_labels(utterances: Iterable[Utterance]) -> Iterator[str]:
         yield from utterance.indicators or ()
 
 
-def _discover(values: Iterable[str]) -> tuple[str, ...]:
-    """Class names of a column: sorted names, or `0..max` where all are integers."""
+def _discover(values: Iterable[str], where: str) -> tuple[str, ...]:
+    """Class names of a column: sorted names, or `0..max` where all are integers.
+
+    Raises:
+        InputError: the largest of these would make too many.
+    """
     found = {v for v in values if v not in ("", None)}
     numbers = [_integer(v) for v in found]
     known = [n for n in numbers if n is not None]
     if found and len(known) == len(found):
+        if max(known) >= MOST:
+            raise InputError(
+                f"{where}: labels are numbers up to {max(known)}, which would be as many classes: name the column of "
+                "classes in data.label, or of scores in data.score"
+            )
         return tuple(str(i) for i in range(max(known) + 1))
     return tuple(sorted(str(v) for v in found))
 
 
 def _integer(value: str | int | float) -> int | None:
-    """The integer that a value says, else None; 1.5 and "x" say none."""
+    """The integer that a value says, else None; 1.5, "x" and "10_19", which Python would read, say none."""
     try:
         number = int(value)
     except (ValueError, OverflowError):
+        return None
+    if isinstance(value, str) and "_" in value:
         return None
     return number if isinstance(value, str) or number == value else None
 
