@@ -18,6 +18,7 @@ import cli
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.data.media.sound import write_sound
+from mer_export.data.open import open_corpus
 from mer_export.data.synthetic import synthesise
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.encoders.running import sentence_vectors
@@ -76,6 +77,15 @@ def test_all_presets_are_read() -> None:
         None,
         {"text": 9, "audio": 12, "dropout": True},
     )
+
+
+def test_classes_are_matched_by_name_with_the_model(data: Path) -> None:
+    spec = small("iemocap_tab").data
+    own = open_corpus(data, spec)
+    turned = open_corpus(data, spec, own.info["labels"][::-1])
+    assert {int(a.labels[0] + b.labels[0]) for a, b in zip(own, turned, strict=True)} == {3}
+    with pytest.raises(InputError, match=r"has the classes \['sad', 'neutral'\], the model knows"):
+        open_corpus(data, spec, ["happy", "angry", "excited"])
 
 
 def test_a_network_that_is_captured_for_compiling_trains_to_the_same_weights_for_batches_of_any_length(

@@ -88,6 +88,25 @@ class LabelReader:
         return np.asarray([self.index(v) for v in values], dtype=np.int64)
 
 
+def class_indices(own: Sequence[str], labels: Sequence[str] | None, where: str) -> np.ndarray:
+    """The model's index (int64) of each class of the data: by name, in order where it names as many its own way.
+
+    Args:
+        own: the classes of the data, in index order.
+        labels: class names of the model; None takes the data's.
+        where: what error messages call the data.
+
+    Raises:
+        InputError: the model lacks a class.
+    """
+    if labels is None or (len(labels) == len(own) and set(labels) != set(own)):
+        return np.arange(len(own))
+    missing = [name for name in own if name not in labels]
+    if missing:
+        raise InputError(f"{where} has the classes {missing}, the model knows {list(labels)}")
+    return np.asarray([list(labels).index(name) for name in own], dtype=np.int64)
+
+
 def said_labels(utterances: Iterable[Utterance]) -> Iterator[str]:
     """The names of all labels that utterances have."""
     for utterance in utterances:
