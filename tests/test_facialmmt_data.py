@@ -64,7 +64,7 @@ def test_classes_are_matched_by_name_with_the_model(data: Path) -> None:
     assert turned.info["labels"] == names[::-1]
     pairs = [(int(a.labels[0]), int(b.labels[0])) for a, b in zip(own, turned, strict=True)]
     assert all(a + b == len(names) - 1 for a, b in pairs)
-    with pytest.raises(InputError, match="has the classes .*, the model knows"):
+    with pytest.raises(InputError, match=r"has the classes .*, the model knows"):
         open_corpus(data, labels=["anger", "joy"])
 
 
