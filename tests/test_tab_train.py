@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.numpy import load_file
 from small_tab import AUDIO, SENTENCES, TEXT, WIDTH, sentence_encoder, speech_tokenizer, text_tokenizer
 from typer.testing import CliRunner
@@ -130,6 +131,8 @@ def test_freezing_layers_leaves_the_embeddings_in_training() -> None:
     assert "text.embeddings.word_embeddings.weight" in trained
     assert any(n.startswith("text.layers.1.") for n in trained)
     assert not any(n.startswith(("text.layers.0.", "audio.")) for n in trained)
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        TabSettings(freeze={"text": -1})
     with pytest.raises(UsageError, match="penalty is for variants with a context"):
         TabProtocol(TabSettings(penalty=0.3)).check(config)
 
