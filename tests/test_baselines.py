@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,12 @@ def test_token_ids_alone_are_no_input_of_a_baseline():
     contract = system.contract(system.parse({"variant": "lhs"}))
     with pytest.raises(UsageError, match="a baseline reads vectors and sequences of them, of "):
         Reader(contract, TASKS["classification"], [])
+
+
+def test_a_split_without_labels_is_named_and_not_measured():
+    reader = Reader(contract_of_clips(), TASKS["classification"], clips(TASKS["classification"], 3))
+    with pytest.raises(UsageError, match="a split has no labels to choose or measure by"):
+        reader.read([replace(s, labels=None) for s in clips(TASKS["classification"], 3)])
 
 
 def test_what_no_seed_changes_counts_as_one_run():

@@ -86,13 +86,17 @@ class Reader:
 
         Raises:
             InputError: values that the recipe refuses too.
+            UsageError: none of them is labelled, or labels are of another kind than the task's.
         """
         items = [s for s in readable(samples, self.contract) if s.labels is not None]
+        if not items:
+            raise UsageError("a split has no labels to choose or measure by: leave it out of evaluate_splits")
         for sample in items:
             # Padding is where values are checked.
             collate([sample], self.contract)
         sequences = {dim: [self._scaled(s, dim) for s in items] for dim in self.groups}
         joined = np.concatenate([s.labels for s in items if s.labels is not None])
+        self.task.refuse_others(joined, items[0].id)
         known = self.task.known(joined)
         return Items(sequences, self.contract.unit_dim is not None, np.flatnonzero(known), joined[known])
 
