@@ -92,6 +92,17 @@ def test_a_step_is_trained_once_for_all_cells_that_agree_on_its_axes(tmp_path: P
     assert unseen == {("excited", "excited", 1), ("surprised", "surprised", 4), ("frustrated", "frustrated", 5)}
 
 
+def test_a_step_that_no_seed_changes_is_measured_as_it_was_trained(tmp_path: Path) -> None:
+    models = {"once": [STEP | {"axes": []}], "each": [STEP]}
+    planned = plan(load_experiment(str(written(tmp_path, models=models))), tmp_path, tmp_path / "o", ["once:seed=5"])
+    assert [(str(j.folder), j.config.seed) for j in planned.rounds[0]] == [
+        ("once", 5),
+        ("each/seed1", 1),
+        ("each/seed2", 2),
+    ]
+    assert [(c.model, c.config) for c in planned.cells] == [(m, None) for m in ("once", "once", "each", "each")]
+
+
 def test_what_holds_for_measuring_goes_before_what_is_set_for_training(tmp_path: Path) -> None:
     planned = plan(load_experiment("sample/mosi_missing"), tmp_path, tmp_path / "o", ["protocol.missing=0.3"])
     assert {j.config.protocol["missing"]["text"] for j in planned.rounds[0]} == {0.3}

@@ -48,6 +48,8 @@ NAMES: tuple[str, ...] = tuple(
 """The experiments that there are."""
 MEASURE = "measure:"
 """Begins a setting that holds for measuring alone."""
+MEASURED_BY = ("system", "model", "data", "protocol", "evaluate_splits")
+"""What of a configuration measuring goes by: a seed that a step is not trained by changes nothing of its numbers."""
 BRACES = r"\{([^{}\":]+)\}"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9 .,_+-]*$"
 
@@ -256,7 +258,9 @@ class _Planner:
                 raise UsageError(f"{model}: {later[0]} measures a bundle again, a baseline leaves none")
             return Cell(model, place, where, None)
         config = self._config(model, step, place, measured=True)
-        return Cell(model, place, where, None if config == jobs[where].config else config)
+        trained = jobs[where].config
+        alike = all(getattr(config, name) == getattr(trained, name) for name in MEASURED_BY)
+        return Cell(model, place, where, None if alike else config)
 
     def _settings(self, step: Step, place: dict[str, str]) -> dict[str, Any]:
         """What the experiment sets of a step's recipe."""
@@ -278,7 +282,7 @@ class _Planner:
                 f"{model}: {{{name}}} is no axis and no step or model before it, there are {sorted(words)}"
             )
         mine = [text for address, text in self.given if address in ("", step.name, model)]
-        self._refuse_over_axes(mine, place)
+        self._refuse_over_axes(mine, {a: v for a, v in place.items() if step.axes is None or a in step.axes})
         said = [(k, f"{k.removeprefix(MEASURE)}={json.dumps(_filled(v, words))}") for k, v in settings.items()]
         trained = [text for k, text in said if not k.startswith(MEASURE)]
         # What holds for measuring alone goes before what is set for the whole run.
