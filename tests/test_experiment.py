@@ -224,6 +224,14 @@ def test_a_cell_that_fails_is_a_row_with_its_reason_and_ends_no_other(mer: Mer, 
     assert "| good | test | 1 |" in out
 
 
+def test_a_recipe_is_not_measured_by_what_a_baseline_of_before_left_in_its_folder(tmp_path: Path) -> None:
+    planned = plan(load_experiment(str(written(tmp_path))), tmp_path, tmp_path / "o")
+    job, cell = planned.rounds[0][0], planned.cells[0]
+    (tmp_path / "o" / cell.folder).mkdir(parents=True)
+    (tmp_path / "o" / cell.folder / "baseline.json").write_text("{}")
+    assert "is not a bundle" in runs._measured(cell, job, tmp_path, tmp_path / "o", "test")
+
+
 CHILD = """
 import fcntl, multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor

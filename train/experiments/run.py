@@ -18,7 +18,6 @@ from mer_export.faults import explain
 from mer_export.progress import Progress
 from mer_export.weights import load_from_bundle
 from train.config import TrainConfig
-from train.experiments.baselines.run import RESULT as BASELINE
 from train.experiments.baselines.run import evaluation_of, fit_baseline
 from train.experiments.experiment import Cell, Job, Plan
 from train.experiments.workers import side_by_side
@@ -70,7 +69,7 @@ def run(
                 if reason:
                     failures[job.folder] = reason
                 known |= {
-                    (i, split): reason or _measured(cell, data, out, split)
+                    (i, split): reason or _measured(cell, job, data, out, split)
                     for i, cell in enumerate(planned.cells)
                     for split in planned.table.splits
                     if cell.folder == job.folder
@@ -153,12 +152,13 @@ def train(job: Job, data: Path, out: Path, force: bool = False) -> str | None:
     return None
 
 
-def _measured(cell: Cell, data: Path, out: Path, split: str) -> Measured | str:
+def _measured(cell: Cell, job: Job, data: Path, out: Path, split: str) -> Measured | str:
     folder = out / cell.folder
     try:
         if cell.config is not None:
             return {"single": measure_as(Bundle.open(folder), cell.config, data, split)}
-        if (folder / BASELINE).is_file():
+        # By what it is now: the folder may have results of both from runs of before.
+        if job.baseline is not None:
             found = evaluation_of(folder)
         else:
             found = json.loads(Bundle.open(folder).path(EVALUATION).read_text())
