@@ -137,7 +137,7 @@ def test_difficulties_are_written_in_the_published_format(tmp_path, keys):
         assert list(read_difficulty(tmp_path / name).items()) == list(values.items())
 
 
-@pytest.mark.parametrize("content", [[1, 2], {}, {"a": "x"}, {"a": float("nan")}, {"a": True}])
+@pytest.mark.parametrize("content", [[1, 2], {}, {"a": "x"}, {"a": float("nan")}, {"a": True}, {"a": 10**400}])
 def test_other_pickles_are_no_difficulty_file(tmp_path, content):
     (tmp_path / "d.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(InputError, match="not a difficulty file"):
