@@ -5,15 +5,17 @@ import json
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mer_export import registry
 from mer_export.data.bundle_data import overridden
+from mer_export.data.dialogues import Dialogue, Utterance
 from mer_export.data.formats.cmerc.difficulty import read_difficulty, write_difficulty
 from mer_export.data.formats.format import known_formats
-from mer_export.data.open import open_corpus, stream_samples
+from mer_export.data.open import OpenData, open_corpus, stream_samples
 from mer_export.data.spec import DataSpec
 from mer_export.data.synthetic import synthesise
 from mer_export.errors import InputError, UsageError
@@ -428,6 +430,27 @@ def test_what_is_wrong_with_a_line_is_said_with_its_number(tmp_path, line, messa
     path.write_text(json.dumps({"labels": ["joy"]}) + "\n" + json.dumps(line))
     with pytest.raises(InputError, match=message):
         list(stream_samples(path))
+
+
+def test_a_dialogue_is_looked_through_as_often_however_many_utterances_it_has():
+    class Looked(list):
+        times = 0
+
+        def __iter__(self):
+            self.times += 1
+            return super().__iter__()
+
+    def times(count: int) -> int:
+        said = Looked(
+            [Utterance(f"u{i}", "Ann", sentence="s", features={"audio": (np.ones((1, 2)),)}) for i in range(count)]
+        )
+        one = [Dialogue("d", "all", said, "here")]
+        source = SimpleNamespace(spec=DataSpec(unit="utterance"), splits=(), info={}, dialogues=lambda split=None: one)
+        corpus = OpenData(source, "here", "jsonl").corpus()
+        assert len(corpus.info["people"]) == len(corpus.info["sentences"]) == count
+        return said.times
+
+    assert times(2) == times(20)
 
 
 def test_labels_with_underscores_are_names_and_large_numbers_are_not_as_many_classes(tmp_path):
