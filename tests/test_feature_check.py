@@ -23,7 +23,7 @@ from mer_export.bundle import Bundle, FeatureStatistics
 from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.feature_check import FEW, FeatureCheck, extractor_problem
 from mer_export.data.missing import incomplete
-from mer_export.data.open import open_corpus
+from mer_export.data.open import open_corpus, said_extractors
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec, Extractor
 from mer_export.errors import InputError, UsageError
@@ -257,6 +257,9 @@ def test_features_of_another_extractor_are_refused_and_unknown_ones_are_not(bund
         bundle_spec(named, lines(tmp_path / "d.jsonl", {"extractors": {"text": "mpnet"}}))
     with pytest.raises(InputError, match=r"text was extracted by mpnet"):
         bundle_spec(named, lines(tmp_path / "d.jsonl", {}), sets=["data.extractors.text=mpnet"])
+    both = lines(tmp_path / "d.jsonl", {"extractors": {"text": "mpnet", "audio": "other"}})
+    said = bundle_spec(named, both, sets=["data.extractors.text=minilm"])
+    assert {n: e.name for n, e in said_extractors(both, said).items()} == {"text": "minilm", "audio": "other"}
 
 
 def test_a_table_and_parquet_keep_their_extractors(tmp_path: Path) -> None:

@@ -421,6 +421,7 @@ def _merged(own: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(own)
     for name, value in said.items():
         inherited = own.get(name)
-        both = name in SECTIONS and value and inherited
+        # What made one input says nothing of the others.
+        both = name in (*SECTIONS, "extractors") and value and inherited
         found[name] = _merged(inherited, value) if both and isinstance(inherited, Mapping) else value
     return found
