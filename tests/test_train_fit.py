@@ -1,6 +1,7 @@
 """A run can be killed, resumed, refused and repeated; what it leaves is always a valid bundle."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from train import prepared
 from train.config import load_preset
 from train.evaluate import evaluate, evaluate_published
 from train.fit import EVALUATION, fit
+from train.provenance import git_revision
 from train.state import DIFFICULTY, METRICS, STATE, TENSORS
 from train.systems.cmerc.protocol import CmercProtocol
 from train.systems.cmerc.settings import CmercSettings
@@ -78,6 +80,19 @@ def test_a_finished_bundle_says_where_it_comes_from(trained: Path):
     assert [line["epoch"] for line in lines] == list(range(1, 7))
     assert {"class_loss", "rank", "mscl", "cscl", "total"} == set(lines[0]["train"])
     assert manifest.provenance["result"]["split"] == "test"
+
+
+def test_a_checkout_that_does_not_know_this_code_is_not_its_revision(tmp_path: Path):
+    folder = tmp_path / ".venv" / "train"
+    folder.mkdir(parents=True)
+    name = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), (*name, "commit", "-q", "--allow-empty", "-m", "m")):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    assert git_revision(folder) is None
+    (folder / "own.py").write_text("")
+    for words in (("add", "."), (*name, "commit", "-q", "-m", "m")):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", str(git_revision(folder)))
 
 
 def test_training_is_repeatable(trained: Path, data: Path, tmp_path: Path):

@@ -48,9 +48,18 @@ def provenance(corpus: Corpus, licence: str) -> dict[str, Any]:
 
 def git_revision(folder: Path = Path(__file__).parent) -> str | None:
     """The commit of the checkout this code runs from, with `+` where files were changed; None outside of one."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    # Installed packages may lie in somebody else's checkout, which does not know them.
+    if not _git(folder, "ls-files"):
+        return None
+    return _git(folder, "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*")
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git says in a folder; None where it says nothing."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
