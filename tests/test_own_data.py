@@ -293,6 +293,10 @@ def test_splits_of_which_none_is_called_train_have_to_be_named(tmp_path: Path) -
     path.write_text("\n".join(map(line.format, "ab")))
     with pytest.raises(UsageError, match="none is called train"):
         own_config("emt", path)
+    lost = '{"dialogue": "a", "split": "train", "utterances": [{"label": null, "audio": [1]}]}'
+    path.write_text(f"{lost}\n{line.format('test')}")
+    with pytest.raises(UsageError, match=r"has labels in the splits \['test'\], none is called train"):
+        own_config("emt", path)
     path.write_text('{"dialogue": "a", "utterances": [{"label": "x", "audio": [1]}, {"label": "y", "audio": [1]}]}')
     config = own_config("emt", path)
     assert (config.train_splits, config.evaluate_splits, config.keep.rule) == (("all",), (), "last")
