@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from mer_export import registry
 from mer_export.bundle import Bundle
-from mer_export.errors import MerError, UsageError
+from mer_export.errors import UsageError
 from mer_export.experiment import SPLIT, ExperimentResult, Failed, Trained, metric_of
 from mer_export.faults import explain
 from mer_export.progress import Progress
@@ -146,10 +146,15 @@ def train(job: Job, data: Path, out: Path, force: bool = False) -> str | None:
         else:
             fit(job.config, data, out / job.folder, force=force, quiet=True)
     except Exception as error:
-        if (known := explain(error)) is None:
-            raise
-        return str(known)
+        return _why(error)
     return None
+
+
+def _why(error: Exception) -> str:
+    """What an error says; raises it again where only a bug of ours explains it."""
+    if (known := explain(error)) is None:
+        raise error
+    return str(known)
 
 
 def _measured(cell: Cell, job: Job, data: Path, out: Path, split: str) -> Measured | str:
@@ -162,8 +167,8 @@ def _measured(cell: Cell, job: Job, data: Path, out: Path, split: str) -> Measur
             found = evaluation_of(folder)
         else:
             found = json.loads(Bundle.open(folder).path(EVALUATION).read_text())
-    except MerError as error:
-        return str(error)
+    except Exception as error:
+        return _why(error)
     return found.get(split) or f"the split {split!r} was not measured, there are {list(found)}: see evaluate_splits"
 
 
