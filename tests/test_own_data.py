@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 from itertools import combinations
 from pathlib import Path
@@ -307,7 +308,8 @@ def test_a_setting_that_the_format_does_not_read_is_refused_in_training(mer: Mer
     assert (code, "--set data.dataset=mosi: the format dialogue_table does not read it" in err) == (2, True)
     for words in (("crossval", "tab", "--preset", "iemocap_cv"), ("experiment", "sample/mosi")):
         code, _, err = mer(*words, "--data", calls, "--out", tmp_path / "run", "--set", "data.dataset=mosi")
-        assert (code, "--set data.dataset=mosi: the format dialogue_table does not read it" in err) == (2, True)
+        assert code == 2
+        assert re.search(r"--set data.dataset=mosi: the format \w+ does not read it, leave it out", err)
     (tmp_path / "my.yaml").write_text(mer("init", "emt", calls)[1])
     words = ("train", "emt", "--config", tmp_path / "my.yaml", "--data", calls, "--out", tmp_path / "run", "--dry-run")
     assert mer(*words, "--set", "data.modalities=[text]")[0] == 2
