@@ -65,6 +65,8 @@ class Reader:
     def __init__(self, contract: Contract, task: Task, training: Sequence[Sample]):
         """Raises UsageError where the recipe has no vectors for a baseline to read, InputError as `read` does."""
         self.contract, self.task = contract, task
+        # They are held, so that no other one gets their identity.
+        self._checked: dict[int, Sample] = {}
         self._check(readable(training, contract))
         there = {name for s in training for name in s.inputs}
         self.groups: dict[str, list[TensorSpec]] = {}
@@ -100,9 +102,11 @@ class Reader:
         return Items(sequences, self.contract.unit_dim is not None, np.flatnonzero(known), joined[known])
 
     def _check(self, samples: Sequence[Sample]) -> None:
+        """Once for each sample; padding is where values are checked."""
         for sample in samples:
-            # Padding is where values are checked.
-            collate([sample], self.contract)
+            if id(sample) not in self._checked:
+                collate([sample], self.contract)
+                self._checked[id(sample)] = sample
 
     def _scaled(self, sample: Sample, dim: str) -> np.ndarray:
         steps = self._steps(sample, dim)
