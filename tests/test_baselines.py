@@ -165,8 +165,9 @@ def test_token_ids_alone_are_no_input_of_a_baseline():
 
 def test_a_split_without_labels_is_named_and_not_measured():
     reader = Reader(contract_of_clips(), TASKS["classification"], clips(TASKS["classification"], 3))
-    with pytest.raises(UsageError, match="a split has no labels to choose or measure by"):
-        reader.read([replace(s, labels=None) for s in clips(TASKS["classification"], 3)])
+    for labels in (None, np.asarray([-1])):
+        with pytest.raises(UsageError, match="a split has no labels to choose or measure by"):
+            reader.read([replace(s, labels=labels) for s in clips(TASKS["classification"], 3)])
 
 
 def test_a_training_item_of_another_width_is_named_as_by_the_recipe():

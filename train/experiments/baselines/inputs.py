@@ -92,7 +92,7 @@ class Reader:
             UsageError: none of them is labelled, or labels are of another kind than the task's.
         """
         items = [s for s in readable(samples, self.contract) if s.labels is not None]
-        if not items:
+        if not any(self.task.known(s.labels).any() for s in items if s.labels is not None):
             raise UsageError("a split has no labels to choose or measure by: leave it out of evaluate_splits")
         self._check(items)
         sequences = {dim: [self._scaled(s, dim) for s in items] for dim in self.groups}
