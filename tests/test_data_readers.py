@@ -432,6 +432,15 @@ def test_what_is_wrong_with_a_line_is_said_with_its_number(tmp_path, line, messa
         list(stream_samples(path))
 
 
+def test_classes_that_are_written_as_fractions_keep_their_numbers(tmp_path):
+    path = tmp_path / "d.jsonl"
+    lines = [{"dialogue": str(n), "utterances": [{"label": float(n), "audio": [1]}]} for n in range(12)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    corpus = open_corpus(path)
+    assert corpus.info["labels"] == [str(n) for n in range(12)]
+    assert [int(s.labels[0]) for s in corpus] == list(range(12))
+
+
 def test_a_dialogue_is_looked_through_as_often_however_many_utterances_it_has():
     class Looked(list):
         times = 0
@@ -454,10 +463,13 @@ def test_a_dialogue_is_looked_through_as_often_however_many_utterances_it_has():
 
 
 def test_labels_with_underscores_are_names_and_large_numbers_are_not_as_many_classes(tmp_path):
+    def line(name: str | int) -> str:
+        return json.dumps({"dialogue": str(name), "utterances": [{"label": name, "audio": [1]}]})
+
     path = tmp_path / "d.jsonl"
-    path.write_text("\n".join(json.dumps(_line(name, label=name)) for name in ("10_19", "20_29")))
+    path.write_text("\n".join(map(line, ("10_19", "20_29"))))
     assert open_corpus(path).info["labels"] == ["10_19", "20_29"]
-    path.write_text(json.dumps(_line("a", label=1_700_000_000)))
+    path.write_text(line(1_700_000_000))
     with pytest.raises(InputError, match=r"numbers up to 1700000000, which would be as many classes: name the column"):
         open_corpus(path)
 

@@ -41,7 +41,7 @@ class LabelReader:
 
     def leaves_out(self, utterance: Utterance) -> bool:
         """Whether the class is one that the data name and the model does not have."""
-        return utterance.label is not None and str(utterance.label) in self._others
+        return utterance.label is not None and _written(utterance.label) in self._others
 
     def targets(self, utterances: Sequence[Utterance]) -> np.ndarray | None:
         """The labels of a sample with these utterances, as `Sample.labels` has them; None for unlabelled data.
@@ -111,7 +111,7 @@ def said_labels(utterances: Iterable[Utterance]) -> Iterator[str]:
     """The names of all labels that utterances have."""
     for utterance in utterances:
         if utterance.label not in (None, ""):
-            yield str(utterance.label)
+            yield _written(utterance.label)
         yield from utterance.indicators or ()
 
 
@@ -132,6 +132,11 @@ def _discover(values: Iterable[str], where: str) -> tuple[str, ...]:
             )
         return tuple(str(i) for i in range(max(known) + 1))
     return tuple(sorted(str(v) for v in found))
+
+
+def _written(label: str | int | float) -> str:
+    """A label as text; many programs write whole numbers as 2.0."""
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
 def _integer(value: str | int | float) -> int | None:
