@@ -38,7 +38,7 @@ from train.evaluate import evaluate
 from train.loop import Phase, set_statistics
 from train.prepared import Prepared, prepare_run
 from train.protocol import Before
-from train.provenance import feature_statistics, provenance
+from train.provenance import feature_statistics, provenance, starts
 from train.recipe import protocol_class
 from train.seeds import seed_everything
 from train.state import DIFFICULTY, RunState, load_tensors, phase_state, read_state
@@ -82,7 +82,7 @@ def fit(
     trackers = tuple(dict.fromkeys([*(["tensorboard"] if tensorboard else []), *track]))
     require_trackers(trackers)
     prepared = prepare_run(config, Path(data_path), draws_weights=not begun and config.init is None)
-    made_by = provenance(prepared.source, config.licence) | _starts(prepared)
+    made_by = provenance(prepared.source, config.licence) | starts(config, prepared.settings, prepared.data)
     accelerator = prepared.accelerator
     bundle, state = _existing(Path(out), prepared, made_by, resume) if not force else (None, RunState())
     if bundle is not None and state.finished:
@@ -310,7 +310,7 @@ def _existing(
     made = bundle.manifest.provenance
     if made["data"]["fingerprint"] != made_by["data"]["fingerprint"]:
         raise UsageError(f"{out} was trained on other data: pass --force to start over, or another --out")
-    for name, weights in _starts(prepared).items():
+    for name, weights in starts(prepared.config, prepared.settings, prepared.data).items():
         # Bundles of before say it of `init` alone.
         if made.get(name, weights) != weights:
             raise UsageError(
@@ -318,17 +318,6 @@ def _existing(
                 "--out"
             )
     return bundle, state
-
-
-def _starts(prepared: Prepared) -> dict[str, str]:
-    """SHA-256 of the weights of every bundle that a run starts from, by the setting that names it."""
-    config, settings = prepared.config, prepared.settings
-    reach = config.data.reach(prepared.data)
-    named = {f"protocol.{n}": Path(f) for n, f in settings.files.items()}
-    named |= {f"protocol.{n}": reach.path(f, f"protocol.{n}") for n, f in settings.data_files.items()}
-    named = {n: f for n, f in named.items() if (f / MANIFEST).is_file()}
-    named |= {"init": Path(config.init)} if config.init else {}
-    return {n: Bundle.open(f).manifest.weights.sha256 for n, f in named.items()}
 
 
 def _once_each(provenance: dict[str, Any], prepared: Prepared, phase: Phase) -> list[dict[str, Any]]:

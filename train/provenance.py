@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from mer_export import __version__
-from mer_export.bundle import FeatureStatistics
+from mer_export.bundle import MANIFEST, Bundle, FeatureStatistics
 from mer_export.contract import Contract
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import Extractor
 from mer_export.errors import InputError
+from train.config import TrainConfig
+from train.encoders import Settings
 
 COLUMNS = 16
 """Columns whose statistics are taken together."""
@@ -44,6 +46,16 @@ def provenance(corpus: Corpus, licence: str) -> dict[str, Any]:
             **warnings,
         },
     }
+
+
+def starts(config: TrainConfig, settings: Settings, data: Path) -> dict[str, str]:
+    """SHA-256 of the weights of every bundle that a run starts from, by the setting that names it."""
+    reach = config.data.reach(data)
+    named = {f"protocol.{n}": Path(f) for n, f in settings.files.items()}
+    named |= {f"protocol.{n}": reach.path(f, f"protocol.{n}") for n, f in settings.data_files.items()}
+    named = {n: f for n, f in named.items() if (f / MANIFEST).is_file()}
+    named |= {"init": Path(config.init)} if config.init else {}
+    return {n: Bundle.open(f).manifest.weights.sha256 for n, f in named.items()}
 
 
 def git_revision(folder: Path = Path(__file__).parent) -> str | None:
