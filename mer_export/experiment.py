@@ -182,7 +182,8 @@ class ExperimentResult(Strict):
         is known of others was not measured, or failed, has no area: over fewer rates it would be another number.
         """
         axis = self.table.area
-        known = {float(cell.cell[axis]) for cell in (*self.trained, *self.failed)} if axis else set()
+        places = [cell.cell for cell in self.trained] + [cell.cell for cell in self.failed]
+        known = {float(place[axis]) for place in places} if axis else set()
         groups: dict[tuple[str, tuple[tuple[str, str], ...]], dict[float, Row]] = {}
         for row in self.rows if axis else ():
             rest = tuple((a, v) for a, v in row.cell.items() if a != axis)
