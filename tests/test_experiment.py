@@ -25,6 +25,7 @@ from small_facialmmt import SWIN
 from mer_export.errors import InputError, UsageError
 from mer_export.experiment import ExperimentResult, Failed, TableSpec, Trained
 from mer_export.progress import SILENT
+from train.config import load_preset
 from train.experiments import run as runs
 from train.experiments.experiment import NAMES, Plan, load_experiment, plan
 from train.fit import fit
@@ -94,13 +95,12 @@ def test_a_step_is_trained_once_for_all_cells_that_agree_on_its_axes(tmp_path: P
 
 def test_a_step_that_no_seed_changes_is_measured_as_it_was_trained(tmp_path: Path) -> None:
     models = {"once": [STEP | {"axes": []}], "each": [STEP]}
-    planned = plan(load_experiment(str(written(tmp_path, models=models))), tmp_path, tmp_path / "o", ["once:seed=5"])
-    assert [(str(j.folder), j.config.seed) for j in planned.rounds[0]] == [
-        ("once", 5),
-        ("each/seed1", 1),
-        ("each/seed2", 2),
-    ]
-    assert [(c.model, c.config) for c in planned.cells] == [(m, None) for m in ("once", "once", "each", "each")]
+    experiment = load_experiment(str(written(tmp_path, models=models)))
+    for sets, seed in (([], load_preset("m3net/meld").seed), (["once:seed=5"], 5)):
+        planned = plan(experiment, tmp_path, tmp_path / "o", sets)
+        seeds = {str(j.folder): j.config.seed for j in planned.rounds[0]}
+        assert seeds == {"once": seed, "each/seed1": 1, "each/seed2": 2}
+        assert [(c.model, c.config) for c in planned.cells] == [(m, None) for m in ("once", "once", "each", "each")]
 
 
 def test_what_holds_for_measuring_goes_before_what_is_set_for_training(tmp_path: Path) -> None:
