@@ -195,15 +195,7 @@ def test_a_face_recognition_file_starts_the_expression_model(tmp_path: Path) -> 
         load_face_recognition(model, tmp_path / "other.pt")
 
 
-def test_settings_for_another_variant_are_refused(data: Path, tmp_path: Path) -> None:
-    model = make(tmp_path / "b", "fusion")
-    wrong = FacialMmtProtocol(FacialMmtSettings.model_validate({"auxiliary": {"data": str(data / "faces")}}))
-    with pytest.raises(UsageError, match=r"model\.variant end_to_end"):
-        wrong.prepare(bundle_model(model), [], torch.device("cpu"))
-    for variant, setting in (("end_to_end", "augment_faces"), ("vision", "by_dialogue")):
-        other = FacialMmtProtocol(FacialMmtSettings.model_validate({setting: True}))
-        with pytest.raises(UsageError, match=rf"protocol\.{setting} .*: leave it out"):
-            other.prepare(bundle_model(make(tmp_path / variant, variant)), [], torch.device("cpu"))
+def test_a_folder_without_faces_is_refused(tmp_path: Path) -> None:
     empty = FacialMmtProtocol(FacialMmtSettings.model_validate({"auxiliary": {"data": str(tmp_path)}}))
     with pytest.raises(InputError, match="point at the root of Aff-Wild2"):
         empty.prepare(bundle_model(make(tmp_path / "e", "end_to_end")), [], torch.device("cpu"))
