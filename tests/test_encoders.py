@@ -19,7 +19,7 @@ from mer_export.encoders.encoder import Encoder
 from mer_export.encoders.log_mel import LogMel
 from mer_export.errors import BundleError, InputError, NotAvailableError, UnsupportedError, UsageError
 from mer_export.exporters import export_variant
-from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder
+from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder, read_folder
 from runtimes.backends.session import SessionOptions
 from runtimes.encode import open_encoder
 
@@ -83,6 +83,37 @@ def test_a_picture_is_prepared_as_the_packages_own_processor_does(kind: str, tmp
         with torch.no_grad():
             wanted = model(pixel_values=pixels)[0][0, 0].numpy()
         assert np.abs(vector - wanted).max() <= 2e-2, "the package resizes with another library: half a grey step"
+
+
+CLIP = {"crop_size": 32, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3, "size": 32}
+"""What the published folder of CLIP says of preprocessing, in the form of before sizes had names."""
+
+
+def test_one_number_of_a_size_is_the_shorter_side_of_those_kinds_where_the_package_has_it_so(tmp_path: Path) -> None:
+    package = {"clip": transformers.CLIPImageProcessor, "vit": transformers.ViTImageProcessor}
+    picture = raw_things("clip")[0]
+    for kind, prepare in package.items():
+        save_folder(kind, tmp_path / kind)
+        (tmp_path / kind / "preprocessor_config.json").write_text(json.dumps(CLIP))
+        found = read_folder(tmp_path / kind, Wanted())[0].input.sample("a", picture).inputs["picture"]
+        said = CLIP if kind == "clip" else {n: v for n, v in CLIP.items() if "crop" not in n}
+        wanted = prepare(**said, image_mean=[0.5] * 3, image_std=[0.5] * 3)(picture, return_tensors="np")
+        assert np.abs(found - wanted["pixel_values"][0]).max() <= 0.1, "resized by another library"
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"resample": 5}, "resamples by filter 5"),
+        ({"do_rescale": False}, "says do_rescale false"),
+        ({"size": {"longest_edge": 64}}, "say its shortest_edge"),
+    ],
+)
+def test_preprocessing_that_is_not_done_here_is_refused(said: dict[str, Any], named: str, tmp_path: Path) -> None:
+    save_folder("vit", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    with pytest.raises(UnsupportedError, match=named):
+        read_folder(tmp_path, Wanted())
 
 
 @pytest.fixture(scope="module", params=EXPORTED)

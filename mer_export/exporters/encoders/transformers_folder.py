@@ -147,7 +147,7 @@ def _input(source: Path, kind: str, network: dict[str, Any], wanted: Wanted) -> 
     file = source / PREPROCESSING
     said = read_json_object(file) if file.is_file() else {}
     if form == "picture":
-        return _picture(file, said, network).model_dump()
+        return _picture(file, said, network, KINDS[kind]).model_dump()
     return _sound(file, said, network, form, wanted).model_dump()
 
 
@@ -194,26 +194,42 @@ def _sound(file: Path, said: dict[str, Any], network: dict[str, Any], form: str,
     )
 
 
-def _picture(file: Path, said: dict[str, Any], network: dict[str, Any]) -> PictureInput:
+def _picture(file: Path, said: dict[str, Any], network: dict[str, Any], kind: Kind) -> PictureInput:
     side = network.get("image_size", 224)
-    size, crop = said.get("size", side), said.get("crop_size", side)
+    crop = said.get("crop_size", side)
     high, wide = (side, side) if isinstance(side, int) else side
+    if off := [n for n in ("do_resize", "do_rescale") if said.get(n) is False]:
+        raise UnsupportedError(f"{file} says {off[0]} false, and pictures of any size in 0..255 are read here")
     if isinstance(crop, dict) and (crop.get("height"), crop.get("width")) != (high, wide):
         raise UnsupportedError(f"{file} cuts pictures to {crop}, the network reads {high} x {wide}")
-    resize: tuple[int, ...] = (size, size) if isinstance(size, int) else ()
-    if isinstance(size, dict):
-        resize = (size["shortest_edge"],) if "shortest_edge" in size else (size["height"], size["width"])
     factor = said.get("rescale_factor", 1 / 255)
     if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise UnsupportedError(f"{file} scales pictures by {factor}, they are scaled by 1/255 here")
+    if (filtered := said.get("resample", 3)) not in RESAMPLE:
+        raise UnsupportedError(f"{file} resamples by filter {filtered}, those that are known are {RESAMPLE}")
+    plain = said.get("do_normalize") is False
     return PictureInput(
         height=high,
         width=wide,
-        resize=resize,
-        resample=RESAMPLE.get(said.get("resample", 3), "bicubic"),  # type: ignore[arg-type]
-        mean=tuple(said.get("image_mean", (0.5, 0.5, 0.5))),
-        std=tuple(said.get("image_std", (0.5, 0.5, 0.5))),
+        resize=_resized(file, said.get("size"), (high, wide), kind),
+        resample=RESAMPLE[filtered],  # type: ignore[arg-type]
+        mean=(0.0, 0.0, 0.0) if plain else tuple(said.get("image_mean", (0.5, 0.5, 0.5))),
+        std=(1.0, 1.0, 1.0) if plain else tuple(said.get("image_std", (0.5, 0.5, 0.5))),
     )
+
+
+def _resized(file: Path, size: Any, read: tuple[int, int], kind: Kind) -> tuple[int, ...]:
+    """What pictures are brought to: the shorter side, or height and width; those that the network reads unless said."""
+    match size:
+        case None:
+            return read
+        case int():
+            return (size,) if kind.shorter else (size, size)
+        case {"shortest_edge": int(shorter)}:
+            return (shorter,)
+        case {"height": int(high), "width": int(wide)}:
+            return high, wide
+    raise UnsupportedError(f"{file} brings pictures to the size {size}: say its shortest_edge, or height and width")
 
 
 def _pooling(source: Path, kind: Kind, wanted: Wanted) -> tuple[Pooling, bool]:
