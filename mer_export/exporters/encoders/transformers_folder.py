@@ -22,7 +22,7 @@ from mer_export.encoders.transformers.config import TransformersConfig, depth, h
 from mer_export.encoders.transformers.kinds import KINDS, Kind
 from mer_export.encoders.transformers.weights import load_folder
 from mer_export.errors import InputError, UnsupportedError, UsageError
-from mer_export.untrusted.json_files import read_json_object
+from mer_export.untrusted.json_files import read_json, read_json_object
 from mer_export.weights import save_weights
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ POOLING_MODES: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
 }
+STEPS = ("Transformer", "Pooling", "Normalize")
+"""Classes of the steps in its list of modules that are done here."""
 LONGEST = 512
 """Tokens that a sentence may have, where neither network nor request says fewer."""
 OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}
@@ -246,10 +248,23 @@ def _pooling(source: Path, kind: Kind, wanted: Wanted) -> tuple[Pooling, bool]:
             raise UsageError(
                 f"pooling is {wanted.pooling}, {source / POOLING_CONFIG} says {said}: pass --pooling {said}"
             )
-    normalised = (source / MODULES).is_file() and "Normalize" in (source / MODULES).read_text(encoding="utf-8")
     usual: Pooling = "first" if kind.form == "picture" else "mean"
-    unit = normalised if wanted.unit is None else wanted.unit
-    return wanted.pooling or said or usual, unit
+    normalised = "Normalize" in _steps(source / MODULES)
+    return wanted.pooling or said or usual, normalised if wanted.unit is None else wanted.unit
+
+
+def _steps(file: Path) -> list[str]:
+    """The classes of the steps by which `sentence-transformers` makes a vector; none where it has no list of them."""
+    listed = read_json(file) if file.is_file() else []
+    if not isinstance(listed, list) or not all(isinstance(m, dict) and isinstance(m.get("type"), str) for m in listed):
+        raise InputError(f"{file} is no list of modules, each with its type: get it again")
+    steps = [m["type"].rpartition(".")[2] for m in listed]
+    if other := next((s for s in steps if s not in STEPS), None):
+        raise UnsupportedError(
+            f"{file} has a step {other} behind the network, those that are done here are {list(STEPS)}: take it out of "
+            "that list to have the vectors without it"
+        )
+    return steps
 
 
 def digest(files: Sequence[Path]) -> str:
