@@ -189,7 +189,7 @@ def test_layers_stand_side_by_side_and_those_after_the_last_one_are_not_kept(tmp
     assert np.abs(states - wanted).max() <= PROOF
 
 
-def test_a_long_sound_is_read_window_by_window_and_its_vector_is_the_mean_of_all(tmp_path: Path) -> None:
+def test_a_long_sound_is_read_window_by_window_and_its_vector_is_of_all(tmp_path: Path) -> None:
     _, folder = made("whisper", tmp_path, pooling="none")
     _, pooled = made("whisper", tmp_path / "pooled")
     sound = (0.1 * np.random.default_rng(1).standard_normal(36000)).astype(np.float32)
@@ -199,6 +199,11 @@ def test_a_long_sound_is_read_window_by_window_and_its_vector_is_the_mean_of_all
     assert whole.shape == (113, 32)
     assert np.array_equal(whole[:100], np.concatenate(parts))
     assert np.abs(vector - whole.mean(axis=0)).max() <= PROOF
+    encoder = Encoder.open(pooled)
+    samples, rows = encoder.samples(sound), [np.full((1, 32), n, np.float32) for n in (1, 2, -3)]
+    for said, wanted in (({"pooling": "first"}, 1), ({"pooling": "last"}, -3), ({"unit": True}, 32**-0.5)):
+        of_windows = Encoder(encoder.bundle, encoder.config.model_copy(update=said)).join(rows, samples)
+        assert of_windows == pytest.approx(np.full(32, wanted))
 
 
 def test_states_are_averaged_into_longer_steps(tmp_path: Path) -> None:

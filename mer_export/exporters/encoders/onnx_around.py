@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mer_export.bucket import Bucket
+from mer_export.encoders.encoder import LEAST
 from mer_export.encoders.file import SYSTEM
 from mer_export.encoders.file.config import FileConfig, FilePicture
 from mer_export.encoders.inputs import SoundInput, TextInput
@@ -25,9 +26,6 @@ DOMAINS = ("", "ai.onnx", "com.microsoft")
 """Operators that runtimes bring themselves; others come in libraries that somebody would have to load."""
 INNER = "file/"
 """Stands before every name of the file, so that none is one of ours."""
-LEAST = 1e-12
-"""A vector shorter than this has no direction to keep."""
-
 
 Run = Callable[[Arrays], np.ndarray]
 """The output of a file for arrays of the contract."""
