@@ -172,6 +172,22 @@ def test_a_sound_network_that_knows_lengths_runs_at_several_and_one_that_does_no
             np.testing.assert_allclose(states, told(audio, torch.ones_like(audio).long())[0].numpy(), atol=1e-5)
 
 
+def test_sound_past_full_scale_stays_at_the_end_of_16_bits(tmp_path: Path) -> None:
+    cast = onnx.helper.make_node("Cast", ["pcm"], ["out"], to=onnx.TensorProto.FLOAT)
+    ends = [
+        onnx.helper.make_tensor_value_info(name, kind, ["b", 4])
+        for name, kind in (("pcm", onnx.TensorProto.INT16), ("out", onnx.TensorProto.FLOAT))
+    ]
+    graph = onnx.helper.make_graph([cast], "pcm", ends[:1], ends[1:])
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "pcm.onnx")
+    said = recipe(tmp_path, input={"kind": "sound", "rate": 4, "window": 1.0, "scale": 32768})
+    bundle = import_file(tmp_path / "pcm.onnx", said, tmp_path / "encoder")
+    with open_encoder(bundle.root, "onnxruntime") as encoding:
+        (found,) = encoding.encode([np.asarray([0.5, 1.0, 1.25, -1.5], np.float32)])
+    assert found.tolist() == [16384, 32767, 32767, -32768]
+
+
 class Told(Sound):
     """Takes the mean of the real samples away first."""
 

@@ -207,13 +207,19 @@ def _dtype(config: FileConfig) -> str:
 
 
 def _rounded(draw: _Nodes, name: str, value: Any) -> str:
-    """Numbers of pictures and sound as the nearest whole ones, where the file takes those."""
-    from onnx import TensorProto
+    """Numbers of pictures and sound as the nearest whole ones that the file's type has, where it takes those."""
+    from onnx import TensorProto, helper
 
     wide = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
     if value.type.tensor_type.elem_type in wide or name == "input_ids":
         return name
-    return draw.add("Round", [draw.add("Cast", [name], to=TensorProto.FLOAT)])
+    whole = draw.add("Round", [draw.add("Cast", [name], to=TensorProto.FLOAT)])
+    kind = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+    if kind.kind not in "iu" or kind.itemsize > 2:
+        return whole
+    # What is louder than full scale, as resampled sound is, would come out with the other sign.
+    ends = np.iinfo(kind)
+    return draw.add("Clip", [whole, *(draw.constant(np.float32(n)) for n in (ends.min, ends.max))])
 
 
 def _values(draw: _Nodes, config: FileConfig) -> str:
