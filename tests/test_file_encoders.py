@@ -188,6 +188,34 @@ def test_sound_past_full_scale_stays_at_the_end_of_16_bits(tmp_path: Path) -> No
     assert found.tolist() == [16384, 32767, 32767, -32768]
 
 
+class Means(nn.Module):
+    """Pools by itself: of sound its mean and its power, over what is real if that is told."""
+
+    def forward(self, audio: Tensor, mask: Tensor | None = None) -> Tensor:
+        real = torch.ones_like(audio) if mask is None else mask.float()
+        values = torch.stack([audio, audio.square()], 1)
+        return (values * real[:, None]).sum(-1) / real.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_sound_network_that_pools_reads_all_of_a_sound_and_is_told_how_much_that_is(
+    tmp_path: Path, told: bool
+) -> None:
+    names = ["audio", "mask"][: 1 + told]
+    example = (torch.zeros(2, 100), torch.ones(2, 100).long())[: 1 + told]
+    file = saved(network(Means), tmp_path / "means.onnx", example, names)
+    heard = {"kind": "sound", "rate": 100, "window": 5.0}
+    bundle = import_file(file, recipe(tmp_path, input=heard, takes={"mask": "mask"} if told else {}), tmp_path / "made")
+    things = [*sounds(), (0.1 * np.random.default_rng(1).standard_normal(900)).astype(np.float32)]
+    with open_encoder(bundle.root, "onnxruntime") as encoding:
+        found = list(encoding.encode(things))
+    for sound, vector in zip(things, found, strict=True):
+        windows = [sound[:500], sound[500:]] if len(sound) > 500 else [sound]
+        filled = [w if told else np.pad(w, (0, 500 - len(w))) for w in windows]
+        wanted = np.average([[w.mean(), (w**2).mean()] for w in filled], axis=0, weights=[len(w) for w in windows])
+        np.testing.assert_allclose(vector, wanted, atol=1e-6)
+
+
 class Told(Sound):
     """Takes the mean of the real samples away first."""
 
@@ -273,6 +301,7 @@ def test_a_file_that_is_not_what_its_recipe_says_is_named(tmp_path: Path) -> Non
     problem(UsageError, r"takes names 'y', the inputs of .* are \['x'\]", takes={"y": "mask"})
     problem(UsageError, r"output is 'y', those of .* are \['features\.1'\]", output="y")
     problem(UsageError, "Unable to extract tag", input={"height": 3})
+    problem(UsageError, r"input\.sound\.window.*'5 s'", input={"kind": "sound", "window": "5 s"})
     problem(UsageError, "it is another file", source=SOURCE | {"sha256": "0" * 64})
     problem(
         InputError, "is not a valid ONNX file", path=broken(file, lambda model: model.graph.node[0].input.append("?"))
