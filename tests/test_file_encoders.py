@@ -17,6 +17,7 @@ from torch.nn import functional
 from benchmarks.small_encoders import WORDS
 from mer_export.bundle import Bundle
 from mer_export.encoders.encoder import Encoder
+from mer_export.encoders.log_mel import LogMel
 from mer_export.errors import InputError, ParityError, UnsupportedError, UntrustedError, UsageError
 from mer_export.exporters import export_variant
 from mer_export.exporters.encoders.file import import_file
@@ -216,6 +217,33 @@ def test_a_sound_network_that_pools_reads_all_of_a_sound_and_is_told_how_much_th
         np.testing.assert_allclose(vector, wanted, atol=1e-6)
 
 
+class MeanFrame(nn.Module):
+    """Of a spectrogram the mean of the real frames, and how many it is told there are."""
+
+    def forward(self, mel: Tensor, mask: Tensor, length: Tensor) -> Tensor:
+        real = mask.float()
+        return torch.cat([(mel * real[:, None]).sum(-1) / real.sum(1, keepdim=True), length.reshape(-1, 1).float()], 1)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torchscript"])
+def test_a_network_of_spectrograms_is_told_how_many_frames_are_real(tmp_path: Path, form: str) -> None:
+    model, names = network(MeanFrame), ["mel", "mask", "length"]
+    example = (torch.zeros(2, 8, 100), torch.ones(2, 100).long(), torch.full((2, 1), 100))
+    file = tmp_path / "mean.pt"
+    if form == "onnx":
+        file = saved(model, tmp_path / "mean.onnx", example, names, free=False)
+    else:
+        torch.jit.save(torch.jit.trace(model, example), file)
+    heard = {"kind": "sound", "form": "log_mel", "window": 1.0, "mels": 8}
+    said = recipe(tmp_path, input=heard, takes={"mask": "mask", "length": "lengths"})
+    bundle = import_file(file, said, tmp_path / "encoder", trust=form == "torchscript")
+    sound = (0.1 * np.random.default_rng(0).standard_normal(5000)).astype(np.float32)
+    with open_encoder(bundle.root, trust=form == "torchscript") as encoding:
+        (found,) = encoding.encode([sound])
+    wanted = LogMel(16000, 8)(np.pad(sound, (0, 11000)))[:32].mean(axis=0)
+    np.testing.assert_allclose(found, [*wanted, 32], atol=1e-5)
+
+
 class Told(Sound):
     """Takes the mean of the real samples away first."""
 
@@ -301,6 +329,7 @@ def test_a_file_that_is_not_what_its_recipe_says_is_named(tmp_path: Path) -> Non
     problem(UsageError, r"takes names 'y', the inputs of .* are \['x'\]", takes={"y": "mask"})
     problem(UsageError, r"output is 'y', those of .* are \['features\.1'\]", output="y")
     problem(UsageError, "Unable to extract tag", input={"height": 3})
+    problem(UsageError, "of whole frames of 160", input={"kind": "sound", "form": "log_mel", "window": 1.0, "hop": 400})
     problem(UsageError, r"input\.sound\.window.*'5 s'", input={"kind": "sound", "window": "5 s"})
     problem(UsageError, "it is another file", source=SOURCE | {"sha256": "0" * 64})
     problem(

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mer_export.bucket import Bucket
 from mer_export.contract import BATCH, TensorSpec
@@ -30,10 +30,15 @@ class EncoderInput(BaseModel):
 
     buckets: tuple[Positive, ...] = ()
 
+    @field_validator("buckets")
+    @classmethod
+    def _ascending(cls, buckets: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(buckets)))
+
     @property
     def lengths(self) -> tuple[Bucket, ...]:
         """The buckets of the contract."""
-        return tuple(Bucket({self.steps: n}) for n in sorted(self.buckets)) if self.steps else (Bucket(),)
+        return tuple(Bucket({self.steps: n}) for n in self.buckets) if self.steps else (Bucket(),)
 
 
 class TextInput(EncoderInput):
@@ -79,11 +84,19 @@ class SoundInput(EncoderInput):
     kind: Literal["sound"] = "sound"
     rate: Positive = 16000
     form: Literal["waveform", "log_mel"] = "waveform"
-    window: float = Field(gt=0)
+    window: float = Field(gt=0, allow_inf_nan=False)
     hop: Positive = 320
     field: Positive = 400
     normalise: bool = False
     mels: Positive = 80
+
+    @model_validator(mode="after")
+    def _whole_states(self) -> SoundInput:
+        if self.form == "log_mel" and self.hop % LogMel.HOP:
+            raise ValueError(f"hop is {self.hop}: a state of a log_mel is of whole frames of {LogMel.HOP} samples")
+        if self.most < 1:
+            raise ValueError(f"a window of {self.window:g} s at {self.rate} Hz has no state of {self.hop} samples")
+        return self
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:

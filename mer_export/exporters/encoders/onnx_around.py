@@ -14,6 +14,7 @@ from mer_export.encoders.encoder import LEAST
 from mer_export.encoders.file import SYSTEM
 from mer_export.encoders.file.config import FileConfig, FilePicture
 from mer_export.encoders.inputs import SoundInput, TextInput
+from mer_export.encoders.log_mel import LogMel
 from mer_export.errors import InputError, NotAvailableError, UnsupportedError
 from mer_export.exporters.graph import external_data
 from mer_export.exporters.precision_gate import Arrays, open_file
@@ -141,7 +142,7 @@ class OnnxFile:
                 yield draw.add("Cast", [_real(draw, config, _places(config, bucket))], to=1)
             else:
                 rank = len(self.inputs[name][1])
-                yield draw.add("Reshape", [_length(config), draw.constant(np.asarray([-1, 1][:rank]))])
+                yield draw.add("Reshape", [_told_length(draw, config), draw.constant(np.asarray([-1, 1][:rank]))])
 
 
 class _Nodes:
@@ -245,9 +246,19 @@ def _length(config: FileConfig) -> str:
     return "tokens_len" if isinstance(config.input, TextInput) else "samples"
 
 
+def _told_length(draw: _Nodes, config: FileConfig) -> str:
+    """How many of the places that the file is given are real."""
+    if getattr(config.input, "form", "") != "log_mel":
+        return _length(config)
+    hop = draw.constant(np.asarray(LogMel.HOP))
+    return draw.add("Div", [draw.add("Add", ["samples", draw.constant(np.asarray(LogMel.HOP - 1))]), hop])
+
+
 def _places(config: FileConfig, bucket: Bucket) -> np.ndarray:
-    """Numbers (places,) int64 of what a mask says something about: tokens, or samples."""
+    """Where (int64) each place begins that a mask says something about: token, sample, or frame of a spectrogram."""
     recipe = config.input
+    if isinstance(recipe, SoundInput) and recipe.form == "log_mel":
+        return np.arange(0, bucket["frames"] * recipe.hop, LogMel.HOP)
     if isinstance(recipe, SoundInput):
         return np.arange(bucket["frames"] * recipe.hop + max(0, recipe.field - recipe.hop))
     return np.arange(bucket["tokens"])

@@ -164,7 +164,7 @@ def _text(source: Path, kind: str, network: dict[str, Any], wanted: Wanted) -> T
         raise UsageError(f"a {kind} of this size reads 3..{positions} tokens, not {longest}")
     if tokenizer.size > network["vocab_size"]:
         raise InputError(f"{source}: the tokenizer has {tokenizer.size} tokens, the network {network['vocab_size']}")
-    return TextInput(vocabulary=network["vocab_size"], longest=longest, buckets=tuple(sorted(wanted.buckets)))
+    return TextInput(vocabulary=network["vocab_size"], longest=longest, buckets=tuple(wanted.buckets))
 
 
 def _sound(file: Path, said: dict[str, Any], network: dict[str, Any], form: str, wanted: Wanted) -> SoundInput:
@@ -192,7 +192,7 @@ def _sound(file: Path, said: dict[str, Any], network: dict[str, Any], form: str,
         hop=hop,
         field=field,
         normalise=bool(said.get("do_normalize", False)),
-        buckets=tuple(sorted(wanted.buckets)),
+        buckets=tuple(wanted.buckets),
     )
 
 
