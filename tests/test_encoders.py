@@ -243,8 +243,21 @@ def test_what_cannot_be_an_encoder_is_named(tmp_path: Path) -> None:
     save_folder("bert", tmp_path / "source")
     with pytest.raises(UsageError, match=r"layers are \[7\], a bert of this size has 0..2"):
         import_folder(tmp_path / "source", tmp_path / "a", Wanted(layers=(7,)))
-    with pytest.raises(UsageError, match=r"reads 3..66 tokens, not 600"):
-        import_folder(tmp_path / "source", tmp_path / "a", Wanted(longest=600))
+    for longest in (600, 0):
+        with pytest.raises(UsageError, match=rf"reads 3..66 tokens, not {longest}"):
+            import_folder(tmp_path / "source", tmp_path / "a", Wanted(longest=longest))
+    save_folder("wav2vec2", tmp_path / "sound")
+    save_folder("vit", tmp_path / "picture")
+    for folder, wanted, said in (
+        ("source", Wanted(window=5.0), "--window says nothing of a bert, which reads a text"),
+        ("sound", Wanted(longest=5), "--longest says nothing of a wav2vec2, which reads a waveform"),
+        ("sound", Wanted(window=0.0), "window: .*greater than 0"),
+        ("sound", Wanted(window=0.01), "a window of 0.01 s at 16000 Hz has no state of 320 samples"),
+        ("picture", Wanted(buckets=(5,)), "--length says nothing of a vit"),
+        ("picture", Wanted(pooling="none"), "a picture has one vector"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            import_folder(tmp_path / folder, tmp_path / "a", wanted)
     (tmp_path / "source" / "config.json").write_text(json.dumps({"model_type": "t5"}))
     with pytest.raises(UnsupportedError, match="describes a 't5', encoders are taken of"):
         import_folder(tmp_path / "source", tmp_path / "a")

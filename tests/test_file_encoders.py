@@ -387,3 +387,9 @@ def test_an_encoder_of_a_file_or_signal_is_made_by_one_command(tmp_path: Path, m
     assert (code, "--layer says nothing of a signal, which reads --pooling" in err) == (2, True)
     code, _, err = mer("encoder", tmp_path / "nothing", "-o", tmp_path / "no")
     assert (code, "no encoder can be made of" in err) == (2, True)
+    for words, said in (
+        (("--every", "5", "--pooling", "mean"), "every is 5, which averages states, and pooling mean: say none"),
+        (("--unit",), "unit is of a vector, and pooling none gives states"),
+    ):
+        code, _, err = mer("encoder", "mfcc", *words, "-o", tmp_path / "no")
+        assert (code, said in err, (tmp_path / "no").exists()) == (2, True, False)

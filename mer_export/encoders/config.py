@@ -54,6 +54,8 @@ class EncoderConfig(BaseModel):
                 f"vectors is {self.vectors}, pooling {self.pooling}: several vectors are those of a sentence, pooled "
                 "by mean, first or last"
             )
+        if self.pooling == "none" and not self.input.steps:
+            raise ValueError(f"pooling is none, and a {self.input.kind} has one vector: mean, first or last")
         return self
 
     @property

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from mer_export.bundle import WEIGHTS, Bundle, sha256
 from mer_export.checkpoints import read_checkpoint, usual_state, weight_files
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
@@ -22,6 +24,7 @@ from mer_export.encoders.transformers.config import TransformersConfig, depth, h
 from mer_export.encoders.transformers.kinds import KINDS, Kind
 from mer_export.encoders.transformers.weights import load_folder
 from mer_export.errors import InputError, UnsupportedError, UsageError
+from mer_export.registry import first_problem
 from mer_export.untrusted.json_files import read_json, read_json_object
 from mer_export.weights import save_weights
 
@@ -42,6 +45,10 @@ LONGEST = 512
 """Tokens that a sentence may have, where neither network nor request says fewer."""
 OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}
 """Positions before the first one that a token has."""
+READ = {"text": ("longest", "buckets"), "waveform": ("window", "buckets"), "log_mel": ("window",), "picture": ()}
+"""What a request may say of lengths, by what is read."""
+OPTIONS = {"window": "--window", "longest": "--longest", "buckets": "--length"}
+"""What the command calls it."""
 WINDOW = 10.0
 """Seconds of a waveform that are read together where nobody says otherwise."""
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -144,13 +151,19 @@ def _network(described: dict[str, Any], source: Path) -> tuple[str, dict[str, An
 
 def _input(source: Path, kind: str, network: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
     form = KINDS[kind].form
-    if form == "text":
-        return _text(source, kind, network, wanted).model_dump()
+    for name, option in OPTIONS.items():
+        if getattr(wanted, name) not in (None, (), []) and name not in READ[form]:
+            raise UsageError(f"{option} says nothing of a {kind}, which reads a {form.replace('_', ' ')}: leave it out")
     file = source / PREPROCESSING
-    said = read_json_object(file) if file.is_file() else {}
-    if form == "picture":
-        return _picture(file, said, network, KINDS[kind]).model_dump()
-    return _sound(file, said, network, form, wanted).model_dump()
+    said = read_json_object(file) if form != "text" and file.is_file() else {}
+    try:
+        if form == "text":
+            return _text(source, kind, network, wanted).model_dump()
+        if form == "picture":
+            return _picture(file, said, network, KINDS[kind]).model_dump()
+        return _sound(file, said, network, form, wanted).model_dump()
+    except ValidationError as error:
+        raise UsageError(f"{source}: {first_problem(error)}") from None
 
 
 def _text(source: Path, kind: str, network: dict[str, Any], wanted: Wanted) -> TextInput:
@@ -159,7 +172,7 @@ def _text(source: Path, kind: str, network: dict[str, Any], wanted: Wanted) -> T
     usual = min(positions, LONGEST)
     if (source / LENGTH).is_file():
         usual = min(usual, int(read_json_object(source / LENGTH).get("max_seq_length") or usual))
-    longest = wanted.longest or usual
+    longest = usual if wanted.longest is None else wanted.longest
     if not 3 <= longest <= positions:
         raise UsageError(f"a {kind} of this size reads 3..{positions} tokens, not {longest}")
     if tokenizer.size > network["vocab_size"]:
@@ -175,7 +188,7 @@ def _sound(file: Path, said: dict[str, Any], network: dict[str, Any], form: str,
         if wrong:
             raise UnsupportedError(f"{file} asks for {wrong[0]}, spectrograms have {shape} here")
         most = network["max_source_positions"] * 320 / rate
-        window = wanted.window or most
+        window = most if wanted.window is None else wanted.window
         if not 0 < window <= most:
             raise UsageError(f"the window of this network is at most {most:g} s, not {window:g}")
         mels = network["num_mel_bins"]
@@ -188,7 +201,7 @@ def _sound(file: Path, said: dict[str, Any], network: dict[str, Any], form: str,
     return SoundInput(
         form="waveform",
         rate=rate,
-        window=wanted.window or WINDOW,
+        window=WINDOW if wanted.window is None else wanted.window,
         hop=hop,
         field=field,
         normalise=bool(said.get("do_normalize", False)),
@@ -249,8 +262,9 @@ def _pooling(source: Path, kind: Kind, wanted: Wanted) -> tuple[Pooling, bool]:
                 f"pooling is {wanted.pooling}, {source / POOLING_CONFIG} says {said}: pass --pooling {said}"
             )
     usual: Pooling = "first" if kind.form == "picture" else "mean"
-    normalised = "Normalize" in _steps(source / MODULES)
-    return wanted.pooling or said or usual, normalised if wanted.unit is None else wanted.unit
+    pooling = wanted.pooling or said or usual
+    normalised = "Normalize" in _steps(source / MODULES) and pooling != "none"
+    return pooling, normalised if wanted.unit is None else wanted.unit
 
 
 def _steps(file: Path) -> list[str]:
