@@ -85,6 +85,17 @@ def test_a_picture_is_prepared_as_the_packages_own_processor_does(kind: str, tmp
         assert np.abs(vector - wanted).max() <= 2e-2, "the package resizes with another library: half a grey step"
 
 
+def test_a_section_that_leaves_out_the_packages_defaults_has_them(tmp_path: Path) -> None:
+    """As the published folders of SigLIP describe their vision tower."""
+    said = {"num_hidden_layers": 1, "intermediate_size": 16, "image_size": 32}
+    model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**said))
+    model.save_pretrained(tmp_path)
+    described = {"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model", **said}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    config, _ = read_folder(tmp_path, Wanted())
+    assert (config.width, config.depth, config.input.height) == (768, 1, 32)
+
+
 CLIP = {"crop_size": 32, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3, "size": 32}
 """What the published folder of CLIP says of preprocessing, in the form of before sizes had names."""
 

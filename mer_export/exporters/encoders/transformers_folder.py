@@ -20,7 +20,7 @@ from mer_export.encoders.config import Pooling, Provenance
 from mer_export.encoders.encoder import TOKENIZER, manifest_of
 from mer_export.encoders.inputs import PictureInput, SoundInput, TextInput
 from mer_export.encoders.transformers import SYSTEM
-from mer_export.encoders.transformers.config import TransformersConfig, depth, hidden
+from mer_export.encoders.transformers.config import TransformersConfig, depth, hidden, sizes_said
 from mer_export.encoders.transformers.kinds import KINDS, Kind
 from mer_export.encoders.transformers.weights import load_folder
 from mer_export.errors import InputError, UnsupportedError, UsageError
@@ -146,6 +146,12 @@ def _network(described: dict[str, Any], source: Path) -> tuple[str, dict[str, An
         raise InputError(f"{source / DESCRIPTION} has no {kind.section}")
     # Programs that a folder names are never loaded; where weights lie is said by their own files.
     left = ("auto_map", "architectures", "_name_or_path", "dtype", "torch_dtype", "transformers_version", "id2label")
+    if not sizes_said(values):
+        from mer_export.encoders.transformers.network import package_class
+
+        # Of a part of a network the package writes what differs from its defaults, and nothing else.
+        said = {n: v for n, v in values.items() if n != "model_type"}
+        values = package_class(name).config_class(**said).to_dict()
     return name, {n: v for n, v in values.items() if n not in (*left, "label2id")}
 
 
