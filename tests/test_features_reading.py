@@ -126,6 +126,14 @@ def test_each_sentence_goes_through_its_encoder_once(
     np.testing.assert_array_equal(found["c20"].inputs["text"], found["c2"].inputs["text"])
 
 
+def test_things_of_one_name_stay_apart(networks: Path) -> None:
+    """As the second picture of `clip` and the first of an utterance that is called `clip 1`."""
+    with open_encoder(networks / "text") as encoding:
+        wanted = list(encoding.encode(["a b", "c d"]))
+        found = list(encoding.finish([encoding.prepare(text, "clip 1") for text in ("a b", "c d")]))
+    np.testing.assert_array_equal(found, wanted)
+
+
 def test_dialogues_whose_utterances_have_one_vector_each_stay_dialogues(
     mer: Mer, clips: Path, encoders: Path, networks: Path
 ) -> None:

@@ -107,7 +107,7 @@ class Encoder:
 
 
 def _prepared(encoding: Encoding, reading: Reading, name: str) -> list[Any]:
-    """What comes before the network of the raw things of an utterance, each under a name of its own."""
+    """What comes before the network of the raw things of an utterance."""
     raws = enumerate(reading.raws(encoding.encoder))
     return [encoding.prepare(raw, f"{name} {k}" if k else name) for k, raw in raws]
 
