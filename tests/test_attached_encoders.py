@@ -247,6 +247,8 @@ def test_only_the_encoder_of_the_training_features_is_taken_along(encoders: dict
         attach(bundle, {"text": [encoders["text"]]})
     with pytest.raises(UsageError, match="vision is 3 wide"):
         attach(bundle, {"vision": [encoders["text"]]})
+    with pytest.raises(UsageError, match=r"reads text: write text=.*encoder"):
+        attach(bundle, {"audio": [encoders["text"]]}, force=True)
     with bundle.commit() as change:
         change.manifest.features["text"] = FeatureStatistics(extractor=own.name, sha256=own.sha256, **numbers)
     attach(bundle, {"text": [encoders["text"]]})
@@ -259,6 +261,7 @@ def test_encoders_beside_a_data_set_are_found_by_what_it_says_of_its_features(
     data = tmp_path / "clips.parquet"
     save_beside(data, {n: [e] for n, e in encoders.items()})
     said = {n: together([e]) for n, e in encoders.items()}
+    (tmp_path / "clips.encoders" / "text" / ".DS_Store").write_bytes(b"")
     found = found_beside(data, said)
     assert {n: together(e) for n, e in found.items()} == said
     assert found_beside(data, {"text": said["audio"]}) == {}
