@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from mer_export.bucket import Bucket
 from mer_export.contract import BATCH, TensorSpec
+from mer_export.data.media.tracks import MOST_PIXELS
 from mer_export.data.samples import Sample
 from mer_export.encoders.log_mel import LogMel
+from mer_export.errors import InputError
 
 TEXT_BUCKETS = (16, 32, 64, 128, 256, 512)
 Positive = Annotated[int, Field(ge=1)]
@@ -207,12 +209,15 @@ class PictureInput(EncoderInput):
         return (TensorSpec(name="picture", dtype="float32", dims=dims, modality="vision"),)
 
     def sample(self, name: str, picture: np.ndarray) -> Sample:
-        """The array of a picture."""
+        """The array of a picture; raises InputError for a thread of one, which would become huge."""
         from PIL import Image
 
         method: Any = getattr(Image.Resampling, self.resample.upper())
         found = Image.fromarray(picture)
         wide, high = self._size(found.size)
+        if wide * high > MOST_PIXELS:
+            said = "{} x {}".format(*found.size)
+            raise InputError(f"{name}: a picture of {said} would become {wide} x {high} pixels: cut out what it shows")
         found = found.resize((wide, high), method)
         left, top = (wide - self.width) // 2, (high - self.height) // 2
         found = found.crop((left, top, left + self.width, top + self.height))
