@@ -369,7 +369,13 @@ def of_a_library(model: Any) -> None:
     model.opset_import.append(onnx.helper.make_opsetid("my.ops", 1))
 
 
-def test_an_encoder_of_a_file_or_signal_is_made_by_one_command(tmp_path: Path, mer: Mer) -> None:
+def test_an_encoder_of_a_file_or_signal_is_made_by_one_command(
+    tmp_path: Path, mer: Mer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert mer("encoder", "mfcc", "-o", ".")[0] == 0
+    assert Encoder.open(tmp_path / "here").identity.name == "mfcc"
     file = saved(network(Face), tmp_path / "face.onnx", (torch.zeros(2, 3, 12, 10),), ["x"])
     said = recipe(tmp_path, input=FACE)
     code, out, err = mer("encoder", file, "--recipe", said, "-o", tmp_path / "face", "--json")

@@ -115,6 +115,8 @@ def make(source: str, out: Path, settings: Settings, force: bool, progress: Prog
     if not maker.bundle:
         made: list[Path] = resolve(maker.make)(source, out, {}, force)
         return {"detector": str(out), "reads": "picture", "gives": "boxes of faces", "files": [f.name for f in made]}
+    # What is made beside it needs a name: that of the working directory is not said.
+    out = out if out.name else out.resolve()
     taken(out, force)
     with scratch_folder(out) as folder:
         place = folder / out.name
