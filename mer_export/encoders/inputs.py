@@ -21,6 +21,28 @@ TEXT_BUCKETS = (16, 32, 64, 128, 256, 512)
 Positive = Annotated[int, Field(ge=1)]
 
 
+class Room:
+    """The memory for what an encoder reads of one utterance, which is there all at once.
+
+    Of a video of two frames that lie hours apart any number of pictures can be asked.
+    """
+
+    MOST: ClassVar[int] = 1 << 32
+
+    def __init__(self, name: str):
+        """`name` says in an error of what it is taken."""
+        self.name, self.left = name, self.MOST
+
+    def take(self, nbytes: int) -> None:
+        """Spends; raises InputError where less is left."""
+        self.left -= nbytes
+        if self.left < 0:
+            raise InputError(
+                f"{self.name}: what an encoder reads of it takes more than {self.MOST / (1 << 30):g} GiB: name parts "
+                "of the recording (start and end), or make the encoder again with fewer --frames or --fps"
+            )
+
+
 class EncoderInput(BaseModel):
     """One kind of raw things. `buckets` are the lengths that exports are made for, the longest of which is the most."""
 

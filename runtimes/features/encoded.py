@@ -10,6 +10,7 @@ import numpy as np
 
 from mer_export.data.dialogues import Dialogue, Utterance
 from mer_export.data.samples import Sample
+from mer_export.encoders.inputs import Room
 from mer_export.encoders.reading import Reading, features_of, side_by_side
 from mer_export.encoders.sounds import Sounds
 from mer_export.errors import InputError
@@ -108,8 +109,12 @@ class Encoder:
 
 def _prepared(encoding: Encoding, reading: Reading, name: str) -> list[Any]:
     """What comes before the network of the raw things of an utterance."""
-    raws = enumerate(reading.raws(encoding.encoder))
-    return [encoding.prepare(raw, f"{name} {k}" if k else name) for k, raw in raws]
+    prepared: list[Any] = []
+    room = Room(name)
+    for number, raw in enumerate(reading.raws(encoding.encoder)):
+        prepared.append(encoding.prepare(raw, f"{name} {number}" if number else name))
+        room.take(_bytes(prepared[-1]))
+    return prepared
 
 
 def _portions(reads: Iterable[_Read]) -> Iterator[list[_Read]]:
