@@ -164,7 +164,7 @@ class _Run:
 
     def _records(self) -> Iterator[tuple[Record, bool]]:
         """What came of each block, and whether it was made now."""
-        outcomes = self.encoder.outcomes(d for n, b in self._blocks() if n not in self._kept for d in self._left(n, b))
+        outcomes = self.encoder.outcomes(self._left(n, b) for n, b in self._blocks() if n not in self._kept)
         for number, block in self._blocks():
             if number in self._kept:
                 yield self.done[number], False
