@@ -17,6 +17,7 @@ from torch.nn import functional
 from benchmarks.small_encoders import WORDS
 from mer_export.bundle import Bundle
 from mer_export.encoders.encoder import Encoder
+from mer_export.encoders.file.config import FileConfig
 from mer_export.encoders.log_mel import LogMel
 from mer_export.errors import InputError, ParityError, UnsupportedError, UntrustedError, UsageError
 from mer_export.exporters import export_variant
@@ -138,6 +139,18 @@ def test_a_text_network_is_told_what_is_padding_and_its_states_are_pooled(tmp_pa
         wanted = [functional.normalize(by(x), dim=-1).numpy() for x in states]
         np.testing.assert_allclose(found, wanted, atol=1e-5)
     assert len(list((tmp_path / "mean" / "variants" / "onnx-fp32").glob("*.onnx"))) == 2
+
+
+def test_an_encoder_of_text_of_before_it_said_its_tokens_keeps_the_identity_that_data_know() -> None:
+    config = FileConfig(
+        form="onnx",
+        input={"kind": "text", "vocabulary": 9, "longest": 8},  # type: ignore[arg-type]
+        takes={"ids": "values", "mask": "mask"},
+        output="o",
+        width=3,
+        source={"name": "a"},  # type: ignore[arg-type]
+    )
+    assert config.identity == "d1d087ee5f9bcba031d6d60a101cffda1525ff567cca4f0eebbcf1fd48d7a6d2"
 
 
 def sounds() -> list[np.ndarray]:

@@ -60,11 +60,14 @@ class EncoderConfig(BaseModel):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of all that decides a feature: weights, preprocessing with its window, layers, pooling."""
+        """SHA-256 of all that decides a feature: weights, preprocessing with its window or tokens, layers, pooling."""
         content: dict[str, Any] = self.model_dump(mode="json")
         # By which name and terms weights go round says nothing of what they compute.
         content["source"] = content["source"]["sha256"] or content["source"]["name"]
         content["input"].pop("buckets", None)
+        if not content["input"].get("tokenizer"):
+            # As those of before there were several vectors: encoders of text that do not say theirs.
+            content["input"].pop("tokenizer", None)
         if self.vectors == 1:
             # Encoders of before there were several keep the identity that data know them by.
             del content["vectors"]

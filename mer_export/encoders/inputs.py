@@ -66,7 +66,10 @@ class EncoderInput(BaseModel):
 
 
 class TextInput(EncoderInput):
-    """Token ids of a sentence with a special token on each side; what is longer than `longest` loses its end."""
+    """Token ids of a sentence with a special token on each side; what is longer than `longest` loses its end.
+
+    `tokenizer` is the SHA-256 of all that decides an id.
+    """
 
     unit: ClassVar[str] = "sentence"
     steps: ClassVar[str] = "tokens"
@@ -74,6 +77,7 @@ class TextInput(EncoderInput):
     kind: Literal["text"] = "text"
     vocabulary: Positive
     longest: int = Field(ge=3)
+    tokenizer: str = Field("", pattern=r"^([0-9a-f]{64})?$")
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:

@@ -20,7 +20,7 @@ from mer_export.data.collate import collate
 from mer_export.data.example_inputs import random_inputs, repeat
 from mer_export.data.samples import Sample
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
-from mer_export.data.tokens.tokenizer_json import text_files
+from mer_export.data.tokens.tokenizer_json import text_files, tokens_sha256
 from mer_export.encoders.config import STATES, EncoderConfig
 from mer_export.encoders.encoder import TOKENIZER, manifest_of
 from mer_export.encoders.examples import examples
@@ -180,6 +180,7 @@ def _input(said: Recipe, fixed: Sequence[int | None], takes: Mapping[str, Role],
         if tokenizer is None:
             raise UsageError("a text encoder needs its tokenizer: say its folder in tokenizer")
         values.setdefault("vocabulary", TextTokenizer.load(tokenizer).size)
+        values["tokenizer"] = tokens_sha256(tokenizer)
         if last is not None:
             values = {"longest": last, "buckets": [last]} | values
     elif kind == "sound" and values.get("form") != "log_mel":

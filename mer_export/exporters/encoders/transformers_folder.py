@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from mer_export.bundle import WEIGHTS, Bundle, sha256
 from mer_export.checkpoints import read_checkpoint, usual_state, weight_files
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
-from mer_export.data.tokens.tokenizer_json import text_files
+from mer_export.data.tokens.tokenizer_json import text_files, tokens_sha256
 from mer_export.encoders.config import Pooling, Provenance
 from mer_export.encoders.encoder import TOKENIZER, manifest_of
 from mer_export.encoders.inputs import PictureInput, SoundInput, TextInput
@@ -183,7 +183,12 @@ def _text(source: Path, kind: str, network: dict[str, Any], wanted: Wanted) -> T
         raise UsageError(f"a {kind} of this size reads 3..{positions} tokens, not {longest}")
     if tokenizer.size > network["vocab_size"]:
         raise InputError(f"{source}: the tokenizer has {tokenizer.size} tokens, the network {network['vocab_size']}")
-    return TextInput(vocabulary=network["vocab_size"], longest=longest, buckets=tuple(wanted.buckets))
+    return TextInput(
+        vocabulary=network["vocab_size"],
+        longest=longest,
+        buckets=tuple(wanted.buckets),
+        tokenizer=tokens_sha256(source),
+    )
 
 
 def _sound(file: Path, said: dict[str, Any], network: dict[str, Any], form: str, wanted: Wanted) -> SoundInput:
