@@ -262,9 +262,9 @@ def test_what_cannot_be_an_encoder_is_named(tmp_path: Path) -> None:
     save_folder("bert", tmp_path / "source")
     with pytest.raises(UsageError, match=r"layers are \[7\], a bert of this size has 0..2"):
         import_folder(tmp_path / "source", tmp_path / "a", Wanted(layers=(7,)))
-    for longest in (600, 0):
-        with pytest.raises(UsageError, match=rf"reads 3..66 tokens, not {longest}"):
-            import_folder(tmp_path / "source", tmp_path / "a", Wanted(longest=longest))
+    for number, wanted in ((600, Wanted(longest=600)), (0, Wanted(longest=0)), (67, Wanted(buckets=(8, 67)))):
+        with pytest.raises(UsageError, match=rf"reads 3..66 tokens, not {number}"):
+            import_folder(tmp_path / "source", tmp_path / "a", wanted)
     save_folder("wav2vec2", tmp_path / "sound")
     save_folder("vit", tmp_path / "picture")
     for folder, wanted, said in (

@@ -179,8 +179,8 @@ def _text(source: Path, kind: str, network: dict[str, Any], wanted: Wanted) -> T
     if (source / LENGTH).is_file():
         usual = min(usual, int(read_json_object(source / LENGTH).get("max_seq_length") or usual))
     longest = usual if wanted.longest is None else wanted.longest
-    if not 3 <= longest <= positions:
-        raise UsageError(f"a {kind} of this size reads 3..{positions} tokens, not {longest}")
+    if wrong := [n for n in (longest, *wanted.buckets) if not 3 <= n <= positions]:
+        raise UsageError(f"a {kind} of this size reads 3..{positions} tokens, not {wrong[0]}")
     if tokenizer.size > network["vocab_size"]:
         raise InputError(f"{source}: the tokenizer has {tokenizer.size} tokens, the network {network['vocab_size']}")
     return TextInput(
