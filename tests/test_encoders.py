@@ -258,6 +258,25 @@ def test_a_folder_without_the_encoders_weights_is_refused_and_no_random_encoder_
     assert not (tmp_path / "encoder").exists()
 
 
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"hidden_act": "gelu_of_mine"}, "gelu_of_mine"),
+        ({"num_hidden_layers": "two"}, "'two'"),
+        ({"vocab_size": None}, "TypeError"),
+        ({"num_attention_heads": 5}, "5"),
+    ],
+)
+def test_a_description_that_no_network_can_be_built_of_is_named(
+    said: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    save_folder("bert", tmp_path)
+    description = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(description | said))
+    with pytest.raises(InputError, match=rf"config.json does not describe a network that can be built: .*{named}"):
+        read_folder(tmp_path, Wanted())
+
+
 def test_what_cannot_be_an_encoder_is_named(tmp_path: Path) -> None:
     save_folder("bert", tmp_path / "source")
     with pytest.raises(UsageError, match=r"layers are \[7\], a bert of this size has 0..2"):

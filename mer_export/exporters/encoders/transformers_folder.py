@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from mer_export.encoders.transformers import SYSTEM
 from mer_export.encoders.transformers.config import TransformersConfig, depth, hidden, sizes_said
 from mer_export.encoders.transformers.kinds import KINDS, Kind
 from mer_export.encoders.transformers.weights import load_folder
-from mer_export.errors import InputError, UnsupportedError, UsageError
+from mer_export.errors import InputError, MerError, UnsupportedError, UsageError
 from mer_export.registry import first_problem
 from mer_export.untrusted.json_files import read_json, read_json_object
 from mer_export.weights import save_weights
@@ -104,8 +105,30 @@ def read_folder(source: Path, wanted: Wanted) -> tuple[TransformersConfig, Trans
     if not source.is_dir():
         raise InputError(f"{source} is not a folder: give one with {DESCRIPTION} and weights")
     described = read_json_object(source / DESCRIPTION)
-    kind, network = _network(described, source)
     files = weight_files(source)
+    with _building(source / DESCRIPTION):
+        config = _config(source, described, files, wanted)
+        from mer_export.encoders.transformers.network import TransformersEncoder
+
+        model = TransformersEncoder(config).eval()
+    load_folder(model, usual_state(read_checkpoint(source)), str(source))
+    return config, model
+
+
+@contextmanager
+def _building(file: Path) -> Iterator[None]:
+    """Names the file where a value in it is of another kind than the package writes: it raises anything then."""
+    try:
+        yield
+    except (MerError, ImportError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{file} does not describe a network that can be built: {reason}") from error
+
+
+def _config(source: Path, described: dict[str, Any], files: Sequence[Path], wanted: Wanted) -> TransformersConfig:
+    kind, network = _network(described, source)
     size = hidden(network)
     layers = tuple(wanted.layers) or (depth(network),)
     vectors = len(layers) if wanted.stack else 1
@@ -129,11 +152,7 @@ def read_folder(source: Path, wanted: Wanted) -> tuple[TransformersConfig, Trans
             ),
         }
     )
-    from mer_export.encoders.transformers.network import TransformersEncoder
-
-    model = TransformersEncoder(config).eval()
-    load_folder(model, usual_state(read_checkpoint(source)), str(source))
-    return config, model
+    return config
 
 
 def _network(described: dict[str, Any], source: Path) -> tuple[str, dict[str, Any]]:
