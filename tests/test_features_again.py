@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,24 @@ def run_request(clips: Path, encoders: Path, out: Path) -> run.Request:
     chosen = {"audio": [Encoder.open(encoders / "states")]}
     how = {"backend": None, "options": SessionOptions("cpu", None), "batch": None, "precision": None}
     return run.Request(open_clips(clips / "clips.csv"), chosen, out, options=how)
+
+
+def test_data_that_change_while_they_are_read_end_the_run(
+    mer: Mer, clips: Path, encoders: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, note = clips / "d.jsonl", parts.Parts.note
+
+    def say(label: str) -> None:
+        told = ({"id": f"c{i}", "recording": f"wav/{i}.wav", "label": label} for i in range(24))
+        data.write_text("".join(json.dumps({"dialogue": u["id"], "utterances": [u]}) + "\n" for u in told))
+
+    say("joy")
+    monkeypatch.setattr(parts.Parts, "note", lambda own, *said: note(own, *said) or say("anger"))
+    command = ["features", data, "--encoder", f"audio={encoders}/vector", "-q", "--out", clips / "f"]
+    code, _, err = mer(*command)
+    assert (code, "d.jsonl was written while it was read: run the command again" in err) == (2, True)
+    assert not (clips / "f.parquet").exists()
+    assert "done with other data and labels:" in mer(*command)[2]
 
 
 def test_a_data_set_that_was_changed_is_not_completed(mer: Mer, clips: Path, encoders: Path) -> None:
