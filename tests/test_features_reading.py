@@ -173,6 +173,8 @@ def test_pictures_of_a_video_are_a_sequence_within_memory_and_a_sound_has_none(
     often = sample_frames(Bundle.open(tmp_path / "often"), fps=4)
     assert often.identity.sha256 != Encoder.open(networks / "picture").identity.sha256
     assert len(list(Reading(Utterance("u", recording=Recording("a.mp4", "u", Reach(tmp_path)))).raws(often))) == 4
+    often = sample_frames(Bundle.open(tmp_path / "often"), frames=3)
+    assert len(list(Reading(Utterance("u", recording=Recording("a.mp4", "u", Reach(tmp_path)))).raws(often))) == 3
     monkeypatch.setattr(Room, "MOST", 5 * 4 * 3 * 32 * 32)
     assert mer(*command, "--force")[0] == 0
     assert list(failed(tmp_path / "failed.csv")) == ["a.mp4/a.mp4"]

@@ -28,7 +28,8 @@ def sample_frames(bundle: Bundle, frames: int | None = None, fps: float | None =
         UsageError: it reads something else than pictures.
     """
     _require_pictures(bundle, "frames")
-    said = {"fps": fps} if frames is None else {"frames": frames}
+    # Where both were said the number of a second holds, so a number of a clip takes its place.
+    said = {"fps": fps} if frames is None else {"frames": frames, "fps": None}
     with bundle.commit() as change:
         change.manifest.config["input"] |= said
     return Encoder.of(bundle)
