@@ -253,6 +253,12 @@ def test_only_the_encoder_of_the_training_features_is_taken_along(encoders: dict
         change.manifest.features["text"] = FeatureStatistics(extractor=own.name, sha256=own.sha256, **numbers)
     attach(bundle, {"text": [encoders["text"]]})
     assert list(Bundle.open(bundle.root).manifest.encoders) == ["text"]
+    again = Bundle.open(shutil.copytree(encoders["text"].bundle.root, tmp_path / "again"))
+    with again.commit() as change:
+        change.manifest.provenance["note"] = "as if it had more variants now"
+    for force in (False, True):
+        attach(bundle, {"text": [Encoder.of(again)]}, force)
+        assert ("note" in attached(Bundle.open(bundle.root))["text"][0].bundle.manifest.provenance) == force
 
 
 def test_encoders_beside_a_data_set_are_found_by_what_it_says_of_its_features(

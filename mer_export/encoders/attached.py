@@ -43,14 +43,14 @@ def together(encoders: Sequence[Encoder]) -> Extractor:
 
 
 def attach(bundle: Bundle, chosen: Chosen, force: bool = False) -> None:
-    """Copies encoders into a bundle; those that it has already are left as they are.
+    """Copies encoders into a bundle; those that it has already are left as they are, unless by `force`.
 
     Raises:
         UsageError: no such input, one that has encoders already, encoders of something else, or encoders that its
             training features are not of.
     """
     there = attached(bundle)
-    fresh = {n: e for n, e in chosen.items() if n not in there or together(there[n]) != together(e)}
+    fresh = {n: e for n, e in chosen.items() if force or n not in there or together(there[n]) != together(e)}
     check(bundle, fresh, force)
     if fresh:
         with bundle.commit() as change:
