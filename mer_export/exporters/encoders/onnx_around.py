@@ -220,7 +220,7 @@ def _rounded(draw: _Nodes, name: str, value: Any) -> str:
         return whole
     # What is louder than full scale, as resampled sound is, would come out with the other sign.
     ends = np.iinfo(kind)
-    return draw.add("Clip", [whole, *(draw.constant(np.float32(n)) for n in (ends.min, ends.max))])
+    return draw.add("Clip", [whole, *(draw.constant(np.asarray(n, np.float32)) for n in (ends.min, ends.max))])
 
 
 def _values(draw: _Nodes, config: FileConfig) -> str:
