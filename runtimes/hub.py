@@ -33,10 +33,13 @@ def push(bundle: Bundle, repo: str, private: bool = False, message: str = "Bundl
     Raises:
         NotAvailableError: the package is missing, or the hub cannot be reached.
         UsageError: the hub refuses: no such owner, no token, no right to write.
-        BundleError: a file is damaged.
+        BundleError: a file is damaged, or a change was cut short and is not finished yet.
     """
-    bundle.verify()
     with _hub(repo) as api, bundle.reading():
+        bundle.verify()
+        if bundle.pending:
+            # Some files of it lie elsewhere, and in their places those of before.
+            raise BundleError(f"{bundle.root}: a change was cut short: run mer card {bundle.root}, which ends it first")
         api.create_repo(repo, private=private, exist_ok=True)
         done = api.upload_folder(
             repo_id=repo,

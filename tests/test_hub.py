@@ -6,12 +6,15 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import Mer
+from damage import cut_short
 from stand_in_hub import Hub, hub
 
+import runtimes.hub
 from mer_export.bundle import Bundle, seal
 from mer_export.evaluation import EVALUATION, Evaluation, dump_evaluations, read_evaluations
 from mer_export.metrics.measure import class_tables
@@ -159,6 +162,33 @@ def test_a_file_that_is_not_what_the_bundle_says_leaves_what_was_there(
     code, _, err = mer("pull", REPO, tmp_path / "back", "--force", "-q")
     assert (code, "model.safetensors does not match its checksum" in err) == (6, True), err
     assert [p.name for p in (tmp_path / "back").iterdir()] == ["mine.txt"]
+
+
+def test_a_change_that_was_cut_short_is_not_pushed_and_one_that_lands_meanwhile_is_pushed_whole(
+    held: Hub, bundle: Bundle, mer: Mer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cut_short(Bundle.open(bundle.root), 1) as change:
+        change.write("reports/a.json", "new")
+        change.write("reports/b.json", "new")
+    code, _, err = mer("push", bundle.root, REPO)
+    assert (code, f"a change was cut short: run mer card {bundle.root}" in err) == (6, True), err
+    assert REPO not in held.repos
+    original = runtimes.hub._hub
+
+    @contextmanager
+    def slow(repo: str) -> Iterator[object]:
+        """Before the hub is there, somebody else has written."""
+        with original(repo) as api:
+            with Bundle.open(bundle.root).commit() as change:
+                change.write("reports/c.json", "newer")
+            yield api
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtimes.hub, "_hub", slow)
+        assert mer("push", bundle.root, REPO)[0] == 0
+    code, _, err = mer("pull", REPO, tmp_path / "back", "-q")
+    assert code == 0, err
+    assert (tmp_path / "back" / "reports" / "c.json").read_text() == "newer"
 
 
 def test_what_the_hub_cannot_give_is_said_in_one_sentence(
