@@ -15,7 +15,7 @@ from damage import cut_short
 from stand_in_hub import Hub, hub
 
 import runtimes.hub
-from mer_export.bundle import Bundle, seal
+from mer_export.bundle import LOCK, Bundle, seal
 from mer_export.evaluation import EVALUATION, Evaluation, dump_evaluations, read_evaluations
 from mer_export.metrics.measure import class_tables
 from mer_export.task import Task
@@ -112,7 +112,7 @@ def test_what_was_pushed_is_pulled_bit_for_bit_and_nothing_else(
     assert json.loads(out)["files"] == len(bundle.manifest.files)
     for name in ("bundle.json", *bundle.manifest.files):
         assert (tmp_path / "back" / name).read_bytes() == (bundle.root / name).read_bytes()
-    assert {p.name for p in (tmp_path / "back").iterdir()} == {n.split("/")[0] for n in held.repos[REPO]}
+    assert {p.name for p in (tmp_path / "back").iterdir()} - {LOCK} == {n.split("/")[0] for n in held.repos[REPO]}
     assert mer("pull", REPO, tmp_path / "back")[0] == 2
     assert mer("pull", REPO, tmp_path / "back", "--force", "-q")[0] == 0
 
@@ -157,11 +157,25 @@ def test_a_file_that_is_not_what_the_bundle_says_leaves_what_was_there(
 ) -> None:
     files = served(held, bundle)
     files["model.safetensors"] = b"\0" * len(files["model.safetensors"])
-    (tmp_path / "back").mkdir()
-    (tmp_path / "back" / "mine.txt").write_text("kept")
-    code, _, err = mer("pull", REPO, tmp_path / "back", "--force", "-q")
+    code, _, err = mer("pull", REPO, bundle.root, "--force", "-q")
     assert (code, "model.safetensors does not match its checksum" in err) == (6, True), err
-    assert [p.name for p in (tmp_path / "back").iterdir()] == ["mine.txt"]
+    assert Bundle.open(bundle.root).verify() == len(bundle.manifest.files)
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".tmp")] == []
+
+
+def test_a_folder_that_is_no_bundle_and_one_that_somebody_writes_are_not_replaced(
+    held: Hub, bundle: Bundle, mer: Mer, tmp_path: Path
+) -> None:
+    served(held, bundle)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("kept")
+    code, _, err = mer("pull", REPO, tmp_path / "mine", "--force", "-q")
+    assert (code, "is not a bundle: choose another --out" in err) == (2, True), err
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    with bundle.lock():
+        code, _, err = mer("pull", REPO, bundle.root, "--force", "-q")
+    assert (code, "is being written by process" in err) == (6, True), err
+    assert Bundle.open(bundle.root).verify() == len(bundle.manifest.files)
 
 
 def test_a_change_that_was_cut_short_is_not_pushed_and_one_that_lands_meanwhile_is_pushed_whole(

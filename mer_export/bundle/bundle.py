@@ -67,7 +67,7 @@ class Bundle:
         Raises:
             UsageError: as `create`.
         """
-        moved = Bundle.create(root, self.manifest.model_copy(update={"files": {}}), force)
+        moved = Bundle.create(root, self.manifest, force)
         with moved.commit() as change:
             for name in self.manifest.files:
                 (self.root / name).rename(change.file(name))
