@@ -18,7 +18,7 @@ from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.data.example_inputs import example_inputs, random_inputs
 from mer_export.errors import NotAvailableError, UnsupportedError, UsageError
-from mer_export.exporters import export_formats, export_variant
+from mer_export.exporters import export_formats, export_variant, exported_program
 from mer_export.exporters.export_job import ExportJob, prove
 from mer_export.exporters.graph.merge import merge_linears
 from mer_export.exporters.onnx import to_onnx
@@ -149,6 +149,17 @@ def test_an_export_that_answers_differently_is_refused() -> None:
     prove(job, list(job.reference.values()), "the same")
     with pytest.raises(UsageError, match=r"differs from the model in log_prob by 1\.00e-02"):
         prove(job, [v + np.float32(0.01) for v in job.reference.values()], "another")
+
+
+def test_a_program_of_a_fixed_batch_is_proven_too(tmp_path: Path) -> None:
+    system = registry.get("cmerc")
+    config = system.parse(CONFIG)
+    model, contract = system.build(config), system.contract(config)
+    arrays = random_inputs(contract, FOUR, items=2)
+    reference = {n: v + np.float32(0.01) for n, v in run_model(model, contract, arrays).items()}
+    with pytest.raises(UsageError, match=r"the exported program differs from the model in log_prob by 1\.00e-02"):
+        exported_program.export(ExportJob(model, contract, FOUR, 3, 20, arrays, reference), tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
 
 
 def test_examples_are_the_samples_that_fit_longest_first() -> None:
