@@ -189,6 +189,15 @@ def test_openvino_is_looked_into_through_the_same_file(cases: dict[str, Case], t
     assert (report.runtime, report.module) == ("openvino", "text_encoder.layers")
 
 
+def test_a_runtime_that_does_not_run_what_is_not_written_is_refused(cases: dict[str, Case]) -> None:
+    case = cases["cmerc"]
+    name = case.variant.replace("fp32", "int8")
+    with pytest.raises(UsageError, match=f"openvino does not run {name}: leave --runtime out"):
+        debug_parity(case.bundle, name, case.samples, runtime="openvino")
+    with pytest.raises(UsageError, match=f"no runtime runs {name} in bf16: leave --precision out"):
+        debug_parity(case.bundle, name, case.samples, reduced="bf16")
+
+
 def test_programs_of_other_weights_differ_in_their_module(
     exported: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ from mer_export.machine import peak_mib
 from mer_export.progress import SILENT, Progress
 from mer_export.registry import resolve
 from runtimes.backends.session import Artefact, Session
-from runtimes.backends.table import find_backend
+from runtimes.backends.table import backend_problem, find_backend, known_backends
 from runtimes.backends.way import Way, eager, find_ways
 from runtimes.debug.captured import Captured
 from runtimes.debug.frozen import frozen_in
@@ -96,11 +96,8 @@ def candidate_of(bundle: Bundle, variant: Variant, runtime: str | None, reduced:
     if variant.stages:
         raise UnsupportedError(f"{variant.name} is in stages: export the same in one piece and debug that")
     with tempfile.TemporaryDirectory() as folder:
-        if variant.model:
-            way = _way(bundle, variant, runtime, reduced)
-            path = bundle.variant_files(variant)
-        else:
-            way, path = Way.of(variant, "onnxruntime"), Path(folder) / "model.onnx"
+        way = _way(bundle, variant, runtime, reduced)
+        path = bundle.variant_files(variant) if variant.model else Path(folder) / "model.onnx"
         contract, lengths = bundle.manifest.contract, variant.lengths
         artefact = Artefact(
             path, contract, lengths, variant.batch, variant.precision, variant.options, digest=variant.name
@@ -116,11 +113,16 @@ def candidate_of(bundle: Bundle, variant: Variant, runtime: str | None, reduced:
 
 
 def _way(bundle: Bundle, variant: Variant, runtime: str | None, reduced: str | None) -> Way:
-    ways = [w for w in find_ways(bundle, runtime=runtime) if w.variant == variant.name]
+    if variant.model:
+        ways = [w for w in find_ways(bundle, runtime=runtime) if w.variant == variant.name]
+    else:
+        backends = known_backends().values() if runtime is None else [find_backend(runtime)]
+        ways = [Way.of(variant, b.name, why_not=backend_problem(b.name)) for b in backends if b.takes(variant)]
     ways = [w for w in ways if reduced in (None, w.precision)]
     able = [w for w in ways if not w.why_not]
     if not ways:
-        raise UsageError(f"{runtime or 'no runtime'} does not run {variant.name}{f' in {reduced}' if reduced else ''}")
+        who, what = f"{runtime} does not run" if runtime else "no runtime runs", f" in {reduced}" if reduced else ""
+        raise UsageError(f"{who} {variant.name}{what}: leave {'--precision' if reduced else '--runtime'} out")
     if not able:
         raise NotAvailableError(f"{variant.name} does not run here: {ways[0].why_not}")
     return able[0]
