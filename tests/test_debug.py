@@ -128,7 +128,7 @@ def test_no_module_of_a_sound_export_is_beyond_noise(cases: dict[str, Case], sys
 
 
 def test_the_smallest_sample_is_written_with_both_answers(cases: dict[str, Case], tmp_path: Path) -> None:
-    case, out = cases["cmerc"], tmp_path / "smallest.npz"
+    case, out = cases["cmerc"], tmp_path / "new" / "smallest.npz"
     fault = faults.FAULTS["changed_weight"]
     bundle = faults.planted(case.bundle, tmp_path / "bundle", case.variant, fault, "classifier")
     report = debug_parity(bundle, case.variant, case.samples, out=out)

@@ -22,7 +22,7 @@ from mer_export.agreement.compare import compare, output_errors
 from mer_export.agreement.error import OutputError
 from mer_export.agreement.policy import Policy, gravest
 from mer_export.agreement.verdict import findings
-from mer_export.bundle import Bundle, Variant
+from mer_export.bundle import Bundle, Variant, replacing
 from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.example_inputs import repeat
@@ -319,7 +319,8 @@ def _write(candidate: Candidate, item: Compared, path: Path) -> None:
     outputs = {n: v[None] for n, v in item.reference.items()} | {
         f"candidate.{n}": v[None] for n, v in item.candidate.items()
     }
-    with path.open("wb") as stream:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays, **outputs)
 
 
