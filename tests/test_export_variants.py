@@ -11,18 +11,20 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save
 from small_bundle import CONFIG, make_bundle, make_samples, reweigh
 
 from mer_export import registry
 from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.data.example_inputs import example_inputs, random_inputs
-from mer_export.errors import NotAvailableError, UnsupportedError, UsageError
+from mer_export.errors import BundleError, NotAvailableError, UnsupportedError, UsageError
 from mer_export.exporters import export_formats, export_variant, exported_program
 from mer_export.exporters.export_job import ExportJob, prove
 from mer_export.exporters.graph.merge import merge_linears
 from mer_export.exporters.onnx import to_onnx
 from mer_export.reference import run_model
+from mer_export.weights import bundle_model
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import open_session
 
@@ -123,6 +125,21 @@ def test_new_weights_make_an_export_out_of_date(bundle: Bundle) -> None:
     reweigh(bundle, seed=5)
     second = export_variant(bundle, "torchscript", FOUR)
     assert second.options["weights"] == bundle.manifest.files[WEIGHTS].sha256 != first.options["weights"]
+
+
+def test_weights_of_another_network_are_named(bundle: Bundle) -> None:
+    weights = load_file(bundle.path(WEIGHTS))
+    name = next(n for n, t in weights.items() if t.ndim == 2)
+    cases = {
+        "Missing key": save({n: t for n, t in weights.items() if n != name}),
+        "size mismatch": save(weights | {name: weights[name][..., :1].contiguous()}),
+        "header": b"no weights at all",
+    }
+    for said, content in cases.items():
+        with bundle.commit() as change:
+            change.write(WEIGHTS, content)
+        with pytest.raises(BundleError, match=rf"{WEIGHTS} does not hold the weights of cmerc .*{said}.*: train or"):
+            bundle_model(bundle)
 
 
 def test_a_failing_export_leaves_the_bundle_as_it_was(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
