@@ -184,6 +184,19 @@ def test_a_hard_link_to_elsewhere_is_refused(root: Path, tmp_path: Path, name: s
     assert (tmp_path / "elsewhere").read_bytes() == before
 
 
+def test_what_cannot_be_replaced_is_said_before_the_change_is(root: Path, tmp_path: Path) -> None:
+    manifest = Bundle.open(root).manifest.model_copy(update={"variants": [], "files": {}})
+    os.link(root / "reports" / "note.json", tmp_path / "backup")
+    fresh = Bundle.create(root, manifest, force=True)
+    with pytest.raises(BundleError, match=r"note\.json is a hard link"), fresh.commit() as change:
+        change.write("reports/note.json", "new")
+    (tmp_path / "backup").unlink()
+    opened = Bundle.open(root)
+    assert not opened.pending
+    assert opened.path("reports/note.json").read_text() == "{}"
+    commit(root)
+
+
 def test_a_link_that_no_manifest_names_is_found_by_verify(root: Path) -> None:
     (root / "reports" / "extra").symlink_to("/etc/passwd")
     with pytest.raises(BundleError, match="symbolic link"):
