@@ -29,7 +29,7 @@ from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError, UsageError
 from mer_export.exporters import export_variant, exported_program
 from mer_export.exporters import onnx as onnx_exporter
-from mer_export.exporters.export import job_of
+from mer_export.exporters.export import job_of, planned
 from mer_export.exporters.graph.names import TOP, module_of
 from mer_export.models.cmerc.network import Cmerc, Encoder, Frequency
 from runtimes.backends.session import Artefact, SessionOptions
@@ -325,6 +325,17 @@ OUTLIERS = (
     # No number of fp16 is as large, neither where it is made nor where it is read.
     ("fp16", f"{LAYER}.value", {f"{LAYER}.{name}" for name in ("value", "attention", "out")}),
 )
+
+
+def test_a_plan_knows_which_modules_a_file_keeps(cases: dict[str, Case]) -> None:
+    bundle = Bundle.open(cases["cmerc"].bundle.root)
+    there = bundle.find(cases["cmerc"].variant).model_copy(update={"precision": "int8"})
+    bundle.manifest.variants.append(there)
+    said = [
+        planned(bundle, ("onnx", "int8", there.lengths, 0), 20, False, False, keep_fp32=keep)[1]
+        for keep in (None, ["classifier"])
+    ]
+    assert said == ["up to date", "exported again"]
 
 
 @pytest.mark.parametrize(("precision", "module", "guilty"), OUTLIERS)

@@ -80,7 +80,7 @@ def export_variant(
     keep = _kept(bundle, format, precision, keep_fp32)
     kept = {KEPT: list(keep)} if keep else {}
     there = _existing(bundle, wanted.name)
-    if there and not force and _up_to_date(there, made_from) and there.options.get(KEPT) == kept.get(KEPT):
+    if there and not force and _up_to_date(there, made_from, keep):
         log.info("%s is up to date, pass --force to export it again", there.name)
         return there
     job = _job(bundle, wanted, opset, example, _fp32_graph(bundle, wanted, made_from))
@@ -114,7 +114,13 @@ def export_variant(
 
 
 def planned(
-    bundle: Bundle, request: tuple[str, str, Bucket, int], opset: int, force: bool, stages: bool, device: str = "cpu"
+    bundle: Bundle,
+    request: tuple[str, str, Bucket, int],
+    opset: int,
+    force: bool,
+    stages: bool,
+    device: str = "cpu",
+    keep_fp32: Sequence[str] | None = None,
 ) -> tuple[Variant, str]:
     """The variant that a request of `requests` would make, without its file, and what would become of it."""
     format, precision, lengths, batch = request
@@ -124,7 +130,7 @@ def planned(
     there = _existing(bundle, wanted.name)
     if there is None:
         return wanted, "new"
-    current = not force and _up_to_date(there, made_from)
+    current = not force and _up_to_date(there, made_from, _kept(bundle, format, precision, keep_fp32))
     return wanted, "up to date" if current else "exported again"
 
 
@@ -170,8 +176,8 @@ def _made_from(bundle: Bundle, record: ExportFormat, opset: int, device: str) ->
     return found | ({"device": device} if device != "cpu" else {})
 
 
-def _up_to_date(there: Variant, made_from: Mapping[str, Any]) -> bool:
-    return all(there.options.get(k) == v for k, v in made_from.items())
+def _up_to_date(there: Variant, made_from: Mapping[str, Any], keep: Sequence[str]) -> bool:
+    return all(there.options.get(k) == v for k, v in made_from.items()) and there.options.get(KEPT, []) == [*keep]
 
 
 def requests(
