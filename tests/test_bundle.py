@@ -12,6 +12,7 @@ import pytest
 from mer_export import registry
 from mer_export.bundle import LOCK, MANIFEST, SCHEMA_VERSION, Bundle, Manifest, Variant, seal
 from mer_export.errors import BundleError, UsageError
+from mer_export.importer import import_checkpoint
 
 CONFIG = {"text_dim": 6, "audio_dim": 5, "vision_dim": 4, "width": 8, "hidden": 8, "buckets": [4]}
 
@@ -169,6 +170,11 @@ def test_create_refuses_to_replace_without_force_and_replaces_whole_with_it(root
     (tmp_path / "other" / "thesis.tex").write_text("dear")
     with pytest.raises(UsageError, match="is not empty and is not a bundle"):
         Bundle.create(tmp_path / "other", manifest(), force=True)
+
+
+def test_an_import_reads_no_checkpoint_where_it_may_not_write(root: Path) -> None:
+    with pytest.raises(UsageError, match="already holds a bundle"):
+        import_checkpoint("emt", root / "no checkpoint.pt", {}, root)
 
 
 def test_a_variant_is_replaced_as_a_whole(root: Path) -> None:
