@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mer_export import registry
-from mer_export.bundle import LOCK, MANIFEST, SCHEMA_VERSION, Bundle, Manifest, Variant, seal
+from mer_export.bundle import LOCK, MANIFEST, SCHEMA_VERSION, Bundle, Manifest, Variant, seal, sha256
 from mer_export.errors import BundleError, UsageError
 from mer_export.importer import import_checkpoint
 
@@ -72,6 +72,19 @@ def test_a_flipped_bit_is_refused_before_the_file_is_handed_out(root: Path, name
     (root / name).write_bytes(content)
     with pytest.raises(BundleError, match="does not match its checksum"):
         Bundle.open(root).path(name)
+
+
+def test_a_change_leaves_verified_what_it_does_not_touch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr("mer_export.bundle.bundle.sha256", lambda path: hashed.append(path.name) or sha256(path))
+    opened = Bundle.open(root)
+    for seed in (2, 3):
+        for name in ("config.yaml", "model.safetensors"):
+            opened.path(name)
+        with opened.commit() as change:
+            change.write("config.yaml", f"seed: {seed}\n")
+    assert opened.path("config.yaml").read_text() == "seed: 3\n"
+    assert sorted(hashed) == ["config.yaml"] * 3 + ["model.safetensors"]
 
 
 def test_truncated_and_missing_files_are_named(root: Path) -> None:

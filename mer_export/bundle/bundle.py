@@ -252,17 +252,19 @@ class Bundle:
             change = begin(self.root, self.manifest)
             try:
                 yield change
-                self.manifest = land(change, self._replaced)
+                self._take_over(land(change, self._replaced), None)
             finally:
                 abandon(self.root)
-            self._fresh, self._replaced, self._staged = False, [], None
-            self._checked.clear()
+            self._fresh, self._replaced = False, []
 
     def _refresh(self) -> None:
         """Takes over what the directory says now."""
-        manifest, staged = _state(self.root)
-        if manifest != self.manifest or staged != self._staged:
-            self._checked.clear()
+        self._take_over(*_state(self.root))
+
+    def _take_over(self, manifest: Manifest, staged: frozenset[str] | None) -> None:
+        """Another state of the bundle. What is listed as before stays verified, as long as nobody writes it."""
+        before, now = self.manifest.files, manifest.files
+        self._checked = {n: state for n, state in self._checked.items() if now.get(n) == before.get(n)}
         self.manifest, self._staged = manifest, staged
 
     def _check_files(self) -> None:
