@@ -264,7 +264,7 @@ class Bundle:
     def _take_over(self, manifest: Manifest, staged: frozenset[str] | None) -> None:
         """Another state of the bundle. What is listed as before stays verified, as long as nobody writes it."""
         before, now = self.manifest.files, manifest.files
-        self._checked = {n: state for n, state in self._checked.items() if now.get(n) == before.get(n)}
+        self._checked = {n: state for n, state in self._checked.copy().items() if now.get(n) == before.get(n)}
         self.manifest, self._staged = manifest, staged
 
     def _check_files(self) -> None:
