@@ -127,6 +127,14 @@ def test_new_weights_make_an_export_out_of_date(bundle: Bundle) -> None:
     assert second.options["weights"] == bundle.manifest.files[WEIGHTS].sha256 != first.options["weights"]
 
 
+def test_weights_that_were_replaced_meanwhile_do_not_run_as_those_of_before(bundle: Bundle) -> None:
+    opened = Bundle.open(bundle.root)
+    open_session(opened, None, "torch").close()
+    reweigh(bundle, seed=5)
+    with pytest.raises(BundleError, match=f"{WEIGHTS} was replaced since this bundle was opened: open it again"):
+        open_session(opened, None, "torch")
+
+
 def test_weights_of_another_network_are_named(bundle: Bundle) -> None:
     weights = load_file(bundle.path(WEIGHTS))
     name = next(n for n, t in weights.items() if t.ndim == 2)
