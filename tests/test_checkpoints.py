@@ -316,6 +316,13 @@ def test_one_set_under_two_keys_is_one(tmp_path: Path) -> None:
     assert same(imported(tmp_path / "model.pt", tmp_path))
 
 
+def test_more_sets_than_anybody_keeps_in_a_file_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "many.pkl"
+    file.write_bytes(pickle.dumps({str(k): {"weight": np.full(1, k, np.float32)} for k in range(65)}))
+    with pytest.raises(InputError, match=r"many\.pkl holds more than 64 tables of tensors: save the one that is meant"):
+        read_checkpoint(file)
+
+
 def test_the_set_that_fits_wins_over_one_that_does_not(tmp_path: Path) -> None:
     teacher = {n: torch.zeros(2, 2) for n in known()[1]}
     torch.save({"model": teacher, "student": known()[1]}, tmp_path / "model.pt")
