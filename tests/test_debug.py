@@ -29,7 +29,7 @@ from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError, UsageError
 from mer_export.exporters import export_variant, exported_program
 from mer_export.exporters import onnx as onnx_exporter
-from mer_export.exporters.export import job_of, planned
+from mer_export.exporters.export import job_of, planned, wanted_variant
 from mer_export.exporters.graph.names import TOP, module_of
 from mer_export.models.cmerc.network import Cmerc, Encoder, Frequency
 from runtimes.backends.session import Artefact, SessionOptions
@@ -325,6 +325,20 @@ OUTLIERS = (
     # No number of fp16 is as large, neither where it is made nor where it is read.
     ("fp16", f"{LAYER}.value", {f"{LAYER}.{name}" for name in ("value", "attention", "out")}),
 )
+
+
+def test_what_the_recipe_keeps_in_fp32_stays_in_the_list(cases: dict[str, Case], tmp_path: Path) -> None:
+    case = cases["cmerc"]
+    bundle = Bundle.open(shutil.copytree(case.bundle.root, tmp_path / "bundle"))
+    with bundle.commit() as change:
+        change.write("config.yaml", "keep_fp32: [classifier]\n")
+    made = wanted_variant(bundle, case.variant.replace("fp32", "int8"))
+    assert job_of(bundle, made).keep_fp32 == ["classifier"]
+    said = {"variant": made.name, "runtime": "onnxruntime", "precision": "int8", "written": False, "verdict": "fail"}
+    found = {"reasons": [], "samples": 1, "sample": "d", "lengths": {}, "output": "log_prob", "max_abs": 1, "used": 2}
+    more = [{"module": "hypergraph", "more_bytes": 1, "more_ms": 0.1, "used": 0.4}]
+    report = DebugReport.model_validate(said | found | {"kept": made.options["keep_fp32"], "keep_fp32": more})
+    assert "    keep_fp32: [classifier, hypergraph]" in report.page()
 
 
 def test_a_plan_knows_which_modules_a_file_keeps(cases: dict[str, Case]) -> None:

@@ -326,7 +326,8 @@ def wanted_variant(bundle: Bundle, name: str) -> Variant:
             for precision in export_formats()["onnx"].precisions:
                 made = fp32.model_copy(update={"precision": precision, "model": ""})
                 if made.name == name:
-                    return made
+                    kept = {KEPT: [*_of_recipe(bundle)]}
+                    return made.model_copy(update={"options": made.options | kept})
     known = [v.name for v in bundle.manifest.variants]
     raise UsageError(f"no variant {name!r} in {bundle.root}: there are {known}")
 

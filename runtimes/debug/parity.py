@@ -298,6 +298,7 @@ def _examine(
     report.module = found.module if found else None
     if block and variant.precision != "fp32" and candidate.job.graph:
         shown.begin("modules to keep in fp32")
+        report.kept = [*candidate.job.keep_fp32]
         report.keep_fp32 = block_list(
             candidate.job, candidate.way, candidate.artefact, report.rows, inputs, score, folder
         )
