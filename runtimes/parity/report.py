@@ -9,7 +9,7 @@ from pydantic import Field
 from mer_export.agreement.compare import Comparison
 from mer_export.agreement.policy import Policy, Verdict, gravest
 from mer_export.bucket import Bucket
-from mer_export.bundle import Bundle, Strict
+from mer_export.bundle import Bundle, Manifest, Strict
 from mer_export.markdown import some, table
 from mer_export.metrics import find
 from mer_export.report import Report
@@ -104,6 +104,13 @@ class ParityReport(Report):
         flips = None if any(c.comparison and c.comparison.flips for c in kept) else self.flips
         verdict = gravest(c.verdict for c in candidates)
         return self.model_copy(update={"candidates": candidates, "verdict": verdict, "flips": flips})
+
+    def unchecked(self, manifest: Manifest) -> list[str]:
+        """Variants whose file as it is now was not asked about: exported since, for the first time or again."""
+        asked = {(c.variant, c.sha256) for c in self.candidates}
+        now = {v.name: manifest.files[v.model].sha256 for v in manifest.variants}
+        # Reports of earlier releases do not say which file it was.
+        return [name for name, digest in now.items() if asked.isdisjoint([(name, digest), (name, "")])]
 
     @property
     def changed(self) -> int:
