@@ -125,6 +125,10 @@ def test_new_weights_make_an_export_out_of_date(bundle: Bundle) -> None:
     reweigh(bundle, seed=5)
     second = export_variant(bundle, "torchscript", FOUR)
     assert second.options["weights"] == bundle.manifest.files[WEIGHTS].sha256 != first.options["weights"]
+    contract = bundle.manifest.contract
+    with np.load(bundle.path("samples/utterances4.npz")) as kept:
+        wanted = run_model(bundle_model(bundle), contract, {s.name: kept[s.name] for s in contract.inputs})
+        np.testing.assert_allclose(kept["log_prob"], wanted["log_prob"], atol=1e-6)
 
 
 def test_weights_that_were_replaced_meanwhile_do_not_run_as_those_of_before(bundle: Bundle) -> None:

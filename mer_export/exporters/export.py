@@ -106,7 +106,7 @@ def export_variant(
         )
         if record.program:
             variant = mark(variant, {f: sha256(p) for f, p in zip(files, paths, strict=True)})
-        if samples not in bundle.manifest.files or example:
+        if samples not in bundle.manifest.files or example or not _answered(bundle, bucket, made_from):
             write_samples(job, change.file(samples))
         change.add_variant(variant)
     log.info("exported %s", variant.name)
@@ -178,6 +178,12 @@ def _made_from(bundle: Bundle, record: ExportFormat, opset: int, device: str) ->
 
 def _up_to_date(there: Variant, made_from: Mapping[str, Any], keep: Sequence[str]) -> bool:
     return all(there.options.get(k) == v for k, v in made_from.items()) and there.options.get(KEPT, []) == [*keep]
+
+
+def _answered(bundle: Bundle, bucket: Bucket, made_from: Mapping[str, Any]) -> bool:
+    """Whether the samples of a bucket have the answers of these weights: a variant of both was exported."""
+    there = (v.options.get("weights") for v in bundle.manifest.variants if v.lengths == bucket)
+    return made_from["weights"] in there
 
 
 def requests(
