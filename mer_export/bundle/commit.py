@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from mer_export.bundle.consistency import require_consistent
 from mer_export.bundle.files import (
     drop_empty_folders,
+    drop_leftovers,
     fsync,
     inside,
     plain,
@@ -97,8 +98,8 @@ def begin(root: Path, manifest: Manifest) -> Commit:
     staging = root / STAGING
     if plain_folder(staging):
         shutil.rmtree(staging)
-    for leftover in root.glob(".*.tmp"):
-        leftover.unlink()
+    for name in (JOURNAL, MANIFEST):
+        drop_leftovers(root / name)
     staging.mkdir()
     return Commit(staging, manifest.model_copy(deep=True), root)
 

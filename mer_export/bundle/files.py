@@ -117,7 +117,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     `durable` does not wait for the disk: where the power fails it may be torn.
     """
     with faults.at(path):
-        _drop_leftovers(path)
+        drop_leftovers(path)
         temporary, descriptor = _scratch(path)
         try:
             yield temporary
@@ -232,7 +232,7 @@ def _scratch(path: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _drop_leftovers(path: Path) -> None:
+def drop_leftovers(path: Path) -> None:
     """Removes what writers of `path` left that were killed; those that live hold theirs."""
     for leftover in _beside(path):
         with contextlib.suppress(OSError, BundleError):
