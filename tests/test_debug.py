@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import mtee_bundles
@@ -32,10 +33,11 @@ from mer_export.exporters import onnx as onnx_exporter
 from mer_export.exporters.export import job_of, planned, wanted_variant
 from mer_export.exporters.graph.names import TOP, module_of
 from mer_export.models.cmerc.network import Cmerc, Encoder, Frequency
+from mer_export.progress import SILENT
 from runtimes.backends.session import Artefact, SessionOptions
 from runtimes.backends.way import Way
 from runtimes.debug import mixed, modules, values
-from runtimes.debug.modules import NOISE, compare_modules
+from runtimes.debug.modules import NOISE, ModuleRow, compare_modules
 from runtimes.debug.onnx_side import OnnxSide
 from runtimes.debug.parity import SEALED, SIDES, debug_parity, require
 from runtimes.debug.report import DebugReport
@@ -410,6 +412,18 @@ def test_a_search_keeps_what_the_limit_needs_and_says_what_it_tried(
     monkeypatch.setitem(RULES, "int8", Rule(atol=1e-9, rtol=0.0))
     with pytest.raises(ParityError, match="no list of modules in fp32 keeps onnx-int8"):
         mixed.search(bundle, wanted, case.samples, limit=0.5)
+
+
+def test_a_search_ends_with_its_trials(cases: dict[str, Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the lists leaves nothing to reduce."""
+    case = cases["cmerc"]
+    rows = [ModuleRow(module=f"m{k}", values=1, entering=0, error=1, growth=None, own=1) for k in range(40)]
+    monkeypatch.setattr(mixed, "debug_variant", lambda *_, **__: SimpleNamespace(rows=rows))
+    nothing = mixed.Trial(keep_fp32=[], within=False, flips=0, flips_beyond_noise=0, lost=0, bytes=0, ms=0)
+    monkeypatch.setattr(mixed._Search, "_try", lambda _, keep: nothing.model_copy(update={"keep_fp32": keep}))
+    run = mixed._Search(None, None, case.bundle.manifest.task, 0.2, tmp_path, SILENT)  # type: ignore[arg-type]
+    with pytest.raises(ParityError, match=f"no list of modules .* the best of {mixed.MOST}"):
+        mixed._choose(run, case.bundle, case.bundle.find(case.variant), [])
 
 
 def test_a_distance_is_over_the_size_of_a_value_and_leaves_masks_out() -> None:
