@@ -9,17 +9,20 @@ import mtee_bundles
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 from small_bundle import CONFIG, make_bundle, make_samples, reweigh
+from torch import Tensor, nn
 
 from mer_export import registry
 from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.contract import BATCH, Contract, TensorSpec
 from mer_export.data.example_inputs import example_inputs, random_inputs
 from mer_export.errors import BundleError, NotAvailableError, UnsupportedError, UsageError
-from mer_export.exporters import export_formats, export_variant, exported_program
+from mer_export.exporters import export_formats, export_variant, exported_program, torchscript
 from mer_export.exporters.export_job import ExportJob, prove
 from mer_export.exporters.graph.merge import merge_linears
 from mer_export.exporters.onnx import to_onnx
@@ -178,6 +181,23 @@ def test_an_export_that_answers_differently_is_refused() -> None:
     prove(job, list(job.reference.values()), "the same")
     with pytest.raises(UsageError, match=r"differs from the model in log_prob by 1\.00e-02"):
         prove(job, [v + np.float32(0.01) for v in job.reference.values()], "another")
+
+
+class Unrolled(nn.Module):
+    """A loop of Python over the items: a trace has as many steps as it was made with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([2 * x[i] for i in range(x.shape[0])])
+
+
+def test_a_trace_of_two_items_is_proven_on_one_too(tmp_path: Path) -> None:
+    x, y = (TensorSpec(name=n, dtype="float32", dims=(BATCH, 3)) for n in "xy")
+    contract = Contract(inputs=(x,), outputs=(y,), buckets=(Bucket(),), longest={})
+    arrays = {"x": np.ones((2, 3), np.float32)}
+    job = ExportJob(Unrolled(), contract, Bucket(), 0, 20, arrays, {"y": 2 * arrays["x"]})
+    with pytest.raises(UsageError, match="the TorchScript module breaks on a batch of 1 "):
+        torchscript.export(job, tmp_path / "model.ts")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_program_of_a_fixed_batch_is_proven_too(tmp_path: Path) -> None:
