@@ -183,6 +183,9 @@ def test_create_refuses_to_replace_without_force_and_replaces_whole_with_it(root
     (tmp_path / "other" / "thesis.tex").write_text("dear")
     with pytest.raises(UsageError, match="is not empty and is not a bundle"):
         Bundle.create(tmp_path / "other", manifest(), force=True)
+    (root / os.fsdecode(b"caf\xe9.txt")).touch()
+    with pytest.raises(UsageError, match=r"holds a file whose name is no UTF-8, 'caf.*\.txt': remove it"):
+        Bundle.create(root, manifest(), force=True)
 
 
 def test_an_import_reads_no_checkpoint_where_it_may_not_write(root: Path) -> None:

@@ -57,7 +57,12 @@ class Bundle:
         with bundle.lock():
             if existing:
                 finish(root)
-                names = (p.relative_to(root).as_posix() for p in plain_files(root))
+                names = [p.relative_to(root).as_posix() for p in plain_files(root)]
+                # A journal says which files go.
+                if odd := [n for n in names if n.encode(errors="replace").decode() != n]:
+                    raise UsageError(
+                        f"{root} holds a file whose name is no UTF-8, {odd[0]!r}: remove it, or choose another --out"
+                    )
                 bundle._replaced = [n for n in names if n != LOCK]
         return bundle
 
