@@ -13,6 +13,7 @@ from mer_export import registry
 from mer_export.bundle import LOCK, MANIFEST, SCHEMA_VERSION, Bundle, Manifest, Variant, seal, sha256
 from mer_export.errors import BundleError, UsageError
 from mer_export.importer import import_checkpoint
+from mer_export.kept import Kept
 
 CONFIG = {"text_dim": 6, "audio_dim": 5, "vision_dim": 4, "width": 8, "hidden": 8, "buckets": [4]}
 
@@ -191,6 +192,12 @@ def test_create_refuses_to_replace_without_force_and_replaces_whole_with_it(root
 def test_an_import_reads_no_checkpoint_where_it_may_not_write(root: Path) -> None:
     with pytest.raises(UsageError, match="already holds a bundle"):
         import_checkpoint("emt", root / "no checkpoint.pt", {}, root)
+
+
+def test_what_is_kept_of_an_encoder_lies_outside_of_its_bundle(root: Path) -> None:
+    for own in (root, root / "encoders" / "text" / "0"):
+        assert Kept.beside(own).folder == root.parent / "b-engines"
+    assert Kept.beside(root.parent / "c" / "text" / "0").folder == root.parent / "c" / "text" / "0-engines"
 
 
 def test_a_variant_is_replaced_as_a_whole(root: Path) -> None:
