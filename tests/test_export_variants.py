@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import mtee_bundles
 import numpy as np
@@ -190,24 +191,26 @@ class Unrolled(nn.Module):
         return torch.stack([2 * x[i] for i in range(x.shape[0])])
 
 
-def test_a_trace_of_two_items_is_proven_on_one_too(tmp_path: Path) -> None:
+def doubling(batch: int, error: float) -> ExportJob:
+    """Of `Unrolled`, whose reference is off by so much."""
     x, y = (TensorSpec(name=n, dtype="float32", dims=(BATCH, 3)) for n in "xy")
     contract = Contract(inputs=(x,), outputs=(y,), buckets=(Bucket(),), longest={})
     arrays = {"x": np.ones((2, 3), np.float32)}
-    job = ExportJob(Unrolled(), contract, Bucket(), 0, 20, arrays, {"y": 2 * arrays["x"]})
-    with pytest.raises(UsageError, match="the TorchScript module breaks on a batch of 1 "):
-        torchscript.export(job, tmp_path / "model.ts")
-    assert not list(tmp_path.iterdir())
+    return ExportJob(Unrolled(), contract, Bucket(), batch, 20, arrays, {"y": 2 * arrays["x"] + np.float32(error)})
 
 
-def test_a_program_of_a_fixed_batch_is_proven_too(tmp_path: Path) -> None:
-    system = registry.get("cmerc")
-    config = system.parse(CONFIG)
-    model, contract = system.build(config), system.contract(config)
-    arrays = random_inputs(contract, FOUR, items=2)
-    reference = {n: v + np.float32(0.01) for n, v in run_model(model, contract, arrays).items()}
-    with pytest.raises(UsageError, match=r"the exported program differs from the model in log_prob by 1\.00e-02"):
-        exported_program.export(ExportJob(model, contract, FOUR, 3, 20, arrays, reference), tmp_path / "model.pt2")
+@pytest.mark.parametrize(
+    ("kind", "batch", "error", "said"),
+    [
+        (torchscript, 0, 0.0, "the TorchScript module breaks on a batch of 1 "),
+        (exported_program, 3, 0.01, r"the exported program differs from the model in y by 1\.00e-02"),
+    ],
+)
+def test_a_file_is_proven_on_another_batch_too(
+    tmp_path: Path, kind: ModuleType, batch: int, error: float, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        kind.export(doubling(batch, error), tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
