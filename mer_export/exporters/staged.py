@@ -59,13 +59,13 @@ def export(
 def _given(job: ExportJob, stage: Stage, arrays: Arrays) -> tuple[Arrays, Callable[[Arrays], Arrays]]:
     """The inputs of a stage, and what puts its outputs among the others."""
     if stage.per:
-        counts, steps = arrays[count_name(job.contract, stage.per)], job.lengths[str(stage.per)]
+        counts, most = arrays[count_name(job.contract, stage.per)], job.lengths[str(stage.per)]
         real = int(counts.sum())
         # Where no item of the example has a step, the stage is shown what stands in the place of the first ones.
         shown = counts if real else np.ones_like(counts)
         return (
             stage.take(arrays, shown),
-            lambda found: stage.put({n: a[:real] for n, a in found.items()}, counts, steps),
+            lambda found: stage.put({n: a[:real] for n, a in found.items()}, counts, most),
         )
     if not stage.grows:
         return stage.take(arrays, None), lambda found: found
