@@ -77,13 +77,19 @@ def parity(
     if dry_run:
         plan = {"bundle": str(bundle), "data": str(data), "split": split}
         return emit_plan("parity", plan | checks.preview(opened, samples, ways, strict_features), as_json)
+    part = bool(runtime or device or precision)
+    if part:
+        # One that cannot be read is said before the candidates run.
+        ParityReport.load(opened)
     report = checks.run_parity(
         *(opened, samples, policy, ways, threads),
         source=f"{data.name}, {split}",
         progress=progress_unless(quiet),
         strict_features=strict_features,
     )
-    report.beside(ParityReport.load(opened) if runtime or device or precision else None, opened).save(opened)
+    # As it is now: another run may have written what it found meanwhile.
+    opened = Bundle.open(bundle, trust)
+    report.beside(ParityReport.load(opened) if part else None, opened).save(opened)
     write_report(opened)
     emit(report.model_dump(mode="json"), as_json, lambda: [report.page()])
     checks.require(report, strict)

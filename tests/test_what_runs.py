@@ -26,6 +26,8 @@ from mer_export.progress import Bar, Lines, Progress, progress_unless
 from mer_export.task import Task, shortest
 from runtimes.backends import table
 from runtimes.backends.session import SessionOptions
+from runtimes.pages.card import card
+from runtimes.pages.report import content
 from runtimes.parity.report import ParityReport
 from runtimes.predict import opening
 from runtimes.predict.opening import installed_backend, open_predictor
@@ -321,6 +323,11 @@ def test_parity_of_one_runtime_keeps_what_is_known_of_the_others(mer: Mer, bundl
     assert (earlier["openvino"], earlier["onnxruntime"]) == (True, False)
     assert "(earlier run)" in report.page()
     other_bytes(opened, "onnx-fp32-utterances4-bdynamic")
+    # Neither the card nor the page says of the new file what was found about the old one.
+    (said,) = (line for line in card(opened).splitlines() if line.startswith("Not compared, or exported anew since: "))
+    unchecked = {v["variant"].name for v in content(opened)["variants"] if v["unchecked"]}
+    for name, again in (("onnx-fp32-utterances4-bdynamic", True), ("onnx-fp32-utterances8-bdynamic", False)):
+        assert (f"`{name}`" in said, name in unchecked) == (again, again)
     ok(mer, "parity", bundle, "--data", DIALOGUES, "--runtime", "onnxruntime", "--quiet")
     report = ParityReport.load(Bundle.open(bundle))
     assert report is not None
