@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,7 +15,9 @@ import pytest
 from conftest import Mer
 from small_live import Case, cmerc
 
+from mer_export.data.dialogues import Dialogue
 from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.places import Reach
 from runtimes.backends.session import SessionOptions
 from runtimes.live.dialogues import Dialogues, FullError, Limits
 from runtimes.live.lines import Lines, waiting
@@ -121,6 +123,24 @@ def test_a_line_corrects_comes_late_or_ends_a_dialogue(case: Case, predictor: Pr
     ended = answered(predictor, Dialogues(), [one, {"dialogue": "a", "end": True}, one])
     assert ended[1] == {"dialogue": "a", "end": True}
     assert ended[0] == ended[2]
+
+
+def test_the_end_of_a_recordings_part_is_not_that_of_its_dialogue(case: Case, predictor: Predictor) -> None:
+    parts: list[tuple[float | None, float | None]] = []
+
+    def through(dialogues: Iterable[Dialogue]) -> Iterator[Dialogue]:
+        for dialogue in dialogues:
+            parts.extend((u.recording.start, u.recording.end) for u in dialogue.utterances if u.recording)
+            yield dialogue
+
+    hearing = Hearing(predictor.bundle, predictor.task.labels, reach=Reach(Path()), through=through)
+    part = spoken(case, ["a"])[0] | {"recording": "a.wav", "start": 1.5, "end": 2.5}
+    alone = {"dialogue": "a", "end": True}
+    said = [part, part | {"end": True}, alone | {"end": 1}, part | {"end": False}, alone]
+    rows = [*Lines(predictor, hearing, Dialogues()).answers([[json.dumps(line).encode() for line in said]])]
+    assert ["error" in json.loads(row) for row in rows] == [False, True, True, False, False]
+    assert json.loads(rows[-1]) == alone
+    assert parts == [(1.5, 2.5), (1.5, None)]
 
 
 def test_a_line_that_cannot_be_answered_says_why_and_the_next_one_is(case: Case, predictor: Predictor) -> None:
