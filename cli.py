@@ -55,7 +55,7 @@ from mer_export.console import (
     refuse_without,
     say_unless,
 )
-from mer_export.errors import UsageError
+from mer_export.errors import NotAvailableError, UsageError
 from mer_export.outlets import open_outlets
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns
@@ -159,7 +159,7 @@ def eval_(
     named = [n for table in shared.values() for n in table]
     published = semantics == "batch"
     if published:
-        _only_torch(runtime, precision, goal, shared)
+        _only_torch(runtime, precision, goal, overflow, shared)
         runtime = "torch"
     if len(bundle) > 1 and (published or missing is not None):
         raise UsageError("several bundles are compared in single semantics and on complete data: name one bundle")
@@ -228,10 +228,12 @@ def _contender(predictor: Predictor, corpus: Corpus, split: str, name: str) -> t
         return said, answers(predictor, corpus.split(split))
 
 
-def _only_torch(runtime: str | None, precision: str | None, goal: str | None, shared: object) -> None:
+def _only_torch(runtime: str | None, precision: str | None, goal: str | None, overflow: str, shared: object) -> None:
     """Raises UsageError where what is asked for does not go with the published semantics."""
     if shared:
         raise UsageError("--emotions goes with --semantics single")
+    if overflow != "error":
+        raise UsageError(f"--semantics batch reads items as long as they are: leave --overflow {overflow} out")
     asked = [v for v in (runtime, precision, goal) if v not in (None, "torch", "fp32")]
     if asked:
         raise UsageError(f"--semantics batch runs in PyTorch only: pass --runtime torch, not {' in '.join(asked)}")
@@ -246,12 +248,16 @@ def _evaluated(predictor: Predictor, samples: list[Sample]) -> dict[str, Any]:
 
 
 def _published(predictor: Predictor, samples: list[Sample], batch: int | None) -> dict[str, Any]:
+    from runtimes.backends.table import backend_problem
     from train.evaluate import evaluate_published
 
+    options = predictor.options
+    if problem := backend_problem(predictor.backend, options):
+        raise NotAvailableError(problem)
     samples = [s.read for s in samples]
     predictor.features.add(samples)
     predictor.features.tell(predictor.strict_features)
-    found = evaluate_published(predictor.bundle, samples, batch or 16)
+    found = evaluate_published(predictor.bundle, samples, batch or 16, options.device, options.threads)
     classes = _dumped(found.classes())
     return {"metrics": found.metrics, "classes": classes, "precision": "fp32", **predictor.features.summary()}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Mer
 
 import cli
@@ -107,12 +108,12 @@ def test_eval_agrees_on_every_runtime_and_offers_the_published_semantics(mer: Me
         assert code == 0, err
         found[runtime] = json.loads(out)["metrics"]
     assert found["torch"] == found["onnxruntime"] == found["openvino"]
-    code, out, _ = mer("eval", work / "bundle", "--data", work / "data", "--semantics", "batch", "--json")
-    assert code == 0
+    torch.set_num_threads(2)
+    published = ("eval", work / "bundle", "--data", work / "data", "--semantics", "batch")
+    code, out, _ = mer(*published, "--threads", 1, "--json")
+    assert (code, torch.get_num_threads()) == (0, 1)
     assert {"loss", "accuracy", "weighted_f1"} <= set(json.loads(out)["metrics"])
-    code, _, err = mer(
-        "eval", work / "bundle", "--data", work / "data", "--semantics", "batch", "--runtime", "onnxruntime"
-    )
+    code, _, err = mer(*published, "--runtime", "onnxruntime")
     assert (code, "pass --runtime torch" in err) == (2, True)
 
 

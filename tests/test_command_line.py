@@ -128,6 +128,10 @@ def test_the_version_is_the_installed_one(mer: Mer) -> None:
         (["eval", "{bundle}", "--data", "{data}", "--seed", "1"], "--seed"),
         (["eval", "{bundle}", "--data", "{data}", "--missing-rate", "0.1", "--out", "{new}.md"], "--out {new}.md"),
         (["eval", "{bundle}", "--data", "{data}", "--missing-rate", "0.1", "--semantics", "batch"], "--semantics"),
+        (
+            ["eval", "{bundle}", "--data", "{data}", "--semantics", "batch", "--overflow", "window"],
+            "--overflow window",
+        ),
         (["inspect", "{data}", "--draft", "--data-format", "jsonl"], "--data-format"),
         (["data", "byte-pairs", "{text}", "--out", "{new}", "--split", "train"], "--preset, --split"),
     ],
@@ -163,6 +167,7 @@ def test_a_text_in_another_encoding_is_named_with_the_byte(mer: Mer, tmp_path: P
         (["inspect", "{new}"], 2),
         (["doctor", "--require", "warp drive"], 5),
         (["infer", "{bundle}", "{data}", "--out", "{new}.jsonl", "--device", "cuda", "--runtime", "openvino"], 5),
+        (["eval", "{bundle}", "--data", "{data}", "--semantics", "batch", "--device", "cuda:99"], 5),
         (["verify", "{new}"], 6),
         (["infer", "{new}", "{data}", "--out", "{new}.jsonl"], 6),
         (["export", "{bundle}", "--precision", "fp12", "--dry-run"], 7),
