@@ -228,6 +228,18 @@ def test_a_dialogue_that_two_blocks_of_a_file_have_is_refused_and_one_of_two_fil
     assert crews[-1].had == [3, last]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("answers/mine.csv", "a,b"), ("done.jsonl", "{}"), ("manifest.json", '{"name": "a page"}')]
+)
+def test_files_of_others_under_the_names_of_a_run_stay(place: Place, tmp_path: Path, name: str, content: str) -> None:
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text(content)
+    with pytest.raises(UsageError, match="name a new directory"):
+        run(place, tmp_path / "out")
+    assert mine.read_text() == content
+
+
 def test_what_changes_answers_changes_the_checksum_and_a_report_does_not(exported: Bundle, tmp_path: Path) -> None:
     from small_bundle import part_of, reweigh
 

@@ -30,6 +30,8 @@ from runtimes.scale.names import Names
 
 MANIFEST, JOURNAL, NAMES, ANSWERS, LOCK = "manifest.json", "done.jsonl", "names.bin", "answers", ".lock"
 OWN = frozenset({MANIFEST, JOURNAL, NAMES, ANSWERS, LOCK})
+SAID = frozenset({"version", "inputs", "bundle", "options", "blocks"})
+"""What every manifest of ours has."""
 VERSION = 1
 
 
@@ -85,7 +87,7 @@ class Ledger:
             force: what is there goes.
 
         Raises:
-            UsageError: it is of another request or holds other files, or another process writes it.
+            UsageError: it is of another request or holds what no run left, or another process writes it.
         """
         ledger = cls(out, request)
         with faults.at(out):
@@ -98,8 +100,7 @@ class Ledger:
             yield ledger
 
     def _begin(self, plan: Callable[[], Iterator[Part]], force: bool) -> None:
-        manifest = self.folder / MANIFEST
-        found = read_json(manifest) if plain(manifest) and not force else None
+        found = None if force else self._found()
         other = self.request.difference(found) if found else None
         if found is None or (other and not self._any_answers(found)):
             self._clear()
@@ -115,6 +116,23 @@ class Ledger:
             self._take_over(found["blocks"])
         (self.folder / ANSWERS).mkdir(exist_ok=True)
         self.names = Names(self.folder / NAMES, self.blocks, self.done)
+
+    def _found(self) -> dict[str, Any] | None:
+        """What an earlier run says, None where there was none; raises UsageError for what no run left."""
+        path = self.folder / MANIFEST
+        if not plain(path):
+            # A manifest is the first that is there and the last that goes.
+            left = next((n for n in (ANSWERS, JOURNAL, NAMES) if (self.folder / n).exists()), None)
+            if left is None:
+                return None
+            raise UsageError(
+                f"--out {self.folder} holds {left} and no {MANIFEST}: name a new directory, or pass --force if that "
+                "may go"
+            )
+        found = read_json(path)
+        if not isinstance(found, dict) or not found.keys() >= SAID:
+            raise UsageError(f"{path} is not of mer infer: name a new directory, or pass --force if that may go")
+        return found
 
     def _any_answers(self, found: Mapping[str, Any]) -> bool:
         """Whether a run left anything that could be lost; one that was refused at its start did not."""
@@ -175,10 +193,10 @@ class Ledger:
         return said | ({"result": asdict(record)} if record else {}) | ({"failed": failed} if failed else {})
 
     def _clear(self) -> None:
-        for name in (MANIFEST, JOURNAL, NAMES):
-            (self.folder / name).unlink(missing_ok=True)
         if (self.folder / ANSWERS).is_dir() and not (self.folder / ANSWERS).is_symlink():
             shutil.rmtree(self.folder / ANSWERS)
+        for name in (JOURNAL, NAMES, MANIFEST):
+            (self.folder / name).unlink(missing_ok=True)
 
 
 def _part(said: Mapping[str, Any], files: Mapping[str, Stored]) -> Part:
