@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ from pyarrow import parquet
 from small_scale import ANYBODY, BLOCK_BYTES, DIALOGUES, Place, make_place, manifest, run, same, written
 
 from mer_export.bundle import Bundle
-from mer_export.data.parts import cut, open_part
+from mer_export.data.parts import Part, cut, open_part
 from mer_export.data.spec import DataSpec
 from mer_export.errors import UsageError
-from mer_export.untrusted.stored import stored_files
+from mer_export.untrusted.stored import Stored, stored_files
 from runtimes import BatchWorker
 from runtimes.pipeline import How
-from runtimes.scale.blocks import Answered, Asked, Block, BlockWorker, Died, Event
+from runtimes.scale.blocks import Answered, Asked, Block, BlockWorker, Died, Event, Record
 from runtimes.scale.desk import checksum
+from runtimes.scale.ledger import Ledger, Request
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +228,26 @@ def test_a_dialogue_that_two_blocks_of_a_file_have_is_refused_and_one_of_two_fil
     with pytest.raises(UsageError, match=f"1 of .* blocks .*{twice!r} is there twice"):
         run(place, out, lines, place.rows)
     assert crews[-1].had == [3, last]
+
+
+def test_blocks_whose_recordings_may_be_readable_now_are_done_again(tmp_path: Path) -> None:
+    file = Stored("clips.jsonl", 4, "")
+    parts = [Part(file, "jsonl", n, n + 1, 1) for n in range(4)]
+
+    def opened(*outside: str) -> AbstractContextManager[Ledger]:
+        return Ledger.open(tmp_path, Request([file], "", {}, outside), lambda: iter(parts), False)
+
+    with opened() as ledger:
+        # Of two utterances each: all were read, one was not, none was, and both are silent.
+        for block, (unreadable, nothing) in zip(ledger.blocks, ((0, 0), (1, 1), (2, 2), (0, 2)), strict=True):
+            content, counts = bytes([block.number]), {"units": 2, "nothing_to_read": nothing}
+            record = Record(hashlib.sha256(content).hexdigest(), 1, counts, "", "", (), unreadable)
+            ledger.keep(Answered(block, content, record))
+        ledger.finish({})
+    with opened() as ledger:
+        assert set(ledger.done) == {0, 1, 3}
+    with opened("/clips") as ledger:
+        assert set(ledger.done) == {0, 3}
 
 
 @pytest.mark.parametrize(

@@ -37,16 +37,27 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Request:
-    """What decides the answers: the files in order, the bundle's checksum, and the options that change them."""
+    """What decides the answers: the files in order, the bundle's checksum, and the options that change them.
+
+    `outside` are folders that paths in the files may lead to: they decide which recordings can be read.
+    """
 
     inputs: Sequence[Stored]
     bundle: str
     options: Mapping[str, Any]
+    outside: Sequence[str] = ()
 
     def said(self) -> dict[str, Any]:
         """As the manifest has it."""
         inputs = [{"name": f.said, "bytes": f.size, "mark": f.mark} for f in self.inputs]
-        return {"version": VERSION, "inputs": inputs, "bundle": self.bundle, "options": dict(self.options)}
+        decisive = {"inputs": inputs, "bundle": self.bundle, "options": dict(self.options)}
+        return {"version": VERSION, **decisive, "outside": [*self.outside]}
+
+    def stands(self, record: Record, earlier: Mapping[str, Any]) -> bool:
+        """Whether what an earlier request left of a block holds for this one: not where recordings that could not be
+        read may be readable now, as other folders are allowed, or as none of them could be."""
+        tried = earlier.get("outside", []) == [*self.outside]
+        return not record.unreadable or (tried and record.counts["nothing_to_read"] < record.counts["units"])
 
     def difference(self, other: Mapping[str, Any]) -> str | None:
         """The first thing that another request has otherwise, by name."""
@@ -113,7 +124,7 @@ class Ledger:
         else:
             files = {f.said: f for f in self.request.inputs}
             self.blocks = [Block(n, _part(b, files)) for n, b in enumerate(found["blocks"])]
-            self._take_over(found["blocks"])
+            self._take_over(found)
         (self.folder / ANSWERS).mkdir(exist_ok=True)
         self.names = Names(self.folder / NAMES, self.blocks, self.done)
 
@@ -161,14 +172,14 @@ class Ledger:
         if not failed:
             (self.folder / NAMES).unlink(missing_ok=True)
 
-    def _take_over(self, said: Sequence[Mapping[str, Any]]) -> None:
-        """Blocks that are done and whose files are still those that were written."""
-        lines = [{"block": n} | b["result"] for n, b in enumerate(said) if b.get("result")]
+    def _take_over(self, found: Mapping[str, Any]) -> None:
+        """Blocks that are done, for this request too, and whose files are still those that were written."""
+        lines = [{"block": n} | b["result"] for n, b in enumerate(found["blocks"]) if b.get("result")]
         for line in (*lines, *self._journal()):
             number = line.pop("block")
-            file = self.file(number)
-            if plain(file) and sha256(file) == line["sha256"]:
-                self.done[number] = Record(**line | {"variants": tuple(line["variants"])})
+            file, record = self.file(number), Record(**line | {"variants": tuple(line["variants"])})
+            if self.request.stands(record, found) and plain(file) and sha256(file) == record.sha256:
+                self.done[number] = record
 
     def _journal(self) -> Iterator[dict[str, Any]]:
         journal = self.folder / JOURNAL
