@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -228,6 +229,23 @@ def test_a_dialogue_that_two_blocks_of_a_file_have_is_refused_and_one_of_two_fil
     with pytest.raises(UsageError, match=f"1 of .* blocks .*{twice!r} is there twice"):
         run(place, out, lines, place.rows)
     assert crews[-1].had == [3, last]
+
+
+def test_blocks_of_a_file_that_changes_meanwhile_are_refused(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtimes.scale.command.ProcessCrew.hired", scripted({}, []))
+    lines, keep = tmp_path / "own.jsonl", Ledger.keep
+    lines.write_bytes(place.lines.read_bytes())
+
+    def changing(ledger: Ledger, answered: Answered) -> None:
+        keep(ledger, answered)
+        os.utime(lines, (1, 1))
+
+    monkeypatch.setattr(Ledger, "keep", changing)
+    with pytest.raises(UsageError, match=r"block 1, .*own.jsonl has changed since the run began"):
+        run(place, tmp_path / "out", lines)
+    assert [n for n, b in enumerate(manifest(tmp_path / "out")["blocks"]) if "result" in b] == [0]
 
 
 def test_blocks_whose_recordings_may_be_readable_now_are_done_again(tmp_path: Path) -> None:
