@@ -454,6 +454,23 @@ def test_without_a_profile_of_this_machine_the_command_to_run_is_named(
         open_predictor(bundle, None, HERE, goal="latency")
 
 
+def test_the_machine_is_asked_what_it_is_where_there_is_a_profile_and_once(
+    bundle: Bundle, exported: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def gpus() -> list[dict[str, str]]:
+        asked.append("nvidia-smi")
+        return []
+
+    monkeypatch.setattr(machine, "gpus", gpus)
+    assert list(settings_of(way(), (1, 4)))
+    open_predictor(exported, None, HERE).close()
+    assert not asked
+    open_predictor(bundle, None, HERE).close()
+    assert len(asked) == 1
+
+
 def test_a_profile_of_other_weights_or_files_is_not_used(bundle: Bundle) -> None:
     chosen = choose(profiles.own_profile(bundle), Goal("latency")).way
     entry = next(e for e in profiles.own_profile(bundle).entries if e.way.in_any_bucket == chosen)
