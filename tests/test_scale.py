@@ -15,10 +15,13 @@ from typing import Any
 import pyarrow
 import pytest
 from pyarrow import parquet
+from small_bundle import make_samples
 from small_scale import ANYBODY, BLOCK_BYTES, DIALOGUES, Place, make_place, manifest, run, same, written
 
 from mer_export.bundle import Bundle
+from mer_export.data.formats.parquet.writer import write_parquet
 from mer_export.data.parts import Part, cut, open_part
+from mer_export.data.samples import Corpus
 from mer_export.data.spec import DataSpec
 from mer_export.errors import UsageError
 from mer_export.untrusted.stored import Stored, stored_files
@@ -229,6 +232,19 @@ def test_a_dialogue_that_two_blocks_of_a_file_have_is_refused_and_one_of_two_fil
     with pytest.raises(UsageError, match=f"1 of .* blocks .*{twice!r} is there twice"):
         run(place, out, lines, place.rows)
     assert crews[-1].had == [3, last]
+
+
+def test_a_split_is_that_of_all_files_of_which_some_have_none_of_it(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtimes.scale.command.ProcessCrew.hired", scripted({}, []))
+    other = tmp_path / "test.parquet"
+    write_parquet(
+        Corpus({"test": make_samples(2)}, "small", {"labels": ["neutral", "joy", "anger"], "speakers": 3}), other
+    )
+    assert run(place, tmp_path / "out", place.rows, other, split="test")["samples"] == 2
+    with pytest.raises(UsageError, match="no split 'dev' in the data"):
+        run(place, tmp_path / "none", place.rows, other, split="dev")
 
 
 def test_blocks_of_a_file_that_changes_meanwhile_are_refused(
