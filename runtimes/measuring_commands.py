@@ -138,7 +138,7 @@ def bench(
     emit(result, as_json, lambda: pages)
     # A report that failed must not become the baseline that it was held against.
     own = baseline is not None and baseline.resolve() == (bundle / report.path()).resolve()
-    if not (own and found and found.slower):
+    if not (own and found and found.failed):
         report.save(opened)
         write_report(opened)
     if found:
