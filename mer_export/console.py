@@ -5,7 +5,6 @@ Data goes to standard output, progress to standard error.
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import re
@@ -20,7 +19,7 @@ from mer_export import __version__
 from mer_export.agreement.policy import RULES
 from mer_export.cuda import DEVICES
 from mer_export.errors import UsageError
-from mer_export.terminal import outline
+from mer_export.terminal import json_text, outline
 
 log = logging.getLogger("mer")
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.")]
@@ -165,7 +164,7 @@ def say_unless(quiet: bool) -> Callable[[str], None]:
 
 def emit(value: Any, as_json: bool, render: Callable[[], Iterable[str]], err: bool = False) -> None:
     """A result on standard output (or, with `err`, on standard error): as JSON, or as the lines of `render`."""
-    for line in [json.dumps(value, indent=1, default=str)] if as_json else render():
+    for line in [json_text(value)] if as_json else render():
         typer.echo(line, err=err)
 
 
