@@ -65,7 +65,8 @@ from train import commands as train_commands
 from train import data_commands
 
 if TYPE_CHECKING:
-    from mer_export.data.samples import Corpus, Sample
+    from mer_export.contract import Lengths
+    from mer_export.data.samples import Sample
     from mer_export.metrics.tally import ClassTable
     from runtimes.predict.comparison import Comparison, Contender
     from runtimes.predict.evaluate import Answers
@@ -143,7 +144,7 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Metrics and classes of bundles on labelled data; over missing rates they also go into the bundle's report."""
-    from mer_export.data.bundle_data import bundle_corpus
+    from mer_export.data.bundle_data import bundle_corpus, bundle_samples
     from mer_export.data.word_vectors import emotion_table
     from runtimes.pages.evaluation import require_form, write_evaluation
     from runtimes.pipeline import How
@@ -172,16 +173,20 @@ def eval_(
     )
     say = say_unless(quiet)
 
-    def opened(path: Path) -> tuple[Predictor, Corpus]:
+    def opened(path: Path) -> tuple[Predictor, list[Sample], Lengths | None]:
+        """With the lengths of the padded arrays that the samples came from, if any."""
         found = Bundle.open(path, trust)
+        predictor, said = how.predictor(found, say), sets or ()
         with how.encoders(found, say) or nullcontext() as through:
-            corpus = bundle_corpus(found, data, data_format, sets or (), named, outside, through)
-        corpus.split(split)
-        return how.predictor(found, say), corpus
+            if through is not None:
+                read = bundle_samples(found, data, data_format, split, outside, through, said, named)
+                return predictor, read, None
+            corpus = bundle_corpus(found, data, data_format, said, named, outside)
+            return predictor, corpus.split(split), corpus.info.get("arrays", {}).get(split)
 
     first, where = str(bundle[0]), {"split": split, "semantics": semantics}
     if dry_run:
-        plans = {str(p): _previewed(*opened(p), split) for p in bundle}
+        plans = {str(p): _previewed(*opened(p)[:2]) for p in bundle}
         asked: dict[str, Any] = {"data": str(data)} | where
         told = asked | {"bundles": plans} if len(bundle) > 1 else {"bundle": first} | asked | plans[first]
         return emit_plan("eval", told, as_json)
@@ -190,15 +195,14 @@ def eval_(
         sides = []
         for each in bundle:
             with naming(str(each)):
-                sides.append(_contender(*opened(each), split, str(each)))
+                sides.append(_contender(*opened(each)[:2], str(each)))
         result = compare(sides, str(data), split, rounds or 10_000, seed or 0)
         emit(result.model_dump(mode="json"), as_json, result.lines)
     else:
-        predictor, corpus = opened(bundle[0])
+        predictor, samples, arrays = opened(bundle[0])
         with predictor:
             if missing is not None:
-                return _eval_missing(predictor, corpus, split, missing, quiet, as_json)
-            samples = corpus.split(split)
+                return _eval_missing(predictor, samples, arrays, split, missing, quiet, as_json)
             found = _published(predictor, samples, batch) if published else _evaluated(predictor, samples)
         result = {"bundle": first} | where | {"runtime": predictor.backend} | found
         emit(result, as_json, lambda: _metric_lines(result))
@@ -207,14 +211,14 @@ def eval_(
     return None
 
 
-def _previewed(predictor: Predictor, corpus: Corpus, split: str) -> dict[str, Any]:
+def _previewed(predictor: Predictor, samples: list[Sample]) -> dict[str, Any]:
     from runtimes.predict.preview import preview
 
     with predictor:
-        return preview(predictor, corpus.split(split))
+        return preview(predictor, samples)
 
 
-def _contender(predictor: Predictor, corpus: Corpus, split: str, name: str) -> tuple[Contender, Answers]:
+def _contender(predictor: Predictor, samples: list[Sample], name: str) -> tuple[Contender, Answers]:
     from runtimes.predict.comparison import Contender
     from runtimes.predict.evaluate import answers
 
@@ -225,7 +229,7 @@ def _contender(predictor: Predictor, corpus: Corpus, split: str, name: str) -> t
             runtime=predictor.backend,
             precision=predictor.precision,
         )
-        return said, answers(predictor, corpus.split(split))
+        return said, answers(predictor, samples)
 
 
 def _only_torch(runtime: str | None, precision: str | None, goal: str | None, overflow: str, shared: object) -> None:
@@ -276,10 +280,17 @@ def _metric_lines(result: dict[str, Any]) -> list[str]:
     return [*columns(("metric", "value"), metric_rows(result["metrics"])), *class_lines(tables), "", remarks(result)]
 
 
-def _eval_missing(predictor: Predictor, corpus: Corpus, split: str, rates: str, quiet: bool, as_json: bool) -> None:
+def _eval_missing(
+    predictor: Predictor,
+    samples: list[Sample],
+    arrays: Lengths | None,
+    split: str,
+    rates: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     from runtimes.predict import robustness
 
-    samples, arrays = corpus.split(split), corpus.info.get("arrays", {}).get(split)
     report = robustness.run_robustness(
         predictor, samples, robustness.parse_rates(rates), arrays, split, progress_unless(quiet)
     )

@@ -180,13 +180,15 @@ def bundle_samples(
     split: str,
     outside: Iterable[Path] | None = None,
     through: Through | None = None,
+    sets: Sequence[str] = (),
+    labels: Sequence[str] | None = None,
 ) -> list[Sample]:
     """One split of a data set as the bundle reads it, `through` its encoders."""
     if through is None:
-        return bundle_corpus(bundle, path, data_format, outside=outside).split(split)
+        return bundle_corpus(bundle, path, data_format, sets, labels, outside).split(split)
     # Nothing of other splits is encoded.
-    spec = bundle_spec(bundle, path, data_format, outside=outside)
-    return list(stream_samples(path, spec, bundle.manifest.task.labels, split, through))
+    spec = bundle_spec(bundle, path, data_format, sets, outside)
+    return list(stream_samples(path, spec, labels or bundle.manifest.task.labels, split, through))
 
 
 def features_alone(bundle: Bundle, path: Path) -> Through:
