@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from runtimes.predict.comparison import Comparison, Contender
     from runtimes.predict.evaluate import Answers
     from runtimes.predict.predictor import Predictor
+    from runtimes.predict.robustness import Rate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -154,6 +155,7 @@ def eval_(
     if missing is not None and (out or semantics == "batch"):
         other = f"--out {out}" if out else "--semantics batch"
         raise UsageError(f"--missing-rate measures in single semantics, into the bundle's report: leave {other} out")
+    rates = None if missing is None else _rates(missing)
     if out is not None:
         require_form(out)
     shared = emotion_table(emotions)
@@ -201,8 +203,8 @@ def eval_(
     else:
         predictor, samples, arrays = opened(bundle[0])
         with predictor:
-            if missing is not None:
-                return _eval_missing(predictor, samples, arrays, split, missing, quiet, as_json)
+            if rates is not None:
+                return _eval_missing(predictor, samples, arrays, split, rates, quiet, as_json)
             found = _published(predictor, samples, batch) if published else _evaluated(predictor, samples)
         result = {"bundle": first} | where | {"runtime": predictor.backend} | found
         emit(result, as_json, lambda: _metric_lines(result))
@@ -280,20 +282,24 @@ def _metric_lines(result: dict[str, Any]) -> list[str]:
     return [*columns(("metric", "value"), metric_rows(result["metrics"])), *class_lines(tables), "", remarks(result)]
 
 
+def _rates(text: str) -> list[Rate]:
+    from runtimes.predict.robustness import parse_rates
+
+    return parse_rates(text)
+
+
 def _eval_missing(
     predictor: Predictor,
     samples: list[Sample],
     arrays: Lengths | None,
     split: str,
-    rates: str,
+    rates: list[Rate],
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from runtimes.predict import robustness
+    from runtimes.predict.robustness import run_robustness
 
-    report = robustness.run_robustness(
-        predictor, samples, robustness.parse_rates(rates), arrays, split, progress_unless(quiet)
-    )
+    report = run_robustness(predictor, samples, rates, arrays, split, progress_unless(quiet))
     report.save(predictor.bundle)
     emit(report.model_dump(), as_json, lambda: report.page().splitlines())
 

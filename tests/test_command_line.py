@@ -145,6 +145,14 @@ def test_an_option_that_nothing_reads_is_refused(mer: Mer, tmp_path: Path, words
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_missing_rates_that_are_none_are_refused_before_data_are_read(
+    mer: Mer, tmp_path: Path, more: list[str]
+) -> None:
+    code, _, err = mer("eval", BUNDLE, "--data", tmp_path / "nothing", "--missing-rate", "2", *more)
+    assert (code, "--missing-rate 2: write 0.3" in err) == (2, True)
+
+
 def test_a_text_in_another_encoding_is_named_with_the_byte(mer: Mer, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_bytes("well\ncafé\n".encode("cp1252"))
