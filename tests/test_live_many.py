@@ -287,6 +287,10 @@ def test_the_command_answers_standard_input(mer: Mer, monkeypatch: pytest.Monkey
     code, rows, err = run(lines=[said[0] | {"text": [1.0]}, said[0]])
     assert (code, "error" in rows[0], "error" in rows[1]) == (2, True, False)
     assert "1 of 2 lines were not answered" in err
+    monkeypatch.setattr("sys.stdin", None)
+    code, out, err = mer(*words)
+    assert (code, out) == (0, "")
+    assert "answered 0" in err
 
 
 def test_options_of_files_and_of_lines_are_not_mixed(mer: Mer, tmp_path: Path) -> None:
