@@ -199,7 +199,8 @@ def test_data_that_commands_measure_with_go_through_the_encoders(model: Path, cl
 def test_eval_encodes_the_split_that_it_measures_alone(
     mer: Mer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, encoded = tmp_path / "said.jsonl", []
+    data = tmp_path / "said.jsonl"
+    encoded: list[str] = []
     said = {"sentence": "hello there you", "score": 1.0}
     lines = [{"dialogue": s, "split": s, "utterances": [said]} for s in ("train", "test")]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))

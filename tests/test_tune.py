@@ -458,10 +458,11 @@ def test_the_machine_is_asked_what_it_is_where_there_is_a_profile_and_once(
     bundle: Bundle, exported: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
+    there = machine.gpus()
 
     def gpus() -> list[dict[str, str]]:
         asked.append("nvidia-smi")
-        return []
+        return there
 
     monkeypatch.setattr(machine, "gpus", gpus)
     assert list(settings_of(way(), (1, 4)))
