@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from mer_export.untrusted.stored import Stored, stored_files
 from runtimes import BatchWorker
 from runtimes.pipeline import How
 from runtimes.scale.blocks import Answered, Asked, Block, BlockWorker, Died, Event, Record
-from runtimes.scale.desk import checksum
+from runtimes.scale.desk import Desk, checksum
 from runtimes.scale.ledger import Ledger, Request
 
 
@@ -121,6 +122,12 @@ def test_files_at_an_address_are_answered_as_those_of_a_path(place: Place, addre
 # A run that goes on
 
 
+@cache
+def desk(bundle: Path, how: How) -> Desk:
+    """What workers of all runs here answer with, opened once."""
+    return Desk(bundle, how)
+
+
 @dataclass
 class Scripted:
     """A crew of one that dies at the blocks it is told, as often as it is told."""
@@ -131,7 +138,7 @@ class Scripted:
 
     def __post_init__(self) -> None:
         self.worker = BlockWorker(self.asked)
-        self.worker.begin()
+        self.worker.desk = desk(self.asked.bundle, self.asked.how)
         self.free = 1
 
     def give(self, block: Block) -> None:
