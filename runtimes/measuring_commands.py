@@ -77,13 +77,15 @@ def parity(
     if dry_run:
         plan = {"bundle": str(bundle), "data": str(data), "split": split}
         return emit_plan("parity", plan | checks.preview(opened, samples, ways, strict_features), as_json)
+    # Before anything is measured, which one that cannot be read would cost.
+    earlier = ParityReport.load(opened) if runtime or device or precision else None
     report = checks.run_parity(
         *(opened, samples, policy, ways, threads),
         source=f"{data.name}, {split}",
         progress=progress_unless(quiet),
         strict_features=strict_features,
     )
-    report.beside(ParityReport.load(opened) if runtime or device or precision else None, opened).save(opened)
+    report.beside(earlier, opened).save(opened)
     write_report(opened)
     emit(report.model_dump(mode="json"), as_json, lambda: [report.page()])
     checks.require(report, strict)
