@@ -50,6 +50,7 @@ from mer_export.console import (
     Threads,
     Trust,
     Verbose,
+    drawing,
     emit,
     emit_plan,
     refuse_without,
@@ -336,11 +337,13 @@ def experiment(
         trained = [j.title for jobs in planned.rounds for j in jobs]
         said = {"out": str(out), "title": planned.title, "trained": trained, "cells": len(planned.cells), **plans}
         return emit_plan("experiment", said, as_json)
+    from mer_export.experiment import RESULT
     from runtimes.pages.experiment import write_experiment
     from train.experiments.run import run
 
     result = run(planned, data, out, progress_unless(quiet), jobs, force)
-    write_experiment(result, out)
+    with drawing(out / f"{RESULT}.html"):
+        write_experiment(result, out)
     emit(result.model_dump(mode="json"), as_json, lambda: result.markdown().splitlines())
     result.refuse_gaps()
     return None

@@ -9,7 +9,8 @@ import logging
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ import typer
 from mer_export import __version__
 from mer_export.agreement.policy import RULES
 from mer_export.cuda import DEVICES
-from mer_export.errors import UsageError
+from mer_export.errors import NotAvailableError, UsageError
 from mer_export.terminal import json_text, outline
 
 log = logging.getLogger("mer")
@@ -155,6 +156,15 @@ def refuse_without(owner: str, given: bool, options: Mapping[str, object]) -> No
     for name, value in options.items():
         if value is not None and not given:
             raise UsageError(f"{name} is of {owner}, which is not there: leave {name} out, or pass {owner} too")
+
+
+@contextmanager
+def drawing(page: Path) -> Iterator[None]:
+    """Writes a page inside the block; where what draws it is not installed, says so: results do not depend on it."""
+    try:
+        yield
+    except NotAvailableError as error:
+        typer.echo(f"{page} is not written: {error}", err=True)
 
 
 def say_unless(quiet: bool) -> Callable[[str], None]:

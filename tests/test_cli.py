@@ -17,6 +17,7 @@ from conftest import Mer
 import cli
 from mer_export.bundle import Bundle
 from mer_export.data.open import open_corpus
+from mer_export.errors import NotAvailableError
 from runtimes.speed import bench
 
 SMALL = ["--set", "epochs=2", "--set", "model.buckets=[8, 33]"]
@@ -145,6 +146,10 @@ def test_parity_and_bench_write_their_reports(mer: Mer, work: Path, bundle: Path
     assert err.splitlines()[-1].startswith("mer: parity failed")
 
 
+def missing(*_: object) -> str:
+    raise NotAvailableError("jinja2 is not installed")
+
+
 @pytest.mark.usefixtures("warm")
 def test_a_benchmark_slower_than_its_baseline_ends_with_4(
     mer: Mer, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -165,6 +170,13 @@ def test_a_benchmark_slower_than_its_baseline_ends_with_4(
     assert "50% slower, allowed are 10%" in err
     assert any(r["slower"] for r in json.loads(out)["against"]["rows"])
     assert own.read_bytes() == before
+    # What draws the page need not be there.
+    earlier = tmp_path / "earlier.json"
+    earlier.write_bytes(before)
+    monkeypatch.setattr("runtimes.pages.report.render", missing)
+    code, out, err = mer("bench", bundle, "--baseline", earlier, "--quiet")
+    assert (code, "x eager before" in out) == (4, True)
+    assert "report.html is not written: jinja2 is not installed" in err
 
 
 def test_buckets_are_planned_from_the_lengths_of_data(mer: Mer, work: Path, bundle: Path) -> None:
