@@ -18,6 +18,8 @@ from benchmarks.choice import judge
 from mer_export import machine
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
+from mer_export.contract import Contract
+from mer_export.data.samples import Sample
 from mer_export.errors import BundleError, UsageError
 from runtimes import BatchWorker
 from runtimes.backends.session import SessionOptions
@@ -35,7 +37,7 @@ from runtimes.speed import settings as spread
 from runtimes.speed import tune
 from runtimes.speed.products import products, slower
 from runtimes.speed.settings import first_look, near_best, settings_of, worth_widening
-from runtimes.speed.timing import PAUSE, Clock
+from runtimes.speed.timing import PAUSE, Clock, Deadline
 
 HERE = SessionOptions()
 
@@ -248,6 +250,22 @@ def test_what_is_far_from_the_best_at_a_first_look_is_named(bundle: Bundle, monk
     best = {choose(found, Goal(kind)).way.backend for kind in ("latency", "throughput")}
     assert {e.way.backend for e in found.entries if e.way.workers == 2} <= best | {"openvino", "onnxruntime"}
     assert {why for name, why in found.not_run if "2 workers" in name} == {tune.FAR}
+
+
+def test_large_data_are_looked_through_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, lengths = make_samples(8), Sample.lengths
+    looked: list[str] = []
+
+    def counted(sample: Sample, contract: Contract) -> dict[str, int]:
+        looked.append(sample.id)
+        return lengths(sample, contract)
+
+    monkeypatch.setattr(Sample, "lengths", counted)
+    tuning = tune.Tuning(bundle, samples, "", (1,), tune._ways(bundle, None), Deadline(1.0))
+    for _ in range(3):
+        assert tuning.profile().entries == []
+        assert tuning.fitting(tuning.buckets[0])
+    assert len(looked) <= 2 * len(samples)
 
 
 def test_a_choice_is_judged_by_the_times_of_another_run() -> None:
