@@ -82,6 +82,8 @@ def test_part_of_a_dialogue_is_refused_where_the_model_reads_dialogues(place: Pl
         worker(table.slice(2))
     with pytest.raises(UsageError, match="without dialogue"):
         worker({"utterance": ["a"]})
+    with pytest.raises(UsageError, match="columns: audio holds vectors of several widths in one cell"):
+        worker({"dialogue": ["d"], "utterance": ["u"], "audio": [[[1.0], [1.0, 2.0]]]})
 
 
 # Parts of files

@@ -177,7 +177,7 @@ def _plain(table: Any) -> Any:
         if arrow.types.is_dictionary(kind):
             table = table.set_column(place, column.name, table[column.name].cast(kind.value_type))
         elif (arrow.types.is_large_list(kind) or arrow.types.is_fixed_size_list(kind)) or _nested(arrow, kind):
-            cells = [_flat(cell) for cell in table[column.name].to_pylist()]
+            cells = [_flat(cell, column.name) for cell in table[column.name].to_pylist()]
             table = table.set_column(place, column.name, arrow.array(cells))
     return table
 
@@ -186,8 +186,11 @@ def _nested(arrow: Any, kind: Any) -> bool:
     return bool(arrow.types.is_list(kind) and arrow.types.is_nested(kind.value_type))
 
 
-def _flat(cell: Any) -> Any:
-    return None if cell is None else np.asarray(cell).ravel()
+def _flat(cell: Any, name: str) -> Any:
+    try:
+        return None if cell is None else np.asarray(cell).ravel()
+    except ValueError:
+        raise InputError(f"{WHERE}: {name} holds vectors of several widths in one cell: give them one width") from None
 
 
 def _as_given(table: Any, given: Any) -> Any:
