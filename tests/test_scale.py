@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -82,8 +83,16 @@ def test_part_of_a_dialogue_is_refused_where_the_model_reads_dialogues(place: Pl
         worker(table.slice(2))
     with pytest.raises(UsageError, match="without dialogue"):
         worker({"utterance": ["a"]})
+
+
+def test_vectors_of_another_width_are_refused_and_not_cut_anew(worker: BatchWorker) -> None:
+    own = {"dialogue": ["d"], "utterance": ["u"]}
     with pytest.raises(UsageError, match="columns: audio holds vectors of several widths in one cell"):
-        worker({"dialogue": ["d"], "utterance": ["u"], "audio": [[[1.0], [1.0, 2.0]]]})
+        worker(own | {"audio": [[[1.0], [1.0, 2.0]]]})
+    # As many numbers as one vector of the model.
+    for halves in ([[1.0] * 4, [2.0] * 4], np.ones((2, 4), np.float32)):
+        with pytest.raises(UsageError, match="columns: audio has vectors of width 4, they are read in width 8"):
+            worker(own | {"audio": [halves]})
 
 
 # Parts of files
