@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.data.dialogues import IMAGES, MODALITIES, READY, Dialogue, Recording, Utterance, ready_array
+from mer_export.data.dialogues import IMAGES, MODALITIES, READY, Dialogue, Recording, Utterance, ready_array, speaker_of
 from mer_export.data.formats.parquet import layout
 from mer_export.data.media.faces import FaceImages
 from mer_export.data.spec import DataSpec
@@ -117,7 +117,7 @@ class RowReader:
         labels = row.get("labels")
         return Utterance(
             id=str(row["utterance"]),
-            speaker=row["speaker"],
+            speaker=speaker_of(row["speaker"]),
             speaker_name=row.get("speaker_name"),
             label=row["label"],
             score=row.get("score"),
