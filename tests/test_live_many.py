@@ -202,6 +202,15 @@ def test_a_dialogue_goes_on_after_a_restart_as_if_nothing_had_been(
     assert sum(1 for _ in tmp_path.glob("crowded/*/*.npz")) == 4
 
 
+def test_what_another_process_heard_of_a_stored_dialogue_is_heard(
+    case: Case, predictor: Predictor, tmp_path: Path
+) -> None:
+    said = spoken(case, ["a"] * 5)
+    two = [Dialogues(state=Folder(tmp_path, case.bundle)) for _ in range(2)]
+    found = [row for n, line in enumerate(said) for row in answered(predictor, two[n % 2], [line])]
+    assert found == answered(predictor, Dialogues(), said)
+
+
 def test_a_stored_dialogue_that_is_damaged_or_of_another_model_is_refused(
     case: Case, predictor: Predictor, tmp_path: Path
 ) -> None:
