@@ -312,6 +312,22 @@ def test_everything_exported_is_timed_and_the_best_again(bundle: Bundle) -> None
     assert "throughput: " in found.page()
 
 
+@pytest.mark.parametrize("version", ["max", "limit_in_bytes"])
+def test_free_memory_is_what_a_container_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    limit, used, parts, prefix = next(own for own in machine.LIMITS if own[0].endswith(version))
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    whole = machine.available_bytes()
+    said = f"{prefix}inactive_file 300\n{prefix}active_file 50\n{prefix}anon 4000\n"
+    for name, content in ((limit, "10000\n"), (used, "5000\n"), (parts, said)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert machine.available_bytes() == 5350
+    (tmp_path / limit).write_text("max\n" if version == "max" else "9223372036854771712\n")
+    assert machine.available_bytes() == pytest.approx(whole, rel=0.2)
+
+
 def test_memory_for_one_session_at_a_time_times_the_same_ways(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
     original = tune.Tuning._time
