@@ -96,7 +96,7 @@ CASES = {
             Bucket(text_len=32, audio_len=192, vision_len=256),
             Bucket(text_len=50, audio_len=375, vision_len=500),
         ),
-        ("openvino bf16", "openvino int8"),
+        ("onnxruntime int8", "openvino bf16", "openvino int8"),
         rounds=2,
     ),
     "tab": Case(
@@ -105,7 +105,7 @@ CASES = {
         320,
         20,
         (),
-        ("openvino int8",),
+        ("onnxruntime int8", "openvino int8"),
         rounds=1,
         settings={"audio_len": 120, "text_len": 14},
     ),

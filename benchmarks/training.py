@@ -2,10 +2,10 @@
 
     python3 -m benchmarks.training --out benchmarks/results [--recipe cmerc/meld]
 
-Whole epochs on synthetic data as wide as the real ones, networks and batches as published, interleaved: ours, the
-authors' (`authors_training`) on the same items from the same weights, and ours with each way to save some of it. A way
-that a recipe forbids (`group_by_length` where the protocol says what a batch holds) is left out. Before that, one epoch
-of both without dropout: their mean losses. Writes `training-1thread.json` and `.md`.
+Whole epochs on synthetic data as wide as the real ones, networks and batches as published, interleaved, each way in a
+process of its own: ours, the authors' (`authors_training`) on the same items from the same weights, and ours with each
+way to save some of it. A way that a recipe forbids (`group_by_length` where the protocol says what a batch holds) is
+left out. Before that, one epoch of both without dropout: their mean losses. Writes `training-1thread.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import argparse
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
@@ -30,6 +32,7 @@ from mer_export import registry
 from mer_export.data.synthetic import synthesise
 from mer_export.errors import UsageError
 from mer_export.markdown import table
+from runtimes.speed import timing
 from runtimes.speed.timing import interleave, ratio
 from train import devices, loop
 from train.batches import feed
@@ -37,43 +40,6 @@ from train.config import load_preset
 from train.prepared import prepare
 from train.seeds import seed_everything
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """A published recipe, the data set that is made up for it, how many items of it, and what is changed.
-
-    Of a `large` network there is memory for ours, once or twice more, and the authors' alone.
-    """
-
-    dataset: str
-    items: int
-    changed: tuple[str, ...] = ()
-    large: bool = False
-
-
-RANDOM = "protocol.text_encoder=random"
-RECIPES = {
-    "cmerc/meld": Recipe("meld", 120),
-    "cmerc/meld, single semantics": Recipe("meld", 120, ("protocol.semantics=single",)),
-    "cmerc/iemocap": Recipe("iemocap", 20),
-    "mtee/mosei": Recipe("mosei_emo", 300),
-    "emt/mosi": Recipe("mosi", 60, (RANDOM, "protocol.accumulate=1")),
-    "mult/mosi": Recipe("mosi", 20, (RANDOM,)),
-    "tfr_net/mosi": Recipe("mosi", 20, (RANDOM,)),
-    "tab/iemocap": Recipe("iemocap", 24, (RANDOM, "protocol.audio_encoder=random"), large=True),
-    "facialmmt/meld_fusion": Recipe(
-        "meld",
-        6,
-        (
-            RANDOM,
-            "model.audio_len=300",
-            "model.vision_len=100",
-            "model.buckets=[{text_len: 512, audio_len: 300, vision_len: 100}]",
-        ),
-        large=True,
-    ),
-}
-"""Encoders have random weights, which cost what trained ones do."""
 OURS, AUTHORS, GIVEN_BACK = "as it is", "the authors' loop", "memory given back after each step"
 FAST = "dropout drawn fast"
 FROZEN = "frozen encoders without dropout"
@@ -85,6 +51,44 @@ WAYS: dict[str, tuple[str, ...]] = {
     FAST: ("fast_dropout=true",),
     FROZEN: ("protocol.freeze.dropout=false",),
 }
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A published recipe, the data set that is made up for it, how many items of it, and what is changed.
+
+    Of a large network there is memory for some of the `ways` alone.
+    """
+
+    dataset: str
+    items: int
+    changed: tuple[str, ...] = ()
+    ways: tuple[str, ...] = tuple(WAYS)
+
+
+RANDOM = "protocol.text_encoder=random"
+RECIPES = {
+    "cmerc/meld": Recipe("meld", 120),
+    "cmerc/meld, single semantics": Recipe("meld", 120, ("protocol.semantics=single",)),
+    "cmerc/iemocap": Recipe("iemocap", 20),
+    "mtee/mosei": Recipe("mosei_emo", 300),
+    "emt/mosi": Recipe("mosi", 60, (RANDOM, "protocol.accumulate=1")),
+    "mult/mosi": Recipe("mosi", 20, (RANDOM,)),
+    "tfr_net/mosi": Recipe("mosi", 20, (RANDOM,)),
+    "tab/iemocap": Recipe("iemocap", 24, (RANDOM, "protocol.audio_encoder=random"), (OURS, FAST, FROZEN)),
+    "facialmmt/meld_fusion": Recipe(
+        "meld",
+        6,
+        (
+            RANDOM,
+            "model.audio_len=300",
+            "model.vision_len=100",
+            "model.buckets=[{text_len: 512, audio_len: 300, vision_len: 100}]",
+        ),
+        (OURS,),
+    ),
+}
+"""Encoders have random weights, which cost what trained ones do."""
 LATE = 30
 """An epoch in which every curriculum has come to all items."""
 PARTS = ("waiting", "forward", "backward")
@@ -116,25 +120,24 @@ def main(arguments: list[str] | None = None) -> None:
 def measure(name: str, rounds: int) -> dict[str, Any]:
     """Seconds of CPU time of an epoch in each way, how many times faster than two of them, and the parts of a step."""
     recipe, preset = RECIPES[name], name.partition(",")[0]
-    epochs: dict[str, Epochs] = {}
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         data = Path(folder) / "data"
         synthesise(preset.partition("/")[0], recipe.dataset, data, recipe.items)
-        for way in (OURS, FAST, FROZEN) if recipe.large else WAYS:
-            # A recipe forbids some of the ways, but itself never.
-            with contextlib.suppress(*([] if way == OURS else [UsageError])):
-                epochs[way] = Epochs(preset, data, (*recipe.changed, *WAYS[way]), way == GIVEN_BACK)
-        ours = epochs[OURS]
-        authors = TheirEpochs(ours)
-        losses, seconds = _without_dropout(ours, authors)
-        parts = ours.shares()
+
+        def started(way: str) -> Apart:
+            return stack.enter_context(contextlib.closing(Apart(preset, data, recipe.changed, way)))
+
+        with contextlib.closing(Apart(preset, data, recipe.changed, AUTHORS)) as first:
+            losses, seconds = first.ask("losses")
         output.say(f"{name}: mean losses {losses}, an epoch of the authors takes {seconds:.1f} s")
+        ways = {AUTHORS: started(AUTHORS), OURS: started(OURS)}
+        parts = ways[OURS].ask("shares")
+        for way in (w for w in recipe.ways if w != OURS):
+            # A recipe forbids some of the ways, but itself never.
+            with contextlib.suppress(UsageError):
+                ways[way] = started(way)
         rounds = min(rounds, FEW) if seconds > LONG else rounds
-        for way in (w for w in epochs if w != OURS):
-            # The other two have trained already: the first steps of each wait for memory.
-            epochs[way]()
-        turns = interleave({AUTHORS: authors, **epochs}, rounds)
+        turns = interleave({way: partial(own.ask, "epoch") for way, own in ways.items()}, rounds, clock=Reported())
     return {
         "step_shares": parts,
         "mean_losses": losses,
@@ -150,10 +153,68 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     }
 
 
+class Reported(timing.Clock):
+    """The times that a call says of itself."""
+
+    def time(self, call: timing.Call) -> tuple[float, float]:
+        return cast("tuple[float, float]", call())
+
+
+class Apart:
+    """One way to train, in a process of its own: what a run keeps in memory is no other's to find."""
+
+    def __init__(self, preset: str, data: Path, changed: tuple[str, ...], way: str):
+        """Raises UsageError where the recipe forbids it."""
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, preset, data, changed, way), daemon=True)
+        self._process.start()
+        theirs.close()
+        if (problem := self._pipe.recv()) is not None:
+            self._process.join()
+            raise UsageError(problem)
+
+    def ask(self, what: str) -> Any:
+        """Lets it do something, and gives what comes of it; raises EOFError where it died."""
+        self._pipe.send(what)
+        return self._pipe.recv()
+
+    def close(self) -> None:
+        """Ends the process."""
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
+        self._process.join()
+
+
+def _serve(pipe: Any, preset: str, data: Path, changed: tuple[str, ...], way: str) -> None:
+    """Makes a way ready and does what it is asked until that is None."""
+    torch.set_num_threads(1)
+    try:
+        epochs = Epochs(preset, data, (*changed, *WAYS.get(way, ())))
+    except UsageError as error:
+        pipe.send(str(error))
+        return
+    authors = TheirEpochs(epochs) if way == AUTHORS else None
+    does: dict[str, Callable[[], Any]] = {
+        "losses": lambda: _without_dropout(epochs, authors or TheirEpochs(epochs)),
+        "shares": epochs.shares,
+        "epoch": lambda: timing.MACHINE.time(authors or epochs),
+    }
+    pipe.send(None)
+    kept = patch.object(devices, "kept_between_steps", contextlib.nullcontext)
+    # All epochs of a run are one block.
+    with (
+        kept if way == GIVEN_BACK else contextlib.nullcontext(),
+        epochs.computing() if authors is None else contextlib.nullcontext(),
+    ):
+        while (asked := pipe.recv()) is not None:
+            pipe.send(does[asked]())
+
+
 class Epochs:
     """Called, trains one epoch more and gives the mean of its losses."""
 
-    def __init__(self, preset: str, data: Path, sets: tuple[str, ...], given_back: bool = False):
+    def __init__(self, preset: str, data: Path, sets: tuple[str, ...]):
         tokenizer = [f"data.tokenizer={data / 'tokenizer'}"] * (data / "tokenizer").is_dir()
         self.config = load_preset(preset, ["device=cpu", "precision=fp32", "threads=1", *tokenizer, *sets])
         prepared = prepare(self.config, data, draws_weights=True)
@@ -170,14 +231,12 @@ class Epochs:
             prepared.accelerator,
             difficulty,
         )
-        self.given_back = given_back
 
     def __call__(self) -> float:
-        kept = patch.object(devices, "kept_between_steps", contextlib.nullcontext)
-        with kept if self.given_back else contextlib.nullcontext(), self.computing():
-            return float(self.phase.epoch(LATE)["train"]["total"])
+        return float(self.phase.epoch(LATE)["train"]["total"])
 
     def computing(self) -> contextlib.AbstractContextManager[None]:
+        """As a run computes."""
         return devices.computing(self.config, self.phase.accelerator.device)
 
     def shares(self) -> dict[str, float]:
@@ -208,7 +267,8 @@ def _without_dropout(ours: Epochs, authors: TheirEpochs) -> tuple[dict[str, floa
     """The mean losses of an epoch of both, and the seconds of the authors'."""
     found = {}
     with no_dropout(ours.model), no_dropout(authors.model):
-        found["ours"] = ours()
+        with ours.computing():
+            found["ours"] = ours()
         began = time.perf_counter()
         found["authors"] = authors()
         return found, time.perf_counter() - began
@@ -255,10 +315,11 @@ def markdown(found: dict[str, Any]) -> str:
             output.where(found["machine"], 1),
             "Epochs of synthetic data as wide as the real ones, networks and batches as published, encoders with "
             "random weights. The authors' loop is written again from their public code, with the same weights: items "
-            "padded when a step asks for them, networks in their form, PyTorch's optimisers. CPU time, interleaved. "
+            "padded when a step asks for them, networks in their form, PyTorch's optimisers. CPU time, interleaved, "
+            "each way in a process of its own and after an epoch that is not timed. "
             "`losses differ`: the mean losses of a first epoch without dropout, relative. Parts of the time of an "
             "epoch of ours; the rest is the optimiser, clipping and what is random. The last columns are times faster "
-            "than ours as it is: below 1 is slower. All are timed after an epoch of their own.",
+            "than ours as it is: below 1 is slower.",
             "",
             *table((*head, *list(WAYS)[1:]), rows),
             "",

@@ -112,15 +112,18 @@ def from_files(case: str, *ways: tuple[str, str]) -> list[float]:
 
 
 def from_files_as_typed() -> tuple[float, ...]:
-    typed, int8 = (("", "first"), ("", "again")), {"mtee": "onnxruntime int8", "cmerc": "onnxruntime int8"}
-    cases = ("cmerc", "mtee", "emt", "facialmmt", "tab")
-    return tuple(f for c in cases for f in from_files(c, *typed, (int8.get(c, "openvino int8"), "again")))
+    figures: list[float] = []
+    for case in ("cmerc", "mtee", "emt", "facialmmt", "tab"):
+        ways = found("end_to_end")["cases"][case]["rounds"]
+        int8 = from_files(case, *((w, "again") for w in ways if w in ("onnxruntime int8", "openvino int8")))
+        figures += [*from_files(case, ("", "first"), ("", "again")), max(int8)]
+    return tuple(figures)
 
 
 def trained() -> tuple[float, ...]:
     """Times faster than the authors' training loops."""
     recipes = found("training-1thread")["recipes"]
-    shown = ("cmerc/meld", "cmerc/iemocap", "mtee/mosei", "emt/mosi")
+    shown = ("cmerc/meld", "cmerc/iemocap", "mtee/mosei", "emt/mosi", "tfr_net/mosi", "mult/mosi", "tab/iemocap")
     return tuple(recipes[r]["ways"]["as it is"]["times_authors"]["median"] for r in shown)
 
 
@@ -156,7 +159,11 @@ SENTENCES: tuple[tuple[str, Callable[[], tuple[float, ...]]], ...] = (
         "({:.1f}), `tab` {:.1f} and {:.1f} ({:.1f})",
         from_files_as_typed,
     ),
-    ("`cmerc` {:.1f} times faster on MELD and {:.0f} on IEMOCAP, `mtee` {:.1f}, `emt` {:.1f}", trained),
+    (
+        "`cmerc` {:.1f} times faster on MELD and {:.0f} on IEMOCAP, `mtee` {:.1f}, `emt` {:.1f}, `tfr_net` {:.1f}, `mult` "
+        "{:.1f}, `tab` {:.1f}",
+        trained,
+    ),
 )
 """What README says, and the figures that stand in it."""
 
