@@ -31,6 +31,7 @@ from mer_export.console import (
     Threads,
     Trust,
     Verbose,
+    drawing,
     emit,
     emit_plan,
     refuse_without,
@@ -66,7 +67,7 @@ def parity(
     from mer_export.agreement.policy import Policy
     from runtimes.backends.way import find_ways, only
     from runtimes.features.completed import split_samples
-    from runtimes.pages.report import write_report
+    from runtimes.pages.report import REPORT, write_report
     from runtimes.parity import run as checks
     from runtimes.parity.report import ParityReport
 
@@ -90,7 +91,8 @@ def parity(
     # As it is now: another run may have written what it found meanwhile.
     opened = Bundle.open(bundle, trust)
     report.beside(ParityReport.load(opened) if part else None, opened).save(opened)
-    write_report(opened)
+    with drawing(bundle / REPORT):
+        write_report(opened)
     emit(report.model_dump(mode="json"), as_json, lambda: [report.page()])
     checks.require(report, strict)
     return None
@@ -122,7 +124,7 @@ def bench(
     """How fast are all variants, interleaved in one run, against eager PyTorch?"""
     from runtimes.backends.way import find_graphs, find_ways
     from runtimes.features.completed import split_samples
-    from runtimes.pages.report import write_report
+    from runtimes.pages.report import REPORT, write_report
     from runtimes.speed import bench as benchmark
     from runtimes.speed import regression
 
@@ -144,9 +146,10 @@ def bench(
     emit(result, as_json, lambda: pages)
     # A report that failed must not become the baseline that it was held against.
     own = baseline is not None and baseline.resolve() == (bundle / report.path()).resolve()
-    if not (own and found and found.slower):
+    if not (own and found and found.failed):
         report.save(opened)
-        write_report(opened)
+        with drawing(bundle / REPORT):
+            write_report(opened)
     if found:
         regression.require(found)
     return None

@@ -30,6 +30,7 @@ from benchmarks.small_encoders import save_folder  # noqa: E402
 from mer_export.bucket import Bucket  # noqa: E402
 from mer_export.bundle import Bundle, FeatureStatistics  # noqa: E402
 from mer_export.data.bundle_data import bundle_corpus, bundle_spec, features_alone  # noqa: E402
+from mer_export.data.dialogues import Utterance  # noqa: E402
 from mer_export.data.open import said_extractors  # noqa: E402
 from mer_export.data.parts import cut, open_part  # noqa: E402
 from mer_export.data.spec import DataSpec  # noqa: E402
@@ -40,7 +41,8 @@ from mer_export.exporters import export_variant  # noqa: E402
 from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder  # noqa: E402
 from mer_export.untrusted.stored import stored_files  # noqa: E402
 from runtimes.backends.way import find_ways  # noqa: E402
-from runtimes.features.completed import split_samples  # noqa: E402
+from runtimes.features.completed import Completion, split_samples  # noqa: E402
+from runtimes.features.encoded import Outcome  # noqa: E402
 from runtimes.pages.report import write_report  # noqa: E402
 from runtimes.pipeline import How  # noqa: E402
 from runtimes.predict.machine_profile import Goal, choose  # noqa: E402
@@ -192,6 +194,27 @@ def test_data_that_commands_measure_with_go_through_the_encoders(model: Path, cl
         ["audio"],
         ["text"],
     ]
+
+
+def test_eval_encodes_the_split_that_it_measures_alone(
+    mer: Mer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "said.jsonl"
+    encoded: list[str] = []
+    said = {"sentence": "hello there you", "score": 1.0}
+    lines = [{"dialogue": s, "split": s, "utterances": [said]} for s in ("train", "test")]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    encode = Completion._with
+
+    def noted(self: Completion, utterance: Utterance, outcome: Outcome) -> Utterance:
+        encoded.append(utterance.id)
+        return encode(self, utterance, outcome)
+
+    monkeypatch.setattr(Completion, "_with", noted)
+    code, out, err = mer("eval", model, "--data", data, "--json")
+    assert code == 0, err
+    assert json.loads(out)["units"] == 1
+    assert encoded == ["test/0"]
 
 
 def test_a_command_that_runs_no_encoder_says_how_the_features_are_made(model: Path, clips: Path) -> None:

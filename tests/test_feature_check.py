@@ -22,7 +22,7 @@ from mer_export.bundle import Bundle, FeatureStatistics
 from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.feature_check import FEW, FeatureCheck, extractor_problem
 from mer_export.data.missing import incomplete
-from mer_export.data.open import open_corpus
+from mer_export.data.open import open_corpus, said_extractors
 from mer_export.data.samples import Sample
 from mer_export.data.spec import DataSpec, Extractor
 from mer_export.errors import InputError, UsageError
@@ -267,3 +267,6 @@ def test_a_table_and_parquet_keep_their_extractors(tmp_path: Path) -> None:
     again = open_corpus(tmp_path / "d.parquet")
     assert again.info["extractors"] == {"text": Extractor(name="minilm")}
     assert DataSpec.model_validate({"extractors": {"text": "minilm"}}).extractors == again.info["extractors"]
+    # What a table says of them it says without its rows.
+    (tmp_path / "table.yaml").write_text("{table: gone.csv, dialogue: d, extractors: {text: minilm}}")
+    assert said_extractors(tmp_path, DataSpec()) == again.info["extractors"]

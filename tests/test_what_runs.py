@@ -313,7 +313,9 @@ def test_parity_and_bench_take_one_runtime(mer: Mer, bundle: Path) -> None:
         assert (code, "no runtime 'abacus'" in err) == (2, True)
 
 
-def test_parity_of_one_runtime_keeps_what_is_known_of_the_others(mer: Mer, bundle: Path) -> None:
+def test_parity_of_one_runtime_keeps_what_is_known_of_the_others(
+    mer: Mer, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for runtime in ("openvino", "onnxruntime"):
         ok(mer, "parity", bundle, "--data", DIALOGUES, "--runtime", runtime, "--quiet")
     opened = Bundle.open(bundle)
@@ -334,6 +336,11 @@ def test_parity_of_one_runtime_keeps_what_is_known_of_the_others(mer: Mer, bundl
     kept = [c.variant for c in report.ran if c.earlier]
     assert "onnx-fp32-utterances8-bdynamic" in kept
     assert "onnx-fp32-utterances4-bdynamic" not in kept
+    with Bundle.open(bundle).commit() as change:
+        change.write(ParityReport.path(), "{}")
+    monkeypatch.setattr("runtimes.parity.run.run_parity", lambda *_, **__: pytest.fail("measured for nothing"))
+    code, _, err = mer("parity", bundle, "--data", DIALOGUES, "--runtime", "onnxruntime", "--quiet")
+    assert (code, "run mer parity again" in err) == (6, True)
 
 
 def work(progress: Progress) -> None:
