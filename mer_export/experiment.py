@@ -178,9 +178,12 @@ class ExperimentResult(Strict):
     def areas(self) -> list[Row]:
         """The area under the mean of each metric over the rates: one line per model and the rest of its cell.
 
-        Empty where there is no axis of rates, or not every rate from 0 in equal steps was measured.
+        Empty where there is no axis of rates, or these do not rise from 0 in equal steps. A model of which a rate that
+        is known of others was not measured, or failed, has no area: over fewer rates it would be another number.
         """
         axis = self.table.area
+        places = [cell.cell for cell in self.trained] + [cell.cell for cell in self.failed]
+        known = {float(place[axis]) for place in places} if axis else set()
         groups: dict[tuple[str, tuple[tuple[str, str], ...]], dict[float, Row]] = {}
         for row in self.rows if axis else ():
             rest = tuple((a, v) for a, v in row.cell.items() if a != axis)
@@ -188,7 +191,7 @@ class ExperimentResult(Strict):
         return [
             Row(model, dict(rest), min(r.runs for r in rates.values()), _areas(rates, self.table.metrics))
             for (model, rest), rates in groups.items()
-            if _step(sorted(rates)) is not None
+            if rates.keys() == known and _step(sorted(rates)) is not None
         ]
 
     def markdown(self) -> str:

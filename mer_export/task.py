@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from mer_export.contract import Contract, Table
+from mer_export.errors import UsageError
 from mer_export.metrics import FAMILIES, Family
 
 orjson: Any = None
@@ -16,6 +17,12 @@ with suppress(ImportError):
     import orjson
 
 THRESHOLD = 0.5
+LABELLED = {
+    "classification": "classes (data.label)",
+    "multilabel": "label sets (data.label_columns) or classes (data.label)",
+    "regression": "scores (data.score)",
+}
+"""What a task is trained and measured by, by its kind."""
 
 
 class Task(BaseModel):
@@ -86,6 +93,19 @@ class Task(BaseModel):
         """Which units (first axis) are labelled."""
         return known_units(labels)
 
+    def refuse_others(self, labels: np.ndarray, where: str) -> None:
+        """Raises UsageError, which begins with `where`, for known labels of another kind: a class is no score."""
+        if not self.decides:
+            return
+        if labels.ndim == 2:
+            fits = self.kind != "regression" and labels.shape[1] == len(self.labels)
+        else:
+            fits = (labels.dtype.kind == "f") == (self.kind == "regression")
+        if not fits and len(labels) and self.known(labels).any():
+            sets = f"sets of {labels.shape[-1]} labels" if labels.ndim == 2 else None
+            given = sets or ("scores" if labels.dtype.kind == "f" else "classes")
+            raise UsageError(f"{where}: the data have {given}, a {self.kind} goes by {LABELLED[self.kind]}")
+
     def truth(self, labels: np.ndarray) -> np.ndarray:
         """What is true of labelled units, in the form of `decide`: class index, or 1 and 0 for each label."""
         if self.kind == "regression":
@@ -133,6 +153,7 @@ class Task(BaseModel):
 
     def gold(self, labels: np.ndarray) -> list[str | float | tuple[str, ...] | None]:
         """What is true of each unit, in words: a class, a score, or the labels that hold; None where it is unknown."""
+        self.refuse_others(labels, "gold")
         known = self.known(labels)
         found: list[str | float | tuple[str, ...] | None] = [None] * len(labels)
         for place, own in zip(np.flatnonzero(known), labels[known], strict=True):

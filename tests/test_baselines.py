@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from mer_export import registry
 from mer_export.data.samples import Sample
 from mer_export.data.synthetic import synthesise
-from mer_export.errors import NotAvailableError, UsageError
+from mer_export.errors import InputError, NotAvailableError, UsageError
 from mer_export.experiment import ExperimentResult, TableSpec, Trained
 from mer_export.metrics.measure import measure
 from mer_export.progress import SILENT
@@ -160,6 +161,20 @@ def test_token_ids_alone_are_no_input_of_a_baseline():
     contract = system.contract(system.parse({"variant": "lhs"}))
     with pytest.raises(UsageError, match="a baseline reads vectors and sequences of them, of "):
         Reader(contract, TASKS["classification"], [])
+
+
+def test_a_split_without_labels_is_named_and_not_measured():
+    reader = Reader(contract_of_clips(), TASKS["classification"], clips(TASKS["classification"], 3))
+    for labels in (None, np.asarray([-1])):
+        with pytest.raises(UsageError, match="a split has no labels to choose or measure by"):
+            reader.read([replace(s, labels=labels) for s in clips(TASKS["classification"], 3)])
+
+
+def test_a_training_item_of_another_width_is_named_as_by_the_recipe():
+    task = TASKS["classification"]
+    wide = replace(clips(task, 1)[0], id="wide", inputs={"audio": np.ones((3, 9), np.float32)})
+    with pytest.raises(InputError, match="wide: audio is 9 wide, the model was made for 4"):
+        Reader(contract_of_clips(), task, [*clips(task, 3), wide])
 
 
 def test_what_no_seed_changes_counts_as_one_run():

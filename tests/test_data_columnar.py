@@ -125,6 +125,11 @@ def test_scattered_dialogues_and_unknown_splits_are_refused(tmp_path):
     with pytest.raises(UsageError, match="no split 'dev'"):
         list(stream_samples(path, split="dev"))
     table = parquet.read_table(path)
+    stray = table.set_column(table.schema.names.index("split"), "split", [["all", "all", "test", "test"]])
+    for size in (2, 4):
+        parquet.write_table(stray, path, row_group_size=size)
+        with pytest.raises(InputError, match=r"has rows of the split 'test', its metadata say \['all'\]: convert"):
+            list(stream_samples(path, split="all"))
     parquet.write_table(table.take([0, 2, 1, 3]), path)
     with pytest.raises(InputError, match="not together and in order"):
         list(stream_samples(path))

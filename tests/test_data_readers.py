@@ -5,15 +5,17 @@ import json
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mer_export import registry
 from mer_export.data.bundle_data import overridden
+from mer_export.data.dialogues import Dialogue, Utterance
 from mer_export.data.formats.cmerc.difficulty import read_difficulty, write_difficulty
 from mer_export.data.formats.format import known_formats
-from mer_export.data.open import open_corpus, stream_samples
+from mer_export.data.open import OpenData, open_corpus, stream_samples
 from mer_export.data.spec import DataSpec
 from mer_export.data.synthetic import synthesise
 from mer_export.errors import InputError, UsageError
@@ -137,7 +139,7 @@ def test_difficulties_are_written_in_the_published_format(tmp_path, keys):
         assert list(read_difficulty(tmp_path / name).items()) == list(values.items())
 
 
-@pytest.mark.parametrize("content", [[1, 2], {}, {"a": "x"}, {"a": float("nan")}, {"a": True}])
+@pytest.mark.parametrize("content", [[1, 2], {}, {"a": "x"}, {"a": float("nan")}, {"a": True}, {"a": 10**400}])
 def test_other_pickles_are_no_difficulty_file(tmp_path, content):
     (tmp_path / "d.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(InputError, match="not a difficulty file"):
@@ -428,6 +430,48 @@ def test_what_is_wrong_with_a_line_is_said_with_its_number(tmp_path, line, messa
     path.write_text(json.dumps({"labels": ["joy"]}) + "\n" + json.dumps(line))
     with pytest.raises(InputError, match=message):
         list(stream_samples(path))
+
+
+def test_classes_that_are_written_as_fractions_keep_their_numbers(tmp_path):
+    path = tmp_path / "d.jsonl"
+    lines = [{"dialogue": str(n), "utterances": [{"label": float(n), "audio": [1]}]} for n in range(12)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    corpus = open_corpus(path)
+    assert corpus.info["labels"] == [str(n) for n in range(12)]
+    assert [int(s.labels[0]) for s in corpus] == list(range(12))
+
+
+def test_a_dialogue_is_looked_through_as_often_however_many_utterances_it_has():
+    class Looked(list):
+        times = 0
+
+        def __iter__(self):
+            self.times += 1
+            return super().__iter__()
+
+    def times(count: int) -> int:
+        said = Looked(
+            [Utterance(f"u{i}", "Ann", sentence="s", features={"audio": (np.ones((1, 2)),)}) for i in range(count)]
+        )
+        one = [Dialogue("d", "all", said, "here")]
+        source = SimpleNamespace(spec=DataSpec(unit="utterance"), splits=(), info={}, dialogues=lambda split=None: one)
+        corpus = OpenData(source, "here", "jsonl").corpus()
+        assert len(corpus.info["people"]) == len(corpus.info["sentences"]) == count
+        return said.times
+
+    assert times(2) == times(20)
+
+
+def test_labels_with_underscores_are_names_and_large_numbers_are_not_as_many_classes(tmp_path):
+    def line(name: str | int) -> str:
+        return json.dumps({"dialogue": str(name), "utterances": [{"label": name, "audio": [1]}]})
+
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(map(line, ("10_19", "20_29"))))
+    assert open_corpus(path).info["labels"] == ["10_19", "20_29"]
+    path.write_text(line(1_700_000_000))
+    with pytest.raises(InputError, match=r"numbers up to 1700000000, which would be as many classes: name the column"):
+        open_corpus(path)
 
 
 def test_a_model_trained_on_pickles_reads_a_single_file_too(tmp_path):

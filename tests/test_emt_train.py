@@ -173,6 +173,8 @@ def test_one_rate_stands_for_all_modalities() -> None:
         assert (rule["text"], rule["audio"], rule["vision"]) == (0.3, 0.3, 0.3)
     rule = load_preset("emt/mosi", ["protocol.missing={audio: 0.5}"]).protocol["missing"]
     assert (rule["text"], rule["audio"]) == (0.0, 0.5)
+    with pytest.raises(UsageError, match=r"seeds.*greater than or equal to 0"):
+        load_preset("emt/mosi", ["protocol.missing={seeds: [-1, 1, 1]}"])
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])

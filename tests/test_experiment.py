@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -9,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +23,9 @@ from small_facialmmt import SMALL as SMALL_FACIALMMT
 from small_facialmmt import SWIN
 
 from mer_export.errors import InputError, UsageError
-from mer_export.experiment import ExperimentResult, TableSpec, Trained
+from mer_export.experiment import ExperimentResult, Failed, TableSpec, Trained
 from mer_export.progress import SILENT
+from train.experiments import run as runs
 from train.experiments.experiment import NAMES, Plan, load_experiment, plan
 from train.fit import fit
 
@@ -43,6 +48,7 @@ STAGES: dict[str, Any] = {
     "grid": {"seed": [1, 2]},
     "table": {"columns": {"weighted F1": "weighted_f1", "joy": "f1/joy"}},
 }
+STEP, FROM_FIRST = {"preset": "m3net/meld"}, {"init": "{first}"}
 SMALL = [f"--set={s}" for s in ("epochs=2", "model.width=16", "model.hidden=16", "model.hypergraph_layers=1")]
 
 
@@ -86,6 +92,24 @@ def test_a_step_is_trained_once_for_all_cells_that_agree_on_its_axes(tmp_path: P
     assert unseen == {("excited", "excited", 1), ("surprised", "surprised", 4), ("frustrated", "frustrated", 5)}
 
 
+def test_a_step_that_no_seed_changes_is_measured_as_it_was_trained(tmp_path: Path) -> None:
+    models = {"once": [STEP | {"axes": []}], "each": [STEP]}
+    planned = plan(load_experiment(str(written(tmp_path, models=models))), tmp_path, tmp_path / "o", ["once:seed=5"])
+    assert [(str(j.folder), j.config.seed) for j in planned.rounds[0]] == [
+        ("once", 5),
+        ("each/seed1", 1),
+        ("each/seed2", 2),
+    ]
+    assert [(c.model, c.config) for c in planned.cells] == [(m, None) for m in ("once", "once", "each", "each")]
+
+
+def test_what_holds_for_measuring_goes_before_what_is_set_for_training(tmp_path: Path) -> None:
+    planned = plan(load_experiment("sample/mosi_missing"), tmp_path, tmp_path / "o", ["protocol.missing=0.3"])
+    assert {j.config.protocol["missing"]["text"] for j in planned.rounds[0]} == {0.3}
+    measured = {(c.place["rate"], c.config.protocol["missing"]["text"]) for c in planned.cells if c.config}
+    assert measured == {(rate, float(rate)) for rate in ("0.0", "0.2", "0.4", "0.6", "0.8", "1.0")}
+
+
 def test_the_first_stage_of_a_fold_trains_on_that_fold(tmp_path: Path) -> None:
     planned = plan(load_experiment("tab/iemocap", ["fold=0,7"]), tmp_path, tmp_path / "o", RANDOM["tab"])
     first, second = planned.rounds
@@ -112,6 +136,22 @@ def test_what_the_value_of_an_axis_starts_from_is_trained_before(tmp_path: Path)
         ({"grid": {"seed": []}}, [], "axis 'seed' has no values"),
         ({"table": {"columns": {"A": "f2"}}}, [], "no metric 'f2', there are"),
         ({"table": {"columns": {"A": "accuracy"}, "area": "rate"}}, [], r"the table names the axis 'rate'"),
+        ({}, ["--set", "seed=7"], "--set seed=7: the axis seed sets seed, choose its values with --grid seed="),
+        (
+            {"grid": {"x": {"few": {}, "many": {}}}, "table": {"columns": {"A": "accuracy"}, "over": [], "area": "x"}},
+            [],
+            "area over 'x': name an axis of numbers",
+        ),
+        (
+            {"grid": {"x": {"a b": {"epochs": 1}, "a_b": {"epochs": 2}}}, "table": STAGES["table"] | {"over": []}},
+            [],
+            "M3NET x=a b model and M3NET x=a_b model have one folder, M3NET/xa_b",
+        ),
+        (
+            {"models": {"M": [STEP | {"name": "first"}, STEP | {"name": "second", "axes": [], "set": FROM_FIRST}]}},
+            [],
+            "M second starts from first, and that is trained for each value of further axes",
+        ),
         ({"models": {"../M": [{"preset": "cmerc/meld"}]}}, [], r"model '../M' needs a plain name"),
         ({"models": {"M": [{"preset": "cmerc/mosi"}]}}, [], "no preset 'cmerc/mosi'"),
         (
@@ -184,6 +224,75 @@ def test_a_cell_that_fails_is_a_row_with_its_reason_and_ends_no_other(mer: Mer, 
     assert "| good | test | 1 |" in out
 
 
+def test_a_recipe_is_not_measured_by_what_a_baseline_of_before_left_in_its_folder(tmp_path: Path) -> None:
+    planned = plan(load_experiment(str(written(tmp_path))), tmp_path, tmp_path / "o")
+    job, cell = planned.rounds[0][0], planned.cells[0]
+    (tmp_path / "o" / cell.folder).mkdir(parents=True)
+    (tmp_path / "o" / cell.folder / "baseline.json").write_text("{}")
+    assert "is not a bundle" in runs._measured(cell, job, tmp_path, tmp_path / "o", "test")
+
+
+CHILD = """
+import fcntl, multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from train.experiments.workers import end_with_parent
+
+def hold(path):
+    file = open(path, "w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    time.sleep(30)
+    print("still there", flush=True)
+    os._exit(0)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent).submit(hold, sys.argv[1]).result()
+"""
+
+
+def test_processes_that_train_end_with_the_experiment_and_leave_no_lock(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(CHILD)
+    line = [sys.executable, str(tmp_path / "child.py"), str(tmp_path / "lock")]
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(line, stdout=subprocess.PIPE, env=here) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"held\n"
+        running.kill()
+        assert running.stdout.read() == b""
+    with (tmp_path / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class Killed:
+    """Processes one of which is killed."""
+
+    def submit(self, *_: Any) -> Future[str | None]:
+        future: Future[str | None] = Future()
+        future.set_exception(BrokenProcessPool())
+        return future
+
+
+def test_a_process_that_is_killed_while_it_trains_is_one_sentence(tmp_path: Path) -> None:
+    planned = plan(load_experiment(str(written(tmp_path))), tmp_path, tmp_path / "o")
+    found = runs._trained(Killed(), planned.rounds[0], tmp_path, tmp_path / "o", False)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="was killed, perhaps for want of memory: run it again with fewer --jobs"):
+        list(found)
+
+
+def test_a_full_disk_is_the_reason_of_a_cell_and_ends_no_other(tmp_path: Path) -> None:
+    planned = plan(load_experiment(str(written(tmp_path))), tmp_path, tmp_path / "o")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "weights")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(runs, "fit", full)
+        assert runs.train(planned.rounds[0][0], tmp_path, tmp_path / "o") == (
+            "weights: the disk is full: free some space or write elsewhere"
+        )
+
+
 def result_of(values: dict[str, list[float | None]]) -> ExperimentResult:
     """Two seeds at each rate."""
     trained = [
@@ -219,6 +328,14 @@ def test_the_table_has_mean_deviation_least_and_most_and_the_area_of_the_paper()
 @pytest.mark.parametrize("rates", [["0.5", "1.0"], ["0.0", "0.5", "0.8"], ["0.0"]])
 def test_there_is_no_area_where_the_rates_do_not_rise_from_0_in_equal_steps(rates: list[str]) -> None:
     assert result_of({r: [1.0, 2.0] for r in rates}).areas == []
+
+
+def test_there_is_no_area_over_fewer_rates_than_are_known() -> None:
+    whole = result_of({"0.0": [80.0], "0.5": [70.0], "1.0": [50.0]})
+    fewer = [t.model_copy(update={"model": "N"}) for t in whole.trained[:2]]
+    assert [row.model for row in whole.model_copy(update={"trained": [*whole.trained, *fewer]}).areas] == ["M"]
+    lost = Failed(model="M", cell={"missing": "1.0", "seed": "0"}, reason="r")
+    assert whole.model_copy(update={"trained": whole.trained[:2], "failed": [lost]}).areas == []
 
 
 def test_what_one_run_lacks_has_no_mean_over_runs() -> None:
@@ -333,8 +450,6 @@ def test_facialmmts_ablations_killed_in_the_middle_end_with_the_table_of_an_unin
     data_of_faces: Path, tmp_path: Path
 ) -> None:
     """Both text encoders with faces and expressions inside, faces alone, and the fusion without modalities."""
-    from train.experiments import run as runs
-
     data, sets = data_of_faces, small_facialmmt(data_of_faces)
     begun: list[str] = []
 

@@ -57,6 +57,17 @@ def test_spans_point_at_the_words_of_the_utterance() -> None:
             assert packed.ids[start : start + count].tolist() == words
 
 
+def test_classes_are_matched_by_name_with_the_model(data: Path) -> None:
+    own = open_corpus(data)
+    names = own.info["labels"]
+    turned = open_corpus(data, labels=names[::-1])
+    assert turned.info["labels"] == names[::-1]
+    pairs = [(int(a.labels[0]), int(b.labels[0])) for a, b in zip(own, turned, strict=True)]
+    assert all(a + b == len(names) - 1 for a, b in pairs)
+    with pytest.raises(InputError, match=r"has the classes .*, the model knows"):
+        open_corpus(data, labels=["anger", "joy"])
+
+
 def test_texts_from_sentences_and_from_a_cache_are_the_same(data: Path) -> None:
     fresh = open_corpus(data, reading(data))
     kept = open_corpus(data)
@@ -121,6 +132,8 @@ def test_annotated_faces_are_read_without_unusable_labels(tmp_path: Path) -> Non
     lines = [line for f in (tmp_path / "annotations").rglob("*.txt") for line in f.read_text().splitlines()[1:]]
     assert len(list(found)) == sum(line not in ("-1", "7") for line in lines)
     assert np.asarray(next(iter(found)).inputs["images"]).shape == (3, 8, 8)
+    turned = open_corpus(tmp_path, DataSpec(faces=FaceData(size=8)), found.info["labels"][::-1])
+    assert {int(a.labels[0] + b.labels[0]) for a, b in zip(found, turned, strict=True)} == {6}
 
 
 def test_json_lines_are_packed_in_the_same_way(data: Path, tmp_path: Path) -> None:

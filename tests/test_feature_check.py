@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import tracemalloc
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -29,7 +30,7 @@ from mer_export.errors import InputError, UsageError
 from runtimes.predict.evaluate import evaluate
 from runtimes.predict.predictor import Predictor
 from train.config import load_preset
-from train.provenance import feature_statistics
+from train.provenance import feature_statistics, width_statistics
 
 DATA = Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (DATA / "mosi_utt").is_dir(), reason=f"no sample data in {DATA}")
@@ -256,6 +257,9 @@ def test_features_of_another_extractor_are_refused_and_unknown_ones_are_not(bund
         bundle_spec(named, lines(tmp_path / "d.jsonl", {"extractors": {"text": "mpnet"}}))
     with pytest.raises(InputError, match=r"text was extracted by mpnet"):
         bundle_spec(named, lines(tmp_path / "d.jsonl", {}), sets=["data.extractors.text=mpnet"])
+    both = lines(tmp_path / "d.jsonl", {"extractors": {"text": "mpnet", "audio": "other"}})
+    said = bundle_spec(named, both, sets=["data.extractors.text=minilm"])
+    assert {n: e.name for n, e in said_extractors(both, said).items()} == {"text": "minilm", "audio": "other"}
 
 
 def test_a_table_and_parquet_keep_their_extractors(tmp_path: Path) -> None:
@@ -270,3 +274,24 @@ def test_a_table_and_parquet_keep_their_extractors(tmp_path: Path) -> None:
     # What a table says of them it says without its rows.
     (tmp_path / "table.yaml").write_text("{table: gone.csv, dialogue: d, extractors: {text: minilm}}")
     assert said_extractors(tmp_path, DataSpec()) == again.info["extractors"]
+
+
+def test_statistics_of_training_data_take_less_memory_than_the_data() -> None:
+    draw = np.random.default_rng(0)
+    arrays = [draw.normal(3, 2, (40, 300)).astype(np.float32) for _ in range(100)]
+    samples = [Sample(str(i), {"audio": a}, (str(i),)) for i, a in enumerate(arrays)]
+    system = registry.get("mtee")
+    contract = system.contract(system.parse({"modalities": ["audio"], "audio_dim": 300}))
+    tracemalloc.start()
+    whole, columns = feature_statistics(samples, contract, {})["audio"], width_statistics(samples, "audio")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < sum(a.nbytes for a in arrays)
+    every = np.concatenate(arrays).astype(np.float64)
+    assert (whole.mean, whole.std) == (pytest.approx(every.mean()), pytest.approx(every.std()))
+    assert columns is not None
+    assert np.array_equal(columns[0], every.mean(axis=0).astype(np.float32))
+    assert np.array_equal(columns[1], every.std(axis=0).astype(np.float32))
+    wide = [*samples, Sample("w", {"audio": np.ones((2, 9), np.float32)}, ("w",))]
+    with pytest.raises(InputError, match="audio is 300 wide in 0 and 9 in w: give it one width"):
+        width_statistics(wide, "audio")

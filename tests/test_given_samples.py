@@ -41,7 +41,7 @@ def test_a_dict_of_lists_is_answered_as_the_sample_is(bundle: Bundle) -> None:
     with Predictor(bundle, "torch") as running:
         expected = list(running.predict([sample]))
         named = list(running.predict([{"id": sample.id, "units": sample.units, **as_lists(sample)}]))
-        unnamed = list(running.predict([as_lists(sample), dict(sample.inputs)]))
+        unnamed = list(running.predict([as_lists(sample) | {"units": None}, dict(sample.inputs)]))
         lists = list(running.predict([replace(sample, inputs=as_lists(sample))]))
     assert named == lists == expected
     assert [p.unit for p in unnamed] == ["0/0", "0/1", "0/2", "1/0", "1/1", "1/2"]
@@ -110,6 +110,8 @@ def test_what_does_not_fit_the_contract_is_named(bundle: Bundle, form: str, chan
         (["d1"], "sample 0 is a str"),
         ([[1.0, 2.0]], "sample 0 is a list"),
         ([replace(one(), units=("a",))], "has 1 units, its inputs are 3"),
+        ([{**as_lists(one()), "units": 3}], "0: units are a int, expected a list of ids"),
+        ([{**as_lists(one()), "units": "abc"}], "0: units are a str, expected a list of ids"),
     ],
 )
 def test_what_is_not_a_list_of_samples_is_named(bundle: Bundle, given: Any, message: str) -> None:

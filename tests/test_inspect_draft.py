@@ -75,6 +75,7 @@ def test_training_on_it_says_the_same_in_one_sentence(mer: Mer, tmp_path: Path) 
         ("season,episode,scene,who,label", "1,2,3,Ann,joy", {"dialogue": ["season", "episode", "scene"]}),
         ("id,label,score,a1,a2", "u,1,0.3,1,2", {"label": "label", "audio": {"columns": "a1:a2"}}),
         ("id,label,v_1,AU01_r,AU02_r", "u,x,1,1,2", {"vision": {"columns": "v_1:AU02_r"}}),
+        ("clip,label,start,end", f"a.wav,x,{'9' * 5000}:01:02,2", {"recording": "clip"}),
         ("id,label,AU01,age,AU02", "u,x,1,30,2", {"vision": {"columns": ["AU01", "AU02"]}}),
     ],
 )
@@ -137,6 +138,7 @@ def test_a_vocabulary_is_not_a_difficulty_file(tmp_path: Path, ending: str) -> N
     assert kind({"<s>": 0, "good": 1, "bad": 2}) == "vocabulary"
     assert kind({"good": 12, "bad": 7}) == ending.removeprefix(".").replace("pkl", "pickle")
     assert kind({"d1": 0.5, "d2": 1}) == "difficulty file"
+    assert kind({"d1": 0.5, "d2": 10**400}) == ending.removeprefix(".").replace("pkl", "pickle")
 
 
 def test_a_conversion_ends_in_parquet(mer: Mer, tmp_path: Path) -> None:

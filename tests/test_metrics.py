@@ -46,6 +46,27 @@ def test_what_is_measured_is_what_the_table_lists(family: str) -> None:
     assert main(found)
 
 
+@pytest.mark.parametrize(
+    ("family", "labels", "given"),
+    [
+        ("mosi", np.asarray([1, 3]), "classes"),
+        ("mosi", np.ones((2, 1), np.float32), "sets of 1 labels"),
+        ("classification", np.asarray([1.0, np.nan], np.float32), "scores"),
+        ("multilabel", np.asarray([0.0, 1.0], np.float32), "scores"),
+        ("multilabel", np.ones((2, 2), np.float32), "sets of 2 labels"),
+    ],
+)
+def test_labels_of_another_kind_are_refused_and_not_measured_as_what_they_are_not(
+    family: str, labels: np.ndarray, given: str
+) -> None:
+    task = TASKS[family]
+    with pytest.raises(UsageError, match=f"the data have {given}, a {task.kind} goes by "):
+        measure(task, labels, np.zeros((2, task.width), np.float32))
+    with pytest.raises(UsageError, match=f"the data have {given}"):
+        task.gold(labels)
+    assert measure(task, np.full(2, np.nan), np.zeros((2, task.width))) == {}
+
+
 def test_a_name_means_the_same_in_every_family() -> None:
     for family in FAMILIES.values():
         for metric in family.metrics:

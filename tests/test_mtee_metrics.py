@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +15,8 @@ from mer_export.agreement.compare import compare
 from mer_export.agreement.policy import Policy
 from mer_export.data.samples import Sample
 from mer_export.errors import UsageError
-from mer_export.metrics.measure import measure
+from mer_export.metrics import multilabel
+from mer_export.metrics.measure import measure, tally
 from mer_export.models.mtee.config import SENTIMENT
 from mer_export.task import Task
 
@@ -51,6 +54,23 @@ def test_a_label_that_never_holds_has_no_auc_and_the_rest_stays_defined() -> Non
     assert np.isnan(found["weighted_accuracy/anger"])
     assert np.isfinite(found["auc/sad"])
     assert np.isfinite(found["weighted_f1"])
+
+
+def test_resamples_of_groups_of_many_units_take_no_more_memory_than_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    truths, scores = drawn(0, 20_000)
+    group = np.arange(20_000) % 4
+    task = Task(kind="multilabel", output="logits", labels=LABELS)
+    counted = tally(task, truths.astype(np.float32), scores, group, 4)
+    assert counted is not None
+    weights = np.random.default_rng(0).integers(0, 3, (100, 4)).astype(np.float64)
+    whole = counted.metrics(weights)
+    monkeypatch.setattr(multilabel, "ELEMENTS", 1 << 17)
+    tracemalloc.start()
+    found = counted.metrics(weights)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < weights.shape[0] * len(group) * 4
+    assert all(np.array_equal(found[name], whole[name], equal_nan=True) for name in whole)
 
 
 def test_units_without_labels_are_left_out() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +25,7 @@ from runtimes.predict.predictor import Predictor
 from train.commented import field_meanings
 from train.config import TrainConfig, load_config
 from train.own_data import own_config
+from train.prepared import prepare_run
 from train.recipe import recipes
 
 ROOT = Path(__file__).parent.parent
@@ -278,11 +280,23 @@ def test_scores_beyond_every_scale_are_refused(tmp_path: Path) -> None:
             own_config(system, path)
 
 
+def test_scores_are_not_trained_on_as_classes(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"dialogue": "a", "utterances": [{"score": 1, "audio": [1, 2]}, {"score": 0, "audio": [2, 1]}]}')
+    config = own_config("emt", path, ["model.labels=[anger, joy]"])
+    with pytest.raises(UsageError, match="a/0: the data have scores, a classification goes by classes"):
+        prepare_run(config, path, draws_weights=True)
+
+
 def test_splits_of_which_none_is_called_train_have_to_be_named(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     line = '{{"dialogue": "{0}", "split": "{0}", "utterances": [{{"label": "{0}", "audio": [1]}}]}}'
     path.write_text("\n".join(map(line.format, "ab")))
     with pytest.raises(UsageError, match="none is called train"):
+        own_config("emt", path)
+    lost = '{"dialogue": "a", "split": "train", "utterances": [{"label": null, "audio": [1]}]}'
+    path.write_text(f"{lost}\n{line.format('test')}")
+    with pytest.raises(UsageError, match=r"has labels in the splits \['test'\], none is called train"):
         own_config("emt", path)
     path.write_text('{"dialogue": "a", "utterances": [{"label": "x", "audio": [1]}, {"label": "y", "audio": [1]}]}')
     config = own_config("emt", path)
@@ -292,6 +306,10 @@ def test_splits_of_which_none_is_called_train_have_to_be_named(tmp_path: Path) -
 def test_a_setting_that_the_format_does_not_read_is_refused_in_training(mer: Mer, calls: Path, tmp_path: Path) -> None:
     code, _, err = mer("train", "emt", "--data", calls, "--out", tmp_path / "run", "--set", "data.dataset=mosi")
     assert (code, "--set data.dataset=mosi: the format dialogue_table does not read it" in err) == (2, True)
+    for words in (("crossval", "tab", "--preset", "iemocap_cv"), ("experiment", "sample/mosi")):
+        code, _, err = mer(*words, "--data", calls, "--out", tmp_path / "run", "--set", "data.dataset=mosi")
+        assert code == 2
+        assert re.search(r"--set data.dataset=mosi: the format \w+ does not read it, leave it out", err)
     (tmp_path / "my.yaml").write_text(mer("init", "emt", calls)[1])
     words = ("train", "emt", "--config", tmp_path / "my.yaml", "--data", calls, "--out", tmp_path / "run", "--dry-run")
     assert mer(*words, "--set", "data.modalities=[text]")[0] == 2

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.numpy import load_file
 from small_tab import AUDIO, SENTENCES, TEXT, WIDTH, sentence_encoder, speech_tokenizer, text_tokenizer
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ import cli
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.data.media.sound import write_sound
+from mer_export.data.open import open_corpus
 from mer_export.data.synthetic import synthesise
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.encoders.running import sentence_vectors
@@ -78,6 +80,15 @@ def test_all_presets_are_read() -> None:
     )
 
 
+def test_classes_are_matched_by_name_with_the_model(data: Path) -> None:
+    spec = small("iemocap_tab").data
+    own = open_corpus(data, spec)
+    turned = open_corpus(data, spec, own.info["labels"][::-1])
+    assert {int(a.labels[0] + b.labels[0]) for a, b in zip(own, turned, strict=True)} == {3}
+    with pytest.raises(InputError, match=r"has the classes \['sad', 'neutral'\], the model knows"):
+        open_corpus(data, spec, ["happy", "angry", "excited"])
+
+
 def test_a_network_that_is_captured_for_compiling_trains_to_the_same_weights_for_batches_of_any_length(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +131,8 @@ def test_freezing_layers_leaves_the_embeddings_in_training() -> None:
     assert "text.embeddings.word_embeddings.weight" in trained
     assert any(n.startswith("text.layers.1.") for n in trained)
     assert not any(n.startswith(("text.layers.0.", "audio.")) for n in trained)
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        TabSettings(freeze={"text": -1})
     with pytest.raises(UsageError, match="penalty is for variants with a context"):
         TabProtocol(TabSettings(penalty=0.3)).check(config)
 
@@ -205,6 +218,16 @@ def test_folds_are_trained_one_by_one_and_averaged(data: Path, tmp_path: Path) -
     assert sizes[0]["valid"] == sizes[1]["test"]
     with pytest.raises(UsageError, match="have no folds"):
         of_fold(load_preset("cmerc/meld"), 0)
+
+
+def test_folds_of_data_with_splits_of_their_own_are_refused_and_not_the_same_run_again(tmp_path: Path) -> None:
+    said = [{"id": f"u{i}", "label": ("angry", "sad")[i % 2], "text": [0.5] * WIDTH} for i in range(4)]
+    lines = [{"dialogue": f"d{n}", "split": n, "utterances": said} for n in ("train", "valid", "test")]
+    path = tmp_path / "calls.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UsageError, match=r"fold is 3, .*calls.jsonl has splits of its own and no folds: leave --fold"):
+        prepare_run(of_fold(small("iemocap_tab"), 3), path, draws_weights=True)
+    assert prepare_run(small("iemocap_tab", "data.context.fold=null"), path, draws_weights=True).samples
 
 
 def test_a_bundle_keeps_its_tokenizers_and_labels_transcripts_and_recordings(data: Path, tmp_path: Path) -> None:

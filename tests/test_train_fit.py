@@ -1,6 +1,7 @@
 """A run can be killed, resumed, refused and repeated; what it leaves is always a valid bundle."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Mer
 from safetensors.numpy import load_file
 
+import mer_export
 from mer_export import registry
 from mer_export.bundle import CONFIG, MANIFEST, WEIGHTS, Bundle
 from mer_export.data.open import open_corpus
@@ -23,6 +26,7 @@ from train import prepared
 from train.config import load_preset
 from train.evaluate import evaluate, evaluate_published
 from train.fit import EVALUATION, fit
+from train.provenance import git_revision
 from train.state import DIFFICULTY, METRICS, STATE, TENSORS
 from train.systems.cmerc.protocol import CmercProtocol
 from train.systems.cmerc.settings import CmercSettings
@@ -68,6 +72,7 @@ def test_a_finished_bundle_says_where_it_comes_from(trained: Path):
     assert bundle.verify() == len(manifest.files)
     assert set(manifest.features) == {"text", "audio", "vision"}
     assert manifest.provenance["versions"]["torch"]
+    assert manifest.provenance["versions"]["mer"] == mer_export.__version__
     assert manifest.provenance["data"]["splits"]["train"]["items"] == 16
     assert {CONFIG, WEIGHTS, METRICS, STATE, EVALUATION, DIFFICULTY} == set(manifest.files)
     assert TENSORS not in manifest.files
@@ -75,6 +80,19 @@ def test_a_finished_bundle_says_where_it_comes_from(trained: Path):
     assert [line["epoch"] for line in lines] == list(range(1, 7))
     assert {"class_loss", "rank", "mscl", "cscl", "total"} == set(lines[0]["train"])
     assert manifest.provenance["result"]["split"] == "test"
+
+
+def test_a_checkout_that_does_not_know_this_code_is_not_its_revision(tmp_path: Path):
+    folder = tmp_path / ".venv" / "train"
+    folder.mkdir(parents=True)
+    name = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for words in (("init", "-q"), (*name, "commit", "-q", "--allow-empty", "-m", "m")):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    assert git_revision(folder) is None
+    (folder / "own.py").write_text("")
+    for words in (("add", "."), (*name, "commit", "-q", "-m", "m")):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", str(git_revision(folder)))
 
 
 def test_training_is_repeatable(trained: Path, data: Path, tmp_path: Path):
@@ -135,6 +153,21 @@ def test_a_finished_run_is_returned_as_it_is(trained: Path, data: Path):
     assert (trained / MANIFEST).stat().st_mtime_ns == before
 
 
+def test_of_several_processes_the_first_alone_writes_after_training_and_speaks(
+    mer: Mer, trained: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+):
+    attached = []
+    monkeypatch.setattr("train.fit.fit", lambda *_, **__: Bundle.open(trained))
+    monkeypatch.setattr("mer_export.encoders.attached.attach", lambda bundle, _: attached.append(bundle))
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        said.append(
+            mer("train", "cmerc", "--preset", "sample/demo", "--data", data, "--out", trained)[1].count("epoch")
+        )
+    assert (said, len(attached)) == ([1, 0], 1)
+
+
 def test_another_configuration_is_refused_by_the_field_that_differs(trained: Path, data: Path):
     with pytest.raises(UsageError, match=r"lr: 0.003, now 0.01"):
         fit(small("lr=0.01"), data, trained, quiet=True)
@@ -146,6 +179,23 @@ def test_other_data_are_refused(trained: Path, tmp_path: Path):
     synthesise("cmerc", "meld", tmp_path, dialogues=20, seed=4, **DIMS)
     with pytest.raises(UsageError, match="other data"):
         fit(small(), tmp_path, trained, quiet=True)
+
+
+def test_a_run_that_started_from_other_weights_than_stand_there_now_is_refused(
+    trained: Path, data: Path, tmp_path: Path
+):
+    names = ("init", "protocol.curriculum.difficulty")
+    config = small("epochs=1", *(f"{name}={trained}" for name in names))
+    bundle = fit(config, data, tmp_path / "tuned", quiet=True)
+    fit(config, data, tmp_path / "tuned", quiet=True)
+    for name in names:
+        with bundle.commit() as change:
+            assert change.manifest.provenance[name] == Bundle.open(trained).manifest.weights.sha256
+            change.manifest.provenance[name] = "0" * 64
+        with pytest.raises(UsageError, match=f"started from other weights than {name} has now: pass --force"):
+            fit(config, data, tmp_path / "tuned", quiet=True)
+        with bundle.commit() as change:
+            change.manifest.provenance[name] = Bundle.open(trained).manifest.weights.sha256
 
 
 def test_force_starts_over(trained: Path, data: Path, tmp_path: Path):

@@ -114,6 +114,8 @@ def test_difficulty_does_not_depend_on_the_other_dialogues():
     assert both["a"] >= 2 / 7
     with pytest.raises(InputError, match="no label"):
         measure_difficulty(model, [Sample("c", a.inputs, a.units)])
+    with pytest.raises(InputError, match="there is no dialogue to measure the difficulty of"):
+        measure_difficulty(model, [])
 
 
 @pytest.mark.parametrize("semantics", ["single", "batch"])

@@ -86,7 +86,7 @@ def train(
     from mer_export.data.bundle_data import refuse_unread
     from mer_export.data.open import said_extractors
     from mer_export.encoders.attached import attach, found_beside
-    from train.config import TRAINING_READS, resolve_config
+    from train.config import TRAINING_READS, main_process, resolve_config
     from train.experiments.crossval import of_fold
     from train.fit import fit, preview
     from train.own_data import own_config
@@ -105,6 +105,9 @@ def train(
         plan = {"out": str(out), "plan": preview(resolved, data, out, force), **resolved.model_dump(mode="json")}
         return emit_plan("train", plan, as_json)
     bundle = fit(resolved, data, out, force=force, quiet=quiet, tensorboard=tensorboard, track=trackers)
+    if not main_process():
+        # The first one alone writes, and says what came of it.
+        return None
     if encoders:
         attach(bundle, found_beside(data, said_extractors(data, resolved.data)))
     result = bundle.manifest.provenance.get("result", {})
@@ -129,13 +132,15 @@ def crossval(
     as_json: Json = False,
 ) -> None:
     """Train every fold of the data's cross-validation into one bundle each, and average what they measure."""
+    from mer_export.data.bundle_data import refuse_unread
     from mer_export.data.formats.tab.folds import RUNS
-    from train.config import resolve_config
+    from train.config import TRAINING_READS, resolve_config
     from train.experiments.crossval import plan_folds
     from train.experiments.run import run
     from train.fit import preview
 
     resolved = resolve_config(system, preset, config, sets or (), outside, data, seed=seed)
+    refuse_unread(data, resolved.data, [s for s in sets or () if s.startswith("data.")], TRAINING_READS)
     planned = plan_folds(resolved, folds or list(range(RUNS)))
     if dry_run:
         jobs = planned.rounds[0]

@@ -79,6 +79,11 @@ class Settings(BaseModel):
         """The files and folders beside the data that it names, by setting."""
         return {s.setting: s.path for s in self.sources if s.path is not None}
 
+    @property
+    def data_files(self) -> dict[str, str]:
+        """Files and folders that it names relative to the data, by setting."""
+        return {}
+
 
 def from_folders(model: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """The `model:` section as it was written, completed with what the folders of its encoders say.

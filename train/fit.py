@@ -38,7 +38,7 @@ from train.evaluate import evaluate
 from train.loop import Phase, set_statistics
 from train.prepared import Prepared, prepare_run
 from train.protocol import Before
-from train.provenance import feature_statistics, provenance
+from train.provenance import feature_statistics, provenance, starts
 from train.recipe import protocol_class
 from train.seeds import seed_everything
 from train.state import DIFFICULTY, RunState, load_tensors, phase_state, read_state
@@ -82,9 +82,7 @@ def fit(
     trackers = tuple(dict.fromkeys([*(["tensorboard"] if tensorboard else []), *track]))
     require_trackers(trackers)
     prepared = prepare_run(config, Path(data_path), draws_weights=not begun and config.init is None)
-    made_by = provenance(prepared.source, config.licence)
-    if config.init:
-        made_by["init"] = Bundle.open(config.init).manifest.weights.sha256
+    made_by = provenance(prepared.source, config.licence) | starts(config, prepared.settings, prepared.data)
     accelerator = prepared.accelerator
     bundle, state = _existing(Path(out), prepared, made_by, resume) if not force else (None, RunState())
     if bundle is not None and state.finished:
@@ -118,14 +116,8 @@ def preview(config: TrainConfig, data_path: Path | str, out: Path | str, force: 
     """
     prepared = prepare_run(config, Path(data_path), draws_weights=False)
     there = (Path(out) / MANIFEST).is_file() and not force
-    bundle, state = (
-        _existing(Path(out), prepared, provenance(prepared.source, config.licence), True)
-        if there
-        else (
-            None,
-            RunState(),
-        )
-    )
+    made_by = provenance(prepared.source, config.licence)
+    bundle, state = _existing(Path(out), prepared, made_by, True) if there else (None, RunState())
     contract, task = prepared.contract, prepared.task
     for sample in prepared.samples:
         # Padding is where values are checked.
@@ -315,8 +307,16 @@ def _existing(
     changed = first_difference(before, now)
     if changed:
         raise UsageError(f"{out} was trained with another {changed}: pass --force to start over, or another --out")
-    if bundle.manifest.provenance["data"]["fingerprint"] != made_by["data"]["fingerprint"]:
+    made = bundle.manifest.provenance
+    if made["data"]["fingerprint"] != made_by["data"]["fingerprint"]:
         raise UsageError(f"{out} was trained on other data: pass --force to start over, or another --out")
+    for name, weights in starts(prepared.config, prepared.settings, prepared.data).items():
+        # Bundles of before say it of `init` alone.
+        if made.get(name, weights) != weights:
+            raise UsageError(
+                f"{out} was started from other weights than {name} has now: pass --force to start over, or another "
+                "--out"
+            )
     return bundle, state
 
 

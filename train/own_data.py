@@ -119,9 +119,10 @@ def _splits(found: Facts, data: Path, said: Mapping[str, Any]) -> dict[str, Any]
     """Which splits are trained on and measured, and which epoch is kept."""
     labelled = [name for name, count in found.labelled.items() if count]
     train = said.get("train_splits") or ([TRAIN] if TRAIN in labelled else labelled)
-    if "train_splits" not in said and len(train) > 1:
+    # One split alone may be called anything; of several, what has the labels may be what is tested on.
+    if not said.get("train_splits") and TRAIN not in labelled and len(found.labelled) > 1:
         raise UsageError(
-            f"{data} has the splits {labelled}, none is called {TRAIN}: --set 'train_splits=[{labelled[0]}]'"
+            f"{data} has labels in the splits {labelled}, none is called {TRAIN}: --set 'train_splits=[{labelled[0]}]'"
         )
     others = [name for name in labelled if name not in train]
     valid = next((name for name in others if name in VALID), None)

@@ -95,8 +95,8 @@ def prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
     """Reads the data and holds the configuration against them.
 
     Raises:
-        UsageError: an encoder is missing, a setting of the protocol is of another network, or the training split is
-            empty.
+        UsageError: an encoder is missing, a setting of the protocol is of another network, the data have not the fold
+            that is asked for, or the training split is empty.
         InputError: data that the model cannot take.
         NotAvailableError: no such device.
     """
@@ -109,6 +109,7 @@ def prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
     protocol.check(model_config)
     contract = system.contract(model_config)
     source = open_corpus(data, config.data.for_model(contract), labels=task.labels)
+    _refuse_folds(config, source, data)
     corpus = protocol.views(source, model_config)
     samples = readable(labelled(corpus, config.train_splits, task), contract)
     if lacking := [n for n in settings.beside if not corpus.splits.get(n)]:
@@ -129,6 +130,16 @@ def prepare(config: TrainConfig, data: Path, draws_weights: bool) -> Prepared:
         data=data,
         accelerator=make_accelerator(config),
     )
+
+
+def _refuse_folds(config: TrainConfig, source: Corpus, data: Path) -> None:
+    """Raises UsageError for a fold of data that say their splits themselves: every fold would be the same run."""
+    asked = config.data.context.fold if config.data.context is not None else None
+    if asked is not None and source.info.get("fold") != asked:
+        raise UsageError(
+            f"data.context.fold is {asked}, {data} has splits of its own and no folds: leave --fold out, or pass "
+            "--set data.context.fold=null"
+        )
 
 
 def _check_rules(prepared: Prepared) -> None:
@@ -158,6 +169,10 @@ def _say_unread(corpus: Corpus, contract: Contract, task: Task) -> None:
 
 
 def labelled(corpus: Corpus, splits: Sequence[str], task: Task) -> list[Sample]:
-    """The samples of these splits of which something is known."""
-    samples = [s for name in splits for s in corpus.split(name)]
-    return [s for s in samples if s.labels is not None and task.known(s.labels).any()]
+    """The samples of these splits of which something is known; raises UsageError where that is of another kind."""
+    found = []
+    for sample in (s for name in splits for s in corpus.split(name)):
+        if sample.labels is not None and task.known(sample.labels).any():
+            task.refuse_others(sample.labels, sample.id)
+            found.append(sample)
+    return found

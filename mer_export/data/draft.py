@@ -134,7 +134,7 @@ def _around(file: Path, splits: Iterable[str]) -> list[str]:
 def _roles(columns: Columns, splits: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The fields that columns stand for, and which are left open."""
     found: dict[str, Any] = {}
-    rows = len(next(iter(columns.values())))
+    rows, parts = len(next(iter(columns.values()))), {n: _parts(n) for n in columns}
     for role, words in ROLES.items():
         if role == "split" and splits:
             continue
@@ -142,7 +142,7 @@ def _roles(columns: Columns, splits: list[str]) -> tuple[dict[str, Any], list[st
             n
             for w in words
             for n in columns
-            if _called(n, w, REST_OF.get(role, REST)) and n not in found.values() and _fits(columns[n], role)
+            if _called(parts[n], w, REST_OF.get(role, REST)) and n not in found.values() and _fits(columns[n], role)
         ]
         if names:
             found[role] = names[0]
@@ -153,7 +153,7 @@ def _roles(columns: Columns, splits: list[str]) -> tuple[dict[str, Any], list[st
         found = {n: c for n, c in found.items() if n not in TIMES}
     if "recording" in found and "utterance" not in found and len(set(columns[found["recording"]])) == rows:
         found["utterance"] = found["recording"]
-    scopes = [n for w in SCOPES for n in columns if _called(n, w)]
+    scopes = [n for w in SCOPES for n in columns if _called(parts[n], w)]
     if "dialogue" in found and scopes:
         found["dialogue"] = [*scopes, found["dialogue"]]
     if "utterance" in found and "dialogue" in found and all(map(_whole, columns[found["utterance"]])):
@@ -162,9 +162,13 @@ def _roles(columns: Columns, splits: list[str]) -> tuple[dict[str, Any], list[st
     return found, [r for r in wanted if not (r == "label" and "score" in found)]
 
 
-def _called(column: str, word: str, rest: Collection[str] = REST) -> bool:
+def _parts(column: str) -> list[str]:
+    """The words and numbers in the name of a column."""
+    return re.findall(r"[a-z]+|[0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column).lower())
+
+
+def _called(parts: Sequence[str], word: str, rest: Collection[str] = REST) -> bool:
     """Whether a column has the name, alone or as one that numbers: `Dialogue_ID`, `emotionLabel`."""
-    parts = re.findall(r"[a-z]+|[0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column).lower())
     return bool(parts) and parts[0] == word and set(parts[1:]) <= set(rest)
 
 
@@ -229,8 +233,9 @@ def _features(columns: Columns, taken: set[str]) -> tuple[dict[str, list[Any]], 
 
 def _ranges(own: list[str], names: list[str]) -> list[str] | str:
     runs: list[list[str]] = []
+    place = {name: i for i, name in enumerate(names)}
     for name in own:
-        if runs and names.index(runs[-1][-1]) + 1 == names.index(name):
+        if runs and place[runs[-1][-1]] + 1 == place[name]:
             runs[-1].append(name)
         else:
             runs.append([name])

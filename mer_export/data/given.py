@@ -52,7 +52,10 @@ def _from_dict(given: Any, name: str, contract: Contract) -> Sample:
     _refuse_others(name, inputs, known, known)
     inputs = {s.name: _array(name, s, inputs[s.name]) for s in contract.features if s.name in inputs}
     sample = numbered(name, inputs, contract)
-    return replace(sample, units=tuple(map(str, given[UNITS]))) if UNITS in given else sample
+    units = given.get(UNITS)
+    if isinstance(units, str) or not isinstance(units, Iterable | None):
+        raise InputError(f"{name}: units are a {type(units).__name__}, expected a list of ids")
+    return sample if units is None else replace(sample, units=tuple(map(str, units)))
 
 
 def numbered(name: str, inputs: Mapping[str, np.ndarray], contract: Contract) -> Sample:

@@ -105,9 +105,9 @@ def _name(
 
 @cache
 def _code(reader: str) -> str:
-    """SHA-256 of the code that decides what is read: of a reader's package, and of what takes bytes from strangers."""
+    """SHA-256 of the code that decides what is read: of a reader's package, labels, what takes bytes from strangers."""
     folders = Path(reader).parent, Path(mer_export.__file__).parent / "untrusted"
-    files = (f for folder in folders for f in sorted(folder.glob("*.py")))
+    files = (Path(__file__).with_name("labels.py"), *(f for folder in folders for f in sorted(folder.glob("*.py"))))
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
 
 

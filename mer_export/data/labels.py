@@ -11,6 +11,8 @@ from mer_export.data.dialogues import Utterance
 from mer_export.errors import InputError
 
 UNKNOWN = -1
+MOST = 10_000
+"""Classes that numbers alone may make of a column."""
 KINDS = ("label", "score", "indicators")
 
 
@@ -32,14 +34,14 @@ class LabelReader:
     ) -> None:
         self.where = where
         self.names = tuple(names)
-        self.labels = tuple(labels) if labels is not None else self.names or _discover(values)
+        self.labels = tuple(labels) if labels is not None else self.names or _discover(values, where)
         self._index = {name: i for i, name in enumerate(self.labels)}
         others = set(self.names) - set(self.labels)
         self._others = others | {str(i) for i, name in enumerate(self.names) if name in others}
 
     def leaves_out(self, utterance: Utterance) -> bool:
         """Whether the class is one that the data name and the model does not have."""
-        return utterance.label is not None and str(utterance.label) in self._others
+        return utterance.label is not None and _written(utterance.label) in self._others
 
     def targets(self, utterances: Sequence[Utterance]) -> np.ndarray | None:
         """The labels of a sample with these utterances, as `Sample.labels` has them; None for unlabelled data.
@@ -86,29 +88,64 @@ class LabelReader:
         return np.asarray([self.index(v) for v in values], dtype=np.int64)
 
 
+def class_indices(own: Sequence[str], labels: Sequence[str] | None, where: str) -> np.ndarray:
+    """The model's index (int64) of each class of the data: by name, in order where it names as many its own way.
+
+    Args:
+        own: the classes of the data, in index order.
+        labels: class names of the model; None takes the data's.
+        where: what error messages call the data.
+
+    Raises:
+        InputError: the model lacks a class.
+    """
+    if labels is None or (len(labels) == len(own) and set(labels) != set(own)):
+        return np.arange(len(own))
+    missing = [name for name in own if name not in labels]
+    if missing:
+        raise InputError(f"{where} has the classes {missing}, the model knows {list(labels)}")
+    return np.asarray([list(labels).index(name) for name in own], dtype=np.int64)
+
+
 def said_labels(utterances: Iterable[Utterance]) -> Iterator[str]:
     """The names of all labels that utterances have."""
     for utterance in utterances:
         if utterance.label not in (None, ""):
-            yield str(utterance.label)
+            yield _written(utterance.label)
         yield from utterance.indicators or ()
 
 
-def _discover(values: Iterable[str]) -> tuple[str, ...]:
-    """Class names of a column: sorted names, or `0..max` where all are integers."""
+def _discover(values: Iterable[str], where: str) -> tuple[str, ...]:
+    """Class names of a column: sorted names, or `0..max` where all are integers.
+
+    Raises:
+        InputError: the largest of these would make too many.
+    """
     found = {v for v in values if v not in ("", None)}
     numbers = [_integer(v) for v in found]
     known = [n for n in numbers if n is not None]
     if found and len(known) == len(found):
+        if max(known) >= MOST:
+            raise InputError(
+                f"{where}: labels are numbers up to {max(known)}, which would be as many classes: name the column of "
+                "classes in data.label, or of scores in data.score"
+            )
         return tuple(str(i) for i in range(max(known) + 1))
     return tuple(sorted(str(v) for v in found))
 
 
+def _written(label: str | int | float) -> str:
+    """A label as text; many programs write whole numbers as 2.0."""
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
+
+
 def _integer(value: str | int | float) -> int | None:
-    """The integer that a value says, else None; 1.5 and "x" say none."""
+    """The integer that a value says, else None; 1.5, "x" and "10_19", which Python would read, say none."""
     try:
         number = int(value)
     except (ValueError, OverflowError):
+        return None
+    if isinstance(value, str) and "_" in value:
         return None
     return number if isinstance(value, str) or number == value else None
 

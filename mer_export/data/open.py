@@ -155,13 +155,17 @@ class OpenData:
         said: dict[str, list[str]] = {}
         people: dict[str, list[str | None]] = {}
         scores, speakers = False, 1
+        before: Dialogue | None = None
         for dialogue, sample in self.samples(through=through):
             splits.setdefault(dialogue.split, []).append(sample)
-            words = {u.id: u.sentence or "" for u in dialogue.utterances}
+            if dialogue is not before:
+                # Once for all samples that are made of it.
+                words = {u.id: u.sentence or "" for u in dialogue.utterances}
+                names = {u.id: u.person for u in dialogue.utterances}
+                named, before = any(names.values()), dialogue
             if any(words[unit] for unit in sample.units):
                 said[sample.id] = [words[unit] for unit in sample.units]
-            names = {u.id: u.person for u in dialogue.utterances}
-            if any(names.values()):
+            if named:
                 people[sample.id] = [names[unit] for unit in sample.units]
             if "speaker" in sample.inputs:
                 speakers = max(speakers, int(np.max(sample.inputs["speaker"])) + 1)

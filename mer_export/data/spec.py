@@ -191,7 +191,7 @@ class ContextData(Section):
     """One sentence vector per row of an utterance table."""
     fold: int | None = Field(None, ge=0, le=9)
     """Run of the cross-validation over sessions; None tests on session 5 and validates on a tenth of the others."""
-    seed: int = Field(2022, ge=0)
+    seed: int = Field(2022, ge=0, lt=1 << 32)
     """Of the order of the folds and of the validation sample."""
     max_text: int = Field(512, ge=2)
     max_audio: int = Field(2048, ge=2)
@@ -421,6 +421,7 @@ def _merged(own: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(own)
     for name, value in said.items():
         inherited = own.get(name)
-        both = name in SECTIONS and value and inherited
+        # What made one input says nothing of the others.
+        both = name in (*SECTIONS, "extractors") and value and inherited
         found[name] = _merged(inherited, value) if both and isinstance(inherited, Mapping) else value
     return found

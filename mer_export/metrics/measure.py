@@ -36,12 +36,11 @@ def tally(
     """What the metrics of a task are made of, by group of units (units,); None where no unit has a label.
 
     Raises:
-        UsageError: labels that do not fit the scores, or the task.
+        UsageError: labels that do not fit the scores, or are of another kind than the task's.
     """
     if len(labels) != len(scores):
         raise UsageError(f"{len(labels)} labels do not fit {len(scores)} units")
-    if task.kind == "regression" and labels.ndim != 1:
-        raise UsageError(f"labels have shape {labels.shape}, a regression has one per unit")
+    task.refuse_others(labels, "metrics")
     known = task.known(labels) if len(labels) else np.zeros(0, dtype=bool)
     if not known.any():
         return None

@@ -21,6 +21,8 @@ from mer_export.metrics.tally import (
 )
 
 SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
+ELEMENTS = 1 << 22
+"""Weights of units at a time where the AUC of resamples is computed: the bound on memory."""
 SETS = ("strict", "subset", "intersect")
 """Accuracies of whole label sets."""
 
@@ -85,8 +87,12 @@ class LabelTally(Tally):
         return [independent_table("labels", self.names, rows)]
 
     def _auc(self, weights: np.ndarray) -> np.ndarray:
-        columns = zip(self.truths.T == 1, self.likely.T, strict=True)
-        return np.stack([_auc(truth, score, weights, self.group) for truth, score in columns], axis=-1)
+        """Of some resamples at a time: each takes memory by the number of units, of which a group may have many."""
+        columns = [*zip(self.truths.T == 1, self.likely.T, strict=True)]
+        count = min(len(weights), 1 + len(weights) * len(self.group) // ELEMENTS)
+        parts = np.array_split(weights, count)
+        found = [[_auc(truth, score, part, self.group) for truth, score in columns] for part in parts]
+        return np.concatenate([np.stack(part, axis=-1) for part in found])
 
 
 def tally(

@@ -62,7 +62,8 @@ def run_parity(
         strict_features: samples that are not like those of training are an error, not a warning.
 
     Raises:
-        UsageError: no samples, or a tolerance for an output that does not exist.
+        UsageError: no samples, labels of another kind than the task's, or a tolerance for an output that does not
+            exist.
         InputError: foreign features, where that is strict.
         NotAvailableError: PyTorch is missing, there is no reference then.
     """
@@ -71,6 +72,9 @@ def run_parity(
     given, samples = len(samples), readable(samples, manifest.contract)
     if not samples:
         raise UsageError("parity needs at least one sample: pass --data with a non-empty split")
+    for sample in samples:
+        if sample.labels is not None:
+            manifest.task.refuse_others(sample.labels, sample.id)
     features = FeatureCheck(manifest.features)
     features.add(samples)
     features.tell(strict_features)

@@ -65,11 +65,15 @@ def answers(predictor: Predictor, samples: Sequence[Sample]) -> Answers:
 
     Raises:
         InputError: no unit has a label.
+        UsageError: labels of another kind than the task's.
     """
     task = predictor.task
     labelled = [s for s in samples if s.labels is not None and task.known(s.labels).any()]
     if not labelled:
         raise InputError("no item of this split has labels: evaluation needs labelled data")
+    for sample in labelled:
+        if sample.labels is not None:
+            task.refuse_others(sample.labels, sample.id)
     empty = np.concatenate([np.full(len(s.units), not s.readable(predictor.contract)) for s in labelled])
     scores = np.concatenate(predictor.scores(labelled))
     scores[empty] = task.unanswered_scores(int(empty.sum()))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,13 +23,23 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from mer_export.data.bundle_data import refuse_unread
 from mer_export.errors import UsageError
 from mer_export.experiment import TableSpec
 from mer_export.overrides import apply_overrides
 from mer_export.registry import first_problem
 from mer_export.untrusted.places import Allowed
 from mer_export.untrusted.yaml_files import parse_yaml, read_yaml
-from train.config import EXPERIMENTS, FOLDER, PRESETS, Strict, TrainConfig, read_settings, settled_config
+from train.config import (
+    EXPERIMENTS,
+    FOLDER,
+    PRESETS,
+    TRAINING_READS,
+    Strict,
+    TrainConfig,
+    read_settings,
+    settled_config,
+)
 from train.experiments.baselines.settings import Baseline
 
 NAMES: tuple[str, ...] = tuple(
@@ -37,6 +48,8 @@ NAMES: tuple[str, ...] = tuple(
 """The experiments that there are."""
 MEASURE = "measure:"
 """Begins a setting that holds for measuring alone."""
+MEASURED_BY = ("system", "model", "data", "protocol", "evaluate_splits")
+"""What of a configuration measuring goes by: a seed that a step is not trained by changes nothing of its numbers."""
 BRACES = r"\{([^{}\":]+)\}"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9 .,_+-]*$"
 
@@ -85,9 +98,12 @@ class Experiment(Strict):
                 raise ValueError(f"model {name!r} has a baseline among several steps: a baseline is a model of its own")
         if empty := [a for a, values in self.grid.items() if not values]:
             raise ValueError(f"axis {empty[0]!r} has no values")
-        for axis in (*self.table.over, *filter(None, [self.table.area])):
+        area = self.table.area
+        for axis in (*self.table.over, *filter(None, [area])):
             if axis not in self.grid:
                 raise ValueError(f"the table names the axis {axis!r}, there are {list(self.grid)}")
+        if area is not None and (area in self.table.over or not all(map(_is_number, self.labels(area)))):
+            raise ValueError(f"the table has the area over {area!r}: name an axis of numbers that is not averaged over")
         return self
 
     def labels(self, axis: str) -> list[str]:
@@ -181,7 +197,8 @@ def plan(
         outside: further folders that paths in recipes may lead to.
 
     Raises:
-        UsageError: a recipe or a setting that does not exist or does not fit, in any of the jobs; `out` is `data`.
+        UsageError: a recipe or a setting that does not exist or does not fit, in any of the jobs; one of `sets` that
+            the data do not read; `out` is `data`.
         InputError: a recipe names a path that leads elsewhere.
     """
     if out.resolve() == data.resolve():
@@ -204,8 +221,18 @@ class _Planner:
             for step in steps:
                 for place in self._places(step.axes):
                     job = self._job(model, step, place)
-                    jobs.setdefault(job.folder, job)
+                    there = jobs.setdefault(job.folder, job)
+                    if there.title != job.title:
+                        raise UsageError(f"{there.title} and {job.title} have one folder, {job.folder}: rename one")
+        for job in jobs.values():
+            if absent := [f for f in job.needs if f not in jobs]:
+                raise UsageError(
+                    f"{job.title} starts from {absent[0]}, and that is trained for each value of further axes: give "
+                    "both the same axes"
+                )
         cells = [self._cell(m, place, jobs) for m in self.experiment.models for place in self._places(None)]
+        sets = [text for _, text in self.given if text.startswith("data.")]
+        refuse_unread(self.data, next(iter(jobs.values())).config.data, sets, TRAINING_READS)
         e = self.experiment
         return Plan(e.title, e.source, e.table, _in_rounds(jobs), cells)
 
@@ -231,7 +258,9 @@ class _Planner:
                 raise UsageError(f"{model}: {later[0]} measures a bundle again, a baseline leaves none")
             return Cell(model, place, where, None)
         config = self._config(model, step, place, measured=True)
-        return Cell(model, place, where, None if config == jobs[where].config else config)
+        trained = jobs[where].config
+        alike = all(getattr(config, name) == getattr(trained, name) for name in MEASURED_BY)
+        return Cell(model, place, where, None if alike else config)
 
     def _settings(self, step: Step, place: dict[str, str]) -> dict[str, Any]:
         """What the experiment sets of a step's recipe."""
@@ -252,12 +281,25 @@ class _Planner:
             raise UsageError(
                 f"{model}: {{{name}}} is no axis and no step or model before it, there are {sorted(words)}"
             )
-        later = {k.removeprefix(MEASURE): v for k, v in settings.items() if k.startswith(MEASURE)}
-        wanted = {k: v for k, v in settings.items() if not k.startswith(MEASURE)} | (later if measured else {})
         mine = [text for address, text in self.given if address in ("", step.name, model)]
-        overrides = [*(f"{k}={json.dumps(_filled(v, words))}" for k, v in wanted.items()), *mine]
+        self._refuse_over_axes(mine, {a: v for a, v in place.items() if step.axes is None or a in step.axes})
+        said = [(k, f"{k.removeprefix(MEASURE)}={json.dumps(_filled(v, words))}") for k, v in settings.items()]
+        trained = [text for k, text in said if not k.startswith(MEASURE)]
+        # What holds for measuring alone goes before what is set for the whole run.
+        later = [text for k, text in said if k.startswith(MEASURE)] if measured else []
+        overrides = [*trained, *mine, *later]
         values = apply_overrides(read_settings(FOLDER / f"{preset}.yaml"), overrides)
         return settled_config(values, f"{preset} for {model}", self.allowed, self.data)
+
+    def _refuse_over_axes(self, mine: Sequence[str], place: Mapping[str, str]) -> None:
+        """Raises UsageError for a setting that an axis sets too: every value of the axis would be trained alike."""
+        for axis, label in place.items():
+            for name, text in itertools.product(self.experiment.set_by(axis, label), mine):
+                if _overlap(name, text.partition("=")[0].strip()):
+                    short = axis.rpartition(".")[2]
+                    raise UsageError(
+                        f"--set {text}: the axis {short} sets {name}, choose its values with --grid {short}="
+                    )
 
     def _bundles_before(self, model: str, step: Step, place: dict[str, str]) -> dict[str, PurePosixPath]:
         """The bundles that a step may name: of the steps before it, and of the models before its own."""
@@ -284,6 +326,11 @@ def folder(experiment: Experiment, model: str, step: Step, cell: Mapping[str, st
     if len(experiment.models[model]) > 1 or not parts:
         parts.append(step.name)
     return PurePosixPath(*parts)
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two settings are the same, or one is a section of the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _addressed(experiment: Experiment, text: str) -> tuple[str, str]:
@@ -315,6 +362,13 @@ def _with_grid(values: dict[str, Any], grid: Iterable[str]) -> dict[str, Any]:
             new = parse_yaml(f"[{wanted}]", f"--grid {text}")
         values = values | {"grid": there | {name: new}}
     return values
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _written(value: Any) -> str:

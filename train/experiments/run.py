@@ -5,22 +5,22 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
 
 from mer_export import registry
 from mer_export.bundle import Bundle
-from mer_export.errors import MerError, UsageError
+from mer_export.errors import UsageError
 from mer_export.experiment import SPLIT, ExperimentResult, Failed, Trained, metric_of
+from mer_export.faults import explain
 from mer_export.progress import Progress
 from mer_export.weights import load_from_bundle
 from train.config import TrainConfig
-from train.experiments.baselines.run import RESULT as BASELINE
 from train.experiments.baselines.run import evaluation_of, fit_baseline
 from train.experiments.experiment import Cell, Job, Plan
+from train.experiments.workers import side_by_side
 from train.fit import EVALUATION, fit
 from train.model_metrics import evaluate_model
 from train.prepared import prepare
@@ -60,7 +60,7 @@ def run(
     known: Known = {}
     result = _result(planned, known)
     total = sum(map(len, planned.rounds))
-    with progress.over(planned.title, total, "bundle") as shown, _workers(jobs) as workers:
+    with progress.over(planned.title, total, "bundle") as shown, side_by_side(jobs) as workers:
         for jobs_of_round in planned.rounds:
             lost = {j.folder: "an earlier step failed" for j in jobs_of_round if any(f in failures for f in j.needs)}
             ready = [j for j in jobs_of_round if j.folder not in lost]
@@ -69,7 +69,7 @@ def run(
                 if reason:
                     failures[job.folder] = reason
                 known |= {
-                    (i, split): reason or _measured(cell, data, out, split)
+                    (i, split): reason or _measured(cell, job, data, out, split)
                     for i, cell in enumerate(planned.cells)
                     for split in planned.table.splits
                     if cell.folder == job.folder
@@ -118,26 +118,6 @@ def _headline(result: ExperimentResult, job: Job) -> str:
     return " ".join([name, *(f"{v}" for v in found if v is not None)]) if found else "trained"
 
 
-@contextmanager
-def _workers(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Processes that start afresh, as PyTorch's threads do not survive a fork; None for this process alone."""
-    if jobs == 1:
-        yield None
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_share_processor, initargs=(jobs,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _share_processor(jobs: int) -> None:
-    import torch
-
-    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
-
-
 def _trained(
     workers: ProcessPoolExecutor | None, jobs: Sequence[Job], data: Path, out: Path, force: bool
 ) -> Iterator[tuple[Job, str | None]]:
@@ -148,7 +128,14 @@ def _trained(
         return
     waiting: dict[Future[str | None], Job] = {workers.submit(train, j, data, out, force): j for j in jobs}
     for future in as_completed(waiting):
-        yield waiting[future], future.result()
+        try:
+            reason = future.result()
+        except BrokenProcessPool:
+            raise UsageError(
+                "a process that trains was killed, perhaps for want of memory: run it again with fewer --jobs, it goes "
+                "on where it stopped"
+            ) from None
+        yield waiting[future], reason
 
 
 def train(job: Job, data: Path, out: Path, force: bool = False) -> str | None:
@@ -158,22 +145,30 @@ def train(job: Job, data: Path, out: Path, force: bool = False) -> str | None:
             fit_baseline(job.baseline, job.config, data, out / job.folder, force)
         else:
             fit(job.config, data, out / job.folder, force=force, quiet=True)
-    except MerError as error:
-        return str(error)
+    except Exception as error:
+        return _why(error)
     return None
 
 
-def _measured(cell: Cell, data: Path, out: Path, split: str) -> Measured | str:
+def _why(error: Exception) -> str:
+    """What an error says; raises it again where only a bug of ours explains it."""
+    if (known := explain(error)) is None:
+        raise error
+    return str(known)
+
+
+def _measured(cell: Cell, job: Job, data: Path, out: Path, split: str) -> Measured | str:
     folder = out / cell.folder
     try:
         if cell.config is not None:
             return {"single": measure_as(Bundle.open(folder), cell.config, data, split)}
-        if (folder / BASELINE).is_file():
+        # By what it is now: the folder may have results of both from runs of before.
+        if job.baseline is not None:
             found = evaluation_of(folder)
         else:
             found = json.loads(Bundle.open(folder).path(EVALUATION).read_text())
-    except MerError as error:
-        return str(error)
+    except Exception as error:
+        return _why(error)
     return found.get(split) or f"the split {split!r} was not measured, there are {list(found)}: see evaluate_splits"
 
 

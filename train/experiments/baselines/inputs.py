@@ -63,8 +63,11 @@ class Reader:
     """Reads samples through the contract of a recipe; vectors that no training sample has are left out."""
 
     def __init__(self, contract: Contract, task: Task, training: Sequence[Sample]):
-        """Raises UsageError where the recipe has no vectors for a baseline to read."""
+        """Raises UsageError where the recipe has no vectors for a baseline to read, InputError as `read` does."""
         self.contract, self.task = contract, task
+        # They are held, so that no other one gets their identity.
+        self._checked: dict[int, Sample] = {}
+        self._check(readable(training, contract))
         there = {name for s in training for name in s.inputs}
         self.groups: dict[str, list[TensorSpec]] = {}
         for spec in contract.features:
@@ -86,15 +89,24 @@ class Reader:
 
         Raises:
             InputError: values that the recipe refuses too.
+            UsageError: none of them is labelled, or labels are of another kind than the task's.
         """
         items = [s for s in readable(samples, self.contract) if s.labels is not None]
-        for sample in items:
-            # Padding is where values are checked.
-            collate([sample], self.contract)
+        if not any(self.task.known(s.labels).any() for s in items if s.labels is not None):
+            raise UsageError("a split has no labels to choose or measure by: leave it out of evaluate_splits")
+        self._check(items)
         sequences = {dim: [self._scaled(s, dim) for s in items] for dim in self.groups}
         joined = np.concatenate([s.labels for s in items if s.labels is not None])
+        self.task.refuse_others(joined, items[0].id)
         known = self.task.known(joined)
         return Items(sequences, self.contract.unit_dim is not None, np.flatnonzero(known), joined[known])
+
+    def _check(self, samples: Sequence[Sample]) -> None:
+        """Once for each sample; padding is where values are checked."""
+        for sample in samples:
+            if id(sample) not in self._checked:
+                collate([sample], self.contract)
+                self._checked[id(sample)] = sample
 
     def _scaled(self, sample: Sample, dim: str) -> np.ndarray:
         steps = self._steps(sample, dim)

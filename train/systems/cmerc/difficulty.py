@@ -52,6 +52,8 @@ def measure_difficulty(source: Bundle | nn.Module, samples: Iterable[Sample]) ->
         hinge = float(rank(log_prob, views, batch.labels))
         speakers = int(batch.inputs["speaker"].max()) + 1
         found[sample.id] = (hinge + speakers) / (speakers + len(sample.units))
+    if not found:
+        raise InputError("there is no dialogue to measure the difficulty of: name a split that has some")
     return found
 
 

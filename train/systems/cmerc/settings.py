@@ -41,6 +41,14 @@ class CmercSettings(Settings):
     temperature: float = Field(0.07, gt=0)
     curriculum: Curriculum | None = None
 
+    @property
+    def data_files(self) -> dict[str, str]:
+        """What the curriculum takes difficulties from, where that is named."""
+        rule = self.curriculum
+        if rule is None or rule.difficulty in ("file", "measure"):
+            return {}
+        return {"curriculum.difficulty": rule.difficulty}
+
     def class_loss(self, kind: str) -> str:
         """The focal loss, and frequencies of its own, treat classes differently already."""
         if self.loss == "focal":

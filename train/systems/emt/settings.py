@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mer_export.data.missing import SEEDS
 from train.accumulation import Accumulation
 from train.encoders import Settings, Source
+
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+"""What numpy takes as one."""
 
 
 class Strict(BaseModel):
@@ -21,7 +24,7 @@ class Missing(Strict):
     text: float = Field(0.0, ge=0, le=1)
     audio: float = Field(0.0, ge=0, le=1)
     vision: float = Field(0.0, ge=0, le=1)
-    seeds: tuple[int, int, int] = (SEEDS["text"], SEEDS["audio"], SEEDS["vision"])
+    seeds: tuple[Seed, Seed, Seed] = (SEEDS["text"], SEEDS["audio"], SEEDS["vision"])
 
     @property
     def rates(self) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,8 +19,8 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    text: int | Literal["all"] = "all"
-    audio: int | Literal["all"] = "all"
+    text: Annotated[int, Field(ge=0)] | Literal["all"] = "all"
+    audio: Annotated[int, Field(ge=0)] | Literal["all"] = "all"
     dropout: bool = True
 
 

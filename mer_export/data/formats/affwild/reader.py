@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mer_export.data.labels import class_indices
 from mer_export.data.media.faces import FaceImages
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
@@ -50,11 +51,12 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     images = _folder(path, IMAGES)
     if images is None:
         raise InputError(f"{path} has none of the folders {list(IMAGES)}")
+    classes = class_indices(LABELS, labels, str(path))
     splits = {
-        split: [s for file in sorted(folder.glob("*.txt")) for s in _video(file, images, spec.faces.size)]
+        split: [s for file in sorted(folder.glob("*.txt")) for s in _video(file, images, spec.faces.size, classes)]
         for split, folder in _splits(path).items()
     }
-    return Corpus(splits=splits, format="affwild", info={"labels": list(LABELS)})
+    return Corpus(splits=splits, format="affwild", info={"labels": list(labels or LABELS)})
 
 
 def batch(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +78,7 @@ class Face(FaceImages):
         return super().__array__(dtype)[0]
 
 
-def _video(file: Path, images: Path, size: int) -> list[Sample]:
+def _video(file: Path, images: Path, size: int, classes: np.ndarray) -> list[Sample]:
     try:
         lines = file.read_text().splitlines()[1:]
         labels = [int(line) for line in lines if line.strip()]
@@ -90,7 +92,7 @@ def _video(file: Path, images: Path, size: int) -> list[Sample]:
         if 0 <= label < len(TO_MELD) and image.is_file():
             name = f"{file.stem}/{number:05d}"
             faces: dict[str, np.ndarray] = {"images": Face([image], size)}  # type: ignore[dict-item]
-            samples.append(Sample(name, faces, (name,), np.asarray([TO_MELD[label]], dtype=np.int64)))
+            samples.append(Sample(name, faces, (name,), classes[[TO_MELD[label]]]))
     return samples
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from mer_export.data.labels import class_indices
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError, UsageError
@@ -98,7 +99,7 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None, split:
     roberta = _items(folder / dataset.roberta, dataset.roberta_items)
     vectors = roberta[dataset.first_vector : dataset.first_vector + 4]
     sources: dict[str, Sequence[Any]] = {"text": vectors, "audio": [content[AUDIO]], "vision": [content[VISION]]}
-    classes = _class_indices(dataset, labels, folder)
+    classes = class_indices(dataset.labels, labels, f"{folder}: {dataset.name}")
     splits = {
         name: [_sample(key, content, sources, dataset, classes, folder) for key in _ids(content[place])]
         for name, place in (("train", TRAIN), ("test", TEST))
@@ -153,16 +154,6 @@ def _sample(
     return Sample(
         id=str(key), inputs=inputs, units=tuple(f"{key}/{i}" for i in range(len(found))), labels=classes[found]
     )
-
-
-def _class_indices(dataset: Dataset, labels: Sequence[str] | None, folder: Path) -> np.ndarray:
-    """The model's index of each class of the data set: by name, or in order where a model names as many its own way."""
-    if labels is None or (len(labels) == len(dataset.labels) and set(labels) != set(dataset.labels)):
-        return np.arange(len(dataset.labels))
-    missing = [name for name in dataset.labels if name not in labels]
-    if missing:
-        raise InputError(f"{folder}: {dataset.name} has the classes {missing}, the model knows {list(labels)}")
-    return np.asarray([list(labels).index(name) for name in dataset.labels], dtype=np.int64)
 
 
 def _vectors(rows: Any) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from mer_export.data.formats.facialmmt import texts
+from mer_export.data.labels import class_indices
 from mer_export.data.media.faces import FaceImages
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.spec import DataSpec
@@ -62,17 +63,18 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     folder = _folder(path, spec)
     if folder is None:
         raise InputError(f"{path} holds no meld_<split>_vision_utt.pkl or .dt file: point --data at preprocess_data")
+    classes = class_indices(LABELS, labels, str(path))
     splits: dict[str, list[Sample]] = {}
     arrays: dict[str, dict[str, int]] = {}
     for split in SPLITS:
         found = _content(folder, split, spec.packing)
         if found is None:
             continue
-        splits[split] = _samples(found, folder, split, spec, spec.reach(path))
+        splits[split] = _samples(found, folder, split, spec, spec.reach(path), classes)
         arrays[split] = {f"{m}_len": found[m].shape[1] for m in ("audio", "vision") if m in found}
     if not any("input_ids" in s.inputs for found in splits.values() for s in found) and folder.name != UNIMODAL:
         log.warning("%s has no texts: put CSV files there and set data.tokenizer, or a .dt file", folder)
-    return Corpus(splits=splits, format="facialmmt", info={"labels": list(LABELS), "arrays": arrays})
+    return Corpus(splits=splits, format="facialmmt", info={"labels": list(labels or LABELS), "arrays": arrays})
 
 
 def _folder(path: Path, spec: DataSpec) -> Path | None:
@@ -176,7 +178,16 @@ def _array(content: Mapping[str, Any], name: str, file: Path) -> np.ndarray:
     return value
 
 
-def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec, reach: Reach) -> list[Sample]:
+def _class(value: np.ndarray, classes: np.ndarray, where: str) -> np.ndarray:
+    """The model's index of a class of the files."""
+    if value.ndim or value.dtype.kind not in "iuf" or not 0 <= value < len(classes):
+        raise InputError(f"{where} has the label {value}, there are classes 0..{len(classes) - 1}")
+    return classes[[int(value)]]
+
+
+def _samples(
+    found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec, reach: Reach, classes: np.ndarray
+) -> list[Sample]:
     packed = texts.packed(folder, split, found, spec)
     logits = _expressions(folder / EXPRESSIONS.format(split=split))
     samples = []
@@ -198,7 +209,7 @@ def _samples(found: Mapping[str, Any], folder: Path, split: str, spec: DataSpec,
         if place and "vision" in inputs:
             _add_faces(inputs, found, place.utterance, logits, lambda p: _located(p, folder, spec, reach), spec)
         labels = found.get("labels")
-        label = None if labels is None else np.asarray([int(labels[row])], dtype=np.int64)
+        label = None if labels is None else _class(np.asarray(labels[row]), classes, where)
         dialogue = str(place.dialogue) if place else None
         samples.append(Sample(name, inputs, (name,), label, group=dialogue))
     return samples

@@ -73,7 +73,10 @@ class ParquetSource:
         wanted = self.splits if split is None else [split]
         with self.opening() as file:
             own = range(file.num_row_groups) if self.groups is None else self.groups
-            groups = [g for g in own if _split_of(file, g) in (None, *wanted)]
+            said = {g: _split_of(file, g) for g in own}
+            for name in said.values():
+                self.reader.refuse_stray(name, self.path)
+            groups = [g for g, name in said.items() if name in (None, *wanted)]
             # Group by group: asked for all at once, the library decodes ahead.
             batches = (b for g in groups for b in file.iter_batches(batch_size=layout.BATCH_ROWS, row_groups=[g]))
             yield from self.reader.dialogues(batches, self.path, wanted)
@@ -94,12 +97,22 @@ class RowReader:
         """Those that the rows of Arrow batches or tables make one after the other, of all splits or of some.
 
         Raises:
-            InputError: the rows of a dialogue are not together.
+            InputError: the rows of a dialogue are not together, or of a split that the metadata do not know.
         """
         rows = (row for batch in batches for row in _rows(batch))
         for (split, name), own in itertools.groupby(rows, key=lambda r: (str(r["split"]), str(r["dialogue"]))):
+            if splits is not None:
+                self.refuse_stray(split, where)
             if splits is None or split in splits:
                 yield self._dialogue(split, name, list(own), where)
+
+    def refuse_stray(self, split: str | None, where: str) -> None:
+        """Raises InputError for a split that the metadata do not know: its rows would be lost without a word."""
+        if split is not None and split not in self.meta["splits"]:
+            known = self.meta["splits"]
+            raise InputError(
+                f"{where} has rows of the split {split!r}, its metadata say {known}: convert the data again"
+            )
 
     def _dialogue(self, split: str, name: str, rows: list[dict[str, Any]], where: str) -> Dialogue:
         if [r["index"] for r in rows] != list(range(len(rows))):

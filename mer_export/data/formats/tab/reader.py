@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from mer_export.data.formats.tab.folds import cross_validation, session_five
 from mer_export.data.formats.tab.iemocap_release import CLASSES
+from mer_export.data.labels import class_indices
 from mer_export.data.samples import Corpus, Sample
 from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import ContextData, DataSpec
@@ -59,14 +60,14 @@ def read(path: Path, spec: DataSpec, labels: Sequence[str] | None = None) -> Cor
     """All utterances, split as `spec.context.fold` says.
 
     Raises:
-        InputError: a file is missing or damaged, or the model's labels are not four.
+        InputError: a file is missing or damaged, or the model lacks a class.
     """
     context = spec.context or ContextData()
     rows = read_table(path / TABLE)
-    if labels is not None and len(labels) != len(CLASS_NAMES):
-        raise InputError(f"{path} has the classes {list(CLASS_NAMES)}, the model has {list(labels)}")
+    classes = class_indices(CLASS_NAMES, labels, str(path))
     windows = read_windows(path, rows, context)
-    samples = [_sample(path, row, window, spec, context) for row, window in zip(rows, windows, strict=True)]
+    pairs = zip(rows, windows, strict=True)
+    samples = [_sample(path, replace(r, label=int(classes[r.label])), w, spec, context) for r, w in pairs]
     sessions = [r.session for r in rows]
     if context.fold is None:
         split = session_five(sessions, context.seed)
