@@ -50,12 +50,13 @@ from mer_export.console import (
     Threads,
     Trust,
     Verbose,
+    drawing,
     emit,
     emit_plan,
     refuse_without,
     say_unless,
 )
-from mer_export.errors import UsageError
+from mer_export.errors import NotAvailableError, UsageError
 from mer_export.outlets import open_outlets
 from mer_export.progress import progress_unless
 from mer_export.terminal import columns
@@ -65,11 +66,13 @@ from train import commands as train_commands
 from train import data_commands
 
 if TYPE_CHECKING:
-    from mer_export.data.samples import Corpus, Sample
+    from mer_export.contract import Lengths
+    from mer_export.data.samples import Sample
     from mer_export.metrics.tally import ClassTable
     from runtimes.predict.comparison import Comparison, Contender
     from runtimes.predict.evaluate import Answers
     from runtimes.predict.predictor import Predictor
+    from runtimes.predict.robustness import Rate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -143,7 +146,7 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Metrics and classes of bundles on labelled data; over missing rates they also go into the bundle's report."""
-    from mer_export.data.bundle_data import bundle_corpus
+    from mer_export.data.bundle_data import bundle_corpus, bundle_samples
     from mer_export.data.word_vectors import emotion_table
     from runtimes.pages.evaluation import require_form, write_evaluation
     from runtimes.pipeline import How
@@ -153,13 +156,14 @@ def eval_(
     if missing is not None and (out or semantics == "batch"):
         other = f"--out {out}" if out else "--semantics batch"
         raise UsageError(f"--missing-rate measures in single semantics, into the bundle's report: leave {other} out")
+    rates = None if missing is None else _rates(missing)
     if out is not None:
         require_form(out)
     shared = emotion_table(emotions)
     named = [n for table in shared.values() for n in table]
     published = semantics == "batch"
     if published:
-        _only_torch(runtime, precision, goal, shared)
+        _only_torch(runtime, precision, goal, overflow, shared)
         runtime = "torch"
     if len(bundle) > 1 and (published or missing is not None):
         raise UsageError("several bundles are compared in single semantics and on complete data: name one bundle")
@@ -172,16 +176,20 @@ def eval_(
     )
     say = say_unless(quiet)
 
-    def opened(path: Path) -> tuple[Predictor, Corpus]:
+    def opened(path: Path) -> tuple[Predictor, list[Sample], Lengths | None]:
+        """With the lengths of the padded arrays that the samples came from, if any."""
         found = Bundle.open(path, trust)
+        predictor, said = how.predictor(found, say), sets or ()
         with how.encoders(found, say) or nullcontext() as through:
-            corpus = bundle_corpus(found, data, data_format, sets or (), named, outside, through)
-        corpus.split(split)
-        return how.predictor(found, say), corpus
+            if through is not None:
+                read = bundle_samples(found, data, data_format, split, outside, through, said, named)
+                return predictor, read, None
+            corpus = bundle_corpus(found, data, data_format, said, named, outside)
+            return predictor, corpus.split(split), corpus.info.get("arrays", {}).get(split)
 
     first, where = str(bundle[0]), {"split": split, "semantics": semantics}
     if dry_run:
-        plans = {str(p): _previewed(*opened(p), split) for p in bundle}
+        plans = {str(p): _previewed(*opened(p)[:2]) for p in bundle}
         asked: dict[str, Any] = {"data": str(data)} | where
         told = asked | {"bundles": plans} if len(bundle) > 1 else {"bundle": first} | asked | plans[first]
         return emit_plan("eval", told, as_json)
@@ -190,15 +198,14 @@ def eval_(
         sides = []
         for each in bundle:
             with naming(str(each)):
-                sides.append(_contender(*opened(each), split, str(each)))
+                sides.append(_contender(*opened(each)[:2], str(each)))
         result = compare(sides, str(data), split, rounds or 10_000, seed or 0)
         emit(result.model_dump(mode="json"), as_json, result.lines)
     else:
-        predictor, corpus = opened(bundle[0])
+        predictor, samples, arrays = opened(bundle[0])
         with predictor:
-            if missing is not None:
-                return _eval_missing(predictor, corpus, split, missing, quiet, as_json)
-            samples = corpus.split(split)
+            if rates is not None:
+                return _eval_missing(predictor, samples, arrays, split, rates, quiet, as_json)
             found = _published(predictor, samples, batch) if published else _evaluated(predictor, samples)
         result = {"bundle": first} | where | {"runtime": predictor.backend} | found
         emit(result, as_json, lambda: _metric_lines(result))
@@ -207,14 +214,14 @@ def eval_(
     return None
 
 
-def _previewed(predictor: Predictor, corpus: Corpus, split: str) -> dict[str, Any]:
+def _previewed(predictor: Predictor, samples: list[Sample]) -> dict[str, Any]:
     from runtimes.predict.preview import preview
 
     with predictor:
-        return preview(predictor, corpus.split(split))
+        return preview(predictor, samples)
 
 
-def _contender(predictor: Predictor, corpus: Corpus, split: str, name: str) -> tuple[Contender, Answers]:
+def _contender(predictor: Predictor, samples: list[Sample], name: str) -> tuple[Contender, Answers]:
     from runtimes.predict.comparison import Contender
     from runtimes.predict.evaluate import answers
 
@@ -225,13 +232,15 @@ def _contender(predictor: Predictor, corpus: Corpus, split: str, name: str) -> t
             runtime=predictor.backend,
             precision=predictor.precision,
         )
-        return said, answers(predictor, corpus.split(split))
+        return said, answers(predictor, samples)
 
 
-def _only_torch(runtime: str | None, precision: str | None, goal: str | None, shared: object) -> None:
+def _only_torch(runtime: str | None, precision: str | None, goal: str | None, overflow: str, shared: object) -> None:
     """Raises UsageError where what is asked for does not go with the published semantics."""
     if shared:
         raise UsageError("--emotions goes with --semantics single")
+    if overflow != "error":
+        raise UsageError(f"--semantics batch reads items as long as they are: leave --overflow {overflow} out")
     asked = [v for v in (runtime, precision, goal) if v not in (None, "torch", "fp32")]
     if asked:
         raise UsageError(f"--semantics batch runs in PyTorch only: pass --runtime torch, not {' in '.join(asked)}")
@@ -246,12 +255,16 @@ def _evaluated(predictor: Predictor, samples: list[Sample]) -> dict[str, Any]:
 
 
 def _published(predictor: Predictor, samples: list[Sample], batch: int | None) -> dict[str, Any]:
+    from runtimes.backends.table import backend_problem
     from train.evaluate import evaluate_published
 
+    options = predictor.options
+    if problem := backend_problem(predictor.backend, options):
+        raise NotAvailableError(problem)
     samples = [s.read for s in samples]
     predictor.features.add(samples)
     predictor.features.tell(predictor.strict_features)
-    found = evaluate_published(predictor.bundle, samples, batch or 16)
+    found = evaluate_published(predictor.bundle, samples, batch or 16, options.device, options.threads)
     classes = _dumped(found.classes())
     return {"metrics": found.metrics, "classes": classes, "precision": "fp32", **predictor.features.summary()}
 
@@ -270,13 +283,24 @@ def _metric_lines(result: dict[str, Any]) -> list[str]:
     return [*columns(("metric", "value"), metric_rows(result["metrics"])), *class_lines(tables), "", remarks(result)]
 
 
-def _eval_missing(predictor: Predictor, corpus: Corpus, split: str, rates: str, quiet: bool, as_json: bool) -> None:
-    from runtimes.predict import robustness
+def _rates(text: str) -> list[Rate]:
+    from runtimes.predict.robustness import parse_rates
 
-    samples, arrays = corpus.split(split), corpus.info.get("arrays", {}).get(split)
-    report = robustness.run_robustness(
-        predictor, samples, robustness.parse_rates(rates), arrays, split, progress_unless(quiet)
-    )
+    return parse_rates(text)
+
+
+def _eval_missing(
+    predictor: Predictor,
+    samples: list[Sample],
+    arrays: Lengths | None,
+    split: str,
+    rates: list[Rate],
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from runtimes.predict.robustness import run_robustness
+
+    report = run_robustness(predictor, samples, rates, arrays, split, progress_unless(quiet))
     report.save(predictor.bundle)
     emit(report.model_dump(), as_json, lambda: report.page().splitlines())
 
@@ -313,11 +337,13 @@ def experiment(
         trained = [j.title for jobs in planned.rounds for j in jobs]
         said = {"out": str(out), "title": planned.title, "trained": trained, "cells": len(planned.cells), **plans}
         return emit_plan("experiment", said, as_json)
+    from mer_export.experiment import RESULT
     from runtimes.pages.experiment import write_experiment
     from train.experiments.run import run
 
     result = run(planned, data, out, progress_unless(quiet), jobs, force)
-    write_experiment(result, out)
+    with drawing(out / f"{RESULT}.html"):
+        write_experiment(result, out)
     emit(result.model_dump(mode="json"), as_json, lambda: result.markdown().splitlines())
     result.refuse_gaps()
     return None

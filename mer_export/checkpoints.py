@@ -46,6 +46,8 @@ AVERAGED = "n_averaged"
 OPTIMIZER = "param_groups"
 MAX_DEPTH, MAX_MODULES, MAX_ITEMS = 6, 64, 64
 MAX_FORMS = 6
+MAX_STATES = 64
+"""Each is held against the others and against the network: of thousands, which a small file can hold, for hours."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,9 @@ def _read(path: Path) -> Checkpoint:
         return Checkpoint(path, (StateDict("", tensors),), {}, _outline(tensors))
     content = load_records(path)
     budget = Budget.of(path)
-    states = tuple(_states(content, "", budget, set()))
+    states = tuple(itertools.islice(_states(content, "", budget, set()), MAX_STATES + 1))
+    if len(states) > MAX_STATES:
+        raise InputError(f"{path} holds more than {MAX_STATES} tables of tensors: save the one that is meant by itself")
     arguments = next((v for k in ARGUMENTS if isinstance(content, dict) and isinstance(v := content.get(k), dict)), {})
     return Checkpoint(path, states, {k: v for k, v in arguments.items() if isinstance(k, str)}, _outline(content))
 

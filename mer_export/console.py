@@ -5,12 +5,12 @@ Data goes to standard output, progress to standard error.
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,8 +19,8 @@ import typer
 from mer_export import __version__
 from mer_export.agreement.policy import RULES
 from mer_export.cuda import DEVICES
-from mer_export.errors import UsageError
-from mer_export.terminal import outline
+from mer_export.errors import NotAvailableError, UsageError
+from mer_export.terminal import json_text, outline
 
 log = logging.getLogger("mer")
 BundleArg = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Bundle directory.")]
@@ -158,6 +158,15 @@ def refuse_without(owner: str, given: bool, options: Mapping[str, object]) -> No
             raise UsageError(f"{name} is of {owner}, which is not there: leave {name} out, or pass {owner} too")
 
 
+@contextmanager
+def drawing(page: Path) -> Iterator[None]:
+    """Writes a page inside the block; where what draws it is not installed, says so: results do not depend on it."""
+    try:
+        yield
+    except NotAvailableError as error:
+        typer.echo(f"{page} is not written: {error}", err=True)
+
+
 def say_unless(quiet: bool) -> Callable[[str], None]:
     """Progress: a function that writes a line to standard error, or nothing."""
     return (lambda line: None) if quiet else (lambda line: typer.echo(line, err=True))
@@ -165,7 +174,7 @@ def say_unless(quiet: bool) -> Callable[[str], None]:
 
 def emit(value: Any, as_json: bool, render: Callable[[], Iterable[str]], err: bool = False) -> None:
     """A result on standard output (or, with `err`, on standard error): as JSON, or as the lines of `render`."""
-    for line in [json.dumps(value, indent=1, default=str)] if as_json else render():
+    for line in [json_text(value)] if as_json else render():
         typer.echo(line, err=err)
 
 

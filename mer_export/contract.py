@@ -170,14 +170,18 @@ class Contract(BaseModel):
         """These lengths as a bucket.
 
         Raises:
-            UsageError: a dim too many or too few, or a length outside 1..`longest`.
+            UsageError: a dim too many or too few, or a length that is too short or outside 1..`longest`.
         """
         if set(lengths) != set(self.sequence_dims):
             raise UsageError(f"lengths are {dict(lengths)}, the contract asks for {list(self.sequence_dims)}")
         for dim, size in lengths.items():
-            if not 1 <= size <= self.longest[dim]:
-                raise UsageError(f"{dim} must be 1..{self.longest[dim]}, not {size}")
+            if not self._least(dim) <= size <= self.longest[dim]:
+                raise UsageError(f"{dim} must be {self._least(dim)}..{self.longest[dim]}, not {size}")
         return Bucket({d: lengths[d] for d in self.sequence_dims})
+
+    def _least(self, dim: str) -> int:
+        """The shortest length of a bucket: what the network needs, and room for the rows that are shared."""
+        return max(self.shortest.get(dim, 1), self.shared_lengths.get(dim, 1))
 
     def parse_bucket(self, text: str) -> Bucket:
         """Reads `utterances=32` (or `text=50,audio=375` for `text_len`, `audio_len`); raises as `bucket` does."""
@@ -188,7 +192,9 @@ class Contract(BaseModel):
             if dim not in self.sequence_dims:
                 raise UsageError(f"--seq-len {text}: no sequence dim {name!r}, there are {list(self.sequence_dims)}")
             if not value.strip().isdecimal():
-                raise UsageError(f"--seq-len {text}: {dim} must be 1..{self.longest[dim]}, not {value!r}")
+                raise UsageError(
+                    f"--seq-len {text}: {dim} must be {self._least(dim)}..{self.longest[dim]}, not {value!r}"
+                )
             lengths[dim] = int(value)
         try:
             return self.bucket(lengths)

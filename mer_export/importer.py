@@ -11,6 +11,7 @@ import yaml
 
 from mer_export import __version__, registry
 from mer_export.bundle import CONFIG, WEIGHTS, Bundle, Manifest, sha256
+from mer_export.bundle.bundle import taken
 from mer_export.checkpoints import weight_files
 from mer_export.data.spec import DataSpec
 from mer_export.data.word_vectors import vectors_of
@@ -49,8 +50,9 @@ def import_checkpoint(
         The bundle, and how many entries were loaded, unused and kept at their own value.
 
     Raises:
-        UsageError: with every missing, unexpected or misshapen entry.
+        UsageError: `out` is not to be replaced; or with every missing, unexpected or misshapen entry.
     """
+    taken(Path(out), force)
     read = read_checkpoint(system, checkpoints, resolved, key, allowed)
     bundle = Bundle.create(out, read.manifest, force)
     with bundle.commit() as change:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mer_export.bundle.files import open_plain, plain_files, plain_folder, replacing
+from mer_export.bundle.manifest import MANIFEST
 from mer_export.errors import BundleError, MerError
 from mer_export.trust import seal
 
@@ -25,6 +26,8 @@ log = logging.getLogger("mer")
 MOST = 4 << 30
 """Bytes that a folder may take; what was used longest ago goes first."""
 DIGEST = 32
+ENCODER = 3
+"""How far below a bundle its encoders lie: `encoders/<input>/<number>`."""
 
 
 class Kept:
@@ -35,8 +38,9 @@ class Kept:
 
     @classmethod
     def beside(cls, root: Path) -> Kept:
-        """That of a bundle: `<bundle>-engines`."""
-        whole = root.resolve()
+        """That of a bundle: `<bundle>-engines`; of an encoder that a bundle took along, that of the bundle."""
+        own = root.resolve()
+        whole = next((p for p in own.parents[:ENCODER] if (p / MANIFEST).is_file()), own)
         return cls(whole.parent / f"{whole.name}-engines")
 
     def read(self, name: str) -> bytes | None:

@@ -70,13 +70,35 @@ def gpus() -> list[dict[str, str]]:
     ]
 
 
+CGROUP = Path("/sys/fs/cgroup")
+LIMITS = (
+    ("memory.max", "memory.current", "memory.stat", ""),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+)
+"""Where control groups say how much memory a container may take, what it has, and, under a prefix, of what."""
+
+
 def available_bytes() -> int | None:
     """Memory that can be taken without pushing anything out; None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 2**10
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 2**10
     except (OSError, StopIteration, ValueError):
         return None
+    allowed = _allowed_bytes()
+    return free if allowed is None else max(0, min(free, allowed))
+
+
+def _allowed_bytes() -> int | None:
+    """Memory that a container may take yet, files that are cached apart; None where nothing limits it."""
+    for limit, used, parts, prefix in LIMITS:
+        try:
+            rows = dict(line.split() for line in (CGROUP / parts).read_text().splitlines())
+            cached = sum(int(rows[f"{prefix}{kind}_file"]) for kind in ("active", "inactive"))
+            return int((CGROUP / limit).read_text()) - int((CGROUP / used).read_text()) + cached
+        except (OSError, ValueError, KeyError):
+            continue
+    return None
 
 
 def load_average() -> float:

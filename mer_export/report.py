@@ -32,9 +32,10 @@ class Report(Strict):
 
     def save(self, bundle: Bundle) -> None:
         """Writes JSON and Markdown into the bundle."""
+        path = self.path()
         with bundle.commit() as change:
-            change.write(self.path(), self.model_dump_json(indent=1))
-            change.write(str(PurePosixPath(self.path()).with_suffix(".md")), self.page())
+            change.write(path, self.model_dump_json(indent=1))
+            change.write(str(PurePosixPath(path).with_suffix(".md")), self.page())
 
     @classmethod
     def load(cls, bundle: Bundle) -> Self | None:
@@ -43,11 +44,12 @@ class Report(Strict):
         Raises:
             BundleError: damaged, or written by another version.
         """
-        if cls.path() not in bundle.manifest.files:
+        path = cls.path()
+        if path not in bundle.manifest.files:
             return None
         try:
-            return cls.model_validate_json(bundle.path(cls.path()).read_bytes())
+            return cls.model_validate_json(bundle.path(path).read_bytes())
         except ValidationError as error:
             raise BundleError(
-                f"{bundle.root}: {cls.path()} cannot be read ({first_problem(error)}): run {cls.command()} again"
+                f"{bundle.root}: {path} cannot be read ({first_problem(error)}): run {cls.command()} again"
             ) from None

@@ -1,11 +1,26 @@
-"""Values as lines of plain text, for a terminal."""
+"""Values as lines of plain text, for a terminal, or as JSON."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mer_export.metrics.table import known
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON, which has neither NaN nor infinity: what is undefined is null."""
+    return json.dumps(_defined(value), indent=1, default=str)
+
+
+def _defined(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {n: _defined(v) for n, v in value.items()}
+    return [_defined(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.checkpoints import Judge, State, fitting_state, read_checkpoint, usual_state
-from mer_export.errors import UsageError
+from mer_export.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+MISFIT = "in loading state_dict"
+"""How PyTorch and safetensors begin to say which entries of a network are not there, too many or of another shape."""
 
 
 def as_it_is(config: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -44,13 +47,28 @@ class WeightMap:
 
 
 def bundle_model(bundle: Bundle) -> nn.Module:
-    """The PyTorch model of a bundle: float32, CPU, evaluation mode."""
+    """The PyTorch model of a bundle: float32, CPU, evaluation mode.
+
+    Raises:
+        BundleError: weights that are not those of the network; names the first.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_model
 
     system = registry.get(bundle.manifest.system)
     with _undrawn():
         model = system.build(system.parse(bundle.manifest.config))
-    load_model(model, bundle.path(WEIGHTS))
+    try:
+        load_model(model, bundle.path(WEIGHTS))
+    except (SafetensorError, RuntimeError) as error:
+        first, *problems = str(error).splitlines() or [""]
+        if isinstance(error, RuntimeError) and MISFIT not in first:
+            raise
+        reason = " ".join((problems or [first])[0].split())
+        raise BundleError(
+            f"{bundle.root}: {WEIGHTS} does not hold the weights of {system.name} as this mer has it ({reason:.200}): "
+            "train or import it again"
+        ) from None
     return model.eval()
 
 

@@ -155,7 +155,7 @@ def export(
     if within is not None and (example is None or keep_fp32):
         raise UsageError("--within chooses what stays in fp32 on data: pass --data, and leave --keep-fp32 out")
     if dry_run:
-        how = partial(planned, opened, opset=opset, force=force, stages=stages, device=device)
+        how = partial(planned, opened, opset=opset, force=force, stages=stages, device=device, keep_fp32=keep_fp32)
         made_of = "random values" if example is None else f"{len(example)} samples of {split}"
         variants = {wanted.name: state for wanted, state in map(how, jobs)}
         plan_of = {"bundle": str(bundle), "opset": opset, "batch": batch, "device": device, "examples": made_of}

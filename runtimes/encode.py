@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -51,7 +51,7 @@ class Encoding:
         return self.finish(self.prepare(raw, str(number)) for number, raw in enumerate(raws))
 
     def prepare(self, raw: Any, name: str) -> list[Sample]:
-        """What comes before the network, in whatever thread; `name` differs from those before and after it.
+        """What comes before the network, in whatever thread; `name` is for messages.
 
         Raises:
             InputError: see `Encoder.samples`.
@@ -60,10 +60,19 @@ class Encoding:
 
     def finish(self, prepared: Iterable[list[Sample]]) -> Iterator[np.ndarray]:
         """Features of each prepared thing, in order."""
-        parts = (sample for samples in prepared for sample in samples)
-        for _, group in groupby(self.predictor.answers(parts), key=lambda pair: pair[0].id):
-            samples, rows = zip(*group, strict=True)
-            yield self.encoder.join(rows, samples)
+        waiting: deque[list[Sample]] = deque()
+
+        def parts() -> Iterator[Sample]:
+            for samples in prepared:
+                waiting.append(samples)
+                yield from samples
+
+        rows: list[np.ndarray] = []
+        for _, row in self.predictor.answers(parts()):
+            rows.append(row)
+            if len(rows) == len(waiting[0]):
+                yield self.encoder.join(rows, waiting.popleft())
+                rows = []
 
     def close(self) -> None:
         """Frees the network."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mer_export import faults
 from mer_export.bundle import MANIFEST, Bundle, Manifest
+from mer_export.bundle.bundle import taken
 from mer_export.bundle.consistency import require_consistent
-from mer_export.bundle.files import inside, replacing_folder
+from mer_export.bundle.files import inside, scratch_folder
 from mer_export.bundle.manifest import MOST, read_manifest
 from mer_export.errors import BundleError, NotAvailableError, UsageError
 from mer_export.install import not_installed
@@ -33,10 +34,13 @@ def push(bundle: Bundle, repo: str, private: bool = False, message: str = "Bundl
     Raises:
         NotAvailableError: the package is missing, or the hub cannot be reached.
         UsageError: the hub refuses: no such owner, no token, no right to write.
-        BundleError: a file is damaged.
+        BundleError: a file is damaged, or a change was cut short and is not finished yet.
     """
-    bundle.verify()
     with _hub(repo) as api, bundle.reading():
+        bundle.verify()
+        if bundle.pending:
+            # Some files of it lie elsewhere, and in their places those of before.
+            raise BundleError(f"{bundle.root}: a change was cut short: run mer card {bundle.root}, which ends it first")
         api.create_repo(repo, private=private, exist_ok=True)
         done = api.upload_folder(
             repo_id=repo,
@@ -48,8 +52,8 @@ def push(bundle: Bundle, repo: str, private: bool = False, message: str = "Bundl
     return str(done.commit_url)
 
 
-def pull(repo: str, out: Path, progress: Progress, revision: str | None = None) -> Bundle:
-    """Fetches the bundle of a repository into a folder, which it replaces when every checksum is right.
+def pull(repo: str, out: Path, progress: Progress, revision: str | None = None, force: bool = False) -> Bundle:
+    """Fetches the bundle of a repository into a folder, where it is when every checksum is right.
 
     Only what the bundle lists is fetched. Nothing of it is loaded.
 
@@ -58,19 +62,21 @@ def pull(repo: str, out: Path, progress: Progress, revision: str | None = None) 
         out: the new bundle.
         progress: shows each file.
         revision: branch, tag or commit.
+        force: replace an existing bundle, as a whole.
 
     Raises:
         NotAvailableError: the package is missing, or the hub cannot be reached.
-        UsageError: there is no such repository, or no right to read it.
-        BundleError: no bundle, a damaged one, or one that names files outside itself, or pickles.
+        UsageError: there is no such repository, or no right to read it; `out` holds what is not to be replaced.
+        BundleError: no bundle, a damaged one, or one that names files outside itself, or pickles; somebody writes
+            the one that is to be replaced.
     """
-    with _hub(repo) as api, replacing_folder(out) as fresh:
+    taken(out, force)
+    with _hub(repo) as api, faults.at(out), scratch_folder(out) as fresh:
         known = api.model_info(repo, revision=revision, files_metadata=True)
         sizes = {s.rfilename: s.size for s in known.siblings or ()}
-        # What is verified holds its own folder, `fresh` is held until it is in its place.
-        staged = fresh / ".pulled"
+        staged = fresh / "pulled"
         staged.mkdir()
-        source = {"repo_id": repo, "revision": known.sha, "local_dir": fresh / ".hub"}
+        source = {"repo_id": repo, "revision": known.sha, "local_dir": fresh / "hub"}
         if MANIFEST not in sizes:
             raise BundleError(f"{repo} is not a bundle: it has no {MANIFEST}")
         if (sizes[MANIFEST] or 0) > MOST:
@@ -83,12 +89,9 @@ def pull(repo: str, out: Path, progress: Progress, revision: str | None = None) 
             for name in manifest.files:
                 shown.begin(name)
                 _fetch(api, source, name, staged)
-        Bundle.open(staged).verify()
-        shutil.rmtree(fresh / ".hub")
-        for path in staged.iterdir():
-            path.rename(fresh / path.name)
-        staged.rmdir()
-    return Bundle.open(out)
+        pulled = Bundle.open(staged)
+        pulled.verify()
+        return pulled.move_to(out, force)
 
 
 def _refuse(repo: str, manifest: Manifest, sizes: dict[str, int | None], root: Path) -> None:

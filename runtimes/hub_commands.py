@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mer_export.console import BundleArg, Force, Json, Quiet, Verbose, emit, refuse_existing
+from mer_export.console import BundleArg, Force, Json, Quiet, Verbose, emit
 
 Repo = Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub; HF_ENDPOINT names another hub.")]
 
@@ -61,7 +61,6 @@ def pull(
     from mer_export.progress import progress_unless
     from runtimes.hub import pull
 
-    refuse_existing(out, force)
-    bundle = pull(repo, out, progress_unless(quiet), revision)
+    bundle = pull(repo, out, progress_unless(quiet), revision, force)
     result = {"bundle": str(out), "repo": repo, "system": bundle.manifest.system, "files": len(bundle.manifest.files)}
     emit(result, as_json, lambda: [f"{out}: {bundle.manifest.system}, {result['files']} files, all intact"])

@@ -31,6 +31,7 @@ from mer_export.console import (
     Threads,
     Trust,
     Verbose,
+    drawing,
     emit,
     emit_plan,
     refuse_without,
@@ -66,7 +67,7 @@ def parity(
     from mer_export.agreement.policy import Policy
     from runtimes.backends.way import find_ways, only
     from runtimes.features.completed import split_samples
-    from runtimes.pages.report import write_report
+    from runtimes.pages.report import REPORT, write_report
     from runtimes.parity import run as checks
     from runtimes.parity.report import ParityReport
 
@@ -77,14 +78,21 @@ def parity(
     if dry_run:
         plan = {"bundle": str(bundle), "data": str(data), "split": split}
         return emit_plan("parity", plan | checks.preview(opened, samples, ways, strict_features), as_json)
+    part = bool(runtime or device or precision)
+    if part:
+        # One that cannot be read is said before the candidates run.
+        ParityReport.load(opened)
     report = checks.run_parity(
         *(opened, samples, policy, ways, threads),
         source=f"{data.name}, {split}",
         progress=progress_unless(quiet),
         strict_features=strict_features,
     )
-    report.beside(ParityReport.load(opened) if runtime or device or precision else None, opened).save(opened)
-    write_report(opened)
+    # As it is now: another run may have written what it found meanwhile.
+    opened = Bundle.open(bundle, trust)
+    report.beside(ParityReport.load(opened) if part else None, opened).save(opened)
+    with drawing(bundle / REPORT):
+        write_report(opened)
     emit(report.model_dump(mode="json"), as_json, lambda: [report.page()])
     checks.require(report, strict)
     return None
@@ -116,7 +124,7 @@ def bench(
     """How fast are all variants, interleaved in one run, against eager PyTorch?"""
     from runtimes.backends.way import find_graphs, find_ways
     from runtimes.features.completed import split_samples
-    from runtimes.pages.report import write_report
+    from runtimes.pages.report import REPORT, write_report
     from runtimes.speed import bench as benchmark
     from runtimes.speed import regression
 
@@ -138,9 +146,10 @@ def bench(
     emit(result, as_json, lambda: pages)
     # A report that failed must not become the baseline that it was held against.
     own = baseline is not None and baseline.resolve() == (bundle / report.path()).resolve()
-    if not (own and found and found.slower):
+    if not (own and found and found.failed):
         report.save(opened)
-        write_report(opened)
+        with drawing(bundle / REPORT):
+            write_report(opened)
     if found:
         regression.require(found)
     return None

@@ -83,8 +83,10 @@ def manifest(out: Path) -> dict[str, Any]:
     return json.loads((out / "manifest.json").read_text())
 
 
-def run(place: Place, out: Path, *inputs: Path, force: bool = False, **how: Any) -> dict[str, Any]:
+def run(
+    place: Place, out: Path, *inputs: Path, force: bool = False, split: str | None = None, **how: Any
+) -> dict[str, Any]:
     spread = Spread(shards=1, block=BLOCK_BYTES / 2**20)
-    reading = Reading([str(i) for i in inputs or (place.lines,)])
+    reading = Reading([str(i) for i in inputs or (place.lines,)], split=split)
     said = How(ANYBODY, **{"threads": 1} | how)
     return Blocks(place.bundle, said, reading, out, spread, force).answer()

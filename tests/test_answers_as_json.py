@@ -26,6 +26,13 @@ def test_digits_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shortest(np.asarray([0.1, np.inf])) == [0.1, float("inf")]
 
 
+def test_samples_of_one_name_are_counted_apart() -> None:
+    counts = dict.fromkeys(output.COUNTS, 0)
+    said = [Prediction(s, u, "joy", 0, {}, ("text",)) for s, u in ("aa", "aa", "bb", ("c", "0"), ("c", "1"))]
+    assert list(output.counted(said, counts)) == said
+    assert (counts["samples"], counts["units"]) == (4, 5)
+
+
 def test_rows_hold_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         Prediction(

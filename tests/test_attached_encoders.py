@@ -30,6 +30,7 @@ from benchmarks.small_encoders import save_folder  # noqa: E402
 from mer_export.bucket import Bucket  # noqa: E402
 from mer_export.bundle import Bundle, FeatureStatistics  # noqa: E402
 from mer_export.data.bundle_data import bundle_corpus, bundle_spec, features_alone  # noqa: E402
+from mer_export.data.dialogues import Utterance  # noqa: E402
 from mer_export.data.open import said_extractors  # noqa: E402
 from mer_export.data.parts import cut, open_part  # noqa: E402
 from mer_export.data.spec import DataSpec  # noqa: E402
@@ -40,7 +41,8 @@ from mer_export.exporters import export_variant  # noqa: E402
 from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder  # noqa: E402
 from mer_export.untrusted.stored import stored_files  # noqa: E402
 from runtimes.backends.way import find_ways  # noqa: E402
-from runtimes.features.completed import split_samples  # noqa: E402
+from runtimes.features.completed import Completion, split_samples  # noqa: E402
+from runtimes.features.encoded import Outcome  # noqa: E402
 from runtimes.pages.report import write_report  # noqa: E402
 from runtimes.pipeline import How  # noqa: E402
 from runtimes.predict.machine_profile import Goal, choose  # noqa: E402
@@ -194,6 +196,27 @@ def test_data_that_commands_measure_with_go_through_the_encoders(model: Path, cl
     ]
 
 
+def test_eval_encodes_the_split_that_it_measures_alone(
+    mer: Mer, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "said.jsonl"
+    encoded: list[str] = []
+    said = {"sentence": "hello there you", "score": 1.0}
+    lines = [{"dialogue": s, "split": s, "utterances": [said]} for s in ("train", "test")]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    encode = Completion._with
+
+    def noted(self: Completion, utterance: Utterance, outcome: Outcome) -> Utterance:
+        encoded.append(utterance.id)
+        return encode(self, utterance, outcome)
+
+    monkeypatch.setattr(Completion, "_with", noted)
+    code, out, err = mer("eval", model, "--data", data, "--json")
+    assert code == 0, err
+    assert json.loads(out)["units"] == 1
+    assert encoded == ["test/0"]
+
+
 def test_a_command_that_runs_no_encoder_says_how_the_features_are_made(model: Path, clips: Path) -> None:
     bundle = Bundle.open(model)
     with pytest.raises(UsageError, match=r"has no (text|audio) features of 0.wav, and no encoder runs here") as caught:
@@ -247,10 +270,18 @@ def test_only_the_encoder_of_the_training_features_is_taken_along(encoders: dict
         attach(bundle, {"text": [encoders["text"]]})
     with pytest.raises(UsageError, match="vision is 3 wide"):
         attach(bundle, {"vision": [encoders["text"]]})
+    with pytest.raises(UsageError, match=r"reads text: write text=.*encoder"):
+        attach(bundle, {"audio": [encoders["text"]]}, force=True)
     with bundle.commit() as change:
         change.manifest.features["text"] = FeatureStatistics(extractor=own.name, sha256=own.sha256, **numbers)
     attach(bundle, {"text": [encoders["text"]]})
     assert list(Bundle.open(bundle.root).manifest.encoders) == ["text"]
+    again = Bundle.open(shutil.copytree(encoders["text"].bundle.root, tmp_path / "again"))
+    with again.commit() as change:
+        change.manifest.provenance["note"] = "as if it had more variants now"
+    for force in (False, True):
+        attach(bundle, {"text": [Encoder.of(again)]}, force)
+        assert ("note" in attached(Bundle.open(bundle.root))["text"][0].bundle.manifest.provenance) == force
 
 
 def test_encoders_beside_a_data_set_are_found_by_what_it_says_of_its_features(
@@ -259,6 +290,7 @@ def test_encoders_beside_a_data_set_are_found_by_what_it_says_of_its_features(
     data = tmp_path / "clips.parquet"
     save_beside(data, {n: [e] for n, e in encoders.items()})
     said = {n: together([e]) for n, e in encoders.items()}
+    (tmp_path / "clips.encoders" / "text" / ".DS_Store").write_bytes(b"")
     found = found_beside(data, said)
     assert {n: together(e) for n, e in found.items()} == said
     assert found_beside(data, {"text": said["audio"]}) == {}

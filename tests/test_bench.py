@@ -202,6 +202,10 @@ def test_rows_that_one_report_lacks_are_said_and_not_failed(report: bench.BenchR
         regression.require(found)
         assert found.only_before or found.only_now
         assert part in regression.markdown(found)
+    none = report.model_copy(update={"cases": []})
+    for now, before in ((none, report), (report, none)):
+        with pytest.raises(PerformanceError, match=r"no candidate and case of old.json was measured now.* none"):
+            regression.require(regression.compare(now, before, 0.1, "old.json"))
 
 
 def test_a_baseline_that_cannot_be_compared_is_refused(report: bench.BenchReport, tmp_path: Path) -> None:

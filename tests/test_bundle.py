@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from mer_export import registry
-from mer_export.bundle import LOCK, MANIFEST, SCHEMA_VERSION, Bundle, Manifest, Variant, seal
+from mer_export.bundle import LOCK, MANIFEST, SCHEMA_VERSION, Bundle, Manifest, Variant, seal, sha256
 from mer_export.errors import BundleError, UsageError
+from mer_export.importer import import_checkpoint
+from mer_export.kept import Kept
 
 CONFIG = {"text_dim": 6, "audio_dim": 5, "vision_dim": 4, "width": 8, "hidden": 8, "buckets": [4]}
 
@@ -71,6 +73,19 @@ def test_a_flipped_bit_is_refused_before_the_file_is_handed_out(root: Path, name
     (root / name).write_bytes(content)
     with pytest.raises(BundleError, match="does not match its checksum"):
         Bundle.open(root).path(name)
+
+
+def test_a_change_leaves_verified_what_it_does_not_touch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr("mer_export.bundle.bundle.sha256", lambda path: hashed.append(path.name) or sha256(path))
+    opened = Bundle.open(root)
+    for seed in (2, 3):
+        for name in ("config.yaml", "model.safetensors"):
+            opened.path(name)
+        with opened.commit() as change:
+            change.write("config.yaml", f"seed: {seed}\n")
+    assert opened.path("config.yaml").read_text() == "seed: 3\n"
+    assert sorted(hashed) == ["config.yaml"] * 3 + ["model.safetensors"]
 
 
 def test_truncated_and_missing_files_are_named(root: Path) -> None:
@@ -169,6 +184,20 @@ def test_create_refuses_to_replace_without_force_and_replaces_whole_with_it(root
     (tmp_path / "other" / "thesis.tex").write_text("dear")
     with pytest.raises(UsageError, match="is not empty and is not a bundle"):
         Bundle.create(tmp_path / "other", manifest(), force=True)
+    (root / os.fsdecode(b"caf\xe9.txt")).touch()
+    with pytest.raises(UsageError, match=r"holds a file whose name is no UTF-8, 'caf.*\.txt': remove it"):
+        Bundle.create(root, manifest(), force=True)
+
+
+def test_an_import_reads_no_checkpoint_where_it_may_not_write(root: Path) -> None:
+    with pytest.raises(UsageError, match="already holds a bundle"):
+        import_checkpoint("emt", root / "no checkpoint.pt", {}, root)
+
+
+def test_what_is_kept_of_an_encoder_lies_outside_of_its_bundle(root: Path) -> None:
+    for own in (root, root / "encoders" / "text" / "0"):
+        assert Kept.beside(own).folder == root.parent / "b-engines"
+    assert Kept.beside(root.parent / "c" / "text" / "0").folder == root.parent / "c" / "text" / "0-engines"
 
 
 def test_a_variant_is_replaced_as_a_whole(root: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from damage import cut_short
 
-from mer_export.bundle import JOURNAL, LOCK, MANIFEST, SCHEMA_VERSION, STAGING, Bundle, holds, seal
+from mer_export.bundle import JOURNAL, LOCK, MANIFEST, SCHEMA_VERSION, STAGING, Bundle, holds, replacing, seal
 from mer_export.errors import BundleError, MerError
 
 DATA = Path(__file__).parent / "data" / "bundles"
@@ -182,6 +182,26 @@ def test_a_hard_link_to_elsewhere_is_refused(root: Path, tmp_path: Path, name: s
         with pytest.raises(BundleError, match="hard link"):
             attempt()
     assert (tmp_path / "elsewhere").read_bytes() == before
+
+
+def test_a_change_leaves_alone_what_somebody_else_writes_there(root: Path) -> None:
+    with replacing(root / "answers.jsonl") as temporary:
+        temporary.write_text("{}")
+        commit(root)
+    assert (root / "answers.jsonl").read_text() == "{}"
+
+
+def test_what_cannot_be_replaced_is_said_before_the_change_is(root: Path, tmp_path: Path) -> None:
+    manifest = Bundle.open(root).manifest.model_copy(update={"variants": [], "files": {}})
+    os.link(root / "reports" / "note.json", tmp_path / "backup")
+    fresh = Bundle.create(root, manifest, force=True)
+    with pytest.raises(BundleError, match=r"note\.json is a hard link"), fresh.commit() as change:
+        change.write("reports/note.json", "new")
+    (tmp_path / "backup").unlink()
+    opened = Bundle.open(root)
+    assert not opened.pending
+    assert opened.path("reports/note.json").read_text() == "{}"
+    commit(root)
 
 
 def test_a_link_that_no_manifest_names_is_found_by_verify(root: Path) -> None:

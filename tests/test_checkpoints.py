@@ -278,7 +278,7 @@ def test_parts_are_read_from_their_index_or_their_folder(tmp_path: Path, suffix:
     content["weight_map"][next(iter(content["weight_map"]))] = "../outside.bin"
     index.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"names \['\.\./outside\.bin'\], which are not files beside it"):
-        imported(index, tmp_path)
+        imported(index, tmp_path, force=True)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "model"])
@@ -314,6 +314,13 @@ def test_one_set_under_two_keys_is_one(tmp_path: Path) -> None:
     state = known()[1]
     torch.save({"model": state, "ema": {n: t.clone() for n, t in state.items()}}, tmp_path / "model.pt")
     assert same(imported(tmp_path / "model.pt", tmp_path))
+
+
+def test_more_sets_than_anybody_keeps_in_a_file_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "many.pkl"
+    file.write_bytes(pickle.dumps({str(k): {"weight": np.full(1, k, np.float32)} for k in range(65)}))
+    with pytest.raises(InputError, match=r"many\.pkl holds more than 64 tables of tensors: save the one that is meant"):
+        read_checkpoint(file)
 
 
 def test_the_set_that_fits_wins_over_one_that_does_not(tmp_path: Path) -> None:

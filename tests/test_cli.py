@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Mer
 
 import cli
 from mer_export.bundle import Bundle
 from mer_export.data.open import open_corpus
+from mer_export.errors import NotAvailableError
 from runtimes.speed import bench
 
 SMALL = ["--set", "epochs=2", "--set", "model.buckets=[8, 33]"]
@@ -107,12 +109,12 @@ def test_eval_agrees_on_every_runtime_and_offers_the_published_semantics(mer: Me
         assert code == 0, err
         found[runtime] = json.loads(out)["metrics"]
     assert found["torch"] == found["onnxruntime"] == found["openvino"]
-    code, out, _ = mer("eval", work / "bundle", "--data", work / "data", "--semantics", "batch", "--json")
-    assert code == 0
+    torch.set_num_threads(2)
+    published = ("eval", work / "bundle", "--data", work / "data", "--semantics", "batch")
+    code, out, _ = mer(*published, "--threads", 1, "--json")
+    assert (code, torch.get_num_threads()) == (0, 1)
     assert {"loss", "accuracy", "weighted_f1"} <= set(json.loads(out)["metrics"])
-    code, _, err = mer(
-        "eval", work / "bundle", "--data", work / "data", "--semantics", "batch", "--runtime", "onnxruntime"
-    )
+    code, _, err = mer(*published, "--runtime", "onnxruntime")
     assert (code, "pass --runtime torch" in err) == (2, True)
 
 
@@ -144,6 +146,10 @@ def test_parity_and_bench_write_their_reports(mer: Mer, work: Path, bundle: Path
     assert err.splitlines()[-1].startswith("mer: parity failed")
 
 
+def missing(*_: object) -> str:
+    raise NotAvailableError("jinja2 is not installed")
+
+
 @pytest.mark.usefixtures("warm")
 def test_a_benchmark_slower_than_its_baseline_ends_with_4(
     mer: Mer, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -164,6 +170,13 @@ def test_a_benchmark_slower_than_its_baseline_ends_with_4(
     assert "50% slower, allowed are 10%" in err
     assert any(r["slower"] for r in json.loads(out)["against"]["rows"])
     assert own.read_bytes() == before
+    # What draws the page need not be there.
+    earlier = tmp_path / "earlier.json"
+    earlier.write_bytes(before)
+    monkeypatch.setattr("runtimes.pages.report.render", missing)
+    code, out, err = mer("bench", bundle, "--baseline", earlier, "--quiet")
+    assert (code, "x eager before" in out) == (4, True)
+    assert "report.html is not written: jinja2 is not installed" in err
 
 
 def test_buckets_are_planned_from_the_lengths_of_data(mer: Mer, work: Path, bundle: Path) -> None:

@@ -128,6 +128,10 @@ def test_the_version_is_the_installed_one(mer: Mer) -> None:
         (["eval", "{bundle}", "--data", "{data}", "--seed", "1"], "--seed"),
         (["eval", "{bundle}", "--data", "{data}", "--missing-rate", "0.1", "--out", "{new}.md"], "--out {new}.md"),
         (["eval", "{bundle}", "--data", "{data}", "--missing-rate", "0.1", "--semantics", "batch"], "--semantics"),
+        (
+            ["eval", "{bundle}", "--data", "{data}", "--semantics", "batch", "--overflow", "window"],
+            "--overflow window",
+        ),
         (["inspect", "{data}", "--draft", "--data-format", "jsonl"], "--data-format"),
         (["data", "byte-pairs", "{text}", "--out", "{new}", "--split", "train"], "--preset, --split"),
     ],
@@ -139,6 +143,14 @@ def test_an_option_that_nothing_reads_is_refused(mer: Mer, tmp_path: Path, words
     assert (code, out) == (2, "")
     assert f"leave {unread.format(**places)}" in " ".join(err.split())
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_missing_rates_that_are_none_are_refused_before_data_are_read(
+    mer: Mer, tmp_path: Path, more: list[str]
+) -> None:
+    code, _, err = mer("eval", BUNDLE, "--data", tmp_path / "nothing", "--missing-rate", "2", *more)
+    assert (code, "--missing-rate 2: write 0.3" in err) == (2, True)
 
 
 def test_a_text_in_another_encoding_is_named_with_the_byte(mer: Mer, tmp_path: Path) -> None:
@@ -163,6 +175,7 @@ def test_a_text_in_another_encoding_is_named_with_the_byte(mer: Mer, tmp_path: P
         (["inspect", "{new}"], 2),
         (["doctor", "--require", "warp drive"], 5),
         (["infer", "{bundle}", "{data}", "--out", "{new}.jsonl", "--device", "cuda", "--runtime", "openvino"], 5),
+        (["eval", "{bundle}", "--data", "{data}", "--semantics", "batch", "--device", "cuda:99"], 5),
         (["verify", "{new}"], 6),
         (["infer", "{new}", "{data}", "--out", "{new}.jsonl"], 6),
         (["export", "{bundle}", "--precision", "fp12", "--dry-run"], 7),

@@ -1,5 +1,6 @@
 """The contract names every tensor once, and collate obeys it."""
 
+import mtee_bundles
 import numpy as np
 import pytest
 from hypothesis import given
@@ -102,6 +103,18 @@ def test_seq_len_is_read_and_checked(contract: Contract) -> None:
     for wrong in ("words=3", "utterances=0", "utterances=x", "utterances=5000"):
         with pytest.raises(UsageError, match="--seq-len"):
             contract.parse_bucket(wrong)
+
+
+@pytest.mark.parametrize(
+    ("network", "text", "said"),
+    [
+        ("mult", "text=6,audio=4,vision=7", "audio_len must be 5..[0-9]+, not 4"),
+        ("eea", "steps=6,emotions=2", "emotions must be 3..1024, not 2"),
+    ],
+)
+def test_a_bucket_holds_what_the_network_needs(network: str, text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        mtee_bundles.contract_of(mtee_bundles.config_of(network)).parse_bucket(text)
 
 
 def test_a_wrong_config_names_the_field_and_the_value() -> None:

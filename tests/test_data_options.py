@@ -148,6 +148,14 @@ def test_an_override_that_names_nothing_is_refused(folder: Path, data_format: st
         choose_spec(folder, data_format, DataSpec(), [said])
 
 
+def test_a_named_format_that_the_data_are_not_in_is_refused(tmp_path: Path) -> None:
+    path = lines(tmp_path / "d.jsonl")
+    assert choose_spec(path, "jsonl", DataSpec()).format == "jsonl"
+    for other in ("dialogue_table", "cmerc"):
+        with pytest.raises(UsageError, match=f"is in the format jsonl: leave --data-format {other} out"):
+            choose_spec(path, other, DataSpec())
+
+
 def test_arrays_are_refused_where_the_data_bring_their_own(tmp_path: Path) -> None:
     path = lines(tmp_path / "d.jsonl")
     with pytest.raises(UsageError, match="jsonl does not read it"):

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import mtee_bundles
@@ -29,13 +30,14 @@ from mer_export.data.samples import Sample
 from mer_export.errors import ParityError, UnsupportedError, UsageError
 from mer_export.exporters import export_variant, exported_program
 from mer_export.exporters import onnx as onnx_exporter
-from mer_export.exporters.export import job_of
+from mer_export.exporters.export import job_of, planned, wanted_variant
 from mer_export.exporters.graph.names import TOP, module_of
 from mer_export.models.cmerc.network import Cmerc, Encoder, Frequency
+from mer_export.progress import SILENT
 from runtimes.backends.session import Artefact, SessionOptions
 from runtimes.backends.way import Way
 from runtimes.debug import mixed, modules, values
-from runtimes.debug.modules import NOISE, compare_modules
+from runtimes.debug.modules import NOISE, ModuleRow, compare_modules
 from runtimes.debug.onnx_side import OnnxSide
 from runtimes.debug.parity import SEALED, SIDES, debug_parity, require
 from runtimes.debug.report import DebugReport
@@ -128,7 +130,7 @@ def test_no_module_of_a_sound_export_is_beyond_noise(cases: dict[str, Case], sys
 
 
 def test_the_smallest_sample_is_written_with_both_answers(cases: dict[str, Case], tmp_path: Path) -> None:
-    case, out = cases["cmerc"], tmp_path / "smallest.npz"
+    case, out = cases["cmerc"], tmp_path / "new" / "smallest.npz"
     fault = faults.FAULTS["changed_weight"]
     bundle = faults.planted(case.bundle, tmp_path / "bundle", case.variant, fault, "classifier")
     report = debug_parity(bundle, case.variant, case.samples, out=out)
@@ -187,6 +189,15 @@ def test_openvino_is_looked_into_through_the_same_file(cases: dict[str, Case], t
     bundle = faults.planted(case.bundle, tmp_path / "bundle", case.variant, fault, "text_encoder.layers")
     report = debug_parity(bundle, case.variant, case.samples, runtime="openvino")
     assert (report.runtime, report.module) == ("openvino", "text_encoder.layers")
+
+
+def test_a_runtime_that_does_not_run_what_is_not_written_is_refused(cases: dict[str, Case]) -> None:
+    case = cases["cmerc"]
+    name = case.variant.replace("fp32", "int8")
+    with pytest.raises(UsageError, match=f"openvino does not run {name}: leave --runtime out"):
+        debug_parity(case.bundle, name, case.samples, runtime="openvino")
+    with pytest.raises(UsageError, match=f"no runtime runs {name} in bf16: leave --precision out"):
+        debug_parity(case.bundle, name, case.samples, reduced="bf16")
 
 
 def test_programs_of_other_weights_differ_in_their_module(
@@ -318,6 +329,31 @@ OUTLIERS = (
 )
 
 
+def test_what_the_recipe_keeps_in_fp32_stays_in_the_list(cases: dict[str, Case], tmp_path: Path) -> None:
+    case = cases["cmerc"]
+    bundle = Bundle.open(shutil.copytree(case.bundle.root, tmp_path / "bundle"))
+    with bundle.commit() as change:
+        change.write("config.yaml", "keep_fp32: [classifier]\n")
+    made = wanted_variant(bundle, case.variant.replace("fp32", "int8"))
+    assert job_of(bundle, made).keep_fp32 == ["classifier"]
+    said = {"variant": made.name, "runtime": "onnxruntime", "precision": "int8", "written": False, "verdict": "fail"}
+    found = {"reasons": [], "samples": 1, "sample": "d", "lengths": {}, "output": "log_prob", "max_abs": 1, "used": 2}
+    more = [{"module": "hypergraph", "more_bytes": 1, "more_ms": 0.1, "used": 0.4}]
+    report = DebugReport.model_validate(said | found | {"kept": made.options["keep_fp32"], "keep_fp32": more})
+    assert "    keep_fp32: [classifier, hypergraph]" in report.page()
+
+
+def test_a_plan_knows_which_modules_a_file_keeps(cases: dict[str, Case]) -> None:
+    bundle = Bundle.open(cases["cmerc"].bundle.root)
+    there = bundle.find(cases["cmerc"].variant).model_copy(update={"precision": "int8"})
+    bundle.manifest.variants.append(there)
+    said = [
+        planned(bundle, ("onnx", "int8", there.lengths, 0), 20, False, False, keep_fp32=keep)[1]
+        for keep in (None, ["classifier"])
+    ]
+    assert said == ["up to date", "exported again"]
+
+
 @pytest.mark.parametrize(("precision", "module", "guilty"), OUTLIERS)
 def test_the_block_list_of_a_refused_export_makes_it_pass(
     cases: dict[str, Case], tmp_path: Path, precision: str, module: str, guilty: set[str]
@@ -376,6 +412,18 @@ def test_a_search_keeps_what_the_limit_needs_and_says_what_it_tried(
     monkeypatch.setitem(RULES, "int8", Rule(atol=1e-9, rtol=0.0))
     with pytest.raises(ParityError, match="no list of modules in fp32 keeps onnx-int8"):
         mixed.search(bundle, wanted, case.samples, limit=0.5)
+
+
+def test_a_search_ends_with_its_trials(cases: dict[str, Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the lists leaves nothing to reduce."""
+    case = cases["cmerc"]
+    rows = [ModuleRow(module=f"m{k}", values=1, entering=0, error=1, growth=None, own=1) for k in range(40)]
+    monkeypatch.setattr(mixed, "debug_variant", lambda *_, **__: SimpleNamespace(rows=rows))
+    nothing = mixed.Trial(keep_fp32=[], within=False, flips=0, flips_beyond_noise=0, lost=0, bytes=0, ms=0)
+    monkeypatch.setattr(mixed._Search, "_try", lambda _, keep: nothing.model_copy(update={"keep_fp32": keep}))
+    run = mixed._Search(None, None, case.bundle.manifest.task, 0.2, tmp_path, SILENT)  # type: ignore[arg-type]
+    with pytest.raises(ParityError, match=f"no list of modules .* the best of {mixed.MOST}"):
+        mixed._choose(run, case.bundle, case.bundle.find(case.variant), [])
 
 
 def test_a_distance_is_over_the_size_of_a_value_and_leaves_masks_out() -> None:

@@ -206,7 +206,12 @@ def test_the_curve_over_missing_rates_is_kept_with_its_area(
         report = run_robustness(
             predictor, corpus.split("test"), parse_rates("0:1:0.5"), corpus.info["arrays"]["test"], "test"
         )
+    # As where all answers are one, and nothing correlates with them.
+    report.metrics["corr"][-1] = float("nan")
     report.save(bundle)
-    assert RobustnessReport.path() in Bundle.open(bundle.root).manifest.files
+    again = RobustnessReport.load(Bundle.open(bundle.root))
+    assert again is not None
+    assert again.metrics.keys() == report.metrics.keys()
+    assert all(np.array_equal(again.metrics[n], own, equal_nan=True) for n, own in report.metrics.items())
     mae = report.metrics["mae"]
     assert report.areas["mae"] == pytest.approx(0.25 * (mae[0] + 2 * mae[1] + mae[2]))

@@ -350,3 +350,15 @@ def test_a_sentence_encoder_pools_as_its_folder_says(tmp_path: Path) -> None:
     (path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_max_tokens": True}))
     with pytest.raises(UnsupportedError, match="pooling_mode_max_tokens"):
         import_folder(path, tmp_path / "sentences")
+
+
+def test_a_sentence_encoder_whose_vectors_take_a_step_that_is_not_done_here_is_refused(tmp_path: Path) -> None:
+    path = folder(tmp_path / "encoder", BERT)
+    steps = [{"idx": i, "type": f"sentence_transformers.models.{n}"} for i, n in enumerate(("Transformer", "Dense"))]
+    for listed, error, named in (
+        (steps, UnsupportedError, "has a step Dense behind the network"),
+        ({"Normalize": 1}, InputError, "is no list of modules"),
+    ):
+        (path / "modules.json").write_text(json.dumps(listed))
+        with pytest.raises(error, match=named):
+            import_folder(path, tmp_path / "sentences")

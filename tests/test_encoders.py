@@ -19,7 +19,7 @@ from mer_export.encoders.encoder import Encoder
 from mer_export.encoders.log_mel import LogMel
 from mer_export.errors import BundleError, InputError, NotAvailableError, UnsupportedError, UsageError
 from mer_export.exporters import export_variant
-from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder
+from mer_export.exporters.encoders.transformers_folder import Wanted, import_folder, read_folder
 from runtimes.backends.session import SessionOptions
 from runtimes.encode import open_encoder
 
@@ -83,6 +83,48 @@ def test_a_picture_is_prepared_as_the_packages_own_processor_does(kind: str, tmp
         with torch.no_grad():
             wanted = model(pixel_values=pixels)[0][0, 0].numpy()
         assert np.abs(vector - wanted).max() <= 2e-2, "the package resizes with another library: half a grey step"
+
+
+def test_a_section_that_leaves_out_the_packages_defaults_has_them(tmp_path: Path) -> None:
+    """As the published folders of SigLIP describe their vision tower."""
+    said = {"num_hidden_layers": 1, "intermediate_size": 16, "image_size": 32}
+    model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**said))
+    model.save_pretrained(tmp_path)
+    described = {"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model", **said}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    config, _ = read_folder(tmp_path, Wanted())
+    assert (config.width, config.depth, config.input.height) == (768, 1, 32)
+
+
+CLIP = {"crop_size": 32, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3, "size": 32}
+"""What the published folder of CLIP says of preprocessing, in the form of before sizes had names."""
+
+
+def test_one_number_of_a_size_is_the_shorter_side_of_those_kinds_where_the_package_has_it_so(tmp_path: Path) -> None:
+    package = {"clip": transformers.CLIPImageProcessor, "vit": transformers.ViTImageProcessor}
+    picture = raw_things("clip")[0]
+    for kind, prepare in package.items():
+        save_folder(kind, tmp_path / kind)
+        (tmp_path / kind / "preprocessor_config.json").write_text(json.dumps(CLIP))
+        found = read_folder(tmp_path / kind, Wanted())[0].input.sample("a", picture).inputs["picture"]
+        said = CLIP if kind == "clip" else {n: v for n, v in CLIP.items() if "crop" not in n}
+        wanted = prepare(**said, image_mean=[0.5] * 3, image_std=[0.5] * 3)(picture, return_tensors="np")
+        assert np.abs(found - wanted["pixel_values"][0]).max() <= 0.1, "resized by another library"
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"resample": 5}, "resamples by filter 5"),
+        ({"do_rescale": False}, "says do_rescale false"),
+        ({"size": {"longest_edge": 64}}, "say its shortest_edge"),
+    ],
+)
+def test_preprocessing_that_is_not_done_here_is_refused(said: dict[str, Any], named: str, tmp_path: Path) -> None:
+    save_folder("vit", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    with pytest.raises(UnsupportedError, match=named):
+        read_folder(tmp_path, Wanted())
 
 
 @pytest.fixture(scope="module", params=EXPORTED)
@@ -158,7 +200,7 @@ def test_layers_stand_side_by_side_and_those_after_the_last_one_are_not_kept(tmp
     assert np.abs(states - wanted).max() <= PROOF
 
 
-def test_a_long_sound_is_read_window_by_window_and_its_vector_is_the_mean_of_all(tmp_path: Path) -> None:
+def test_a_long_sound_is_read_window_by_window_and_its_vector_is_of_all(tmp_path: Path) -> None:
     _, folder = made("whisper", tmp_path, pooling="none")
     _, pooled = made("whisper", tmp_path / "pooled")
     sound = (0.1 * np.random.default_rng(1).standard_normal(36000)).astype(np.float32)
@@ -168,6 +210,11 @@ def test_a_long_sound_is_read_window_by_window_and_its_vector_is_the_mean_of_all
     assert whole.shape == (113, 32)
     assert np.array_equal(whole[:100], np.concatenate(parts))
     assert np.abs(vector - whole.mean(axis=0)).max() <= PROOF
+    encoder = Encoder.open(pooled)
+    samples, rows = encoder.samples(sound), [np.full((1, 32), n, np.float32) for n in (1, 2, -3)]
+    for said, wanted in (({"pooling": "first"}, 1), ({"pooling": "last"}, -3), ({"unit": True}, 32**-0.5)):
+        of_windows = Encoder(encoder.bundle, encoder.config.model_copy(update=said)).join(rows, samples)
+        assert of_windows == pytest.approx(np.full(32, wanted))
 
 
 def test_states_are_averaged_into_longer_steps(tmp_path: Path) -> None:
@@ -183,12 +230,20 @@ def test_states_are_averaged_into_longer_steps(tmp_path: Path) -> None:
 def test_window_layer_and_pooling_are_part_of_what_an_encoder_is(tmp_path: Path) -> None:
     save_folder("whisper", tmp_path / "source")
     ways = [Wanted(window=1.0), Wanted(window=1.5), Wanted(window=1.0, layers=(1,)), Wanted(window=1.0, pooling="none")]
-    identities = []
-    for number, wanted in enumerate([*ways, Wanted(window=1.0, name="another name", licence="MIT")]):
-        import_folder(tmp_path / "source", tmp_path / str(number), wanted)
-        identities.append(Encoder.open(tmp_path / str(number)).identity.sha256)
-    assert len(set(identities)) == len(ways)
+    ways.append(Wanted(window=1.0, name="another name", licence="MIT"))
+    identities = [read_folder(tmp_path / "source", wanted)[0].identity for wanted in ways]
+    assert len(set(identities)) == len(ways) - 1
     assert identities[-1] == identities[0], "what somebody calls it changes no feature"
+
+
+def test_the_tokens_of_a_text_are_part_of_what_its_encoder_is(tmp_path: Path) -> None:
+    save_folder("bert", tmp_path / "source")
+    identities = []
+    for said in ({}, {"do_lower_case": False}, {"model_max_length": 9}):
+        (tmp_path / "source" / "tokenizer_config.json").write_text(json.dumps(said))
+        identities.append(read_folder(tmp_path / "source", Wanted())[0].identity)
+    assert identities[0] != identities[1], "it tells Hello from hello"
+    assert identities[0] == identities[2], "what changes no token changes no feature"
 
 
 def test_a_folder_without_the_encoders_weights_is_refused_and_no_random_encoder_made(tmp_path: Path) -> None:
@@ -203,12 +258,44 @@ def test_a_folder_without_the_encoders_weights_is_refused_and_no_random_encoder_
     assert not (tmp_path / "encoder").exists()
 
 
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"hidden_act": "gelu_of_mine"}, "gelu_of_mine"),
+        ({"num_hidden_layers": "two"}, "'two'"),
+        ({"vocab_size": None}, "TypeError"),
+        ({"num_attention_heads": 5}, "5"),
+    ],
+)
+def test_a_description_that_no_network_can_be_built_of_is_named(
+    said: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    save_folder("bert", tmp_path)
+    description = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(description | said))
+    with pytest.raises(InputError, match=rf"config.json does not describe a network that can be built: .*{named}"):
+        read_folder(tmp_path, Wanted())
+
+
 def test_what_cannot_be_an_encoder_is_named(tmp_path: Path) -> None:
     save_folder("bert", tmp_path / "source")
     with pytest.raises(UsageError, match=r"layers are \[7\], a bert of this size has 0..2"):
         import_folder(tmp_path / "source", tmp_path / "a", Wanted(layers=(7,)))
-    with pytest.raises(UsageError, match=r"reads 3..66 tokens, not 600"):
-        import_folder(tmp_path / "source", tmp_path / "a", Wanted(longest=600))
+    for number, wanted in ((600, Wanted(longest=600)), (0, Wanted(longest=0)), (67, Wanted(buckets=(8, 67)))):
+        with pytest.raises(UsageError, match=rf"reads 3..66 tokens, not {number}"):
+            import_folder(tmp_path / "source", tmp_path / "a", wanted)
+    save_folder("wav2vec2", tmp_path / "sound")
+    save_folder("vit", tmp_path / "picture")
+    for folder, wanted, said in (
+        ("source", Wanted(window=5.0), "--window says nothing of a bert, which reads a text"),
+        ("sound", Wanted(longest=5), "--longest says nothing of a wav2vec2, which reads a waveform"),
+        ("sound", Wanted(window=0.0), "window: .*greater than 0"),
+        ("sound", Wanted(window=0.01), "a window of 0.01 s at 16000 Hz has no state of 320 samples"),
+        ("picture", Wanted(buckets=(5,)), "--length says nothing of a vit"),
+        ("picture", Wanted(pooling="none"), "a picture has one vector"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            import_folder(tmp_path / folder, tmp_path / "a", wanted)
     (tmp_path / "source" / "config.json").write_text(json.dumps({"model_type": "t5"}))
     with pytest.raises(UnsupportedError, match="describes a 't5', encoders are taken of"):
         import_folder(tmp_path / "source", tmp_path / "a")

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import mtee_bundles
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save
 from small_bundle import CONFIG, make_bundle, make_samples, reweigh
+from torch import Tensor, nn
 
 from mer_export import registry
 from mer_export.bucket import Bucket
 from mer_export.bundle import WEIGHTS, Bundle
+from mer_export.contract import BATCH, Contract, TensorSpec
 from mer_export.data.example_inputs import example_inputs, random_inputs
-from mer_export.errors import NotAvailableError, UnsupportedError, UsageError
-from mer_export.exporters import export_formats, export_variant
+from mer_export.errors import BundleError, NotAvailableError, UnsupportedError, UsageError
+from mer_export.exporters import export_formats, export_variant, exported_program, torchscript
 from mer_export.exporters.export_job import ExportJob, prove
 from mer_export.exporters.graph.merge import merge_linears
 from mer_export.exporters.onnx import to_onnx
 from mer_export.reference import run_model
+from mer_export.weights import bundle_model
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import open_session
 
@@ -123,6 +129,33 @@ def test_new_weights_make_an_export_out_of_date(bundle: Bundle) -> None:
     reweigh(bundle, seed=5)
     second = export_variant(bundle, "torchscript", FOUR)
     assert second.options["weights"] == bundle.manifest.files[WEIGHTS].sha256 != first.options["weights"]
+    contract = bundle.manifest.contract
+    with np.load(bundle.path("samples/utterances4.npz")) as kept:
+        wanted = run_model(bundle_model(bundle), contract, {s.name: kept[s.name] for s in contract.inputs})
+        np.testing.assert_allclose(kept["log_prob"], wanted["log_prob"], atol=1e-6)
+
+
+def test_weights_that_were_replaced_meanwhile_do_not_run_as_those_of_before(bundle: Bundle) -> None:
+    opened = Bundle.open(bundle.root)
+    open_session(opened, None, "torch").close()
+    reweigh(bundle, seed=5)
+    with pytest.raises(BundleError, match=f"{WEIGHTS} was replaced since this bundle was opened: open it again"):
+        open_session(opened, None, "torch")
+
+
+def test_weights_of_another_network_are_named(bundle: Bundle) -> None:
+    weights = load_file(bundle.path(WEIGHTS))
+    name = next(n for n, t in weights.items() if t.ndim == 2)
+    cases = {
+        "Missing key": save({n: t for n, t in weights.items() if n != name}),
+        "size mismatch": save(weights | {name: weights[name][..., :1].contiguous()}),
+        "header": b"no weights at all",
+    }
+    for said, content in cases.items():
+        with bundle.commit() as change:
+            change.write(WEIGHTS, content)
+        with pytest.raises(BundleError, match=rf"{WEIGHTS} does not hold the weights of cmerc .*{said}.*: train or"):
+            bundle_model(bundle)
 
 
 def test_a_failing_export_leaves_the_bundle_as_it_was(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +182,36 @@ def test_an_export_that_answers_differently_is_refused() -> None:
     prove(job, list(job.reference.values()), "the same")
     with pytest.raises(UsageError, match=r"differs from the model in log_prob by 1\.00e-02"):
         prove(job, [v + np.float32(0.01) for v in job.reference.values()], "another")
+
+
+class Unrolled(nn.Module):
+    """A loop of Python over the items: a trace has as many steps as it was made with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([2 * x[i] for i in range(x.shape[0])])
+
+
+def doubling(batch: int, error: float) -> ExportJob:
+    """Of `Unrolled`, whose reference is off by so much."""
+    x, y = (TensorSpec(name=n, dtype="float32", dims=(BATCH, 3)) for n in "xy")
+    contract = Contract(inputs=(x,), outputs=(y,), buckets=(Bucket(),), longest={})
+    arrays = {"x": np.ones((2, 3), np.float32)}
+    return ExportJob(Unrolled(), contract, Bucket(), batch, 20, arrays, {"y": 2 * arrays["x"] + np.float32(error)})
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch", "error", "said"),
+    [
+        (torchscript, 0, 0.0, "the TorchScript module breaks on a batch of 1 "),
+        (exported_program, 3, 0.01, r"the exported program differs from the model in y by 1\.00e-02"),
+    ],
+)
+def test_a_file_is_proven_on_another_batch_too(
+    tmp_path: Path, kind: ModuleType, batch: int, error: float, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        kind.export(doubling(batch, error), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 def test_examples_are_the_samples_that_fit_longest_first() -> None:

@@ -81,6 +81,13 @@ def test_a_file_that_gives_something_else_is_not_proven(folder: Path) -> None:
         write_detector({}, folder)
 
 
+def test_nothing_but_a_detector_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(UsageError, match="is no face detector"):
+        write_detector({}, tmp_path, force=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years"
+
+
 def test_finding_faces_needs_no_torch(folder: Path) -> None:
     code = (
         "import sys, numpy as np; from mer_export.encoders.mtcnn.detector import FaceDetector; "

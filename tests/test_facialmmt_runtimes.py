@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from small_live import MAKERS
 from mer_export import registry
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
+from mer_export.contract import Contract
 from mer_export.data.collate import collate
+from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError
 from mer_export.exporters import export_variant
 from runtimes.backends.session import SessionOptions
@@ -104,10 +107,23 @@ def test_only_real_faces_are_looked_at(bundle: Bundle) -> None:
     assert face["rows"] == sum(len(s.inputs["images"]) for s in samples)
 
 
+def faceless(contract: Contract, count: int) -> list[Sample]:
+    found = utterances(contract, count)
+    return [replace(s, inputs={n: a for n, a in s.inputs.items() if n not in ("vision", "images")}) for s in found]
+
+
+def test_examples_without_a_face_export_stages_that_see_faces(tmp_path: Path) -> None:
+    bundle = make(tmp_path / "bundle", "end_to_end")
+    contract = bundle.manifest.contract
+    export_variant(bundle, "torchscript", LENGTHS, example=faceless(contract, 2), stages=True)
+    samples = utterances(contract, 2)
+    with Predictor(bundle, "torch", ONE) as eager, Predictor(bundle, "torchscript", ONE) as staged:
+        wanted, found = (np.concatenate(p.scores(samples)) for p in (eager, staged))
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
 def test_no_face_at_all_runs(bundle: Bundle) -> None:
-    sample = utterances(bundle.manifest.contract, 1)[0]
-    inputs = {n: a for n, a in sample.inputs.items() if n not in ("vision", "images")}
-    arrays = collate([type(sample)("a", inputs, ("a",))], bundle.manifest.contract, LENGTHS)
+    arrays = collate(faceless(bundle.manifest.contract, 1), bundle.manifest.contract, LENGTHS)
     with open_session(bundle, bundle.manifest.variants[0], "onnxruntime", ONE) as session:
         assert np.isfinite(session.run(arrays)["logits"]).all()
 

@@ -100,6 +100,19 @@ def test_nothing_is_removed_through_a_link(tmp_path: Path) -> None:
     assert diary.read_text() == "dear diary"
 
 
+def test_the_working_directory_and_what_a_link_leads_to_are_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "link").symlink_to("own")
+    monkeypatch.chdir(tmp_path / "own")
+    for out, content in ((Path(), "first"), (tmp_path / "link", "second")):
+        with replacing_folder(out) as fresh:
+            (fresh / "file").write_text(content)
+        assert (tmp_path / "own" / "file").read_text() == content
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "own"]
+
+
 def test_a_folder_takes_its_place_whole_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
 

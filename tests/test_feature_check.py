@@ -271,6 +271,9 @@ def test_a_table_and_parquet_keep_their_extractors(tmp_path: Path) -> None:
     again = open_corpus(tmp_path / "d.parquet")
     assert again.info["extractors"] == {"text": Extractor(name="minilm")}
     assert DataSpec.model_validate({"extractors": {"text": "minilm"}}).extractors == again.info["extractors"]
+    # What a table says of them it says without its rows.
+    (tmp_path / "table.yaml").write_text("{table: gone.csv, dialogue: d, extractors: {text: minilm}}")
+    assert said_extractors(tmp_path, DataSpec()) == again.info["extractors"]
 
 
 def test_statistics_of_training_data_take_less_memory_than_the_data() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from mer_export.encoders.encoder import Encoder
 from mer_export.encoders.reading import Reading
 from mer_export.progress import TimeLeft
 from runtimes.backends.session import SessionOptions
-from runtimes.features import parts, plan, run
+from runtimes.features import encoded, parts, plan, run
 from runtimes.features.clips import open_clips
 from runtimes.features.run import make_features
 
@@ -59,11 +60,19 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(
-    mer: Mer, clips: Path, encoders: Path, small_blocks: None
+    mer: Mer, clips: Path, encoders: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (clips / "wav" / "3.wav").write_bytes(b"nothing")
     command = ["features", clips / "clips.csv", "--encoder", f"audio={encoders}/states", "--out"]
+    together: list[list[str]] = []
+    through = encoded.Encoder._encoded
+    monkeypatch.setattr(
+        encoded.Encoder,
+        "_encoded",
+        lambda e, reads: together.append([r.utterance.id for r in reads]) or through(e, reads),
+    )
     assert mer(*command, clips / "whole.parquet")[0] == 0
+    whole = together[:]
     words = [sys.executable, "-c", KILLED, *map(str, command), str(clips / "cut.parquet")]
     assert subprocess.run(words, cwd=ROOT, capture_output=True).returncode == -9
     parts = clips / "cut.parquet.parts"
@@ -73,6 +82,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(
     code, said, err = mer(*command, clips / "cut.parquet")
     assert (code, "utterances 23, failed 1" in said) == (0, True), err
     assert "blocks 2..5" in err, "the first one lacks c3, which is tried again"
+    assert together[len(whole) :] == [["c3"], *whole[2:]], "a network gets the same batches"
     assert (clips / "cut.parquet").read_bytes() == (clips / "whole.parquet").read_bytes()
     assert list(failed(clips / "failed.csv")) == ["c3"]
     assert sorted(p.name for p in parts.iterdir()) == ["finished.json", "lock", "request.json"]
@@ -146,6 +156,24 @@ def run_request(clips: Path, encoders: Path, out: Path) -> run.Request:
     chosen = {"audio": [Encoder.open(encoders / "states")]}
     how = {"backend": None, "options": SessionOptions("cpu", None), "batch": None, "precision": None}
     return run.Request(open_clips(clips / "clips.csv"), chosen, out, options=how)
+
+
+def test_data_that_change_while_they_are_read_end_the_run(
+    mer: Mer, clips: Path, encoders: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, note = clips / "d.jsonl", parts.Parts.note
+
+    def say(label: str) -> None:
+        told = ({"id": f"c{i}", "recording": f"wav/{i}.wav", "label": label} for i in range(24))
+        data.write_text("".join(json.dumps({"dialogue": u["id"], "utterances": [u]}) + "\n" for u in told))
+
+    say("joy")
+    monkeypatch.setattr(parts.Parts, "note", lambda own, *said: note(own, *said) or say("anger"))
+    command = ["features", data, "--encoder", f"audio={encoders}/vector", "-q", "--out", clips / "f"]
+    code, _, err = mer(*command)
+    assert (code, "d.jsonl was written while it was read: run the command again" in err) == (2, True)
+    assert not (clips / "f.parquet").exists()
+    assert "done with other data and labels:" in mer(*command)[2]
 
 
 def test_a_data_set_that_was_changed_is_not_completed(mer: Mer, clips: Path, encoders: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Mer
-from noise_clips import RATE, noise, samples, write_clips, write_encoders
+from noise_clips import RATE, failed, noise, samples, write_clips, write_encoders
 
 from mer_export.bundle import Bundle
 from mer_export.data.dialogues import Recording, Utterance
@@ -19,7 +19,8 @@ from mer_export.data.media.sound import Sound, read_sound
 from mer_export.data.open import open_corpus
 from mer_export.encoders import sounds
 from mer_export.encoders.encoder import Encoder
-from mer_export.encoders.faces import look_at_faces, sample_frames
+from mer_export.encoders.faces import faces_in, look_at_faces, sample_frames
+from mer_export.encoders.inputs import FaceCut, Room
 from mer_export.encoders.mtcnn.detector import NETWORKS, FaceDetector
 from mer_export.encoders.reading import Reading
 from mer_export.encoders.signal.folder import write_signal_encoder
@@ -126,6 +127,14 @@ def test_each_sentence_goes_through_its_encoder_once(
     np.testing.assert_array_equal(found["c20"].inputs["text"], found["c2"].inputs["text"])
 
 
+def test_things_of_one_name_stay_apart(networks: Path) -> None:
+    """As the second picture of `clip` and the first of an utterance that is called `clip 1`."""
+    with open_encoder(networks / "text") as encoding:
+        wanted = list(encoding.encode(["a b", "c d"]))
+        found = list(encoding.finish([encoding.prepare(text, "clip 1") for text in ("a b", "c d")]))
+    np.testing.assert_array_equal(found, wanted)
+
+
 def test_dialogues_whose_utterances_have_one_vector_each_stay_dialogues(
     mer: Mer, clips: Path, encoders: Path, networks: Path
 ) -> None:
@@ -142,7 +151,9 @@ def test_dialogues_whose_utterances_have_one_vector_each_stay_dialogues(
     assert len(others) == 5
 
 
-def test_pictures_of_a_video_are_a_sequence_and_a_sound_has_none(mer: Mer, tmp_path: Path, networks: Path) -> None:
+def test_pictures_of_a_video_are_a_sequence_within_memory_and_a_sound_has_none(
+    mer: Mer, tmp_path: Path, networks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     av = pytest.importorskip("av")
     shown = np.random.default_rng(0).integers(0, 255, (10, 48, 64, 3)).astype(np.uint8)
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
@@ -162,6 +173,13 @@ def test_pictures_of_a_video_are_a_sequence_and_a_sound_has_none(mer: Mer, tmp_p
     often = sample_frames(Bundle.open(tmp_path / "often"), fps=4)
     assert often.identity.sha256 != Encoder.open(networks / "picture").identity.sha256
     assert len(list(Reading(Utterance("u", recording=Recording("a.mp4", "u", Reach(tmp_path)))).raws(often))) == 4
+    often = sample_frames(Bundle.open(tmp_path / "often"), frames=3)
+    assert len(list(Reading(Utterance("u", recording=Recording("a.mp4", "u", Reach(tmp_path)))).raws(often))) == 3
+    monkeypatch.setattr(Room, "MOST", 5 * 4 * 3 * 32 * 32)
+    assert mer(*command, "--force")[0] == 0
+    assert list(failed(tmp_path / "failed.csv")) == ["a.mp4/a.mp4"]
+    with pytest.raises(InputError, match=r"takes more than .* fewer --frames or --fps"):
+        list(faces_in([np.full((40, 40, 3), 255, np.uint8)] * 7, Brightest(), FaceCut(detector="0" * 64, size=64)))
 
 
 class Brightest:

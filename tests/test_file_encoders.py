@@ -17,6 +17,8 @@ from torch.nn import functional
 from benchmarks.small_encoders import WORDS
 from mer_export.bundle import Bundle
 from mer_export.encoders.encoder import Encoder
+from mer_export.encoders.file.config import FileConfig
+from mer_export.encoders.log_mel import LogMel
 from mer_export.errors import InputError, ParityError, UnsupportedError, UntrustedError, UsageError
 from mer_export.exporters import export_variant
 from mer_export.exporters.encoders.file import import_file
@@ -139,6 +141,18 @@ def test_a_text_network_is_told_what_is_padding_and_its_states_are_pooled(tmp_pa
     assert len(list((tmp_path / "mean" / "variants" / "onnx-fp32").glob("*.onnx"))) == 2
 
 
+def test_an_encoder_of_text_of_before_it_said_its_tokens_keeps_the_identity_that_data_know() -> None:
+    config = FileConfig(
+        form="onnx",
+        input={"kind": "text", "vocabulary": 9, "longest": 8},  # type: ignore[arg-type]
+        takes={"ids": "values", "mask": "mask"},
+        output="o",
+        width=3,
+        source={"name": "a"},  # type: ignore[arg-type]
+    )
+    assert config.identity == "d1d087ee5f9bcba031d6d60a101cffda1525ff567cca4f0eebbcf1fd48d7a6d2"
+
+
 def sounds() -> list[np.ndarray]:
     draw = np.random.default_rng(0)
     return [(0.1 * draw.standard_normal(n)).astype(np.float32) for n in (400, 25, 133)]
@@ -170,6 +184,77 @@ def test_a_sound_network_that_knows_lengths_runs_at_several_and_one_that_does_no
         for states, sound in zip(encoding.encode(sounds()), sounds(), strict=True):
             audio = torch.from_numpy(sound)[None]
             np.testing.assert_allclose(states, told(audio, torch.ones_like(audio).long())[0].numpy(), atol=1e-5)
+
+
+def test_sound_past_full_scale_stays_at_the_end_of_16_bits(tmp_path: Path) -> None:
+    cast = onnx.helper.make_node("Cast", ["pcm"], ["out"], to=onnx.TensorProto.FLOAT)
+    ends = [
+        onnx.helper.make_tensor_value_info(name, kind, ["b", 4])
+        for name, kind in (("pcm", onnx.TensorProto.INT16), ("out", onnx.TensorProto.FLOAT))
+    ]
+    graph = onnx.helper.make_graph([cast], "pcm", ends[:1], ends[1:])
+    opsets = [onnx.helper.make_opsetid("", 20)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "pcm.onnx")
+    said = recipe(tmp_path, input={"kind": "sound", "rate": 4, "window": 1.0, "scale": 32768})
+    bundle = import_file(tmp_path / "pcm.onnx", said, tmp_path / "encoder")
+    with open_encoder(bundle.root, "onnxruntime") as encoding:
+        (found,) = encoding.encode([np.asarray([0.5, 1.0, 1.25, -1.5], np.float32)])
+    assert found.tolist() == [16384, 32767, 32767, -32768]
+
+
+class Means(nn.Module):
+    """Pools by itself: of sound its mean and its power, over what is real if that is told."""
+
+    def forward(self, audio: Tensor, mask: Tensor | None = None) -> Tensor:
+        real = torch.ones_like(audio) if mask is None else mask.float()
+        values = torch.stack([audio, audio.square()], 1)
+        return (values * real[:, None]).sum(-1) / real.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_sound_network_that_pools_reads_all_of_a_sound_and_is_told_how_much_that_is(
+    tmp_path: Path, told: bool
+) -> None:
+    names = ["audio", "mask"][: 1 + told]
+    example = (torch.zeros(2, 100), torch.ones(2, 100).long())[: 1 + told]
+    file = saved(network(Means), tmp_path / "means.onnx", example, names)
+    heard = {"kind": "sound", "rate": 100, "window": 5.0}
+    bundle = import_file(file, recipe(tmp_path, input=heard, takes={"mask": "mask"} if told else {}), tmp_path / "made")
+    things = [*sounds(), (0.1 * np.random.default_rng(1).standard_normal(900)).astype(np.float32)]
+    with open_encoder(bundle.root, "onnxruntime") as encoding:
+        found = list(encoding.encode(things))
+    for sound, vector in zip(things, found, strict=True):
+        windows = [sound[:500], sound[500:]] if len(sound) > 500 else [sound]
+        filled = [w if told else np.pad(w, (0, 500 - len(w))) for w in windows]
+        wanted = np.average([[w.mean(), (w**2).mean()] for w in filled], axis=0, weights=[len(w) for w in windows])
+        np.testing.assert_allclose(vector, wanted, atol=1e-6)
+
+
+class MeanFrame(nn.Module):
+    """Of a spectrogram the mean of the real frames, and how many it is told there are."""
+
+    def forward(self, mel: Tensor, mask: Tensor, length: Tensor) -> Tensor:
+        real = mask.float()
+        return torch.cat([(mel * real[:, None]).sum(-1) / real.sum(1, keepdim=True), length.reshape(-1, 1).float()], 1)
+
+
+@pytest.mark.parametrize("form", ["onnx", "torchscript"])
+def test_a_network_of_spectrograms_is_told_how_many_frames_are_real(tmp_path: Path, form: str) -> None:
+    model, names = network(MeanFrame), ["mel", "mask", "length"]
+    example = (torch.zeros(2, 8, 100), torch.ones(2, 100).long(), torch.full((2, 1), 100))
+    file = tmp_path / "mean.pt"
+    if form == "onnx":
+        file = saved(model, tmp_path / "mean.onnx", example, names, free=False)
+    else:
+        torch.jit.save(torch.jit.trace(model, example), file)
+    heard = {"kind": "sound", "form": "log_mel", "window": 1.0, "mels": 8}
+    said = recipe(tmp_path, input=heard, takes={"mask": "mask", "length": "lengths"})
+    bundle = import_file(file, said, tmp_path / "encoder", trust=form == "torchscript")
+    sound = (0.1 * np.random.default_rng(0).standard_normal(5000)).astype(np.float32)
+    with open_encoder(bundle.root, trust=form == "torchscript") as encoding:
+        (found,) = encoding.encode([sound])
+    wanted = LogMel(16000, 8)(np.pad(sound, (0, 11000)))[:32].mean(axis=0)
+    np.testing.assert_allclose(found, [*wanted, 32], atol=1e-5)
 
 
 class Told(Sound):
@@ -257,6 +342,8 @@ def test_a_file_that_is_not_what_its_recipe_says_is_named(tmp_path: Path) -> Non
     problem(UsageError, r"takes names 'y', the inputs of .* are \['x'\]", takes={"y": "mask"})
     problem(UsageError, r"output is 'y', those of .* are \['features\.1'\]", output="y")
     problem(UsageError, "Unable to extract tag", input={"height": 3})
+    problem(UsageError, "of whole frames of 160", input={"kind": "sound", "form": "log_mel", "window": 1.0, "hop": 400})
+    problem(UsageError, r"input\.sound\.window.*'5 s'", input={"kind": "sound", "window": "5 s"})
     problem(UsageError, "it is another file", source=SOURCE | {"sha256": "0" * 64})
     problem(
         InputError, "is not a valid ONNX file", path=broken(file, lambda model: model.graph.node[0].input.append("?"))
@@ -295,7 +382,13 @@ def of_a_library(model: Any) -> None:
     model.opset_import.append(onnx.helper.make_opsetid("my.ops", 1))
 
 
-def test_an_encoder_of_a_file_or_signal_is_made_by_one_command(tmp_path: Path, mer: Mer) -> None:
+def test_an_encoder_of_a_file_or_signal_is_made_by_one_command(
+    tmp_path: Path, mer: Mer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert mer("encoder", "mfcc", "-o", ".")[0] == 0
+    assert Encoder.open(tmp_path / "here").identity.name == "mfcc"
     file = saved(network(Face), tmp_path / "face.onnx", (torch.zeros(2, 3, 12, 10),), ["x"])
     said = recipe(tmp_path, input=FACE)
     code, out, err = mer("encoder", file, "--recipe", said, "-o", tmp_path / "face", "--json")
@@ -313,3 +406,9 @@ def test_an_encoder_of_a_file_or_signal_is_made_by_one_command(tmp_path: Path, m
     assert (code, "--layer says nothing of a signal, which reads --pooling" in err) == (2, True)
     code, _, err = mer("encoder", tmp_path / "nothing", "-o", tmp_path / "no")
     assert (code, "no encoder can be made of" in err) == (2, True)
+    for words, said in (
+        (("--every", "5", "--pooling", "mean"), "every is 5, which averages states, and pooling mean: say none"),
+        (("--unit",), "unit is of a vector, and pooling none gives states"),
+    ):
+        code, _, err = mer("encoder", "mfcc", *words, "-o", tmp_path / "no")
+        assert (code, said in err, (tmp_path / "no").exists()) == (2, True, False)

@@ -6,13 +6,16 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import Mer
+from damage import cut_short
 from stand_in_hub import Hub, hub
 
-from mer_export.bundle import Bundle, seal
+import runtimes.hub
+from mer_export.bundle import LOCK, Bundle, seal
 from mer_export.evaluation import EVALUATION, Evaluation, dump_evaluations, read_evaluations
 from mer_export.metrics.measure import class_tables
 from mer_export.task import Task
@@ -109,7 +112,7 @@ def test_what_was_pushed_is_pulled_bit_for_bit_and_nothing_else(
     assert json.loads(out)["files"] == len(bundle.manifest.files)
     for name in ("bundle.json", *bundle.manifest.files):
         assert (tmp_path / "back" / name).read_bytes() == (bundle.root / name).read_bytes()
-    assert {p.name for p in (tmp_path / "back").iterdir()} == {n.split("/")[0] for n in held.repos[REPO]}
+    assert {p.name for p in (tmp_path / "back").iterdir()} - {LOCK} == {n.split("/")[0] for n in held.repos[REPO]}
     assert mer("pull", REPO, tmp_path / "back")[0] == 2
     assert mer("pull", REPO, tmp_path / "back", "--force", "-q")[0] == 0
 
@@ -154,11 +157,52 @@ def test_a_file_that_is_not_what_the_bundle_says_leaves_what_was_there(
 ) -> None:
     files = served(held, bundle)
     files["model.safetensors"] = b"\0" * len(files["model.safetensors"])
-    (tmp_path / "back").mkdir()
-    (tmp_path / "back" / "mine.txt").write_text("kept")
-    code, _, err = mer("pull", REPO, tmp_path / "back", "--force", "-q")
+    code, _, err = mer("pull", REPO, bundle.root, "--force", "-q")
     assert (code, "model.safetensors does not match its checksum" in err) == (6, True), err
-    assert [p.name for p in (tmp_path / "back").iterdir()] == ["mine.txt"]
+    assert Bundle.open(bundle.root).verify() == len(bundle.manifest.files)
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".tmp")] == []
+
+
+def test_a_folder_that_is_no_bundle_and_one_that_somebody_writes_are_not_replaced(
+    held: Hub, bundle: Bundle, mer: Mer, tmp_path: Path
+) -> None:
+    served(held, bundle)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("kept")
+    code, _, err = mer("pull", REPO, tmp_path / "mine", "--force", "-q")
+    assert (code, "is not a bundle: choose another --out" in err) == (2, True), err
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    with bundle.lock():
+        code, _, err = mer("pull", REPO, bundle.root, "--force", "-q")
+    assert (code, "is being written by process" in err) == (6, True), err
+    assert Bundle.open(bundle.root).verify() == len(bundle.manifest.files)
+
+
+def test_a_change_that_was_cut_short_is_not_pushed_and_one_that_lands_meanwhile_is_pushed_whole(
+    held: Hub, bundle: Bundle, mer: Mer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cut_short(Bundle.open(bundle.root), 1) as change:
+        change.write("reports/a.json", "new")
+        change.write("reports/b.json", "new")
+    code, _, err = mer("push", bundle.root, REPO)
+    assert (code, f"a change was cut short: run mer card {bundle.root}" in err) == (6, True), err
+    assert REPO not in held.repos
+    original = runtimes.hub._hub
+
+    @contextmanager
+    def slow(repo: str) -> Iterator[object]:
+        """Before the hub is there, somebody else has written."""
+        with original(repo) as api:
+            with Bundle.open(bundle.root).commit() as change:
+                change.write("reports/c.json", "newer")
+            yield api
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtimes.hub, "_hub", slow)
+        assert mer("push", bundle.root, REPO)[0] == 0
+    code, _, err = mer("pull", REPO, tmp_path / "back", "-q")
+    assert code == 0, err
+    assert (tmp_path / "back" / "reports" / "c.json").read_text() == "newer"
 
 
 def test_what_the_hub_cannot_give_is_said_in_one_sentence(

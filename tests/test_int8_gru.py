@@ -108,6 +108,14 @@ def test_a_layer_of_another_form_stays(changes: dict[str, object]) -> None:
     assert gru_loops(layer(directions=1, **changes)) == 0
 
 
+def test_a_layer_that_leaves_its_form_to_the_default_stays() -> None:
+    model = layer()
+    kept = [a for a in model.graph.node[0].attribute if a.name != "linear_before_reset"]
+    del model.graph.node[0].attribute[:]
+    model.graph.node[0].attribute.extend(kept)
+    assert gru_loops(model) == 0
+
+
 def test_a_layer_to_keep_stays_and_others_are_of_their_module() -> None:
     model = layer()
     model.graph.node[0].name = "text.rnn/GRU_0"

@@ -11,11 +11,15 @@ import numpy as np
 import pytest
 
 from mer_export.data.formats.table.reader import source
+from mer_export.data.parts import Part
 from mer_export.data.spec import DataSpec
 from mer_export.errors import InputError
 from mer_export.marks import Marks, Places, mark_of
 from mer_export.untrusted.cells import TOGETHER, Cells
+from mer_export.untrusted.stored import Stored
 from runtimes.features.sentences import Distinct
+from runtimes.scale.blocks import Block
+from runtimes.scale.names import Names
 
 MANY = 20_000
 TEXTS = [f"text {n % 700} \N{SNOWMAN}" if n % 3 else "" for n in range(3 * TOGETHER + 5)]
@@ -54,6 +58,23 @@ def test_marks_are_a_set() -> None:
     assert [marks.new(mark_of("dialogue", n)) for n in names] == [True] * 5000 + [False] * 3000
     assert set(marks) == {mark_of("dialogue", n) for n in names}
     assert mark_of("dialogue", "5000") not in marks
+
+
+def test_names_of_files_that_are_done_are_not_read_again(tmp_path: Path) -> None:
+    path, files = tmp_path / "names.bin", [Stored(name, 1, "") for name in "ab"]
+    blocks = [Block(n, Part(files[n > 0], "jsonl", n, n + 1, 1)) for n in range(3)]
+    marks = [np.arange(1, count + 1, dtype=np.uint64) for count in (10 * MANY, 5)]
+    records = [np.array([n, len(own)], np.uint64).tobytes() + own.tobytes() for n, own in enumerate(marks)]
+    path.write_bytes(b"".join([*records, b"cut short"]))
+    tracemalloc.start()
+    try:
+        names = Names(path, blocks, {0, 1})
+        assert tracemalloc.get_traced_memory()[1] < 20 * MANY
+    finally:
+        tracemalloc.stop()
+    assert path.read_bytes() == b"".join(records)
+    assert names._seen.keys() == {"b"}
+    assert sorted(names._seen["b"]) == marks[1].tolist()
 
 
 def test_a_name_has_its_last_place() -> None:

@@ -17,6 +17,7 @@ from media_files import HEIGHT, RATE, SOUNDS, TIMES, VIDEOS, WIDTH, colour, made
 from mer_export.data.media.frames import read_frames
 from mer_export.data.media.pictures import read_picture
 from mer_export.data.media.sound import read_sound
+from mer_export.data.media.times import seconds
 from mer_export.errors import InputError, MissingTrack
 
 av = pytest.importorskip("av")
@@ -267,6 +268,13 @@ def test_the_picture_of_a_cover_is_no_picture_track(tmp_path: Path) -> None:
     assert read_sound(tmp_path / "a.m4a").seconds > 0
     with pytest.raises(MissingTrack):
         read_frames(tmp_path / "a.m4a")
+
+
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_a_time_of_more_digits_than_any_recording_has_is_named(digits: int) -> None:
+    with pytest.raises(InputError, match=r"start is '9+:00', it must be seconds"):
+        seconds("9" * digits + ":00", "start")
+    assert seconds("01:00:02,5", "start") == 3602.5
 
 
 # --- pictures --------------------------------------------------------------------------------------------------------

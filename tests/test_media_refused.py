@@ -14,9 +14,11 @@ import pytest
 from media_files import HEIGHT, RATE, WIDTH, colour, made, tone, write_video
 
 from mer_export.data.media import tracks
+from mer_export.data.media.faces import resize
 from mer_export.data.media.frames import read_frames
 from mer_export.data.media.pictures import read_picture
 from mer_export.data.media.sound import read_sound
+from mer_export.encoders.inputs import PictureInput
 from mer_export.errors import InputError, NotAvailableError
 from mer_export.untrusted.budget import SPARE_BYTES
 
@@ -163,6 +165,15 @@ def test_a_codec_that_is_not_in_the_table_is_named(tmp_path: Path) -> None:
         out.mux([*pictures.encode(av.VideoFrame.from_ndarray(colour(1), format="rgb24")), *pictures.encode()])
     with pytest.raises(InputError, match="has pictures in png, which is not read: convert it to h264 and aac in mp4"):
         read_frames(tmp_path / "a.mov")
+
+
+def test_a_thread_of_pixels_is_not_scaled_to_a_huge_picture() -> None:
+    """Of a few kilobytes of a png, the shorter side to 224 pixels makes gigabytes."""
+    reads = PictureInput(height=224, width=224, resize=(224,))
+    with pytest.raises(InputError, match="a: a picture of 60000 x 1 would become 13440000 x 224 pixels"):
+        reads.sample("a", np.zeros((1, 60_000, 3), np.uint8))
+    with pytest.raises(InputError, match="a face image of 1 x 60000 is longer than 16384 pixels"):
+        resize(np.zeros((60_000, 1, 3), np.uint8), 8)
 
 
 def test_pictures_of_a_huge_size_are_not_decoded(tmp_path: Path) -> None:

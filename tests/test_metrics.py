@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import numpy as np
 import pytest
 
@@ -16,7 +19,7 @@ from mer_export.metrics.table import main
 from mer_export.models.mtee.config import SENTIMENT
 from mer_export.models.utterance import SCALES
 from mer_export.task import Task
-from mer_export.terminal import summary_line
+from mer_export.terminal import json_text, summary_line
 from train.config import load_preset
 
 LABELS = ("anger", "joy", "calm")
@@ -109,3 +112,8 @@ def test_parity_knows_which_direction_is_worse(metric: str, change: float, verdi
     found = Comparison(samples=9, units=9, outputs=[], flips=0, flips_beyond_noise=0, flip_matrix=[], metrics=[moved])
     policy = Policy(rules={"int8": Rule(atol=0, rtol=0, metric_drop=0.1, metric=metric)})
     assert [grade for grade, _ in findings(found, "int8", SENTIMENT, policy)] == ([verdict] if verdict else [])
+
+
+def test_json_says_null_of_what_is_undefined() -> None:
+    found = json_text({"corr": math.nan, "rows": [(1.5, -math.inf)], "units": 1})
+    assert json.loads(found) == {"corr": None, "rows": [[1.5, None]], "units": 1}

@@ -27,7 +27,7 @@ from mer_export.data.bundle_data import bundle_samples
 from mer_export.data.collate import collate
 from mer_export.data.example_inputs import random_indices
 from mer_export.data.samples import Sample
-from mer_export.errors import UnsupportedError, UsageError
+from mer_export.errors import InputError, UnsupportedError, UsageError
 from mer_export.exporters import onnx_file
 
 DATA = Path(__file__).parent / "data"
@@ -184,6 +184,15 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path: Pat
             onnx_file.check(tmp_path / name, job, stages=False, force=False)
     with pytest.raises(UnsupportedError, match="not stages"):
         onnx_file.check(tmp_path / "model.onnx", job, stages=True, force=False)
+
+
+def test_samples_that_are_not_the_models_are_named(bundle: Path, tmp_path: Path) -> None:
+    opened = Bundle.open(bundle)
+    with opened.commit() as change:
+        np.savez(change.file("samples/utterances8.npz"), text=np.zeros(1))
+    with pytest.raises(InputError, match=r"inputs are \['text'\], the contract asks for"):
+        onnx_file.write(opened, opened.find("onnx-fp32-utterances8-bdynamic"), tmp_path / "model.onnx")
+    assert not list(tmp_path.glob("*.onnx"))
 
 
 def test_more_than_a_file_can_hold_is_refused(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -354,11 +354,16 @@ def test_what_cannot_be_packaged_is_refused_and_nothing_is_written(
 
 
 def test_a_folder_of_somebody_else_is_never_replaced(mer: Mer, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert mer("package", BUNDLE, "--out", out)[0] == 0
-    assert "pass --force" in mer("package", BUNDLE, "--out", out)[2]
-    assert mer("package", BUNDLE, "--out", out, "--force", "--bake")[0] == 0
+    out, bundle = tmp_path / "out", shutil.copytree(BUNDLE, tmp_path / "bundle")
+    assert mer("package", bundle, "--out", out)[0] == 0
+    assert "pass --force" in mer("package", bundle, "--out", out)[2]
+    assert mer("package", bundle, "--out", out, "--force", "--bake")[0] == 0
     assert (out / "bundle").exists()
+    model = bundle / Bundle.open(out / "bundle").manifest.variants[0].model
+    model.write_bytes(bytes(model.stat().st_size))
+    assert mer("package", bundle, "--out", out, "--force", "--bake")[0] == 6
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "out"]
+    assert Bundle.open(out / "bundle").verify()
     (out / "thesis.tex").touch()
     assert "holds what mer package did not write" in mer("package", BUNDLE, "--out", out, "--force")[2]
     assert (out / "thesis.tex").exists()

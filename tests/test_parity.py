@@ -219,6 +219,44 @@ def test_what_cannot_run_is_listed_with_its_reason_and_fails_only_when_asked(bun
         parity.require(report, strict=True)
 
 
+class Short(Way, frozen=True):
+    """A real way to run whose bucket holds nothing."""
+
+    def open(self, bundle: Bundle) -> Session:
+        session = super().open(bundle)
+        session.bucket = Bucket(utterances=0)
+        return session
+
+
+def test_what_was_asked_nothing_has_not_passed(bundle: Bundle) -> None:
+    way = Short(**dict(runnable(bundle, "torchscript")[0]))
+    report = parity.run_parity(bundle, make_samples(1), candidates=[way])
+    (found,) = report.candidates
+    assert (found.verdict, found.reasons) == (
+        "not run",
+        ["no sample and no probe fits its bucket: export a longer one"],
+    )
+    assert found.reasons[0] in report.page()
+    with pytest.raises(ParityError, match="no candidate could run"):
+        parity.require(report)
+
+
+def test_of_a_report_by_another_policy_only_what_failed_is_kept(bundle: Bundle) -> None:
+    near, far = runnable(bundle, "torchscript")
+    ways = [
+        Tampered(**dict(near), change=lambda out, _: out + np.float32(0.01)),
+        Tampered(**dict(far), change=lambda out, _: -out),
+    ]
+    earlier = parity.run_parity(bundle, make_samples(2), Policy.parse(["1"]), candidates=ways)
+    assert [c.verdict for c in earlier.candidates] == ["pass", "fail"]
+    report = parity.run_parity(bundle, make_samples(2), candidates=runnable(bundle, "torch"))
+    beside = report.beside(earlier, bundle)
+    assert [c.variant for c in beside.candidates if c.earlier] == [far.variant]
+    assert (report.verdict, beside.verdict, report.changed, beside.changed) == ("pass", "fail", 0, earlier.flips)
+    alike = report.beside(earlier.model_copy(update={"policy": report.policy}), bundle)
+    assert [c.variant for c in alike.candidates if c.earlier] == [near.variant, far.variant]
+
+
 def test_a_runtime_that_breaks_is_a_failure_of_that_candidate_only(bundle: Bundle) -> None:
     def explode(out: np.ndarray, _: dict[str, np.ndarray]) -> np.ndarray:
         raise RuntimeError("kernel not found")

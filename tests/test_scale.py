@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
+from small_bundle import make_samples
 from small_scale import ANYBODY, BLOCK_BYTES, DIALOGUES, Place, make_place, manifest, run, same, written
 
 from mer_export.bundle import Bundle
-from mer_export.data.parts import cut, open_part
+from mer_export.data.formats.parquet.writer import write_parquet
+from mer_export.data.parts import Part, cut, open_part
+from mer_export.data.samples import Corpus
 from mer_export.data.spec import DataSpec
 from mer_export.errors import UsageError
-from mer_export.untrusted.stored import stored_files
+from mer_export.untrusted.stored import Stored, stored_files
 from runtimes import BatchWorker
 from runtimes.pipeline import How
-from runtimes.scale.blocks import Answered, Asked, Block, BlockWorker, Died, Event
-from runtimes.scale.desk import checksum
+from runtimes.scale.blocks import Answered, Asked, Block, BlockWorker, Died, Event, Record
+from runtimes.scale.desk import Desk, checksum
+from runtimes.scale.ledger import Ledger, Request
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +61,9 @@ def test_columns_of_other_engines_are_the_same_columns(place: Place, worker: Bat
     found = worker(arrays)
     assert list(found) == place.answers.schema.names
     assert list(found["label"]) == place.answers["label"].to_pylist()
+    # A column that lacks some speakers elsewhere is one of floats.
+    floats = worker(arrays | {"speaker": arrays["speaker"].astype(np.float64)})
+    assert all(np.array_equal(floats[n], found[n]) for n in found if n.startswith("p/"))
     frame = worker(table.replace_schema_metadata().to_pandas())
     assert list(frame["label"]) == list(found["label"])
     wide = table.set_column(3, "text", table["text"].cast(pyarrow.large_list(pyarrow.float32())))
@@ -75,6 +86,16 @@ def test_part_of_a_dialogue_is_refused_where_the_model_reads_dialogues(place: Pl
         worker(table.slice(2))
     with pytest.raises(UsageError, match="without dialogue"):
         worker({"utterance": ["a"]})
+
+
+def test_vectors_of_another_width_are_refused_and_not_cut_anew(worker: BatchWorker) -> None:
+    own = {"dialogue": ["d"], "utterance": ["u"]}
+    with pytest.raises(UsageError, match="columns: audio holds vectors of several widths in one cell"):
+        worker(own | {"audio": [[[1.0], [1.0, 2.0]]]})
+    # As many numbers as one vector of the model.
+    for halves in ([[1.0] * 4, [2.0] * 4], np.ones((2, 4), np.float32)):
+        with pytest.raises(UsageError, match="columns: audio has vectors of width 4, they are read in width 8"):
+            worker(own | {"audio": [halves]})
 
 
 # Parts of files
@@ -115,6 +136,12 @@ def test_files_at_an_address_are_answered_as_those_of_a_path(place: Place, addre
 # A run that goes on
 
 
+@cache
+def desk(bundle: Path, how: How) -> Desk:
+    """What workers of all runs here answer with, opened once."""
+    return Desk(bundle, how)
+
+
 @dataclass
 class Scripted:
     """A crew of one that dies at the blocks it is told, as often as it is told."""
@@ -125,7 +152,7 @@ class Scripted:
 
     def __post_init__(self) -> None:
         self.worker = BlockWorker(self.asked)
-        self.worker.begin()
+        self.worker.desk = desk(self.asked.bundle, self.asked.how)
         self.free = 1
 
     def give(self, block: Block) -> None:
@@ -226,6 +253,68 @@ def test_a_dialogue_that_two_blocks_of_a_file_have_is_refused_and_one_of_two_fil
     with pytest.raises(UsageError, match=f"1 of .* blocks .*{twice!r} is there twice"):
         run(place, out, lines, place.rows)
     assert crews[-1].had == [3, last]
+
+
+def test_a_split_is_that_of_all_files_of_which_some_have_none_of_it(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtimes.scale.command.ProcessCrew.hired", scripted({}, []))
+    other = tmp_path / "test.parquet"
+    write_parquet(
+        Corpus({"test": make_samples(2)}, "small", {"labels": ["neutral", "joy", "anger"], "speakers": 3}), other
+    )
+    assert run(place, tmp_path / "out", place.rows, other, split="test")["samples"] == 2
+    with pytest.raises(UsageError, match="no split 'dev' in the data"):
+        run(place, tmp_path / "none", place.rows, other, split="dev")
+
+
+def test_blocks_of_a_file_that_changes_meanwhile_are_refused(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtimes.scale.command.ProcessCrew.hired", scripted({}, []))
+    lines, keep = tmp_path / "own.jsonl", Ledger.keep
+    lines.write_bytes(place.lines.read_bytes())
+
+    def changing(ledger: Ledger, answered: Answered) -> None:
+        keep(ledger, answered)
+        os.utime(lines, (1, 1))
+
+    monkeypatch.setattr(Ledger, "keep", changing)
+    with pytest.raises(UsageError, match=r"block 1, .*own.jsonl has changed since the run began"):
+        run(place, tmp_path / "out", lines)
+    assert [n for n, b in enumerate(manifest(tmp_path / "out")["blocks"]) if "result" in b] == [0]
+
+
+def test_blocks_whose_recordings_may_be_readable_now_are_done_again(tmp_path: Path) -> None:
+    file = Stored("clips.jsonl", 4, "")
+    parts = [Part(file, "jsonl", n, n + 1, 1) for n in range(4)]
+
+    def opened(*outside: str) -> AbstractContextManager[Ledger]:
+        return Ledger.open(tmp_path, Request([file], "", {}, outside), lambda: iter(parts), False)
+
+    with opened() as ledger:
+        # Of two utterances each: all were read, one was not, none was, and both are silent.
+        for block, (unreadable, nothing) in zip(ledger.blocks, ((0, 0), (1, 1), (2, 2), (0, 2)), strict=True):
+            content, counts = bytes([block.number]), {"units": 2, "nothing_to_read": nothing}
+            record = Record(hashlib.sha256(content).hexdigest(), 1, counts, "", "", (), unreadable)
+            ledger.keep(Answered(block, content, record))
+        ledger.finish({})
+    with opened() as ledger:
+        assert set(ledger.done) == {0, 1, 3}
+    with opened("/clips") as ledger:
+        assert set(ledger.done) == {0, 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("answers/mine.csv", "a,b"), ("done.jsonl", "{}"), ("manifest.json", '{"name": "a page"}')]
+)
+def test_files_of_others_under_the_names_of_a_run_stay(place: Place, tmp_path: Path, name: str, content: str) -> None:
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text(content)
+    with pytest.raises(UsageError, match="name a new directory"):
+        run(place, tmp_path / "out")
+    assert mine.read_text() == content
 
 
 def test_what_changes_answers_changes_the_checksum_and_a_report_does_not(exported: Bundle, tmp_path: Path) -> None:

@@ -322,7 +322,7 @@ async def test_requests_that_wait_for_encoders_hold_so_many_bytes_and_those_call
     original, parse = encoded.Encoder._read, reading.parse
     parsed: list[weakref.ref[Asked]] = []
 
-    def held(self: encoded.Encoder, named: tuple[str, Utterance]) -> Any:
+    def held(self: encoded.Encoder, named: tuple[int, str, Utterance]) -> Any:
         entered.release()
         assert free.wait(60)
         return original(self, named)
@@ -383,10 +383,10 @@ async def test_no_utterance_is_encoded_after_the_deadline_and_no_more_wait_than_
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free, entered = threading.Event(), threading.Semaphore(0)
-    read: list[tuple[str, Utterance]] = []
+    read: list[tuple[int, str, Utterance]] = []
     original = encoded.Encoder._read
 
-    def held(self: encoded.Encoder, named: tuple[str, Utterance]) -> Any:
+    def held(self: encoded.Encoder, named: tuple[int, str, Utterance]) -> Any:
         read.append(named)
         entered.release()
         assert free.wait(60)
@@ -411,4 +411,4 @@ async def test_no_utterance_is_encoded_after_the_deadline_and_no_more_wait_than_
         )
         free.set()
         assert [a.status for a in await asyncio.gather(first, waiting)] == [200, 200]
-    assert [u.sentence for _, u in read] == ["a", "b"]
+    assert [u.sentence for _, _, u in read] == ["a", "b"]

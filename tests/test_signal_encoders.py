@@ -92,6 +92,10 @@ def test_settings_that_cannot_be_are_one_sentence(tmp_path: Path) -> None:
         ({"low": 9.0, "high": 8.0}, "end at 8.0 Hz and begin at 9.0 Hz"),
         ({"colour": 1}, "mfcc: colour"),
         ({"pooling": "most"}, "mfcc: pooling"),
+        ({"rate": "fast"}, "mfcc: rate: .*'fast'"),
+        ({"high": 9000.0}, "from 0 to 9000 Hz, and sound at 16000 Hz has no more than 8000 Hz"),
+        ({"low": 8000.0}, "from 8000 Hz on, and sound at 16000 Hz has no more than 8000 Hz"),
+        ({"hop": 1e-5}, "a hop of 1e-05 s at 16000 Hz is less than 1 samples"),
     ):
         with pytest.raises(UsageError, match=said):
             signal_config("mfcc", **settings)

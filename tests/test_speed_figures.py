@@ -160,8 +160,8 @@ SENTENCES: tuple[tuple[str, Callable[[], tuple[float, ...]]], ...] = (
         from_files_as_typed,
     ),
     (
-        "`cmerc` {:.1f} times faster on MELD and {:.0f} on IEMOCAP, `mtee` {:.1f}, `emt` {:.1f}, `tfr_net` {:.1f}, `mult` "
-        "{:.1f}, `tab` {:.1f}",
+        "`cmerc` {:.1f} times faster on MELD and {:.0f} on IEMOCAP, `mtee` {:.1f}, `emt` {:.1f}, `tfr_net` {:.1f}, "
+        "`mult` {:.1f}, `tab` {:.1f}",
         trained,
     ),
 )

@@ -18,6 +18,8 @@ from benchmarks.choice import judge
 from mer_export import machine
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
+from mer_export.contract import Contract
+from mer_export.data.samples import Sample
 from mer_export.errors import BundleError, UsageError
 from runtimes import BatchWorker
 from runtimes.backends.session import SessionOptions
@@ -35,7 +37,7 @@ from runtimes.speed import settings as spread
 from runtimes.speed import tune
 from runtimes.speed.products import products, slower
 from runtimes.speed.settings import first_look, near_best, settings_of, worth_widening
-from runtimes.speed.timing import PAUSE, Clock
+from runtimes.speed.timing import PAUSE, Clock, Deadline
 
 HERE = SessionOptions()
 
@@ -250,6 +252,22 @@ def test_what_is_far_from_the_best_at_a_first_look_is_named(bundle: Bundle, monk
     assert {why for name, why in found.not_run if "2 workers" in name} == {tune.FAR}
 
 
+def test_large_data_are_looked_through_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, lengths = make_samples(8), Sample.lengths
+    looked: list[str] = []
+
+    def counted(sample: Sample, contract: Contract) -> dict[str, int]:
+        looked.append(sample.id)
+        return lengths(sample, contract)
+
+    monkeypatch.setattr(Sample, "lengths", counted)
+    tuning = tune.Tuning(bundle, samples, "", (1,), tune._ways(bundle, None), Deadline(1.0))
+    for _ in range(3):
+        assert tuning.profile().entries == []
+        assert tuning.fitting(tuning.buckets[0])
+    assert len(looked) <= 2 * len(samples)
+
+
 def test_a_choice_is_judged_by_the_times_of_another_run() -> None:
     a, b, gone = way(), way(precision="int8"), way(threads=2)
     first = profile_of([(a, 2.0, 2.0), (b, 3.0, 3.0), (gone, 1.0, 1.0)])
@@ -292,6 +310,22 @@ def test_everything_exported_is_timed_and_the_best_again(bundle: Bundle) -> None
     shares = [sum(e.share for e in found.entries if e.way.in_any_bucket == s.way) for s in profiles.scores(found)]
     assert shares == pytest.approx([1.0] * len(shares))
     assert "throughput: " in found.page()
+
+
+@pytest.mark.parametrize("version", ["max", "limit_in_bytes"])
+def test_free_memory_is_what_a_container_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    limit, used, parts, prefix = next(own for own in machine.LIMITS if own[0].endswith(version))
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    whole = machine.available_bytes()
+    said = f"{prefix}inactive_file 300\n{prefix}active_file 50\n{prefix}anon 4000\n"
+    for name, content in ((limit, "10000\n"), (used, "5000\n"), (parts, said)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert machine.available_bytes() == 5350
+    (tmp_path / limit).write_text("max\n" if version == "max" else "9223372036854771712\n")
+    assert machine.available_bytes() == pytest.approx(whole, rel=0.2)
 
 
 def test_memory_for_one_session_at_a_time_times_the_same_ways(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,6 +486,24 @@ def test_without_a_profile_of_this_machine_the_command_to_run_is_named(
     monkeypatch.setattr(profiles, "machine_class", lambda: kind | {"cores": 96})
     with pytest.raises(UsageError, match=r"no profile of this machine.*there are 1 of other machines.*run mer tune"):
         open_predictor(bundle, None, HERE, goal="latency")
+
+
+def test_the_machine_is_asked_what_it_is_where_there_is_a_profile_and_once(
+    bundle: Bundle, exported: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    there = machine.gpus()
+
+    def gpus() -> list[dict[str, str]]:
+        asked.append("nvidia-smi")
+        return there
+
+    monkeypatch.setattr(machine, "gpus", gpus)
+    assert list(settings_of(way(), (1, 4)))
+    open_predictor(exported, None, HERE).close()
+    assert not asked
+    open_predictor(bundle, None, HERE).close()
+    assert len(asked) == 1
 
 
 def test_a_profile_of_other_weights_or_files_is_not_used(bundle: Bundle) -> None:

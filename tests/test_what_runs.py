@@ -26,6 +26,8 @@ from mer_export.progress import Bar, Lines, Progress, progress_unless
 from mer_export.task import Task, shortest
 from runtimes.backends import table
 from runtimes.backends.session import SessionOptions
+from runtimes.pages.card import card
+from runtimes.pages.report import content
 from runtimes.parity.report import ParityReport
 from runtimes.predict import opening
 from runtimes.predict.opening import installed_backend, open_predictor
@@ -311,7 +313,9 @@ def test_parity_and_bench_take_one_runtime(mer: Mer, bundle: Path) -> None:
         assert (code, "no runtime 'abacus'" in err) == (2, True)
 
 
-def test_parity_of_one_runtime_keeps_what_is_known_of_the_others(mer: Mer, bundle: Path) -> None:
+def test_parity_of_one_runtime_keeps_what_is_known_of_the_others(
+    mer: Mer, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for runtime in ("openvino", "onnxruntime"):
         ok(mer, "parity", bundle, "--data", DIALOGUES, "--runtime", runtime, "--quiet")
     opened = Bundle.open(bundle)
@@ -321,12 +325,22 @@ def test_parity_of_one_runtime_keeps_what_is_known_of_the_others(mer: Mer, bundl
     assert (earlier["openvino"], earlier["onnxruntime"]) == (True, False)
     assert "(earlier run)" in report.page()
     other_bytes(opened, "onnx-fp32-utterances4-bdynamic")
+    # Neither the card nor the page says of the new file what was found about the old one.
+    (said,) = (line for line in card(opened).splitlines() if line.startswith("Not compared, or exported anew since: "))
+    unchecked = {v["variant"].name for v in content(opened)["variants"] if v["unchecked"]}
+    for name, again in (("onnx-fp32-utterances4-bdynamic", True), ("onnx-fp32-utterances8-bdynamic", False)):
+        assert (f"`{name}`" in said, name in unchecked) == (again, again)
     ok(mer, "parity", bundle, "--data", DIALOGUES, "--runtime", "onnxruntime", "--quiet")
     report = ParityReport.load(Bundle.open(bundle))
     assert report is not None
     kept = [c.variant for c in report.ran if c.earlier]
     assert "onnx-fp32-utterances8-bdynamic" in kept
     assert "onnx-fp32-utterances4-bdynamic" not in kept
+    with Bundle.open(bundle).commit() as change:
+        change.write(ParityReport.path(), "{}")
+    monkeypatch.setattr("runtimes.parity.run.run_parity", lambda *_, **__: pytest.fail("measured for nothing"))
+    code, _, err = mer("parity", bundle, "--data", DIALOGUES, "--runtime", "onnxruntime", "--quiet")
+    assert (code, "run mer parity again" in err) == (6, True)
 
 
 def work(progress: Progress) -> None:

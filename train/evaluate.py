@@ -46,9 +46,17 @@ def evaluate(
         return evaluate_model(model, samples, contract, task, semantics, batch, *known)
 
 
-def evaluate_published(bundle: Bundle, samples: Sequence[Sample], batch: int = PUBLISHED_BATCH) -> Evaluated:
-    """The authors' own evaluation: batches of 16, `batch` semantics, rounded."""
-    return evaluate(bundle, samples, "batch", batch)
+def evaluate_published(
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    batch: int = PUBLISHED_BATCH,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> Evaluated:
+    """The authors' own evaluation: batches of 16, `batch` semantics, rounded; `threads` None leaves PyTorch's."""
+    if threads:
+        torch.set_num_threads(threads)
+    return evaluate(bundle, samples, "batch", batch, device)
 
 
 def _protocol(bundle: Bundle, device: str) -> Protocol | None:

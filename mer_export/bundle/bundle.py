@@ -57,7 +57,12 @@ class Bundle:
         with bundle.lock():
             if existing:
                 finish(root)
-                names = (p.relative_to(root).as_posix() for p in plain_files(root))
+                names = [p.relative_to(root).as_posix() for p in plain_files(root)]
+                # A journal says which files go.
+                if odd := [n for n in names if n.encode(errors="replace").decode() != n]:
+                    raise UsageError(
+                        f"{root} holds a file whose name is no UTF-8, {odd[0]!r}: remove it, or choose another --out"
+                    )
                 bundle._replaced = [n for n in names if n != LOCK]
         return bundle
 
@@ -67,7 +72,7 @@ class Bundle:
         Raises:
             UsageError: as `create`.
         """
-        moved = Bundle.create(root, self.manifest.model_copy(update={"files": {}}), force)
+        moved = Bundle.create(root, self.manifest, force)
         with moved.commit() as change:
             for name in self.manifest.files:
                 (self.root / name).rename(change.file(name))
@@ -252,17 +257,19 @@ class Bundle:
             change = begin(self.root, self.manifest)
             try:
                 yield change
-                self.manifest = land(change, self._replaced)
+                self._take_over(land(change, self._replaced), None)
             finally:
                 abandon(self.root)
-            self._fresh, self._replaced, self._staged = False, [], None
-            self._checked.clear()
+            self._fresh, self._replaced = False, []
 
     def _refresh(self) -> None:
         """Takes over what the directory says now."""
-        manifest, staged = _state(self.root)
-        if manifest != self.manifest or staged != self._staged:
-            self._checked.clear()
+        self._take_over(*_state(self.root))
+
+    def _take_over(self, manifest: Manifest, staged: frozenset[str] | None) -> None:
+        """Another state of the bundle. What is listed as before stays verified, as long as nobody writes it."""
+        before, now = self.manifest.files, manifest.files
+        self._checked = {n: state for n, state in self._checked.copy().items() if now.get(n) == before.get(n)}
         self.manifest, self._staged = manifest, staged
 
     def _check_files(self) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from mer_export.bundle.consistency import require_consistent
 from mer_export.bundle.files import (
     drop_empty_folders,
+    drop_leftovers,
     fsync,
     inside,
     plain,
@@ -97,8 +98,8 @@ def begin(root: Path, manifest: Manifest) -> Commit:
     staging = root / STAGING
     if plain_folder(staging):
         shutil.rmtree(staging)
-    for leftover in root.glob(".*.tmp"):
-        leftover.unlink()
+    for name in (JOURNAL, MANIFEST):
+        drop_leftovers(root / name)
     staging.mkdir()
     return Commit(staging, manifest.model_copy(deep=True), root)
 
@@ -117,7 +118,8 @@ def land(change: Commit, replaced: list[str]) -> Manifest:
         replaced: files of the bundle before, which go unless they were staged again.
 
     Raises:
-        BundleError: the manifest would contradict itself, or readers do not let go of the bundle.
+        BundleError: the manifest would contradict itself, what a file is to replace is none of the bundle's own, or
+            readers do not let go of the bundle.
         OSError: the disk is full or gives up; nothing has changed then.
     """
     root, manifest = change.root, change.manifest
@@ -129,7 +131,11 @@ def land(change: Commit, replaced: list[str]) -> Manifest:
         path.chmod(readable)
         fsync(path)
         manifest.files[name] = FileEntry(size=path.stat().st_size, sha256=sha256(path))
-        inside(root, name).parent.mkdir(parents=True, exist_ok=True)
+        place = inside(root, name)
+        # What cannot be moved there is said before the journal promises that it will be.
+        plain(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+    plain(root / MANIFEST)
     removals = [n for n in {*change.removals, *replaced} if n not in moves and n != MANIFEST]
     for name in removals:
         manifest.files.pop(name, None)

@@ -117,7 +117,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     `durable` does not wait for the disk: where the power fails it may be torn.
     """
     with faults.at(path):
-        _drop_leftovers(path)
+        drop_leftovers(path)
         temporary, descriptor = _scratch(path)
         try:
             yield temporary
@@ -133,16 +133,21 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside `path` to fill; it takes its place when the block ends well, and is gone otherwise."""
-    with faults.at(path), scratch_folder(path) as fresh:
+def replacing_folder(path: Path, durable: bool = True) -> Iterator[Path]:
+    """An empty folder beside `path` to fill; it takes its place when the block ends well, and is gone otherwise.
+
+    Of a link it replaces what that leads to. What is not `durable` does not wait for the disk, as of `replacing`.
+    """
+    place = path.resolve()
+    with faults.at(path), scratch_folder(place) as fresh:
         yield fresh
-        for where, _, names in os.walk(fresh, topdown=False):
+        for where, _, names in os.walk(fresh, topdown=False) if durable else ():
             for written in (*names, ""):
                 fsync(Path(where) / written)
-        _put_folder(fresh, path)
-    with contextlib.suppress(PermissionError):
-        fsync(path.parent)
+        _put_folder(fresh, place)
+    if durable:
+        with contextlib.suppress(PermissionError):
+            fsync(place.parent)
 
 
 @contextlib.contextmanager
@@ -151,6 +156,8 @@ def scratch_folder(path: Path) -> Iterator[Path]:
 
     It is locked as long as its process lives, so what a killed one left is known, and removed by the next.
     """
+    # The working directory, for one, has no name of its own.
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     _drop_left_folders(path)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -225,7 +232,7 @@ def _scratch(path: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _drop_leftovers(path: Path) -> None:
+def drop_leftovers(path: Path) -> None:
     """Removes what writers of `path` left that were killed; those that live hold theirs."""
     for leftover in _beside(path):
         with contextlib.suppress(OSError, BundleError):

@@ -51,7 +51,7 @@ def choose_spec(
     Raises:
         InputError: a file names a folder elsewhere.
         UsageError: an override that is not of the data section, that the format does not read, or that contradicts
-            `data_format`.
+            `data_format`; or data in another format than that.
     """
     configured = configured.allowing(Allowed.by(outside, apply_overrides({}, sets)))
     said = [*sets] if data_format == AUTO else [f"data.format={data_format}", *sets]
@@ -60,6 +60,8 @@ def choose_spec(
         raise UsageError(f"--data-format {data_format} and data.format={spec.format} contradict: leave one of them out")
     if not _describes(configured if data_format != AUTO else spec, path, spec.format):
         spec = overridden(_kept(configured), said)
+    if data_format != AUTO and (found := detect(path, spec)) != data_format:
+        raise UsageError(f"{path} is in the format {found}: leave --data-format {data_format} out")
     if sets:
         refuse_unread(path, spec, sets)
     reach = Reach(path if path.is_dir() else path.parent, spec.allowed, *([own] if own else []))
@@ -180,13 +182,15 @@ def bundle_samples(
     split: str,
     outside: Iterable[Path] | None = None,
     through: Through | None = None,
+    sets: Sequence[str] = (),
+    labels: Sequence[str] | None = None,
 ) -> list[Sample]:
     """One split of a data set as the bundle reads it, `through` its encoders."""
     if through is None:
-        return bundle_corpus(bundle, path, data_format, outside=outside).split(split)
+        return bundle_corpus(bundle, path, data_format, sets, labels, outside).split(split)
     # Nothing of other splits is encoded.
-    spec = bundle_spec(bundle, path, data_format, outside=outside)
-    return list(stream_samples(path, spec, bundle.manifest.task.labels, split, through))
+    spec = bundle_spec(bundle, path, data_format, sets, outside)
+    return list(stream_samples(path, spec, labels or bundle.manifest.task.labels, split, through))
 
 
 def features_alone(bundle: Bundle, path: Path) -> Through:

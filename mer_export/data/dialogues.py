@@ -122,6 +122,12 @@ class Dialogue:
         return replace(self, utterances=[self.utterances[i] for i in places])
 
 
+def speaker_of(value: Any) -> str | int | None:
+    """Who speaks, as a file says it: a whole number is an index, however it is written."""
+    found: str | int | None = int(value) if isinstance(value, float) and value.is_integer() else value
+    return found
+
+
 def check_names(names: Iterable[str], where: str) -> None:
     """Raises InputError for half of a surrogate pair: JSON and names of files can hold one, files of answers cannot."""
     for name in names:

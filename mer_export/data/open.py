@@ -55,8 +55,12 @@ def open_corpus(
 def said_extractors(path: Path, spec: DataSpec) -> Mapping[str, Extractor]:
     """What made the features of a data set, by input, as far as it or `spec` says."""
     found = known_formats()[detect(path, spec)]
-    source: Source | None = found.load().source(path, spec) if found.open else None
-    return (source.spec if source else spec).extractors
+    if not found.open:
+        return spec.extractors
+    reader = found.load()
+    # Of a table the source is all of its rows.
+    said: DataSpec = reader.described(path, spec) if hasattr(reader, "described") else reader.source(path, spec).spec
+    return said.extractors
 
 
 def stream_samples(

@@ -14,6 +14,7 @@ from mer_export.contract import Dim
 from mer_export.data.spec import Extractor
 from mer_export.encoders import FOLDER
 from mer_export.encoders.encoder import FACES, TOKENIZER, Encoder
+from mer_export.encoders.reading import check_together
 from mer_export.errors import UsageError
 
 Chosen = Mapping[str, Sequence[Encoder]]
@@ -42,13 +43,14 @@ def together(encoders: Sequence[Encoder]) -> Extractor:
 
 
 def attach(bundle: Bundle, chosen: Chosen, force: bool = False) -> None:
-    """Copies encoders into a bundle; those that it has already are left as they are.
+    """Copies encoders into a bundle; those that it has already are left as they are, unless by `force`.
 
     Raises:
-        UsageError: no such input, one that has encoders already, or encoders that its training features are not of.
+        UsageError: no such input, one that has encoders already, encoders of something else, or encoders that its
+            training features are not of.
     """
     there = attached(bundle)
-    fresh = {n: e for n, e in chosen.items() if n not in there or together(there[n]) != together(e)}
+    fresh = {n: e for n, e in chosen.items() if force or n not in there or together(there[n]) != together(e)}
     check(bundle, fresh, force)
     if fresh:
         with bundle.commit() as change:
@@ -67,6 +69,7 @@ def check(bundle: Bundle, chosen: Chosen, force: bool = False) -> None:
         width, wanted = sum(e.config.width for e in encoders), known[name].dims[-1]
         if wanted != width:
             raise UsageError(f"{name} is {wanted} wide, {together(encoders).name} gives {width}: take another encoder")
+        check_together(known[name].modality or name, encoders)
         vectors, stacked = encoders[0].config.vectors, _vectors(known[name].dims)
         if vectors != stacked:
             given = f"{together(encoders).name} gives {vectors}"
@@ -149,8 +152,9 @@ def found_beside(data: Path, said: Mapping[str, Extractor]) -> dict[str, list[En
     """
     found: dict[str, list[Encoder]] = {}
     for folder in sorted(p for p in place_beside(data).glob("*") if p.is_dir()):
-        encoders = [Encoder.open(p) for p in sorted(folder.iterdir(), key=lambda p: int(p.name))]
-        if folder.name in said and together(encoders).sha256 == said[folder.name].sha256:
+        numbered = sorted((p for p in folder.iterdir() if p.name.isdecimal()), key=lambda p: int(p.name))
+        encoders = [Encoder.open(p) for p in numbered]
+        if encoders and folder.name in said and together(encoders).sha256 == said[folder.name].sha256:
             found[folder.name] = encoders
     return found
 

@@ -54,15 +54,20 @@ class EncoderConfig(BaseModel):
                 f"vectors is {self.vectors}, pooling {self.pooling}: several vectors are those of a sentence, pooled "
                 "by mean, first or last"
             )
+        if self.pooling == "none" and not self.input.steps:
+            raise ValueError(f"pooling is none, and a {self.input.kind} has one vector: mean, first or last")
         return self
 
     @property
     def identity(self) -> str:
-        """SHA-256 of all that decides a feature: weights, preprocessing with its window, layers, pooling."""
+        """SHA-256 of all that decides a feature: weights, preprocessing with its window or tokens, layers, pooling."""
         content: dict[str, Any] = self.model_dump(mode="json")
         # By which name and terms weights go round says nothing of what they compute.
         content["source"] = content["source"]["sha256"] or content["source"]["name"]
         content["input"].pop("buckets", None)
+        if not content["input"].get("tokenizer"):
+            # As those of before there were several vectors: encoders of text that do not say theirs.
+            content["input"].pop("tokenizer", None)
         if self.vectors == 1:
             # Encoders of before there were several keep the identity that data know them by.
             del content["vectors"]

@@ -27,6 +27,10 @@ TOKENIZER = "tokenizer"
 DICTIONARY = f"{TOKENIZER}/dict.txt"
 FACES = "faces"
 """Folder of the face detector of an encoder of faces."""
+ENDS = {"first": 0, "last": -1}
+"""The window whose vector is that of a sound, of those that pool one state."""
+LEAST = 1e-12
+"""A vector shorter than this has no direction to keep."""
 Read = TypeVar("Read")
 
 
@@ -136,11 +140,19 @@ class Encoder:
         """
         weights = [self._states(s) for s in samples]
         if not self.sequence:
-            vector = np.average([r[0] for r in rows], axis=0, weights=weights) if len(rows) > 1 else rows[0][0]
-            vector = vector.astype(np.float32)
+            vector = self._of_windows([r[0] for r in rows], weights).astype(np.float32)
             return vector if self.config.vectors == 1 else vector.reshape(self.config.vectors, -1)
         states = np.concatenate([r[:n] for r, n in zip(rows, weights, strict=True)])
         return states if self.config.every == 1 else averaged(states, self.config.every)
+
+    def _of_windows(self, vectors: Sequence[np.ndarray], weights: Sequence[int]) -> np.ndarray:
+        """The vector of all windows: that of the first or last one where that state is the vector, else their mean."""
+        if self.config.pooling in ENDS:
+            return vectors[ENDS[self.config.pooling]]
+        if len(vectors) == 1:
+            return vectors[0]
+        mean = np.average(vectors, axis=0, weights=weights)
+        return mean / max(np.linalg.norm(mean), LEAST) if self.config.unit else mean
 
     @property
     def sequence(self) -> bool:

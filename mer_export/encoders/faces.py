@@ -13,7 +13,7 @@ import numpy as np
 from mer_export.bundle import Bundle
 from mer_export.data.media.face_boxes import crop, main_face
 from mer_export.encoders.encoder import FACES, Encoder
-from mer_export.encoders.inputs import FaceCut, PictureInput
+from mer_export.encoders.inputs import FaceCut, PictureInput, Room
 from mer_export.encoders.mtcnn.detector import NETWORKS, SUFFIX, FaceDetector
 from mer_export.errors import UsageError
 
@@ -28,7 +28,8 @@ def sample_frames(bundle: Bundle, frames: int | None = None, fps: float | None =
         UsageError: it reads something else than pictures.
     """
     _require_pictures(bundle, "frames")
-    said = {"fps": fps} if frames is None else {"frames": frames}
+    # Where both were said the number of a second holds, so a number of a clip takes its place.
+    said = {"fps": fps} if frames is None else {"frames": frames, "fps": None}
     with bundle.commit() as change:
         change.manifest.config["input"] |= said
     return Encoder.of(bundle)
@@ -68,12 +69,17 @@ def _require_pictures(bundle: Bundle, what: str) -> Encoder:
 
 
 def faces_in(pictures: Iterable[np.ndarray], detector: Any, cut: FaceCut) -> Iterator[np.ndarray]:
-    """Of the pictures of a clip the face (size, size, 3) of the person who takes most room, in those that show it."""
+    """Of the pictures of a clip the face (size, size, 3) of the person who takes most room, in those that show it.
+
+    Raises InputError where the faces of all take more than `Room`.
+    """
     boxes: list[np.ndarray] = []
     faces: list[list[np.ndarray]] = []
+    room = Room("faces")
     for picture in pictures:
         found = detector.boxes(picture)
         boxes.append(found)
+        room.take(len(found) * cut.size**2 * 3)
         # Pictures are far larger than their faces, so they go at once.
         faces.append([crop(picture, box, cut.size, cut.margin) for box in found])
     for found, own, box in zip(boxes, faces, main_face(boxes), strict=True):

@@ -8,15 +8,39 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mer_export.bucket import Bucket
 from mer_export.contract import BATCH, TensorSpec
+from mer_export.data.media.tracks import MOST_PIXELS
 from mer_export.data.samples import Sample
 from mer_export.encoders.log_mel import LogMel
+from mer_export.errors import InputError
 
 TEXT_BUCKETS = (16, 32, 64, 128, 256, 512)
 Positive = Annotated[int, Field(ge=1)]
+
+
+class Room:
+    """The memory for what an encoder reads of one utterance, which is there all at once.
+
+    Of a video of two frames that lie hours apart any number of pictures can be asked.
+    """
+
+    MOST: ClassVar[int] = 1 << 32
+
+    def __init__(self, name: str):
+        """`name` says in an error of what it is taken."""
+        self.name, self.left = name, self.MOST
+
+    def take(self, nbytes: int) -> None:
+        """Spends; raises InputError where less is left."""
+        self.left -= nbytes
+        if self.left < 0:
+            raise InputError(
+                f"{self.name}: what an encoder reads of it takes more than {self.MOST / (1 << 30):g} GiB: name parts "
+                "of the recording (start and end), or make the encoder again with fewer --frames or --fps"
+            )
 
 
 class EncoderInput(BaseModel):
@@ -30,14 +54,22 @@ class EncoderInput(BaseModel):
 
     buckets: tuple[Positive, ...] = ()
 
+    @field_validator("buckets")
+    @classmethod
+    def _ascending(cls, buckets: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(buckets)))
+
     @property
     def lengths(self) -> tuple[Bucket, ...]:
         """The buckets of the contract."""
-        return tuple(Bucket({self.steps: n}) for n in sorted(self.buckets)) if self.steps else (Bucket(),)
+        return tuple(Bucket({self.steps: n}) for n in self.buckets) if self.steps else (Bucket(),)
 
 
 class TextInput(EncoderInput):
-    """Token ids of a sentence with a special token on each side; what is longer than `longest` loses its end."""
+    """Token ids of a sentence with a special token on each side; what is longer than `longest` loses its end.
+
+    `tokenizer` is the SHA-256 of all that decides an id.
+    """
 
     unit: ClassVar[str] = "sentence"
     steps: ClassVar[str] = "tokens"
@@ -45,6 +77,7 @@ class TextInput(EncoderInput):
     kind: Literal["text"] = "text"
     vocabulary: Positive
     longest: int = Field(ge=3)
+    tokenizer: str = Field("", pattern=r"^([0-9a-f]{64})?$")
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -79,11 +112,19 @@ class SoundInput(EncoderInput):
     kind: Literal["sound"] = "sound"
     rate: Positive = 16000
     form: Literal["waveform", "log_mel"] = "waveform"
-    window: float = Field(gt=0)
+    window: float = Field(gt=0, allow_inf_nan=False)
     hop: Positive = 320
     field: Positive = 400
     normalise: bool = False
     mels: Positive = 80
+
+    @model_validator(mode="after")
+    def _whole_states(self) -> SoundInput:
+        if self.form == "log_mel" and self.hop % LogMel.HOP:
+            raise ValueError(f"hop is {self.hop}: a state of a log_mel is of whole frames of {LogMel.HOP} samples")
+        if self.most < 1:
+            raise ValueError(f"a window of {self.window:g} s at {self.rate} Hz has no state of {self.hop} samples")
+        return self
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
@@ -194,12 +235,15 @@ class PictureInput(EncoderInput):
         return (TensorSpec(name="picture", dtype="float32", dims=dims, modality="vision"),)
 
     def sample(self, name: str, picture: np.ndarray) -> Sample:
-        """The array of a picture."""
+        """The array of a picture; raises InputError for a thread of one, which would become huge."""
         from PIL import Image
 
         method: Any = getattr(Image.Resampling, self.resample.upper())
         found = Image.fromarray(picture)
         wide, high = self._size(found.size)
+        if wide * high > MOST_PIXELS:
+            said = "{} x {}".format(*found.size)
+            raise InputError(f"{name}: a picture of {said} would become {wide} x {high} pixels: cut out what it shows")
         found = found.resize((wide, high), method)
         left, top = (wide - self.width) // 2, (high - self.height) // 2
         found = found.crop((left, top, left + self.width, top + self.height))

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
@@ -28,7 +28,7 @@ from mer_export.errors import MerError, NotAvailableError, UnsupportedError, Usa
 from mer_export.exporters.export_job import Exported, ExportJob, prove
 from mer_export.exporters.exported_program import capture
 from mer_export.exporters.format import NATIVE, ExportFormat
-from mer_export.exporters.precision_gate import check
+from mer_export.exporters.precision_gate import Function, check, listed
 from mer_export.launcher import module_command
 
 FORMAT = ExportFormat(
@@ -182,22 +182,7 @@ def _gate(job: ExportJob, package: Path) -> dict[str, Any]:
     """What the gate measured of a package that has run on the example already."""
     from torch._inductor import aoti_load_package
 
-    return check(job, _Calls(job.module()), _Calls(aoti_load_package(str(package), run_single_threaded=True)))
-
-
-class _Calls:
-    """What the gate runs: a function of tensors."""
-
-    def __init__(self, function: Callable[..., Any]):
-        self._function = function
-
-    def run(self, names: Sequence[str], feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Outputs of arrays in contract order."""
-        import torch
-
-        with torch.no_grad():
-            # Outputs may lie in memory that the next call uses again.
-            return [o.numpy().copy() for o in _listed(self._function(*map(torch.from_numpy, feed.values())))]
+    return check(job, Function(job.module()), Function(aoti_load_package(str(package), run_single_threaded=True)))
 
 
 def main() -> None:
@@ -252,7 +237,7 @@ def _make(source: str, package: str, given: str, found: str, device: str, settin
                 parts.setdefault(name.split()[0], []).append(torch.from_numpy(arrays[name]).to(device))
         _begin("ran")
         # Outputs may lie in memory that the next call uses again.
-        made = [[o.cpu().numpy() for o in _listed(run(*tensors))] for tensors in parts.values()]
+        made = [[o.cpu().numpy() for o in listed(run(*tensors))] for tensors in parts.values()]
     joined = [np.concatenate(outputs) for outputs in zip(*made, strict=True)]
     with faults.at(found):
         np.savez(found, allow_pickle=False, **{f"{k:03d}": array for k, array in enumerate(joined)})
@@ -260,7 +245,3 @@ def _make(source: str, package: str, given: str, found: str, device: str, settin
 
 def _begin(stage: str) -> None:
     print(f"{STAGE}{stage}", file=sys.stderr, flush=True)
-
-
-def _listed(found: Any) -> list[Any]:
-    return list(found) if isinstance(found, tuple | list) else [found]

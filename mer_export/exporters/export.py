@@ -80,7 +80,7 @@ def export_variant(
     keep = _kept(bundle, format, precision, keep_fp32)
     kept = {KEPT: list(keep)} if keep else {}
     there = _existing(bundle, wanted.name)
-    if there and not force and _up_to_date(there, made_from) and there.options.get(KEPT) == kept.get(KEPT):
+    if there and not force and _up_to_date(there, made_from, keep):
         log.info("%s is up to date, pass --force to export it again", there.name)
         return there
     job = _job(bundle, wanted, opset, example, _fp32_graph(bundle, wanted, made_from))
@@ -106,7 +106,7 @@ def export_variant(
         )
         if record.program:
             variant = mark(variant, {f: sha256(p) for f, p in zip(files, paths, strict=True)})
-        if samples not in bundle.manifest.files or example:
+        if samples not in bundle.manifest.files or example or not _answered(bundle, bucket, made_from):
             write_samples(job, change.file(samples))
         change.add_variant(variant)
     log.info("exported %s", variant.name)
@@ -114,7 +114,13 @@ def export_variant(
 
 
 def planned(
-    bundle: Bundle, request: tuple[str, str, Bucket, int], opset: int, force: bool, stages: bool, device: str = "cpu"
+    bundle: Bundle,
+    request: tuple[str, str, Bucket, int],
+    opset: int,
+    force: bool,
+    stages: bool,
+    device: str = "cpu",
+    keep_fp32: Sequence[str] | None = None,
 ) -> tuple[Variant, str]:
     """The variant that a request of `requests` would make, without its file, and what would become of it."""
     format, precision, lengths, batch = request
@@ -124,7 +130,7 @@ def planned(
     there = _existing(bundle, wanted.name)
     if there is None:
         return wanted, "new"
-    current = not force and _up_to_date(there, made_from)
+    current = not force and _up_to_date(there, made_from, _kept(bundle, format, precision, keep_fp32))
     return wanted, "up to date" if current else "exported again"
 
 
@@ -170,8 +176,14 @@ def _made_from(bundle: Bundle, record: ExportFormat, opset: int, device: str) ->
     return found | ({"device": device} if device != "cpu" else {})
 
 
-def _up_to_date(there: Variant, made_from: Mapping[str, Any]) -> bool:
-    return all(there.options.get(k) == v for k, v in made_from.items())
+def _up_to_date(there: Variant, made_from: Mapping[str, Any], keep: Sequence[str]) -> bool:
+    return all(there.options.get(k) == v for k, v in made_from.items()) and there.options.get(KEPT, []) == [*keep]
+
+
+def _answered(bundle: Bundle, bucket: Bucket, made_from: Mapping[str, Any]) -> bool:
+    """Whether the samples of a bucket have the answers of these weights: a variant of both was exported."""
+    there = (v.options.get("weights") for v in bundle.manifest.variants if v.lengths == bucket)
+    return made_from["weights"] in there
 
 
 def requests(
@@ -320,7 +332,8 @@ def wanted_variant(bundle: Bundle, name: str) -> Variant:
             for precision in export_formats()["onnx"].precisions:
                 made = fp32.model_copy(update={"precision": precision, "model": ""})
                 if made.name == name:
-                    return made
+                    kept = {KEPT: [*_of_recipe(bundle)]}
+                    return made.model_copy(update={"options": made.options | kept})
     known = [v.name for v in bundle.manifest.variants]
     raise UsageError(f"no variant {name!r} in {bundle.root}: there are {known}")
 

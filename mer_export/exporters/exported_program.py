@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mer_export.exporters.export_job import Exported, ExportJob, prove
 from mer_export.exporters.format import ExportFormat
+from mer_export.exporters.precision_gate import Function, run_file
 from mer_export.exporters.torchscript import attention_as_written
 
 if TYPE_CHECKING:
@@ -29,11 +30,9 @@ def export(job: ExportJob, path: Path) -> Exported:
     import torch
 
     program = capture(job)
-    if job.batch == 0:
-        with torch.no_grad(), attention_as_written():
-            found = program.module()(*(torch.from_numpy(job.example[s.name]) for s in job.contract.inputs))
-        outputs = found if isinstance(found, tuple) else (found,)
-        prove(job, [o.numpy() for o in outputs], "the exported program")
+    with attention_as_written():
+        found = run_file(Function(program.module()), job.contract, job.example, job.batch)
+    prove(job, [*found.values()], "the exported program")
     # Example inputs would be pickled into the archive; the bundle keeps them as .npz.
     program.example_inputs = None
     # PyTorch's own writer ends the process where the disk is full.

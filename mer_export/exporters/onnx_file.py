@@ -21,6 +21,7 @@ from mer_export.encoders.attached import attached
 from mer_export.encoders.encoder import TOKENIZER
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.exporters.precision_gate import open_file, run_file
+from mer_export.untrusted.arrays import load_arrays
 
 SCHEMA = 1
 ENDING = ".onnx"
@@ -61,6 +62,7 @@ def write(bundle: Bundle, variant: Variant, path: Path) -> None:
     Raises:
         UnsupportedError: it is larger than one file can be, or lacks values that all items share.
         UsageError: the file does not give the variant's answers.
+        InputError: samples of the bundle that are not what its contract says.
     """
     import onnx
 
@@ -92,8 +94,9 @@ def _prove(bundle: Bundle, variant: Variant, source: Path, made: Path) -> None:
     if find_spec("onnxruntime") is None or name not in bundle.manifest.files:
         return
     contract = bundle.manifest.contract
-    with np.load(bundle.path(name)) as kept:
-        arrays = {s.name: kept[s.name] for s in contract.inputs}
+    kept = load_arrays(bundle.path(name))
+    arrays = {s.name: kept[s.name] for s in contract.inputs if s.name in kept}
+    contract.check(arrays)
     before, after = (run_file(open_file(p), contract, arrays, variant.batch) for p in (source, made))
     for output, wanted in before.items():
         if not np.array_equal(wanted, after[output], equal_nan=wanted.dtype.kind == "f"):

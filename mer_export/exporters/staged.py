@@ -59,8 +59,14 @@ def export(
 def _given(job: ExportJob, stage: Stage, arrays: Arrays) -> tuple[Arrays, Callable[[Arrays], Arrays]]:
     """The inputs of a stage, and what puts its outputs among the others."""
     if stage.per:
-        counts = arrays[count_name(job.contract, stage.per)]
-        return stage.take(arrays, counts), lambda found: stage.put(found, counts, job.lengths[str(stage.per)])
+        counts, most = arrays[count_name(job.contract, stage.per)], job.lengths[str(stage.per)]
+        real = int(counts.sum())
+        # Where no item of the example has a step, the stage is shown what stands in the place of the first ones.
+        shown = counts if real else np.ones_like(counts)
+        return (
+            stage.take(arrays, shown),
+            lambda found: stage.put({n: a[:real] for n, a in found.items()}, counts, most),
+        )
     if not stage.grows:
         return stage.take(arrays, None), lambda found: found
     # The last step of each item, after all the others.

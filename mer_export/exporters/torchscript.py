@@ -6,9 +6,12 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from mer_export.errors import UsageError
 from mer_export.exporters.export_job import Exported, ExportJob, prove
 from mer_export.exporters.format import ExportFormat
+from mer_export.exporters.precision_gate import Function, run_file
 
 FORMAT = ExportFormat(
     "torchscript",
@@ -27,13 +30,23 @@ def export(job: ExportJob, path: Path) -> Exported:
     with quiet(), torch.no_grad(), attention_as_written():
         traced = torch.jit.trace(job.module(), job.tensors(), check_trace=False)
         frozen = torch.jit.freeze(traced.eval())
-        found = frozen(*(torch.from_numpy(job.example[s.name]) for s in job.contract.inputs))
-        outputs = found if isinstance(found, tuple) else (found,)
-        prove(job, [o.numpy() for o in outputs], "the TorchScript module")
+        _prove(job, frozen)
         # PyTorch's own writer ends the process where the disk is full.
         with path.open("wb") as stream:
             torch.jit.save(frozen, stream)
     return Exported(exporter=f"torch {torch.__version__} jit.trace + freeze")
+
+
+def _prove(job: ExportJob, module: Any) -> None:
+    """Refuses what does not give the model's outputs for the example, at once or item by item: a trace may have the
+    number of items that it was made with."""
+    for size in (job.items, 1):
+        try:
+            found = run_file(Function(module), job.contract, job.example, size)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UsageError(f"the TorchScript module breaks on a batch of {size} ({reason}): not exported") from None
+        prove(job, [*found.values()], "the TorchScript module")
 
 
 @contextlib.contextmanager

@@ -37,6 +37,17 @@ class Stored:
             return Path(self.name)
         return Path(_place(self.name)[1]) if found[1] == "file" else None
 
+    @property
+    def changed(self) -> bool:
+        """Whether a file of this machine is not what it was when it was listed; of one at an address nobody knows."""
+        if self.local is None:
+            return False
+        try:
+            found = self.local.stat()
+        except OSError:
+            return True
+        return (found.st_size, str(found.st_mtime_ns)) != (self.size, self.mark)
+
     def open(self) -> BinaryIO:
         """Its bytes, to seek in; raises InputError where it cannot be read."""
         files, path = _place(self.name)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.bundle import Bundle
+from mer_export.bundle import WEIGHTS, Bundle
 from mer_export.cuda import tf32
+from mer_export.errors import BundleError
 from mer_export.install import not_installed
 from runtimes.backends.backend import Backend
 from runtimes.backends.cuda_graph import CudaGraphs
@@ -141,7 +142,10 @@ class EagerSession(TorchSession):
         from mer_export.layers.signature import by_position
         from mer_export.weights import bundle_model
 
-        own = bundle_model(Bundle.open(path)).requires_grad_(False)
+        there = Bundle.open(path)
+        if there.manifest.weights.sha256 != self.artefact.digest:
+            raise BundleError(f"{path}: {WEIGHTS} was replaced since this bundle was opened: open it again")
+        own = bundle_model(there).requires_grad_(False)
         if self.options.reduced in AUTOCAST:
             store_products(own, self.options.reduced)
         own = own.to(self.options.device)

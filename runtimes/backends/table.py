@@ -57,7 +57,7 @@ def open_session(
 def _load(kind: type[Session], bundle: Bundle, variant: Variant | None, options: SessionOptions) -> Session:
     contract = bundle.manifest.contract
     if variant is None:
-        return kind(Artefact(bundle.root, contract), options)
+        return kind(Artefact(bundle.root, contract, digest=bundle.manifest.weights.sha256), options)
     digest = bundle.variant_digest(variant)
     artefact = Artefact(
         bundle.variant_files(variant),

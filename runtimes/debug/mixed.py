@@ -182,7 +182,7 @@ def search(
 def _choose(run: _Search, bundle: Bundle, plain: Variant, samples: Sequence[Sample]) -> list[str]:
     order = ranked(debug_variant(bundle, plain, samples, block=False).rows)
     # With all of them in fp32 nothing may be left to reduce.
-    while order and not run.tried(order).bytes:
+    while order and not run.tried(order).bytes and not run.spent:
         order = order[:-1]
     if not order or not run.tried(order).within:
         best = min(run.trials, key=lambda t: (t.lost, t.flips_beyond_noise))

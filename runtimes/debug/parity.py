@@ -22,7 +22,7 @@ from mer_export.agreement.compare import compare, output_errors
 from mer_export.agreement.error import OutputError
 from mer_export.agreement.policy import Policy, gravest
 from mer_export.agreement.verdict import findings
-from mer_export.bundle import Bundle, Variant
+from mer_export.bundle import Bundle, Variant, replacing
 from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.example_inputs import repeat
@@ -35,7 +35,7 @@ from mer_export.machine import peak_mib
 from mer_export.progress import SILENT, Progress
 from mer_export.registry import resolve
 from runtimes.backends.session import Artefact, Session
-from runtimes.backends.table import find_backend
+from runtimes.backends.table import backend_problem, find_backend, known_backends
 from runtimes.backends.way import Way, eager, find_ways
 from runtimes.debug.captured import Captured
 from runtimes.debug.frozen import frozen_in
@@ -96,11 +96,8 @@ def candidate_of(bundle: Bundle, variant: Variant, runtime: str | None, reduced:
     if variant.stages:
         raise UnsupportedError(f"{variant.name} is in stages: export the same in one piece and debug that")
     with tempfile.TemporaryDirectory() as folder:
-        if variant.model:
-            way = _way(bundle, variant, runtime, reduced)
-            path = bundle.variant_files(variant)
-        else:
-            way, path = Way.of(variant, "onnxruntime"), Path(folder) / "model.onnx"
+        way = _way(bundle, variant, runtime, reduced)
+        path = bundle.variant_files(variant) if variant.model else Path(folder) / "model.onnx"
         contract, lengths = bundle.manifest.contract, variant.lengths
         artefact = Artefact(
             path, contract, lengths, variant.batch, variant.precision, variant.options, digest=variant.name
@@ -116,11 +113,16 @@ def candidate_of(bundle: Bundle, variant: Variant, runtime: str | None, reduced:
 
 
 def _way(bundle: Bundle, variant: Variant, runtime: str | None, reduced: str | None) -> Way:
-    ways = [w for w in find_ways(bundle, runtime=runtime) if w.variant == variant.name]
+    if variant.model:
+        ways = [w for w in find_ways(bundle, runtime=runtime) if w.variant == variant.name]
+    else:
+        backends = known_backends().values() if runtime is None else [find_backend(runtime)]
+        ways = [Way.of(variant, b.name, why_not=backend_problem(b.name)) for b in backends if b.takes(variant)]
     ways = [w for w in ways if reduced in (None, w.precision)]
     able = [w for w in ways if not w.why_not]
     if not ways:
-        raise UsageError(f"{runtime or 'no runtime'} does not run {variant.name}{f' in {reduced}' if reduced else ''}")
+        who, what = f"{runtime} does not run" if runtime else "no runtime runs", f" in {reduced}" if reduced else ""
+        raise UsageError(f"{who} {variant.name}{what}: leave {'--precision' if reduced else '--runtime'} out")
     if not able:
         raise NotAvailableError(f"{variant.name} does not run here: {ways[0].why_not}")
     return able[0]
@@ -296,6 +298,7 @@ def _examine(
     report.module = found.module if found else None
     if block and variant.precision != "fp32" and candidate.job.graph:
         shown.begin("modules to keep in fp32")
+        report.kept = [*candidate.job.keep_fp32]
         report.keep_fp32 = block_list(
             candidate.job, candidate.way, candidate.artefact, report.rows, inputs, score, folder
         )
@@ -317,7 +320,8 @@ def _write(candidate: Candidate, item: Compared, path: Path) -> None:
     outputs = {n: v[None] for n, v in item.reference.items()} | {
         f"candidate.{n}": v[None] for n, v in item.candidate.items()
     }
-    with path.open("wb") as stream:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays, **outputs)
 
 

@@ -47,6 +47,8 @@ class DebugReport(Strict):
     file: str | None = None
     """Where that sample was written."""
     keep_fp32: list[KeptModule] = Field(default_factory=list)
+    kept: list[str] = Field(default_factory=list)
+    """What the file has in fp32 already; the entries of `keep_fp32` come to it."""
     seconds: float = 0.0
     peak_mib: int = 0
     """The most memory that the process had."""
@@ -90,7 +92,7 @@ class DebugReport(Strict):
             return []
         header = ("kept in fp32, with those above", "bytes more", "ms more", "of the tolerance")
         rows = [(k.module, k.more_bytes, f"{k.more_ms:+.3f}", f"{k.used:.2g}") for k in self.keep_fp32]
-        names = ", ".join(k.module for k in self.keep_fp32)
+        names = ", ".join([*self.kept, *(k.module for k in self.keep_fp32)])
         return ["", *table(header, rows), "", f"    keep_fp32: [{names}]"]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mer_export.bundle import MANIFEST, WEIGHTS, Bundle
+from mer_export.bundle.files import replacing_folder
 from mer_export.bundle.manifest import seal
 from mer_export.encoders.attached import variant_names
 from mer_export.errors import UsageError
@@ -42,19 +43,15 @@ class Package:
         """
         check_out(out, force)
         versions = pinned(self.needs.extras)
-        fresh = out.with_name(f".{out.name}.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        (fresh / REQUIREMENTS).write_text("".join(f"{n}=={v}\n" for n, v in versions.items()))
-        (fresh / DOCKERFILE).write_text(dockerfile(self.deployment.serving, self.baked))
-        (fresh / SERVICE).write_text(inference_service(self.deployment))
-        for source in own_sources():
-            _copy(source, fresh / CODE / source.relative_to(ROOT))
-        if self.baked:
-            copy_served(self.bundle, self.needs, fresh / BUNDLE)
-        _readable(fresh)
-        shutil.rmtree(out, ignore_errors=True)
-        fresh.replace(out)
+        with replacing_folder(out, durable=False) as fresh:
+            (fresh / REQUIREMENTS).write_text("".join(f"{n}=={v}\n" for n, v in versions.items()))
+            (fresh / DOCKERFILE).write_text(dockerfile(self.deployment.serving, self.baked))
+            (fresh / SERVICE).write_text(inference_service(self.deployment))
+            for source in own_sources():
+                _copy(source, fresh / CODE / source.relative_to(ROOT))
+            if self.baked:
+                copy_served(self.bundle, self.needs, fresh / BUNDLE)
+            _readable(fresh)
         return sorted(p.name for p in out.iterdir())
 
 

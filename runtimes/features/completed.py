@@ -102,7 +102,7 @@ class Completion:
                 yield dialogue
 
         own: list[Utterance] = []
-        for outcome in self.encoder.outcomes(noted()):
+        for outcome in self.encoder.outcomes([noted()]):
             own.append(self._with(waiting[0].utterances[len(own)], outcome))
             if len(own) == len(waiting[0].utterances):
                 yield replace(waiting.popleft(), utterances=own)

@@ -10,6 +10,7 @@ import numpy as np
 
 from mer_export.data.dialogues import Dialogue, Utterance
 from mer_export.data.samples import Sample
+from mer_export.encoders.inputs import Room
 from mer_export.encoders.reading import Reading, features_of, side_by_side
 from mer_export.encoders.sounds import Sounds
 from mer_export.errors import InputError
@@ -37,6 +38,7 @@ class Outcome:
 class _Read:
     """What was decoded of an utterance: by input for each encoder the prepared raw things."""
 
+    block: int
     name: str
     utterance: Utterance
     prepared: dict[str, list[list[Any]]] = field(default_factory=dict)
@@ -59,26 +61,26 @@ class Encoder:
         self.sentences = Sentences(known, loaded[TEXT]) if known is not None and TEXT in loaded else None
         self.media = {n: e for n, e in loaded.items() if n != TEXT or self.sentences is None}
 
-    def outcomes(self, dialogues: Iterable[Dialogue]) -> Iterator[Outcome]:
-        """One for each utterance, in order.
+    def outcomes(self, blocks: Iterable[Iterable[Dialogue]]) -> Iterator[Outcome]:
+        """One for each utterance, in order; those of one block go through the networks apart from all others.
 
         Raises:
             InputError: several encoders of an input give sequences of other lengths.
             NotAvailableError: a library that reads files is not installed.
         """
-        named = ((f"{d.id}/{u.id}", u) for d in dialogues for u in d.utterances)
+        named = ((n, f"{d.id}/{u.id}", u) for n, block in enumerate(blocks) for d in block for u in d.utterances)
         for portion in _portions(ahead(self._read, named, self.workers, AHEAD * self.workers)):
             yield from self._encoded(portion)
 
-    def _read(self, named: tuple[str, Utterance]) -> _Read:
-        name, utterance = named
-        read, reading = _Read(name, utterance), Reading(utterance, self.sounds)
+    def _read(self, named: tuple[int, str, Utterance]) -> _Read:
+        block, name, utterance = named
+        read, reading = _Read(block, name, utterance), Reading(utterance, self.sounds)
         try:
             for modality, encodings in self.media.items():
                 if modality not in utterance.features:
                     read.prepared[modality] = [_prepared(e, reading, name) for e in encodings]
         except (InputError, OSError) as error:
-            return _Read(name, utterance, problem=str(error))
+            return _Read(block, name, utterance, problem=str(error))
         return read
 
     def _encoded(self, portion: list[_Read]) -> Iterator[Outcome]:
@@ -107,15 +109,23 @@ class Encoder:
 
 
 def _prepared(encoding: Encoding, reading: Reading, name: str) -> list[Any]:
-    """What comes before the network of the raw things of an utterance, each under a name of its own."""
-    raws = enumerate(reading.raws(encoding.encoder))
-    return [encoding.prepare(raw, f"{name} {k}" if k else name) for k, raw in raws]
+    """What comes before the network of the raw things of an utterance."""
+    prepared: list[Any] = []
+    room = Room(name)
+    for number, raw in enumerate(reading.raws(encoding.encoder)):
+        prepared.append(encoding.prepare(raw, f"{name} {number}" if number else name))
+        room.take(_bytes(prepared[-1]))
+    return prepared
 
 
 def _portions(reads: Iterable[_Read]) -> Iterator[list[_Read]]:
     portion: list[_Read] = []
     size = 0
     for read in reads:
+        if portion and portion[0].block != read.block:
+            # A run that goes on with a block brings the networks the same batches as one that was not cut.
+            yield portion
+            portion, size = [], 0
         portion.append(read)
         size += read.nbytes
         if len(portion) >= PORTION or size >= PORTION_BYTES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -17,6 +17,7 @@ from mer_export.data.spec import Extractor
 from mer_export.encoders.attached import Chosen, together
 from mer_export.encoders.reading import is_sequence
 from mer_export.errors import InputError, UsageError
+from mer_export.untrusted.file_state import States, states
 from runtimes.features.sentences import Distinct
 
 BLOCK = 128
@@ -32,12 +33,13 @@ SOURCES = {
 @dataclass
 class Plan:
     """`sizes` are the utterances of each dialogue, by split in the order in which they are read; `sentences` are the
-    distinct ones; `digest` tells these data from others."""
+    distinct ones; `digest` tells these data from others; `state` is that of the file that describes them."""
 
     head: Head
     sizes: Mapping[str, Sequence[int]]
     sentences: Distinct
     digest: str
+    state: States = ()
 
     @property
     def utterances(self) -> int:
@@ -73,7 +75,7 @@ def make_plan(data: OpenData, chosen: Chosen) -> Plan:
         InputError: the data are damaged, differ in width, or an utterance is there twice.
         UsageError: features that the data hold already are to be made, or there is nothing to make them of.
     """
-    survey = _Survey(data, chosen)
+    survey, state = _Survey(data, chosen), described_by(data)
     apart = data.spec.unit == "utterance"
     for dialogue in distinct(data.source.dialogues(), apart=apart):
         survey.add(dialogue)
@@ -85,7 +87,12 @@ def make_plan(data: OpenData, chosen: Chosen) -> Plan:
             raise UsageError(
                 f"{data.labels.where}: no utterance names {what}, of which {name} is made: set data.{column}"
             )
-    return survey.plan()
+    return replace(survey.plan(), state=state)
+
+
+def described_by(data: OpenData) -> States:
+    """The state of the file that describes utterances; nothing of a folder, in which others write too."""
+    return states([data.path]) if data.path.is_file() else ()
 
 
 @dataclass

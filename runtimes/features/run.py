@@ -22,7 +22,7 @@ from mer_export.untrusted.parquet import open_parquet
 from runtimes.encode import load_encoder
 from runtimes.features.encoded import Encoder, Loaded, Outcome
 from runtimes.features.parts import Failure, Key, Parts, Record, failures_beside, write_failures
-from runtimes.features.plan import Plan, in_blocks, make_plan
+from runtimes.features.plan import Plan, described_by, in_blocks, make_plan
 from runtimes.features.rows import rows_of
 from runtimes.features.stored import Stored
 
@@ -164,7 +164,7 @@ class _Run:
 
     def _records(self) -> Iterator[tuple[Record, bool]]:
         """What came of each block, and whether it was made now."""
-        outcomes = self.encoder.outcomes(d for n, b in self._blocks() if n not in self._kept for d in self._left(n, b))
+        outcomes = self.encoder.outcomes(self._left(n, b) for n, b in self._blocks() if n not in self._kept)
         for number, block in self._blocks():
             if number in self._kept:
                 yield self.done[number], False
@@ -190,9 +190,13 @@ class _Run:
                 yield replace(dialogue, utterances=own)
 
     def _blocks(self) -> Iterator[tuple[int, list[Dialogue]]]:
-        source = self.request.data.source
-        blocks = (block for split in self.plan.head.splits for block in in_blocks(source.dialogues(split)))
-        return enumerate(blocks)
+        data = self.request.data
+        blocks = (block for split in self.plan.head.splits for block in in_blocks(data.source.dialogues(split)))
+        for number, block in enumerate(blocks):
+            # What is done is that of the request alone: nothing else tells its utterances from others.
+            if described_by(data) != self.plan.state:
+                raise InputError(f"{data.path} was written while it was read: run the command again")
+            yield number, block
 
     def _block(self, number: int, block: list[Dialogue], outcomes: Iterator[Outcome]) -> Record:
         record = Record(missing=dict.fromkeys(self.request.chosen, 0))

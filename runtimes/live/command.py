@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -68,7 +69,12 @@ class Live:
 
 
 def _stdin() -> BinaryIO:
-    """Standard input under a lock of its own: in that of `sys.stdin` a waiting thread keeps Python from ending."""
+    """Standard input under a lock of its own: in that of `sys.stdin` a waiting thread keeps Python from ending.
+
+    One that was closed on purpose is empty.
+    """
+    if sys.stdin is None:
+        return BytesIO()
     try:
         return open(sys.stdin.fileno(), "rb", closefd=False)
     except OSError:

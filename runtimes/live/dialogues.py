@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 from mer_export.errors import InputError, UsageError
 from runtimes.predict.live import Heard
@@ -23,6 +23,8 @@ class State(Protocol):
     def load(self, dialogue: str) -> Heard | None: ...
 
     def save(self, heard: Heard) -> None: ...
+
+    def mark(self, dialogue: str) -> Any: ...
 
     def remove(self, dialogue: str) -> bool: ...
 
@@ -45,8 +47,9 @@ class Limits:
 class Dialogues:
     """What was heard of each dialogue, the one that rests longest first. It may be called from any thread.
 
-    With a `state` every utterance is stored when it was answered: a dialogue that finds no room, or whose process
-    ended, is read again when it goes on. Without one who comes when all is full is refused.
+    With a `state` every utterance is stored when it was answered: a dialogue that finds no room, whose process ended,
+    or that another process went on with, is read again when it goes on. Without one who comes when all is full is
+    refused.
     """
 
     def __init__(
@@ -54,8 +57,8 @@ class Dialogues:
     ):
         self.limits, self.state = limits, state
         self._clock, self._lock = clock, Lock()
-        self._kept: OrderedDict[str, tuple[Heard, float, int]] = OrderedDict()
-        """By dialogue what was heard, when its last utterance came, and its bytes."""
+        self._kept: OrderedDict[str, tuple[Heard, float, int, Any]] = OrderedDict()
+        """By dialogue what was heard, when its last utterance came, its bytes, and what marks it where it is stored."""
         self.nbytes = 0
 
     def __len__(self) -> int:
@@ -69,9 +72,11 @@ class Dialogues:
         """
         with self._lock:
             self._end_idle()
-            if dialogue in self._kept:
-                return self._kept[dialogue][0]
-            self._require_place(dialogue)
+            kept = self._kept.get(dialogue)
+            if kept is None:
+                self._require_place(dialogue)
+        if kept is not None and (self.state is None or self.state.mark(dialogue) in (None, kept[-1])):
+            return kept[0]
         stored = self.state.load(dialogue) if self.state else None
         return stored or Heard(dialogue)
 
@@ -84,7 +89,7 @@ class Dialogues:
         size = heard.nbytes
         with self._lock:
             self._require_place(heard.id)
-            before = self._kept.get(heard.id, (heard, 0.0, 0))[2]
+            before = self._kept[heard.id][2] if heard.id in self._kept else 0
             if size > self.limits.most_bytes or (
                 self.state is None and self.nbytes - before + size > self.limits.most_bytes
             ):
@@ -92,11 +97,13 @@ class Dialogues:
                     f"live dialogues hold {self.nbytes} bytes of {self.limits.most_bytes} at most: end some, or keep "
                     "fewer utterances of each with --window"
                 )
+        mark = None
         if self.state:
             self.state.save(heard)
+            mark = self.state.mark(heard.id)
         with self._lock:
             self._forget(heard.id)
-            self._kept[heard.id] = heard, self._clock(), size
+            self._kept[heard.id] = heard, self._clock(), size, mark
             self.nbytes += size
             # What leaves the memory is on disk.
             while self.state and (len(self._kept) > self.limits.most or self.nbytes > self.limits.most_bytes):

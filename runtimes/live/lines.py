@@ -20,21 +20,27 @@ from runtimes.predict.output import json_row
 from runtimes.predict.predictor import Predictor
 
 DIALOGUE, BEFORE, CORRECTS, END, REVISE = "dialogue", "before", "corrects", "end", "revise"
-ASIDE = frozenset((DIALOGUE, BEFORE, CORRECTS, END, REVISE))
-"""What a line says beside the utterance."""
+ASIDE = frozenset((DIALOGUE, BEFORE, CORRECTS, REVISE))
+"""What a line says beside the utterance; `end` is the utterance's, but for true with the dialogue alone."""
 
 
 def turn_of(hearing: Hearing, heard: Heard, line: Mapping[str, Any]) -> Turn:
     """The turn that a line asks for: what is said next, `before` another unit, or what `corrects` one.
 
     Raises:
-        InputError: an utterance that the model cannot take, or one that is both.
+        InputError: an utterance that the model cannot take, one that is both, or one with the end of its dialogue.
     """
+    end = line.get(END)
+    if end is True or (END in line and line.keys() <= {DIALOGUE, END}):
+        raise InputError(
+            f"dialogue {heard.id!r}: end is {end!r}: write seconds where the part of a recording ends, or true with "
+            "the dialogue alone (over HTTP DELETE) where that is over"
+        )
     if (revise := line.get(REVISE)) is not None:
         if type(revise) is not int or revise < 0:
             raise InputError(f"revise is {revise!r}, it must be how many earlier answers are given anew")
         hearing = replace(hearing, revise=revise)
-    spoken = {n: v for n, v in line.items() if n not in ASIDE}
+    spoken = {n: v for n, v in line.items() if n not in ASIDE and not (n == END and v is False)}
     before, corrects = (None if line.get(n) is None else str(line[n]) for n in (BEFORE, CORRECTS))
     if corrects is None:
         return hearing.say(heard, spoken, before)
@@ -94,7 +100,7 @@ class Lines:
                 continue
             dialogue = str(said[DIALOGUE])
             # What a dialogue hears next depends on what becomes of its line before.
-            if dialogue in together or said.get(END):
+            if dialogue in together or _ends(said):
                 yield from self._answered(together)
             together[dialogue] = self._begun(_Line(where, dialogue), said)
         yield from self._answered(together)
@@ -102,7 +108,7 @@ class Lines:
     def _begun(self, line: _Line, said: Mapping[str, Any]) -> _Line:
         dialogue = str(line.dialogue)
         try:
-            if said.get(END):
+            if _ends(said):
                 self.dialogues.end(dialogue)
                 self.answered += 1
                 return replace(line, row={DIALOGUE: dialogue, END: True})
@@ -178,6 +184,11 @@ def waiting(lines: Iterable[bytes], most: int) -> Iterator[list[bytes]]:
                 return
             group.append(line)
         yield group
+
+
+def _ends(said: Mapping[str, Any]) -> bool:
+    """Whether a line says that its dialogue is over, and nothing else."""
+    return said.get(END) is True and said.keys() <= {DIALOGUE, END}
 
 
 def _object(line: bytes, where: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from mer_export.bundle import sha256 as file_sha256
 from mer_export.data.dialogues import Utterance
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.arrays import load_arrays
+from mer_export.untrusted.file_state import states
 from mer_export.untrusted.json_files import read_json_object
 from runtimes.predict.live import Heard
 
@@ -94,6 +95,10 @@ class Folder:
         write_atomic(folder / INDEX, _json(said | {"sha256": _checksum(_json(said))}))
         for gone in there - {f"{own['arrays']}.npz" for own in told}:
             (folder / gone).unlink(missing_ok=True)
+
+    def mark(self, dialogue: str) -> Any:
+        """What differs once anybody stored a turn; None where nothing is stored."""
+        return states([self._folder(dialogue) / INDEX])[0]
 
     def remove(self, dialogue: str) -> bool:
         """Forgets a dialogue; whether there was one."""

@@ -158,5 +158,16 @@ def _parity(manifest: Manifest, parity: ParityReport | None) -> list[str]:
     said = f"**{TITLES[state]}.**"
     if parity is None or state == "stale":
         return [f"{said} `mer parity BUNDLE --data DIR` compares every exported file with PyTorch."]
-    rows = [(c.verdict, c.runtime, c.format, c.precision, c.lengths.name if c.lengths else "any") for c in parity.ran]
-    return [f"{said} {verdict_line(parity)}", "", *table(("verdict", "runtime", "format", "precision", "bucket"), rows)]
+    since = parity.unchecked(manifest)
+    rows = [
+        (c.verdict, c.runtime, c.format, c.precision, c.lengths.name if c.lengths else "any")
+        for c in parity.ran
+        if c.variant not in since
+    ]
+    lines = [
+        f"{said} {verdict_line(parity)}",
+        "",
+        *table(("verdict", "runtime", "format", "precision", "bucket"), rows),
+    ]
+    names = ", ".join(f"`{n}`" for n in since)
+    return [*lines, "", f"Not compared, or exported anew since: {names}."] if since else lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from mer_export.errors import UsageError
 from mer_export.markdown import table
 from mer_export.metrics import find
 from mer_export.metrics.tally import ClassTable
-from mer_export.terminal import summary_line
+from mer_export.terminal import json_text, summary_line
 from runtimes.pages import charts
 from runtimes.pages.page import render_page
 from runtimes.predict.comparison import Comparison, class_page
@@ -94,7 +93,7 @@ def _markdown(result: Result) -> str:
 
 
 def _json(result: Result) -> str:
-    return json.dumps(result.model_dump(mode="json") if isinstance(result, Comparison) else result, indent=1)
+    return json_text(result.model_dump(mode="json") if isinstance(result, Comparison) else result)
 
 
 def _tables(result: Mapping[str, Any]) -> list[ClassTable]:

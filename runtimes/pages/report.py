@@ -72,7 +72,7 @@ def content(bundle: Bundle) -> dict[str, Any]:
     measured = list(dict.fromkeys(n for e in evaluation for n in e.metrics))
     weights = manifest.weights.sha256
     state = parity_state(parity, weights)
-    checked = {c.variant for c in parity.candidates} if parity else set()
+    unchecked = parity.unchecked(manifest) if parity else []
     return {
         "manifest": manifest,
         "title": f"{manifest.system} · {manifest.variant}",
@@ -84,7 +84,7 @@ def content(bundle: Bundle) -> dict[str, Any]:
             {
                 "variant": v,
                 "mib": manifest.files[v.model].size / 2**20,
-                "unchecked": bool(parity) and v.name not in checked,
+                "unchecked": v.name in unchecked,
             }
             for v in manifest.variants
         ],

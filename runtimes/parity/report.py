@@ -9,7 +9,7 @@ from pydantic import Field
 from mer_export.agreement.compare import Comparison
 from mer_export.agreement.policy import Policy, Verdict, gravest
 from mer_export.bucket import Bucket
-from mer_export.bundle import Bundle, Strict
+from mer_export.bundle import Bundle, Manifest, Strict
 from mer_export.markdown import some, table
 from mer_export.metrics import find
 from mer_export.report import Report
@@ -88,16 +88,29 @@ class ParityReport(Report):
         return [c for c in self.candidates if c.verdict != "not run"]
 
     def beside(self, earlier: ParityReport | None, bundle: Bundle) -> ParityReport:
-        """This report with what an earlier one says of candidates that were not asked now, of the same files."""
-        asked = {c.name for c in self.candidates}
+        """This report with what an earlier one says of candidates that were not asked now, of the same files: that they
+        failed, and what else was judged by the same policy."""
+        if earlier is None or earlier.weights_sha256 != self.weights_sha256:
+            return self
+        asked, alike = {c.name for c in self.candidates}, earlier.policy == self.policy
         now = {v.name: bundle.manifest.files[v.model].sha256 for v in bundle.manifest.variants} | {None: ""}
         kept = [
             c.model_copy(update={"earlier": True})
-            for c in (earlier.candidates if earlier and earlier.weights_sha256 == self.weights_sha256 else [])
-            if c.name not in asked and now.get(c.variant) == c.sha256
+            for c in earlier.candidates
+            if c.name not in asked and now.get(c.variant) == c.sha256 and (alike or c.verdict == "fail")
         ]
         candidates = [*self.candidates, *kept]
-        return self.model_copy(update={"candidates": candidates, "verdict": gravest(c.verdict for c in candidates)})
+        # Which of the labels that change are the same ones, nobody knows any more.
+        flips = None if any(c.comparison and c.comparison.flips for c in kept) else self.flips
+        verdict = gravest(c.verdict for c in candidates)
+        return self.model_copy(update={"candidates": candidates, "verdict": verdict, "flips": flips})
+
+    def unchecked(self, manifest: Manifest) -> list[str]:
+        """Variants whose file as it is now was not asked about: exported since, for the first time or again."""
+        asked = {(c.variant, c.sha256) for c in self.candidates}
+        now = {v.name: manifest.files[v.model].sha256 for v in manifest.variants}
+        # Reports of earlier releases do not say which file it was.
+        return [name for name, digest in now.items() if asked.isdisjoint([(name, digest), (name, "")])]
 
     @property
     def changed(self) -> int:

@@ -247,6 +247,9 @@ def _measure(
     session: Session, report: CandidateReport, items: _Items, task: Task, policy: Policy
 ) -> dict[int, Outputs]:
     runner, places = Runner(session, items.contract), items.fitting(session)
+    if not places:
+        report.reasons = ["no sample and no probe fits its bucket: export a longer one"]
+        return {}
     report.too_long = sum(i < items.real for i in range(len(items.samples))) - sum(i < items.real for i in places)
     samples = [items.samples[i] for i in places]
     alone = runner.alone(samples)

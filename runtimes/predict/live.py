@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from sys import getsizeof
 from threading import Lock
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +32,8 @@ from runtimes.predict.prediction import Prediction
 
 TARGETS = frozenset(("label", "score", "labels"))
 """What an utterance of labelled data may say beside itself, and a live one need not."""
+UTTERANCE_BYTES = 512
+"""About what an utterance takes beside its arrays and texts."""
 Spoken = Utterance | Mapping[str, Any]
 """An utterance as a line of JSON has it, or as it is read from one."""
 
@@ -60,9 +63,11 @@ class Heard:
 
     @property
     def nbytes(self) -> int:
-        """Of the features that it keeps."""
+        """Of what it keeps: features, words and names, and what else an utterance takes."""
         arrays = (a for u in self.utterances for own in (*u.features.values(), u.inputs.values()) for a in own)
-        return sum(a.nbytes for a in arrays)
+        said = (t for u in self.utterances for t in (u.id, u.speaker, u.sentence) if isinstance(t, str))
+        texts = sum(map(getsizeof, (*said, *self.gone)))
+        return sum(a.nbytes for a in arrays) + texts + UTTERANCE_BYTES * len(self.utterances)
 
 
 @dataclass(frozen=True, eq=False)

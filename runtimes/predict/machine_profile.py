@@ -197,6 +197,11 @@ def profile_name(kind: dict[str, Any]) -> str:
     return f"{FOLDER}/{hashlib.sha256(json.dumps(kind, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
+def profiles(bundle: Bundle) -> list[str]:
+    """The files of profiles in a bundle, of any machine: to ask what this one is takes up to a second with a GPU."""
+    return [n for n in bundle.manifest.files if n.startswith(f"{FOLDER}/")]
+
+
 def own_profile(bundle: Bundle) -> Profile:
     """The profile of this machine.
 
@@ -207,7 +212,7 @@ def own_profile(bundle: Bundle) -> Profile:
     profile = Profile.load(bundle)
     if profile is None:
         kind = machine_class()
-        others = sum(n.startswith(f"{FOLDER}/") and n.endswith(".json") for n in bundle.manifest.files)
+        others = sum(n.endswith(".json") for n in profiles(bundle))
         elsewhere = f" (there are {others} of other machines or versions)" if others else ""
         raise UsageError(
             f"{bundle.root} has no profile of this machine, {kind['cpu']} with {kind['cores']} cores{elsewhere}: "

@@ -14,7 +14,17 @@ from runtimes.backends.backend import Backend
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import backend_problem, check_options, known_backends
 from runtimes.backends.way import Way
-from runtimes.predict.machine_profile import Goal, Limits, Profile, choose, own_profile, reaching, scores, variants_of
+from runtimes.predict.machine_profile import (
+    Goal,
+    Limits,
+    Profile,
+    choose,
+    own_profile,
+    profiles,
+    reaching,
+    scores,
+    variants_of,
+)
 from runtimes.predict.predictor import Predictor
 from runtimes.predict.verdicts import failed
 
@@ -114,6 +124,8 @@ def share_out(device: str, threads: int | None, workers: int | None) -> tuple[in
 
 def measured(bundle: Bundle, limits: Limits) -> tuple[Way, list[Variant]] | None:
     """The way with the most throughput within limits, and its variants; None without a profile that is up to date."""
+    if not profiles(bundle):
+        return None
     try:
         profile = reaching(bundle, own_profile(bundle))
         way = choose(_proven(bundle, profile), Goal("throughput"), limits).way

@@ -202,10 +202,13 @@ def _counted(predictions: Iterable[Prediction], counts: dict[str, int], progress
 
 def counted(predictions: Iterable[Prediction], counts: dict[str, int]) -> Iterator[Prediction]:
     """Passes predictions on and counts them under the names of `COUNTS`."""
-    last = None
+    last = first = None
     for prediction in predictions:
         counts["units"] += 1
-        counts["samples"] += prediction.sample != last
+        # Utterances of two dialogues may be called alike.
+        if prediction.sample != last or prediction.unit == first:
+            counts["samples"] += 1
+            first = prediction.unit
         counts["without_prediction"] += prediction.label is None
         counts["nothing_to_read"] += prediction.label is None and not prediction.modalities
         last = prediction.sample

@@ -6,11 +6,13 @@ every rate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from mer_export.bundle import Strict
 from mer_export.contract import Lengths
@@ -42,6 +44,10 @@ class Rate(Strict):
         return f"{rates[0]:g}" if len(rates) == 1 else ",".join(f"{r:g}" for r in self.model_dump().values())
 
 
+Measured = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A metric, which may be undefined: JSON has no NaN, it is written as null."""
+
+
 class RobustnessReport(Report):
     """Metrics by name, one value per rate. `areas` is the trapezoid over the rates (AUILC), not divided by their span;
     empty unless the rates rise from 0 in equal steps."""
@@ -51,7 +57,7 @@ class RobustnessReport(Report):
     runtime: str
     weights_sha256: str
     rates: list[Rate]
-    metrics: dict[str, list[float]]
+    metrics: dict[str, list[Measured]]
     areas: dict[str, float] = Field(default_factory=dict)
 
     @classmethod

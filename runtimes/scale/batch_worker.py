@@ -71,7 +71,7 @@ class BatchWorker:
         """
         desk = self._opened()
         task, beside = desk.predictor.task, self.how.beside
-        data = OpenData(_Columns(_table(columns), desk), WHERE, WHERE, desk.labels)
+        data = OpenData(_Columns(_table(columns, _widths(desk)), desk), WHERE, WHERE, desk.labels)
         arrow, _ = pyarrow_modules()
         tables = answer_tables(desk.predictions(data), task, beside)
         return _as_given(arrow.concat_tables([answer_schema(task, beside).empty_table(), *tables]), columns)
@@ -113,11 +113,12 @@ class _Columns:
         if missing:
             raise InputError(f"{WHERE} are {names}, without {missing[0]}: give the columns of mer data convert")
         raw = (table.schema.metadata or {}).get(layout.KEY)
-        dims = {s.name: s.dims[-1] for s in bundle.manifest.contract.features}
-        meta = json.loads(raw) if raw else {"dims": dims, "labels": list(desk.predictor.task.labels)}
+        meta: dict[str, Any] = (
+            json.loads(raw) if raw else {"dims": _widths(desk), "labels": list(desk.predictor.task.labels)}
+        )
         self.spec = stored_spec(bundle, "parquet")
         self.spec = self.spec.over(declared(meta), WHERE) if raw else self.spec
-        rows = _plain(_filled(table, self.spec))
+        rows = _plain(_filled(table, self.spec), meta["dims"])
         self.found = list(RowReader(self.spec, meta, None).dialogues(rows.combine_chunks().to_batches(), WHERE))
 
     def dialogues(self, split: str | None = None) -> Iterator[Dialogue]:
@@ -131,7 +132,12 @@ def _said(row: Mapping[str, Any]) -> dict[str, Any]:
     return {n: v for n, v in row.items() if v is not None} | {UTTERANCES: utterances}
 
 
-def _table(columns: Any) -> Any:
+def _widths(desk: Desk) -> dict[str, Any]:
+    """The last dim of each input of the model: what it is wide, where that is a number."""
+    return {s.name: s.dims[-1] for s in desk.bundle.manifest.contract.features}
+
+
+def _table(columns: Any, widths: Mapping[str, Any]) -> Any:
     arrow, _ = pyarrow_modules()
     if isinstance(columns, arrow.Table):
         return columns
@@ -142,14 +148,17 @@ def _table(columns: Any) -> Any:
     if not isinstance(columns, Mapping):
         raise InputError(f"columns are a {type(columns).__name__}: give an Arrow table, a pandas frame or a dict")
     try:
-        return arrow.table({str(n): _column(c) for n, c in columns.items()})
+        return arrow.table({str(n): _column(c, str(n), widths) for n, c in columns.items()})
     except (arrow.ArrowException, ValueError) as error:
         raise InputError(f"columns do not make a table: {' '.join(str(error).split())[:160]}") from None
 
 
-def _column(values: Any) -> Any:
-    """One column for Arrow, which takes vectors but no matrices: vectors of an utterance stand one after the other."""
-    return [(v.tolist() if v.dtype == object else v.ravel()) if isinstance(v, np.ndarray) else v for v in values]
+def _column(values: Any, name: str, widths: Mapping[str, Any]) -> Any:
+    """One column for Arrow, which takes vectors but no matrices."""
+    return [
+        (v.tolist() if v.dtype == object else _in_a_row(v, name, widths)) if isinstance(v, np.ndarray) else v
+        for v in values
+    ]
 
 
 def _filled(table: Any, spec: DataSpec) -> Any:
@@ -169,7 +178,7 @@ def _filled(table: Any, spec: DataSpec) -> Any:
     return kept.append_column("index", arrow.array(index, arrow.int32()))
 
 
-def _plain(table: Any) -> Any:
+def _plain(table: Any, widths: Mapping[str, Any]) -> Any:
     """With lists as files have them, whatever kind of list another engine made."""
     arrow, _ = pyarrow_modules()
     for place, column in enumerate(table.schema):
@@ -177,7 +186,7 @@ def _plain(table: Any) -> Any:
         if arrow.types.is_dictionary(kind):
             table = table.set_column(place, column.name, table[column.name].cast(kind.value_type))
         elif (arrow.types.is_large_list(kind) or arrow.types.is_fixed_size_list(kind)) or _nested(arrow, kind):
-            cells = [_flat(cell) for cell in table[column.name].to_pylist()]
+            cells = [_flat(cell, column.name, widths) for cell in table[column.name].to_pylist()]
             table = table.set_column(place, column.name, arrow.array(cells))
     return table
 
@@ -186,8 +195,19 @@ def _nested(arrow: Any, kind: Any) -> bool:
     return bool(arrow.types.is_list(kind) and arrow.types.is_nested(kind.value_type))
 
 
-def _flat(cell: Any) -> Any:
-    return None if cell is None else np.asarray(cell).ravel()
+def _flat(cell: Any, name: str, widths: Mapping[str, Any]) -> Any:
+    try:
+        return None if cell is None else _in_a_row(np.asarray(cell), name, widths)
+    except ValueError:
+        raise InputError(f"{WHERE}: {name} holds vectors of several widths in one cell: give them one width") from None
+
+
+def _in_a_row(array: np.ndarray, name: str, widths: Mapping[str, Any]) -> np.ndarray:
+    """The vectors of an utterance one after the other; raises InputError for those that would be read as others."""
+    width = widths.get(name)
+    if array.ndim > 1 and isinstance(width, int) and array.shape[-1] != width:
+        raise InputError(f"{WHERE}: {name} has vectors of width {array.shape[-1]}, they are read in width {width}")
+    return array.ravel()
 
 
 def _as_given(table: Any, given: Any) -> Any:

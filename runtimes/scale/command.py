@@ -102,7 +102,8 @@ class Blocks:
         bundle = Bundle.open(self.bundle, self.how.trust)
         files = [f for name in self.reading.inputs for f in _listed(name)]
         specs = _specs(bundle, files, self.reading)
-        return bundle, specs, Request(files, checksum(bundle), self._options(specs))
+        outside = sorted(str(folder.absolute()) for folder in self.reading.outside or ())
+        return bundle, specs, Request(files, checksum(bundle), self._options(specs), outside)
 
     def _parts(self, request: Request) -> Iterator[Part]:
         return planned(request.inputs, max(1, int(self.spread.block * MIB)))

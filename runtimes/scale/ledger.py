@@ -30,21 +30,34 @@ from runtimes.scale.names import Names
 
 MANIFEST, JOURNAL, NAMES, ANSWERS, LOCK = "manifest.json", "done.jsonl", "names.bin", "answers", ".lock"
 OWN = frozenset({MANIFEST, JOURNAL, NAMES, ANSWERS, LOCK})
+SAID = frozenset({"version", "inputs", "bundle", "options", "blocks"})
+"""What every manifest of ours has."""
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Request:
-    """What decides the answers: the files in order, the bundle's checksum, and the options that change them."""
+    """What decides the answers: the files in order, the bundle's checksum, and the options that change them.
+
+    `outside` are folders that paths in the files may lead to: they decide which recordings can be read.
+    """
 
     inputs: Sequence[Stored]
     bundle: str
     options: Mapping[str, Any]
+    outside: Sequence[str] = ()
 
     def said(self) -> dict[str, Any]:
         """As the manifest has it."""
         inputs = [{"name": f.said, "bytes": f.size, "mark": f.mark} for f in self.inputs]
-        return {"version": VERSION, "inputs": inputs, "bundle": self.bundle, "options": dict(self.options)}
+        decisive = {"inputs": inputs, "bundle": self.bundle, "options": dict(self.options)}
+        return {"version": VERSION, **decisive, "outside": [*self.outside]}
+
+    def stands(self, record: Record, earlier: Mapping[str, Any]) -> bool:
+        """Whether what an earlier request left of a block holds for this one: not where recordings that could not be
+        read may be readable now, as other folders are allowed, or as none of them could be."""
+        tried = earlier.get("outside", []) == [*self.outside]
+        return not record.unreadable or (tried and record.counts["nothing_to_read"] < record.counts["units"])
 
     def difference(self, other: Mapping[str, Any]) -> str | None:
         """The first thing that another request has otherwise, by name."""
@@ -85,7 +98,7 @@ class Ledger:
             force: what is there goes.
 
         Raises:
-            UsageError: it is of another request or holds other files, or another process writes it.
+            UsageError: it is of another request or holds what no run left, or another process writes it.
         """
         ledger = cls(out, request)
         with faults.at(out):
@@ -98,8 +111,7 @@ class Ledger:
             yield ledger
 
     def _begin(self, plan: Callable[[], Iterator[Part]], force: bool) -> None:
-        manifest = self.folder / MANIFEST
-        found = read_json(manifest) if plain(manifest) and not force else None
+        found = None if force else self._found()
         other = self.request.difference(found) if found else None
         if found is None or (other and not self._any_answers(found)):
             self._clear()
@@ -112,9 +124,26 @@ class Ledger:
         else:
             files = {f.said: f for f in self.request.inputs}
             self.blocks = [Block(n, _part(b, files)) for n, b in enumerate(found["blocks"])]
-            self._take_over(found["blocks"])
+            self._take_over(found)
         (self.folder / ANSWERS).mkdir(exist_ok=True)
         self.names = Names(self.folder / NAMES, self.blocks, self.done)
+
+    def _found(self) -> dict[str, Any] | None:
+        """What an earlier run says, None where there was none; raises UsageError for what no run left."""
+        path = self.folder / MANIFEST
+        if not plain(path):
+            # A manifest is the first that is there and the last that goes.
+            left = next((n for n in (ANSWERS, JOURNAL, NAMES) if (self.folder / n).exists()), None)
+            if left is None:
+                return None
+            raise UsageError(
+                f"--out {self.folder} holds {left} and no {MANIFEST}: name a new directory, or pass --force if that "
+                "may go"
+            )
+        found = read_json(path)
+        if not isinstance(found, dict) or not found.keys() >= SAID:
+            raise UsageError(f"{path} is not of mer infer: name a new directory, or pass --force if that may go")
+        return found
 
     def _any_answers(self, found: Mapping[str, Any]) -> bool:
         """Whether a run left anything that could be lost; one that was refused at its start did not."""
@@ -143,14 +172,14 @@ class Ledger:
         if not failed:
             (self.folder / NAMES).unlink(missing_ok=True)
 
-    def _take_over(self, said: Sequence[Mapping[str, Any]]) -> None:
-        """Blocks that are done and whose files are still those that were written."""
-        lines = [{"block": n} | b["result"] for n, b in enumerate(said) if b.get("result")]
+    def _take_over(self, found: Mapping[str, Any]) -> None:
+        """Blocks that are done, for this request too, and whose files are still those that were written."""
+        lines = [{"block": n} | b["result"] for n, b in enumerate(found["blocks"]) if b.get("result")]
         for line in (*lines, *self._journal()):
             number = line.pop("block")
-            file = self.file(number)
-            if plain(file) and sha256(file) == line["sha256"]:
-                self.done[number] = Record(**line | {"variants": tuple(line["variants"])})
+            file, record = self.file(number), Record(**line | {"variants": tuple(line["variants"])})
+            if self.request.stands(record, found) and plain(file) and sha256(file) == record.sha256:
+                self.done[number] = record
 
     def _journal(self) -> Iterator[dict[str, Any]]:
         journal = self.folder / JOURNAL
@@ -175,10 +204,10 @@ class Ledger:
         return said | ({"result": asdict(record)} if record else {}) | ({"failed": failed} if failed else {})
 
     def _clear(self) -> None:
-        for name in (MANIFEST, JOURNAL, NAMES):
-            (self.folder / name).unlink(missing_ok=True)
         if (self.folder / ANSWERS).is_dir() and not (self.folder / ANSWERS).is_symlink():
             shutil.rmtree(self.folder / ANSWERS)
+        for name in (JOURNAL, NAMES, MANIFEST):
+            (self.folder / name).unlink(missing_ok=True)
 
 
 def _part(said: Mapping[str, Any], files: Mapping[str, Stored]) -> Part:

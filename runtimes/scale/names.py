@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from mer_export.marks import Marks, mark_of
 from mer_export.untrusted.parquet import pyarrow_modules
 from runtimes.scale.blocks import Answered, Block
 
-HEAD = 2
-"""Numbers before the marks of a block: its own, and how many marks there are."""
+HEAD, WIDTH = 16, 8
+"""Bytes before the marks of a block, its number and how many marks there are, and of a mark."""
 
 
 class Names:
@@ -31,9 +31,8 @@ class Names:
         self.path = path
         self._left = Counter(b.part.file.name for b in blocks if b.number not in done)
         self._seen: dict[str, Marks] = {}
-        for number, marks in self._stored():
-            if number in done and self._left[blocks[number].part.file.name]:
-                self._note(blocks[number], marks)
+        for number, marks in self._stored(lambda n: n in done and self._left[blocks[n].part.file.name] > 0):
+            self._note(blocks[number], marks)
 
     def repeated(self, answered: Answered) -> str | None:
         """What a block has that another one of its file has too, for messages."""
@@ -64,12 +63,18 @@ class Names:
         for mark in marks.tolist():
             seen.new(mark)
 
-    def _stored(self) -> Iterator[tuple[int, np.ndarray]]:
-        """The marks of each block. The last ones may have been cut short: what is left of them goes."""
-        content = self.path.read_bytes() if plain(self.path) else b""
-        numbers, at = np.frombuffer(content[: len(content) // 8 * 8], dtype=np.uint64), 0
-        while at + HEAD <= len(numbers) and (end := at + HEAD + int(numbers[at + 1])) <= len(numbers):
-            yield int(numbers[at]), numbers[at + HEAD : end]
-            at = end
-        if 8 * at < len(content):
-            os.truncate(self.path, 8 * at)
+    def _stored(self, wanted: Callable[[int], bool]) -> Iterator[tuple[int, np.ndarray]]:
+        """The marks of each block that is wanted. The last ones may have been cut short: what is left of them goes."""
+        if not (there := plain(self.path)):
+            return
+        with self.path.open("rb+") as stream:
+            at = 0
+            while at + HEAD <= there.st_size:
+                number, count = np.frombuffer(stream.read(HEAD), dtype=np.uint64).tolist()
+                if (end := at + HEAD + WIDTH * count) > there.st_size:
+                    break
+                if wanted(number):
+                    yield number, np.frombuffer(stream.read(WIDTH * count), dtype=np.uint64)
+                stream.seek(end)
+                at = end
+            stream.truncate(at)

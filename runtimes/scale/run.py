@@ -93,14 +93,21 @@ class Run:
         return 0
 
     def _keep(self, event: Answered) -> None:
-        if twice := self.ledger.names.repeated(event):
-            reason = f"{twice} is there twice, in another part of {event.block.part.file.said} too: {ONCE}"
+        if reason := self._problem(event):
             return self._failed(event.block, Broken(event.block, reason, UsageError.exit_code))
         self.ledger.keep(event)
         self._units += event.record.counts["units"]
         self._bytes += event.block.part.nbytes
         self.progress.end(f"{self._units} units, {self._left.text(self._bytes)}")
         return None
+
+    def _problem(self, event: Answered) -> str | None:
+        """Why answers cannot stand beside those of the other blocks."""
+        file = event.block.part.file
+        if file.changed:
+            return f"{file.said} has changed since the run began: begin anew with --force"
+        twice = self.ledger.names.repeated(event)
+        return f"{twice} is there twice, in another part of {file.said} too: {ONCE}" if twice else None
 
     def _failed(self, block: Block, event: Broken | Died) -> None:
         self._tries[block.number] += 1

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from mer_export.bundle import Strict
 from mer_export.errors import PerformanceError, UsageError
-from mer_export.markdown import table
+from mer_export.markdown import some, table
 from runtimes.speed.bench_report import BASE, UNPADDED, BenchReport, Row
 
 Key = tuple[str, str]
@@ -40,6 +40,11 @@ class Regression(Strict):
     def slower(self) -> list[Change]:
         """Rows that lost more than the tolerance, the worst first."""
         return sorted((r for r in self.rows if r.slower), key=lambda r: r.change)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a row lost too much, or there is none."""
+        return bool(self.slower) or not self.rows
 
 
 def parse_tolerance(text: str) -> float:
@@ -97,7 +102,13 @@ def compare(report: BenchReport, baseline: BenchReport, tolerance: float, source
 
 
 def require(found: Regression) -> None:
-    """Raises PerformanceError where a row is slower than the tolerance allows; names the worst, and how many."""
+    """Raises PerformanceError where a row is slower than the tolerance allows, with the worst and how many, or where
+    there was nothing to compare."""
+    if not found.rows:
+        raise PerformanceError(
+            f"speed was not compared: no candidate and case of {found.baseline} was measured now, there are "
+            f"{some(found.only_now) or 'none'} and were {some(found.only_before) or 'none'}"
+        )
     if not found.slower:
         return
     worst = found.slower[0]

@@ -18,7 +18,7 @@ busy machine they end between two disturbances, which a larger batch does not.""
 
 def parallel() -> list[tuple[int, int]]:
     """(threads of a session, sessions side by side): one thread, half and all cores, and one session per core."""
-    cores = int(machine.describe()["cores"])
+    cores = machine.cores()
     return [(n, 1) for n in sorted({1, max(1, cores // 2), cores})] + ([(1, cores)] if cores > 1 else [])
 
 

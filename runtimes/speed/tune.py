@@ -7,9 +7,10 @@ its precision, then again and again what may still turn out best, until all pass
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,8 @@ LONG = f"a call would take over {LONGEST_CALL:g} s"
 
 Shares = Mapping[tuple[Way, Bucket], float]
 """The part of the data that goes to a bucket, of what answers it together and is not spread over threads yet."""
+Lengths = tuple[tuple[str, int], ...]
+"""The real length of an item along each sequence dim."""
 
 
 @dataclass
@@ -134,7 +137,9 @@ class Tuning:
         self.bundle, self.samples, self.source, self.batches = bundle, samples, source, batches
         self.ways, self.deadline = ways, deadline
         self.contract = bundle.manifest.contract
-        self.shares, self.buckets = _shares(ways, self.contract, samples), _buckets(ways)
+        self.items = _items(self.contract, samples)
+        self.shares, self.buckets = _shares(ways, self.items), _buckets(ways)
+        self.fitting = cache(partial(fitting_samples, samples or (), self.contract, buckets=self.buckets))
         self.timed: dict[Way, Timed] = {}
         self.broken: dict[Way, Exception] = {}
         self.left_out: dict[Way, str] = {}
@@ -184,7 +189,7 @@ class Tuning:
         held = [w for w in self.ways if (w.in_any_bucket, w.bucket) not in gone]
         if buckets is not None:
             held = [w for w in held if w.bucket in buckets]
-        shares = _shares(held, self.contract, self.samples)
+        shares = _shares(held, self.items)
         left = {w: why for w, why in self.left_out.items() if w not in self.timed and w not in self.broken}
         return Profile(
             machine=machine_class(),
@@ -227,7 +232,7 @@ class Tuning:
 
         The settings that are `needed` are timed past the deadline too; None needs one of each precision.
         """
-        fitting = fitting_samples(self.samples, self.contract, bucket, self.buckets) if self.samples else []
+        fitting = self.fitting(bucket) if self.samples else []
         if self.samples and not fitting:
             return
         some = [w for w in ways if wanted.get(w.in_any_bucket)]
@@ -365,7 +370,7 @@ def preview(
 ) -> dict[str, Any]:
     """What `run_tune` would do, without running anything; raises as it does."""
     ways, contract = _ways(bundle, precisions), bundle.manifest.contract
-    shares, buckets = _shares(ways, contract, samples), {}
+    shares, buckets = _shares(ways, _items(contract, samples)), {}
     for bucket in _buckets(ways):
         here = [w for w in ways if w.bucket == bucket]
         count = sum(len(list(settings_of(way, batches))) for way in here)
@@ -442,22 +447,27 @@ def _buckets(ways: Sequence[Way]) -> list[Bucket]:
     return sorted({w.bucket for w in ways if w.bucket is not None})
 
 
-def _shares(ways: Sequence[Way], contract: Contract, samples: Sequence[Sample] | None) -> Shares:
+def _items(contract: Contract, samples: Sequence[Sample] | None) -> Counter[Lengths] | None:
+    """How many items there are of the same lengths; None without data."""
+    return Counter(tuple(s.lengths(contract).items()) for s in readable(samples, contract)) if samples else None
+
+
+def _shares(ways: Sequence[Way], given: Counter[Lengths] | None) -> Shares:
     """The part of the items that goes to each bucket of what answers together; without data each bucket is one item.
 
     Items that fit no bucket at all count for none; of ways that lack a long bucket the parts do not add up.
     """
     buckets = _buckets(ways)
-    real = readable(samples or (), contract)
-    items: list[Mapping[str, int]] = [s.lengths(contract) for s in real] if samples else [*buckets]
-    items = [n for n in items if bucket_for(n, buckets) is not None]
+    every = Counter(tuple(b.items()) for b in buckets) if given is None else given
+    items = [(dict(own), count) for own, count in every.items() if bucket_for(dict(own), buckets) is not None]
     if not items:
         raise UsageError("no sample fits a bucket of this bundle: export a longer one or leave --data out")
     shares: dict[tuple[Way, Bucket], float] = {}
+    whole = sum(count for _, count in items)
     for together in dict.fromkeys(w.in_any_bucket for w in ways):
         own = _buckets([w for w in ways if w.in_any_bucket == together])
         shares |= {(together, b): 0.0 for b in own}
-        for bucket in (bucket_for(n, own) for n in items):
-            if bucket is not None:
-                shares[together, bucket] += 1 / len(items)
+        for lengths, count in items:
+            if (bucket := bucket_for(lengths, own)) is not None:
+                shares[together, bucket] += count / whole
     return shares

@@ -13,6 +13,8 @@ from mer_export.data.media.pictures import read_picture
 from mer_export.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+LONGEST = 1 << 14
+"""Pixels of a side of an image that is scaled."""
 CUBIC = -0.75
 """Of the cubic kernel, as OpenCV has it."""
 
@@ -76,8 +78,13 @@ def normalise(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """A square uint8 image: means over areas where the height shrinks, cubic interpolation where it grows."""
+    """A square uint8 image: means over areas where the height shrinks, cubic interpolation where it grows.
+
+    Raises InputError for a side of more than `LONGEST` pixels, whose weights would take far more than the image.
+    """
     height, width = image.shape[:2]
+    if max(height, width) > LONGEST:
+        raise InputError(f"a face image of {width} x {height} is longer than {LONGEST} pixels: cut out the face")
     weights = _area if height > size else _cubic
     rows, columns = weights(height, size), weights(width, size)
     found = np.einsum("ih,hwc,jw->ijc", rows, image.astype(np.float64), columns, optimize=True)

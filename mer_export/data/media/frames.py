@@ -102,7 +102,7 @@ class _Timeline:
 
 
 class _Wanted:
-    """The time that is wanted next; None after the last."""
+    """The time that is wanted next, None after the last, and the packet at which decoding must begin for it."""
 
     def __init__(self, timeline: _Timeline, times: Iterator[float]):
         self._timeline, self._times = timeline, times
@@ -111,11 +111,8 @@ class _Wanted:
     def advance(self) -> None:
         """To the next one."""
         self.time = next(self._times, None)
-
-    @property
-    def entry(self) -> int:
-        """The packet at which decoding must begin for it."""
-        return 0 if self.time is None else self._timeline.entry(self.time)
+        # Asked for every packet that is passed over, of which a long recording has many.
+        self.entry = 0 if self.time is None else self._timeline.entry(self.time)
 
 
 @lru_cache(maxsize=4)

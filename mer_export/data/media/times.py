@@ -7,7 +7,7 @@ import re
 
 from mer_export.errors import InputError
 
-CLOCK = re.compile(r"(?:(\d{1,9}):)?(\d{1,9}):(\d{1,2}(?:[.,]\d+)?)")
+CLOCK = re.compile(r"(?:(\d{1,9}):)?(\d{1,9}):(\d{1,2}(?:[.,]\d{1,99})?)")
 
 
 def seconds(value: object, where: str) -> float | None:

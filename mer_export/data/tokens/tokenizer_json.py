@@ -6,7 +6,9 @@ BERT's vocab.txt (Devlin et al., NAACL 2019), the byte pairs of GPT-2 (Radford e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ BYTE_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 DICTIONARY = "dict.txt"
 TEXT_FILES = (DOCUMENT, CONFIG, ADDED, WORD_PIECES, *BYTE_PAIRS[0], *BYTE_PAIRS[1], DICTIONARY)
 """Every file that decides an id."""
+DECIDING = ("normalizer", "pre_tokenizer", "post_processor", "model", "added_tokens")
+"""Parts of a document that decide an id."""
 NEEDED = "tokenizer.json, vocab.txt, vocab.json with merges.txt, or encoder.json with vocab.bpe and dict.txt"
 LONGEST_WORD = 100
 """Characters from which BERT takes a word for unknown as a whole."""
@@ -69,6 +73,13 @@ def read_tokenizer(path: Path) -> tuple[Json, np.ndarray | None]:
     if WORD_PIECES in files:
         return _as_configured(_word_pieces(files, config), config), None
     raise InputError(f"{path} is not a tokenizer: it needs {NEEDED}; it has {', '.join(files) or 'none of these'}")
+
+
+def tokens_sha256(path: Path) -> str:
+    """SHA-256 of all in a tokenizer that decides an id, in whatever files it stands; raises as `read_tokenizer`."""
+    document, dictionary = read_tokenizer(path)
+    said = json.dumps({part: document.get(part) for part in DECIDING}, sort_keys=True).encode()
+    return sha256(said if dictionary is None else said + dictionary.tobytes()).hexdigest()
 
 
 def _text(file: Path) -> str:

@@ -68,6 +68,8 @@ class SignalConfig(EncoderConfig):
             raise ValueError(f"coefficients are of mfcc, this is {self.signal}")
         if self.spectrum is not None and (self.coefficients or 1) > self.spectrum.mels:
             raise ValueError(f"{self.spectrum.mels} mel filters have no {self.coefficients} coefficients")
+        if self.spectrum is not None:
+            self.spectrum.check(self.input.rate)
         if self.width != (wanted := self._width()):
             raise ValueError(f"{self.signal} is {wanted} wide, not {self.width}")
         return self
@@ -95,8 +97,8 @@ def signal_config(kind: Kind, **settings: Any) -> SignalConfig:
     try:
         own = _of_opensmile(kind) if kind in LEVELS else _of_spectrum(kind, settings)
         hop = own["spectrum"].hop if own.get("spectrum") else DESCRIPTOR_HOP
-        rate = settings.pop("rate", USUAL_RATE)
-        heard = SignalInput(rate=rate, half_step=settings.pop("half_step", False), hop=max(1, round(float(rate) * hop)))
+        heard = SignalInput(rate=settings.pop("rate", USUAL_RATE), half_step=settings.pop("half_step", False), hop=1)
+        heard = heard.model_copy(update={"hop": max(1, round(heard.rate * hop))})
         said: dict[str, Any] = {"pooling": "mean" if kind == "egemaps" else "none"} | own | settings
         return SignalConfig(signal=kind, input=heard, **said)
     except ValidationError as error:

@@ -24,8 +24,8 @@ class Spectrum(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    window: float = Field(0.025, gt=0)
-    hop: float = Field(0.010, gt=0)
+    window: float = Field(0.025, gt=0, allow_inf_nan=False)
+    hop: float = Field(0.010, gt=0, allow_inf_nan=False)
     mels: int = Field(40, ge=1)
     scale: Scale = "slaney"
     low: float = Field(0.0, ge=0)
@@ -37,6 +37,15 @@ class Spectrum(BaseModel):
         if self.high is not None and self.high <= self.low:
             raise ValueError(f"mel filters end at {self.high} Hz and begin at {self.low} Hz")
         return self
+
+    def check(self, rate: int) -> None:
+        """Raises ValueError where sound at a rate has no such windows, or not the frequencies of the filters."""
+        for name, seconds, least in (("window", self.window, 2), ("hop", self.hop, 1)):
+            if round(seconds * rate) < least:
+                raise ValueError(f"a {name} of {seconds:g} s at {rate} Hz is less than {least} samples")
+        if max(self.low, self.high or 0.0) > rate / 2 or self.low == rate / 2:
+            said = f"{self.low:g} to {self.high:g} Hz" if self.high else f"{self.low:g} Hz on"
+            raise ValueError(f"mel filters are from {said}, and sound at {rate} Hz has no more than {rate / 2:g} Hz")
 
 
 def log_mel(sound: np.ndarray, rate: int, spectrum: Spectrum) -> np.ndarray:

@@ -59,11 +59,20 @@ class TransformersConfig(EncoderConfig):
         return hidden(self.network)
 
 
+DEPTHS, WIDTHS = ("encoder_layers", "num_hidden_layers", "n_layers"), ("d_model", "hidden_size", "dim")
+"""What kinds call the number of layers and the width of a state."""
+
+
 def depth(network: dict[str, Any]) -> int:
     """The number of layers, by the name that its kind has for it."""
-    return int(next(network[n] for n in ("encoder_layers", "num_hidden_layers", "n_layers") if n in network))
+    return int(next(network[n] for n in DEPTHS if n in network))
 
 
 def hidden(network: dict[str, Any]) -> int:
     """The width of a state, by the name that its kind has for it."""
-    return int(next(network[n] for n in ("d_model", "hidden_size", "dim") if n in network))
+    return int(next(network[n] for n in WIDTHS if n in network))
+
+
+def sizes_said(network: dict[str, Any]) -> bool:
+    """Whether both are there."""
+    return all(any(n in network for n in names) for names in (DEPTHS, WIDTHS))

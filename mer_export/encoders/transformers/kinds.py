@@ -13,13 +13,15 @@ class Kind:
     """What one is: what it reads, its class in the package, and where its part of a file of weights begins.
 
     `prefixes` are tried in order after the names as they are. `section` is the part of config.json that describes it,
-    where that describes more.
+    where that describes more. `shorter` is whether one number of a size is the shorter side, as the package has it for
+    these; of the others it is both.
     """
 
     form: Form
     network: str
     prefixes: tuple[str, ...]
     section: str = ""
+    shorter: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -38,9 +40,9 @@ KINDS: dict[str, Kind] = {
     "wavlm": Kind("waveform", "WavLMModel", ("wavlm.",)),
     "whisper": Kind("log_mel", "WhisperEncoder", ("encoder.", "model.encoder.")),
     "vit": Kind("picture", "ViTModel", ("vit.",)),
-    "dinov2": Kind("picture", "Dinov2Model", ("dinov2.",)),
-    "clip_vision_model": Kind("picture", "CLIPVisionModel", ("vision_model.",)),
-    "clip": Kind("picture", "CLIPVisionModel", ("vision_model.",), section="vision_config"),
+    "dinov2": Kind("picture", "Dinov2Model", ("dinov2.",), shorter=True),
+    "clip_vision_model": Kind("picture", "CLIPVisionModel", ("vision_model.",), shorter=True),
+    "clip": Kind("picture", "CLIPVisionModel", ("vision_model.",), section="vision_config", shorter=True),
     "siglip_vision_model": Kind("picture", "SiglipVisionModel", ("vision_model.",)),
     "siglip": Kind("picture", "SiglipVisionModel", ("vision_model.",), section="vision_config"),
 }

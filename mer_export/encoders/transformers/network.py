@@ -13,6 +13,7 @@ from torch.nn import functional
 from mer_export.encoders.config import EncoderConfig
 from mer_export.encoders.inputs import SoundInput
 from mer_export.encoders.transformers.config import TransformersConfig
+from mer_export.encoders.transformers.kinds import KINDS
 from mer_export.errors import NotAvailableError, UnsupportedError
 from mer_export.install import not_installed
 from mer_export.layers.masked_norm import masked_group_norm
@@ -134,16 +135,22 @@ class RealGroupNorm(nn.Module):
         return masked_group_norm(states, steps, self.groups, self.weight, self.bias, self.eps)
 
 
-def _network(config: TransformersConfig) -> Any:
+def package_class(name: str) -> Any:
+    """The package's class of a kind; raises NotAvailableError without the package."""
     try:
         import transformers
     except ImportError:
         raise NotAvailableError(not_installed("transformers, which builds this encoder,", "export")) from None
-    kind: Any = getattr(transformers, config.record.network, None)
+    kind: Any = getattr(transformers, KINDS[name].network, None)
     if kind is None:
-        module = getattr(transformers.models, config.kind.replace("-", "_"))
-        kind = getattr(module, f"modeling_{config.kind}")
-        kind = getattr(kind, config.record.network)
+        module = getattr(transformers.models, name.replace("-", "_"))
+        kind = getattr(module, f"modeling_{name}")
+        kind = getattr(kind, KINDS[name].network)
+    return kind
+
+
+def _network(config: TransformersConfig) -> Any:
+    kind = package_class(config.kind)
     values = {n: v for n, v in config.network.items() if n != "model_type"}
     described = kind.config_class(**values)
     described._attn_implementation = "eager"

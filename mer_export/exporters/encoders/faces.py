@@ -44,9 +44,11 @@ def import_detector(weights: Path, out: Path, force: bool = False) -> list[Path]
 
 
 def write_detector(stages: dict[str, Stage], out: Path, force: bool = False) -> list[Path]:
-    """Writes the three files of networks, each proven in ONNX Runtime."""
+    """Writes the three files of networks, each proven in ONNX Runtime; with `force` where a detector is already."""
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to replace it")
+    if out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {n + SUFFIX for n in NETWORKS}):
+        raise UsageError(f"{out} is no face detector, which has {', '.join(NETWORKS)} alone: choose another --out")
     with replacing_folder(out) as fresh:
         for name, stage in stages.items():
             path = fresh / (name + SUFFIX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from mer_export.data.collate import collate
 from mer_export.data.example_inputs import random_inputs, repeat
 from mer_export.data.samples import Sample
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
-from mer_export.data.tokens.tokenizer_json import text_files
+from mer_export.data.tokens.tokenizer_json import text_files, tokens_sha256
 from mer_export.encoders.config import STATES, EncoderConfig
 from mer_export.encoders.encoder import TOKENIZER, manifest_of
 from mer_export.encoders.examples import examples
@@ -34,6 +35,8 @@ from mer_export.untrusted.onnx_files import data_files
 from mer_export.untrusted.yaml_files import read_yaml
 
 ENDINGS: dict[str, Form] = {".onnx": "onnx", ".pt": "torchscript", ".pth": "torchscript", ".ts": "torchscript"}
+COUNTED = 0.010
+"""Seconds by which the sound of a file without a hop is counted: how much of a window is real, and what it weighs."""
 PROVEN = 3
 """Items that are asked together and one by one."""
 
@@ -177,16 +180,20 @@ def _input(said: Recipe, fixed: Sequence[int | None], takes: Mapping[str, Role],
         if tokenizer is None:
             raise UsageError("a text encoder needs its tokenizer: say its folder in tokenizer")
         values.setdefault("vocabulary", TextTokenizer.load(tokenizer).size)
+        values["tokenizer"] = tokens_sha256(tokenizer)
         if last is not None:
             values = {"longest": last, "buckets": [last]} | values
     elif kind == "sound" and values.get("form") != "log_mel":
-        rate = values.setdefault("rate", 16000)
+        rate = _number(values.setdefault("rate", 16000)) or 1
         if last is not None:
             values.setdefault("window", last / rate)
         values.setdefault("full", not {"mask", "lengths"} & {*takes.values()})
         values.setdefault("channel", len(fixed) == 3)
         if "hop" not in values:
-            values["hop"] = values["field"] = round(float(values.get("window", 0)) * rate)
+            whole = round(_number(values.get("window")) * rate)
+            values["hop"] = math.gcd(whole, max(1, round(COUNTED * rate)))
+            if last is not None:
+                values.setdefault("buckets", [max(1, last // values["hop"])])
         values.setdefault("field", values["hop"])
     try:
         found = TypeAdapter(FileInput).validate_python(values)
@@ -194,6 +201,15 @@ def _input(said: Recipe, fixed: Sequence[int | None], takes: Mapping[str, Role],
         raise UsageError(f"recipe: input.{first_problem(error)}") from None
     _check_sizes(found, fixed)
     return found
+
+
+def _number(value: Any) -> float:
+    """A number that a recipe says; 0 for what is none, which is named when the whole input is checked."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return 0.0
+    return found if math.isfinite(found) else 0.0
 
 
 def _check_sizes(found: Any, fixed: Sequence[int | None]) -> None:

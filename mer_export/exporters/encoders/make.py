@@ -115,6 +115,8 @@ def make(source: str, out: Path, settings: Settings, force: bool, progress: Prog
     if not maker.bundle:
         made: list[Path] = resolve(maker.make)(source, out, {}, force)
         return {"detector": str(out), "reads": "picture", "gives": "boxes of faces", "files": [f.name for f in made]}
+    # What is made beside it needs a name: that of the working directory is not said.
+    out = out if out.name else out.resolve()
     taken(out, force)
     with scratch_folder(out) as folder:
         place = folder / out.name
@@ -131,11 +133,21 @@ def _whole(maker: Maker, source: str, place: Path, settings: Settings, progress:
     shown = {n: settings[n] for n in PICTURES if n in settings}
     own = {n: v for n, v in settings.items() if n not in PICTURES}
     bundle: Bundle = resolve(maker.make)(source, place, own, False)
+    _check_given(Encoder.of(bundle))
     if shown:
         _show(bundle, **shown)
     if maker.exports:
         _export(bundle, settings, progress)
     return bundle
+
+
+def _check_given(encoder: Encoder) -> None:
+    """Raises UsageError for what is said of states where a vector is given, or of a vector where states are."""
+    config = encoder.config
+    if config.every > 1 and not encoder.sequence:
+        raise UsageError(f"every is {config.every}, which averages states, and pooling {config.pooling}: say none")
+    if config.unit and encoder.sequence:
+        raise UsageError("unit is of a vector, and pooling none gives states: leave one of them out")
 
 
 def described(bundle: Bundle) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from mer_export.bucket import Bucket
+from mer_export.encoders.encoder import LEAST
 from mer_export.encoders.file import SYSTEM
 from mer_export.encoders.file.config import FileConfig, FilePicture
 from mer_export.encoders.inputs import SoundInput, TextInput
+from mer_export.encoders.log_mel import LogMel
 from mer_export.errors import InputError, NotAvailableError, UnsupportedError
 from mer_export.exporters.graph import external_data
 from mer_export.exporters.precision_gate import Arrays, open_file
@@ -25,9 +27,6 @@ DOMAINS = ("", "ai.onnx", "com.microsoft")
 """Operators that runtimes bring themselves; others come in libraries that somebody would have to load."""
 INNER = "file/"
 """Stands before every name of the file, so that none is one of ours."""
-LEAST = 1e-12
-"""A vector shorter than this has no direction to keep."""
-
 
 Run = Callable[[Arrays], np.ndarray]
 """The output of a file for arrays of the contract."""
@@ -143,7 +142,7 @@ class OnnxFile:
                 yield draw.add("Cast", [_real(draw, config, _places(config, bucket))], to=1)
             else:
                 rank = len(self.inputs[name][1])
-                yield draw.add("Reshape", [_length(config), draw.constant(np.asarray([-1, 1][:rank]))])
+                yield draw.add("Reshape", [_told_length(draw, config), draw.constant(np.asarray([-1, 1][:rank]))])
 
 
 class _Nodes:
@@ -209,13 +208,19 @@ def _dtype(config: FileConfig) -> str:
 
 
 def _rounded(draw: _Nodes, name: str, value: Any) -> str:
-    """Numbers of pictures and sound as the nearest whole ones, where the file takes those."""
-    from onnx import TensorProto
+    """Numbers of pictures and sound as the nearest whole ones that the file's type has, where it takes those."""
+    from onnx import TensorProto, helper
 
     wide = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
     if value.type.tensor_type.elem_type in wide or name == "input_ids":
         return name
-    return draw.add("Round", [draw.add("Cast", [name], to=TensorProto.FLOAT)])
+    whole = draw.add("Round", [draw.add("Cast", [name], to=TensorProto.FLOAT)])
+    kind = np.dtype(helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
+    if kind.kind not in "iu" or kind.itemsize > 2:
+        return whole
+    # What is louder than full scale, as resampled sound is, would come out with the other sign.
+    ends = np.iinfo(kind)
+    return draw.add("Clip", [whole, *(draw.constant(np.asarray(n, np.float32)) for n in (ends.min, ends.max))])
 
 
 def _values(draw: _Nodes, config: FileConfig) -> str:
@@ -241,9 +246,19 @@ def _length(config: FileConfig) -> str:
     return "tokens_len" if isinstance(config.input, TextInput) else "samples"
 
 
+def _told_length(draw: _Nodes, config: FileConfig) -> str:
+    """How many of the places that the file is given are real."""
+    if getattr(config.input, "form", "") != "log_mel":
+        return _length(config)
+    hop = draw.constant(np.asarray(LogMel.HOP))
+    return draw.add("Div", [draw.add("Add", ["samples", draw.constant(np.asarray(LogMel.HOP - 1))]), hop])
+
+
 def _places(config: FileConfig, bucket: Bucket) -> np.ndarray:
-    """Numbers (places,) int64 of what a mask says something about: tokens, or samples."""
+    """Where (int64) each place begins that a mask says something about: token, sample, or frame of a spectrogram."""
     recipe = config.input
+    if isinstance(recipe, SoundInput) and recipe.form == "log_mel":
+        return np.arange(0, bucket["frames"] * recipe.hop, LogMel.HOP)
     if isinstance(recipe, SoundInput):
         return np.arange(bucket["frames"] * recipe.hop + max(0, recipe.field - recipe.hop))
     return np.arange(bucket["tokens"])

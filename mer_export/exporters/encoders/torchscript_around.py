@@ -16,6 +16,7 @@ from mer_export.data.example_inputs import random_inputs
 from mer_export.encoders.file import SYSTEM
 from mer_export.encoders.file.config import FileConfig, FilePicture
 from mer_export.encoders.inputs import SoundInput, TextInput
+from mer_export.encoders.log_mel import LogMel
 from mer_export.encoders.transformers.network import pooled
 from mer_export.errors import InputError
 from mer_export.exporters.encoders.onnx_around import Arrays, Run
@@ -57,7 +58,8 @@ class Around(nn.Module):
         sound, samples = inputs["sound"], inputs["samples"]
         if recipe.form == "log_mel":
             rows = sound.reshape(sound.shape[0], -1, recipe.mels).transpose(1, 2)
-            return rows, rows, samples[:, 0]
+            begins = torch.arange(rows.shape[2], device=sound.device) * LogMel.HOP
+            return rows, (begins < samples).long(), (samples[:, 0] + (LogMel.HOP - 1)) // LogMel.HOP
         audio = functional.pad(sound.flatten(1), (0, max(0, recipe.field - recipe.hop)))
         real = (torch.arange(audio.shape[1], device=audio.device) < samples).long()
         return audio[:, None] if recipe.channel else audio, real, samples[:, 0]

@@ -5,24 +5,28 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from mer_export.bundle import WEIGHTS, Bundle, sha256
 from mer_export.checkpoints import read_checkpoint, usual_state, weight_files
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
-from mer_export.data.tokens.tokenizer_json import text_files
+from mer_export.data.tokens.tokenizer_json import text_files, tokens_sha256
 from mer_export.encoders.config import Pooling, Provenance
 from mer_export.encoders.encoder import TOKENIZER, manifest_of
 from mer_export.encoders.inputs import PictureInput, SoundInput, TextInput
 from mer_export.encoders.transformers import SYSTEM
-from mer_export.encoders.transformers.config import TransformersConfig, depth, hidden
+from mer_export.encoders.transformers.config import TransformersConfig, depth, hidden, sizes_said
 from mer_export.encoders.transformers.kinds import KINDS, Kind
 from mer_export.encoders.transformers.weights import load_folder
-from mer_export.errors import InputError, UnsupportedError, UsageError
-from mer_export.untrusted.json_files import read_json_object
+from mer_export.errors import InputError, MerError, UnsupportedError, UsageError
+from mer_export.registry import first_problem
+from mer_export.untrusted.json_files import read_json, read_json_object
 from mer_export.weights import save_weights
 
 if TYPE_CHECKING:
@@ -36,10 +40,16 @@ POOLING_MODES: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_lasttoken": "last",
 }
+STEPS = ("Transformer", "Pooling", "Normalize")
+"""Classes of the steps in its list of modules that are done here."""
 LONGEST = 512
 """Tokens that a sentence may have, where neither network nor request says fewer."""
 OFFSET = {"roberta": 2, "xlm-roberta": 2, "camembert": 2, "mpnet": 2}
 """Positions before the first one that a token has."""
+READ = {"text": ("longest", "buckets"), "waveform": ("window", "buckets"), "log_mel": ("window",), "picture": ()}
+"""What a request may say of lengths, by what is read."""
+OPTIONS = {"window": "--window", "longest": "--longest", "buckets": "--length"}
+"""What the command calls it."""
 WINDOW = 10.0
 """Seconds of a waveform that are read together where nobody says otherwise."""
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -95,8 +105,30 @@ def read_folder(source: Path, wanted: Wanted) -> tuple[TransformersConfig, Trans
     if not source.is_dir():
         raise InputError(f"{source} is not a folder: give one with {DESCRIPTION} and weights")
     described = read_json_object(source / DESCRIPTION)
-    kind, network = _network(described, source)
     files = weight_files(source)
+    with _building(source / DESCRIPTION):
+        config = _config(source, described, files, wanted)
+        from mer_export.encoders.transformers.network import TransformersEncoder
+
+        model = TransformersEncoder(config).eval()
+    load_folder(model, usual_state(read_checkpoint(source)), str(source))
+    return config, model
+
+
+@contextmanager
+def _building(file: Path) -> Iterator[None]:
+    """Names the file where a value in it is of another kind than the package writes: it raises anything then."""
+    try:
+        yield
+    except (MerError, ImportError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{file} does not describe a network that can be built: {reason}") from error
+
+
+def _config(source: Path, described: dict[str, Any], files: Sequence[Path], wanted: Wanted) -> TransformersConfig:
+    kind, network = _network(described, source)
     size = hidden(network)
     layers = tuple(wanted.layers) or (depth(network),)
     vectors = len(layers) if wanted.stack else 1
@@ -120,11 +152,7 @@ def read_folder(source: Path, wanted: Wanted) -> tuple[TransformersConfig, Trans
             ),
         }
     )
-    from mer_export.encoders.transformers.network import TransformersEncoder
-
-    model = TransformersEncoder(config).eval()
-    load_folder(model, usual_state(read_checkpoint(source)), str(source))
-    return config, model
+    return config
 
 
 def _network(described: dict[str, Any], source: Path) -> tuple[str, dict[str, Any]]:
@@ -137,18 +165,30 @@ def _network(described: dict[str, Any], source: Path) -> tuple[str, dict[str, An
         raise InputError(f"{source / DESCRIPTION} has no {kind.section}")
     # Programs that a folder names are never loaded; where weights lie is said by their own files.
     left = ("auto_map", "architectures", "_name_or_path", "dtype", "torch_dtype", "transformers_version", "id2label")
+    if not sizes_said(values):
+        from mer_export.encoders.transformers.network import package_class
+
+        # Of a part of a network the package writes what differs from its defaults, and nothing else.
+        said = {n: v for n, v in values.items() if n != "model_type"}
+        values = package_class(name).config_class(**said).to_dict()
     return name, {n: v for n, v in values.items() if n not in (*left, "label2id")}
 
 
 def _input(source: Path, kind: str, network: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
     form = KINDS[kind].form
-    if form == "text":
-        return _text(source, kind, network, wanted).model_dump()
+    for name, option in OPTIONS.items():
+        if getattr(wanted, name) not in (None, (), []) and name not in READ[form]:
+            raise UsageError(f"{option} says nothing of a {kind}, which reads a {form.replace('_', ' ')}: leave it out")
     file = source / PREPROCESSING
-    said = read_json_object(file) if file.is_file() else {}
-    if form == "picture":
-        return _picture(file, said, network).model_dump()
-    return _sound(file, said, network, form, wanted).model_dump()
+    said = read_json_object(file) if form != "text" and file.is_file() else {}
+    try:
+        if form == "text":
+            return _text(source, kind, network, wanted).model_dump()
+        if form == "picture":
+            return _picture(file, said, network, KINDS[kind]).model_dump()
+        return _sound(file, said, network, form, wanted).model_dump()
+    except ValidationError as error:
+        raise UsageError(f"{source}: {first_problem(error)}") from None
 
 
 def _text(source: Path, kind: str, network: dict[str, Any], wanted: Wanted) -> TextInput:
@@ -157,12 +197,17 @@ def _text(source: Path, kind: str, network: dict[str, Any], wanted: Wanted) -> T
     usual = min(positions, LONGEST)
     if (source / LENGTH).is_file():
         usual = min(usual, int(read_json_object(source / LENGTH).get("max_seq_length") or usual))
-    longest = wanted.longest or usual
-    if not 3 <= longest <= positions:
-        raise UsageError(f"a {kind} of this size reads 3..{positions} tokens, not {longest}")
+    longest = usual if wanted.longest is None else wanted.longest
+    if wrong := [n for n in (longest, *wanted.buckets) if not 3 <= n <= positions]:
+        raise UsageError(f"a {kind} of this size reads 3..{positions} tokens, not {wrong[0]}")
     if tokenizer.size > network["vocab_size"]:
         raise InputError(f"{source}: the tokenizer has {tokenizer.size} tokens, the network {network['vocab_size']}")
-    return TextInput(vocabulary=network["vocab_size"], longest=longest, buckets=tuple(sorted(wanted.buckets)))
+    return TextInput(
+        vocabulary=network["vocab_size"],
+        longest=longest,
+        buckets=tuple(wanted.buckets),
+        tokenizer=tokens_sha256(source),
+    )
 
 
 def _sound(file: Path, said: dict[str, Any], network: dict[str, Any], form: str, wanted: Wanted) -> SoundInput:
@@ -173,7 +218,7 @@ def _sound(file: Path, said: dict[str, Any], network: dict[str, Any], form: str,
         if wrong:
             raise UnsupportedError(f"{file} asks for {wrong[0]}, spectrograms have {shape} here")
         most = network["max_source_positions"] * 320 / rate
-        window = wanted.window or most
+        window = most if wanted.window is None else wanted.window
         if not 0 < window <= most:
             raise UsageError(f"the window of this network is at most {most:g} s, not {window:g}")
         mels = network["num_mel_bins"]
@@ -186,34 +231,50 @@ def _sound(file: Path, said: dict[str, Any], network: dict[str, Any], form: str,
     return SoundInput(
         form="waveform",
         rate=rate,
-        window=wanted.window or WINDOW,
+        window=WINDOW if wanted.window is None else wanted.window,
         hop=hop,
         field=field,
         normalise=bool(said.get("do_normalize", False)),
-        buckets=tuple(sorted(wanted.buckets)),
+        buckets=tuple(wanted.buckets),
     )
 
 
-def _picture(file: Path, said: dict[str, Any], network: dict[str, Any]) -> PictureInput:
+def _picture(file: Path, said: dict[str, Any], network: dict[str, Any], kind: Kind) -> PictureInput:
     side = network.get("image_size", 224)
-    size, crop = said.get("size", side), said.get("crop_size", side)
+    crop = said.get("crop_size", side)
     high, wide = (side, side) if isinstance(side, int) else side
+    if off := [n for n in ("do_resize", "do_rescale") if said.get(n) is False]:
+        raise UnsupportedError(f"{file} says {off[0]} false, and pictures of any size in 0..255 are read here")
     if isinstance(crop, dict) and (crop.get("height"), crop.get("width")) != (high, wide):
         raise UnsupportedError(f"{file} cuts pictures to {crop}, the network reads {high} x {wide}")
-    resize: tuple[int, ...] = (size, size) if isinstance(size, int) else ()
-    if isinstance(size, dict):
-        resize = (size["shortest_edge"],) if "shortest_edge" in size else (size["height"], size["width"])
     factor = said.get("rescale_factor", 1 / 255)
     if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise UnsupportedError(f"{file} scales pictures by {factor}, they are scaled by 1/255 here")
+    if (filtered := said.get("resample", 3)) not in RESAMPLE:
+        raise UnsupportedError(f"{file} resamples by filter {filtered}, those that are known are {RESAMPLE}")
+    plain = said.get("do_normalize") is False
     return PictureInput(
         height=high,
         width=wide,
-        resize=resize,
-        resample=RESAMPLE.get(said.get("resample", 3), "bicubic"),  # type: ignore[arg-type]
-        mean=tuple(said.get("image_mean", (0.5, 0.5, 0.5))),
-        std=tuple(said.get("image_std", (0.5, 0.5, 0.5))),
+        resize=_resized(file, said.get("size"), (high, wide), kind),
+        resample=RESAMPLE[filtered],  # type: ignore[arg-type]
+        mean=(0.0, 0.0, 0.0) if plain else tuple(said.get("image_mean", (0.5, 0.5, 0.5))),
+        std=(1.0, 1.0, 1.0) if plain else tuple(said.get("image_std", (0.5, 0.5, 0.5))),
     )
+
+
+def _resized(file: Path, size: Any, read: tuple[int, int], kind: Kind) -> tuple[int, ...]:
+    """What pictures are brought to: the shorter side, or height and width; those that the network reads unless said."""
+    match size:
+        case None:
+            return read
+        case int():
+            return (size,) if kind.shorter else (size, size)
+        case {"shortest_edge": int(shorter)}:
+            return (shorter,)
+        case {"height": int(high), "width": int(wide)}:
+            return high, wide
+    raise UnsupportedError(f"{file} brings pictures to the size {size}: say its shortest_edge, or height and width")
 
 
 def _pooling(source: Path, kind: Kind, wanted: Wanted) -> tuple[Pooling, bool]:
@@ -230,10 +291,24 @@ def _pooling(source: Path, kind: Kind, wanted: Wanted) -> tuple[Pooling, bool]:
             raise UsageError(
                 f"pooling is {wanted.pooling}, {source / POOLING_CONFIG} says {said}: pass --pooling {said}"
             )
-    normalised = (source / MODULES).is_file() and "Normalize" in (source / MODULES).read_text(encoding="utf-8")
     usual: Pooling = "first" if kind.form == "picture" else "mean"
-    unit = normalised if wanted.unit is None else wanted.unit
-    return wanted.pooling or said or usual, unit
+    pooling = wanted.pooling or said or usual
+    normalised = "Normalize" in _steps(source / MODULES) and pooling != "none"
+    return pooling, normalised if wanted.unit is None else wanted.unit
+
+
+def _steps(file: Path) -> list[str]:
+    """The classes of the steps by which `sentence-transformers` makes a vector; none where it has no list of them."""
+    listed = read_json(file) if file.is_file() else []
+    if not isinstance(listed, list) or not all(isinstance(m, dict) and isinstance(m.get("type"), str) for m in listed):
+        raise InputError(f"{file} is no list of modules, each with its type: get it again")
+    steps = [m["type"].rpartition(".")[2] for m in listed]
+    if other := next((s for s in steps if s not in STEPS), None):
+        raise UnsupportedError(
+            f"{file} has a step {other} behind the network, those that are done here are {list(STEPS)}: take it out of "
+            "that list to have the vectors without it"
+        )
+    return steps
 
 
 def digest(files: Sequence[Path]) -> str:

@@ -76,7 +76,9 @@ def _plain(node: Any, constants: dict[str, Any]) -> bool:
     attributes = {a.name: a for a in node.attribute}
     inputs = [*node.input, *[""] * 6]
     return (
-        attributes.keys() <= {"hidden_size", "direction", "linear_before_reset"}
+        {"hidden_size", "linear_before_reset"}
+        <= attributes.keys()
+        <= {"hidden_size", "direction", "linear_before_reset"}
         and attributes["hidden_size"].i >= LEAST
         and attributes["linear_before_reset"].i == 1
         and ("direction" not in attributes or attributes["direction"].s in (b"forward", b"bidirectional"))

@@ -17,7 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.data.dialogues import ALL, IMAGES, MODALITIES, READY, Dialogue, Recording, Utterance, ready_array
+from mer_export.data.dialogues import (
+    ALL,
+    IMAGES,
+    MODALITIES,
+    READY,
+    Dialogue,
+    Recording,
+    Utterance,
+    ready_array,
+    speaker_of,
+)
 from mer_export.data.media.faces import FaceImages
 from mer_export.data.media.times import seconds
 from mer_export.data.spec import DataSpec
@@ -120,7 +130,7 @@ class DialogueReader:
             ready[IMAGES] = FaceImages([self._path(p, where) for p in given[IMAGES]], self.spec.faces.size)
         return Utterance(
             id=str(given.get("id", name)),
-            speaker=given.get("speaker", 0),
+            speaker=speaker_of(given.get("speaker", 0)),
             label=_label(given),
             score=_number(given["score"]) if "score" in given else None,
             indicators=_indicators(given),

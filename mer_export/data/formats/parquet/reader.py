@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.data.dialogues import IMAGES, MODALITIES, READY, Dialogue, Recording, Utterance, ready_array
+from mer_export.data.dialogues import IMAGES, MODALITIES, READY, Dialogue, Recording, Utterance, ready_array, speaker_of
 from mer_export.data.formats.parquet import layout
 from mer_export.data.media.faces import FaceImages
 from mer_export.data.spec import DataSpec
@@ -43,8 +43,8 @@ def files(path: Path, spec: DataSpec) -> list[Path]:
 class ParquetSource:
     """Rows as utterances; see `dialogues.Source`. A part of a row group is held in memory at a time.
 
-    `opening` opens the file anew each time; `groups` are the row groups to read, None reads all; without a `reach` no
-    file is read that a row names.
+    `opening` opens the file anew each time; `groups` are the row groups to read, None reads all: such a part need not
+    have a dialogue of every split. Without a `reach` no file is read that a row names.
     """
 
     def __init__(
@@ -67,6 +67,8 @@ class ParquetSource:
     def dialogues(self, split: str | None = None) -> Iterator[Dialogue]:
         """Yields (see `dialogues.Source`); raises InputError where the rows of a dialogue are not together."""
         if split is not None and split not in self.splits:
+            if self.groups is not None:
+                return
             raise UsageError(f"no split {split!r} in {self.path}, there are {self.splits}")
         wanted = self.splits if split is None else [split]
         with self.opening() as file:
@@ -128,7 +130,7 @@ class RowReader:
         labels = row.get("labels")
         return Utterance(
             id=str(row["utterance"]),
-            speaker=row["speaker"],
+            speaker=speaker_of(row["speaker"]),
             speaker_name=row.get("speaker_name"),
             label=row["label"],
             score=row.get("score"),

@@ -64,6 +64,11 @@ def source(path: Path, spec: DataSpec) -> TableSource:
     return TableSource(*located(path, spec))
 
 
+def described(path: Path, spec: DataSpec) -> DataSpec:
+    """The mapping alone, without a look at the rows; raises as `source`."""
+    return mapping(*located(path, spec))[0]
+
+
 def files(path: Path, spec: DataSpec) -> list[Path]:
     """The files of the data set."""
     path, spec = located(path, spec)
