@@ -266,6 +266,11 @@ def test_a_split_is_that_of_all_files_of_which_some_have_none_of_it(
     assert run(place, tmp_path / "out", place.rows, other, split="test")["samples"] == 2
     with pytest.raises(UsageError, match="no split 'dev' in the data"):
         run(place, tmp_path / "none", place.rows, other, split="dev")
+    table = parquet.read_table(place.rows)
+    named = table.set_column(table.schema.names.index("split"), "split", [["test"] * len(table)])
+    parquet.write_table(named, tmp_path / "stray.parquet")
+    with pytest.raises(UsageError, match="has rows of the split 'test', its metadata say"):
+        run(place, tmp_path / "stray", tmp_path / "stray.parquet", split="test")
 
 
 def test_blocks_of_a_file_that_changes_meanwhile_are_refused(

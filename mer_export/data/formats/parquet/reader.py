@@ -66,9 +66,7 @@ class ParquetSource:
 
     def dialogues(self, split: str | None = None) -> Iterator[Dialogue]:
         """Yields (see `dialogues.Source`); raises InputError where the rows of a dialogue are not together."""
-        if split is not None and split not in self.splits:
-            if self.groups is not None:
-                return
+        if split is not None and split not in self.splits and self.groups is None:
             raise UsageError(f"no split {split!r} in {self.path}, there are {self.splits}")
         wanted = self.splits if split is None else [split]
         with self.opening() as file:
