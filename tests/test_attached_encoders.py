@@ -201,7 +201,7 @@ def test_eval_encodes_the_split_that_it_measures_alone(
 ) -> None:
     data = tmp_path / "said.jsonl"
     encoded: list[str] = []
-    said = {"sentence": "hello there you", "score": 1.0}
+    said = {"sentence": "hello there you", "label": Bundle.open(model).manifest.task.labels[0]}
     lines = [{"dialogue": s, "split": s, "utterances": [said]} for s in ("train", "test")]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     encode = Completion._with

@@ -115,8 +115,8 @@ def test_it_has_no_label_on_any_model_and_its_neighbours_have_theirs(model: str,
 class Broken:
     """Encoders that cannot read the file of one utterance, and make nothing of the others."""
 
-    def outcomes(self, dialogues: Iterable[Dialogue]) -> Iterator[Outcome]:
-        for utterance in (u for d in dialogues for u in d.utterances):
+    def outcomes(self, blocks: Iterable[Iterable[Dialogue]]) -> Iterator[Outcome]:
+        for utterance in (u for dialogues in blocks for d in dialogues for u in d.utterances):
             yield Outcome(problem="u1.wav was cut off" if utterance.id == "u1" else "")
 
 
