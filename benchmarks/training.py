@@ -41,13 +41,13 @@ from train.prepared import prepare
 from train.seeds import seed_everything
 
 OURS, AUTHORS, GIVEN_BACK = "as it is", "the authors' loop", "memory given back after each step"
-FAST = "dropout drawn fast"
+ALIKE, FAST = "batches of like length", "dropout drawn fast"
 FROZEN = "frozen encoders without dropout"
 WAYS: dict[str, tuple[str, ...]] = {
     OURS: (),
     GIVEN_BACK: (),
     "data on the device": ("device_data=always",),
-    "batches of like length": ("group_by_length=true",),
+    ALIKE: ("group_by_length=true",),
     FAST: ("fast_dropout=true",),
     FROZEN: ("protocol.freeze.dropout=false",),
 }
@@ -72,9 +72,9 @@ RECIPES = {
     "cmerc/meld, single semantics": Recipe("meld", 120, ("protocol.semantics=single",)),
     "cmerc/iemocap": Recipe("iemocap", 20),
     "mtee/mosei": Recipe("mosei_emo", 300),
-    "emt/mosi": Recipe("mosi", 60, (RANDOM, "protocol.accumulate=1")),
+    "emt/mosi": Recipe("mosi", 60, (RANDOM, "protocol.accumulate=1"), (OURS, ALIKE, FAST)),
     "mult/mosi": Recipe("mosi", 20, (RANDOM,)),
-    "tfr_net/mosi": Recipe("mosi", 20, (RANDOM,)),
+    "tfr_net/mosi": Recipe("mosi", 20, (RANDOM,), (OURS, ALIKE, FAST)),
     "tab/iemocap": Recipe("iemocap", 24, (RANDOM, "protocol.audio_encoder=random"), (OURS, FAST, FROZEN)),
     "facialmmt/meld_fusion": Recipe(
         "meld",
