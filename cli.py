@@ -279,7 +279,7 @@ def demo(
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to run the demo again, or another --out")
     say("1/6 synthetic dialogues in the authors' MELD file format")
-    data_commands.synth("cmerc", corpus, sets=["text_dim=32", "audio_dim=24", "vision_dim=16"])
+    data_commands.synth("cmerc", corpus, sets=["text_dim=32", "audio_dim=24", "vision_dim=16"], force=force)
     say("2/6 training cmerc with calibration, contrast and curriculum")
     train_commands.train("cmerc", corpus, bundle, preset="sample/demo", force=force, quiet=quiet)
     say("3/6 exporting")
