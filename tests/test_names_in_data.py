@@ -31,7 +31,7 @@ def test_a_null_in_a_line_is_what_is_left_out(tmp_path: Path) -> None:
     plain = written(tmp_path / "plain.jsonl", line())
     (one,), (other,) = open_corpus(null), open_corpus(plain)
     assert list(open_corpus(null).splits) == list(open_corpus(plain).splits) == ["all"]
-    assert (one.id, one.units, one.split) == (other.id, other.units, other.split) == ("d", ("d/0",), "all")
+    assert (one.id, one.units) == (other.id, other.units) == ("d", ("d/0",))
 
 
 def test_a_dialogue_without_a_name_is_refused(tmp_path: Path) -> None:

@@ -195,6 +195,14 @@ def test_every_result_says_its_command_and_its_processor() -> None:
         assert re.search(r"AMD EPYC|Intel|NVIDIA", text), page.name
 
 
+def test_a_result_that_points_to_another_one_has_it_beside_it() -> None:
+    pointed = {
+        (page.name, name) for page in RESULTS.glob("*.md") for name in re.findall(r"[\w-]+\.md", page.read_text())
+    }
+    assert pointed
+    assert {(page, name) for page, name in pointed if not (RESULTS / name).exists()} == set()
+
+
 def test_a_paragraph_that_cites_times_names_their_processor() -> None:
     cited = 0
     for page in (ROOT / "docs").glob("*.md"):

@@ -48,7 +48,8 @@ def test_other_widths_than_those_of_the_preset_name_none(mer: Mer, tmp_path: Pat
 
 def test_files_that_lie_there_are_written_over_by_force_alone(mer: Mer, tmp_path: Path) -> None:
     words = ["synth", "cmerc", "--dataset", "meld", "--dialogues", "8", "--out", tmp_path]
-    theirs = tmp_path / "MELD_features_raw1.pkl"
+    theirs = tmp_path / "data" / "MELD_features_raw1.pkl"
+    theirs.parent.mkdir()
     theirs.write_text("the authors' own")
     code, out, err = mer(*words)
     assert (code, out) == (2, "")

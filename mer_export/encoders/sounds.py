@@ -99,7 +99,7 @@ class Sounds:
                 return None
             if file.tell() > self.most:
                 # The mapping outlives the file, which has no name.
-                samples = np.memmap(file, np.float32, "r")
+                samples: np.ndarray = np.memmap(file, np.float32, "r")
             else:
                 file.seek(0)
                 samples = np.frombuffer(file.read(), np.float32)
