@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CASES
 from typer.testing import CliRunner
 
 import cli
@@ -22,7 +22,6 @@ from mer_export.data.synthetic import synthesise
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.pickles import load_pickle
 
-CASES = Path(os.environ.get("MER_CASES", Path(__file__).parents[2] / "shared" / "cases"))
 SMALL = {"text_len": 12, "audio_len": 9, "vision_len": 7, "audio_dim": 3, "vision_dim": 4}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import struct
 import tracemalloc
 import zlib
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CONTAINERS
 from media_files import HEIGHT, RATE, SOUNDS, TIMES, VIDEOS, WIDTH, colour, made, number_of, tone, write_video
 
 from mer_export.data.media.frames import read_frames
@@ -22,11 +22,6 @@ from mer_export.errors import InputError, MissingTrack
 
 av = pytest.importorskip("av")
 soundfile = pytest.importorskip("soundfile")
-
-
-CONTAINERS = (
-    Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "media" / "containers"
-)
 
 
 @pytest.fixture(scope="module")
