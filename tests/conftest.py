@@ -116,6 +116,16 @@ def mer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture
+def threads() -> Iterator[int]:
+    """How many threads PyTorch has, which are put back."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
     """A benchmark starts no processes of its own, which takes longer than what a small one times."""
     monkeypatch.setattr("runtimes.speed.bench.cold_start", lambda *_, **__: "nothing is started here")

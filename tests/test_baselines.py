@@ -203,7 +203,7 @@ def written(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_an_experiment_fits_its_baselines_once_and_measures_them_as_bundles(mer: Mer, tmp_path: Path):
+def test_an_experiment_fits_its_baselines_once_and_measures_them_as_bundles(mer: Mer, tmp_path: Path, threads: int):
     data, out = tmp_path / "data", tmp_path / "o"
     synthesise("mtee", "mosi", data, dialogues=40, seed=0)
     file = str(written(tmp_path))
@@ -211,11 +211,9 @@ def test_an_experiment_fits_its_baselines_once_and_measures_them_as_bundles(mer:
     def again(*sets: str) -> ExperimentResult:
         return run(plan(load_experiment(file), data, out, sets), data, out, SILENT)
 
-    threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     code, said, err = mer("experiment", file, "--data", data, "--out", out, "--quiet")
     assert (code, torch.get_num_threads()) == (0, threads + 1), err
-    torch.set_num_threads(threads)
     assert "| linear | 1 |" in said
     assert "| recurrent | 2 |" in said
     linear_cell = out / "linear" / "baseline.json"

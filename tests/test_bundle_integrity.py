@@ -223,18 +223,18 @@ def test_a_journal_that_leads_outside_moves_nothing(root: Path, tmp_path: Path) 
     outside.write_text("dear diary")
     manifest = Bundle.open(root).manifest.model_dump(mode="json")
     (root / STAGING).mkdir()
-    for staged, moves, removals in (
-        ("x", ["../outside"], []),
-        ("x", [], ["../outside"]),
-        ("link", ["reports/note.json"], []),
-        ("x", [str(outside)], []),
+    for staged, moves, removals, said in (
+        ("x", ["../outside"], [], "points outside the bundle"),
+        ("x", [], ["../outside"], "points outside the bundle"),
+        ("link", ["reports/note.json"], [], "symbolic link"),
+        ("x", [str(outside)], [], "points outside the bundle"),
     ):
         shutil.rmtree(root / STAGING)
         (root / STAGING / "reports").mkdir(parents=True)
         (root / STAGING / "reports" / "note.json").symlink_to(outside)
         (root / STAGING / staged).write_text("attack")
         (root / JOURNAL).write_text(json.dumps({"manifest": manifest, "moves": moves, "removals": removals}))
-        with pytest.raises(BundleError):
+        with pytest.raises(BundleError, match=said):
             commit(root)
         assert outside.read_text() == "dear diary"
 

@@ -197,7 +197,7 @@ def test_aligned_frames_are_as_long_as_the_text(tmp_path: Path) -> None:
     assert sizes == [dict.fromkeys(("input_ids", "token_type_ids", "audio", "vision"), n) for n in (3, 5, 4)]
 
 
-def test_an_unaligned_file_goes_before_an_aligned_one(folder: Path, tmp_path: Path) -> None:
+def test_an_unaligned_file_goes_before_an_aligned_one(tmp_path: Path) -> None:
     both = aligned(tmp_path / "MOSI" / "Processed", "aligned_50.pkl")
     write(both / "unaligned_50.pkl")
     assert mmsa.files(tmp_path, DataSpec()) == [both / "unaligned_50.pkl"]

@@ -84,7 +84,7 @@ def test_the_identity_of_a_signal_is_all_that_decides_a_number(tmp_path: Path) -
     assert Encoder.open(again).identity == identities[0]
 
 
-def test_settings_that_cannot_be_are_one_sentence(tmp_path: Path) -> None:
+def test_settings_that_cannot_be_are_one_sentence() -> None:
     for settings, said in (
         ({"coefficients": 41}, "40 mel filters have no 41 coefficients"),
         ({"low": 9.0, "high": 8.0}, "end at 8.0 Hz and begin at 9.0 Hz"),

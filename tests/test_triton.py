@@ -146,9 +146,7 @@ def test_a_gpu_computes_fp32_in_fp32(cmerc: Bundle) -> None:
     assert dict(accelerator("tf32").parameters) == {"use_tf32": "1"}
 
 
-def test_batch_threads_and_instances_are_those_of_the_machine_profile_where_there_is_one(
-    copy: Bundle, tmp_path: Path
-) -> None:
+def test_batch_threads_and_instances_are_those_of_the_machine_profile_where_there_is_one(copy: Bundle) -> None:
     onnx = [v for v in copy.manifest.variants if v.format == "onnx" and v.precision == "fp32"]
     files = copy.manifest.files
     options = SessionOptions(threads=1, batch=8)

@@ -39,7 +39,7 @@ class Case:
         Floats: |found - reference| <= atol + rtol * |reference|; integers and booleans exactly. `tolerances` gives
         the atol of outputs by prefix, where a case states one in words.
         """
-        problems = []
+        problems = [] if self.outputs else ["no outputs: there is nothing to compare"]
         for name, reference in self.outputs.items():
             if name not in found:
                 problems.append(f"{name}: no adapter computes it")
