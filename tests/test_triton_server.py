@@ -19,6 +19,7 @@ import pytest
 
 pytest.importorskip("tritonclient.http")
 pytest.importorskip("tritonclient.grpc")
+from triton_repositories import tensors
 from tritonclient import grpc, http
 
 from benchmarks.triton_server import Triton, running, stand_ins
@@ -91,10 +92,6 @@ def given(library: Any, arrays: dict[str, np.ndarray]) -> list[Any]:
     return found
 
 
-def one(sample: Sample) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array)[None] for name, array in sample.inputs.items()}
-
-
 def same(found: Any, predictions: list[Prediction], number: int = 0) -> None:
     labels = [label.decode() for label in found.as_numpy("label")[number]]
     assert labels[: len(predictions)] == [p.label for p in predictions]
@@ -119,7 +116,7 @@ def test_an_unpadded_item_gets_the_answer_of_infer(
     client = library.InferenceServerClient(server.http if library is http else server.grpc)
     assert client.is_model_ready(name)
     for sample, predictions in zip(items[name], expected[name], strict=True):
-        same(client.infer(name, given(library, one(sample))), predictions)
+        same(client.infer(name, given(library, tensors(sample))), predictions)
 
 
 def test_several_items_of_a_request_are_cut_to_their_lengths(
@@ -146,7 +143,7 @@ def test_many_clients_get_their_own_answers_and_nobody_elses_refusal(
 
     def ask(number: int) -> None:
         sample, predictions = pairs[number]
-        arrays = one(sample)
+        arrays = tensors(sample)
         if number % 5 == 0:
             arrays["audio"] = np.full_like(arrays["audio"], np.nan)
             with pytest.raises(grpc.InferenceServerException, match="audio holds nan"):
@@ -164,7 +161,7 @@ def test_a_modality_that_is_left_out_is_missing(
     client = grpc.InferenceServerClient(server.grpc)
     with Predictor(bundles["cmerc"]) as predictor:
         for sample in items["cmerc"][:4]:
-            arrays = one(sample)
+            arrays = tensors(sample)
             del arrays["vision"]
             inputs = {n: a[0] for n, a in arrays.items()}
             same(client.infer("cmerc", given(grpc, arrays)), list(predictor.predict([inputs])))
