@@ -68,6 +68,15 @@ class Case:
         return problems
 
 
+def translate(options: dict[str, Any], names: dict[str, str], others: set[str]) -> dict[str, Any]:
+    """Options with a name of ours; refuses those that nothing here understands."""
+    if unknown := set(options) - set(names) - others:
+        raise CannotMap(f"options {sorted(unknown)} of this case are not known")
+    if options.get("hidden_act", "gelu") != "gelu":
+        raise CannotMap(f"hidden_act {options['hidden_act']!r} is not supported, only 'gelu'")
+    return {ours: options[theirs] for theirs, ours in names.items() if theirs in options}
+
+
 def find_cases(root: Path) -> list[Path]:
     """Every <system>/<case> below `root` (or a single system's directory) that has a case.json."""
     return sorted(p.parent for p in root.glob("**/case.json"))
