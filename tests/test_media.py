@@ -261,7 +261,7 @@ def test_the_picture_of_a_cover_is_no_picture_track(tmp_path: Path) -> None:
         packets = [*cover.encode(picture.reformat(format="yuvj420p")), *cover.encode()]
         out.mux([*sounds.encode(sound), *sounds.encode(), *packets])
     assert read_sound(tmp_path / "a.m4a").seconds > 0
-    with pytest.raises(MissingTrack):
+    with pytest.raises(MissingTrack, match="has no pictures"):
         read_frames(tmp_path / "a.m4a")
 
 
