@@ -19,13 +19,11 @@ import pytest
 
 pytest.importorskip("tritonclient.http")
 pytest.importorskip("tritonclient.grpc")
-from triton_repositories import tensors
+from triton_repositories import DATA, samples_of, tensors
 from tritonclient import grpc, http
 
 from benchmarks.triton_server import Triton, running, stand_ins
 from mer_export.bundle import Bundle
-from mer_export.data.bundle_data import bundle_spec
-from mer_export.data.open import stream_samples
 from mer_export.data.samples import Sample
 from mer_export.exporters import export_variant
 from runtimes.predict.predictor import Prediction, Predictor
@@ -36,8 +34,6 @@ NAMED = os.environ.get("MER_TRITON")
 pytestmark = pytest.mark.skipif(
     not NAMED, reason="MER_TRITON names no interpreter with pytriton: python3 -m benchmarks.triton_server DIR makes one"
 )
-DATA = Path(__file__).parent / "data"
-DIALOGUES = DATA / "small" / "dialogues.jsonl"
 TYPES = {"float32": "FP32", "int64": "INT64"}
 
 
@@ -52,13 +48,12 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 
 @pytest.fixture(scope="module")
 def items(bundles: dict[str, Bundle]) -> dict[str, list[Sample]]:
-    dialogues = stream_samples(DIALOGUES, bundle_spec(bundles["cmerc"], DIALOGUES))
     utterances = mtee_bundles.make_samples(mtee_bundles.config_of("eea"), 8)
     draw = np.random.default_rng(0)
     shapes = [{"text": (n, 7), "audio": (n + 2, 5), "vision": (n, 4)} for n in (2, 3, 5)]
     frames = [{m: draw.standard_normal(s, dtype=np.float32) for m, s in own.items()} for own in shapes]
     return {
-        "cmerc": list(dialogues),
+        "cmerc": samples_of(bundles["cmerc"]),
         "emt": [Sample(f"u{i}", f, (f"u{i}",)) for i, f in enumerate(frames)],
         "eea": utterances,
     }
