@@ -15,6 +15,11 @@ from mer_export.bundle import Bundle
 
 Mer = Callable[..., tuple[int, str, str]]
 Once = Callable[[str, Callable[[Path], Bundle]], Bundle]
+BESIDE = Path(__file__).parents[2] / "shared"
+SAMPLE_DATA = Path(os.environ.get("MER_SAMPLE_DATA", BESIDE / "data"))
+CONTAINERS = SAMPLE_DATA / "media" / "containers"
+CASES = Path(os.environ.get("MER_CASES", BESIDE / "cases"))
+"""What a clone does not hold: small real data, media files of every kind, cases that projects share."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -108,6 +113,16 @@ def mer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """How many threads PyTorch has, which are put back."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

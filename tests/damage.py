@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mer_export.bundle import Bundle, Commit
+
+BUNDLES = Path(__file__).parent / "data" / "bundles"
 
 
 @contextmanager
@@ -52,3 +56,34 @@ def mutations(content: bytes, count: int, seed: int) -> Iterator[bytes]:
             if not changed:
                 break
         yield bytes(changed)
+
+
+def written(root: Path) -> Path:
+    """A bundle of an earlier release that this one has written to."""
+    shutil.copytree(BUNDLES / "emt", root)
+    commit(root, "{}")
+    return root
+
+
+def few_files(root: Path) -> Path:
+    """A bundle of a few small files."""
+    manifest = Bundle.open(BUNDLES / "cmerc").manifest.model_copy(update={"variants": [], "files": {}})
+    with Bundle.create(root, manifest).commit() as change:
+        change.write("config.yaml", "seed: 1\n")
+    return root
+
+
+def commit(root: Path, content: str = "{'new': 1}") -> None:
+    with Bundle.open(root).commit() as change:
+        change.write("reports/note.json", content)
+
+
+def tree(folder: Path) -> dict[str, tuple[str, bytes]]:
+    """Everything below a directory: what kind it is, and its content or where it leads."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found[str(path)] = ("link", os.readlink(path).encode())
+        elif path.is_file():
+            found[str(path)] = ("file", path.read_bytes())
+    return found

@@ -99,7 +99,9 @@ class Running:
         self._reading.start()
         self.told = self.process.stdout.readline().strip()
         self.url = self.told.split(" ")[0]
-        assert self.url.startswith("http://"), self.log
+        if not self.url.startswith("http://"):
+            self.__exit__()
+            pytest.fail(f"it says {self.told!r}, its log {self.log}")
         parts = urlsplit(self.url)
         self.host, self.port = str(parts.hostname), int(parts.port or 0)
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import Mer
 from sklearn.linear_model import LogisticRegression, Ridge
+from small_experiment import written
 
 from mer_export import registry
 from mer_export.data.samples import Sample
@@ -197,25 +197,17 @@ EXPERIMENT: dict[str, Any] = {
 }
 
 
-def written(folder: Path, **changes: Any) -> Path:
-    path = folder / "experiment.yaml"
-    path.write_text(yaml.safe_dump(EXPERIMENT | changes, sort_keys=False))
-    return path
-
-
-def test_an_experiment_fits_its_baselines_once_and_measures_them_as_bundles(mer: Mer, tmp_path: Path):
+def test_an_experiment_fits_its_baselines_once_and_measures_them_as_bundles(mer: Mer, tmp_path: Path, threads: int):
     data, out = tmp_path / "data", tmp_path / "o"
     synthesise("mtee", "mosi", data, dialogues=40, seed=0)
-    file = str(written(tmp_path))
+    file = str(written(tmp_path, EXPERIMENT))
 
     def again(*sets: str) -> ExperimentResult:
         return run(plan(load_experiment(file), data, out, sets), data, out, SILENT)
 
-    threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     code, said, err = mer("experiment", file, "--data", data, "--out", out, "--quiet")
     assert (code, torch.get_num_threads()) == (0, threads + 1), err
-    torch.set_num_threads(threads)
     assert "| linear | 1 |" in said
     assert "| recurrent | 2 |" in said
     linear_cell = out / "linear" / "baseline.json"
@@ -253,6 +245,8 @@ def test_an_experiment_fits_its_baselines_once_and_measures_them_as_bundles(mer:
     ],
 )
 def test_what_a_baseline_cannot_be_is_refused(mer: Mer, tmp_path: Path, changes: dict[str, Any], sentence: str):
-    code, _, err = mer("experiment", written(tmp_path, **changes), "--data", tmp_path, "--out", tmp_path / "o")
+    code, _, err = mer(
+        "experiment", written(tmp_path, EXPERIMENT, **changes), "--data", tmp_path, "--out", tmp_path / "o"
+    )
     assert code == 2
     assert sentence in err.replace("\n", " ")

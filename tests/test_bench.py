@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small_bundle import make_bundle, make_samples
+from small_bundle import make_bundle, make_samples, part_of
 
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
@@ -17,11 +17,9 @@ from runtimes.speed.timing import Clock, Deadline, Turns, interleave, ratio, war
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    made = make_bundle(tmp_path_factory.mktemp("bench") / "bundle")
-    for length in (4, 8):
-        export_variant(made, "torchscript", Bucket(utterances=length))
-    return made
+def bundle(exported: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A copy of both buckets as TorchScript."""
+    return part_of(exported, tmp_path_factory.mktemp("bench") / "bundle", ("torchscript", 4), ("torchscript", 8))
 
 
 @pytest.fixture(scope="module")

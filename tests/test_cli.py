@@ -102,6 +102,7 @@ def test_infer_answers_every_utterance_in_order(
     assert (code, "pass --force" in err) == (2, True)
 
 
+@pytest.mark.usefixtures("threads")
 def test_eval_agrees_on_every_runtime_and_offers_the_published_semantics(mer: Mer, work: Path) -> None:
     found = {}
     for runtime in ("torch", "onnxruntime", "openvino"):
@@ -194,7 +195,7 @@ def test_buckets_are_planned_from_the_lengths_of_data(mer: Mer, work: Path, bund
     assert "reports/plan.json" in Bundle.open(bundle).manifest.files
 
 
-def test_a_tuned_bundle_answers_by_goal(mer: Mer, work: Path, bundle: Path, tmp_path: Path) -> None:
+def test_a_tuned_bundle_answers_by_goal(mer: Mer, work: Path, bundle: Path) -> None:
     code, out, err = mer("tune", bundle, "--batch", "2", "--precision", "fp32", "--quiet")
     assert code == 0, err
     assert "- throughput: " in out

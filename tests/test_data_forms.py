@@ -63,7 +63,7 @@ def cells(separator: str = ",", features: bool = True, rows: list[Row] | None = 
     """The table as text."""
     names = [*COLUMNS, *(TEXT if features else ()), *(AUDIO if features else ())]
     stream = io.StringIO()
-    writer = csv.writer(stream, delimiter=separator)
+    writer = csv.writer(stream, delimiter=separator, lineterminator="\n")
     writer.writerow([pad + n for n in names])
     writer.writerows([[r[n] for n in names] for r in rows or utterances()])
     return stream.getvalue()
@@ -94,10 +94,9 @@ def npy(folder: Path) -> tuple[Path, DataSpec]:
 
 
 def row_numbers(folder: Path) -> tuple[Path, DataSpec]:
-    rows = [r | {"turn": r["turn"]} for r in utterances()]
     np.savez(folder / "f.npz", words=vectors(TEXT)[::-1], voice=vectors(AUDIO)[::-1])
     lines = cells(features=False).splitlines()
-    numbered = [f"{line},{'at' if i == 0 else len(rows) - i}" for i, line in enumerate(lines)]
+    numbered = [f"{line},{'at' if i == 0 else len(lines) - 1 - i}" for i, line in enumerate(lines)]
     sources = {"text": {"file": "f.npz", "array": "words"}, "audio": {"file": "f.npz", "array": "voice"}}
     return described(folder, "u.csv", "\n".join(numbered), row="at", **sources)
 
@@ -238,7 +237,7 @@ FORMS: dict[str, Form] = {
     "csv with semicolons": lambda f: described(f, "u.csv", cells(";")),
     "csv with tabs": lambda f: described(f, "u.csv", cells("\t")),
     "another separator": lambda f: described(f, "u.csv", cells("|"), separator="|"),
-    "lines that end in CR LF": lambda f: described(f, "u.csv", cells().replace("\r\n", "\n").replace("\n", "\r\n")),
+    "lines that end in CR LF": lambda f: described(f, "u.csv", cells().replace("\n", "\r\n")),
     "spaces around column names": lambda f: described(f, "u.csv", cells(pad=" ")),
     "UTF-8 with a byte order mark": lambda f: described(f, "u.csv", cells().encode("utf-8-sig")),
     "cp1252": encoded("cp1252"),

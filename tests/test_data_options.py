@@ -87,7 +87,7 @@ def test_a_config_switches_any_inherited_column_off(folder: Path) -> None:
     assert sample.inputs["speaker"].tolist() == [0, 0]
 
 
-def test_what_a_config_says_holds_even_where_it_is_the_default(folder: Path) -> None:
+def test_what_a_config_says_holds_even_where_it_is_the_default() -> None:
     spec = DataSpec(speakers=2).over({"speakers": 9, "faces": {"size": 96}}, "table.yaml")
     assert (spec.speakers, spec.faces.size) == (2, 96)
 

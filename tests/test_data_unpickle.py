@@ -105,7 +105,7 @@ def test_arrays_may_stay_in_their_file_until_they_are_read(tmp_path, protocol):
     value = {"a": [np.arange(400, dtype=np.float32), np.asfortranarray(np.eye(30))], "n": 3, "same": np.arange(3.0)}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(value | {"again": value["same"]}, protocol=protocol))
     read = load_pickle(tmp_path / "x.pkl", lazy=True)
-    assert any(isinstance(a, Stored) for a in read["a"]) or protocol in (0, 1, 5)
+    assert any(isinstance(a, Stored) for a in read["a"]) == (protocol in (2, 3, 4))
     assert read["n"] == 3
     for ours, theirs in zip(
         [*read["a"], read["same"], read["again"]], [*value["a"], *[value["same"]] * 2], strict=True
@@ -202,11 +202,10 @@ def test_deep_nesting_neither_crashes_nor_passes_as_a_key(tmp_path):
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_truncated_files_are_named(tmp_path, share):
     content = pickle.dumps({"a": [np.arange(50.0) for _ in range(5)]}, protocol=2)
-    assert "truncated or damaged" in _refused(tmp_path, content[: int(len(content) * share)]) or share == 0.0
+    assert "truncated or damaged" in _refused(tmp_path, content[: int(len(content) * share)])
 
 
-def test_an_empty_or_missing_file_is_an_input_error(tmp_path):
-    _refused(tmp_path, b"")
+def test_a_missing_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         load_pickle(tmp_path / "absent.pkl")
 

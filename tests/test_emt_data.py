@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CASES
 from typer.testing import CliRunner
 
 import cli
@@ -22,7 +22,6 @@ from mer_export.data.synthetic import synthesise
 from mer_export.errors import InputError, UsageError
 from mer_export.untrusted.pickles import load_pickle
 
-CASES = Path(os.environ.get("MER_CASES", Path(__file__).parents[2] / "shared" / "cases"))
 SMALL = {"text_len": 12, "audio_len": 9, "vision_len": 7, "audio_dim": 3, "vision_dim": 4}
 
 
@@ -198,7 +197,7 @@ def test_aligned_frames_are_as_long_as_the_text(tmp_path: Path) -> None:
     assert sizes == [dict.fromkeys(("input_ids", "token_type_ids", "audio", "vision"), n) for n in (3, 5, 4)]
 
 
-def test_an_unaligned_file_goes_before_an_aligned_one(folder: Path, tmp_path: Path) -> None:
+def test_an_unaligned_file_goes_before_an_aligned_one(tmp_path: Path) -> None:
     both = aligned(tmp_path / "MOSI" / "Processed", "aligned_50.pkl")
     write(both / "unaligned_50.pkl")
     assert mmsa.files(tmp_path, DataSpec()) == [both / "unaligned_50.pkl"]

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 import numpy as np
 import onnx
 import pytest
 from conftest import Once
-from small_emt import CONFIGS, LONG, SHORT, export_emt, utterance
+from every_session import ONE_THREAD, RUNTIMES, Sessions, every_session
+from small_emt import CONFIGS, export_emt, utterance
 
 from mer_export.bundle import Bundle
 from mer_export.contract import Contract
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
 from mer_export.exporters.graph.share import share_initializers
-from runtimes.backends.session import Session, SessionOptions
-from runtimes.backends.table import backend_problem, known_backends, open_session
+from runtimes.backends.session import Session
+from runtimes.backends.table import open_session
 from runtimes.predict.predictor import Predictor
 
-Sessions = list[tuple[Session, dict[str, int]]]
-RUNTIMES = ("torch", "torchscript", "exported_program", "onnxruntime", "openvino")
 ATOL = 1e-5
-ONE_THREAD = SessionOptions(threads=1)
 NAMES = [n for n in CONFIGS if n not in ("emt unshared", "tfr_net max", "mult vectors")]
 """The options of the others are also those of `emt vectors` and `tfr_net vectors`."""
 
@@ -35,24 +33,8 @@ def bundle(request: pytest.FixtureRequest, once: Once) -> Bundle:
 
 @pytest.fixture(scope="module", params=RUNTIMES)
 def sessions(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Sessions]:
-    """The sessions of one runtime, each with the lengths to pad to; the shortest first."""
-    problem = backend_problem(request.param)
-    if problem:
-        pytest.skip(problem)
-    formats = known_backends()[request.param].formats
-    variants = [v for v in bundle.manifest.variants if v.format in formats]
-    if formats and not variants:
-        pytest.skip("this configuration is not exported to that format here")
-    opened: Sessions = []
-    if variants:
-        for v in sorted(variants, key=lambda v: tuple(v.lengths.values())):
-            opened.append((open_session(bundle, v, request.param, ONE_THREAD), v.lengths))
-    else:
-        session = open_session(bundle, None, request.param, ONE_THREAD)
-        opened = [(session, SHORT), (session, LONG)]
-    yield opened
-    for session, _ in opened:
-        session.close()
+    with every_session(bundle, request.param) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +44,7 @@ def eager(bundle: Bundle) -> Iterator[Session]:
 
 
 def score(
-    session: Session, samples: list[Sample], bucket: dict[str, int] | None, batch: int | None = None
+    session: Session, samples: list[Sample], bucket: Mapping[str, int] | None, batch: int | None = None
 ) -> np.ndarray:
     arrays = collate(samples, session.contract, bucket, batch)
     return session.run(arrays)[session.contract.outputs[0].name][: len(samples)]

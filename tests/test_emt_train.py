@@ -15,6 +15,7 @@ import torch
 from conftest import Once
 from safetensors.numpy import load_file
 from small_emt import BERT
+from two_processes import stopped
 
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
@@ -74,23 +75,7 @@ def whole(data: Path, once: Once) -> Callable[[str], Bundle]:
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     system: str, whole: Callable[[str], Bundle], data: Path, tmp_path: Path
 ) -> None:
-    import train.fit as module
-
-    class Stop(Exception):
-        pass
-
-    def stop(self: object) -> bool:
-        if getattr(self, "state").epoch == 1:  # noqa: B009
-            raise Stop
-        return False
-
-    original = module.Run._out_of_patience
-    module.Run._out_of_patience = stop  # type: ignore[method-assign, assignment]
-    try:
-        with pytest.raises(Stop):
-            fit(small(system), data, tmp_path / "parts", quiet=True)
-    finally:
-        module.Run._out_of_patience = original  # type: ignore[method-assign]
+    stopped(small(system), data, tmp_path / "parts")
     parts = fit(small(system), data, tmp_path / "parts", quiet=True)
     a, b = (load_file(x.root / WEIGHTS) for x in (whole(system), parts))
     assert all(np.array_equal(a[n], b[n]) for n in a)

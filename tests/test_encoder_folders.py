@@ -90,7 +90,8 @@ def test_a_folder_says_what_its_encoder_is_and_loads(form: str, tmp_path: Path) 
 
 
 def test_the_config_of_folders_before_2019_has_another_name(tmp_path: Path) -> None:
-    path = folder(tmp_path, SIZES, "bert_config.json")
+    path = folder(tmp_path / "old", SIZES, "bert_config.json")
+    assert read_config(path) == read_config(folder(tmp_path / "new", SIZES))
     load_pretrained(Bert(read_config(path)), path)
 
 

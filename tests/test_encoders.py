@@ -312,7 +312,7 @@ def test_an_encoder_reads_what_it_was_made_for_and_says_so_otherwise(tmp_path: P
         list(encoding.encode([np.full(100, np.nan, dtype=np.float32)]))
 
 
-def test_spectrograms_are_whispers(tmp_path: Path) -> None:
+def test_spectrograms_are_whispers() -> None:
     sound = (0.3 * np.random.default_rng(0).standard_normal(32000)).astype(np.float32)
     extract = transformers.WhisperFeatureExtractor(feature_size=80)
     wanted = extract(sound, sampling_rate=16000, max_length=32000, return_tensors="np")["input_features"][0].T

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_media import CONTAINERS
+from conftest import CONTAINERS
 
 from mer_export.data.media.face_boxes import crop, largest, main_face, overlap
 from mer_export.data.media.frames import read_frames

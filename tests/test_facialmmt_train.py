@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from small_facialmmt import SMALL, SWIN, make, utterances
+from two_processes import stopped
 
 from mer_export import registry
 from mer_export.bundle import WEIGHTS
@@ -21,7 +22,6 @@ from train.adamw import AdamW
 from train.batches import each_tensor, make_batch
 from train.config import PRESETS, TrainConfig, load_preset
 from train.fit import fit
-from train.loop import Phase
 from train.seeds import seed_everything
 from train.state import METRICS
 from train.systems.facialmmt.augment import augment_faces, jitter_faces, turn_hue
@@ -50,26 +50,10 @@ def small(data: Path, *sets: str) -> TrainConfig:
     return load_preset("facialmmt/meld_roberta", [*model, *reading, *run, *auxiliary, *sets])
 
 
-class Stop(Exception):
-    pass
-
-
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(data: Path, tmp_path: Path) -> None:
     config = small(data)
     whole = fit(config, data / "meld", tmp_path / "whole", quiet=True)
-    epoch = Phase.epoch
-
-    def only_the_first(self: Phase, number: int) -> dict:
-        if number:
-            raise Stop
-        return epoch(self, number)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Phase, "epoch", only_the_first)
-        with pytest.raises(Stop):
-            fit(config, data / "meld", tmp_path / "cut", quiet=True)
+    stopped(config, data / "meld", tmp_path / "cut")
     resumed = fit(config, data / "meld", tmp_path / "cut", quiet=True)
     a, b = (load_file(x.path(WEIGHTS)) for x in (whole, resumed))
     assert all(np.array_equal(a[n], b[n]) for n in a)

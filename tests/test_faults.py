@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -149,46 +150,57 @@ def mer_process(*words: str, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(module_command("cli", *words), stderr=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload, no-any-return]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.fixture
+def full() -> Iterator[int]:
+    """A disk without room."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    opened = os.open("/dev/full", os.O_WRONLY)
+    yield opened
+    os.close(opened)
+
+
 @pytest.mark.parametrize("words", [("list",), ("list", "--json"), ("--help",), ("--version",)])
-def test_a_full_standard_output_is_said(words: tuple[str, ...]) -> None:
-    with Path("/dev/full").open("w") as full, mer_process(*words, stdout=full) as running:
+def test_a_full_standard_output_is_said(words: tuple[str, ...], full: int) -> None:
+    with mer_process(*words, stdout=full) as running:
         assert sentence_of(running.communicate()[1]) == (
             "mer: standard output: the disk is full: free some space or write elsewhere"
         )
     assert running.returncode == 2
 
 
-def gone() -> int:
+@pytest.fixture
+def gone() -> Iterator[int]:
     """A pipe that nobody reads any more."""
     read, write = os.pipe()
     os.close(read)
-    return write
+    yield write
+    os.close(write)
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    with mer_process("list", stdout=gone()) as running:
+def test_a_reader_that_has_seen_enough_is_no_error(gone: int) -> None:
+    with mer_process("list", stdout=gone) as running:
         assert running.communicate()[1] == ""
     assert running.returncode == 0
 
 
-def test_a_reader_that_has_gone_changes_no_exit_code(tmp_path: Path) -> None:
+def test_a_reader_that_has_gone_changes_no_exit_code(gone: int) -> None:
     # It prints its report, and then says with its exit code what of it is missing.
     code = "import sys; sys.modules['torch'] = None; import cli; cli.main()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, "doctor", "--require", "torch"], stdout=gone(), stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, "doctor", "--require", "torch"], stdout=gone, stderr=subprocess.PIPE, text=True
     ) as running:
         assert "torch" in sentence_of(running.communicate()[1])
     assert running.returncode == 5
 
 
-def test_progress_that_nobody_takes_does_not_stop_the_work(tmp_path: Path) -> None:
-    for number, error in enumerate([gone(), os.open("/dev/full", os.O_WRONLY)]):
-        out = tmp_path / str(number)
-        with subprocess.Popen(module_command("cli", "synth", "cmerc", "--out", str(out)), stderr=error) as running:
-            pass
-        assert running.returncode == 0
-        assert list(out.iterdir())
+@pytest.mark.parametrize("taker", ["gone", "full"])
+def test_progress_that_nobody_takes_does_not_stop_the_work(
+    tmp_path: Path, request: pytest.FixtureRequest, taker: str
+) -> None:
+    command = module_command("cli", "synth", "cmerc", "--out", str(tmp_path / "data"))
+    assert subprocess.run(command, stderr=request.getfixturevalue(taker)).returncode == 0
+    assert list((tmp_path / "data").iterdir())
 
 
 def test_a_closed_standard_output_is_the_null_device() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import tracemalloc
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Mer
+from conftest import SAMPLE_DATA, Mer
 from small_bundle import make_bundle, make_samples
 
 from mer_export import registry
@@ -32,8 +31,7 @@ from runtimes.predict.predictor import Predictor
 from train.config import load_preset
 from train.provenance import feature_statistics, width_statistics
 
-DATA = Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "shared" / "data"))
-needs_data = pytest.mark.skipif(not (DATA / "mosi_utt").is_dir(), reason=f"no sample data in {DATA}")
+needs_data = pytest.mark.skipif(not (SAMPLE_DATA / "mosi_utt").is_dir(), reason=f"no sample data in {SAMPLE_DATA}")
 SMALL = Path(__file__).parent / "data"
 BUNDLE, DIALOGUES = SMALL / "bundles" / "cmerc", SMALL / "small" / "dialogues.jsonl"
 PRESETS = {
@@ -155,7 +153,7 @@ def test_no_held_out_split_of_real_data_warns_nor_any_part_of_it(preset: str) ->
     config = load_preset(preset)
     system = registry.get(config.system)
     contract = system.contract(system.parse(config.model))
-    corpus = open_corpus(DATA / PRESETS[preset], config.data.for_model(contract))
+    corpus = open_corpus(SAMPLE_DATA / PRESETS[preset], config.data.for_model(contract))
     known = feature_statistics([s for n in config.train_splits for s in corpus.split(n)], contract, {})
     assert known
     for split in {*corpus.splits} - {*config.train_splits}:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Mer
+from conftest import CONTAINERS, Mer
 from noise_clips import CLIPS, RATE, failed, noise, samples, write_clips, write_encoders
 
 from mer_export.data.formats.parquet.reader import source
@@ -232,9 +231,6 @@ def test_the_command_needs_no_torch_for_signals(clips: Path, encoders: Path) -> 
     words = [str(clips / "clips.csv"), f"audio={encoders}/vector", str(clips / "f.parquet")]
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[] 0"
-
-
-CONTAINERS = Path(os.environ.get("MER_SAMPLE_DATA", ROOT.parent / "shared" / "data")) / "media" / "containers"
 
 
 BROKEN = {"zero_samples.wav", "not_audio_text.wav"}

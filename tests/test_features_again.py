@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_with_the_same_bytes(
 
 
 def test_parts_of_another_request_are_refused_by_name(
-    mer: Mer, clips: Path, encoders: Path, small_blocks: None, monkeypatch: pytest.MonkeyPatch
+    mer: Mer, clips: Path, encoders: Path, small_blocks: None
 ) -> None:
     out = clips / "f.parquet"
     (clips / "wav" / "20.wav").unlink()

@@ -75,7 +75,8 @@ def test_a_null_id_is_none(bundle: Bundle) -> None:
 
 def test_inputs_that_other_models_take_may_come_with_a_sample(bundle: Bundle) -> None:
     sample = one()
-    fit_one(replace(sample, inputs={**sample.inputs, "input_ids": np.zeros(3, np.int64)}), bundle)
+    more = replace(sample, inputs={**sample.inputs, "input_ids": np.zeros(3, np.int64)})
+    assert fit_one(more, bundle) is more
 
 
 @pytest.mark.parametrize("form", ["sample", "dict"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import struct
 import tracemalloc
 import zlib
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import CONTAINERS
 from media_files import HEIGHT, RATE, SOUNDS, TIMES, VIDEOS, WIDTH, colour, made, number_of, tone, write_video
 
 from mer_export.data.media import frames as frames_module
@@ -24,11 +24,6 @@ from mer_export.errors import InputError, MissingTrack
 
 av = pytest.importorskip("av")
 soundfile = pytest.importorskip("soundfile")
-
-
-CONTAINERS = (
-    Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "media" / "containers"
-)
 
 
 @pytest.fixture(scope="module")
@@ -309,7 +304,7 @@ def test_the_picture_of_a_cover_is_no_picture_track(tmp_path: Path) -> None:
         packets = [*cover.encode(picture.reformat(format="yuvj420p")), *cover.encode()]
         out.mux([*sounds.encode(sound), *sounds.encode(), *packets])
     assert read_sound(tmp_path / "a.m4a").seconds > 0
-    with pytest.raises(MissingTrack):
+    with pytest.raises(MissingTrack, match="has no pictures"):
         read_frames(tmp_path / "a.m4a")
 
 

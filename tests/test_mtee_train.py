@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
-from typing import Any
 
 import mtee_bundles as tiny
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from two_processes import stopped
 
 from mer_export import registry
 from mer_export.bundle import WEIGHTS, Bundle
@@ -25,7 +25,6 @@ from mer_export.models.mtee.emotions import look_up
 from mer_export.weights import export_weights
 from runtimes.predict.evaluate import evaluate
 from runtimes.predict.predictor import Predictor
-from train import fit as fitting
 from train.config import PRESETS, load_preset
 from train.fit import EVALUATION, fit
 from train.state import METRICS
@@ -152,26 +151,10 @@ def test_the_schedule_and_early_stopping_follow_the_validation_split(data: Path,
     assert rates[-1] < rates[0]
 
 
-class Stopped(Exception):
-    pass
-
-
-def test_a_resumed_run_ends_with_the_same_weights_and_learning_rate(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_ends_with_the_same_weights_and_learning_rate(data: Path, tmp_path: Path) -> None:
     config = load_preset("mtee/mosei", [*SMALL, "epochs=6", "plateau.patience=0", "lr=0.05", "keep.rule=last"])
     whole = fit(config, data, tmp_path / "whole", quiet=True)
-    commit = fitting.Run._commit
-
-    def stop_after_three(self: Any, keep: bool) -> None:
-        commit(self, keep)
-        if self.state.epoch == 3:
-            raise Stopped
-
-    monkeypatch.setattr(fitting.Run, "_commit", stop_after_three)
-    with pytest.raises(Stopped):
-        fit(config, data, tmp_path / "parts", quiet=True)
-    monkeypatch.undo()
+    stopped(config, data, tmp_path / "parts", after=3)
     parts = fit(config, data, tmp_path / "parts", quiet=True)
     a, b = load_file(whole.root / WEIGHTS), load_file(parts.root / WEIGHTS)
     assert all(np.array_equal(a[n], b[n]) for n in a)

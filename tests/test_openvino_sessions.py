@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from small_bundle import make_samples
@@ -77,7 +75,7 @@ def test_a_precision_that_the_runtime_makes_itself_needs_fp32_variants_alone(exp
         np.testing.assert_allclose(scores, found["fp32"], rtol=0.05, atol=0.05)
 
 
-def test_int8_matrices_keep_their_products_and_vectors_stay(tmp_path: Path) -> None:
+def test_int8_matrices_keep_their_products_and_vectors_stay() -> None:
     import openvino
     from openvino import opset13 as ops
 

@@ -13,13 +13,13 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -108,7 +108,10 @@ class Layout(NamedTuple):
     words: list[str]
     healthcheck: list[str]
     environment: dict[str, str]
-    port: int
+
+    def on(self, port: int, words: list[str]) -> list[str]:
+        """The words for another port than that of the image."""
+        return [w.replace("8080", str(port)) for w in words]
 
 
 @pytest.fixture
@@ -134,20 +137,17 @@ def layout(packed: Path, tmp_path: Path) -> Layout:
     _install(root / "site", (packed / "requirements.txt").read_text().splitlines())
     for path in [p for p in (root, *root.rglob("*")) if not p.is_symlink()]:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
 
     def here(words: list[str]) -> list[str]:
         inside = [str(root) + w if w.startswith("/") else w for w in words]
-        return [sys.executable, "-S", *(w.replace("8080", str(port)) for w in inside[1:])]
+        return [sys.executable, "-S", *inside[1:]]
 
     words = here([*command(found["ENTRYPOINT"]), *command(found["CMD"])])
     scratch = tmp_path / "tmp"
     scratch.mkdir()
     said = dict(word.split("=") for word in found["ENV"].split())
     environment = said | {"HOME": str(scratch), "TMPDIR": str(scratch), "PYTHONPATH": str(root / "site")}
-    return Layout(root, words, here(command(found["HEALTHCHECK"])), environment, port)
+    return Layout(root, words, here(command(found["HEALTHCHECK"])), environment)
 
 
 def _install(site: Path, lines: list[str]) -> None:
@@ -170,7 +170,7 @@ def _without_privileges() -> None:
 @pytest.fixture
 def running(layout: Layout) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        layout.words,
+        layout.on(0, layout.words),
         env=layout.environment,
         cwd=layout.root / "app",
         stdout=subprocess.PIPE,
@@ -190,12 +190,13 @@ def test_the_files_of_the_image_alone_serve_the_bundle_to_a_user_who_may_write_n
     told = running.stdout.readline()
     assert "serves cmerc (onnxruntime fp32, 2 workers)" in told, running.communicate()[1]
     assert "CapEff:\t0000000000000000" in Path(f"/proc/{running.pid}/status").read_text()
-    subprocess.run(layout.healthcheck, check=True, env=os.environ | layout.environment)
+    port = urlsplit(told.split(" ")[0]).port or 0
+    subprocess.run(layout.on(port, layout.healthcheck), check=True, env=os.environ | layout.environment)
     assert mer("infer", BUNDLE, DIALOGUES, "-o", tmp_path / "labels.jsonl")[0] == 0
     expected = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
     body, form = DIALOGUES.read_bytes(), {"Content-Type": "application/x-ndjson"}
-    assert ask(layout.port, body, form)[0] == 401
-    status, answer = ask(layout.port, body, form | {"Authorization": "Bearer word"})
+    assert ask(port, body, form)[0] == 401
+    status, answer = ask(port, body, form | {"Authorization": "Bearer word"})
     assert status == 200
     rows = [json.loads(line) for line in answer.splitlines()]
     assert [(r["unit"], r["label"]) for r in rows] == [(r["unit"], r["label"]) for r in expected]
@@ -378,7 +379,7 @@ def test_a_package_that_is_not_installed_here_is_named_with_its_extra(tmp_path: 
         pinned(["serve"], tmp_path)
 
 
-def test_torch_needs_another_kind_of_image(tmp_path: Path) -> None:
+def test_torch_needs_another_kind_of_image() -> None:
     bundle = Bundle.open(BUNDLE)
     with pytest.raises(UnsupportedError, match="not torch"):
         needs_of(bundle, "torch")

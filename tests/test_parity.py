@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-from small_bundle import make_bundle, make_samples, reweigh
+from small_bundle import make_bundle, make_samples, part_of, reweigh
 
 from mer_export.agreement.answers import Compared
 from mer_export.agreement.compare import compare
@@ -27,11 +28,9 @@ TASK = Task(labels=("neutral", "joy", "anger"))
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    made = make_bundle(tmp_path_factory.mktemp("parity") / "bundle")
-    for length in (4, 8):
-        export_variant(made, "torchscript", Bucket(utterances=length))
-    return made
+def bundle(exported: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A copy of both buckets as TorchScript."""
+    return part_of(exported, tmp_path_factory.mktemp("parity") / "bundle", ("torchscript", 4), ("torchscript", 8))
 
 
 def runnable(bundle: Bundle, runtime: str) -> list[Way]:
@@ -194,10 +193,8 @@ def test_identical_decisions_have_an_interval_of_exactly_zero() -> None:
     assert all((m.difference, m.low, m.high) == (0, 0, 0) for m in found)
 
 
-def test_variants_of_other_weights_are_found_and_named(
-    bundle: Bundle, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    stale = make_bundle(tmp_path_factory.mktemp("stale") / "bundle")
+def test_variants_of_other_weights_are_found_and_named(tmp_path: Path) -> None:
+    stale = make_bundle(tmp_path / "bundle")
     export_variant(stale, "torchscript", Bucket(utterances=8))
     reweigh(stale, seed=7)
     export_variant(stale, "torchscript", Bucket(utterances=4))

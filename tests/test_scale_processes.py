@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -65,14 +66,14 @@ def wait_for(condition: Callable[[], Any]) -> Any:
 
 def test_a_killed_process_costs_its_block_and_a_killed_run_goes_on(place: Place, tmp_path: Path) -> None:
     out, journal = tmp_path / "out", tmp_path / "out" / "done.jsonl"
-    running = started(place, out)
-    victims = wait_for(lambda: len(found := children(running.pid)) == 2 and found)
-    os.kill(victims[0], signal.SIGKILL)
-    wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 2)
-    # Stopped first, so that it cannot end meanwhile.
-    left = children(running.pid)
-    running.kill()
-    running.communicate()
+    with started(place, out) as running:
+        try:
+            victims = wait_for(lambda: len(found := children(running.pid)) == 2 and found)
+            os.kill(victims[0], signal.SIGKILL)
+            wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 2)
+            left = children(running.pid)
+        finally:
+            running.kill()
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
     done = {f.name: f.stat().st_mtime_ns for f in (out / "answers").glob("*.parquet")}
     again = started(place, out, "--json")
@@ -128,7 +129,7 @@ def test_a_dry_run_says_what_is_in_how_many_blocks_and_writes_nothing(mer: Mer, 
 def test_a_cluster_without_ray_says_what_to_install(
     mer: Mer, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     found = mer("infer", place.bundle, place.lines, "-o", tmp_path / "out", "--cluster", "local")
     assert found[0] == 5
     assert "mer-export[scale]" in found[2]

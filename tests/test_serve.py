@@ -340,10 +340,10 @@ def test_the_log_is_json_lines_without_what_was_sent(server: Running) -> None:
     body = json.dumps({"dialogue": secret, "utterances": [UTTERANCE | {"id": secret, "speaker": secret}]}).encode()
     answer = server.ask("POST", PREDICT, body, JSON)
     assert secret in answer.body.decode()
-    server.ask("POST", PREDICT, body.replace(b"[0.1, ", b"[1e99, "), JSON)
-    number = answer.headers["x-request-id"]
-    server.ask("GET", "/v2/health/live")
-    while not any(line.get("request") == number for line in list(server.log)):
+    refusal = server.ask("POST", PREDICT, body.replace(b"[0.1, ", b"[1e99, "), JSON)
+    assert refusal.status == 422
+    number, last = (a.headers["x-request-id"] for a in (answer, refusal))
+    while not any(line.get("request") == last for line in list(server.log)):
         time.sleep(0.01)
     (line,) = (line for line in server.log if line.get("request") == number)
     said = {k: line[k] for k in ("event", "method", "route", "model", "status")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Mer
+from conftest import SAMPLE_DATA, Mer
 
 from mer_export.encoders.encoder import Encoder
 from mer_export.encoders.mel import mel_filters
@@ -22,7 +21,6 @@ from mer_export.encoders.signal.spectra import Spectrum, log_mel, mfcc
 from mer_export.errors import InputError, NotAvailableError, UnsupportedError, UsageError
 from runtimes.encode import open_encoder
 
-SHARED = Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 RATE = 16000
 NOISE = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
 
@@ -86,7 +84,7 @@ def test_the_identity_of_a_signal_is_all_that_decides_a_number(tmp_path: Path) -
     assert Encoder.open(again).identity == identities[0]
 
 
-def test_settings_that_cannot_be_are_one_sentence(tmp_path: Path) -> None:
+def test_settings_that_cannot_be_are_one_sentence() -> None:
     for settings, said in (
         ({"coefficients": 41}, "40 mel filters have no 41 coefficients"),
         ({"low": 9.0, "high": 8.0}, "end at 8.0 Hz and begin at 9.0 Hz"),
@@ -142,14 +140,14 @@ class TestEgemaps:
             next(encoding.encode([NOISE]))
 
     @pytest.mark.skipif(
-        not (SHARED / "media" / "ravdess").is_dir(), reason="the recordings are not beside the repository"
+        not (SAMPLE_DATA / "media" / "ravdess").is_dir(), reason="the recordings are not beside the repository"
     )
     def test_recordings_give_the_stored_functionals(self, tmp_path: Path) -> None:
         soundfile = pytest.importorskip("soundfile")
-        with (SHARED / "ravdess_av" / "clips.csv").open() as stream:
+        with (SAMPLE_DATA / "ravdess_av" / "clips.csv").open() as stream:
             clips = list(csv.DictReader(stream))[4::120]
-        stored = np.load(SHARED / "ravdess_av" / "features.npz")["audio_egemaps"]
-        files = [SHARED / "media" / "ravdess" / f"{c['clip_id']}.flac" for c in clips]
+        stored = np.load(SAMPLE_DATA / "ravdess_av" / "features.npz")["audio_egemaps"]
+        files = [SAMPLE_DATA / "media" / "ravdess" / f"{c['clip_id']}.flac" for c in clips]
         sounds = [soundfile.read(f, dtype="float32")[0] + np.float32(0.5 / 32768) for f in files]
         with open_encoder(write_signal_encoder("egemaps", tmp_path / "e", half_step=True).root) as encoding:
             found = np.stack(list(encoding.encode(sounds)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import SAMPLE_DATA
 from small_tab import (
     SENTENCES,
     TEXT,
@@ -48,7 +48,6 @@ from mer_export.exporters.export_job import prove
 from runtimes.encode import open_encoder
 
 RATE = 16000
-SHARED = Path(os.environ.get("MER_SAMPLE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def by_id(samples: object) -> dict[str, Sample]:
@@ -122,7 +121,7 @@ def test_resampling_keeps_a_tone(tmp_path: Path) -> None:
 
 
 def test_real_recordings_become_tokens(speech: Path) -> None:
-    recordings = sorted((SHARED / "ravdess_av" / "wav16k").glob("*.wav"))[:2]
+    recordings = sorted((SAMPLE_DATA / "ravdess_av" / "wav16k").glob("*.wav"))[:2]
     if not recordings:
         pytest.skip("no sample recordings here")
     shape = speech_network().config

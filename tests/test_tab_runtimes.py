@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
 import pytest
 from conftest import Once
+from every_session import ONE_THREAD, RUNTIMES, Sessions, every_session
 from small_tab import SHORT, VARIANTS, export_tab, spoken
 
 from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
-from runtimes.backends.session import Session, SessionOptions
-from runtimes.backends.table import backend_problem, known_backends, open_session
+from runtimes.backends.session import Session
+from runtimes.backends.table import open_session
 from runtimes.predict.predictor import Predictor
 
-RUNTIMES = ("torch", "torchscript", "exported_program", "onnxruntime", "openvino")
 ATOL = 1e-5
-ONE_THREAD = SessionOptions(threads=1)
-Sessions = list[tuple[Session, dict[str, int]]]
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -30,21 +28,8 @@ def bundle(request: pytest.FixtureRequest, once: Once) -> Bundle:
 
 @pytest.fixture(scope="module", params=RUNTIMES)
 def sessions(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Sessions]:
-    """The sessions of one runtime, each with the lengths to pad to."""
-    problem = backend_problem(request.param)
-    if problem:
-        pytest.skip(problem)
-    formats = known_backends()[request.param].formats
-    variants = [v for v in bundle.manifest.variants if v.format in formats]
-    if formats and not variants:
-        pytest.skip("this variant is not exported to that format here")
-    opened: Sessions = [(open_session(bundle, v, request.param, ONE_THREAD), v.lengths) for v in variants]
-    if not variants:
-        session = open_session(bundle, None, request.param, ONE_THREAD)
-        opened = [(session, lengths) for lengths in bundle.manifest.contract.buckets]
-    yield opened
-    for session, _ in opened:
-        session.close()
+    with every_session(bundle, request.param) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +38,7 @@ def eager(bundle: Bundle) -> Iterator[Session]:
         yield session
 
 
-def answer(session: Session, samples: list[Sample], bucket: dict[str, int] | None, batch: int | None = None) -> list:
+def answer(session: Session, samples: list[Sample], bucket: Mapping[str, int] | None, batch: int | None = None) -> list:
     found = session.run(collate(samples, session.contract, bucket, batch))
     return [found[s.name][: len(samples)] for s in session.contract.outputs]
 

@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.numpy import load_file
 from small_tab import AUDIO, SENTENCES, TEXT, WIDTH, sentence_encoder, speech_tokenizer, text_tokenizer
+from two_processes import stopped
 from typer.testing import CliRunner
 
 import cli
@@ -27,7 +28,6 @@ from mer_export.errors import InputError, UsageError
 from mer_export.experiment import ExperimentResult
 from mer_export.layers.bert.network import Bert
 from mer_export.progress import SILENT
-from train import fit as fit_module
 from train.config import PRESETS, TrainConfig, load_preset
 from train.experiments.crossval import of_fold, plan_folds
 from train.experiments.run import run
@@ -141,22 +141,7 @@ def test_an_interrupted_run_with_newbob_goes_on_as_if_nothing_had_happened(data:
     rule = "protocol.newbob={metric: accuracy, restore: true, threshold: 0.5}"
     config = small("iemocap_tab", rule, "epochs=4", "lr=0.05")
     whole = fit(config, data, tmp_path / "whole", quiet=True)
-
-    class Stop(Exception):
-        pass
-
-    def stop(self: Any) -> bool:
-        if self.state.epoch == 3:
-            raise Stop
-        return False
-
-    original = fit_module.Run._out_of_patience
-    fit_module.Run._out_of_patience = stop  # type: ignore[method-assign]
-    try:
-        with pytest.raises(Stop):
-            fit(config, data, tmp_path / "parts", quiet=True)
-    finally:
-        fit_module.Run._out_of_patience = original  # type: ignore[method-assign]
+    stopped(config, data, tmp_path / "parts", after=3)
     parts = fit(config, data, tmp_path / "parts", quiet=True)
     a, b = (load_file(x.root / WEIGHTS) for x in (whole, parts))
     assert all(np.array_equal(a[n], b[n]) for n in a)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import CASES
 from damage import cut_short
 from small_bundle import make_bundle
 from small_tab import SENTENCES
@@ -27,7 +27,6 @@ from mer_export.data.tokens.text_tokenizer import TextTokenizer
 from mer_export.data.tokens.tokenizer import keep_tokenizer, load_tokenizer, text_tokens
 from mer_export.errors import InputError, NotAvailableError, UnsupportedError, UsageError
 
-CASES = Path(os.environ.get("MER_CASES", Path(__file__).parents[2] / "shared" / "cases"))
 PIECES = [
     "[PAD]",
     "[UNK]",

@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 import typer
 from conftest import Mer
-from triton_repositories import described, ports, read, router_of, tensors
+from triton_repositories import CMERC, described, ports, read, repository_of, router_of, samples_of, tensors
 
 import cli
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle, Variant
-from mer_export.data.bundle_data import bundle_spec
-from mer_export.data.open import stream_samples
 from mer_export.data.samples import Sample
 from mer_export.errors import NotAvailableError, UnsupportedError, UntrustedError, UsageError
 from runtimes.backends.session import SessionOptions
@@ -32,31 +30,27 @@ from runtimes.triton.plan import _notes, answers_of, plan
 from runtimes.triton.repository import MARK, write
 
 pytest.importorskip("tritonclient.grpc")
-DATA = Path(__file__).parent / "data"
-BUNDLE, DIALOGUES = DATA / "bundles" / "cmerc", DATA / "small" / "dialogues.jsonl"
 CUDA = SessionOptions(device="cuda")
 
 
 @pytest.fixture(scope="module")
 def cmerc() -> Bundle:
-    return Bundle.open(BUNDLE)
+    return Bundle.open(CMERC)
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Bundle:
-    return Bundle.open(shutil.copytree(BUNDLE, tmp_path / "bundle"))
+    return Bundle.open(shutil.copytree(CMERC, tmp_path / "bundle"))
 
 
 @pytest.fixture(scope="module")
 def written(cmerc: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("triton") / "repository"
-    write(plan(cmerc, batch=4, workers=3), out)
-    return out
+    return repository_of(cmerc, tmp_path_factory.mktemp("triton"))
 
 
 @pytest.fixture(scope="module")
 def dialogues(cmerc: Bundle) -> list[Sample]:
-    return list(stream_samples(DIALOGUES, bundle_spec(cmerc, DIALOGUES)))
+    return samples_of(cmerc)
 
 
 def test_a_bucket_is_a_model_whose_batches_triton_makes(written: Path) -> None:
@@ -146,9 +140,7 @@ def test_a_gpu_computes_fp32_in_fp32(cmerc: Bundle) -> None:
     assert dict(accelerator("tf32").parameters) == {"use_tf32": "1"}
 
 
-def test_batch_threads_and_instances_are_those_of_the_machine_profile_where_there_is_one(
-    copy: Bundle, tmp_path: Path
-) -> None:
+def test_batch_threads_and_instances_are_those_of_the_machine_profile_where_there_is_one(copy: Bundle) -> None:
     onnx = [v for v in copy.manifest.variants if v.format == "onnx" and v.precision == "fp32"]
     files = copy.manifest.files
     options = SessionOptions(threads=1, batch=8)
@@ -271,7 +263,7 @@ def test_the_documentation_names_every_option_and_answer() -> None:
 
 
 def test_the_command_writes_says_and_plans(mer: Mer, tmp_path: Path) -> None:
-    words = ("triton", BUNDLE, "--out", tmp_path / "repository", "--workers", "1", "--json")
+    words = ("triton", CMERC, "--out", tmp_path / "repository", "--workers", "1", "--json")
     code, out, err = mer(*words, "--dry-run")
     assert (code, err) == (0, "")
     planned = json.loads(out)

@@ -10,42 +10,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 from small_networks import NETWORKS
-from triton_repositories import answered, described, ports, router_of, same, tensors
+from triton_repositories import CMERC, answered, described, ports, repository_of, router_of, same, samples_of, tensors
 
 from mer_export.bucket import bucket_for
 from mer_export.bundle import Bundle, Variant
 from mer_export.contract import Contract
-from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.collate import collate
 from mer_export.data.given import OPTIONAL
-from mer_export.data.open import stream_samples
 from mer_export.data.samples import Sample
 from runtimes.predict.predictor import Predictor
 from runtimes.triton import router as router_module
 from runtimes.triton.plan import answers_of, contract_of, plan
-from runtimes.triton.repository import write
 from runtimes.triton.router import Refusal, Router
 
 pytest.importorskip("tritonclient.grpc")
-DATA = Path(__file__).parent / "data"
-BUNDLE, DIALOGUES = DATA / "bundles" / "cmerc", DATA / "small" / "dialogues.jsonl"
 
 
 @pytest.fixture(scope="module")
 def cmerc() -> Bundle:
-    return Bundle.open(BUNDLE)
+    return Bundle.open(CMERC)
 
 
 @pytest.fixture(scope="module")
 def written(cmerc: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("triton") / "repository"
-    write(plan(cmerc, batch=4, workers=3), out)
-    return out
+    return repository_of(cmerc, tmp_path_factory.mktemp("triton"))
 
 
 @pytest.fixture(scope="module")
 def dialogues(cmerc: Bundle) -> list[Sample]:
-    return list(stream_samples(DIALOGUES, bundle_spec(cmerc, DIALOGUES)))
+    return samples_of(cmerc)
 
 
 def test_the_router_needs_numpy_alone(written: Path) -> None:

@@ -19,12 +19,11 @@ import pytest
 
 pytest.importorskip("tritonclient.http")
 pytest.importorskip("tritonclient.grpc")
+from triton_repositories import DATA, samples_of, tensors
 from tritonclient import grpc, http
 
 from benchmarks.triton_server import Triton, running, stand_ins
 from mer_export.bundle import Bundle
-from mer_export.data.bundle_data import bundle_spec
-from mer_export.data.open import stream_samples
 from mer_export.data.samples import Sample
 from mer_export.exporters import export_variant
 from runtimes.predict.prediction import Prediction
@@ -36,8 +35,6 @@ NAMED = os.environ.get("MER_TRITON")
 pytestmark = pytest.mark.skipif(
     not NAMED, reason="MER_TRITON names no interpreter with pytriton: python3 -m benchmarks.triton_server DIR makes one"
 )
-DATA = Path(__file__).parent / "data"
-DIALOGUES = DATA / "small" / "dialogues.jsonl"
 TYPES = {"float32": "FP32", "int64": "INT64"}
 
 
@@ -52,13 +49,12 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 
 @pytest.fixture(scope="module")
 def items(bundles: dict[str, Bundle]) -> dict[str, list[Sample]]:
-    dialogues = stream_samples(DIALOGUES, bundle_spec(bundles["cmerc"], DIALOGUES))
     utterances = mtee_bundles.make_samples(mtee_bundles.config_of("eea"), 8)
     draw = np.random.default_rng(0)
     shapes = [{"text": (n, 7), "audio": (n + 2, 5), "vision": (n, 4)} for n in (2, 3, 5)]
     frames = [{m: draw.standard_normal(s, dtype=np.float32) for m, s in own.items()} for own in shapes]
     return {
-        "cmerc": list(dialogues),
+        "cmerc": samples_of(bundles["cmerc"]),
         "emt": [Sample(f"u{i}", f, (f"u{i}",)) for i, f in enumerate(frames)],
         "eea": utterances,
     }
@@ -92,10 +88,6 @@ def given(library: Any, arrays: dict[str, np.ndarray]) -> list[Any]:
     return found
 
 
-def one(sample: Sample) -> dict[str, np.ndarray]:
-    return {name: np.asarray(array)[None] for name, array in sample.inputs.items()}
-
-
 def same(found: Any, predictions: list[Prediction], number: int = 0) -> None:
     labels = [label.decode() for label in found.as_numpy("label")[number]]
     assert labels[: len(predictions)] == [p.label for p in predictions]
@@ -120,7 +112,7 @@ def test_an_unpadded_item_gets_the_answer_of_infer(
     client = library.InferenceServerClient(server.http if library is http else server.grpc)
     assert client.is_model_ready(name)
     for sample, predictions in zip(items[name], expected[name], strict=True):
-        same(client.infer(name, given(library, one(sample))), predictions)
+        same(client.infer(name, given(library, tensors(sample))), predictions)
 
 
 def test_several_items_of_a_request_are_cut_to_their_lengths(
@@ -147,7 +139,7 @@ def test_many_clients_get_their_own_answers_and_nobody_elses_refusal(
 
     def ask(number: int) -> None:
         sample, predictions = pairs[number]
-        arrays = one(sample)
+        arrays = tensors(sample)
         if number % 5 == 0:
             arrays["audio"] = np.full_like(arrays["audio"], np.nan)
             with pytest.raises(grpc.InferenceServerException, match="audio holds nan"):
@@ -165,7 +157,7 @@ def test_a_modality_that_is_left_out_is_missing(
     client = grpc.InferenceServerClient(server.grpc)
     with Predictor(bundles["cmerc"]) as predictor:
         for sample in items["cmerc"][:4]:
-            arrays = one(sample)
+            arrays = tensors(sample)
             del arrays["vision"]
             inputs = {n: a[0] for n, a in arrays.items()}
             same(client.infer("cmerc", given(grpc, arrays)), list(predictor.predict([inputs])))

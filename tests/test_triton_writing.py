@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from triton_repositories import answered, contents, router_of, same, tensors
+from triton_repositories import CMERC, answered, contents, repository_of, router_of, same, samples_of, tensors
 
 from mer_export.bundle import Bundle, files
-from mer_export.data.bundle_data import bundle_spec
-from mer_export.data.open import stream_samples
 from mer_export.data.samples import Sample
 from mer_export.errors import BundleError, UsageError
 from mer_export.exporters.graph import external_data
@@ -22,30 +20,26 @@ from runtimes.triton.plan import plan
 from runtimes.triton.repository import MARK, write
 
 pytest.importorskip("tritonclient.grpc")
-DATA = Path(__file__).parent / "data"
-BUNDLE, DIALOGUES = DATA / "bundles" / "cmerc", DATA / "small" / "dialogues.jsonl"
 
 
 @pytest.fixture(scope="module")
 def cmerc() -> Bundle:
-    return Bundle.open(BUNDLE)
+    return Bundle.open(CMERC)
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Bundle:
-    return Bundle.open(shutil.copytree(BUNDLE, tmp_path / "bundle"))
+    return Bundle.open(shutil.copytree(CMERC, tmp_path / "bundle"))
 
 
 @pytest.fixture(scope="module")
 def written(cmerc: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("triton") / "repository"
-    write(plan(cmerc, batch=4, workers=3), out)
-    return out
+    return repository_of(cmerc, tmp_path_factory.mktemp("triton"))
 
 
 @pytest.fixture(scope="module")
 def dialogues(cmerc: Bundle) -> list[Sample]:
-    return list(stream_samples(DIALOGUES, bundle_spec(cmerc, DIALOGUES)))
+    return samples_of(cmerc)
 
 
 def test_weights_that_buckets_share_lie_on_the_disk_once(

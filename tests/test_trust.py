@@ -332,12 +332,13 @@ def test_an_archive_that_can_be_read_in_two_ways_is_refused(
 
 
 @pytest.mark.parametrize("form", ["torchscript", "exported_program"])
-def test_a_damaged_archive_is_refused_or_as_before_never_an_internal_error(
+def test_a_damaged_archive_passes_or_is_refused_and_is_never_an_internal_error(
     bundle: Bundle, tmp_path: Path, form: str
 ) -> None:
+    """What passes has a flipped bit in its weights, which checksums find."""
     check = (torchscript_archives if form == "torchscript" else exported_programs).check
     whole = bundle.path(variant_of(bundle, form).model).read_bytes()
-    path = tmp_path / "model"
+    path, passed = tmp_path / "model", 0
     for seed in range(300):
         content = bytearray(whole)
         place = (seed * 7919 * 104729) % len(content)
@@ -345,6 +346,8 @@ def test_a_damaged_archive_is_refused_or_as_before_never_an_internal_error(
         path.write_bytes(content)
         with contextlib.suppress(UntrustedError):
             check(path)
+            passed += 1
+    assert 0 < passed < 300
 
 
 @pytest.mark.parametrize("system", ["emt", "cmerc"])
@@ -390,14 +393,14 @@ def test_machine_code_runs_for_who_exported_it_and_for_nobody_else_without_trust
 def test_a_mark_is_of_these_files_of_this_variant_alone(bundle: Bundle, user: Path) -> None:
     made = engine(bundle.root)
     forged = replace_model(made, "tensorrt", b"other machine code")
-    with pytest.raises(UntrustedError):
+    with pytest.raises(UntrustedError, match="machine code that you did not export"):
         admit(forged, variant_of(forged, "tensorrt"))
 
 
 def test_a_key_that_others_can_read_is_not_used(bundle: Bundle, user: Path) -> None:
     made = engine(bundle.root)
     user.chmod(0o644)
-    with pytest.raises(UntrustedError):
+    with pytest.raises(UntrustedError, match="machine code that you did not export"):
         admit(made, variant_of(made, "tensorrt"))
     assert trust.mark(variant_of(made, "tensorrt").model_copy(update={"mac": ""}), {}).mac == ""
 

@@ -83,13 +83,19 @@ def read_mutated(name: str, content: bytes, folder: Path, count: int, seed: int 
     return outcomes
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    samples(folder)
+    return folder
+
+
 @pytest.mark.parametrize("name", READERS)
-def test_damage_gives_a_value_or_a_sentence(tmp_path: Path, name: str) -> None:
-    content = samples(tmp_path / "whole")[name]
-    shutil.copytree(tmp_path / "whole", tmp_path / "damaged")
-    READERS[name](tmp_path / "whole" / name)
-    found = read_mutated(name, content, tmp_path / "damaged", MUTATIONS)
-    assert set(found) == {"value", "sentence"} or set(found) == {"sentence"}
+def test_damage_gives_a_value_or_a_sentence(written: Path, tmp_path: Path, name: str) -> None:
+    READERS[name](written / name)
+    damaged = Path(shutil.copytree(written, tmp_path / "damaged"))
+    found = read_mutated(name, (written / name).read_bytes(), damaged, MUTATIONS)
+    assert {"sentence"} <= set(found) <= {"value", "sentence"}
 
 
 if __name__ == "__main__":

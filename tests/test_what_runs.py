@@ -71,7 +71,8 @@ def test_only_variants_that_answered_are_named() -> None:
         assert running.answered_by == ["onnx-fp32-utterances4-bdynamic"]
 
 
-def test_a_dash_prints_the_rows_and_nothing_else(mer: Mer, tmp_path: Path) -> None:
+def test_a_dash_prints_the_rows_and_nothing_else(mer: Mer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     code, out, err = mer("infer", BUNDLE, DIALOGUES, "--out", "-", "--json")
     assert code == 0
     assert json.loads(err)["units"] == sum(UNITS.values())
@@ -281,7 +282,7 @@ def test_what_was_never_exported_is_answered_by_pytorch(tmp_path: Path) -> None:
         assert running.backend == "torch"
 
 
-def test_eval_needs_no_torch_where_something_else_is_installed(tmp_path: Path) -> None:
+def test_eval_needs_no_torch_where_something_else_is_installed() -> None:
     code = "import sys; sys.modules['torch'] = None; import cli; cli.main()"
     words = ["eval", str(BUNDLE), "--data", str(DIALOGUES), "--json"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT)

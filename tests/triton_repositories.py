@@ -13,11 +13,27 @@ from small_networks import NETWORKS
 
 from mer_export import registry
 from mer_export.bundle import Bundle, Manifest
+from mer_export.data.bundle_data import bundle_spec
+from mer_export.data.open import stream_samples
 from mer_export.data.samples import Sample
 from runtimes.predict.prediction import Prediction
 from runtimes.predict.predictor import Predictor
 from runtimes.triton.config import protobuf
+from runtimes.triton.plan import plan
+from runtimes.triton.repository import write
 from runtimes.triton.router import Router
+
+DATA = Path(__file__).parent / "data"
+CMERC, DIALOGUES = DATA / "bundles" / "cmerc", DATA / "small" / "dialogues.jsonl"
+
+
+def samples_of(cmerc: Bundle) -> list[Sample]:
+    return list(stream_samples(DIALOGUES, bundle_spec(cmerc, DIALOGUES)))
+
+
+def repository_of(bundle: Bundle, folder: Path) -> Path:
+    write(plan(bundle, batch=4, workers=3), folder / "repository")
+    return folder / "repository"
 
 
 def read(file: Path) -> Any:

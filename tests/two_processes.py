@@ -129,12 +129,12 @@ def trained(config, data: Path, out: Path) -> str:
     return seen[0]
 
 
-def stopped(config, data: Path, out: Path) -> None:
-    """Trains the first epoch and is interrupted in the second."""
+def stopped(config, data: Path, out: Path, after: int = 1) -> None:
+    """Trains so many epochs and is interrupted in the next one."""
     epoch = Phase.epoch
 
     def only_the_first(self: Phase, number: int) -> dict:
-        if number:
+        if number == after:
             raise Stop
         return epoch(self, number)
 

@@ -39,7 +39,7 @@ class Case:
         Floats: |found - reference| <= atol + rtol * |reference|; integers and booleans exactly. `tolerances` gives
         the atol of outputs by prefix, where a case states one in words.
         """
-        problems = []
+        problems = [] if self.outputs else ["no outputs: there is nothing to compare"]
         for name, reference in self.outputs.items():
             if name not in found:
                 problems.append(f"{name}: no adapter computes it")
@@ -66,6 +66,15 @@ class Case:
             if not (same | (error <= allowed)).all():
                 problems.append(f"{name}: error {np.nanmax(error):.3g}, atol {atol:g}")
         return problems
+
+
+def translate(options: dict[str, Any], names: dict[str, str], others: set[str]) -> dict[str, Any]:
+    """Options with a name of ours; refuses those that nothing here understands."""
+    if unknown := set(options) - set(names) - others:
+        raise CannotMap(f"options {sorted(unknown)} of this case are not known")
+    if options.get("hidden_act", "gelu") != "gelu":
+        raise CannotMap(f"hidden_act {options['hidden_act']!r} is not supported, only 'gelu'")
+    return {ours: options[theirs] for theirs, ours in names.items() if theirs in options}
 
 
 def find_cases(root: Path) -> list[Path]:

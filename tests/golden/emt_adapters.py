@@ -8,7 +8,7 @@ from typing import Any
 import emt_data_adapters
 import numpy as np
 import torch
-from case import CannotMap, Case
+from case import CannotMap, Case, translate
 from emt_data_adapters import SCALE_OF, published
 from safetensors.torch import load_file
 
@@ -98,17 +98,7 @@ TRANSFORMER_OTHER = {
 }
 
 
-def translate(options: dict[str, Any], names: dict[str, str], others: set[str]) -> dict[str, Any]:
-    """Options with a name of ours; refuses those that nothing here understands."""
-    unknown = set(options) - set(names) - others
-    if unknown:
-        raise CannotMap(f"options {sorted(unknown)} of this case are not known")
-    return {ours: options[theirs] for theirs, ours in names.items() if theirs in options}
-
-
 def bert_config(options: dict[str, Any]) -> dict[str, Any]:
-    if options.get("hidden_act", "gelu") != "gelu":
-        raise CannotMap(f"hidden_act {options['hidden_act']!r} is not supported, only 'gelu'")
     return translate(options, BERT, {"hidden_act"})
 
 

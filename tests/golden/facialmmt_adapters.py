@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from case import CannotMap, Case
+from case import CannotMap, Case, translate
 from torch import nn
 
 from mer_export import registry
@@ -71,15 +71,6 @@ SWIN = {
     "drop_path_rate": "drop_path",
 }
 SWIN_OTHER = {"backbone_type", "num_labels", "tau", "FacialEmoImpor_threshold"}
-
-
-def translate(options: dict[str, Any], names: dict[str, str], others: set[str]) -> dict[str, Any]:
-    """Options with a name of ours; refuses those that nothing here understands."""
-    if unknown := set(options) - set(names) - others:
-        raise CannotMap(f"options {sorted(unknown)} of this case are not known")
-    if options.get("hidden_act", "gelu") != "gelu":
-        raise CannotMap(f"hidden_act {options['hidden_act']!r} is not supported, only 'gelu'")
-    return {ours: options[theirs] for theirs, ours in names.items() if theirs in options}
 
 
 def labels(options: dict[str, Any]) -> dict[str, Any]:

@@ -89,3 +89,8 @@ def test_a_case_of_another_form_is_mapped(form: str, tmp_path: Path) -> None:
     for file in case.folder.glob("*.safetensors"):
         shutil.copyfile(file, tmp_path / file.name)
     run_case(tmp_path)
+
+
+def test_a_case_without_outputs_is_no_agreement() -> None:
+    case = Case.load(SHIPPED / "emt" / "emt_metrics")
+    assert replace(case, outputs={}).compare({}) == ["no outputs: there is nothing to compare"]
