@@ -20,6 +20,8 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README
 GROUP: Any = typer.main.get_command(cli.app)
 ENDS = ("#", "&&", "|", "2>&1", ">&-")
 """What a command line ends before."""
+COMPLETION = ("--install-completion", "--show-completion")
+"""What typer adds."""
 SUITE = re.compile(r"\bpython3? -m benchmarks\.(\w+)([^`\n#)]*)")
 OPTION = re.compile(r"(?<!\S)--?[A-Za-z][\w-]*")
 
@@ -88,6 +90,20 @@ def test_every_option_in_a_sentence_is_one_of_its_command() -> None:
             assert {*asked} <= known, (page.name, words)
             seen += len(asked)
     assert seen > 50
+
+
+def commands(command: Any = GROUP) -> Iterator[Any]:
+    """A command and those in it."""
+    yield command
+    for inner in getattr(command, "commands", {}).values():
+        yield from commands(inner)
+
+
+def test_every_option_is_told_somewhere() -> None:
+    told = {o for page in PAGES for o in re.findall(r"(?<![\w-])--[a-z][\w-]*", page.read_text(encoding="utf-8"))}
+    options = [[o for o in (*p.opts, *p.secondary_opts) if o.startswith("--")] for c in commands() for p in c.params]
+    hidden = [own for own in options if own and not told.intersection(own)]
+    assert [own for own in hidden if own[0] not in ("--verbose", "--version", *COMPLETION)] == []
 
 
 def suites(page: Path) -> list[tuple[str, set[str]]]:
