@@ -56,10 +56,12 @@ PACKAGES: dict[str, tuple[Extra, ...]] = {
     "pyarrow": ("columnar",),
     "h5py": ("hdf5",),
     "tokenizers": ("text",),
+    "transformers": ("encoders",),
     "PIL": ("media", "faces"),
     "av": ("media",),
     "soundfile": ("media",),
     "soxr": ("media",),
+    "opensmile": ("opensmile",),
     "matplotlib": ("report",),
     "jinja2": ("report",),
     "tensorboard": ("tensorboard",),
@@ -69,10 +71,14 @@ PACKAGES: dict[str, tuple[Extra, ...]] = {
     "starlette": ("serve",),
     "uvicorn": ("serve",),
     "h11": ("serve",),
+    "httptools": ("serve",),
+    "packaging": ("serve",),
     "prometheus_client": ("serve",),
     "tritonclient": ("triton",),
     "grpc": ("triton",),
     "ray": ("scale",),
+    "fsspec": ("scale",),
+    "sklearn": ("baselines",),
 }
 """Which extras bring what is imported by that name."""
 

@@ -17,6 +17,7 @@ Extra = Literal[
     "columnar",
     "hdf5",
     "text",
+    "encoders",
     "faces",
     "media",
     "opensmile",

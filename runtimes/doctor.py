@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from mer_export.cuda import find_gpu
 from mer_export.errors import NotAvailableError
 from mer_export.exporters.tensorrt import MODULES, without_kernels
-from mer_export.install import Extra, install_hint
+from mer_export.faults import PACKAGES
+from mer_export.install import install_hint
 from mer_export.machine import cores, cpu_model
 
 
@@ -37,23 +38,34 @@ def examine() -> list[Check]:
         Check(name="python", role="all", status="ok", version=platform.python_version(), detail=sys.executable),
         _machine(),
         _gpu(),
-        _package("torch", "train, export", "train", _torch),
-        _package("accelerate", "train: several processes, mixed precision", "train"),
-        _package("onnx", "export", "export"),
-        _package("onnxscript", "export", "export"),
+        _package("torch", "train, export", _torch),
+        _package("accelerate", "train: several processes, mixed precision"),
+        _package("onnx", "export"),
+        _package("onnxscript", "export"),
         _onnxruntime(),
-        _package("openvino", "runtime", "openvino", _openvino),
+        _package("openvino", "runtime", _openvino),
         _tensorrt(),
-        _package("tokenizers", "text", "text"),
-        _package("pyarrow", "Parquet", "columnar"),
-        _package("matplotlib", "report", "report"),
-        _package("jinja2", "report", "report"),
-        _package("tensorboard", "train --track", "tensorboard"),
-        _package("huggingface_hub", "push, pull", "hub"),
-        _package("starlette", "serve", "serve"),
-        _package("uvicorn", "serve", "serve"),
-        _package("prometheus_client", "serve", "serve"),
-        _package("tritonclient", "triton", "triton"),
+        _package("tokenizers", "text"),
+        _package("transformers", "encoder: of a folder"),
+        _package("pyarrow", "Parquet"),
+        _package("h5py", "HDF5"),
+        _package("soundfile", "sound"),
+        _package("soxr", "sound"),
+        _package("av", "video"),
+        _package("PIL", "pictures"),
+        _package("opensmile", "signals: egemaps"),
+        _package("matplotlib", "report"),
+        _package("jinja2", "report"),
+        _package("tensorboard", "train --track"),
+        _package("mlflow", "train --track"),
+        _package("wandb", "train --track"),
+        _package("sklearn", "experiment: linear baselines"),
+        _package("huggingface_hub", "push, pull"),
+        _package("starlette", "serve"),
+        _package("uvicorn", "serve"),
+        _package("prometheus_client", "serve"),
+        _package("tritonclient", "triton"),
+        _package("ray", "infer --cluster"),
     ]
 
 
@@ -88,16 +100,17 @@ def _gpu() -> Check:
     return Check(**base, status="ok", detail=f"{count.value} device(s), first: {name.value.decode()}")
 
 
-def _package(module: str, role: str, extra: Extra, probe: Callable[[], str] | None = None) -> Check:
+def _package(module: str, role: str, probe: Callable[[], str] | None = None) -> Check:
     base = {"name": module, "role": role}
     if util.find_spec(module) is None:
-        return Check(**base, status="missing", detail=install_hint(extra))
+        return Check(**base, status="missing", detail=install_hint(*PACKAGES[module]))
     try:
-        import_module(module)
+        found = import_module(module)
         detail = probe() if probe else ""
     except Exception as error:  # a broken binary raises anything
         return Check(**base, status="broken", version=_version(module), detail=_first_line(error))
-    return Check(**base, status="ok", version=_version(module), detail=detail)
+    # Some are called otherwise where they are installed: pillow, scikit-learn.
+    return Check(**base, status="ok", version=_version(module) or getattr(found, "__version__", ""), detail=detail)
 
 
 def _torch() -> str:
@@ -116,7 +129,7 @@ def _openvino() -> str:
 
 
 def _onnxruntime() -> Check:
-    check = _package("onnxruntime", "runtime", "cpu", _providers)
+    check = _package("onnxruntime", "runtime", _providers)
     wheels = [w for w in ("onnxruntime", "onnxruntime-gpu") if _version(w)]
     if len(wheels) == 2:
         detail = "onnxruntime and onnxruntime-gpu overwrite each other: uninstall both, then install one"

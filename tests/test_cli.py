@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ import cli
 from mer_export.bundle import Bundle
 from mer_export.data.open import open_corpus
 from mer_export.errors import NotAvailableError
+from mer_export.install import Extra
+from runtimes import doctor
 from runtimes.speed import bench
 
 SMALL = ["--set", "epochs=2", "--set", "model.buckets=[8, 33]"]
@@ -62,6 +65,12 @@ def test_list_and_doctor_say_what_there_is(mer: Mer) -> None:
     code, _, err = mer("doctor", "--require", "warp drive")
     assert code == 5
     assert "warp drive" in err
+
+
+def test_the_doctor_has_a_prescription_for_every_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.util, "find_spec", lambda name: None)
+    told = " ".join(check.detail for check in doctor.examine())
+    assert [extra for extra in get_args(Extra) if f"[{extra}]" not in told] == []
 
 
 def test_verify_accepts_a_bundle_and_refuses_a_damaged_one(mer: Mer, bundle: Path) -> None:

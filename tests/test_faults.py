@@ -132,6 +132,8 @@ def test_a_path_that_cannot_be_is_named(mer: Mer, tmp_path: Path, words: list[st
         (["eval", "{bundle}", "--data", "{data}", "--runtime", "torch"], "torch"),
         (["demo", "--out", "{new}"], "torch"),
         (["infer", "{bundle}", "{data}", "--out", "{new}.jsonl", "--runtime", "onnxruntime"], "onnxruntime"),
+        (["serve", "{bundle}"], "httptools"),
+        (["package", "{bundle}", "--out", "{new}"], "packaging"),
     ],
 )
 def test_a_missing_package_comes_with_what_to_install(tmp_path: Path, words: list[str], package: str) -> None:

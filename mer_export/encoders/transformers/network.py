@@ -140,7 +140,7 @@ def package_class(name: str) -> Any:
     try:
         import transformers
     except ImportError:
-        raise NotAvailableError(not_installed("transformers, which builds this encoder,", "export")) from None
+        raise NotAvailableError(not_installed("transformers, which builds this encoder,", "encoders")) from None
     kind: Any = getattr(transformers, KINDS[name].network, None)
     if kind is None:
         module = getattr(transformers.models, name.replace("-", "_"))
