@@ -15,8 +15,7 @@ import copy
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -59,20 +58,15 @@ from mer_export.console import (
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.outlets import open_outlets
 from mer_export.progress import progress_unless
-from mer_export.terminal import columns
 from runtimes import commands as runtime_commands
 from runtimes import debug_commands, deploy_commands, encoder_commands, hub_commands, measuring_commands
 from train import commands as train_commands
 from train import data_commands
 
 if TYPE_CHECKING:
-    from mer_export.contract import Lengths
     from mer_export.data.samples import Sample
-    from mer_export.metrics.tally import ClassTable
-    from runtimes.predict.comparison import Comparison, Contender
-    from runtimes.predict.evaluate import Answers
+    from runtimes.predict.comparison import Comparison
     from runtimes.predict.predictor import Predictor
-    from runtimes.predict.robustness import Rate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -146,22 +140,21 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Metrics and classes of bundles on labelled data; over missing rates they also go into the bundle's report."""
-    from mer_export.data.bundle_data import bundle_corpus, bundle_samples
     from mer_export.data.word_vectors import emotion_table
+    from runtimes.evaluation import Labelled, measured, metric_lines
     from runtimes.pages.evaluation import require_form, write_evaluation
     from runtimes.pipeline import How
-    from runtimes.predict.comparison import compare, naming
+    from runtimes.predict.robustness import parse_rates, run_robustness
 
     refuse_without("several bundles", len(bundle) > 1, {"--resamples": rounds, "--seed": seed})
-    if missing is not None and (out or semantics == "batch"):
+    published = semantics == "batch"
+    if missing is not None and (out or published):
         other = f"--out {out}" if out else "--semantics batch"
         raise UsageError(f"--missing-rate measures in single semantics, into the bundle's report: leave {other} out")
-    rates = None if missing is None else _rates(missing)
+    rates = None if missing is None else parse_rates(missing)
     if out is not None:
         require_form(out)
     shared = emotion_table(emotions)
-    named = [n for table in shared.values() for n in table]
-    published = semantics == "batch"
     if published:
         _only_torch(runtime, precision, goal, overflow, shared)
         runtime = "torch"
@@ -174,65 +167,30 @@ def eval_(
         strict_features=strict_features,
         trust=trust,
     )
-    say = say_unless(quiet)
-
-    def opened(path: Path) -> tuple[Predictor, list[Sample], Lengths | None]:
-        """With the lengths of the padded arrays that the samples came from, if any."""
-        found = Bundle.open(path, trust)
-        predictor, said = how.predictor(found, say), sets or ()
-        with how.encoders(found, say) or nullcontext() as through:
-            if through is not None:
-                read = bundle_samples(found, data, data_format, split, outside, through, said, named)
-                return predictor, read, None
-            corpus = bundle_corpus(found, data, data_format, said, named, outside)
-            return predictor, corpus.split(split), corpus.info.get("arrays", {}).get(split)
-
+    labelled = Labelled(how, data, data_format, split, outside, sets or (), say_unless(quiet))
     first, where = str(bundle[0]), {"split": split, "semantics": semantics}
     if dry_run:
-        plans = {str(p): _previewed(*opened(p)[:2]) for p in bundle}
+        plans = {str(p): labelled.previewed(p) for p in bundle}
         asked: dict[str, Any] = {"data": str(data)} | where
         told = asked | {"bundles": plans} if len(bundle) > 1 else {"bundle": first} | asked | plans[first]
         return emit_plan("eval", told, as_json)
     result: dict[str, Any] | Comparison
     if len(bundle) > 1:
-        sides = []
-        for each in bundle:
-            with naming(str(each)):
-                sides.append(_contender(*opened(each)[:2], str(each)))
-        result = compare(sides, str(data), split, rounds or 10_000, seed or 0)
+        result = labelled.compared(bundle, rounds or 10_000, seed or 0)
         emit(result.model_dump(mode="json"), as_json, result.lines)
     else:
-        predictor, samples, arrays = opened(bundle[0])
+        predictor, samples, arrays = labelled.opened(bundle[0])
         with predictor:
             if rates is not None:
-                return _eval_missing(predictor, samples, arrays, split, rates, quiet, as_json)
-            found = _published(predictor, samples, batch) if published else _evaluated(predictor, samples)
+                report = run_robustness(predictor, samples, rates, arrays, split, progress_unless(quiet))
+                report.save(predictor.bundle)
+                return emit(report.model_dump(), as_json, lambda: report.page().splitlines())
+            found = _published(predictor, samples, batch) if published else measured(predictor, samples)
         result = {"bundle": first} | where | {"runtime": predictor.backend} | found
-        emit(result, as_json, lambda: _metric_lines(result))
+        emit(result, as_json, lambda: metric_lines(result))
     if out is not None:
         write_evaluation(result, out)
     return None
-
-
-def _previewed(predictor: Predictor, samples: list[Sample]) -> dict[str, Any]:
-    from runtimes.predict.preview import preview
-
-    with predictor:
-        return preview(predictor, samples)
-
-
-def _contender(predictor: Predictor, samples: list[Sample], name: str) -> tuple[Contender, Answers]:
-    from runtimes.predict.comparison import Contender
-    from runtimes.predict.evaluate import answers
-
-    with predictor:
-        said = Contender(
-            bundle=name,
-            system=predictor.bundle.manifest.system,
-            runtime=predictor.backend,
-            precision=predictor.precision,
-        )
-        return said, answers(predictor, samples)
 
 
 def _only_torch(runtime: str | None, precision: str | None, goal: str | None, overflow: str, shared: object) -> None:
@@ -246,16 +204,9 @@ def _only_torch(runtime: str | None, precision: str | None, goal: str | None, ov
         raise UsageError(f"--semantics batch runs in PyTorch only: pass --runtime torch, not {' in '.join(asked)}")
 
 
-def _evaluated(predictor: Predictor, samples: list[Sample]) -> dict[str, Any]:
-    from runtimes.predict.evaluate import evaluate
-
-    found = evaluate(predictor, samples)
-    summary = {"variants": predictor.answered_by, **found.counts, **predictor.features.summary()}
-    return {"metrics": found.metrics, "classes": _dumped(found.classes), "precision": predictor.precision, **summary}
-
-
-def _published(predictor: Predictor, samples: list[Sample], batch: int | None) -> dict[str, Any]:
+def _published(predictor: Predictor, samples: Sequence[Sample], batch: int | None) -> dict[str, Any]:
     from runtimes.backends.table import backend_problem
+    from runtimes.evaluation import dumped
     from train.evaluate import evaluate_published
 
     options = predictor.options
@@ -265,44 +216,12 @@ def _published(predictor: Predictor, samples: list[Sample], batch: int | None) -
     predictor.features.add(samples)
     predictor.features.tell(predictor.strict_features)
     found = evaluate_published(predictor.bundle, samples, batch or 16, options.device, options.threads)
-    classes = _dumped(found.classes())
-    return {"metrics": found.metrics, "classes": classes, "precision": "fp32", **predictor.features.summary()}
-
-
-def _dumped(tables: Iterable[ClassTable]) -> list[dict[str, Any]]:
-    return [t.model_dump(mode="json") for t in tables]
-
-
-def _metric_lines(result: dict[str, Any]) -> list[str]:
-    """The metrics in columns, each label's numbers, and below them what they were measured on and with."""
-    from mer_export.metrics.tally import ClassTable
-    from runtimes.pages.evaluation import metric_rows, remarks
-    from runtimes.predict.comparison import class_lines
-
-    tables = [ClassTable.model_validate(t) for t in result["classes"]]
-    return [*columns(("metric", "value"), metric_rows(result["metrics"])), *class_lines(tables), "", remarks(result)]
-
-
-def _rates(text: str) -> list[Rate]:
-    from runtimes.predict.robustness import parse_rates
-
-    return parse_rates(text)
-
-
-def _eval_missing(
-    predictor: Predictor,
-    samples: list[Sample],
-    arrays: Lengths | None,
-    split: str,
-    rates: list[Rate],
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    from runtimes.predict.robustness import run_robustness
-
-    report = run_robustness(predictor, samples, rates, arrays, split, progress_unless(quiet))
-    report.save(predictor.bundle)
-    emit(report.model_dump(), as_json, lambda: report.page().splitlines())
+    return {
+        "metrics": found.metrics,
+        "classes": dumped(found.classes()),
+        "precision": "fp32",
+        **predictor.features.summary(),
+    }
 
 
 def experiment(
@@ -360,7 +279,7 @@ def demo(
     if out.exists() and not force:
         raise UsageError(f"{out} exists: pass --force to run the demo again, or another --out")
     say("1/6 synthetic dialogues in the authors' MELD file format")
-    data_commands.synth("cmerc", corpus, sets=["text_dim=32", "audio_dim=24", "vision_dim=16"])
+    data_commands.synth("cmerc", corpus, sets=["text_dim=32", "audio_dim=24", "vision_dim=16"], force=force)
     say("2/6 training cmerc with calibration, contrast and curriculum")
     train_commands.train("cmerc", corpus, bundle, preset="sample/demo", force=force, quiet=quiet)
     say("3/6 exporting")

@@ -71,7 +71,8 @@ class Loop:
         self.updates = Updates(kind(groups), ours.accumulation, ours.clip_value)
         self.warm_up: WarmUp | None = None
         if config.warm_up is not None:
-            steps = config.epochs * phase.steps_per_epoch
+            batches = len(self.protocol.batches(phase.samples, config.batch, self.model.config))
+            steps = ours.accumulation.planned(config.epochs * batches)
             self.warm_up = WarmUp(self.updates.optimizer, steps, config.warm_up)
 
     def epoch(self, number: int) -> float:
@@ -80,6 +81,8 @@ class Loop:
         seed_everything(config.seed_of(number))
         chosen = self.protocol.choose(phase.samples, number)
         self.begin(number)
+        if self.warm_up is not None:
+            self.warm_up.at(number * phase.steps_per_epoch)
         self.model.train()
         losses = []
         for index, samples in enumerate(self.protocol.batches(chosen, config.batch, self.model.config)):

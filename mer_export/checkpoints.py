@@ -137,6 +137,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     tensors: State = {}
     for file in files:
         for state in _read(file).states:
+            if twice := sorted(tensors.keys() & state.tensors.keys()):
+                raise InputError(
+                    f"{path}: {twice[0]} is in {file.name} and in a part before it: get the parts of one save"
+                )
             tensors |= state.tensors
     return Checkpoint(path, (StateDict("", tensors),), {}, f"{len(tensors)} tensors in {len(files)} files")
 

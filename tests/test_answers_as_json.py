@@ -11,7 +11,7 @@ import pytest
 from mer_export import task
 from mer_export.task import Task, shortest
 from runtimes.predict import output
-from runtimes.predict.predictor import Prediction
+from runtimes.predict.prediction import Prediction
 
 orjson = pytest.importorskip("orjson", reason="compared with it")
 LABELS = Task(kind="classification", output="log_prob", labels=("joy", "sad"))

@@ -281,6 +281,15 @@ def test_parts_are_read_from_their_index_or_their_folder(tmp_path: Path, suffix:
         imported(index, tmp_path, force=True)
 
 
+def test_parts_of_two_saves_are_refused(tmp_path: Path) -> None:
+    index = sharded(known()[1], tmp_path, ".safetensors")
+    name = next(iter(known()[1]))
+    parts = sorted({*json.loads(index.read_text())["weight_map"].values()})
+    save_file({n: t.contiguous() for n, t in known()[1].items()}, tmp_path / parts[1])
+    with pytest.raises(InputError, match=f"{name} is in {parts[1]} and in a part before it"):
+        imported(index, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "model"])
 def test_what_a_file_is_decides_and_not_its_ending(tmp_path: Path, name: str) -> None:
     save_file(known()[1], tmp_path / name)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,8 @@ from noise_clips import RATE, failed, noise, samples, write_clips, write_encoder
 
 from mer_export.bundle import Bundle
 from mer_export.data.dialogues import Recording, Utterance
-from mer_export.data.media.sound import Sound, read_sound
+from mer_export.data.media import sound
+from mer_export.data.media.sound import read_sound
 from mer_export.data.open import open_corpus
 from mer_export.encoders import sounds
 from mer_export.encoders.encoder import Encoder
@@ -230,24 +234,54 @@ def test_a_compressed_recording_of_many_utterances_is_decoded_twice_and_its_part
     both = np.stack([noise(0, 4), noise(1, 4)], axis=1)
     soundfile.write(tmp_path / "call.mp3", both, RATE)
     soundfile.write(tmp_path / "call.wav", both, RATE)
-    read: list[tuple[str, object]] = []
+    decoded: list[str] = []
 
-    def counted(path: Path, *span: float | None) -> Sound:
-        read.append((path.name, span or None))
-        return read_sound(path, *span)
+    def counted(path: Path, *given: Any) -> Any:
+        decoded.append(path.name)
+        return decode(path, *given)
 
-    monkeypatch.setattr(sounds, "read_sound", counted)
-    for name, times in (("call.mp3", 2), ("call.wav", 6)):
-        kept = sounds.Sounds()
+    decode = sound._decoded
+    monkeypatch.setattr(sound, "_decoded", counted)
+    # In memory, in a file, too long for both.
+    for name, most, times in (
+        ("call.mp3", (1 << 20, 0), 2),
+        ("call.mp3", (1000, 1 << 20), 2),
+        ("call.mp3", (1000, 1000), 7),
+        ("call.wav", (1 << 20, 0), 6),
+    ):
+        decoded.clear()
+        soundfile.write(tmp_path / name, both, RATE)
+        kept = sounds.Sounds(*most)
         for start in (0.0, 0.5, 1.25, 2.0, 3.0, 3.75):
             found = kept.read(Recording(name, "u", Reach(tmp_path), start, start + 0.4))
             wanted = read_sound(tmp_path / name, start, start + 0.4)
+            decoded.pop()
             np.testing.assert_array_equal(found.mono(RATE), wanted.mono(RATE))
-        assert len([n for n, _ in read if n == name]) == times
+        assert len(decoded) == times
         with pytest.raises(InputError, match="is past the end"):
             kept.read(Recording(name, "u", Reach(tmp_path), 9.0, None))
         # A file that was written again is another recording.
         soundfile.write(tmp_path / name, both[::-1], RATE)
         found = kept.read(Recording(name, "u", Reach(tmp_path), 0.5, 0.9))
         np.testing.assert_array_equal(found.mono(RATE), read_sound(tmp_path / name, 0.5, 0.9).mono(RATE))
-    assert sounds.Sounds(most=1000)._decoded(tmp_path / "call.mp3") is None
+
+
+def test_recordings_that_are_kept_in_files_give_way_to_later_ones(tmp_path: Path) -> None:
+    kept = sounds.Sounds(most=1000, most_on_disk=150_000)
+    for number in range(3):
+        soundfile.write(tmp_path / f"{number}.mp3", noise(number, 2), RATE)
+        for start in (0.5, 1.0):
+            found = kept.read(Recording(f"{number}.mp3", "u", Reach(tmp_path), start, 1.5))
+            wanted = read_sound(tmp_path / f"{number}.mp3", start, 1.5)
+            np.testing.assert_array_equal(found.mono(RATE), wanted.mono(RATE))
+    assert [path.name for path, _ in kept._asked] == ["2.mp3"]
+
+
+def test_where_nothing_can_be_kept_parts_are_decoded_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "a.mp3", noise(0, 2), RATE)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", lambda: os.fspath(tmp_path / "none"))
+    monkeypatch.setattr(tempfile, "tempdir", os.fspath(tmp_path / "none"))
+    kept = sounds.Sounds(most=1000)
+    for _ in range(3):
+        found = kept.read(Recording("a.mp3", "u", Reach(tmp_path), 0.5, 1.5))
+        np.testing.assert_array_equal(found.mono(RATE), read_sound(tmp_path / "a.mp3", 0.5, 1.5).mono(RATE))

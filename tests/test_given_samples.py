@@ -69,6 +69,10 @@ def test_a_missing_modality_may_be_none(bundle: Bundle) -> None:
     assert found.modalities(bundle.manifest.contract) == ("text", "audio")
 
 
+def test_a_null_id_is_none(bundle: Bundle) -> None:
+    assert fit_one(as_lists(one()) | {"id": None}, bundle).id == "0"
+
+
 def test_inputs_that_other_models_take_may_come_with_a_sample(bundle: Bundle) -> None:
     sample = one()
     fit_one(replace(sample, inputs={**sample.inputs, "input_ids": np.zeros(3, np.int64)}), bundle)

@@ -9,11 +9,13 @@ import tracemalloc
 import zlib
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from media_files import HEIGHT, RATE, SOUNDS, TIMES, VIDEOS, WIDTH, colour, made, number_of, tone, write_video
 
+from mer_export.data.media import frames as frames_module
 from mer_export.data.media.frames import read_frames
 from mer_export.data.media.pictures import read_picture
 from mer_export.data.media.sound import read_sound
@@ -219,6 +221,47 @@ def test_a_frame_is_the_same_whatever_is_passed_over_before_it(video: Path) -> N
     for count in (1, 2, 4):
         for frame in read_frames(video, 0.2, count=count):
             np.testing.assert_array_equal(frame.picture, whole[frame.time])
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (_, codec, _) in VIDEOS.items() if codec])
+def test_frames_far_into_a_file_are_looked_up_and_are_those_that_all_before_them_lead_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    form, codec, audio = VIDEOS[kind]
+    path = write_video(tmp_path / "media.bin", form, codec, audio, times=range(0, 1600, 2), options={"g": "24"})
+    found: list[bool] = []
+
+    def noted(*given: Any) -> Any:
+        packets = sought(*given)
+        found.append(packets is not None)
+        return packets
+
+    sought = frames_module._sought
+    monkeypatch.setattr(frames_module, "_sought", noted)
+    parts = [(start, start + 0.31) for start in (4.0, 12.51, 20.0, 31.5)]
+    looked_up = [list(read_frames(path, *part)) for part in parts]
+    assert found == ([True] * 3 if kind in ("mp4", "mov", "mkv", "webm") else [])
+    monkeypatch.setattr(frames_module, "FAR", math.inf)
+    for part, own in zip(parts, looked_up, strict=True):
+        passed = list(read_frames(path, *part))
+        assert [f.time for f in own] == [f.time for f in passed]
+        for one, other in zip(own, passed, strict=True):
+            np.testing.assert_array_equal(one.picture, other.picture)
+    assert len(found) in (0, 3)
+
+
+def test_an_index_that_leads_elsewhere_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", times=range(0, 1600, 2), options={"g": "24"})
+    wanted = list(read_frames(path, 30.0))
+    misled = frames_module._Key._replace
+    timeline = frames_module._Timeline.entry
+    for change in ({"place": 1}, {"place": None}, {"place": 1 << 40}, {"ticks": 0}, {"ticks": 1 << 40}):
+        monkeypatch.setattr(
+            frames_module._Timeline, "entry", lambda own, time, c=change: misled(timeline(own, time), **c)
+        )
+        found = list(read_frames(path, 30.0))
+        assert [f.time for f in found] == [f.time for f in wanted]
+        np.testing.assert_array_equal(found[0].picture, wanted[0].picture)
 
 
 def test_a_clip_is_never_in_memory_whole(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ from runtimes.features.completed import Completion
 from runtimes.features.encoded import Outcome
 from runtimes.parity.run import run_parity
 from runtimes.predict.evaluate import evaluate
-from runtimes.predict.predictor import Prediction, Predictor
+from runtimes.predict.prediction import Prediction
+from runtimes.predict.predictor import Predictor
 from train.config import load_preset
 from train.evaluate import evaluate as evaluate_in_torch
 from train.fit import EVALUATION, fit

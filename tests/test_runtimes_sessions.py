@@ -30,7 +30,8 @@ from runtimes.backends.staged import StagedSession
 from runtimes.backends.table import backend_problem, known_backends, open_session
 from runtimes.backends.way import find_graphs, find_ways
 from runtimes.predict import output, predictor
-from runtimes.predict.predictor import Prediction, Predictor
+from runtimes.predict.prediction import Prediction
+from runtimes.predict.predictor import Predictor
 
 ONE_THREAD = SessionOptions(threads=1)
 LABELS = ("neutral", "joy", "anger")

@@ -46,6 +46,18 @@ def test_other_widths_than_those_of_the_preset_name_none(mer: Mer, tmp_path: Pat
     assert (code, "--preset" in err) == (0, False)
 
 
+def test_files_that_lie_there_are_written_over_by_force_alone(mer: Mer, tmp_path: Path) -> None:
+    words = ["synth", "cmerc", "--dataset", "meld", "--dialogues", "8", "--out", tmp_path]
+    theirs = tmp_path / "MELD_features_raw1.pkl"
+    theirs.write_text("the authors' own")
+    code, out, err = mer(*words)
+    assert (code, out) == (2, "")
+    assert err == f"mer: {tmp_path} holds files: pass --force to write over those of the same names, or another --out\n"
+    assert theirs.read_text() == "the authors' own"
+    assert mer(*words, "--force")[0] == 0
+    assert theirs.read_bytes() != b"the authors' own"
+
+
 def test_a_best_epoch_by_a_metric_that_is_never_a_number_is_refused(mer: Mer, tmp_path: Path) -> None:
     """Few samples lack a label altogether, whose recall then does not exist."""
     mer("synth", "mtee", "--dialogues", "24", "--out", tmp_path / "data")

@@ -127,7 +127,7 @@ def test_real_recordings_become_tokens(speech: Path) -> None:
         pytest.skip("no sample recordings here")
     shape = speech_network().config
     for path in recordings:
-        ids = speech_tokens(str(speech), path, 0.5, 1.5)
+        ids = speech_tokens(str(speech), path, read_sound(path, 0.5, 1.5))
         assert len(ids) == shape.frames(RATE) + 2
         assert (ids[0], ids[-1]) == (0, 2)
 

@@ -27,7 +27,8 @@ from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.open import stream_samples
 from mer_export.data.samples import Sample
 from mer_export.exporters import export_variant
-from runtimes.predict.predictor import Prediction, Predictor
+from runtimes.predict.prediction import Prediction
+from runtimes.predict.predictor import Predictor
 from runtimes.triton.plan import plan
 from runtimes.triton.repository import write
 

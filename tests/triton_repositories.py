@@ -14,7 +14,8 @@ from small_networks import NETWORKS
 from mer_export import registry
 from mer_export.bundle import Bundle, Manifest
 from mer_export.data.samples import Sample
-from runtimes.predict.predictor import Prediction, Predictor
+from runtimes.predict.prediction import Prediction
+from runtimes.predict.predictor import Predictor
 from runtimes.triton.config import protobuf
 from runtimes.triton.router import Router
 

@@ -42,6 +42,7 @@ def synth(
     items: Annotated[int, typer.Option("--dialogues", min=4, help="How many dialogues, or utterances.")] = 120,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     sets: Sets = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that holds files.")] = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -53,6 +54,11 @@ def synth(
     folder, chosen = out or Path(f"{system}-synthetic"), dataset or first_dataset(system)
     values = apply_overrides({}, sets or [])
     with faults.at(folder):
+        # Its files are called as the authors' are, which may be what lies there.
+        if not force and folder.is_dir() and any(folder.iterdir()):
+            raise UsageError(
+                f"{folder} holds files: pass --force to write over those of the same names, or another --out"
+            )
         files = synthesise(system, chosen, folder, dialogues=items, seed=seed, **values)
     emit([str(f) for f in files], as_json, lambda: (str(f) for f in files))
     # Other widths than the real data set's need another network than the preset's.

@@ -128,6 +128,11 @@ def speaker_of(value: Any) -> str | int | None:
     return found
 
 
+def name_of(value: Any, otherwise: str) -> str:
+    """A name as a file says it; null is none."""
+    return otherwise if value is None else str(value)
+
+
 def check_names(names: Iterable[str], where: str) -> None:
     """Raises InputError for half of a surrogate pair: JSON and names of files can hold one, files of answers cannot."""
     for name in names:

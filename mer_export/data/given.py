@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mer_export.contract import Contract, TensorSpec
-from mer_export.data.dialogues import IMAGES, MODALITIES, READY
+from mer_export.data.dialogues import IMAGES, MODALITIES, READY, name_of
 from mer_export.data.samples import Sample
 from mer_export.errors import InputError
 
@@ -46,7 +46,7 @@ def checked(samples: Iterable[Given], contract: Contract) -> Iterator[Sample]:
 def _from_dict(given: Any, name: str, contract: Contract) -> Sample:
     if not isinstance(given, Mapping):
         raise InputError(f"sample {name} is a {type(given).__name__}, expected a Sample or a dict of its inputs")
-    name = str(given.get(ID, name))
+    name = name_of(given.get(ID), name)
     inputs = {str(n): v for n, v in given.items() if n not in (ID, UNITS) and v is not None}
     known = [s.name for s in contract.features]
     _refuse_others(name, inputs, known, known)

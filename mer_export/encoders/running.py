@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mer_export.bundle.manifest import JOURNAL, MANIFEST
-from mer_export.data.media.sound import read_sound
+from mer_export.data.media.sound import Sound, read_sound
 from mer_export.errors import InputError, UsageError
 from mer_export.registry import resolve
 from mer_export.untrusted.file_state import States, states
@@ -40,17 +40,17 @@ def sentence_vectors(folder: str, sentences: Sequence[str]) -> np.ndarray:
     return np.stack(found) if found else np.zeros((0, encoder.config.width), dtype=np.float32)
 
 
-def speech_tokens(folder: str, recording: Path, start: float | None = None, end: float | None = None) -> np.ndarray:
-    """Ids (int64) of a recording, or of what lies between two times (s), by a speech tokenizer's folder.
+def speech_tokens(folder: str, recording: Path, sound: Sound | None = None) -> np.ndarray:
+    """Ids (int64) of a recording, or of the `sound` of a part of it, by a speech tokenizer's folder.
 
     Channels are averaged and resampled. Raises as `sentence_vectors`, and InputError for sound that is too short or
     longer than the tokenizer's window.
     """
     encoding = _encoding(folder)
     words = encoding.encoder.dictionary
-    sound = read_sound(recording, start, end)
+    heard = sound or read_sound(recording)
     try:
-        (indices,) = encoding.encode([sound.mono(encoding.encoder.input.rate)])
+        (indices,) = encoding.encode([heard.mono(encoding.encoder.input.rate)])
     except InputError as error:
         raise InputError(f"{recording}: {error}") from None
     return words.encode(indices.astype(np.int64))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
+
 from mer_export.data.dialogues import Recording
-from mer_export.data.media.sound import Sound, read_sound
+from mer_export.data.media.sound import Sound, decode_sound, read_sound
 from mer_export.errors import InputError
 from mer_export.untrusted.file_state import State, state_of
 from mer_export.untrusted.media_files import media_kind
@@ -16,7 +19,9 @@ from mer_export.untrusted.media_files import media_kind
 SOUGHT = frozenset({"wav", "aiff", "flac"})
 """Kinds of files in which a part is found without decoding what comes before it."""
 MOST_BYTES = 1 << 28
-"""Samples that are kept, of one channel; a longer recording is decoded for each of its parts."""
+"""Samples that are kept in memory, of one channel; those of a longer recording lie in a file without a name."""
+MOST_ON_DISK = 1 << 32
+"""Samples in such files: six hours at 48 kHz. A still longer recording is decoded for each of its parts."""
 MOST_FILES = 256
 """Recordings that are remembered."""
 
@@ -28,9 +33,10 @@ class _Asked:
     times: int = 0
     whole: Sound | None = None
 
-    @property
-    def nbytes(self) -> int:
-        return self.whole.samples.nbytes if self.whole else 0
+    def nbytes(self, on_disk: bool) -> int:
+        """What is kept of it there."""
+        there = self.whole and isinstance(self.whole.samples, np.memmap) == on_disk
+        return self.whole.samples.nbytes if self.whole and there else 0
 
 
 class Sounds:
@@ -39,8 +45,8 @@ class Sounds:
     A file that was written again is another recording.
     """
 
-    def __init__(self, most: int = MOST_BYTES):
-        self.most = most
+    def __init__(self, most: int = MOST_BYTES, most_on_disk: int = MOST_ON_DISK):
+        self.most, self.most_on_disk = most, most_on_disk
         self._asked: OrderedDict[tuple[Path, State], _Asked] = OrderedDict()
         self._lock = Lock()
 
@@ -55,7 +61,7 @@ class Sounds:
         if whole is None or not 0 <= first < min(last, whole.seconds):
             # Whoever reads it says best what is wrong with a part.
             return read_sound(path, said.start, said.end)
-        samples = whole.samples[round(first * whole.rate) : round(last * whole.rate)]
+        samples = np.array(whole.samples[round(first * whole.rate) : round(last * whole.rate)])
         return Sound(samples, whole.rate, whole.step) if len(samples) else read_sound(path, said.start, said.end)
 
     def _whole(self, path: Path) -> Sound | None:
@@ -66,15 +72,35 @@ class Sounds:
             asked.times += 1
             if asked.times == 2:
                 asked.whole = self._decoded(path)
-            while len(self._asked) > MOST_FILES or sum(a.nbytes for a in self._asked.values()) > self.most:
+            while self._too_much():
                 self._asked.popitem(last=False)
             return asked.whole
 
+    def _too_much(self) -> bool:
+        kept = self._asked.values()
+        return (
+            len(kept) > MOST_FILES
+            or sum(a.nbytes(on_disk=False) for a in kept) > self.most
+            or sum(a.nbytes(on_disk=True) for a in kept) > self.most_on_disk
+        )
+
     def _decoded(self, path: Path) -> Sound | None:
-        try:
-            sound = read_sound(path)
-        except InputError:
-            return None
-        # Encoders hear one channel.
-        mono = sound.samples.mean(axis=1, keepdims=True)
-        return Sound(mono, sound.rate, sound.step) if mono.nbytes <= self.most else None
+        """The mean of the channels of a file, as encoders hear it; None where it cannot be read, or not be kept."""
+        with tempfile.SpooledTemporaryFile(self.most) as file:
+
+            def keep(block: np.ndarray) -> None:
+                file.write(block.mean(axis=1))
+                if file.tell() > max(self.most, self.most_on_disk):
+                    raise InputError(f"{path} is too long to be kept")
+
+            try:
+                rate, step = decode_sound(path, keep)
+            except InputError:
+                return None
+            if file.tell() > self.most:
+                # The mapping outlives the file, which has no name.
+                samples = np.memmap(file, np.float32, "r")
+            else:
+                file.seek(0)
+                samples = np.frombuffer(file.read(), np.float32)
+            return Sound(samples.reshape(-1, 1), rate, step)

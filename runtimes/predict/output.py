@@ -16,7 +16,7 @@ from mer_export.errors import InputError, UsageError
 from mer_export.progress import SILENT, Progress
 from mer_export.task import Task
 from mer_export.untrusted.parquet import pyarrow_modules
-from runtimes.predict.predictor import Prediction
+from runtimes.predict.prediction import Prediction
 
 orjson: Any = None
 with suppress(ImportError):

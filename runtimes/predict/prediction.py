@@ -1,8 +1,15 @@
-"""The answer for one unit."""
+"""The answer for one unit, and how it is read off a network's scores."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+
+from mer_export.contract import Contract
+from mer_export.data.samples import Sample
+from mer_export.task import Task, shortest
 
 
 @dataclass(frozen=True)
@@ -31,3 +38,45 @@ class Prediction:
     def numbers(self) -> tuple[float, ...]:
         """The score, or the probability of each class, as `Task.columns` names them; empty without a prediction."""
         return tuple(self.probabilities.values()) if self.score is None else (self.score,)
+
+
+def predictions(
+    task: Task,
+    contract: Contract,
+    samples: Sequence[Sample],
+    units: Sequence[slice],
+    scores: np.ndarray,
+    gold: bool = False,
+) -> Iterator[Prediction]:
+    """What the rows of `scores` say of these units of the samples, one after the other.
+
+    Args:
+        task: what the scores mean.
+        contract: of the network that they come from.
+        samples: each with some units among `units`.
+        units: which units of each sample.
+        scores: float `(units of all, outputs)`; a row of NaN is a unit without an answer.
+        gold: also say what the samples' labels say.
+    """
+    answered = ~np.isnan(scores).any(axis=-1)
+    shown = np.where(answered[:, None], scores, 0)
+    decisions = task.decisions(shown)
+    # No more digits than the scores have.
+    numbers = shortest(shown if task.kind == "regression" else task.probabilities(shown))
+    best = (decisions[:, 0] if task.exclusive else shown.argmax(axis=1)).tolist()
+    rows = zip(answered.tolist(), decisions, best, numbers, strict=True)
+    for sample, own in zip(samples, units, strict=True):
+        modalities = sample.modalities(contract)
+        names, gone = sample.units[own], {sample.units[i] for i in sample.unread}
+        known = task.gold(sample.labels[own]) if gold and sample.labels is not None else [None] * len(names)
+        # The names end first: nothing of the next sample's rows is taken.
+        for unit, said, (has_answer, decision, index, row) in zip(names, known, rows, strict=False):
+            if not has_answer:
+                held = () if unit in gone else modalities
+                yield Prediction(sample.id, unit, None, None, {}, held, (), None, sample.split, said)
+                continue
+            label = task.labels[index]
+            held = (label,) if task.exclusive else task.holding(decision)
+            score = row[0] if task.kind == "regression" else None
+            named = {} if score is not None else dict(zip(task.labels, row, strict=True))
+            yield Prediction(sample.id, unit, label, index, named, modalities, held, score, sample.split, said)

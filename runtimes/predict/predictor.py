@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 import numpy as np
 
 from mer_export.bucket import Bucket, bucket_for
-from mer_export.bundle import WEIGHTS, Bundle, Variant
+from mer_export.bundle import Bundle, Variant
 from mer_export.contract import Lengths, Table, TensorSpec
 from mer_export.data.collate import collate
 from mer_export.data.feature_check import FeatureCheck
 from mer_export.data.given import Given, checked
 from mer_export.data.overflow import Piece, fit
 from mer_export.data.samples import Sample
-from mer_export.errors import UnsupportedError, UsageError
-from mer_export.task import shortest, with_shared
+from mer_export.errors import UsageError
+from mer_export.task import with_shared
 from runtimes.backends.session import Session, SessionOptions, check_process
 from runtimes.backends.session_pool import Crew
-from runtimes.backends.table import find_backend, known_backends, open_session
+from runtimes.backends.table import find_backend, open_session
 from runtimes.predict.plan import Filling, planned_batches
-from runtimes.predict.prediction import Prediction as Prediction
+from runtimes.predict.prediction import Prediction, predictions
+from runtimes.predict.variants import by_bucket
 
 if TYPE_CHECKING:
     from mer_export.data.open import Through
@@ -118,7 +119,7 @@ class Predictor:
         self.batch = batch or BATCH
         self._planned = {} if batch else planned_batches(bundle)
         self.overflow = overflow
-        self._variants = _by_bucket(bundle, backend, "fp32" if reduced else precision, options.kind, variants)
+        self._variants = by_bucket(bundle, backend, "fp32" if reduced else precision, options.kind, variants)
         self.buckets = sorted(b for b in self._variants if b is not None)
         """Buckets there are variants for, least first; empty where the backend takes any length."""
         self._longest = self._find_longest()
@@ -152,7 +153,7 @@ class Predictor:
             UsageError: called in a forked child of the process that opened the predictor.
         """
         for chunk, rows in self._answered(samples):
-            yield from self._read(chunk, [slice(0, len(r)) for r in rows], np.concatenate(rows))
+            yield from self._predictions(chunk, [slice(0, len(r)) for r in rows], np.concatenate(rows))
 
     def dialogue(
         self, id: str, window: int | None = None, revise: int | None = None, through: Through | None = None
@@ -193,7 +194,7 @@ class Predictor:
         answers = []
         for turn, own in zip(turns, samples, strict=True):
             scores = [next(rows) for _ in own]
-            found = self._read(own, [slice(0, len(r)) for r in scores], np.concatenate(scores))
+            found = self._predictions(own, [slice(0, len(r)) for r in scores], np.concatenate(scores))
             answers.append(turn.answer(found))
         return answers
 
@@ -369,33 +370,12 @@ class Predictor:
 
         A row of NaN is a unit without an answer.
         """
-        return self._read([sample], [slice(first, first + len(scores))], scores)
+        return self._predictions([sample], [slice(first, first + len(scores))], scores)
 
-    def _read(self, samples: Sequence[Sample], units: Sequence[slice], scores: np.ndarray) -> Iterator[Prediction]:
-        """What the rows of `scores` say of these units of the samples, one after the other."""
-        task = self.task
-        answered = ~np.isnan(scores).any(axis=-1)
-        shown = np.where(answered[:, None], scores, 0)
-        decisions = task.decisions(shown)
-        # No more digits than the scores have.
-        numbers = shortest(shown if task.kind == "regression" else task.probabilities(shown))
-        best = (decisions[:, 0] if task.exclusive else shown.argmax(axis=1)).tolist()
-        rows = zip(answered.tolist(), decisions, best, numbers, strict=True)
-        for sample, own in zip(samples, units, strict=True):
-            modalities = sample.modalities(self.contract)
-            names, gone = sample.units[own], {sample.units[i] for i in sample.unread}
-            known = task.gold(sample.labels[own]) if self.gold and sample.labels is not None else [None] * len(names)
-            # The names end first: nothing of the next sample's rows is taken.
-            for unit, gold, (has_answer, decision, index, row) in zip(names, known, rows, strict=False):
-                if not has_answer:
-                    held = () if unit in gone else modalities
-                    yield Prediction(sample.id, unit, None, None, {}, held, (), None, sample.split, gold)
-                    continue
-                label = task.labels[index]
-                held = (label,) if task.exclusive else task.holding(decision)
-                score = row[0] if task.kind == "regression" else None
-                named = {} if score is not None else dict(zip(task.labels, row, strict=True))
-                yield Prediction(sample.id, unit, label, index, named, modalities, held, score, sample.split, gold)
+    def _predictions(
+        self, samples: Sequence[Sample], units: Sequence[slice], scores: np.ndarray
+    ) -> Iterator[Prediction]:
+        return predictions(self.task, self.contract, samples, units, scores, self.gold)
 
 
 def load(path: Path | str, backend: str = "onnxruntime", trust: bool = False, **options: Any) -> Predictor:
@@ -415,43 +395,6 @@ def load(path: Path | str, backend: str = "onnxruntime", trust: bool = False, **
 def _real(spec: TensorSpec, lengths: Mapping[str, int]) -> tuple[slice, ...]:
     """Where the values of one item stand that are no padding."""
     return tuple(slice(lengths[d] if isinstance(d, str) else d) for d in spec.dims[1:])
-
-
-def _by_bucket(
-    bundle: Bundle, backend: str, stored: str, device: str, variants: Sequence[Variant] | None
-) -> dict[Bucket | None, Variant | None]:
-    """The variant of `stored` precision to use for each bucket; a dynamic batch is preferred, then the largest."""
-    record = find_backend(backend)
-    if stored not in record.precisions:
-        offered = [n for n, b in known_backends().items() if stored in b.precisions or b.reduced(stored, device)]
-        elsewhere = f"pass --runtime with one of {offered}" if offered else "on a GPU some do: pass --device cuda"
-        raise UnsupportedError(f"runtime {backend} does not run {stored} on {device}: {elsewhere}")
-    _refuse_other_files(bundle, backend, device)
-    if not record.formats:
-        return {None: None}
-    able = [v for v in record.usable(bundle.manifest.variants, device) if v.precision == stored]
-    chosen = able if variants is None else list(variants)
-    if not chosen:
-        raise UsageError(
-            f"{bundle.root} has no {stored} variant for runtime {backend}: "
-            f"run mer export --format {record.formats[0]} --precision {stored}"
-            f"{f' --device {device}' if record.bound and device != 'cpu' else ''}"
-        )
-    # Of two variants for one bucket stages win: they do not repeat work for items that share it.
-    chosen.sort(key=lambda v: (bool(v.stages), float("inf") if v.batch == 0 else v.batch))
-    return {v.lengths: v for v in chosen}
-
-
-def _refuse_other_files(bundle: Bundle, backend: str, device: str) -> None:
-    """Raises UsageError where a backend runs no file of a bundle without weights: of those nothing else is made."""
-    if WEIGHTS in bundle.manifest.files:
-        return
-    able = [n for n, b in known_backends().items() if b.usable(bundle.manifest.variants, device)]
-    if able and backend not in able:
-        raise UsageError(
-            f"{bundle.root} has exported files and no weights, and runtime {backend} runs none of them: pass --runtime "
-            f"with one of {able}"
-        )
 
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[tuple[list[Sample], bool]]:

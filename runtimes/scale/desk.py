@@ -13,7 +13,7 @@ from mer_export.data.feature_check import FeatureCheck
 from mer_export.data.open import OpenData
 from mer_export.errors import BundleError
 from runtimes.pipeline import How, Pipeline
-from runtimes.predict.predictor import Prediction
+from runtimes.predict.prediction import Prediction
 
 PASSING = ("reports/", "samples/", "train/")
 """Folders of a bundle that say nothing of its answers."""

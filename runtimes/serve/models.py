@@ -20,7 +20,8 @@ from runtimes.encode import SignalEncoding
 from runtimes.features.completed import Completion
 from runtimes.pipeline import How
 from runtimes.predict.opening import share_out
-from runtimes.predict.predictor import Part, Prediction, Predictor
+from runtimes.predict.prediction import Prediction
+from runtimes.predict.predictor import Part, Predictor
 from runtimes.serve.batching import Batcher, Deadline, Outputs, in_time
 from runtimes.serve.encoding import Encoders
 from runtimes.serve.metrics import Metrics

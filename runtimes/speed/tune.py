@@ -7,7 +7,6 @@ its precision, then again and again what may still turn out best, until all pass
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -16,10 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mer_export import machine
-from mer_export.bucket import Bucket, bucket_for
+from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.contract import Contract
-from mer_export.data.samples import Sample, readable
+from mer_export.data.samples import Sample
 from mer_export.errors import UnsupportedError, UsageError
 from mer_export.progress import SILENT, Progress
 from runtimes.backends.session import Session
@@ -32,6 +31,7 @@ from runtimes.speed.cases import Arrays, case_inputs, fitting_samples
 from runtimes.speed.encoder_bench import LATE
 from runtimes.speed.products import products, slower
 from runtimes.speed.settings import crews, fastest, first_look, near_best, settings_of, worth_widening
+from runtimes.speed.shares import Shares, buckets_of, counted, shares_of
 from runtimes.speed.timing import MACHINE, Call, Clock, Deadline, Turns, interleave, turn_seconds
 
 BATCHES = (1, 4, 16)
@@ -63,11 +63,6 @@ FUSION = 0.5
 FAR = "far from the best of its precision at a first look"
 NO_GAIN = "larger batches took as long an item at a first look"
 LONG = f"a call would take over {LONGEST_CALL:g} s"
-
-Shares = Mapping[tuple[Way, Bucket], float]
-"""The part of the data that goes to a bucket, of what answers it together and is not spread over threads yet."""
-Lengths = tuple[tuple[str, int], ...]
-"""The real length of an item along each sequence dim."""
 
 
 @dataclass
@@ -137,8 +132,8 @@ class Tuning:
         self.bundle, self.samples, self.source, self.batches = bundle, samples, source, batches
         self.ways, self.deadline = ways, deadline
         self.contract = bundle.manifest.contract
-        self.items = _items(self.contract, samples)
-        self.shares, self.buckets = _shares(ways, self.items), _buckets(ways)
+        self.items = counted(self.contract, samples)
+        self.shares, self.buckets = shares_of(ways, self.items), buckets_of(ways)
         self.fitting = cache(partial(fitting_samples, samples or (), self.contract, buckets=self.buckets))
         self.timed: dict[Way, Timed] = {}
         self.broken: dict[Way, Exception] = {}
@@ -189,7 +184,7 @@ class Tuning:
         held = [w for w in self.ways if (w.in_any_bucket, w.bucket) not in gone]
         if buckets is not None:
             held = [w for w in held if w.bucket in buckets]
-        shares = _shares(held, self.items)
+        shares = shares_of(held, self.items)
         left = {w: why for w, why in self.left_out.items() if w not in self.timed and w not in self.broken}
         return Profile(
             machine=machine_class(),
@@ -370,8 +365,8 @@ def preview(
 ) -> dict[str, Any]:
     """What `run_tune` would do, without running anything; raises as it does."""
     ways, contract = _ways(bundle, precisions), bundle.manifest.contract
-    shares, buckets = _shares(ways, _items(contract, samples)), {}
-    for bucket in _buckets(ways):
+    shares, buckets = shares_of(ways, counted(contract, samples)), {}
+    for bucket in buckets_of(ways):
         here = [w for w in ways if w.bucket == bucket]
         count = sum(len(list(settings_of(way, batches))) for way in here)
         part = max(shares[w.in_any_bucket, bucket] for w in here)
@@ -441,33 +436,3 @@ def _worth(ways: Sequence[Way], measured: dict[str, float]) -> tuple[list[Way], 
     reasons = {way: reason for way in ways if (reason := slower(measured, way.options.reduced))}
     kept = [way for way in ways if way not in reasons]
     return (kept, [(way.name, reason) for way, reason in reasons.items()]) if kept else (list(ways), [])
-
-
-def _buckets(ways: Sequence[Way]) -> list[Bucket]:
-    return sorted({w.bucket for w in ways if w.bucket is not None})
-
-
-def _items(contract: Contract, samples: Sequence[Sample] | None) -> Counter[Lengths] | None:
-    """How many items there are of the same lengths; None without data."""
-    return Counter(tuple(s.lengths(contract).items()) for s in readable(samples, contract)) if samples else None
-
-
-def _shares(ways: Sequence[Way], given: Counter[Lengths] | None) -> Shares:
-    """The part of the items that goes to each bucket of what answers together; without data each bucket is one item.
-
-    Items that fit no bucket at all count for none; of ways that lack a long bucket the parts do not add up.
-    """
-    buckets = _buckets(ways)
-    every = Counter(tuple(b.items()) for b in buckets) if given is None else given
-    items = [(dict(own), count) for own, count in every.items() if bucket_for(dict(own), buckets) is not None]
-    if not items:
-        raise UsageError("no sample fits a bucket of this bundle: export a longer one or leave --data out")
-    shares: dict[tuple[Way, Bucket], float] = {}
-    whole = sum(count for _, count in items)
-    for together in dict.fromkeys(w.in_any_bucket for w in ways):
-        own = _buckets([w for w in ways if w.in_any_bucket == together])
-        shares |= {(together, b): 0.0 for b in own}
-        for lengths, count in items:
-            if (bucket := bucket_for(lengths, own)) is not None:
-                shares[together, bucket] += count / whole
-    return shares

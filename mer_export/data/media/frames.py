@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mer_export.data.media.sound import PARTS, check_span
-from mer_export.data.media.tracks import MOST_PIXELS, PIXELS_PER_BYTE, opened, zero
+from mer_export.data.media.tracks import MOST_PIXELS, PIXELS_PER_BYTE, library, opened, zero
 from mer_export.errors import InputError
 from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.file_state import State, state_of
 from mer_export.untrusted.media_files import Kind, media_kind
 
+SOUGHT = frozenset({"mov", "matroska"})
+"""Demuxers of files with an index of their key frames."""
+FAR = 250
+"""Packets that are passed over one by one sooner than looked up."""
 TICK = 1e-6
 """Seconds by which a frame may come after the time that it is asked for: times of frames are rounded."""
 
@@ -68,6 +74,19 @@ def read_frames(
     return _shown(path, kind, _Wanted(timeline, timeline.wanted(path, span, count, rate, budget)), budget)
 
 
+class _Key(NamedTuple):
+    """A frame that needs no other: when it is shown, and its packet's number, time in ticks and place in the file."""
+
+    time: float
+    number: int
+    ticks: int
+    place: int | None
+
+
+FIRST = _Key(-math.inf, 0, 0, None)
+"""The beginning of the track."""
+
+
 @dataclass(frozen=True)
 class _Timeline:
     """When the frames of a track are shown, in seconds, and where among its packets decoding may begin."""
@@ -75,13 +94,12 @@ class _Timeline:
     times: Sequence[float]
     """In order."""
     end: float
-    keys: Sequence[tuple[float, int]]
-    """Times of frames that need no other, and the numbers of their packets."""
+    keys: Sequence[_Key]
 
-    def entry(self, time: float) -> int:
+    def entry(self, time: float) -> _Key:
         """The packet at which decoding must begin for what is shown at a time."""
-        found = bisect_right(self.keys, time + TICK, key=lambda k: k[0])
-        return self.keys[found - 1][1] if found else 0
+        found = bisect_right(self.keys, time + TICK, key=lambda k: k.time)
+        return self.keys[found - 1] if found else FIRST
 
     def wanted(
         self, path: Path, span: tuple[float, float], count: int | None, rate: float | None, budget: Budget
@@ -112,7 +130,7 @@ class _Wanted:
         """To the next one."""
         self.time = next(self._times, None)
         # Asked for every packet that is passed over, of which a long recording has many.
-        self.entry = 0 if self.time is None else self._timeline.entry(self.time)
+        self.entry = FIRST if self.time is None else self._timeline.entry(self.time)
 
 
 @lru_cache(maxsize=4)
@@ -128,7 +146,7 @@ def _timeline(path: Path, kind: Kind, _state: State) -> _Timeline:
                 continue
             time = _seconds(ticks, stream.time_base, container)
             if packet.is_keyframe:
-                keys.append((time, number))
+                keys.append(_Key(time, number, ticks, packet.pos))
             if not packet.is_discard:
                 times.append(time)
                 lengths[time] = float((packet.duration or 0) * stream.time_base)
@@ -145,9 +163,9 @@ def _seconds(ticks: int, base: Fraction, container: Any) -> float:
 
 def _shown(path: Path, kind: Kind, wanted: _Wanted, budget: Budget) -> Iterator[Frame]:
     """The frame shown at each of the wanted times, which rise."""
-    with opened(path, kind, "video") as (container, stream):
-        held: _Held | None = None
-        for decoded in _decoded(container, stream, wanted, budget):
+    held: _Held | None = None
+    with _entered(path, kind, wanted.entry) as (container, stream, packets):
+        for decoded in _decoded(stream, packets, wanted, budget):
             own = _seconds(decoded.pts, decoded.time_base, container)
             while held is not None and wanted.time is not None and own > wanted.time + TICK:
                 yield held.frame
@@ -162,11 +180,41 @@ def _shown(path: Path, kind: Kind, wanted: _Wanted, budget: Budget) -> Iterator[
             raise InputError(f"{path} is damaged: nothing can be decoded at {wanted.time:.3f} s")
 
 
-def _decoded(container: Any, stream: Any, wanted: _Wanted, budget: Budget) -> Iterator[Any]:
+@contextmanager
+def _entered(path: Path, kind: Kind, key: _Key) -> Iterator[tuple[Any, Any, Iterator[tuple[int, Any]]]]:
+    """The container, its picture track, and packets of it by their numbers: all, or those from a key on."""
+    if key.number > FAR and kind.demuxer in SOUGHT:
+        with opened(path, kind, "video") as (container, stream):
+            packets = _sought(container, stream, key)
+            if packets is not None:
+                yield container, stream, packets
+                return
+    with opened(path, kind, "video") as (container, stream):
+        yield container, stream, enumerate(container.demux(stream))
+
+
+def _sought(container: Any, stream: Any, key: _Key) -> Iterator[tuple[int, Any]] | None:
+    """The packets from a key on by the file's own index; None where that leads elsewhere, or there is none."""
+    if key.place is None:
+        return None
+    try:
+        container.seek(key.ticks, stream=stream)
+    except library("av", "reads video files").FFmpegError:
+        return None
+    packets = container.demux(stream)
+    for packet in packets:
+        if (packet.pts, packet.pos) == (key.ticks, key.place):
+            return chain([(key.number, packet)], enumerate(packets, key.number + 1))
+        if packet.pos is None or packet.pos > key.place:
+            return None
+    return None
+
+
+def _decoded(stream: Any, packets: Iterable[tuple[int, Any]], wanted: _Wanted, budget: Budget) -> Iterator[Any]:
     """Decoded frames in order; packets before those that the wanted time needs are passed over."""
     skipped = False
-    for number, packet in enumerate(container.demux(stream)):
-        if number < wanted.entry:
+    for number, packet in packets:
+        if number < wanted.entry.number:
             skipped = True
             continue
         if skipped:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from mer_export import faults
 from mer_export.data.media.tracks import library, opened, zero
 from mer_export.errors import InputError
-from mer_export.untrusted.budget import Budget
+from mer_export.untrusted.budget import MOST_BYTES, Budget
 from mer_export.untrusted.media_files import Kind, media_kind
 
 FORMATS = {"WAV", "WAVEX", "RF64", "AIFF", "FLAC", "OGG", "MPEG", "MP3"}
@@ -27,6 +28,7 @@ BLOCK = 1 << 18
 SLACK = 0.02
 """Seconds that a track may stand beside its own clock: containers round times."""
 PARTS = "read it in parts (start and end)"
+CHANGES = "changes its rate or channels within the sound: convert it to one"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +65,20 @@ def read_sound(path: Path | str, start: float | None = None, end: float | None =
     """
     path = Path(path)
     span = check_span(path, start, end)
-    kind = media_kind(path)
-    sound = (_from_libav if kind.demuxer else _from_libsndfile)(path, kind, *span)
-    if not np.isfinite(sound.samples).all():
-        raise InputError(f"{path} holds samples that are not finite: it is damaged, get it again")
-    return sound
+    blocks: list[np.ndarray] = []
+    part = _decoded(path, span, blocks.append, Budget.of(path, PARTS))
+    return Sound(np.concatenate(blocks), part.rate, part.step)
+
+
+def decode_sound(path: Path, keep: Callable[[np.ndarray], None]) -> tuple[int, float]:
+    """Hands all samples of a file to `keep`, block by block (frames, channels), and returns their rate and step.
+
+    However long it is: `keep` decides what is too much. Raises as `read_sound`.
+    """
+    budget = Budget.of(path)
+    budget.bytes = MOST_BYTES
+    part = _decoded(path, check_span(path, None, None), keep, budget)
+    return part.rate, part.step
 
 
 def check_span(path: Path, start: float | None, end: float | None) -> tuple[float, float]:
@@ -101,51 +112,84 @@ def resample(audio: np.ndarray, rate: int, wanted: int) -> np.ndarray:
 
 
 class _Part:
-    """Collects the blocks of a sound that lie between two times; drops what comes before, and says when it has all."""
+    """Keeps the samples that lie between two times, block by block, and says when it has all.
 
-    def __init__(self, path: Path, rate: int, start: float, end: float):
-        self.path, self.rate, self.start = path, rate, start
-        self.first = round(start * rate)
+    `keep` takes blocks (frames, channels) within the `budget`; what comes before is dropped.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        span: tuple[float, float],
+        keep: Callable[[np.ndarray], None],
+        budget: Budget,
+        rate: int,
+        step: float = 0.0,
+    ):
+        self.path, self.keep, self.budget, self.rate, self.step = path, keep, budget, rate, step
+        self.start, end = span
+        self.first = round(self.start * rate)
         self.last = round(end * rate) if end < np.inf else UNKNOWN
-        self.budget = Budget.of(path, PARTS)
-        self.blocks: list[np.ndarray] = []
-        self.at = 0
+        self.at = self.channels = 0
 
     @property
     def complete(self) -> bool:
         return self.at >= self.last
 
     def add(self, block: np.ndarray) -> None:
-        """The next samples (frames, channels)."""
+        """The next samples (frames, channels); raises InputError where they have not as many channels as before."""
         kept = block[max(0, self.first - self.at) : max(0, self.last - self.at)]
         self.budget.take(kept.nbytes, objects=1)
         self.at += len(block)
-        if len(kept):
-            self.blocks.append(kept)
+        if not len(kept):
+            return
+        if self.channels not in (0, kept.shape[1]):
+            raise InputError(f"{self.path} {CHANGES}")
+        if not np.isfinite(kept).all():
+            raise InputError(f"{self.path} holds samples that are not finite: it is damaged, get it again")
+        self.channels = kept.shape[1]
+        self.keep(kept)
 
-    def sound(self, step: float = 0.0) -> Sound:
+    def silence(self, frames: int, channels: int) -> None:
+        """A gap."""
+        self.budget.take(4 * frames * channels)
+        for begin in range(0, frames, BLOCK):
+            self.add(np.zeros((min(BLOCK, frames - begin), channels), dtype=np.float32))
+
+    def require_some(self) -> None:
         """Raises InputError where there is nothing."""
         if not self.at:
             raise InputError(f"{self.path} has no samples: there is nothing to read")
-        if not self.blocks and self.first >= self.last:
+        if not self.channels and self.first >= self.last:
             raise InputError(f"{self.path}: from start {self.start} to its end there is no sample at {self.rate} Hz")
-        if not self.blocks:
+        if not self.channels:
             raise InputError(
                 f"{self.path}: start {self.start} is past the end, the sound lasts {self.at / self.rate:.3f} s"
             )
-        return Sound(np.concatenate(self.blocks), self.rate, step)
+
+
+Begin = Callable[..., _Part]
+"""Makes the part of a file whose rate, and step if any, are known."""
+
+
+def _decoded(path: Path, span: tuple[float, float], keep: Callable[[np.ndarray], None], budget: Budget) -> _Part:
+    """Hands the part of a file to `keep`; raises as `read_sound`."""
+    kind = media_kind(path)
+    part = (_from_libav if kind.demuxer else _from_libsndfile)(path, kind, partial(_Part, path, span, keep, budget))
+    part.require_some()
+    return part
 
 
 def _soundfile() -> Any:
     return library("soundfile", "reads and writes sound files")
 
 
-def _from_libsndfile(path: Path, kind: Kind, start: float, end: float) -> Sound:
+def _from_libsndfile(path: Path, kind: Kind, begin: Begin) -> _Part:
     try:
         with _soundfile().SoundFile(str(path)) as file:
             if file.format not in FORMATS:
                 raise InputError(f"{path} is {file.format} inside, which is not read: convert it to wav")
-            part = _Part(path, int(file.samplerate), start, end)
+            part = begin(int(file.samplerate), STEPS.get(file.subtype, 0.0))
             if file.format in EXACT and part.first < file.frames < UNKNOWN:
                 part.at = file.seek(part.first)
             while not part.complete:
@@ -158,29 +202,26 @@ def _from_libsndfile(path: Path, kind: Kind, start: float, end: float) -> Sound:
                     f"{path} claims {file.frames / part.rate:.3f} s of sound and has {part.at / part.rate:.3f} s: it "
                     "was cut off or is damaged, get it again"
                 )
-            return part.sound(STEPS.get(file.subtype, 0.0))
+            return part
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).rpartition("': ")[2].split())
         raise InputError(f"{path} is not a readable {kind.name} file: {reason}") from None
 
 
-def _from_libav(path: Path, kind: Kind, start: float, end: float) -> Sound:
+def _from_libav(path: Path, kind: Kind, begin: Begin) -> _Part:
     with opened(path, kind, "audio") as (container, stream):
         part: _Part | None = None
         for time, rate, block in _blocks(container, stream):
-            part = part or _Part(path, rate, start, end)
-            if rate != part.rate or (part.blocks and block.shape[1] != part.blocks[0].shape[1]):
-                raise InputError(f"{path} changes its rate or channels within the sound: convert it to one")
+            part = part or begin(rate)
+            if rate != part.rate:
+                raise InputError(f"{path} {CHANGES}")
             gap = round((time - zero(container)) * rate) - part.at
             if gap > SLACK * rate:
-                part.budget.take(4 * gap * block.shape[1])
-                part.add(np.zeros((gap, block.shape[1]), dtype=np.float32))
+                part.silence(gap, block.shape[1])
             part.add(block)
             if part.complete:
                 break
-        if part is None:
-            raise InputError(f"{path} has no samples: there is nothing to read")
-        return part.sound()
+        return part or begin(1)
 
 
 def _blocks(container: Any, stream: Any) -> Iterator[tuple[Any, int, np.ndarray]]:

@@ -14,6 +14,7 @@ from mer_export.data.shapes.windows import context_windows
 from mer_export.data.spec import ContextData, DataSpec
 from mer_export.data.tokens.tokenizer import text_tokens
 from mer_export.encoders.running import sentence_vectors, speech_tokens
+from mer_export.encoders.sounds import Sounds
 from mer_export.errors import InputError
 
 WINDOW = "tab_embedding"
@@ -31,14 +32,14 @@ def samples(dialogue: Dialogue, spec: DataSpec, labels: LabelReader) -> Iterator
             nothing makes tokens of.
     """
     context = spec.context or ContextData()
-    windows = _windows(dialogue, context)
+    windows, sounds = _windows(dialogue, context), Sounds()
     for utterance, window in zip(dialogue.utterances, windows, strict=True):
         if utterance.unreadable:
             yield Sample(utterance.id, {}, (utterance.id,), labels.targets([utterance]), group=dialogue.id)
             continue
         made = {
             "text_tokens": _text(utterance, spec, context),
-            "audio_tokens": _audio(utterance, context),
+            "audio_tokens": _audio(utterance, context, sounds),
             WINDOW: utterance.inputs.get(WINDOW, window),
         }
         inputs = {n: a for n, a in made.items() if a is not None}
@@ -86,11 +87,10 @@ def _text(utterance: Utterance, spec: DataSpec, context: ContextData) -> np.ndar
     return text_tokens(spec, utterance.sentence, context.lower)[: context.max_text]
 
 
-def _audio(utterance: Utterance, context: ContextData) -> np.ndarray | None:
+def _audio(utterance: Utterance, context: ContextData, sounds: Sounds) -> np.ndarray | None:
     said = utterance.recording
-    path = said.path if said else None
     if "audio_tokens" in utterance.inputs:
         return utterance.inputs["audio_tokens"][: context.max_audio]
-    if said is None or path is None or context.speech is None:
+    if said is None or context.speech is None:
         return None
-    return speech_tokens(context.speech, path, said.start, said.end)[: context.max_audio]
+    return speech_tokens(context.speech, said.path, sounds.read(said))[: context.max_audio]

@@ -25,6 +25,7 @@ from mer_export.data.dialogues import (
     Dialogue,
     Recording,
     Utterance,
+    name_of,
     ready_array,
     speaker_of,
 )
@@ -93,7 +94,7 @@ class LineSource:
         """Yields (see `dialogues.Source`); raises InputError with the number of a line that is not one."""
         seen: set[str] = set()
         for number, line in self.lines():
-            name = str(line.get("split", ALL))
+            name = name_of(line.get("split"), ALL)
             if self.spec.splits and name not in (*self.spec.splits, ALL):
                 continue
             seen.add(name)
@@ -113,11 +114,13 @@ class DialogueReader:
     def dialogue(self, line: Mapping[str, Any], where: str) -> Dialogue:
         """One dialogue; raises InputError, whose message begins with `where`, for an object that is none."""
         with _told(f"{where} is not a dialogue"):
+            if line["dialogue"] is None:
+                raise ValueError("it has no name, dialogue is null")
             name, given = str(line["dialogue"]), line["utterances"]
             if not isinstance(given, list) or not given:
                 raise ValueError(f"dialogue {name!r} has no utterances")
             utterances = [self._utterance(u, f"{name}/{i}", where) for i, u in enumerate(given)]
-        return Dialogue(name, str(line.get("split", ALL)), utterances, where)
+        return Dialogue(name, name_of(line.get("split"), ALL), utterances, where)
 
     def utterance(self, given: Mapping[str, Any], name: str, where: str) -> Utterance:
         """One utterance, called `name` where it does not say its `id`; raises InputError for an object that is none."""
@@ -129,7 +132,7 @@ class DialogueReader:
         if self.spec.faces.images and given.get(IMAGES):
             ready[IMAGES] = FaceImages([self._path(p, where) for p in given[IMAGES]], self.spec.faces.size)
         return Utterance(
-            id=str(given.get("id", name)),
+            id=name_of(given.get("id"), name),
             speaker=speaker_of(given.get("speaker", 0)),
             label=_label(given),
             score=_number(given["score"]) if "score" in given else None,
@@ -170,7 +173,7 @@ def _label(given: Mapping[str, Any]) -> str | int | float | None:
 
 
 def _indicators(given: Mapping[str, Any]) -> dict[str, float] | None:
-    return {str(n): _number(v) for n, v in given["labels"].items()} if "labels" in given else None
+    return {str(n): _number(v) for n, v in given["labels"].items()} if given.get("labels") is not None else None
 
 
 def _number(value: Any) -> float:

@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from mer_export.data.dialogues import IMAGES, MODALITIES, READY, Dialogue, Recording, Utterance, ready_array, speaker_of
+from mer_export.data.dialogues import (
+    ALL,
+    IMAGES,
+    MODALITIES,
+    READY,
+    Dialogue,
+    Recording,
+    Utterance,
+    name_of,
+    ready_array,
+    speaker_of,
+)
 from mer_export.data.formats.parquet import layout
 from mer_export.data.media.faces import FaceImages
 from mer_export.data.spec import DataSpec
@@ -98,7 +109,7 @@ class RowReader:
             InputError: the rows of a dialogue are not together, or of a split that the metadata do not know.
         """
         rows = (row for batch in batches for row in _rows(batch))
-        for (split, name), own in itertools.groupby(rows, key=lambda r: (str(r["split"]), str(r["dialogue"]))):
+        for (split, name), own in itertools.groupby(rows, key=lambda r: _place(r, where)):
             if splits is not None:
                 self.refuse_stray(split, where)
             if splits is None or split in splits:
@@ -181,11 +192,19 @@ def _cells(arrow: Any, column: Any) -> list[Any]:
     return [values[a:b] if ok else None for a, b, ok in zip(offsets, offsets[1:], valid, strict=False)]
 
 
+def _place(row: Mapping[str, Any], where: str) -> tuple[str, str]:
+    """The split and the dialogue of a row; raises InputError for one without a name."""
+    for column in ("dialogue", "utterance"):
+        if row[column] is None:
+            raise InputError(f"{where}: a row has null under {column}: give every dialogue and utterance a name")
+    return name_of(row.get("split"), ALL), str(row["dialogue"])
+
+
 def _split_of(file: Any, group: int) -> str | None:
     """The split of a row group where its statistics prove that there is one only."""
     column = file.schema_arrow.names.index("split")
     statistics = file.metadata.row_group(group).column(column).statistics
-    if statistics is None or not statistics.has_min_max or statistics.min != statistics.max:
+    if statistics is None or not statistics.has_min_max or statistics.null_count or statistics.min != statistics.max:
         return None
     return str(statistics.min)
 
