@@ -33,12 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
     line = output.command("choice", arguments)
 
     def run() -> None:
-        # Networks of earlier runs stay beside the new ones.
-        networks = output.earlier(chosen.out / "choice.json", "networks")
+        networks = output.Entries(chosen.out, "choice", "networks", line, markdown)
         for name in chosen.network or REAL:
-            networks[name] = measure(name, chosen.items, chosen.buckets)
-            found = {"command": line, "machine": output.here(), "networks": networks}
-            output.write(chosen.out, "choice", found, markdown(found))
+            networks.add(name, measure(name, chosen.items, chosen.buckets))
 
     output.end_well(run)
 
@@ -115,11 +112,7 @@ def markdown(found: dict[str, Any]) -> str:
     worst = max(goal["slower"] for network in found["networks"].values() for goal in network["goals"])
     return "\n".join(
         [
-            "# The choice of `mer tune`, timed again",
-            "",
-            f"`{found['command']}`",
-            "",
-            output.where(found["machine"]),
+            *output.head("The choice of `mer tune`, timed again", found),
             f"Items of the lengths that occur, random weights; ways to run that were timed: {counts}.",
             f"Each network is tuned twice. `slower`: what the first run chose against the best, both by the times of "
             f"the second run. At most **{worst:.1%}**.",

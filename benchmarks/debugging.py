@@ -4,9 +4,9 @@
 
 In the ONNX file of a network's longest bucket what one product gives is made a hundredth larger, at so many places from
 its beginning to its end, one at a time; a tenth or twice as large where random weights hide less from the outputs. Each
-command runs in a process of its own, so that its peak memory is known,
-on one item of the longest lengths. Random weights. Writes `debugging.json` and `debugging.md`; networks that are
-measured again replace those of an earlier run on this processor.
+command runs in a process of its own, so that its peak memory is known, on one item of the longest lengths. Random
+weights. Writes `debugging.json` and `debugging.md`; networks that are measured again replace those of an earlier run on
+this processor.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks import output
+from benchmarks.environments import only
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
 from mer_export.agreement.policy import RULES
 from mer_export.bundle import WEIGHTS, Bundle, Variant
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
+from mer_export.errors import NotAvailableError
 from mer_export.exporters import export_variant
 from mer_export.exporters.graph.names import module_of
 from mer_export.exporters.precision_gate import open_file, run_file
@@ -54,14 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
         if chosen.only:
             print(json.dumps(debug_here(**json.loads(chosen.only))))
             return
-        networks = output.earlier(chosen.out / "debugging.json", "networks")
-        networks |= {name: measure(name, chosen.places) for name in chosen.network or SHOWN}
-        found = {
-            "command": output.command("debugging", arguments),
-            "machine": output.here(),
-            "networks": networks,
-        }
-        output.write(chosen.out, "debugging", found, markdown(found))
+        line = output.command("debugging", arguments)
+        networks = output.Entries(chosen.out, "debugging", "networks", line, markdown)
+        for name in chosen.network or SHOWN:
+            networks.add(name, measure(name, chosen.places))
 
     if chosen.out is None and not chosen.only:
         parser.error("--out is needed")
@@ -130,14 +126,10 @@ def planted(bundle: Bundle, variant: Variant, sound: Path, place: float, factor:
 
 
 def _child(root: Path, network: str, variant: str) -> Json:
-    only = json.dumps({"root": str(root), "network": network, "variant": variant})
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.debugging", "--only", only], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["no reason given"])[-1]}
-    found: Json = json.loads(done.stdout.splitlines()[-1])
-    return found
+    try:
+        return only("debugging", {"root": str(root), "network": network, "variant": variant})
+    except NotAvailableError as error:
+        return {"failed": str(error)}
 
 
 def debug_here(root: str, network: str, variant: str) -> Json:
@@ -161,7 +153,7 @@ def markdown(found: Json) -> str:
     for name, network in found["networks"].items():
         for one in network["found"]:
             counted, right = counted + 1, right + (one["planted"] == one.get("found"))
-            said = one.get("failed") or ("the same" if one["planted"] == one["found"] else one["found"])
+            said = one.get("failed") or ("the same" if one["planted"] == one["found"] else one["found"] or "nothing")
             cost = (one["modules"], f"{one['seconds']:.0f}", one["peak_mib"]) if "failed" not in one else ("–",) * 3
             larger = f"{one.get('factor', FACTORS[0]):g}"
             rows.append((name, network["bucket"], network["weights_mib"], one["planted"], larger, said, *cost))
@@ -178,11 +170,7 @@ def markdown(found: Json) -> str:
     )
     return "\n".join(
         [
-            "# What `mer debug parity` takes",
-            "",
-            f"`{found['command']}`",
-            "",
-            output.where(found["machine"]),
+            *output.head("What `mer debug parity` takes", found),
             f"**{right} of {counted}** faults are named in their module.",
             "",
             *table(header, rows),

@@ -38,13 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", action="append", default=[], help="also in this precision; repeat for several")
     chosen = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
-    here = output.here()
+    found = {"command": output.command("encoders", arguments), "machine": output.here(), "rows": rows}
     for kind in chosen.kind or KINDS:
         output.say(kind)
         with tempfile.TemporaryDirectory() as folder:
             rows.append(measure(kind, Path(folder), chosen.precision))
-    said = ["# Encoders of every kind", "", f"`{output.command('encoders', arguments)}`", "", output.where(here), ""]
-    output.write(chosen.out, "encoders", {"machine": here, "rows": rows}, "\n".join([*said, *page(rows), ""]))
+    text = "\n".join([*output.head("Encoders of every kind", found), "", *page(rows), ""])
+    output.write(chosen.out, "encoders", found, text)
 
 
 def measure(kind: str, folder: Path, precisions: Sequence[str]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from mer_export.bundle import CONFIG, Bundle
 from mer_export.data.bundle_data import bundle_spec
 from mer_export.data.open import stream_samples
 from mer_export.data.synthetic import synthesise
-from mer_export.errors import NotAvailableError, UsageError
+from mer_export.errors import MerError, NotAvailableError, UsageError
 from mer_export.exporters import export_variant
 from mer_export.kept import Kept
 from mer_export.markdown import table
@@ -157,7 +157,10 @@ class World:
         words = ["infer", str(self.bundle), str(self.data), "--out", str(self.root / "out.jsonl"), "--split", "test"]
         words += ["--force", "--quiet", *(["--runtime", runtime, "--precision", precision] if way else [])]
         timed = str(ROOT / "benchmarks" / "phases.py")
-        return {when: self._run(tree, lambda now: ["-P", timed, str(now), *words]) for when in (FIRST, AGAIN)}
+        taken = {when: self._run(tree, lambda now: ["-P", timed, str(now), *words]) for when in (FIRST, AGAIN)}
+        with (self.root / "out.jsonl").open("rb") as lines:
+            taken[AGAIN]["units"] = sum(1 for _ in lines)
+        return taken
 
     def _read_along(self) -> None:
         """Brings data, bundle and what is kept into the page cache, from which other processes may have driven them."""
@@ -194,12 +197,10 @@ def main(arguments: list[str] | None = None) -> None:
     line = output.command("end_to_end", arguments)
 
     def run() -> None:
-        cases = output.earlier(chosen.out / "end_to_end.json", "cases")
+        cases = output.Entries(chosen.out, "end_to_end", "cases", line, markdown)
         with earlier_tree(chosen.before) as before:
             for name in chosen.case or CASES:
-                cases[name] = measure(CASES[name], chosen.scale == "small", chosen.rounds, before)
-                found = {"command": line, "machine": output.here(), "cases": cases}
-                output.write(chosen.out, "end_to_end", found, markdown(found))
+                cases.add(name, measure(CASES[name], chosen.scale == "small", chosen.rounds, before))
 
     output.end_well(run)
 
@@ -224,7 +225,8 @@ def measure(case: Case, small: bool, rounds: int | None, before: Path | None) ->
         # In a process of its own: an export leaves gigabytes behind, which what is timed would lack.
         with ProcessPoolExecutor(1, get_context("spawn")) as apart:
             world = apart.submit(make, case, Path(folder), case.small if small else case.items).result()
-        ways = [TYPED, *(w for w in case.ways if not backend_problem(w.partition(" ")[0]))]
+        problems = {way: backend_problem(way.partition(" ")[0]) for way in case.ways}
+        ways = [TYPED, *(way for way, problem in problems.items() if not problem)]
         runs: dict[str, Callable[[], Run]] = {AUTHORS: partial(world.authors)}
         for mark, tree in (("", ROOT), *([(BEFORE, before)] if before else [])):
             runs |= {mark + way: partial(world.twice, tree, way) for way in ways}
@@ -233,6 +235,7 @@ def measure(case: Case, small: bool, rounds: int | None, before: Path | None) ->
         for number in range(rounds or (1 if small else case.rounds)):
             for name in draw.sample(list(runs), len(runs)):
                 taken[name].append(runs[name]())
+                check_answers(title(name), taken[name][-1][AGAIN], taken)
                 said = ", ".join(f"{when} {run['seconds']:.2f} s" for when, run in taken[name][-1].items())
                 output.say(f"{case.network}, round {number + 1}: {title(name)}: {said}")
         return {
@@ -240,7 +243,15 @@ def measure(case: Case, small: bool, rounds: int | None, before: Path | None) ->
             "megabytes": sum(p.stat().st_size for p in world.data.rglob("*") if p.is_file()) / 1e6,
             "answers": int(taken[AUTHORS][0][AGAIN]["units"]),
             "rounds": taken,
+            "not_run": {way: problem for way, problem in problems.items() if problem},
         }
+
+
+def check_answers(name: str, run: Mapping[str, float], taken: Mapping[str, Sequence[Run]]) -> None:
+    """Raises MerError where a way answers more or less than those that ran before it: seconds would compare nothing."""
+    others = {r[AGAIN]["units"] for runs in taken.values() for r in runs} - {run["units"]}
+    if others:
+        raise MerError(f"{name} gives {run['units']:.0f} answers, another way {others.pop():.0f}")
 
 
 def title(way: str) -> str:
@@ -279,8 +290,8 @@ def planned(bundle: Bundle, data: Path, network: str) -> list[Bucket]:
 
 def markdown(found: dict[str, Any]) -> str:
     """A table per case."""
-    lines = ["# From a file to labels", "", f"`{found['command']}`", "", output.where(found["machine"])]
-    lines += [
+    lines = [
+        *output.head("From a file to labels", found),
         "Seconds of whole processes, medians over rounds in one interleaved run, all cores; files in the authors' "
         "formats at the real widths, in the page cache. `first`: nothing is kept of an earlier run; `again`: what was "
         "read and compiled is. Times faster are per round, beside the authors' way: unpickling without checks, their "
@@ -288,8 +299,10 @@ def markdown(found: dict[str, Any]) -> str:
         "passes them, EMT's two views). Opening sessions counts as start. Random weights.",
     ]
     for name, case in found["cases"].items():
-        lines += ["", f"## {name}: {case['answers']} answers from a data set of {case['megabytes']:.0f} MB", ""]
+        size, rounds = f"{case['answers']} answers from a data set of {case['megabytes']:.0f} MB", case["rounds"]
+        lines += ["", f"## {name}: {size}, {len(rounds[AUTHORS])} rounds", ""]
         lines += table(HEADER, _rows(case))
+        lines += [f"- {title(way)}: not run: {why}" for way, why in case.get("not_run", {}).items()]
     return "\n".join(lines) + "\n"
 
 
@@ -317,7 +330,7 @@ def _rows(case: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _ratio(theirs: Sequence[dict[str, float]], own: Sequence[dict[str, float]]) -> str:
     found = Quartiles.of([a["seconds"] / b["seconds"] for a, b in zip(theirs, own, strict=True)])
-    return f"**{found.median:.2f}** [{found.q25:.2f}, {found.q75:.2f}]"
+    return output.spread(found.model_dump(), strong=True)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,16 @@ def run(python: Path, script: Path, given: Path, out: Path, threads: int = 1, li
     return Made(Path(result["model"]), result["did"], Path(feed) if feed else None)
 
 
+def only(suite: str, request: dict[str, Any]) -> Any:
+    """What a suite prints as JSON that is asked for one piece of work (`--only`), in a process of its own.
+
+    Raises:
+        NotAvailableError: the last line of its error.
+    """
+    command = [sys.executable, "-m", f"benchmarks.{suite}", "--only", json.dumps(request)]
+    return json.loads(child(command, None, folder=SCRIPTS.parents[1]).splitlines()[-1])
+
+
 def _packages(tool: Tool, python: Path) -> str:
     """Installs a tool; returns how."""
     try:
@@ -134,9 +144,13 @@ def pip(python: Path, *arguments: str) -> None:
 
 
 def child(
-    command: list[str], limit: float, environment: dict[str, str] | None = None, telling: re.Pattern[str] | None = None
+    command: list[str],
+    limit: float | None,
+    environment: dict[str, str] | None = None,
+    telling: re.Pattern[str] | None = None,
+    folder: Path | None = None,
 ) -> str:
-    """What a command prints.
+    """What a command prints, run in `folder`.
 
     Raises:
         NotAvailableError: the last line of its error, of those that are `telling` if any; or that it was not done
@@ -147,6 +161,7 @@ def child(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=folder,
         start_new_session=True,
         env=os.environ | (environment or {}),
     )

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import output
+from benchmarks.environments import only
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
+from mer_export.errors import NotAvailableError
 from mer_export.exporters import export_formats, export_variant
 from mer_export.machine import peak_mib
 from mer_export.markdown import table
@@ -33,6 +33,7 @@ from runtimes.parity.run import run_parity
 LARGE_MIB = 1024
 """Weights from which on one bucket has to do."""
 MIB = 2**20
+PRECISIONS = sorted({p for f in export_formats().values() for p in f.precisions} - {"fp32"})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,7 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--format", choices=list(export_formats()), action="append", help="repeat for several; default: all"
     )
-    parser.add_argument("--precision", action="append", help="beside fp32, in formats that have it; repeatable")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, action="append", help="beside fp32, in formats that have it; repeatable"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of the runtimes that are compared")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
@@ -118,28 +121,22 @@ def _export(root: Path, network: str, format: str, precision: str, bucket: Bucke
     """One export in a fresh process; where it fails, the reason as it was said."""
     about = {"format": format, "precision": precision, "lengths": bucket.name}
     output.say(f"{network}: exporting {' '.join(about.values())}")
-    asked = {"network": network, "format": format, "precision": precision, "lengths": dict(bucket)}
-    command = [sys.executable, "-m", "benchmarks.exports", "--only", json.dumps({"bundle": str(root), **asked})]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        return about | {"refused": said[-1] if said else f"exit status {done.returncode}"}
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    asked = {"bundle": str(root), "network": network, "format": format, "precision": precision}
+    try:
+        found = only("exports", asked | {"lengths": dict(bucket)})
+    except NotAvailableError as error:
+        return about | {"refused": str(error)}
     output.say(f"{network}: {found}")
     return about | found
 
 
 def markdown(network: str, found: dict[str, Any]) -> str:
     """The exports as a table, and the parity report."""
-    here, parity = found["machine"], ParityReport.model_validate(found["parity"])
+    parity = ParityReport.model_validate(found["parity"])
     header = ("format", "precision", "bucket", "seconds", "peak MiB", "MiB added")
     made = [e for e in found["exports"] if "refused" not in e]
     lines = [
-        f"# Exports of {network}",
-        "",
-        f"`{found['command']}`",
-        "",
-        output.where(here, found["threads"]),
+        *output.head(f"Exports of {network}", found, found["threads"]),
         f"Random weights of {found['weights_mib']} MiB in float32. Seconds and peak memory are of a process that does "
         "this one export, reading the weights included.",
         "",

@@ -144,12 +144,10 @@ requests of a long life, times that all commands write a served bundle."""
 def main(arguments: list[str] | None = None) -> None:
     """Runs the parts that are asked for."""
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.faults", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, help="directory of the results")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the results")
     parser.add_argument("--part", choices=list(PARTS), action="append", help="repeat for several; default: all")
     parser.add_argument("--count", type=int, help="how often; default: as docs/reliability.md says")
     chosen = parser.parse_args(arguments)
-    if chosen.out is None:
-        parser.error("--out is needed")
     line = output.command("faults", arguments)
     output.end_well(lambda: run(line, chosen.out, chosen.part or list(PARTS), chosen.count))
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import output
 from mer_export.exporters.graph.names import module_of
 
 Shape = tuple[int, ...]
@@ -129,4 +130,4 @@ PRODUCTS: dict[str, Callable[[Any, list[Shape]], int]] = {"MatMul": _matmul, "Ge
 
 
 if __name__ == "__main__":
-    main()
+    output.end_well(main)

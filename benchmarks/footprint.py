@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def install(home: Path) -> Path:
     """The interpreter of the environment, made where it is not there."""
     python = home / "bin" / "python"
-    if not python.exists():
+    if not python.with_name("mer").exists():
         output.say(f"installing mer-export[{EXTRAS}]")
         child([sys.executable, "-m", "venv", "--clear", str(home)], INSTALL_S)
         with tempfile.TemporaryDirectory() as folder:
@@ -145,11 +145,7 @@ def page(found: dict[str, Any]) -> str:
     wall, processor = found["wall_s"], found["processor_s"]
     return "\n".join(
         [
-            "# What serving needs",
-            "",
-            f"`{found['command']}`",
-            "",
-            output.where(found["machine"]),
+            *output.head("What serving needs", found),
             "",
             f"`mer-export[{found['extras']}]` takes {sum(found['sizes'].values()) / 1e6:.0f} MB in all. While a "
             f"recording is answered, of {', '.join(HEAVY)} {', '.join(heavy) or 'none'} is loaded.",

@@ -180,14 +180,11 @@ def main(arguments: list[str] | None = None) -> None:
     def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
             bundles = {n.preset: made(Path(folder), n) for n in (DIALOGUES, SENTENCES)}
-            # Kinds that an earlier run measured stay.
-            forms = output.earlier(chosen.out / "growth.json", "forms")
+            forms = output.Entries(chosen.out, "growth", "forms", line, markdown)
             for name in chosen.format or FORMS:
                 form = FORMS[name]
                 sizes = [FEWEST * STEP**i for i in range(9) if FEWEST * STEP**i <= chosen.most]
-                forms[name] = [measure(form, bundles[form.network.preset], size) for size in sizes]
-                found = {"command": line, "machine": output.here(), "forms": forms}
-                output.write(chosen.out, "growth", found, markdown(found))
+                forms.add(name, [measure(form, bundles[form.network.preset], size) for size in sizes])
 
     output.end_well(run)
 
@@ -224,7 +221,10 @@ def measure(form: Form, bundle: Bundle, count: int) -> dict[str, float]:
         if running.returncode:
             raise BundleError(f"mer infer {source.name} ended with {running.returncode}")
         with out.open("rb") as lines:
-            found = {"utterances": sum(1 for _ in lines), "megabytes": size, "seconds": seconds, "mib": most}
+            answered = sum(1 for _ in lines)
+        if answered != count:
+            raise BundleError(f"mer infer {source.name} answered {answered} of {count} utterances")
+    found = {"utterances": answered, "megabytes": size, "seconds": seconds, "mib": most}
     output.say(f"{found}")
     return found
 
@@ -232,13 +232,7 @@ def measure(form: Form, bundle: Bundle, count: int) -> dict[str, float]:
 def markdown(found: dict[str, Any]) -> str:
     """A row for each step of each kind of file."""
     lines = [
-        "# Growth of `mer infer` with the data",
-        "",
-        f"`{found['command']}`",
-        "",
-        output.where(found["machine"], 1),
-    ]
-    lines += [
+        *output.head("Growth of `mer infer` with the data", found, 1),
         "Small networks with random weights in ONNX Runtime, nothing kept between runs. Seconds of a whole process; µs "
         "and bytes are of one more utterance since the row before: as much in each row is linear, 0 bytes is flat. "
         "The authors' pickles are not flat: what a pickle says of an utterance may stand anywhere in its file, so "

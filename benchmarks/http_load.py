@@ -169,7 +169,7 @@ def load(
 
         working = [asyncio.create_task(client()) for _ in range(clients)]
         if during is not None:
-            while len(found) < (count or 100) // 2:
+            while len(found) < (count or 100) // 2 and not all(task.done() for task in working):
                 await asyncio.sleep(0.01)
             try:
                 await asyncio.to_thread(during)

@@ -3,7 +3,7 @@
     python3 -m benchmarks.lengths --out benchmarks/results [--network mtee_mosei] [--runtime openvino] [--items 256]
 
 All ways to run the same items are timed in turns in one process, as many together as memory holds.
-Writes `<network>-lengths.json` and `.md`.
+Writes `<network>-lengths.json` and `.md`, with `--plan-only` `<network>-plan.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
             rounds = 0 if chosen.plan_only else chosen.rounds
             found = measure(name, chosen.items, chosen.buckets, computed, chosen.threads, rounds)
             found["command"] = line
-            output.write(chosen.out, f"{name}-lengths", found, markdown(name, found))
+            output.write(chosen.out, f"{name}-{'lengths' if rounds else 'plan'}", found, markdown(name, found))
 
     output.end_well(run)
 
@@ -220,11 +220,7 @@ def markdown(name: str, found: dict[str, Any]) -> str:
     return (
         "\n".join(
             [
-                f"# {name}: items of the lengths that occur",
-                "",
-                f"`{found['command']}`",
-                "",
-                output.where(found["machine"], found["threads"]),
+                *output.head(f"{name}: items of the lengths that occur", found, found["threads"]),
                 f"{found['items']} items, lengths of `{found['lengths']}`{assumed}. "
                 f"The authors' code runs {batch} at a time in file order, padded to "
                 f"{'the whole arrays' if padded_to == 'arrays' else 'the longest of the batch'}; here that is this "
@@ -241,10 +237,7 @@ def markdown(name: str, found: dict[str, Any]) -> str:
                         (
                             row["name"],
                             f"{row['items_per_s']:.0f}",
-                            *(
-                                f"{row[r]['median']:.2f} [{row[r]['q25']:.2f}, {row[r]['q75']:.2f}]"
-                                for r in ("ratio", "cpu_ratio")
-                            ),
+                            *(output.spread(row[r]) for r in ("ratio", "cpu_ratio")),
                         )
                         for row in found["rows"]
                     ],

@@ -141,18 +141,22 @@ def main(arguments: list[str] | None = None) -> None:
     runtimes = chosen.runtime or ["onnxruntime", "openvino"]
 
     def run() -> None:
-        measured, before = chosen.network or USUAL, chosen.out / "live.json"
-        rows = [r for r in output.earlier(before, "rows") if r["network"] not in measured]
-        crowd = output.earlier(before, "crowd")
-        for name in measured:
+        line, before = output.command("live", arguments), output.earlier(chosen.out / "live.json")
+        rows, crowd = before.get("rows", []), before.get("crowd")
+        commands = output.commands_of(before, [r["network"] for r in rows])
+        for name in chosen.network or USUAL:
             with tempfile.TemporaryDirectory() as folder:
                 stage = Stage(name, Path(folder), chosen.at or [10, 30, 100])
-                for runtime in runtimes:
-                    rows += [stage.measured(runtime, n, chosen.rounds, chosen.seconds) for n in stage.sizes]
+                own = [
+                    stage.measured(runtime, n, chosen.rounds, chosen.seconds)
+                    for runtime in runtimes
+                    for n in stage.sizes
+                ]
                 if name == CROWD:
                     crowd = stage.crowd(runtimes[0], chosen.dialogues, chosen.turns, chosen.window)
-            told = {"command": output.command("live", arguments), "machine": output.here()}
-            found = told | {"rows": rows, "crowd": crowd}
+            rows = [r for r in rows if r["network"] != name] + own
+            commands[name] = line
+            found = {"command": line, "commands": commands, "machine": output.here(), "rows": rows, "crowd": crowd}
             output.write(chosen.out, "live", found, markdown(found))
 
     output.end_well(run)
@@ -381,8 +385,9 @@ def markdown(found: Json) -> str:
     """The tables."""
     rows = [(r["network"], r["runtime"], r["utterances"], *line) for r in found["rows"] for line in _ratios(r)]
     header = ("network", "runtime", "utterances", "way", "calls", "median, ms", "p99, ms", "sent / way", "arrays / way")
-    lines = ["# Live dialogues", "", f"`{found['command']}`", "", output.where(found["machine"], threads=1), ""]
-    lines += [
+    lines = [
+        *output.head("Live dialogues", found, 1),
+        "",
         *table(header, rows),
         "",
         "What each way is says `benchmarks/live.py`. A p99 is of twenty calls or more.",

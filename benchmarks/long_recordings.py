@@ -116,11 +116,7 @@ def page(found: dict[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            "# Utterances of a long recording",
-            "",
-            f"`{found['command']}`",
-            "",
-            output.where(found["machine"], 1),
+            *output.head("Utterances of a long recording", found, 1),
             f"{found['utterances']} utterances of {SECONDS:g} s, evenly in an mp4 of {found['minutes']:g} minutes "
             f"({found['megabytes']:.0f} MB, H.264 and AAC), read one after the other: their sound, and {PICTURES} "
             "pictures of each. One run each, with what is read once for all of them. Reading from the beginning grows "
@@ -133,4 +129,4 @@ def page(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    output.end_well(main)

@@ -83,9 +83,8 @@ def write_clips(root: Path, clips: int) -> None:
 def page(found: dict[str, Any]) -> str:
     """What was measured, for people."""
     rows = [[r["clips"], f"{r['mib']:.0f}", f"{r['megabytes']:.1f}"] for r in found["runs"]]
-    lines = ["# Memory of `mer features` by the number of clips", "", f"`{found['command']}`", ""]
-    lines += [output.where(found["machine"]), ""]
-    return "\n".join([*lines, *table(["clips", "MiB at most", "data set, MB"], rows), ""])
+    lines = output.head("Memory of `mer features` by the number of clips", found)
+    return "\n".join([*lines, "", *table(["clips", "MiB at most", "data set, MB"], rows), ""])
 
 
 if __name__ == "__main__":

@@ -203,8 +203,8 @@ def page(found: dict[str, Any]) -> str:
         [n, f"{items / t:.1f}", f"{t / seconds:.4f}", f"{found['ratios'][n]:.2f}", f"{found['whole_ratios'][n]:.2f}"]
         for n, t in found["ways"].items()
     ]
-    lines = ["# From recordings to labels", "", f"`{found['command']}`", ""]
-    lines += [output.where(found["machine"], found["threads"]), "", f"{items} clips of {seconds:.0f} s in all.", ""]
+    lines = output.head("From recordings to labels", found, found["threads"])
+    lines += ["", f"{items} clips of {seconds:.0f} s in all.", ""]
     lines += table(["part", "clips a second", "real-time factor"], parts)
     header = ["way to encode", "clips a second", "real-time factor", "times as fast, same window", "beside 30 s"]
     return "\n".join([*lines, "", *table(header, ways), ""])

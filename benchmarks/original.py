@@ -29,7 +29,7 @@ from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.collate import collate
 from mer_export.data.samples import Sample
-from mer_export.errors import ParityError, UnsupportedError
+from mer_export.errors import NotAvailableError, ParityError, UnsupportedError
 from mer_export.exporters import export_variant
 from mer_export.markdown import table
 from runtimes.backends.session import SessionOptions
@@ -167,13 +167,9 @@ def main(arguments: list[str] | None = None) -> None:
     line = output.command("original", arguments)
 
     def run() -> None:
-        # Cases of earlier runs stay beside the new ones.
-        cases = output.earlier(chosen.out / "original-1thread.json", "cases")
+        cases = output.Entries(chosen.out, "original-1thread", "cases", line, markdown)
         for name in chosen.case or CASES:
-            cases[name] = measure(CASES[name], chosen.rounds)
-            found = {"command": line, "machine": output.here(), "cases": cases}
-            # After every case, so that a run that is stopped leaves what it has.
-            output.write(chosen.out, "original-1thread", found, markdown(found))
+            cases.add(name, measure(CASES[name], chosen.rounds))
 
     output.end_well(run)
 
@@ -207,7 +203,7 @@ def measure(case: Original, rounds: int) -> dict[str, Any]:
                 predictor = Predictor(Bundle.open(bundle.root), runtime, options, len(samples), precision=precision)
                 stack.enter_context(predictor)
                 predictor.scores(samples)
-            except (ParityError, UnsupportedError) as error:
+            except (ParityError, UnsupportedError, NotAvailableError) as error:
                 skipped[name] = str(error)
                 continue
             calls[name] = partial(predictor.scores, samples)
@@ -272,13 +268,7 @@ def markdown(found: dict[str, Any]) -> str:
     for case in cases:
         by_name = {row["name"]: row["times"] for row in case["rows"]}
         best = max(by_name.values(), key=lambda times: times["median"])
-        cells = (
-            f"{'**' * (by_name[n] is best)}{by_name[n]['median']:.1f}{'**' * (by_name[n] is best)} "
-            f"[{by_name[n]['q25']:.1f}, {by_name[n]['q75']:.1f}]"
-            if n in by_name
-            else "–"
-            for n in names
-        )
+        cells = (output.spread(by_name[n], 1, strong=by_name[n] is best) if n in by_name else "–" for n in names)
         rows.append((case["network"], case["what"], f"{case['original_calibrators']:g}", *cells))
         for precision, parts in case["spent"].items():
             most = ", ".join(f"{op} {100 * part:.0f} %" for op, part in list(parts.items())[:MOST] if part >= LEAST)
@@ -291,11 +281,7 @@ def markdown(found: dict[str, Any]) -> str:
     return (
         "\n".join(
             [
-                "# Beside the authors' code",
-                "",
-                f"`{found['command']}`",
-                "",
-                output.where(found["machine"], 1),
+                *output.head("Beside the authors' code", found, 1),
                 "Times faster than the authors' code, each measured as a multiple of a 1024³ float32 product of "
                 "PyTorch on its own machine (theirs: AMD EPYC, Zen 5; one thread; eager PyTorch 2.13; padded as their "
                 "loaders pad). From arrays to scores, collation included. CPU time. Random weights.",

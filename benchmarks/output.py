@@ -9,23 +9,33 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mer_export import machine
 from mer_export.bundle import write_atomic
-from mer_export.errors import MerError
+from mer_export.errors import MerError, UsageError
 
 PLACE = re.compile(r"^Machine: (?P<cpu>.*), \d+ cores, \d+ GiB", re.MULTILINE)
 LIMITS = "limits of a thread, GFLOP/s"
 
 
 def command(suite: str, arguments: Sequence[str] | None) -> str:
-    """The command that makes the results, for their heading."""
-    return " ".join([f"python3 -m benchmarks.{suite}", *(sys.argv[1:] if arguments is None else arguments)])
+    """The command that makes the results, for their heading: as it can be typed, but for the machine's own places.
+
+    Of a path from the root its last name stands there alone.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    return f"python3 -m benchmarks.{suite} {shlex.join(map(_placeless, words))}".rstrip()
+
+
+def _placeless(word: str) -> str:
+    option, given, value = word.rpartition("=")
+    return f"{option}{given}{Path(value).name or value}" if value.startswith("/") else word
 
 
 def say(text: str) -> None:
@@ -68,13 +78,61 @@ def here() -> dict[str, Any]:
     return machine.describe() | {"limits": limits()}
 
 
-def earlier(path: Path, part: str) -> dict[str, Any]:
-    """The `part` of an earlier result that a run adds to; nothing where it is of another processor."""
-    if not path.is_file():
+def earlier(path: Path) -> dict[str, Any]:
+    """An earlier result that a run adds to; nothing where it is of another processor."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if found and found["machine"]["cpu"] != machine.cpu_model():
+        say(f"{path} is of another processor, {found['machine']['cpu']}: nothing of it stays")
         return {}
-    found = json.loads(path.read_text())
-    alike: bool = found["machine"]["cpu"] == machine.cpu_model()
-    return found[part] if alike else {}
+    return found
+
+
+class Entries:
+    """A result that grows: an entry for each name, beside those of earlier runs on the same processor.
+
+    All of it is written after each entry, so that a run that ends early leaves what it has. Each entry keeps the
+    command that made it.
+    """
+
+    def __init__(
+        self, out: Path, stem: str, part: str, command: str, page: Callable[[dict[str, Any]], str], **same: Any
+    ):
+        """Goes on with the file of that name; `part` has its entries, `page` makes its text.
+
+        Raises:
+            UsageError: what is the `same` for all of its entries is something else in the file.
+        """
+        self._out, self._stem, self._part, self._command, self._page, self._same = out, stem, part, command, page, same
+        before = earlier(out / f"{stem}.json")
+        for name, value in same.items():
+            if before and before[name] != value:
+                raise UsageError(f"{stem}.json has {name} {before[name]}, not {value}: pass another directory as --out")
+        self._found: dict[str, Any] = before.get(part, {})
+        self._commands = commands_of(before, self._found)
+
+    def add(self, name: str, entry: Any) -> None:
+        """Puts an entry in the place of an earlier one of that name, and writes."""
+        self._found[name], self._commands[name] = entry, self._command
+        found = {"command": self._command, "commands": self._commands, "machine": here()}
+        found |= self._same | {self._part: self._found}
+        write(self._out, self._stem, found, self._page(found))
+
+
+def commands_of(found: Mapping[str, Any], names: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
+    """The command that made each entry of a result; of files that say one for all of them, that one."""
+    return dict(found.get("commands") or {name: found["command"] for name in names})
+
+
+def head(title: str, found: Mapping[str, Any], threads: int | None = None) -> list[str]:
+    """How every page begins: its title, the commands that made it, the machine."""
+    made_by = dict.fromkeys(found.get("commands", {}).values()) or [found["command"]]
+    return [f"# {title}", "", "  \n".join(f"`{c}`" for c in made_by), "", where(found["machine"], threads)]
+
+
+def spread(found: Mapping[str, float], places: int = 2, strong: bool = False) -> str:
+    """Median, `strong` or not, and quartiles over rounds: `2.00 [1.90, 2.10]`."""
+    median, q25, q75 = (f"{found[name]:.{places}f}" for name in ("median", "q25", "q75"))
+    return f"{'**' * strong}{median}{'**' * strong} [{q25}, {q75}]"
 
 
 def where(machine: dict[str, Any], threads: int | None = None) -> str:

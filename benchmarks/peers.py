@@ -134,7 +134,8 @@ def compare(ways: Mapping[str, Callable[[], Call]], rounds: int) -> tuple[list[d
             failed[way] = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"
         else:
             prepared[way], calls[way] = time.perf_counter() - start, call
-    errors = {way: _error(way, call(), calls[BASE]()) for way, call in calls.items()}
+    base = calls[BASE]()
+    errors = {way: _error(way, call(), base) for way, call in calls.items()}
     for call in calls.values():
         warm_up(call)
     turns = interleave(calls, rounds)
@@ -251,21 +252,18 @@ def markdown(name: str, found: dict[str, Any]) -> str:
             row["name"],
             f"{row['prepare_s']:.1f}",
             f"{row['p50_ms']:.2f}",
-            f"**{row['ratio']['median']:.2f}** [{row['ratio']['q25']:.2f}, {row['ratio']['q75']:.2f}]",
+            output.spread(row["ratio"], strong=True),
             "–" if row["max_abs"] is None else f"{row['max_abs']:.1e}",
             "–" if row["of_tolerance"] is None else used_part(row["of_tolerance"]),
         )
         for row in found["rows"]
     ]
     lines = [
-        f"# {name} beside what else a user could do",
-        "",
-        f"`{found['command']}`",
-        "",
-        output.where(found["machine"], found["threads"]),
-        f"{size}, batch {found['batch']}; random weights; interleaved rounds. `prepare` is compiling or exporting, "
-        "loading and the first call; `differs` the largest difference of an output from eager PyTorch, "
-        "– where a way gives another output; `of tolerance` the part of what `mer parity` allows its precision.",
+        *output.head(f"{name} beside what else a user could do", found, found["threads"]),
+        f"{size}, batch {found['batch']}; random weights; interleaved rounds. `prepare` is compiling or exporting (but "
+        "for a file that a row above has made), loading and the first call; `differs` the largest difference of an "
+        "output from eager PyTorch, – where a way gives another output; `of tolerance` the part of what `mer parity` "
+        "allows its precision.",
         "",
         *table(("way", "prepare s", "p50 ms", "x eager", "differs", "of tolerance"), rows),
         "",

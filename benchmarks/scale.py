@@ -80,10 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--price", type=float, help="of a core for an hour, in whatever money: adds what answers cost")
     chosen = parser.parse_args(arguments)
-    found: dict[str, Any] = {"command": output.command("scale", arguments), "machine": output.here()}
+    line = output.command("scale", arguments)
     parts = chosen.part or ["shards", "cluster"]
 
     def run() -> None:
+        found: dict[str, Any] = {"command": line, "machine": output.here()}
         with tempfile.TemporaryDirectory(dir=chosen.out if chosen.out.is_dir() else None) as folder:
             timed = [p for p in parts if p != "killed"]
             if timed:
@@ -191,19 +192,8 @@ def killed(folder: Path, count: int) -> dict[str, Any]:
         cluster.shutdown()
     output.say("the same by mer infer in one process")
     alone = folder / "alone.parquet"
-    words = [
-        "infer",
-        str(bundle.root),
-        str(data),
-        "-o",
-        str(alone),
-        "--threads",
-        "1",
-        "--batch",
-        str(HOW.batch),
-        "--quiet",
-    ]
-    subprocess.run(module_command("cli", *words), check=True, stdout=subprocess.DEVNULL)
+    words = ["infer", str(bundle.root), str(data), "-o", str(alone), "--threads", "1", "--batch", str(HOW.batch)]
+    subprocess.run(module_command("cli", *words, "--quiet"), check=True, stdout=subprocess.DEVNULL)
     files = sorted((folder / "out" / "answers").iterdir())
     own, expected = arrow.concat_tables([parquet.read_table(f) for f in files]), parquet.read_table(alone)
     numbers = [f.name for f in expected.schema if arrow.types.is_floating(f.type)]
@@ -275,7 +265,7 @@ def write_dialogues(path: Path, bundle: Bundle, utterances: int) -> None:
 
 def markdown(found: dict[str, Any]) -> str:
     """The results as a page."""
-    lines = ["# Inference in blocks", "", f"`{found['command']}`", "", output.where(found["machine"], 1), ""]
+    lines = [*output.head("Inference in blocks", found, 1), ""]
     if speed := found.get("speed"):
         lines += [f"{speed['network']}, {speed['utterances']} utterances in dialogues of {UTTERANCES}, batches of ", ""]
         lines[-2] += f"{HOW.batch}, blocks of {speed['block_mib']:g} MiB, {speed['rounds']} rounds in turns."
@@ -315,4 +305,4 @@ def _plan(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    output.end_well(main)
+    main()

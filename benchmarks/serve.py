@@ -93,6 +93,9 @@ def measure(name: str, seconds: float, rounds: int, triton: Path | None = None) 
         alone = running.enter_context(Predictor(bundle, "onnxruntime", ONE_THREAD))
         expected = alone.scores(samples)
         rows: dict[Case, list[dict[str, float]]] = {(s, c, f): [] for c in CLIENTS for f in FORMS for s in servers}
+        for server in servers.values():
+            # The first requests pay for memory that all later ones find.
+            load(server.listening, requests["binary"], max(CLIENTS), count=4 * max(CLIENTS))
         for turn in range(rounds):
             for (server, clients, form), row in rows.items():
                 output.say(f"{name}: round {turn + 1}, {server}, {clients} clients, {form}")
@@ -235,11 +238,7 @@ def markdown(found: dict[str, Any]) -> str:
         else "Triton was not measured: no environment of it was named. "
     )
     lines = [
-        "# Serving",
-        "",
-        f"`{found['command']}`",
-        "",
-        output.where(found["machine"]),
+        *output.head("Serving", found),
         "",
         "One unpadded item a request over loopback, random weights, items of the lengths that occur, ONNX Runtime "
         "fp32, one session of one thread for each core. Clients and servers share the cores; the predictor has them "

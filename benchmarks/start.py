@@ -12,10 +12,10 @@ import argparse
 import os
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 from benchmarks import output
 from benchmarks.suite import NETWORKS, random_bundle, random_samples
@@ -40,35 +40,39 @@ def main(arguments: list[str] | None = None) -> None:
 
     def run() -> None:
         rows = [row for n in chosen.network or USUAL for row in measure(n, chosen.rounds)]
-        found = {"command": output.command("start", arguments), "machine": output.here(), "rows": rows}
+        found = {
+            "command": output.command("start", arguments),
+            "machine": output.here(),
+            "rows": [row for row in rows if "ratio" in row],
+            "not_kept": [f"{row['network']} {row['precision']}" for row in rows if "ratio" not in row],
+        }
         output.write(chosen.out, "start", found, markdown(found))
 
     output.end_well(run)
 
 
 def measure(name: str, rounds: int) -> list[dict[str, Any]]:
-    """One row for each precision of a network's longest bucket that is kept."""
+    """One row for each precision of a network's longest bucket."""
     network = NETWORKS[name]
-    with tempfile.TemporaryDirectory() as folder:
-        # A key of its own: what is kept is kept with this folder.
-        os.environ["XDG_CONFIG_HOME"] = folder
+    # A key of its own: what is kept is kept with this folder.
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, XDG_CONFIG_HOME=folder):
         bundle = random_bundle(Path(folder) / name, network)
         example = random_samples(bundle.manifest.contract, network.lengths, 2)
         variant = export_variant(bundle, "onnx", network.buckets[-1], example=example)
         bundle = Bundle.open(bundle.root)
-        rows = [_row(name, bundle, variant, options, rounds) for options in ASKED]
-        return [row for row in rows if row]
+        return [_row(name, bundle, variant, options, rounds) for options in ASKED]
 
 
-def _row(name: str, bundle: Bundle, variant: Variant, options: SessionOptions, rounds: int) -> dict[str, Any] | None:
-    """Both ways in turn; None for a model that is too large to be kept."""
+def _row(name: str, bundle: Bundle, variant: Variant, options: SessionOptions, rounds: int) -> dict[str, Any]:
+    """Both ways in turn; without times where the model is too large to be kept."""
+    about = {"network": name, "precision": options.reduced or "fp32"}
     kept = Kept.beside(bundle.root).folder
-    aside = kept.with_name("aside")
+    aside, before = kept.with_name("aside"), {*kept.rglob("*")}
     # The first start writes what later ones read.
     first = _seconds(bundle, variant, options)
-    if not kept.exists():
-        output.say(f"{name} {options.reduced or 'fp32'}: too large to be kept")
-        return None
+    if not {*kept.rglob("*")} - before:
+        output.say(f"{' '.join(about.values())}: too large to be kept")
+        return about
     compiled, read = [], []
     for _ in range(rounds):
         kept.rename(aside)
@@ -79,10 +83,8 @@ def _row(name: str, bundle: Bundle, variant: Variant, options: SessionOptions, r
         aside.rename(kept)
         read.append(_seconds(bundle, variant, options))
     ratios = [c / r for c, r in zip(compiled, read, strict=True)]
-    output.say(f"{name} {options.reduced or 'fp32'}: {median(ratios):.2f}")
-    return {
-        "network": name,
-        "precision": options.reduced or "fp32",
+    output.say(f"{' '.join(about.values())}: {median(ratios):.2f}")
+    return about | {
         "first_s": first,
         "compiled_s": min(compiled),
         "kept_s": min(read),
@@ -93,7 +95,7 @@ def _row(name: str, bundle: Bundle, variant: Variant, options: SessionOptions, r
 
 def _seconds(bundle: Bundle, variant: Variant, options: SessionOptions) -> float:
     began = time.perf_counter()
-    with open_session(bundle, variant, "openvino", replace(options)) as session:
+    with open_session(bundle, variant, "openvino", options) as session:
         session.warm_up()
     return time.perf_counter() - began
 
@@ -110,8 +112,9 @@ def markdown(found: dict[str, Any]) -> str:
         for r in found["rows"]
     ]
     header = ("network", "precision", "first start, s", "compiled, s", "kept, s", "compiled / kept")
-    lines = ["# Opening an OpenVINO session, to the first answer", "", f"`{found['command']}`", ""]
-    lines += [output.where(found["machine"], threads=1), "", *table(header, rows)]
+    lines = [*output.head("Opening an OpenVINO session, to the first answer", found, 1), "", *table(header, rows)]
+    if found.get("not_kept"):
+        lines += ["", f"Not run: {', '.join(found['not_kept'])}: too large to be kept."]
     return "\n".join(lines) + "\n"
 
 

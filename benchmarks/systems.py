@@ -243,7 +243,9 @@ def markdown(
         "",
         "Random weights; every runtime gets the same padded input; interleaved rounds. `x eager` is eager time / own "
         "time per round, median [q25, q75]. "
-        "`of limit` is the padded float32 work over the fastest product above; bf16 and int8 can pass 100 %. "
+        "`of limit` is the padded float32 work over the fastest product above; bf16 and int8 can pass 100 %. Nothing "
+        "is said of who leaves work out: `unpadded`, and `stages`, of which texts are encoded before a call is timed "
+        "(`afresh` keeps nothing). "
         "Times are milliseconds and belong to this machine.",
     ]
     for name, found in results.items():
@@ -278,9 +280,10 @@ def _rows(case: Case, work: float, best: float) -> list[str]:
             f"{row.latency.p90:.2f}",
             f"{row.latency.cpu_p50:.2f}",
             f"{row.items_per_s:.0f}",
-            f"**{row.ratio.median:.2f}** [{row.ratio.q25:.2f}, {row.ratio.q75:.2f}]",
-            f"{row.cpu_ratio.median:.2f} [{row.cpu_ratio.q25:.2f}, {row.cpu_ratio.q75:.2f}]",
-            "–" if row.runtime == "torch unpadded" else f"{used:.0%}",
+            output.spread(row.ratio.model_dump(), strong=True),
+            output.spread(row.cpu_ratio.model_dump()),
+            # Neither computes all of that work: the padding, or texts that it has encoded before.
+            "–" if row.runtime == "torch unpadded" or row.runtime.endswith("stages") else f"{used:.0%}",
         )
         rows.append(cells)
     return table(header, rows)

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from benchmarks import output
 from mer_export.agreement.compare import Comparison
 from mer_export.agreement.policy import gravest
 from mer_export.bundle import CONFIG, Bundle, Strict, write_atomic
@@ -140,4 +141,4 @@ def _worst(candidates: Sequence[CandidateReport], report: ParityReport) -> tuple
 
 
 if __name__ == "__main__":
-    main()
+    output.end_well(main)

@@ -5,7 +5,8 @@
 Whole epochs on synthetic data as wide as the real ones, networks and batches as published, interleaved, each way in a
 process of its own: ours, the authors' (`authors_training`) on the same items from the same weights, and ours with each
 way to save some of it. A way that a recipe forbids (`group_by_length` where the protocol says what a batch holds) is
-left out. Before that, one epoch of both without dropout: their mean losses. Writes `training-1thread.json` and `.md`.
+left out, with the reason. Before that, one epoch of both without dropout: their mean losses. Writes
+`training-1thread.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -112,13 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
     line = output.command("training", arguments)
 
     def run() -> None:
-        # Recipes of earlier runs stay beside the new ones.
-        recipes = output.earlier(chosen.out / "training-1thread.json", "recipes")
+        recipes = output.Entries(chosen.out, "training-1thread", "recipes", line, markdown)
         for name in chosen.recipe or RECIPES:
             output.say(name)
-            recipes[name] = measure(name, chosen.rounds)
-            found = {"command": line, "machine": output.here(), "recipes": recipes}
-            output.write(chosen.out, "training-1thread", found, markdown(found))
+            recipes.add(name, measure(name, chosen.rounds))
 
     output.end_well(run)
 
@@ -136,18 +134,20 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         with contextlib.closing(Apart(preset, data, recipe, AUTHORS)) as first:
             losses, seconds = first.ask("losses")
         output.say(f"{name}: mean losses {losses}, an epoch of the authors takes {seconds:.1f} s")
-        ways = {AUTHORS: started(AUTHORS), OURS: started(OURS)}
+        ways, left_out = {AUTHORS: started(AUTHORS), OURS: started(OURS)}, {}
         parts = ways[OURS].ask("shares")
         for way in (w for w in recipe.ways if w != OURS):
-            # A recipe forbids some of the ways, but itself never.
-            with contextlib.suppress(UsageError):
+            try:
                 ways[way] = started(way)
+            except UsageError as error:
+                left_out[way] = str(error)
         rounds = min(rounds, FEW) if seconds > LONG else rounds
         turns = interleave({way: partial(own.ask, "epoch") for way, own in ways.items()}, rounds, clock=Reported())
     return {
         "step_shares": parts,
         "mean_losses": losses,
         "rounds": rounds,
+        "left_out": left_out,
         "ways": {
             way: {
                 "cpu_s": t.latency().cpu_p50 / 1000,
@@ -309,22 +309,20 @@ def markdown(found: dict[str, Any]) -> str:
         rows.append(
             (
                 name,
+                row["rounds"],
                 *(f"{ways[way]['cpu_s']:.2f}" for way in (AUTHORS, OURS)),
-                f"**{_quartiles(ways[OURS]['times_authors'])}**",
+                f"**{output.spread(ways[OURS]['times_authors'])}**",
                 f"{difference:.0e}",
                 *(f"{shares[part]:.0%}" for part in PARTS),
                 f"{1 - sum(shares.values()):.0%}",
-                *(_quartiles(ways[way]["times"]) if way in ways else "–" for way in list(WAYS)[1:]),
+                *(output.spread(ways[way]["times"]) if way in ways else "–" for way in list(WAYS)[1:]),
             )
         )
-    head = ("recipe", "authors, CPU s", "ours, CPU s", "times faster", "losses differ", *PARTS, "the rest")
-    return "\n".join(
+    head = ("recipe", "rounds", "authors, CPU s", "ours, CPU s", "times faster", "losses differ", *PARTS, "the rest")
+    left_out = [(name, *pair) for name, row in found["recipes"].items() for pair in row.get("left_out", {}).items()]
+    page = "\n".join(
         [
-            "# Training on one thread",
-            "",
-            f"`{found['command']}`",
-            "",
-            output.where(found["machine"], 1),
+            *output.head("Training on one thread", found, 1),
             "Epochs of synthetic data as wide as the real ones, networks and batches as published, encoders with "
             "random weights. The authors' loop is written again from their public code, with the same weights: items "
             "padded when a step asks for them, networks in their form, PyTorch's optimisers. CPU time, interleaved, "
@@ -335,12 +333,10 @@ def markdown(found: dict[str, Any]) -> str:
             "",
             *table((*head, *list(WAYS)[1:]), rows),
             "",
+            *(f"- {name}, {way}: not run: {why}" for name, way, why in left_out),
         ]
     )
-
-
-def _quartiles(times: dict[str, float]) -> str:
-    return f"{times['median']:.2f} [{times['q25']:.2f}, {times['q75']:.2f}]"
+    return page.rstrip() + "\n"
 
 
 if __name__ == "__main__":

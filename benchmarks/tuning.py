@@ -54,12 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
     line = output.command("tuning", arguments)
 
     def run() -> None:
-        # Networks of earlier runs stay beside the new ones.
-        networks = output.earlier(chosen.out / "tuning.json", "networks")
+        networks = output.Entries(chosen.out, "tuning", "networks", line, markdown)
         for name in chosen.network or SYSTEMS:
-            networks[name] = measure(name, chosen.minutes, chosen.bundles)
-            found = {"command": line, "machine": output.here(), "networks": networks}
-            output.write(chosen.out, "tuning", found, markdown(found))
+            networks.add(name, measure(name, chosen.minutes, chosen.bundles))
 
     output.end_well(run)
 
@@ -112,11 +109,7 @@ def markdown(found: dict[str, Any]) -> str:
     head = ("network", "buckets", "allowed, s", "took, s", "settings timed", "left out, late", "chosen for latency")
     return "\n".join(
         [
-            "# How long `mer tune` takes",
-            "",
-            f"`{found['command']}`",
-            "",
-            output.where(found["machine"]),
+            *output.head("How long `mer tune` takes", found),
             f"Random weights, ONNX in fp32 and int8 ({', '.join(LARGE)}: in fp32) in the buckets of the preset, random "
             "values. Settings are those that were timed in every bucket.",
             "",

@@ -17,10 +17,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmarks import output
+from benchmarks.peers import default_session
 from mer_export.bundle import WEIGHTS, Bundle, Variant
 from mer_export.data.samples import Sample
 from mer_export.errors import ParityError
@@ -33,6 +33,7 @@ from mer_export.progress import Lines
 from runtimes.debug.keep import file_bytes
 from runtimes.debug.mixed import Search, beyond, search
 from runtimes.features.completed import split_samples
+from runtimes.speed.timing import interleave
 
 REDUCED = precision.precisions_of("onnx")[1:]
 FP32, ALL, CHOSEN = "fp32", "all reduced", "chosen"
@@ -55,26 +56,13 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
 
     def run() -> None:
-        cases = output.earlier(chosen.out / "within.json", "cases")
+        splits = [chosen.chosen_on, chosen.judged_on]
+        line = output.command("within", arguments)
+        cases = output.Entries(chosen.out, "within", "cases", line, markdown, splits=splits)
         for name, path, data in chosen.case:
-            splits = {
-                split: split_samples(Bundle.open(path), Path(data), "auto", split, chosen.outside)
-                for split in (chosen.chosen_on, chosen.judged_on)
-            }
-            cases[name] = case(
-                Path(path),
-                *splits.values(),
-                chosen.precision or REDUCED,
-                chosen.limit or [0.2],
-                chosen.rounds,
-            )
-        found = {
-            "command": "python3 -m benchmarks.within --case NAME RUN DATA ... --out benchmarks/results",
-            "machine": output.here(),
-            "splits": [chosen.chosen_on, chosen.judged_on],
-            "cases": cases,
-        }
-        output.write(chosen.out, "within", found, markdown(found))
+            samples = [split_samples(Bundle.open(path), Path(data), "auto", s, chosen.outside) for s in splits]
+            asked = chosen.precision or REDUCED, chosen.limit or [0.2], chosen.rounds
+            cases.add(name, case(Path(path), *samples, *asked))
 
     output.end_well(run)
 
@@ -138,7 +126,7 @@ def _files(
         files[name].parent.mkdir()
         precision.write(replace(job, keep_fp32=keep), job.graph.path, files[name], gated=False)
     sessions = {name: open_file(path) for name, path in files.items()}
-    ms = _by_turns(job, sessions, rounds)
+    ms = _by_turns(job, files, rounds)
     tried = {ALL: found.trials[0], CHOSEN: next(t for t in found.trials if t.keep_fp32 == found.keep_fp32)}
     rows: Json = {FP32: {}}
     for name, trial in tried.items():
@@ -156,16 +144,10 @@ def _answers(units: int, flips: int, beyond_noise: int, lost: float, problem: st
     return {"units": units, "flips": flips, "beyond_noise": beyond_noise, "lost": round(lost, 3), "problem": problem}
 
 
-def _by_turns(job: ExportJob, sessions: dict[str, Any], rounds: int) -> dict[str, float]:
-    """Milliseconds of a call: the median of rounds in which each file is called once, after one to warm up."""
-    feed = job.feed(job.batch or 1)
-    took: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(rounds + 1):
-        for name, session in sessions.items():
-            start = time.perf_counter()
-            session.run(None, feed)
-            took[name].append(1e3 * (time.perf_counter() - start))
-    return {name: median(times[1:]) for name, times in took.items()}
+def _by_turns(job: ExportJob, files: dict[str, Path], rounds: int) -> dict[str, float]:
+    """Milliseconds of a call: the median of interleaved rounds, on one thread, so that none disturbs another."""
+    calls = {name: default_session(path, job.feed(job.batch or 1), 0, threads=1) for name, path in files.items()}
+    return {name: turns.latency().p50 for name, turns in interleave(calls, rounds).items()}
 
 
 def markdown(found: Json) -> str:
@@ -200,11 +182,7 @@ def markdown(found: Json) -> str:
     times = [(one["trials"], one["seconds"]) for a in found["cases"].values() for one in a["found"] if "trials" in one]
     return "\n".join(
         [
-            "# Mixed precision within a limit, on trained bundles",
-            "",
-            f"`{found['command']}`",
-            "",
-            output.where(found["machine"]),
+            *output.head("Mixed precision within a limit, on trained bundles", found),
             f"Chosen on {chosen_on}, judged on {judged_on}: **{kept} of {judged}** keep the limit there. An entry is "
             "labels that change beyond noise of all, and points lost; **bold** is past the limit, or scores are "
             "further off than the precision allows. Size and time are those of the fp32 file as 1, one sample a call.",

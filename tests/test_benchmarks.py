@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks import histograms, within
+from benchmarks import exports, histograms, within
 from benchmarks.environments import Installed
 from benchmarks.flops import gflop, parts
+from benchmarks.http_load import Listening, load
 from benchmarks.operators import by_operator
 from benchmarks.original import CASES
 from benchmarks.peers import BASE, Other, compare, default_session
 from benchmarks.suite import NETWORKS, random_samples, real_samples
+from benchmarks.systems import _rows
 from mer_export import registry
+from runtimes.speed.bench_report import BenchReport
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
@@ -79,6 +85,43 @@ def test_time_is_told_by_operator_and_the_profile_goes(product: Path, monkeypatc
     monkeypatch.chdir(product.parent)
     assert by_operator(product, {"x": np.zeros((4, 3, 5), np.float32)}) == {"MatMul": 1.0}
     assert [p.name for p in product.parent.iterdir()] == ["model.onnx"]
+
+
+def test_who_leaves_work_out_says_no_part_of_the_limit() -> None:
+    kept = json.loads((RESULTS / "facialmmt-2thread.json").read_text())["networks"]["facialmmt_fusion"]
+    case = BenchReport.model_validate(kept["bench"][0]).cases[0]
+    shown = {line.split(" | ")[0].strip("| "): line.strip("| ").rsplit(" | ")[-1] for line in _rows(case, 1.0, 1.0)}
+    assert shown["openvino stages"] == shown["torch unpadded"] == "–"
+    assert all(shown[way].endswith("%") for way in ("openvino", "openvino stages afresh", "torch"))
+
+
+def test_files_of_within_are_timed_on_one_thread_each(product: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def session(path: Path, arrays: dict[str, np.ndarray], answer: int, threads: int) -> Callable[[], np.ndarray]:
+        asked.append(threads)
+        return default_session(path, arrays, answer, threads)
+
+    monkeypatch.setattr(within, "default_session", session)
+    job = SimpleNamespace(batch=0, feed=lambda items: {"x": np.zeros((items, 3, 5), np.float32)})
+    found = within._by_turns(job, {"fp32": product, "chosen": product}, 3)
+    assert asked == [1, 1]
+    assert found.keys() == {"fp32", "chosen"}
+    assert all(ms > 0 for ms in found.values())
+
+
+def test_a_precision_that_no_format_has_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        exports.main(["--out", str(tmp_path), "--network", "mtee_rnn", "--precision", "int9"])
+    assert ended.value.code == 2
+    assert "int9" in capsys.readouterr().err
+
+
+def test_clients_of_a_server_that_is_gone_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closing:
+        port = closing.getsockname()[1]
+    with pytest.raises(OSError):  # noqa: PT011 (whatever the system calls it)
+        load(Listening("127.0.0.1", port, cast(Any, None)), [b""], 2, seconds=60, during=lambda: None)
 
 
 def test_items_of_the_authors_calls_have_a_bucket_each_and_the_longest_is_the_networks_or_shorter() -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 from small_bundle import make_samples
 
-from benchmarks import end_to_end, growth, output
+from benchmarks import end_to_end, growth, output, start, training
 from benchmarks.authors import LOOPS, padded
 from benchmarks.forms import MessagePassing
 from benchmarks.phases import Clock
@@ -28,6 +29,7 @@ from mer_export.data.formats.parquet.writer import write_parquet
 from mer_export.data.open import stream_samples
 from mer_export.data.samples import Corpus
 from mer_export.data.synthetic import synthesise
+from mer_export.errors import BundleError, MerError, UsageError
 from mer_export.models.cmerc.graph import Frequency, context_edges
 from runtimes.predict.plan import planned_batches
 from train.config import load_preset
@@ -84,12 +86,44 @@ def test_a_part_within_another_stops_its_clock() -> None:
     assert clock.spent == {"start": 2.0 + 12.0, "write": 1.0 + 1.0, "read": 4.0, "compute": 0.0}
 
 
-def test_a_result_is_added_to_that_of_the_same_processor_alone(tmp_path: Path) -> None:
+def entries(folder: Path, command: str, splits: list[str]) -> output.Entries:
+    page: Callable[[Any], str] = lambda found: "\n".join(output.head("Title", found))  # noqa: E731
+    return output.Entries(folder, "found", "cases", command, page, splits=splits)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "limits", dict)
+
+
+def test_a_result_is_added_to_that_of_the_same_processor_alone(tmp_path: Path, here: None) -> None:
     path = tmp_path / "found.json"
-    assert output.earlier(path, "cases") == {}
-    for cpu, expected in ((machine.cpu_model(), {"a": 1}), ("another", {})):
-        path.write_text(json.dumps({"machine": {"cpu": cpu}, "cases": {"a": 1}}))
-        assert output.earlier(path, "cases") == expected
+    for cpu, expected in ((machine.cpu_model(), {"a": 1, "b": 2}), ("another", {"b": 2})):
+        before = {"command": "one", "machine": {"cpu": cpu}, "splits": ["dev"], "cases": {"a": 1}}
+        path.write_text(json.dumps(before))
+        entries(tmp_path, "two", ["dev"]).add("b", 2)
+        assert json.loads(path.read_text())["cases"] == expected
+
+
+def test_every_entry_of_a_result_says_the_command_that_made_it(tmp_path: Path, here: None) -> None:
+    for command, name in (("one", "a"), ("two", "b"), ("three", "a")):
+        entries(tmp_path, command, ["dev"]).add(name, command)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["commands"] == {"a": "three", "b": "two"} == found["cases"]
+    assert (tmp_path / "found.md").read_text().startswith("# Title\n\n`three`  \n`two`\n\nMachine: ")
+
+
+def test_entries_under_one_heading_are_of_the_same_splits(tmp_path: Path, here: None) -> None:
+    entries(tmp_path, "one", ["dev"]).add("a", 1)
+    with pytest.raises(UsageError, match=r"found.json has splits \['dev'\], not \['test'\]: pass another directory"):
+        entries(tmp_path, "two", ["test"])
+
+
+def test_a_command_that_is_kept_can_be_typed_and_names_no_place_of_a_machine() -> None:
+    words = ["--out", "results", "--part", "training step", "--environments", "/tmp/own/env", "--clips=/data/clips/"]
+    typed = "python3 -m benchmarks.peers --out results --part 'training step' --environments env --clips=clips"
+    assert output.command("peers", words) == typed
+    assert output.command("peers", []) == "python3 -m benchmarks.peers"
 
 
 def test_results_of_this_processor_get_its_limits_later_and_once(
@@ -122,6 +156,45 @@ def test_ratios_are_those_of_each_round_and_before_stands_beside_what_it_is_comp
         ("mer infer, as typed (before)", "first", "1.25", "–"),
         ("mer infer, as typed (before)", "again", "3.33", "–"),
     ]
+
+
+def test_ways_that_answer_more_or_less_than_another_are_not_compared() -> None:
+    taken = {end_to_end.AUTHORS: [{"again": {"units": 7}}], "": [{"again": {"units": 7}}]}
+    end_to_end.check_answers("mer infer", taken[""][0]["again"], taken)
+    with pytest.raises(MerError, match="mer infer gives 6 answers, another way 7"):
+        end_to_end.check_answers("mer infer", {"units": 6}, taken)
+
+
+def test_what_could_not_be_timed_stands_below_the_table_with_its_reason() -> None:
+    parts = dict.fromkeys(end_to_end.PARTS, 0.5)
+    case = {
+        "answers": 7,
+        "megabytes": 1.0,
+        "rounds": {end_to_end.AUTHORS: [{"again": {"seconds": 1.0} | parts}]},
+        "not_run": {"openvino int8": "it is not installed"},
+    }
+    found = {"command": "a command", "machine": machine.describe(), "cases": {"cmerc": case}}
+    assert "- mer infer, openvino int8: not run: it is not installed" in end_to_end.markdown(found)
+    kept = json.loads((ROOT / "benchmarks" / "results" / "training-1thread.json").read_text())
+    assert "not run" not in training.markdown(kept)
+    kept["recipes"]["cmerc/meld"]["left_out"] = {"a way": "it is forbidden"}
+    assert "- cmerc/meld, a way: not run: it is forbidden" in training.markdown(kept)
+    found |= {"rows": [], "not_kept": ["emt_mosi int8"]}
+    assert "Not run: emt_mosi int8: too large to be kept." in start.markdown(found)
+
+
+def test_a_run_of_growth_that_answers_too_few_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('one\\n')"
+
+    def one_answer(*words: str) -> list[str]:
+        return [sys.executable, "-c", answers, words[words.index("--out") + 1]]
+
+    monkeypatch.setattr(growth, "module_command", one_answer)
+    form = growth.Form(lambda folder, bundle, count: folder / "data.jsonl")
+    bundle = random_bundle(tmp_path / "bundle", growth.DIALOGUES)
+    assert growth.measure(form, bundle, 1)["utterances"] == 1
+    with pytest.raises(BundleError, match="answered 1 of 3 utterances"):
+        growth.measure(form, bundle, 3)
 
 
 def test_growth_is_that_of_one_more_utterance() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.suite import NETWORKS
 from mer_export.bucket import Bucket
 
 ROOT = Path(__file__).parent.parent
@@ -59,13 +60,10 @@ def alone(file: str, network: str, length: int) -> dict[str, float]:
 
 
 def on_a_gpu(network: str, batch: int, precisions: tuple[str, ...]) -> float:
-    """Times faster than eager PyTorch in fp32, in the best way of these precisions."""
-    return max(
-        r["ratio"]["median"]
-        for r in found("gpu")["rows"]
-        if (r["status"], r["part"], r.get("network"), r.get("batch")) == ("measured", "inference", network, batch)
-        and r["precision"] in precisions
-    )
+    """Times faster than eager PyTorch in fp32, in the longest bucket and the best way of these precisions."""
+    about = {"part": "inference", "network": network, "bucket": NETWORKS[network].buckets[-1].name, "batch": batch}
+    own = (r for r in found("gpu")["rows"] if about.items() <= r.items() and "ratio" in r)
+    return max(r["ratio"]["median"] for r in own if r["precision"] in precisions)
 
 
 def several_buckets(precision: str) -> float:
@@ -89,7 +87,7 @@ def of_the_limit() -> tuple[float, float]:
 
 
 def in_stages() -> float:
-    """What FacialMMT gains in bf16 where most dialogues are encoded already."""
+    """What FacialMMT gains in bf16 where no call that is timed encodes its dialogue."""
     return alone(*TABLE["`facialmmt` with RoBERTa-large, 436 M"])["openvino bf16 stages bf16"]
 
 
@@ -141,7 +139,7 @@ SENTENCES: tuple[tuple[str, Callable[[], tuple[float, ...]]], ...] = (
         lambda: (several_buckets("fp32"), several_buckets("int8")),
     ),
     ("is at {:.0f} to {:.0f} % of what a plain matrix product", of_the_limit),
-    ("gains {:.1f} in bf16 where eight of nine calls", lambda: (in_stages(),)),
+    ("gains {:.1f} in bf16 on an utterance whose dialogue is encoded already", lambda: (in_stages(),)),
     (
         "`cmerc` {:.0f} times faster on a dialogue of IEMOCAP and {:.0f} on sixteen, {:.0f} on MELD",
         lambda: tuple(map(original, ("cmerc_iemocap_52", "cmerc_iemocap_b16", "cmerc_meld_9"))),

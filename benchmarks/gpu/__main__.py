@@ -17,26 +17,16 @@ from pathlib import Path
 
 from benchmarks import output
 from benchmarks.gpu import command_line, device, feeding, inference, packages, training
-from benchmarks.gpu.page import markdown
+from benchmarks.gpu.page import COLUMNS, markdown
 from benchmarks.gpu.prepare import carried, default_jobs, prepare, prepare_here
-from benchmarks.gpu.rows import Results, merge
+from benchmarks.gpu.rows import ALL, Results, merge
 from benchmarks.suite import NETWORKS
 from mer_export.errors import NotAvailableError, UsageError
 from mer_export.exporters import export_formats
 from runtimes.backends.session import SessionOptions
 from runtimes.backends.table import backend_problem
 
-PARTS = (
-    "device",
-    "training run",
-    "training feed",
-    "training step",
-    "inference",
-    "parity",
-    "mer infer",
-    "cold start",
-    "packages",
-)
+PARTS = tuple(COLUMNS)
 BATCHES = (1, 8, 32)
 
 
@@ -64,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--part", choices=PARTS, action="append", help="repeat for several; default: all")
     measured.add_argument("--network", choices=list(NETWORKS), action="append", help="default: all that are prepared")
     measured.add_argument("--system", choices=list(training.RUNS), action="append", help="that train; default: all")
-    measured.add_argument("--batch", type=int, action="append", help=f"default: {BATCHES}")
+    measured.add_argument(
+        "--batch", type=int, action="append", help=f"default: {BATCHES}, of a training step the network's largest"
+    )
     measured.add_argument("--rounds", type=int, default=9, help="interleaved rounds")
     measured.add_argument("--minutes", type=float, help="begin no new piece of work after so long")
     measured.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -98,7 +90,7 @@ def _measure(chosen: argparse.Namespace, command: str) -> None:
     for line in carried(folder, networks):
         output.say(line)
     each: dict[str, Callable[[str], None]] = {
-        "training step": lambda n: training.steps(results, folder, n, NETWORKS[n].batches[-1], rounds),
+        "training step": lambda n: training.steps(results, folder, n, chosen.batch or NETWORKS[n].batches[-1:], rounds),
         "inference": lambda n: inference.speed(results, folder, n, batches, rounds),
         "parity": lambda n: inference.parity(results, folder, n),
         "cold start": lambda n: inference.start(results, folder, n),
@@ -110,13 +102,18 @@ def _measure(chosen: argparse.Namespace, command: str) -> None:
         "training feed": partial(feeding.shares, results, kept, systems),
         "mer infer": partial(command_line.infer, results, kept, systems),
     }
-    for part in chosen.part or PARTS:
-        if part in once:
-            once[part]()
-            continue
-        for name in networks:
+    parts = chosen.part or PARTS
+    if not networks and each.keys() & {*parts}:
+        raise UsageError(f"{folder} has no network: run prepare first, or name parts without, {' and '.join(once)}")
+    for part in parts:
+        for name in networks if part in each else (None,):
             if results.in_time:
-                each[part](name)
+                with results.piece(part=part, **({"network": name} if name else {}), way=ALL):
+                    if name:
+                        each[part](name)
+                    else:
+                        once[part]()
+                device.free()
     results.write()
 
 

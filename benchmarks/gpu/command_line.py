@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.rows import Results, SkippedError
+from benchmarks.gpu.rows import ALL, Results, SkippedError
 from benchmarks.gpu.training import synthetic_data
+from mer_export.errors import NotAvailableError
 from mer_export.launcher import module_command
 
 RUNTIMES = {
@@ -29,7 +30,7 @@ def infer(results: Results, kept: Path, systems: Sequence[str]) -> None:
         missing = {r: f for r, f in RUNTIMES.items() if not results.has(**about, way=r)}
         if not results.in_time or not missing:
             continue
-        with results.piece(**about, way="all"):
+        with results.piece(**about, way=ALL):
             bundle = kept / system
             if not (bundle / "bundle.json").is_file():
                 raise SkippedError(f"{system} was not trained: run the part `training run` first")
@@ -49,7 +50,8 @@ def infer(results: Results, kept: Path, systems: Sequence[str]) -> None:
 def _answers(bundle: Path, data: Path, kept: Path, runtime: str, device: str) -> tuple[list[dict[str, Any]], float]:
     out, began = kept / "answers.jsonl", time.perf_counter()
     _mer("infer", bundle, data, "--out", out, "--runtime", runtime, "--device", device, "--force", "--quiet")
-    return [json.loads(line) for line in out.read_text().splitlines()], time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    return [json.loads(line) for line in out.read_text().splitlines()], seconds
 
 
 def _difference(wanted: list[dict[str, Any]], found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -67,7 +69,13 @@ def _numbers(answer: dict[str, Any]) -> list[float]:
 
 
 def _mer(*words: object) -> None:
-    """Runs the command line in a process of its own; raises RuntimeError with its last line where it fails."""
+    """Runs the command line in a process of its own.
+
+    Raises:
+        NotAvailableError: something is missing on this machine.
+        RuntimeError: it fails; both with its last line.
+    """
     done = subprocess.run(module_command("cli", *map(str, words)), capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1])
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise (NotAvailableError if done.returncode == NotAvailableError.exit_code else RuntimeError)(said)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from benchmarks.gpu.rows import Results, Row
@@ -15,10 +17,12 @@ SIZE = 8192
 COPIED = 2**30
 """Bytes of a copy."""
 REPEATS = 10
+DTYPES = {"fp32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Of the matrices, by the precision of their product."""
 
 
 def probe(results: Results) -> None:
-    """Versions, which runtimes can run here, and limits of products and copies."""
+    """Which runtimes can run here; of a GPU versions, and limits of products and copies."""
     with results.piece(part="device", way="runtimes"):
         for name, backend in known_backends().items():
             options = SessionOptions(device=results.device)
@@ -27,8 +31,15 @@ def probe(results: Results) -> None:
                 problem = problem or f"it does not run on {results.device}"
             row = {"way": name, "status": "skipped", "reason": problem} if problem else {"way": name}
             results.add([row], part="device", kind="runtime")
-    if results.device == "cpu":
-        return
+    if results.device == "cuda":
+        _describe(results)
+        for precision in DTYPES:
+            _limit(results, f"product {precision}", "gflops", partial(_product, precision))
+        _limit(results, "copy on the device", "gb_per_s", _copy_there)
+        _limit(results, "copy from the host", "gb_per_s", _copy_from_host)
+
+
+def _describe(results: Results) -> None:
     with results.piece(part="device", way="versions"):
         import torch
 
@@ -47,8 +58,13 @@ def probe(results: Results) -> None:
             ],
             part="device",
         )
-    with results.piece(part="device", way="limits"):
-        results.add(_limits(), part="device")
+
+
+def _limit(results: Results, way: str, unit: str, measure: Callable[[], float]) -> None:
+    if not results.has(part="device", way=way):
+        with results.piece(part="device", way=way):
+            results.add([{unit: measure()}], part="device", way=way)
+        free()
 
 
 def limit_gflops(rows: list[Row]) -> dict[str, float]:
@@ -56,24 +72,28 @@ def limit_gflops(rows: list[Row]) -> dict[str, float]:
     return {r["way"].removeprefix("product "): r["gflops"] for r in rows if r["part"] == "device" and "gflops" in r}
 
 
-def _limits() -> Iterator[Row]:
+def _product(precision: str) -> float:
+    """GFLOP/s."""
     import torch
 
-    for precision, dtype in (
-        ("fp32", torch.float32),
-        ("tf32", torch.float32),
-        ("bf16", torch.bfloat16),
-        ("fp16", torch.float16),
-    ):
-        a, b = (torch.randn(SIZE, SIZE, device="cuda", dtype=dtype) for _ in range(2))
-        with computing_in(SessionOptions(device="cuda", reduced="tf32" if precision == "tf32" else None)):
-            best = _fastest(lambda a=a, b=b: torch.mm(a, b))  # type: ignore[misc]
-        yield {"way": f"product {precision}", "gflops": 2 * SIZE**3 / (1e9 * best)}
-    device, other = (torch.empty(COPIED // 4, device="cuda") for _ in range(2))
-    host = torch.empty(COPIED // 4, pin_memory=True)
-    # A copy on the device reads and writes.
-    yield {"way": "copy on the device", "gb_per_s": 2 * COPIED / (1e9 * _fastest(lambda: other.copy_(device)))}
-    yield {"way": "copy from the host", "gb_per_s": COPIED / (1e9 * _fastest(lambda: device.copy_(host)))}
+    a, b = (torch.randn(SIZE, SIZE, device="cuda", dtype=getattr(torch, DTYPES[precision])) for _ in range(2))
+    with computing_in(SessionOptions(device="cuda", reduced="tf32" if precision == "tf32" else None)):
+        return 2 * SIZE**3 / (1e9 * _fastest(lambda: torch.mm(a, b)))
+
+
+def _copy_there() -> float:
+    """GB/s; a copy on the device reads and writes."""
+    import torch
+
+    source, target = (torch.empty(COPIED // 4, device="cuda") for _ in range(2))
+    return 2 * COPIED / (1e9 * _fastest(lambda: target.copy_(source)))
+
+
+def _copy_from_host() -> float:
+    import torch
+
+    source, target = torch.empty(COPIED // 4, pin_memory=True), torch.empty(COPIED // 4, device="cuda")
+    return COPIED / (1e9 * _fastest(lambda: target.copy_(source, non_blocking=True)))
 
 
 def _fastest(call: Callable[[], Any]) -> float:
@@ -89,3 +109,12 @@ def _fastest(call: Callable[[], Any]) -> float:
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) / 1000)
     return min(times)
+
+
+def free() -> None:
+    """Memory of what was closed goes back to the device, for runtimes beside PyTorch too."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

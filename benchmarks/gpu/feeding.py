@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.gpu.rows import Results, Row
+from benchmarks.gpu.rows import ALL, Results, Row
 from benchmarks.gpu.training import RUNS, synthetic_data
 from mer_export import registry
 from train import loop
@@ -35,7 +35,7 @@ def shares(results: Results, kept: Path, systems: Sequence[str]) -> None:
         missing = {name: way for name, way in WAYS.items() if not results.has(**about, way=name)}
         if not results.in_time or not missing:
             continue
-        with results.piece(**about, way="all"):
+        with results.piece(**about, way=ALL):
             data = synthetic_data(kept, system)
             tokenizer = [f"data.tokenizer={data / 'tokenizer'}"] * (data / "tokenizer").is_dir()
             for name, (kept_there, depth) in missing.items():
@@ -68,7 +68,8 @@ def _epochs(config: Any, data: Path, depth: int) -> Row:
 
 
 class Clock:
-    """Seconds by name; on a GPU each piece is waited for, which it would not be otherwise."""
+    """Seconds by name. On a GPU each piece begins when all before it is done, and is waited for, which it would not be
+    otherwise."""
 
     def __init__(self, device: str):
         self._device = device
@@ -86,11 +87,15 @@ class Clock:
             yield one
 
     def _call(self, name: str, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        self._wait()
         began = time.perf_counter()
         found = call(*arguments, **named)
+        self._wait()
+        self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - began
+        return found
+
+    def _wait(self) -> None:
         if self._device == "cuda":
             import torch
 
             torch.cuda.synchronize()
-        self.spent[name] = self.spent.get(name, 0.0) + time.perf_counter() - began
-        return found

@@ -16,12 +16,9 @@ from benchmarks.gpu.prepare import LINES, exports_of
 from benchmarks.gpu.rows import Results, Row
 from benchmarks.suite import NETWORKS
 from mer_export.bucket import Bucket
-from mer_export.bundle import Bundle
-from mer_export.data.example_inputs import random_inputs
+from mer_export.bundle import Bundle, Variant
 from mer_export.exporters.aot_inductor import FORMAT, attempt
-from mer_export.exporters.export_job import ExportJob
-from mer_export.reference import run_model
-from mer_export.weights import bundle_model
+from mer_export.exporters.export import job_of
 
 ITEMS = 2
 
@@ -49,7 +46,8 @@ TRIALS = {
 
 
 def causes(results: Results, folder: Path, network: str, everywhere: bool = False) -> None:
-    """The trials of a network in the bucket whose package failed when it was prepared, or `everywhere`."""
+    """The trials of a network in the bucket whose package failed when it was prepared; `everywhere` also of those
+    whose package runs."""
     rows = [r for r in exports_of(folder, network) if (r["status"], r["way"]) == ("failed", f"{FORMAT.name} fp32")]
     buckets = {b.name: b for b in NETWORKS[network].buckets}
     if not rows and not everywhere:
@@ -64,9 +62,8 @@ def causes(results: Results, folder: Path, network: str, everywhere: bool = Fals
 
 
 def _tried(bundle: Bundle, bucket: Bucket, trial: Trial, device: str) -> Row:
-    contract, model = bundle.manifest.contract, bundle_model(bundle)
-    arrays = random_inputs(contract, bucket, ITEMS)
-    job = ExportJob(model, contract, bucket, trial.batch, 0, arrays, run_model(model, contract, arrays), device=device)
+    form = {"format": FORMAT.name, "precision": "fp32", "lengths": bucket, "batch": trial.batch}
+    job = job_of(bundle, Variant(**form, model="", exporter="", options={"device": device}))
     with tempfile.TemporaryDirectory() as folder:
         done = attempt(job, Path(folder) / "model.pt2", Path(folder), trial.settings, trial.environment)
     if not done.status:

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks import output
 from benchmarks.gpu.device import limit_gflops
-from benchmarks.gpu.rows import Row
+from benchmarks.gpu.rows import ALL, Row
+from benchmarks.suite import NETWORKS
 from mer_export.markdown import table
 from runtimes.backends.way import grouped_reasons
 from runtimes.parity.report import used_part
 
 Column = tuple[str, Callable[[Row], str]]
 Limits = dict[str, float]
+SYSTEMS = tuple(dict.fromkeys(network.system for network in NETWORKS.values()))
+ASKED: dict[str, Sequence[str]] = {
+    **dict.fromkeys(("training run", "training feed"), SYSTEMS),
+    **dict.fromkeys(("training step", "inference", "parity"), tuple(NETWORKS)),
+    "mer infer": SYSTEMS,
+    "cold start": tuple(NETWORKS),
+}
+"""What each part is of."""
+IN_BUCKETS = ("inference", "parity")
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -27,12 +38,31 @@ def markdown(found: dict[str, Any]) -> str:
     if found["runs"][0]["device"] == "cpu":
         lines += ["", "**A rehearsal on the CPU: these times say nothing about a GPU.**"]
     lines += _fastest(rows)
-    for part in dict.fromkeys(r["part"] for r in rows):
-        lines += ["", f"## {part.capitalize()}"]
+    for part in COLUMNS:
         own = [r for r in rows if r["part"] == part]
+        lines += ["", f"## {part.capitalize()}"] if own else []
         for about in dict.fromkeys(map(_about, own)):
             lines += ["", *_section([r for r in own if _about(r) == about], about, COLUMNS[part], limits)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_left_out(rows)]) + "\n"
+
+
+def _left_out(rows: Sequence[Row]) -> list[str]:
+    """The networks and systems, and of networks the buckets, of which a part says nothing."""
+    lines = []
+    for part, names in ASKED.items():
+        said = [r for r in rows if r["part"] == part and (r["status"] == "measured" or r["way"] == ALL)]
+        missing = [text for name in names if (text := _lacking(part, name, [r for r in said if r["network"] == name]))]
+        if missing:
+            lines.append(f"- {part}: {', '.join(missing) if said else 'all'}")
+    return ["", "## Not run", "", "What nobody asked for, or the time did not last for:", "", *lines] if lines else []
+
+
+def _lacking(part: str, name: str, said: Sequence[Row]) -> str:
+    """A network that is lacking, or those of its buckets that are; nothing where none is."""
+    own = {r.get("bucket") for r in said}
+    if not own or None in own or part not in IN_BUCKETS:
+        return "" if own else name
+    return ", ".join(f"{name} in {b.name}" for b in NETWORKS[name].buckets if b.name not in own)
 
 
 def _fastest(rows: Sequence[Row]) -> list[str]:
@@ -77,13 +107,17 @@ def _number(name: str, form: str = ".3f") -> Callable[[Row], str]:
 
 
 def _ratio(row: Row) -> str:
-    spread = row["ratio"]
-    return f"{spread['median']:.2f} [{spread['q25']:.2f}, {spread['q75']:.2f}]"
+    return output.spread(row["ratio"]) if "ratio" in row else "–"
 
 
 def _of_limit(row: Row) -> str:
     limit = row["limits"].get(row.get("precision"))
     return f"{row['gflops'] / limit:.1%}" if limit and row.get("gflops") else "–"
+
+
+def _what(row: Row) -> str:
+    named = [f"{k} {row[k]}" for k in ("cuda", "cudnn", "capability", "memory_gib") if k in row]
+    return "runs here" if row.get("kind") == "runtime" else ", ".join(named)
 
 
 def _difference(row: Row) -> str:
@@ -101,7 +135,7 @@ TIMES: tuple[Column, ...] = (
     ("p90 ms", _number("p90_ms")),
     ("first ms", _number("first_ms", ".0f")),
     ("items/s", _number("items_per_s", ".0f")),
-    ("x first row", _ratio),
+    ("x eager fp32", _ratio),
     ("of its precision's limit", _of_limit),
 )
 COLUMNS: dict[str, tuple[Column, ...]] = {
@@ -109,13 +143,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         WAY,
         ("TFLOP/s", lambda row: f"{row['gflops'] / 1000:.1f}" if "gflops" in row else "–"),
         ("GB/s", _number("gb_per_s", ".0f")),
-        (
-            "what",
-            lambda row: ", ".join(f"{k} {row[k]}" for k in ("cuda", "cudnn", "capability", "memory_gib") if k in row),
-        ),
+        ("what", _what),
     ),
-    "inference": TIMES,
-    "training step": (*TIMES, ("peak MiB", _number("peak_mib", ".0f"))),
     "training run": (
         ("device", lambda row: row["way"]),
         ("seconds of the last epoch", _number("seconds", ".2f")),
@@ -127,6 +156,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         *((n, _number(f"{n}_share", ".1%")) for n in ("waiting", "forward", "backward")),
         ("outside forward and backward", _number("outside_share", ".1%")),
     ),
+    "training step": (*TIMES, ("peak MiB of the device", _number("peak_mib", ".0f"))),
+    "inference": TIMES,
     "parity": (
         WAY,
         ("verdict", lambda row: row["verdict"]),
@@ -136,21 +167,22 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
     "mer infer": (
         ("runtime", lambda row: row["way"]),
-        ("utterances", _number("utterances", "d")),
+        ("answers", _number("utterances", "d")),
         ("labels changed", _number("labels_changed", "d")),
         ("max abs difference", _difference),
         ("seconds of the whole process", _number("seconds", ".1f")),
-    ),
-    "packages": (
-        ("what is changed", lambda row: row["way"]),
-        ("stage", lambda row: row["stage"]),
-        ("ended by", lambda row: row["ended_by"] or "–"),
     ),
     "cold start": (
         WAY,
         ("interpreter s", _number("start_s", ".2f")),
         ("load s", _number("load_s", ".2f")),
         ("first call ms", _number("first_call_ms", ".0f")),
-        ("peak MiB", _number("peak_mib", ".0f")),
+        ("peak MiB of the process", _number("peak_mib", ".0f")),
+    ),
+    "packages": (
+        ("what is changed", lambda row: row["way"]),
+        ("stage", lambda row: row["stage"]),
+        ("ended by", lambda row: row["ended_by"] or "–"),
     ),
 }
+"""Of the table of each part, in the order in which they are measured."""

@@ -22,6 +22,7 @@ from benchmarks.suite import NETWORKS, random_bundle
 from mer_export.bucket import Bucket
 from mer_export.bundle import Bundle
 from mer_export.data.example_inputs import random_inputs
+from mer_export.errors import NotAvailableError, UnsupportedError
 from mer_export.exporters import export_formats, export_variant
 from mer_export.machine import available_bytes
 
@@ -29,6 +30,7 @@ WORK = "work.json"
 """GFLOP of one item by bucket, beside the bundle."""
 EXPORTS = "exports.json"
 """What was exported and what failed, with the last words of whatever failed, beside the bundle."""
+ENDED = "prepare ended before it was made"
 LINES = 80
 """Last words that are kept of an export."""
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -43,8 +45,10 @@ def prepare(folder: Path, networks: Sequence[str], device: str, jobs: int, witho
 
     def make(network: str) -> None:
         cores = free.get()
-        output.say(f"{network}: {_in_a_process(folder, network, device, without, cores)}")
-        free.put(cores)
+        try:
+            output.say(f"{network}: {_in_a_process(folder, network, device, without, cores)}")
+        finally:
+            free.put(cores)
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(make, networks))
@@ -72,7 +76,7 @@ def _shares(jobs: int) -> list[set[int]]:
 
 
 def _in_a_process(folder: Path, network: str, device: str, without: Sequence[str], cores: set[int]) -> str:
-    command = [sys.executable, "-m", "benchmarks.gpu", "prepare", str(folder), "--here"]
+    command = [sys.executable, "-m", "benchmarks.gpu", "prepare", str(folder.absolute()), "--here"]
     command += ["--network", network, "--device", device]
     command += [word for format in without for word in ("--without", format)]
     root = Path(__file__).parents[2]
@@ -81,8 +85,9 @@ def _in_a_process(folder: Path, network: str, device: str, without: Sequence[str
             os.sched_setaffinity(done.pid, cores)
         assert done.stderr is not None
         said = done.stderr.read()
-    lines = said.strip().splitlines() or [f"exit status {done.returncode}"]
-    return "; ".join(line for line in lines if line.startswith("export")) or lines[-1]
+    lines = said.strip().splitlines()
+    ended = [f"ended with exit status {done.returncode}: {lines[-1] if lines else 'it said nothing'}"]
+    return "; ".join([*(n for n in lines if n.startswith("export")), *(ended if done.returncode else [])])
 
 
 def prepare_here(folder: Path, network: str, device: str, without: Sequence[str] = ()) -> None:
@@ -91,22 +96,32 @@ def prepare_here(folder: Path, network: str, device: str, without: Sequence[str]
     root = folder / network
     bundle = Bundle.open(root) if (root / "bundle.json").is_file() else random_bundle(root, record)
     rows = {(r["way"], r["bucket"]): r for r in exports_of(folder, network)}
-    for bucket in record.buckets:
-        for format, about in export_formats().items():
-            form = device if device in about.devices else "cpu"
-            for precision in () if format in without else (p for p in PRECISIONS if p in about.precisions):
-                row = {"way": f"{format} {precision}", "bucket": bucket.name}
-                try:
-                    export_variant(bundle, format, bucket, precision=precision, device=form)
-                    rows[row["way"], bucket.name] = row | {"status": "made"}
-                    output.say(f"exported {row['way']}")
-                except Exception as error:
-                    said = "\n".join(getattr(error, "__notes__", ())).splitlines()[-LINES:]
-                    rows[row["way"], bucket.name] = row | {"status": "failed", "reason": reason(error), "said": said}
-                    output.say(f"export of {row['way']} failed: {reason(error)}")
-                # After each, as an export may end this process.
-                (folder / f"{network}-{EXPORTS}").write_text(json.dumps(list(rows.values()), indent=1))
-                bundle = Bundle.open(root)
+    wanted = [
+        (bucket, format, precision)
+        for bucket in record.buckets
+        for format, about in export_formats().items()
+        for precision in PRECISIONS
+        if format not in without and precision in about.precisions
+    ]
+    for bucket, format, precision in wanted:
+        row = {"way": f"{format} {precision}", "bucket": bucket.name}
+        rows.setdefault((row["way"], bucket.name), row | {"status": "failed", "reason": ENDED, "said": []})
+    for bucket, format, precision in wanted:
+        row = {"way": f"{format} {precision}", "bucket": bucket.name}
+        # As an export may end this process.
+        (folder / f"{network}-{EXPORTS}").write_text(json.dumps(list(rows.values()), indent=1))
+        try:
+            form = device if device in export_formats()[format].devices else "cpu"
+            export_variant(bundle, format, bucket, precision=precision, device=form)
+            rows[row["way"], bucket.name] = row | {"status": "made"}
+            output.say(f"exported {row['way']}")
+        except Exception as error:
+            said = "\n".join(getattr(error, "__notes__", ())).splitlines()[-LINES:]
+            status = "skipped" if isinstance(error, (NotAvailableError, UnsupportedError)) else "failed"
+            rows[row["way"], bucket.name] = row | {"status": status, "reason": reason(error), "said": said}
+            output.say(f"export of {row['way']} {status}: {reason(error)}")
+        bundle = Bundle.open(root)
+    (folder / f"{network}-{EXPORTS}").write_text(json.dumps(list(rows.values()), indent=1))
     (folder / f"{network}-{WORK}").write_text(json.dumps(_work(bundle)))
 
 
@@ -117,7 +132,7 @@ def _work(bundle: Bundle) -> dict[str, float]:
 
 
 def exports_of(folder: Path, network: str) -> list[dict[str, Any]]:
-    """What became of each export: `way`, `bucket`, `status` made or failed, and of those that failed why."""
+    """What became of each export: `way`, `bucket`, `status` made, failed or skipped (it cannot be), and why."""
     path = folder / f"{network}-{EXPORTS}"
     found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
     return found

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from mer_export.errors import NotAvailableError, UsageError
 
 Row = dict[str, Any]
 KEY = ("part", "network", "bucket", "batch", "way")
-"""What a row is about; a later row about the same replaces an earlier one."""
+"""What a row is about."""
+ALL = "all"
+"""The way of a row that says why a whole piece of work was not done."""
 
 
 class SkippedError(Exception):
@@ -29,14 +31,17 @@ class Results:
     """Rows of one run in one file, and until when new work may begin."""
 
     def __init__(self, path: Path, command: str, device: str, minutes: float | None = None):
-        """Continues the file where it is there: what was measured is not measured again."""
+        """Continues the file where it is there: what was measured is not measured again.
+
+        Raises:
+            UsageError: the file is of another device.
+        """
         self.path, self.device = path, device
         self._until = None if minutes is None else time.monotonic() + 60 * minutes
         before = json.loads(path.read_text()) if path.is_file() else {"runs": [], "rows": []}
-        self.runs: list[dict[str, Any]] = [
-            *before["runs"],
-            {"command": command, "device": device, "machine": machine.describe()},
-        ]
+        own = {"command": command, "device": device, "machine": machine.describe()}
+        self.runs: list[dict[str, Any]] = [*before["runs"], own]
+        _of_one_device(self.runs, f"{path} goes on with its own alone, pass another file as --out")
         self.rows: list[Row] = before["rows"]
 
     @property
@@ -50,10 +55,12 @@ class Results:
 
     def add(self, rows: Iterable[Row], **about: Any) -> None:
         """Writes rows with what they have in common."""
-        for row in rows:
-            found = {"status": "measured"} | about | row
-            self.rows = [r for r in self.rows if _key(r) != _key(found)] + [found]
+        self.rows = _later(self.rows, [{"status": "measured"} | about | row for row in rows])
         self.write()
+
+    def forget(self, **about: Any) -> None:
+        """Drops what an earlier run said of exactly this, where it no longer holds."""
+        self.rows = [r for r in self.rows if _key(r) != _key(about)]
 
     @contextmanager
     def piece(self, **about: Any) -> Iterator[None]:
@@ -73,18 +80,48 @@ class Results:
 
 
 def merge(paths: Iterable[Path]) -> dict[str, Any]:
-    """The runs and rows of several files, later ones over earlier ones.
+    """The runs and rows of several files, later ones over earlier ones, without the last words of what failed.
 
     Raises:
         UsageError: rehearsals and runs on a GPU together, or runs on different GPUs.
     """
     found = [json.loads(p.read_text()) for p in paths]
     runs = [run for f in found for run in f["runs"]]
+    _of_one_device(runs, "merge those of one")
+    rows: list[Row] = []
+    for file in found:
+        # Last words name the places of a machine; they stay in the file of the run.
+        rows = _later(rows, [{k: v for k, v in row.items() if k != "said"} for row in file["rows"]])
+    return {"runs": runs, "rows": rows}
+
+
+def _of_one_device(runs: Sequence[dict[str, Any]], advice: str) -> None:
     kinds = {(run["device"], *(g["name"] for g in run["machine"]["gpu"])) for run in runs}
     if len(kinds) != 1:
-        raise UsageError(f"these results are of different devices, {sorted(kinds)}: merge those of one")
-    rows = {_key(row): row for f in found for row in f["rows"]}
-    return {"runs": runs, "rows": list(rows.values())}
+        raise UsageError(f"these results are of different devices, {sorted(kinds)}: {advice}")
+
+
+def _later(before: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Earlier rows that still hold, then later ones.
+
+    A row is replaced by one about the same; where it was timed in turns, by others that were timed in turns on the
+    same work; and where it says why a whole piece of work was not done, by anything measured of that.
+    """
+    told = {_key(row) for row in rows}
+    turns = {_key(row)[:-1] for row in rows if "p50_ms" in row}
+    measured = [row for row in rows if row["status"] == "measured"]
+
+    def holds(row: Row) -> bool:
+        if row["way"] == ALL and any(_is_part(done, row) for done in measured):
+            return False
+        return _key(row) not in told and ("p50_ms" not in row or _key(row)[:-1] not in turns)
+
+    return [row for row in before if holds(row)] + [*rows]
+
+
+def _is_part(row: Row, whole: Row) -> bool:
+    """Whether a row is about some of what another one is about."""
+    return all(whole.get(k) in (None, row.get(k)) for k in KEY[:-1])
 
 
 def reason(error: Exception) -> str:

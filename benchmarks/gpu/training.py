@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.gpu.device import free
 from benchmarks.gpu.prepare import work_of
-from benchmarks.gpu.rows import Results, Row
+from benchmarks.gpu.rows import ALL, Results, Row
+from benchmarks.gpu.timed import timed
 from benchmarks.suite import NETWORKS
 from mer_export.bundle import Bundle
 from mer_export.data.example_inputs import random_inputs
@@ -21,12 +23,10 @@ from mer_export.layers.signature import by_position
 from mer_export.weights import bundle_model
 from runtimes.backends.eager import computing_in
 from runtimes.backends.session import SessionOptions
-from runtimes.speed.timing import interleave, ratio, warm_up
 from train.config import load_preset
 from train.fit import fit
 from train.state import METRICS
 
-PAUSE = 0.002
 BACKWARD = 3
 """A step is about three forward passes: backward costs two."""
 RUNS = {
@@ -43,19 +43,20 @@ EPOCHS = 2
 ITEMS = 60
 
 
-def steps(results: Results, folder: Path, network: str, batch: int, rounds: int) -> None:
+def steps(results: Results, folder: Path, network: str, batches: Sequence[int], rounds: int) -> None:
     """Forward, a plain loss of the task's kind on random targets, backward, Adam; inputs are on the device already."""
-    record = NETWORKS[network]
-    bucket = record.buckets[-1]
-    about = {"part": "training step", "network": network, "bucket": bucket.name, "batch": batch}
-    if results.has(**about):
-        return
-    with results.piece(**about, way="all"):
-        bundle = Bundle.open(folder / network, trust=True)
-        arrays = random_inputs(bundle.manifest.contract, bucket, batch)
-        kinds = ("fp32", "tf32", "bf16") if results.device == "cuda" else ("fp32", "bf16")
-        calls = _steps(bundle, arrays, batch, results.device, kinds)
-        results.add(_timed(calls, batch, rounds, work_of(folder, network, bucket)), **about)
+    bundle, bucket = Bundle.open(folder / network, trust=True), NETWORKS[network].buckets[-1]
+    kinds = ("fp32", "tf32", "bf16") if results.device == "cuda" else ("fp32", "bf16")
+    work = BACKWARD * (work_of(folder, network, bucket) or 0)
+    for batch in batches:
+        about = {"part": "training step", "network": network, "bucket": bucket.name, "batch": batch}
+        if results.in_time and not results.has(**about):
+            with results.piece(**about, way=ALL):
+                arrays = random_inputs(bundle.manifest.contract, bucket, batch)
+                calls = _steps(bundle, arrays, batch, results.device, kinds)
+                rows = timed(calls, "fp32", {kind: kind for kind in kinds}, batch, rounds, work)
+                results.add([row | _peak(calls[row["way"]], row, results.device) for row in rows], **about)
+            free()
 
 
 def _steps(
@@ -88,36 +89,15 @@ def _steps(
     return {kind: partial(step, kind) for kind in kinds}
 
 
-def _timed(calls: dict[str, Callable[[], None]], batch: int, rounds: int, work: float | None) -> list[Row]:
+def _peak(call: Callable[[], None], row: Row, device: str) -> Row:
+    """MiB of the device that tensors took at most during a step that was timed."""
     import torch
 
-    first = {name: warm_up(call, seconds=1).first_ms for name, call in calls.items()}
-    peaks = {name: _peak(call) for name, call in calls.items()} if torch.cuda.is_available() else {}
-    turns = interleave(calls, rounds, PAUSE)
-    rows = []
-    for name in calls:
-        latency = turns[name].latency()
-        row = {
-            "way": name,
-            "precision": name,
-            "p50_ms": latency.p50,
-            "p90_ms": latency.p90,
-            "first_ms": first[name],
-            "items_per_s": 1000 * batch / latency.p50,
-            "ratio": ratio(turns["fp32"], turns[name]).model_dump(),
-        }
-        row |= {"gflops": BACKWARD * batch * work / (latency.p50 / 1000)} if work else {}
-        rows.append(row | ({"peak_mib": peaks[name]} if peaks else {}))
-    return rows
-
-
-def _peak(call: Callable[[], None]) -> float:
-    """MiB that tensors took at most during a call."""
-    import torch
-
+    if device == "cpu" or "p50_ms" not in row:
+        return {}
     torch.cuda.reset_peak_memory_stats()
     call()
-    return torch.cuda.max_memory_allocated() / 2**20
+    return {"peak_mib": torch.cuda.max_memory_allocated() / 2**20}
 
 
 def _classes(rows: Any, labels: Any) -> Any:
@@ -155,7 +135,7 @@ def runs(results: Results, kept: Path, systems: Sequence[str]) -> None:
         missing = [d for d in dict.fromkeys((results.device, "cpu")) if not results.has(**about, way=d)]
         if not results.in_time or not missing:
             continue
-        with results.piece(**about, way="all"):
+        with results.piece(**about, way=ALL):
             data = synthetic_data(kept, system)
             tokenizer = [f"data.tokenizer={data / 'tokenizer'}"] * (data / "tokenizer").is_dir()
             for device in missing:
@@ -163,7 +143,8 @@ def runs(results: Results, kept: Path, systems: Sequence[str]) -> None:
                     out = kept / system if device == results.device else Path(folder) / system
                     sets = [f"epochs={EPOCHS}", f"device={device}", "precision=fp32", *tokenizer]
                     config = load_preset(RUNS[system][1], sets)
-                    bundle = fit(config, data, out, quiet=True)
+                    # From the start: what a rehearsal or a killed run left is of another device, or half of it.
+                    bundle = fit(config, data, out, force=True, quiet=True)
                     last = json.loads(bundle.path(METRICS).read_text().splitlines()[-1])
                     row = {"way": device, "seconds": last["seconds"], "loss": last["train"]["total"]}
                     results.add([row], **about)
@@ -173,5 +154,8 @@ def synthetic_data(kept: Path, system: str) -> Path:
     """The data of a system, made where they are not there yet."""
     found = kept / f"{system}-data"
     if not found.exists():
-        synthesise(system, RUNS[system][0], found, dialogues=ITEMS)
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept) as folder:
+            synthesise(system, RUNS[system][0], Path(folder) / "data", dialogues=ITEMS)
+            (Path(folder) / "data").rename(found)
     return found
