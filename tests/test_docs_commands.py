@@ -16,9 +16,10 @@ from train.config import PRESETS
 from train.experiments.experiment import NAMES
 
 ROOT = Path(__file__).parent.parent
-PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")]
+PAGES = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+"""Not what changed, which names what there was."""
 GROUP: Any = typer.main.get_command(cli.app)
-ENDS = ("#", "&&", "|", "2>&1", ">&-")
+ENDS = ("#", "&&", "|", ">", "2>&1", ">&-")
 """What a command line ends before."""
 COMPLETION = ("--install-completion", "--show-completion")
 """What typer adds."""
@@ -40,7 +41,7 @@ def blocks(text: str) -> Iterator[str]:
 
 def whole(page: Path) -> list[list[str]]:
     """The words of each `mer` command in a block."""
-    parts = [part for line in blocks(joined(page)) for part in re.split(r"# or: |&&", line)]
+    parts = [part for line in blocks(joined(page)) for part in re.split(r"# or: |&&| > ", line)]
     return [shlex.split(p, comments=True)[1:] for p in parts if p.strip().startswith("mer ")]
 
 
