@@ -197,7 +197,7 @@ def test_inspect_describes_bundles_and_data_alike(mer: Mer) -> None:
 
 
 def test_quiet_before_the_command_is_quiet_after_it(mer: Mer, tmp_path: Path) -> None:
-    words = ["emt", "--dialogues", "20", "--out", tmp_path / "data"]
+    words = ["emt", "--dialogues", "20", "--force", "--out", tmp_path / "data"]
     for name in (["synth"], ["data", "synth"]):
         code, _, err = mer(*name, *words)
         assert (code, err.count("\n")) == (0, 1)

@@ -91,6 +91,21 @@ def sentence_of(err: str) -> str:
 LONG = "x" * 300
 
 
+WITHOUT = """
+import sys
+
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name == {!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Gone())
+import cli
+cli.main()
+"""
+"""Runs the command line as where a package is not installed."""
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -141,8 +156,7 @@ def test_a_missing_package_comes_with_what_to_install(tmp_path: Path, words: lis
     places = {"new": tmp_path / "new", "file": tmp_path / "file", "data": DIALOGUES}
     places["bundle"] = shutil.copytree(BUNDLE, tmp_path / "bundle")
     # A fresh process, as modules that stand on the package may be loaded here already.
-    code = f"import sys; sys.modules[{package!r}] = None; import cli; cli.main()"
-    command = [sys.executable, "-c", code, *(w.format(**places) for w in words)]
+    command = [sys.executable, "-c", WITHOUT.format(package), *(w.format(**places) for w in words)]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.returncode == 5, ran.stderr
     assert f"{package} is not installed: pip install 'mer-export[" in sentence_of(ran.stderr)

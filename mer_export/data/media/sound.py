@@ -64,9 +64,9 @@ def read_sound(path: Path | str, start: float | None = None, end: float | None =
         NotAvailableError: the library that reads it is not installed.
     """
     path = Path(path)
-    span = check_span(path, start, end)
+    span, kind = check_span(path, start, end), media_kind(path)
     blocks: list[np.ndarray] = []
-    part = _decoded(path, span, blocks.append, Budget.of(path, PARTS))
+    part = _decoded(path, kind, span, blocks.append, Budget.of(path, PARTS))
     return Sound(np.concatenate(blocks), part.rate, part.step)
 
 
@@ -75,9 +75,9 @@ def decode_sound(path: Path, keep: Callable[[np.ndarray], None]) -> tuple[int, f
 
     However long it is: `keep` decides what is too much. Raises as `read_sound`.
     """
-    budget = Budget.of(path)
+    kind, budget = media_kind(path), Budget.of(path)
     budget.bytes = MOST_BYTES
-    part = _decoded(path, check_span(path, None, None), keep, budget)
+    part = _decoded(path, kind, check_span(path, None, None), keep, budget)
     return part.rate, part.step
 
 
@@ -172,9 +172,10 @@ Begin = Callable[..., _Part]
 """Makes the part of a file whose rate, and step if any, are known."""
 
 
-def _decoded(path: Path, span: tuple[float, float], keep: Callable[[np.ndarray], None], budget: Budget) -> _Part:
+def _decoded(
+    path: Path, kind: Kind, span: tuple[float, float], keep: Callable[[np.ndarray], None], budget: Budget
+) -> _Part:
     """Hands the part of a file to `keep`; raises as `read_sound`."""
-    kind = media_kind(path)
     part = (_from_libav if kind.demuxer else _from_libsndfile)(path, kind, partial(_Part, path, span, keep, budget))
     part.require_some()
     return part

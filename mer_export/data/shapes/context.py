@@ -89,8 +89,10 @@ def _text(utterance: Utterance, spec: DataSpec, context: ContextData) -> np.ndar
 
 def _audio(utterance: Utterance, context: ContextData, sounds: Sounds) -> np.ndarray | None:
     said = utterance.recording
+    # Also of one that is not read: a name that leads out of the data is refused.
+    path = said.path if said else None
     if "audio_tokens" in utterance.inputs:
         return utterance.inputs["audio_tokens"][: context.max_audio]
-    if said is None or context.speech is None:
+    if said is None or path is None or context.speech is None:
         return None
-    return speech_tokens(context.speech, said.path, sounds.read(said))[: context.max_audio]
+    return speech_tokens(context.speech, path, sounds.read(said))[: context.max_audio]
