@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Mer
+from media_files import write_video
 from noise_clips import RATE, failed, noise, samples, write_clips, write_encoders
 
 from mer_export.bundle import Bundle
@@ -275,6 +276,12 @@ def test_recordings_that_are_kept_in_files_give_way_to_later_ones(tmp_path: Path
             wanted = read_sound(tmp_path / f"{number}.mp3", start, 1.5)
             np.testing.assert_array_equal(found.mono(RATE), wanted.mono(RATE))
     assert [path.name for path, _ in kept._asked] == ["2.mp3"]
+
+
+def test_silence_of_hours_in_a_small_file_is_not_kept(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", "matroska", audio="pcm_s16le", late=5 * 3600)
+    assert path.stat().st_size < 1 << 20
+    assert sounds.Sounds()._decoded(path) is None
 
 
 def test_where_nothing_can_be_kept_parts_are_decoded_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from mer_export.data.dialogues import Recording
 from mer_export.data.media.sound import Sound, decode_sound, read_sound
 from mer_export.errors import InputError
+from mer_export.untrusted.budget import Budget
 from mer_export.untrusted.file_state import State, state_of
 from mer_export.untrusted.media_files import media_kind
 
@@ -21,7 +22,8 @@ SOUGHT = frozenset({"wav", "aiff", "flac"})
 MOST_BYTES = 1 << 28
 """Samples that are kept in memory, of one channel; those of a longer recording lie in a file without a name."""
 MOST_ON_DISK = 1 << 32
-"""Samples in such files: six hours at 48 kHz. A still longer recording is decoded for each of its parts."""
+"""Samples in such files: six hours at 48 kHz. A still longer recording, and one that unfolds to far more than a file of
+its size holds (an hour at 32 kbit/s), is decoded for each of its parts."""
 MOST_FILES = 256
 """Recordings that are remembered."""
 
@@ -86,10 +88,13 @@ class Sounds:
 
     def _decoded(self, path: Path) -> Sound | None:
         """The mean of the channels of a file, as encoders hear it; None where it cannot be read, or not be kept."""
+        room = Budget.of(path)
         with tempfile.SpooledTemporaryFile(self.most) as file:
 
             def keep(block: np.ndarray) -> None:
-                file.write(block.mean(axis=1))
+                mono = block.mean(axis=1)
+                room.take(mono.nbytes)
+                file.write(mono)
                 if file.tell() > max(self.most, self.most_on_disk):
                     raise InputError(f"{path} is too long to be kept")
 
